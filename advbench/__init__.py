@@ -1,0 +1,71 @@
+"""advbench: how robust is this defence, really? A benchmark for randomised and Bayesian defences."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from advbench.errors import AdvbenchError as AdvbenchError
+from advbench.errors import InputError as InputError
+from advbench.errors import PluginError as PluginError
+
+if TYPE_CHECKING:
+    from advbench.api import Attack as Attack
+    from advbench.api import Data as Data
+    from advbench.api import Defense as Defense
+    from advbench.api import Resources as Resources
+    from advbench.api import Threat as Threat
+    from advbench.api import TrainContext as TrainContext
+    from advbench.architectures import build as build_architecture
+    from advbench.classifier import Classifier as Classifier
+    from advbench.datasets import load_dataset as load_dataset
+    from advbench.harness import evaluate as evaluate
+    from advbench.metrics import Predictions as Predictions
+
+# Loaded at first use: `import advbench` must not import torch.
+_LAZY = {
+    "Attack": "advbench.api:Attack",
+    "Classifier": "advbench.classifier:Classifier",
+    "Data": "advbench.api:Data",
+    "Defense": "advbench.api:Defense",
+    "Predictions": "advbench.metrics:Predictions",
+    "Resources": "advbench.api:Resources",
+    "Threat": "advbench.api:Threat",
+    "TrainContext": "advbench.api:TrainContext",
+    "build_architecture": "advbench.architectures:build",
+    "evaluate": "advbench.harness:evaluate",
+    "load_dataset": "advbench.datasets:load_dataset",
+}
+
+__all__ = ["AdvbenchError", "InputError", "PluginError", "get_attack", "get_defense", *sorted(_LAZY)]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401
+    if name not in _LAZY:
+        raise AttributeError(f"module 'advbench' has no attribute {name!r}")
+    module, _, attribute = _LAZY[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def get_attack(name: str, **params: Any) -> Attack:  # noqa: ANN401
+    """A registered attack with the given hyperparameters; call it as `attack(model, x, y, threat, seed=0)`.
+
+    Raises:
+        InputError: an unknown name, or an unknown or invalid hyperparameter.
+    """
+    from advbench.registry import registry
+
+    attack: Attack = registry().load("attack", name)(**params)
+    return attack
+
+
+def get_defense(name: str, **params: Any) -> Defense:  # noqa: ANN401
+    """A registered training method with the given hyperparameters; call `.fit(module, data)` on it.
+
+    Raises:
+        InputError: an unknown name, or an unknown or invalid hyperparameter.
+    """
+    from advbench.registry import registry
+
+    defense: Defense = registry().load("defense", name)(**params)
+    return defense

@@ -1,0 +1,264 @@
+"""What a plugin author meets: threats, attacks, defenses and what they are given. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, Self
+
+import pydantic
+from pydantic import Field as Field  # noqa: PLC0414 - re-exported for plugins
+
+from advbench.errors import InputError, unknown_name
+from advbench.seeds import derive
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from advbench.classifier import Classifier
+
+Norm = Literal["linf", "l2"]
+Precision = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True, slots=True)
+class Threat:
+    """What the adversary may do: move an image by at most `eps` in `norm`, inside the box [0, 1].
+
+    Attributes:
+        norm: `"linf"` (largest change of a pixel) or `"l2"` (Euclidean length of the change of an image).
+        eps: the radius, in units of pixels in [0, 1]; 0 allows no change. At most 1 for linf.
+    """
+
+    norm: Norm
+    eps: float
+
+    def __post_init__(self) -> None:
+        if self.norm not in ("linf", "l2"):
+            raise InputError("threat norm", expected="'linf' or 'l2'", got=repr(self.norm))
+        number = isinstance(self.eps, int | float) and not isinstance(self.eps, bool)
+        if not number or not math.isfinite(self.eps) or self.eps < 0:
+            raise InputError("threat eps", expected="a finite number >= 0", got=repr(self.eps))
+        if self.norm == "linf" and self.eps > 1:
+            raise InputError(
+                "threat eps",
+                expected="at most 1 for linf (images are in [0, 1])",
+                got=self.eps,
+                remedy=f"did you mean {self.eps:g}/255 = {self.eps / 255:.4g}?",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What a task may use. Chunk and device never change a key; chunk changes results by rounding alone.
+
+    Attributes:
+        device: a torch device, as in `"cpu"` or `"cuda:0"`.
+        threads: CPU threads of a task. Fixed, because a sum over threads rounds differently.
+        chunk: the most images that pass a net at once; None for the whole logical batch.
+    """
+
+    device: str = "cpu"
+    threads: int = 2
+    chunk: int | None = None
+
+
+class Progress(NamedTuple):
+    """How far a task is: `step` of `total`, with the latest values of what it watches."""
+
+    step: int
+    total: int
+    values: Mapping[str, float] = {}
+
+
+class CheckpointSlot(Protocol):
+    """Where a training keeps its state, so that a killed run goes on from there."""
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The tensors and the JSON values last saved, or None."""
+
+    def save(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Replace what was saved."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Labelled images.
+
+    Attributes:
+        images: `(count, channels, height, width)`, uint8 in 0..255 or float32 in [0, 1].
+        labels: `(count,)`, int64 in 0..classes-1.
+        classes: how many classes there are.
+        name: the data set's name; training methods pick their defaults by it.
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: int
+    name: str = ""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height, width."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    def batch(self, index: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """The images, float32 in [0, 1], and the labels at `index`."""
+        images = self.images[index]
+        return (images if images.is_floating_point() else images.float() / 255), self.labels[index]
+
+    def to(self, device: str) -> Data:
+        """The same data on another device."""
+        return Data(self.images.to(device), self.labels.to(device), self.classes, self.name)
+
+
+@dataclass(frozen=True)
+class TrainContext:
+    """What a training is given beside its data.
+
+    Attributes:
+        seed: every random choice of the training derives from it.
+        precision: of the training's passes; weights and their updates are always float32.
+        resources: device and threads.
+        progress: called with the training's progress.
+        checkpoint: where to keep the state, or None.
+        checkpoint_seconds: the least time between two saved states.
+    """
+
+    seed: int = 0
+    precision: Precision = "float32"
+    resources: Resources = field(default_factory=Resources)
+    progress: Callable[[Progress], None] = lambda _: None
+    checkpoint: CheckpointSlot | None = None
+    checkpoint_seconds: float = 30.0
+
+    def generator(self, *labels: object) -> torch.Generator:
+        """A generator on the training's device, seeded by the labels alone: no state to save."""
+        import torch
+
+        device = self.resources.device
+        return torch.Generator(device).manual_seed(derive(self.seed, "train", *labels))
+
+
+class Params(pydantic.BaseModel):
+    """Hyperparameters: keyword-only, frozen, unknown names refused. Describe each field: unit and source."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Configurable:
+    """A class with `Params`, an instance of which is made from keyword arguments.
+
+    Attributes:
+        presets: named sets of hyperparameters. One named like a data set holds the defaults for it;
+            `preset="paper"` among the keyword arguments picks one by hand.
+    """
+
+    Params: ClassVar[type[Params]] = Params
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    params: Any
+
+    def __init__(self, **values: Any) -> None:  # noqa: ANN401 - checked by Params
+        self._given = values
+        self.params = self.resolve(values)
+
+    @classmethod
+    def resolve(cls, values: Mapping[str, Any], dataset: str = "") -> Params:
+        """The hyperparameters that `values` stand for: defaults, then the preset's, then `values`.
+
+        Raises:
+            InputError: an unknown hyperparameter or preset, or a value of the wrong type or range.
+        """
+        given = dict(values)
+        preset = given.pop("preset", dataset if dataset in cls.presets else None)
+        if preset is not None and preset not in cls.presets:
+            raise unknown_name(f"preset of {cls.__name__}", str(preset), cls.presets)
+        for name in given:
+            if name not in cls.Params.model_fields:
+                raise unknown_name(f"hyperparameter of {cls.__name__}", name, cls.Params.model_fields)
+        try:
+            return cls.Params(**{**cls.presets.get(preset or "", {}), **given})
+        except pydantic.ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(map(str, first["loc"])) or "values"
+            raise InputError(
+                f"hyperparameter {name!r} of {cls.__name__}",
+                expected=first["msg"][0].lower() + first["msg"][1:],
+                got=repr(first["input"]),
+            ) from error
+
+    def for_dataset(self, name: str) -> Self:
+        """The same with the defaults for that data set under what was given by hand."""
+        return type(self)(**self.resolve(self._given, name).model_dump())
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{k}={v!r}" for k, v in self._given.items())
+        return f"{type(self).__name__}({values})"
+
+
+class Attack(Configurable, ABC):
+    """A search for adversarial examples. The author writes `run`; calling the attack checks its claim.
+
+    Attributes:
+        norms: the norms that `run` understands.
+        minimal_norm: True where `run` looks for the nearest adversarial example and ignores `threat.eps`.
+    """
+
+    norms: ClassVar[frozenset[Norm]] = frozenset({"linf", "l2"})
+    minimal_norm: ClassVar[bool] = False
+
+    @abstractmethod
+    def run(self, clf: Classifier, x: Tensor, y: Tensor, threat: Threat, generator: torch.Generator) -> Tensor:
+        """Craft adversarial examples.
+
+        Args:
+            clf: the classifier under attack; each call of `clf` and of `clf.input_gradient` draws afresh.
+            x: images `(batch, channels, height, width)`, float32 in [0, 1].
+            y: labels `(batch,)`, int64.
+            threat: norm and eps.
+            generator: on the images' device; the only source of randomness that `run` may use.
+
+        Returns:
+            Images of the shape and dtype of `x`, in [0, 1] and within the threat's ball around `x`.
+        """
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, seed: int = 0) -> Tensor:
+        """Attack any `nn.Module` on [0, 1] images and check what comes back.
+
+        The same seed gives the same examples, whatever the global random state, which is left as it was.
+
+        Raises:
+            InputError: images, labels or threat that cannot be attacked.
+            PluginError: the attack or the model broke its contract.
+        """
+        from advbench.harness import craft
+
+        return craft(self, model, x, y, threat, seed=seed).images
+
+
+class Defense(Configurable, ABC):
+    """A training method: a module and data in, a classifier out."""
+
+    @abstractmethod
+    def fit(self, module: nn.Module, data: Data, context: TrainContext | None = None) -> Classifier:
+        """Train.
+
+        Must give the same classifier for the same seed, also when it was interrupted and goes on from
+        `context.checkpoint`; must leave `module` as it was.
+
+        Args:
+            module: any module of torch.nn layers: images in [0, 1] in, logits `(batch, classes)` out. Its
+                weights are the starting point.
+            data: the training images.
+            context: seed, device, precision, progress, checkpoints; by default seed 0 on the CPU.
+
+        Returns:
+            The classifier, on the context's device.
+        """

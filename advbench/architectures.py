@@ -1,0 +1,170 @@
+"""Nets by name: any input size and channel count that fits; images in [0, 1] in, logits out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from advbench.api import Data
+from advbench.classifier import isolated_rng
+from advbench.errors import InputError
+from advbench.registry import registry
+
+
+class Normalize(nn.Module):
+    """(x - mean) / std for each channel: normalisation inside the module, so attacks see [0, 1] images."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean.float().view(1, -1, 1, 1))
+        self.register_buffer("std", std.float().view(1, -1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise images `(batch, channels, height, width)`."""
+        return (x - self.mean) / self.std
+
+
+def build(name: str, data: Data, seed: int) -> nn.Module:
+    """A registered architecture for the images of `data`, initialised by `seed`, normalising inside.
+
+    Args:
+        name: a registered architecture.
+        data: the training data; gives shape, classes, and each channel's mean and deviation.
+        seed: of the initial weights.
+
+    Raises:
+        InputError: unknown name, or images that the net cannot take.
+    """
+    make = registry().load("architecture", name)
+    channels, height, width = data.shape
+    with isolated_rng(seed, "cpu"):
+        net = make(channels, height, width, data.classes)
+    return nn.Sequential(Normalize(*_channel_statistics(data)), net)
+
+
+def _channel_statistics(data: Data) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel in [0, 1], over at most 10,000 images."""
+    images, _ = data.batch(slice(10_000))
+    flat = images.double().transpose(0, 1).flatten(1)
+    return flat.mean(1), flat.std(1).clamp_min(1e-3)
+
+
+def _require_size(name: str, height: int, width: int, least: int) -> None:
+    if min(height, width) < least:
+        raise InputError(
+            f"architecture {name!r}",
+            expected=f"images of at least {least}x{least}",
+            got=f"{height}x{width}",
+            remedy="choose small_cnn or fcnn1, or larger images",
+        )
+
+
+def _conv(inputs: int, outputs: int, stride: int = 1, *, bias: bool = True) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=bias)
+
+
+def small_cnn(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    """Two convolutions, a pool, two linear layers; 42 k weights on 8x8 images."""
+    _require_size("small_cnn", height, width, 2)
+    return nn.Sequential(
+        _conv(channels, 16),
+        nn.ReLU(),
+        _conv(16, 32),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32 * (height // 2) * (width // 2), 64),
+        nn.ReLU(),
+        nn.Linear(64, classes),
+    )
+
+
+def _fully_connected(inputs: int, hidden: list[int], classes: int) -> nn.Module:
+    layers: list[nn.Module] = [nn.Flatten()]
+    for width in hidden:
+        layers += [nn.Linear(inputs, width), nn.ReLU()]
+        inputs = width
+    return nn.Sequential(*layers, nn.Linear(inputs, classes))
+
+
+def fcnn1(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    """One hidden layer of 100 (APD section 5.1)."""
+    return _fully_connected(channels * height * width, [100], classes)
+
+
+def fcnn2(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    """Two hidden layers of 400 (APD section 5.1)."""
+    return _fully_connected(channels * height * width, [400, 400], classes)
+
+
+def bal_cnn(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    """conv32-pool-conv32-pool-dropout-fc64-fc (BAL section 5.1); dropout 0.5, which the paper leaves open."""
+    _require_size("bal_cnn", height, width, 4)
+    return nn.Sequential(
+        _conv(channels, 32),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        _conv(32, 32),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Dropout(0.5),
+        nn.Flatten(),
+        nn.Linear(32 * (height // 4) * (width // 4), 64),
+        nn.ReLU(),
+        nn.Linear(64, classes),
+    )
+
+
+def vgg16(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    """VGG16 (configuration D) with batch norm and one linear layer on pooled features (Adv-BNN, CIFAR-10)."""
+    _require_size("vgg16", height, width, 32)
+    layers: list[nn.Module] = []
+    inputs = channels
+    for outputs, depth in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
+        for _ in range(depth):
+            layers += [_conv(inputs, outputs), nn.BatchNorm2d(outputs), nn.ReLU()]
+            inputs = outputs
+        layers.append(nn.MaxPool2d(2))
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, classes))
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions with batch norm beside an identity that is subsampled and zero-padded (He et al. 2016)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            _conv(inputs, outputs, stride, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(),
+            _conv(outputs, outputs, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+        self.stride = stride
+        self.added = outputs - inputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(batch, inputs, height, width)` to `(batch, outputs, height / stride, width / stride)`."""
+        shortcut = x[:, :, :: self.stride, :: self.stride]
+        if self.added:
+            shortcut = nn.functional.pad(shortcut, (0, 0, 0, 0, 0, self.added))
+        return torch.relu(self.body(x) + shortcut)
+
+
+def _resnet(blocks: int, channels: int, classes: int) -> nn.Module:
+    layers: list[nn.Module] = [_conv(channels, 16, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+    inputs = 16
+    for outputs in (16, 32, 64):
+        for block in range(blocks):
+            layers.append(ResidualBlock(inputs, outputs, 2 if block == 0 and outputs > 16 else 1))
+            inputs = outputs
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, classes))
+
+
+def resnet20(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    """ResNet-20 for small images, identity shortcuts (He et al. 2016, section 4.2)."""
+    _require_size("resnet20", height, width, 8)
+    return _resnet(3, channels, classes)

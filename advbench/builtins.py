@@ -1,0 +1,37 @@
+"""The core's own plugin: data sets and nets, declared like anybody's (names only, nothing is imported)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from advbench.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from advbench.registry import Registrar
+
+
+@hookimpl
+def advbench_register(register: Registrar) -> None:
+    """Declare the data sets and architectures that the core ships."""
+    for name, summary in {
+        "digits": "scikit-learn's handwritten digits, 8x8 grey, 10 classes; embedded, nothing to download",
+        "mnist": "MNIST, 28x28 grey, 10 classes",
+        "fashion_mnist": "Fashion-MNIST, 28x28 grey, 10 classes",
+        "cifar10": "CIFAR-10, 32x32 colour, 10 classes",
+        "cifar100": "CIFAR-100, 32x32 colour, 100 classes",
+        "stl10": "STL-10, 96x96 colour, 10 classes",
+        "svhn": "SVHN, 32x32 colour, 10 classes",
+        "gtsrb": "German traffic signs, resized to 32x32 colour, 43 classes",
+        "imagefolder": "imagefolder:PATH, a folder with train/ and test/, one folder a class in each",
+        "npz": "npz:PATH, a file with the arrays x_train, y_train, x_test, y_test",
+    }.items():
+        register.dataset(name, f"advbench.datasets:load_{name}", summary)
+    for name, summary in {
+        "small_cnn": "2 convolutions (16, 32) and 2 linear layers (64): the default, quick on two cores",
+        "fcnn1": "fully connected, one hidden layer of 100 (APD)",
+        "fcnn2": "fully connected, two hidden layers of 400 (APD)",
+        "bal_cnn": "2 convolutions of 32, dropout, linear 64 (BAL, MNIST)",
+        "vgg16": "VGG16 with batch norm and one linear layer, 14.7 M weights (Adv-BNN, CIFAR-10)",
+        "resnet20": "ResNet-20 for small images, 0.27 M weights (adversarial sampling, CIFAR-10)",
+    }.items():
+        register.architecture(name, f"advbench.architectures:{name}", summary)

@@ -1,0 +1,285 @@
+"""Classifier: a module and a posterior over its weights; randomness that no `.eval()` switches off."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
+
+from advbench.errors import InputError, PluginError
+from advbench.posterior import PointPosterior, Posterior, Weights, posterior_kinds
+from advbench.seeds import derive
+
+ExampleLoss = Callable[[Tensor, Tensor], Tensor]
+
+
+@contextmanager
+def isolated_rng(seed: int, device: torch.device | str) -> Iterator[None]:
+    """Run a block under global random state seeded by `seed`; put the former state back afterwards."""
+    device = torch.device(device)
+    with torch.random.fork_rng([device] if device.type == "cuda" else [], device_type="cuda"):
+        torch.manual_seed(seed)
+        yield
+
+
+@dataclass
+class Passes:
+    """How many images went through a net: forward, and backward for a gradient."""
+
+    forward: int = 0
+    backward: int = 0
+
+
+class Draw(NamedTuple):
+    """One draw from a classifier: weights, and the seed of the noise inside the module."""
+
+    weights: Weights
+    seed: int
+
+
+class Gradient(NamedTuple):
+    """What `Classifier.input_gradient` returns.
+
+    Attributes:
+        value: gradient of the loss of each image, `(batch, channels, height, width)`.
+        logits: of each draw, detached, `(samples, batch, classes)`.
+    """
+
+    value: Tensor
+    logits: Tensor
+
+
+class Classifier(nn.Module):
+    """A module and a posterior over its weights: images in [0, 1] in, logits of a fresh draw out.
+
+    Any attack library may treat it as an `nn.Module`. Its mode is fixed: `.eval()` and `.train()` change
+    neither the module inside nor the randomness, so that no library silences a random defence.
+
+    Args:
+        module: maps images `(batch, channels, height, width)` to logits `(batch, classes)`.
+        posterior: over the module's weights; by default the point that they are.
+        noise: whether the module draws random numbers itself (dropout left on, noise layers).
+
+    Attributes:
+        chunk: the most images that pass the module at once. Draws are made for the whole batch, so another
+            chunk changes results by rounding alone.
+        passes: counts of images passed so far.
+    """
+
+    def __init__(self, module: nn.Module, posterior: Posterior | None = None, *, noise: bool = False) -> None:
+        super().__init__()
+        self.module = module
+        self.posterior = PointPosterior(module) if posterior is None else posterior
+        self.noise = noise
+        self.chunk: int | None = None
+        self.passes = Passes()
+        self._seed = 0
+        self._drawn = 0
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether two calls on the same images can differ."""
+        return self.noise or self.posterior.stochastic
+
+    def train(self, mode: bool = True) -> Self:
+        """Do nothing but note the mode: neither the module inside nor the randomness follows it."""
+        self.training = mode
+        return self
+
+    def reseed(self, seed: int) -> Self:
+        """Start the sequence of fresh draws anew; the same seed gives the same sequence."""
+        self._seed, self._drawn = seed, 0
+        return self
+
+    def draw(self, seed: int | None = None) -> Draw:
+        """A fresh draw, or the one that `seed` stands for."""
+        if seed is None:
+            seed = derive(self._seed, "draw", self._drawn)
+            self._drawn += 1
+        if not self.posterior.stochastic:
+            return Draw(self.posterior.sample(torch.default_generator), seed)
+        device = next(self.posterior.parameters()).device
+        return Draw(self.posterior.sample(torch.Generator(device).manual_seed(seed)), seed)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits `(batch, classes)` of one fresh draw, shared by the batch, for images in [0, 1]."""
+        return self.at(self.draw(), x)
+
+    def draws(self, x: Tensor, n: int) -> Tensor:
+        """Logits of `n` fresh draws, `(n, batch, classes)`."""
+        return torch.stack([self(x) for _ in range(n)])
+
+    def at(self, draw: Draw, x: Tensor) -> Tensor:
+        """Logits `(batch, classes)` at a given draw; differentiable in `x` and in the draw's weights."""
+        self.passes.forward += len(x)
+        ranges = self._chunks(len(x))
+        if len(ranges) == 1:
+            logits = self._apply(draw, x, 0)
+        elif torch.is_grad_enabled():
+            parts = [
+                checkpoint(self._apply, draw, x[r], r.start, use_reentrant=False, preserve_rng_state=False)
+                for r in ranges
+            ]
+            logits = torch.cat(parts)
+        else:
+            logits = torch.cat([self._apply(draw, x[r], r.start) for r in ranges])
+        if logits.requires_grad and x.requires_grad:
+            logits.register_hook(self._count_backward)
+        return logits
+
+    def input_gradient(self, x: Tensor, y: Tensor, loss: ExampleLoss, samples: int = 1) -> Gradient:
+        """Gradient with respect to the images of the loss averaged over fresh draws.
+
+        Memory is that of one draw (and one chunk), whatever `samples`. Parameters' gradients are neither
+        computed nor touched. A classifier that is not stochastic is passed once.
+
+        Args:
+            x: images `(batch, channels, height, width)`.
+            y: labels `(batch,)`.
+            loss: maps logits `(n, classes)` and labels `(n,)` to one loss an image, `(n,)`.
+            samples: draws to average over (expectation over transformation).
+        """
+        samples = samples if self.stochastic else 1
+        gradients: list[Tensor] = []
+        logits: list[Tensor] = []
+        for _ in range(samples):
+            with torch.no_grad():
+                draw = self.draw()
+            parts = [self._chunk_gradient(draw, x[r], y[r], loss, r.start) for r in self._chunks(len(x))]
+            gradient = parts[0].value if len(parts) == 1 else torch.cat([part.value for part in parts])
+            gradients = [gradients[0].add_(gradient) if gradients else gradient]
+            logits.append(torch.cat([part.logits for part in parts]))
+        self.passes.forward += samples * len(x)
+        self.passes.backward += samples * len(x)
+        value = gradients[0] if samples == 1 else gradients[0].div_(samples)
+        return Gradient(value, torch.stack(logits))
+
+    def _chunk_gradient(self, draw: Draw, x: Tensor, y: Tensor, loss: ExampleLoss, offset: int) -> Gradient:
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_(True)
+            logits = self._apply(draw, leaf, offset)
+            total = loss(logits, y).sum()
+            if not total.requires_grad:
+                raise PluginError(
+                    "the classifier has no gradient",
+                    expected="logits that depend on the images through differentiable operations",
+                    remedy="use an attack that needs no gradient",
+                )
+            (gradient,) = torch.autograd.grad(total, leaf, allow_unused=True)
+        if gradient is None:
+            raise PluginError("the classifier has no gradient", expected="logits that depend on the images")
+        return Gradient(gradient, logits.detach())
+
+    def _chunks(self, count: int) -> list[slice]:
+        size = self.chunk or count
+        return [slice(start, min(start + size, count)) for start in range(0, count, size)] or [slice(0, 0)]
+
+    def _apply(self, draw: Draw, x: Tensor, offset: int) -> Tensor:
+        if self.noise:
+            with isolated_rng(derive(draw.seed, "noise", offset), x.device):
+                logits = self._call(draw.weights, x)
+        else:
+            logits = self._call(draw.weights, x)
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
+            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise PluginError("the model's output", expected=f"logits of shape ({len(x)}, classes)", got=got)
+        return logits
+
+    def _call(self, weights: Weights, x: Tensor) -> Any:  # noqa: ANN401 - a user's module may return anything
+        if isinstance(self.posterior, PointPosterior) and self.posterior.is_modules_own:
+            return self.module(x)
+        return functional_call(self.module, dict(weights), (x,))
+
+    def _count_backward(self, gradient: Tensor) -> None:
+        self.passes.backward += len(gradient)
+
+    def frozen(self, seed: int) -> Classifier:
+        """The same classifier at the one draw that `seed` stands for: deterministic ever after."""
+        draw = self.draw(seed)
+        weights = {name: tensor.detach() for name, tensor in draw.weights.items()}
+        frozen = _FrozenNoise(self.module, draw.seed) if self.noise else Classifier(self.module)
+        if self.posterior.stochastic:
+            frozen.posterior = PointPosterior(self.module, weights)
+        frozen.chunk = self.chunk
+        return frozen
+
+    def export(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and JSON values from which `Classifier.load` makes the same classifier; no pickle."""
+        buffers = {f"buffer.{name}": tensor for name, tensor in self.module.named_buffers()}
+        return self.posterior.export() | buffers, {"posterior": self.posterior.kind, "noise": self.noise}
+
+    @classmethod
+    def load(cls, module: nn.Module, tensors: Weights, values: Mapping[str, Any]) -> Classifier:
+        """The classifier that was exported, on `module`: one of the same architecture, which it takes over.
+
+        Raises:
+            InputError: the posterior is of no known kind, or tensors are missing or of another shape.
+        """
+        kinds = posterior_kinds()
+        if values.get("posterior") not in kinds:
+            raise InputError("stored posterior", expected=f"one of {', '.join(kinds)}", got=values.get("posterior"))
+        posterior = kinds[values["posterior"]](module)
+        try:
+            posterior.restore(tensors)
+            with torch.no_grad():
+                for name, buffer in module.named_buffers():
+                    buffer.copy_(tensors[f"buffer.{name}"])
+        except (KeyError, RuntimeError) as error:
+            raise InputError(f"stored classifier does not fit the module: {error}") from error
+        return cls(module.eval(), posterior, noise=bool(values.get("noise"))).requires_grad_(False)
+
+
+class _FrozenNoise(Classifier):
+    """A classifier with noise inside its module, held at one seed."""
+
+    def __init__(self, module: nn.Module, seed: int) -> None:
+        super().__init__(module, noise=True)
+        self._frozen_seed = seed
+
+    @property
+    def stochastic(self) -> bool:
+        return False
+
+    def draw(self, seed: int | None = None) -> Draw:
+        del seed
+        return super().draw(self._frozen_seed)
+
+
+def as_classifier(model: nn.Module, probe: Tensor | None = None) -> Classifier:
+    """The model as a `Classifier`; a plain module keeps its mode and counts as random unless probed.
+
+    A probe can miss rare noise, so what judges a model must not rely on it; an attack may, since a wrong
+    guess costs it passes or strength and never touches the verdict.
+
+    Args:
+        model: a `Classifier`, or any module on [0, 1] images.
+        probe: images `(batch, channels, height, width)`: a plain module that twice gives the same logits on
+            them is taken for deterministic.
+
+    Raises:
+        InputError: `model` is no module.
+        PluginError: its output has the wrong shape.
+    """
+    if isinstance(model, Classifier):
+        return model
+    if not isinstance(model, nn.Module):
+        raise InputError("model", expected="an nn.Module", got=type(model).__name__)
+    clf = Classifier(model, noise=True)
+    if probe is not None:
+        with torch.no_grad():
+            first, second = clf.draws(probe, 2)
+        clf.noise = not torch.equal(first, second)
+        clf.passes = Passes()
+    return clf
+
+
+def copy_module(module: nn.Module, device: str) -> nn.Module:
+    """A deep copy on `device`, so that training leaves the caller's module as it was."""
+    return copy.deepcopy(module).to(device)

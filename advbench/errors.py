@@ -1,0 +1,51 @@
+"""One base class for every failure that a user can expect; anything else is a bug and keeps its traceback."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class AdvbenchError(Exception):
+    """An expected failure, told in one line: what was wrong, what was expected, what was got, what to do.
+
+    Args:
+        problem: what was wrong, naming the thing.
+        expected: what would have been right.
+        got: what was there instead.
+        remedy: what the reader can do now.
+    """
+
+    def __init__(self, problem: str, *, expected: str = "", got: object = None, remedy: str = "") -> None:
+        parts = [problem]
+        if expected:
+            parts.append(f"expected {expected}" + ("" if got is None else f", got {got}"))
+        elif got is not None:
+            parts.append(f"got {got}")
+        text = ": ".join(parts)
+        if remedy:
+            text += f"; {remedy}"
+        super().__init__(" ".join(text.split()))
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        """Keep the composed line when the error travels between processes."""
+        return type(self), (str(self),)
+
+
+class InputError(AdvbenchError):
+    """What the user gave cannot be used: a name, a value, a file, an image."""
+
+
+class PluginError(AdvbenchError):
+    """A plugin broke its contract: a false claim, a wrong shape, a number that is not finite."""
+
+
+class StoreError(AdvbenchError):
+    """The store cannot be read or written."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str], *, remedy: str = "") -> InputError:
+    """The error for a name that is not among `known`, with the nearest one as a suggestion."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else remedy
+    listed = ", ".join(names) if names else "none registered"
+    return InputError(f"unknown {kind} {name!r}", expected=f"one of {listed}", remedy=hint)

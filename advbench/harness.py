@@ -1,0 +1,209 @@
+"""What surrounds a plugin: checks what goes in, runs it, checks what it claims, and judges by fresh draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from advbench.api import Attack, Threat
+from advbench.classifier import Classifier, Passes, as_classifier, isolated_rng
+from advbench.datasets import check_images, check_labels
+from advbench.errors import InputError, PluginError
+from advbench.metrics import Predictions
+from advbench.seeds import derive
+
+TOLERANCE = 1e-6
+BATCH_SIZE = 256
+PROBE_IMAGES = 32
+
+Report = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Crafted:
+    """Adversarial examples and what they cost.
+
+    Attributes:
+        images: shaped as the clean ones, on their device.
+        forward_passes: per example.
+        backward_passes: per example.
+    """
+
+    images: Tensor
+    forward_passes: float
+    backward_passes: float
+
+
+def craft(
+    attack: Attack,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    *,
+    seed: int = 0,
+    batch_size: int = BATCH_SIZE,
+    report: Report = lambda done, total: None,
+) -> Crafted:
+    """Run an attack batch by batch and check its claim.
+
+    Each logical batch has its own seeds, so its examples depend neither on the other batches nor on the
+    global random state, which is left as it was; so are the model's modes and gradients.
+
+    Args:
+        attack: the attack.
+        model: a `Classifier` or any `nn.Module` on [0, 1] images.
+        x: images `(count, channels, height, width)`, float32 in [0, 1].
+        y: labels `(count,)`, int64.
+        threat: norm and eps.
+        seed: of the attack's draws and noise.
+        batch_size: images that are attacked together and share their draws.
+        report: called after each batch with the images done and their number.
+
+    Raises:
+        InputError: images, labels or a threat that cannot be attacked.
+        PluginError: the attack left ball, box, shape or dtype, or the model's output is unusable.
+    """
+    _check_attackable(attack, x, y, threat)
+    if len(x) == 0 or (threat.eps == 0 and not attack.minimal_norm):
+        return Crafted(x.clone(), 0.0, 0.0)
+    clf = as_classifier(model, probe=x[:PROBE_IMAGES])
+    before, clf.passes = clf.passes, Passes()
+    parts = []
+    try:
+        for batch, start in enumerate(range(0, len(x), batch_size)):
+            rows = slice(start, start + batch_size)
+            parts.append(_craft_batch(attack, clf, x[rows], y[rows], threat, derive(seed, "attack", batch)))
+            report(min(start + batch_size, len(x)), len(x))
+        passes = clf.passes
+    finally:
+        clf.passes = before
+    return Crafted(torch.cat(parts), passes.forward / len(x), passes.backward / len(x))
+
+
+def _craft_batch(
+    attack: Attack, clf: Classifier, x: Tensor, y: Tensor, threat: Threat, seed: int
+) -> Tensor:
+    generator = torch.Generator(x.device).manual_seed(derive(seed, "generator"))
+    clf.reseed(derive(seed, "draws"))
+    given = x.clone()
+    with isolated_rng(derive(seed, "global"), x.device):
+        x_adv = attack.run(clf, given, y, threat, generator)
+    _check_claim(attack, clf, x, x_adv, threat)
+    return x_adv.detach()
+
+
+def _check_attackable(attack: Attack, x: Tensor, y: Tensor, threat: Threat) -> None:
+    name = type(attack).__name__
+    check_images(x, f"images given to {name}")
+    if not x.is_floating_point():
+        raise InputError(f"images given to {name}", expected="floating point in [0, 1]", got=x.dtype)
+    check_labels(y, len(x), None, f"labels given to {name}")
+    if len(y) and int(y.min()) < 0:
+        raise InputError(f"labels given to {name}", expected="classes 0 upward", got=int(y.min()))
+    if threat.norm not in attack.norms:
+        raise InputError(
+            f"norm of attack {name}",
+            expected=f"one of {', '.join(sorted(attack.norms))}",
+            got=repr(threat.norm),
+            remedy="choose another norm or attack",
+        )
+
+
+def _check_claim(attack: Attack, clf: Classifier, x: Tensor, x_adv: Tensor, threat: Threat) -> None:
+    name = type(attack).__name__
+    if not isinstance(x_adv, Tensor) or x_adv.shape != x.shape or x_adv.dtype != x.dtype:
+        got = f"{x_adv.dtype} {tuple(x_adv.shape)}" if isinstance(x_adv, Tensor) else type(x_adv).__name__
+        raise PluginError(f"attack {name} returned", expected=f"{x.dtype} {tuple(x.shape)}", got=got)
+    if not x_adv.isfinite().all():
+        with torch.no_grad():
+            check_logits(clf(x))
+        raise PluginError(f"attack {name} returned", expected="finite images", got="NaN or infinity")
+    excess = max(float(-x_adv.min()), float(x_adv.max()) - 1)
+    if excess > TOLERANCE:
+        raise PluginError(f"attack {name} left the box [0, 1]", got=f"an excess of {excess:.3g}")
+    if attack.minimal_norm:
+        return
+    distance = float(distances(x_adv, x, threat).max())
+    if distance > threat.eps + TOLERANCE:
+        raise PluginError(
+            f"attack {name} left the {threat.norm} ball",
+            expected=f"a distance of at most eps {threat.eps:.6g}",
+            got=f"{distance:.8g}",
+        )
+
+
+def distances(x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
+    """Distance of each image from its original in the threat's norm, `(count,)`, float64."""
+    delta = (x_adv.double() - x.double()).flatten(1)
+    return delta.abs().amax(1) if threat.norm == "linf" else delta.norm(dim=1)
+
+
+def check_logits(logits: Tensor) -> None:
+    """Refuse logits that are not finite.
+
+    Raises:
+        PluginError: says so.
+    """
+    if not logits.isfinite().all():
+        raise PluginError("the model's output", expected="finite logits", got="NaN or infinity")
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    draws: int = 20,
+    *,
+    seed: int = 0,
+    batch_size: int = BATCH_SIZE,
+    report: Report = lambda done, total: None,
+) -> Predictions:
+    """Judge a classifier on images by K fresh draws, each of them over all images (Adv-BNN eq. 18).
+
+    The draws come from another stream than any attack's, whatever the seeds. A plain module counts as
+    random, since none can be proved not to be; a `Classifier` that is not stochastic is passed once.
+
+    Args:
+        model: a `Classifier` or any `nn.Module` on [0, 1] images.
+        x: images `(count, channels, height, width)`, float32 in [0, 1].
+        y: labels `(count,)`, int64.
+        draws: number of draws K.
+        seed: of the draws.
+        batch_size: images that pass the net together.
+        report: called after each draw with the draws done and their number.
+
+    Returns:
+        Predictions. The softmax outputs of all draws are held until they are summarised: 4 bytes a
+        draw, image and class.
+
+    Raises:
+        InputError: images or labels that cannot be judged, or draws < 1.
+        PluginError: the model's output has the wrong shape or is not finite.
+    """
+    if draws < 1:
+        raise InputError("draws", expected="at least 1", got=draws)
+    if len(x) == 0:
+        raise InputError("images to evaluate", expected="at least one", got=0)
+    check_images(x, "images to evaluate")
+    check_labels(y, len(x), None, "labels to evaluate")
+    clf = as_classifier(model)
+    draws = draws if clf.stochastic else 1
+    probs = []
+    for k in range(draws):
+        draw = clf.draw(derive(seed, "judge", k))
+        parts = []
+        for start in range(0, len(x), batch_size):
+            images = x[start : start + batch_size]
+            logits = clf.at(draw._replace(seed=derive(draw.seed, start)), images)
+            check_logits(logits)
+            parts.append(logits.float().softmax(1).cpu())
+        probs.append(torch.cat(parts).numpy())
+        report(k + 1, draws)
+    check_labels(y, len(x), probs[0].shape[1], "labels to evaluate")
+    return Predictions.from_probs(np.stack(probs), y.cpu().numpy())

@@ -1,0 +1,38 @@
+"""The hooks that a plugin can implement, and the marker that it implements them with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from advbench.plan import Task
+    from advbench.registry import Registrar
+
+PROJECT = "advbench"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec
+def advbench_register(register: Registrar) -> None:
+    """Declare what this plugin offers.
+
+    Called once when the registry is built. Give names with a `"module:attribute"` target and a one-line
+    summary; do not import the target (or torch) here, so that listing plugins stays fast.
+
+    Args:
+        register: has one method a kind: `defense`, `attack`, `architecture`, `dataset`, each
+            `(name, target, summary)`.
+    """
+
+
+@hookspec
+def advbench_task_finished(task: Task, record: dict[str, Any]) -> None:
+    """Called in the driver's process after each task that ran to its end, for trackers.
+
+    Args:
+        task: the task: its kind, key and inputs.
+        record: what the store keeps of it: inputs, result, versions, seconds.
+    """

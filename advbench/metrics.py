@@ -1,0 +1,347 @@
+"""Pure functions of predictions: accuracies and their intervals, affinity, uncertainty, retention, detection."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special, stats
+
+from advbench.errors import InputError
+
+Floats = NDArray[np.floating]
+Bools = NDArray[np.bool_]
+
+RETENTION_FRACTIONS = (0.2, 0.4, 0.6, 0.8, 1.0)
+CONFIDENCE = 0.95
+
+
+class Interval(NamedTuple):
+    """A confidence interval, as fractions."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What K draws of a classifier say of N images: all that the metrics need, not the draws themselves.
+
+    Attributes:
+        labels: `(N,)`, int64.
+        mean_probs: mean softmax over the draws, `(N, classes)`, float32.
+        mean_entropy: mean over the draws of each softmax's entropy, `(N,)`, float32, nats.
+        mean_square: mean over the draws of p . p, `(N,)`, float32.
+        votes: how many draws predict each class, `(N, classes)`, int32.
+        correct: whether each draw is right, `(K, N)`, bool.
+        correct_without: whether the ensemble without each draw is right, `(K, N)`, bool; gives the spread
+            that the choice of draws causes. Equal to the ensemble's for K = 1.
+    """
+
+    labels: NDArray[np.int64]
+    mean_probs: NDArray[np.float32]
+    mean_entropy: NDArray[np.float32]
+    mean_square: NDArray[np.float32]
+    votes: NDArray[np.int32]
+    correct: Bools
+    correct_without: Bools
+
+    @classmethod
+    def from_probs(cls, probs: Floats, labels: NDArray[np.int64]) -> Self:
+        """Summarise softmax outputs.
+
+        Args:
+            probs: `(K, N, classes)`, each row summing to 1.
+            labels: `(N,)`.
+
+        Raises:
+            InputError: there is no draw, no image, or shapes disagree.
+        """
+        if probs.ndim != 3 or 0 in probs.shape or labels.shape != probs.shape[1:2]:
+            raise InputError(
+                "predictions",
+                expected="probabilities (draws, images, classes) and labels (images,), none of them empty",
+                got=f"{probs.shape} and {labels.shape}",
+            )
+        draws, count, classes = probs.shape
+        total = probs.sum(0, dtype=np.float64)
+        mean = (total / draws).astype(np.float32)
+        modes = probs.argmax(2)
+        votes = np.zeros((count, classes), np.int32)
+        for mode in modes:
+            votes[np.arange(count), mode] += 1
+        right = mean.argmax(1) == labels
+        without = np.broadcast_to(right, (draws, count)).copy()
+        if draws > 1 and (probs != probs[:1]).any():
+            for k in range(draws):
+                without[k] = (total - probs[k]).argmax(1) == labels
+        return cls(
+            labels=labels.astype(np.int64),
+            mean_probs=mean,
+            mean_entropy=special.entr(probs).sum(2).mean(0).astype(np.float32),
+            mean_square=np.square(probs).sum(2).mean(0).astype(np.float32),
+            votes=votes,
+            correct=modes == labels,
+            correct_without=without,
+        )
+
+    def arrays(self) -> dict[str, NDArray[np.generic]]:
+        """The fields by name, to be stored."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def draws(self) -> int:
+        """Number of draws K."""
+        return len(self.correct)
+
+    @cached_property
+    def ensemble_correct(self) -> Bools:
+        """Whether the mean softmax's argmax is the label, `(N,)` (Adv-BNN eq. 18)."""
+        result: Bools = self.mean_probs.argmax(1) == self.labels
+        return result
+
+    @property
+    def accuracy(self) -> float:
+        """The ensemble's accuracy, as a fraction."""
+        return float(self.ensemble_correct.mean())
+
+    @cached_property
+    def interval(self) -> Interval:
+        """95 % interval of the ensemble's accuracy over other images and other sets of K draws."""
+        return ensemble_interval(self)
+
+    @property
+    def draw_accuracies(self) -> Floats:
+        """Each draw's accuracy on all images, `(K,)`."""
+        return self.correct.mean(1)
+
+    @property
+    def draw_accuracy(self) -> float:
+        """Expected accuracy of a single draw, as a fraction."""
+        return float(self.correct.mean())
+
+    @cached_property
+    def draw_interval(self) -> Interval:
+        """95 % interval of the single draw's expected accuracy over other images and draws."""
+        return draw_interval(self.correct)
+
+
+class Spread(NamedTuple):
+    """Variance of a mean, and the degrees of freedom with which it is known."""
+
+    variance: float
+    freedom: float
+
+
+def wilson(mean: float, size: float, freedom: float = math.inf) -> Interval:
+    """Wilson's score interval (95 %) of a proportion.
+
+    Wilson 1927 for `size` independent images. For a proportion of any other variance the size is the
+    effective one, mean (1 - mean) / variance, and the normal quantile becomes Student's at the variance's
+    degrees of freedom (Korn and Graubard 1998, who do the same for clustered samples).
+
+    Args:
+        mean: the proportion, in [0, 1].
+        size: images, or the effective sample size.
+        freedom: degrees of freedom with which the variance is known.
+    """
+    z = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
+    centre = (mean + z**2 / (2 * size)) / (1 + z**2 / size)
+    half = z / (1 + z**2 / size) * math.sqrt(mean * (1 - mean) / size + (z / (2 * size)) ** 2)
+    return Interval(max(0.0, centre - half), min(1.0, centre + half))
+
+
+def draw_interval(correct: Bools) -> Interval:
+    """95 % interval of the accuracy of a single draw, for other images and other draws.
+
+    Every draw judges every image: a crossed design with an effect of the draw (one draw of weights is bad on
+    all images), of the image (hard for all draws) and of their interaction. The variance of the mean over
+    both is estimated from the table's mean squares, without bias: (MS_draw + MS_image - MS_rest) / (K N).
+    The naive two-level bootstrap of the same table counts the interaction three times (Owen 2007, "The
+    pigeonhole bootstrap") and covers far too much where draws err independently; this is its correction in
+    closed form, so it needs no random numbers.
+
+    Args:
+        correct: `(K, N)`.
+    """
+    draws, count = correct.shape
+    if draws == 1 or (correct == correct[:1]).all() or correct.mean() in (0.0, 1.0):
+        return wilson(float(correct[0].mean()), count)
+    table = correct.astype(np.float64)
+    mean = float(table.mean())
+    draw_part, rest = _draw_spread(table)
+    image_part = Spread(float(table.mean(0).var(ddof=1)) / count, count - 1) if count > 1 else Spread(0.0, 1)
+    return _combined(mean, draw_part, image_part, rest, least=mean * (1 - mean) / (draws * count))
+
+
+def ensemble_interval(predictions: Predictions) -> Interval:
+    """95 % interval of the accuracy of an ensemble of K draws, for other images and other sets of K draws.
+
+    Images contribute the sample variance of the ensemble's verdicts, which already holds what draws do to
+    single images. Draws add what they do to all images alike: the jackknife over draws (Efron and Stein
+    1981), less the part of it that is single images' flips.
+    """
+    verdict = predictions.ensemble_correct.astype(np.float64)
+    mean, count, draws = float(verdict.mean()), len(predictions), predictions.draws
+    stable = (predictions.correct_without == predictions.ensemble_correct).all()
+    if draws == 1 or stable or mean in (0.0, 1.0):
+        return wilson(mean, count)
+    pseudo = draws * verdict - (draws - 1) * predictions.correct_without
+    draw_part, rest = _draw_spread(pseudo)
+    shared = Spread(max(0.0, draw_part.variance - rest.variance), draw_part.freedom)
+    image_part = Spread(mean * (1 - mean) / count, math.inf)
+    return _combined(mean, shared, image_part, Spread(0.0, math.inf), least=image_part.variance)
+
+
+def _draw_spread(table: Floats) -> tuple[Spread, Spread]:
+    """Of a `(K, N)` table: the variance of its mean from the draws, and the interaction's share of it."""
+    draws, count = table.shape
+    rows, columns = table.mean(1, keepdims=True), table.mean(0, keepdims=True)
+    rest = float(np.square(table - rows - columns + table.mean()).sum())
+    freedom = (draws - 1) * max(1, count - 1)
+    return Spread(float(rows.var(ddof=1)) / draws, draws - 1), Spread(rest / freedom / (draws * count), freedom)
+
+
+def _combined(mean: float, draws: Spread, images: Spread, rest: Spread, *, least: float) -> Interval:
+    """Wilson's interval at the sum of the parts less `rest`, with Satterthwaite's degrees of freedom."""
+    variance = max(draws.variance + images.variance - rest.variance, least)
+    scatter = sum(part.variance**2 / part.freedom for part in (draws, images, rest))
+    freedom = variance**2 / scatter if scatter else math.inf
+    return wilson(mean, mean * (1 - mean) / variance, freedom)
+
+
+class Affinity(NamedTuple):
+    """How well attacks on A transfer to B, and the reason where that is undefined (then the value is NaN)."""
+
+    value: float
+    reason: str = ""
+
+
+def affinity(clean: float, transfer: float, white_box: float) -> Affinity:
+    """rho[A -> B] = (Acc[B] - Acc[B|A]) / (Acc[B] - Acc[B|B]) (Adv-BNN eq. 17).
+
+    All three of one target B on the same images at one eps, as fractions: 0 where attacks on A do nothing to
+    B, 1 where they hurt as much as attacks on B itself.
+
+    Args:
+        clean: accuracy of B on clean images, Acc[B].
+        transfer: accuracy of B on examples crafted on A, Acc[B|A].
+        white_box: accuracy of B on examples crafted on itself, Acc[B|B].
+    """
+    if not all(map(math.isfinite, (clean, transfer, white_box))):
+        return Affinity(math.nan, "an accuracy is missing")
+    if clean - white_box <= 0:
+        return Affinity(math.nan, "the attack on the target itself does not lower its accuracy")
+    return Affinity((clean - transfer) / (clean - white_box))
+
+
+class Uncertainty(NamedTuple):
+    """Measures of uncertainty of each image, each `(N,)`; entropies in nats.
+
+    Attributes:
+        total: entropy of the mean softmax, H(mean p).
+        aleatoric: mean of the draws' entropies, mean H(p_k).
+        epistemic: total - aleatoric, the mutual information of label and weights (BALD).
+        variation_ratio: 1 - votes for the commonest class / K.
+        model_variance: mean(p_k . p_k) - mean(p) . mean(p), approximate model variance.
+    """
+
+    total: Floats
+    aleatoric: Floats
+    epistemic: Floats
+    variation_ratio: Floats
+    model_variance: Floats
+
+
+def uncertainty(predictions: Predictions) -> Uncertainty:
+    """The measures of uncertainty of each image, larger for less certain."""
+    mean = predictions.mean_probs.astype(np.float64)
+    total = special.entr(mean).sum(1)
+    aleatoric = predictions.mean_entropy.astype(np.float64)
+    return Uncertainty(
+        total=total,
+        aleatoric=aleatoric,
+        epistemic=np.maximum(total - aleatoric, 0.0),
+        variation_ratio=1 - predictions.votes.max(1) / predictions.draws,
+        model_variance=np.maximum(predictions.mean_square - np.square(mean).sum(1), 0.0),
+    )
+
+
+class Retention(NamedTuple):
+    """Accuracy on the surest images.
+
+    Attributes:
+        fractions: of images kept.
+        counts: images kept.
+        accuracies: the ensemble's accuracy on them.
+        area: under accuracy against fraction, by trapezoids from 0 (where the curve starts level) to 1.
+    """
+
+    fractions: tuple[float, ...]
+    counts: tuple[int, ...]
+    accuracies: tuple[float, ...]
+    area: float
+
+
+def retention(
+    correct: Bools, scores: Floats, fractions: tuple[float, ...] = RETENTION_FRACTIONS
+) -> Retention:
+    """Rank images by uncertainty, keep the surest, and see how many of them are right.
+
+    Images of equal uncertainty share their place: each counts with the mean of the group, so the order in
+    which they came has no say.
+
+    Args:
+        correct: `(N,)`.
+        scores: uncertainty `(N,)`, larger for less certain.
+        fractions: of images to keep, ascending, in (0, 1].
+    """
+    order = np.argsort(scores, kind="stable")
+    _, group, size = np.unique(scores[order], return_inverse=True, return_counts=True)
+    mean_of_group = np.bincount(group, correct[order].astype(np.float64)) / size
+    right = np.cumsum(mean_of_group[group])
+    counts = tuple(max(1, round(fraction * len(correct))) for fraction in fractions)
+    accuracies = tuple(float(right[n - 1] / n) for n in counts)
+    area = float(np.trapezoid([accuracies[0], *accuracies], [0.0, *fractions]))
+    return Retention(fractions, counts, accuracies, area)
+
+
+class Detection(NamedTuple):
+    """Quality of a score that should be larger for positives, as fractions.
+
+    Attributes:
+        auroc: area under the receiver operating characteristic.
+        aupr_positive: average precision for the positives (AUPR+).
+        aupr_negative: average precision for the negatives under the negated score (AUPR-).
+    """
+
+    auroc: float
+    aupr_positive: float
+    aupr_negative: float
+
+
+def detection(negatives: Floats, positives: Floats) -> Detection:
+    """How well a score tells positives (adversarial or out-of-distribution inputs) from negatives (APD 5.3).
+
+    Args:
+        negatives: scores of ordinary inputs, `(N,)`.
+        positives: scores of the inputs to detect, `(M,)`, expected to be larger.
+    """
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    if not (len(negatives) and len(positives)):
+        raise InputError("detection", expected="at least one positive and one negative score", got="none")
+    scores = np.concatenate([negatives, positives])
+    positive = np.repeat([False, True], [len(negatives), len(positives)])
+    return Detection(
+        auroc=float(roc_auc_score(positive, scores)),
+        aupr_positive=float(average_precision_score(positive, scores)),
+        aupr_negative=float(average_precision_score(~positive, -scores)),
+    )

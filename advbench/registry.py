@@ -1,0 +1,205 @@
+"""Finds plugins: a name leads to a lazily loaded class, with the distribution and version it came from."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import importlib.metadata
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+from urllib.parse import unquote, urlparse
+
+import pluggy
+
+from advbench import builtins, hookspecs
+from advbench.errors import InputError, unknown_name
+
+Kind = Literal["defense", "attack", "architecture", "dataset"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+GROUP = "advbench"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One registered name."""
+
+    kind: Kind
+    name: str
+    target: str
+    summary: str
+    distribution: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A plugin that could not be used, and why."""
+
+    plugin: str
+    distribution: str
+    reason: str
+
+
+class Registrar:
+    """What a plugin's `advbench_register` receives; collects its declarations."""
+
+    def __init__(self, distribution: str, version: str) -> None:
+        self._distribution = distribution
+        self._version = version
+        self.entries: list[Entry] = []
+
+    def defense(self, name: str, target: str, summary: str) -> None:
+        """Declare a training method: `target` is the `"module:Class"` of an `advbench.api.Defense`."""
+        self._add("defense", name, target, summary)
+
+    def attack(self, name: str, target: str, summary: str) -> None:
+        """Declare an attack: `target` is the `"module:Class"` of an `advbench.api.Attack`."""
+        self._add("attack", name, target, summary)
+
+    def architecture(self, name: str, target: str, summary: str) -> None:
+        """Declare a net: `target` is a function `(channels, height, width, classes) -> nn.Module`."""
+        self._add("architecture", name, target, summary)
+
+    def dataset(self, name: str, target: str, summary: str) -> None:
+        """Declare a data set: `target` is a function `(root, path) -> advbench.datasets.Dataset`."""
+        self._add("dataset", name, target, summary)
+
+    def _add(self, kind: Kind, name: str, target: str, summary: str) -> None:
+        module, _, attribute = target.partition(":")
+        if not name.replace("_", "").isalnum() or not name.isascii():
+            raise InputError(f"{kind} name {name!r}", expected="letters, digits and underscores")
+        if not (module and attribute):
+            raise InputError(f"target of {kind} {name!r}", expected="'module:attribute'", got=repr(target))
+        self.entries.append(Entry(kind, name, target, summary, self._distribution, self._version))
+
+
+class Registry:
+    """Every name that the installed plugins offer.
+
+    Args:
+        manager: a plugin manager to read; by default a new one over the installed distributions'
+            entry points of the group `advbench`.
+    """
+
+    def __init__(self, manager: pluggy.PluginManager | None = None) -> None:
+        self.problems: list[Problem] = []
+        self._entries: dict[tuple[Kind, str], list[Entry]] = {}
+        self.manager = manager or pluggy.PluginManager(hookspecs.PROJECT)
+        self.manager.add_hookspecs(hookspecs)
+        self._load(builtins, "advbench", importlib.metadata.distribution("advbench"))
+        for entry_point in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda e: e.name):
+            distribution = entry_point.dist
+            assert distribution is not None, "entry points read from installed distributions carry theirs"
+            try:
+                plugin = entry_point.load()
+            except Exception as error:  # noqa: BLE001 - whatever a plugin raises must not stop the others
+                self._report(entry_point.name, distribution.name, error)
+            else:
+                self._load(plugin, entry_point.name, distribution)
+
+    def _load(self, plugin: object, name: str, distribution: importlib.metadata.Distribution) -> None:
+        registrar = Registrar(distribution.name, distribution_version(distribution))
+        try:
+            self.manager.register(plugin, name=name)
+            self.manager.check_pending()
+            others = [p for p in self.manager.get_plugins() if p is not plugin]
+            self.manager.subset_hook_caller("advbench_register", others)(register=registrar)
+        except Exception as error:  # noqa: BLE001
+            if self.manager.is_registered(plugin):
+                self.manager.unregister(plugin)
+            self._report(name, distribution.name, error)
+        else:
+            for entry in registrar.entries:
+                self._entries.setdefault((entry.kind, entry.name), []).append(entry)
+
+    def _report(self, plugin: str, distribution: str, error: Exception) -> None:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        self.problems.append(Problem(plugin, distribution, reason))
+
+    def entries(self, kind: Kind | None = None) -> Iterator[Entry]:
+        """The registered names in the order of kinds, then of names."""
+        for key in sorted(self._entries, key=lambda k: (KINDS.index(k[0]), k[1])):
+            if kind in (None, key[0]):
+                yield self._entries[key][0]
+
+    def duplicates(self) -> list[InputError]:
+        """One error for each name that two plugins claim."""
+        return [self._duplicate(found) for found in self._entries.values() if len(found) > 1]
+
+    @staticmethod
+    def _duplicate(found: list[Entry]) -> InputError:
+        owners = " and ".join(f"{e.distribution} {e.version} ({e.target})" for e in found)
+        return InputError(
+            f"{found[0].kind} name {found[0].name!r} is registered twice, by {owners}",
+            remedy="uninstall one of them or ask its author to rename",
+        )
+
+    def find(self, kind: Kind, name: str) -> Entry:
+        """The entry of a name.
+
+        Raises:
+            InputError: the name is unknown, or two plugins claim it.
+        """
+        found = self._entries.get((kind, name), [])
+        if not found:
+            remedy = "'advbench plugins' lists what is registered"
+            if self.problems:
+                broken = "; ".join(f"{p.plugin} ({p.reason})" for p in self.problems)
+                remedy = f"these plugins failed to load: {broken}"
+            raise unknown_name(kind, name, [n for k, n in self._entries if k == kind], remedy=remedy)
+        if len(found) > 1:
+            raise self._duplicate(found)
+        return found[0]
+
+    def load(self, kind: Kind, name: str) -> Any:  # noqa: ANN401 - a class or a function, by kind
+        """Import and return what a name stands for.
+
+        Raises:
+            InputError: the name is unknown or claimed twice, or its target cannot be imported.
+        """
+        entry = self.find(kind, name)
+        module, _, attribute = entry.target.partition(":")
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except Exception as error:
+            raise InputError(
+                f"{kind} {name!r} of {entry.distribution} {entry.version} cannot be loaded from "
+                f"{entry.target}: {type(error).__name__}: {error}",
+                remedy="reinstall or update that distribution",
+            ) from error
+
+
+@functools.cache
+def registry() -> Registry:
+    """The registry of the installed plugins, built at first use."""
+    return Registry()
+
+
+def distribution_version(distribution: importlib.metadata.Distribution) -> str:
+    """The version that goes into keys; an editable install adds a digest of its sources.
+
+    A release never changes under its version. A checkout does, and results computed by older code must
+    not be taken for the present code's.
+    """
+    direct_url = distribution.read_text("direct_url.json")
+    if not direct_url:
+        return distribution.version
+    source = json.loads(direct_url)
+    if not source.get("dir_info", {}).get("editable"):
+        return distribution.version
+    return f"{distribution.version}+{_source_digest(unquote(urlparse(source['url']).path))}"
+
+
+@functools.cache
+def _source_digest(folder: str) -> str:
+    skipped = {"tests", "build", "dist", "node_modules"}
+    digest = hashlib.sha256()
+    for path in sorted(Path(folder).rglob("*.py")):
+        parts = path.relative_to(folder).parts
+        if not any(part.startswith(".") or part in skipped for part in parts):
+            digest.update("/".join(parts).encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]

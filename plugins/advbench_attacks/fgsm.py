@@ -1,0 +1,40 @@
+"""The fast gradient sign method."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from advbench import api, ascent
+from advbench.api import Attack, Field, Threat
+from advbench.classifier import Classifier
+
+
+class FGSM(Attack):
+    """One step of length eps along the steepest direction of the loss, from the clean image.
+
+    Goodfellow et al. 2015, "Explaining and harnessing adversarial examples": x + eps sign(grad_x loss). In
+    l2 the sign becomes the gradient divided by its length. A random classifier is attacked at one draw.
+    """
+
+    class Params(api.Params):
+        """Hyperparameters of FGSM."""
+
+        loss: ascent.LossName = Field(
+            default="ce", description="loss to ascend: ce (cross-entropy), margin or dlr; Goodfellow 2015: ce"
+        )
+
+    params: Params
+
+    def run(self, clf: Classifier, x: Tensor, y: Tensor, threat: Threat, generator: torch.Generator) -> Tensor:
+        """Take the step."""
+        return ascent.ascend(
+            clf,
+            x,
+            y,
+            threat,
+            steps=1,
+            step_size=threat.eps,
+            start=x,
+            loss=ascent.LOSSES[self.params.loss],
+        )

@@ -1,0 +1,17 @@
+"""No attack: the row that every other row is read against."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from advbench.api import Attack, Threat
+from advbench.classifier import Classifier
+
+
+class NoAttack(Attack):
+    """The images as they are. Gives the clean row."""
+
+    def run(self, clf: Classifier, x: Tensor, y: Tensor, threat: Threat, generator: torch.Generator) -> Tensor:
+        """Return `x`."""
+        return x

@@ -1,0 +1,40 @@
+"""Adv-BNN: adversarial training of a Bayesian neural network."""
+
+from __future__ import annotations
+
+from advbench.training import AdversarialParams, BayesParams, ElboLoss, PgdPerturbation
+
+
+class AdvBNN(PgdPerturbation, ElboLoss):
+    """Adversarial training of a mean-field Gaussian posterior.
+
+    Liu et al. 2019, "Adv-BNN", Algorithm 1: PGD on the images with fresh weights at each step (eq. 3), then
+    one Bayes-by-backprop step on the adversarial batch, with kl_weight / N times the KL to N(0, prior_std^2)
+    (eq. 6 and 13).
+
+    Departures. The paper counts the KL of all weights at alpha 1 for CIFAR-10; its released code counts the
+    classifier's alone (`kl_scope="classifier"`), and with all of them at alpha 1 VGG16 does not train. The
+    defaults count all weights at a small alpha. The appendix's RandLayer backward is right at alpha 1 only;
+    gradients here are autograd's. PGD starts at random, which the released code does not.
+    """
+
+    class Params(AdversarialParams, BayesParams):
+        """Hyperparameters of Adv-BNN."""
+
+    presets = {
+        "digits": {"stages": (60, 20), "batch_size": 64, "lr": 3e-3, "init_std": 0.05, "eps": 0.15},
+        "mnist": {"stages": (4, 2), "init_std": 0.05, "eps": 0.3},
+        "cifar10": {"stages": (40, 20), "augment": True, "prior_std": 0.05, "init_std": 0.02, "eps": 8 / 256},
+        "paper": {
+            "stages": (80, 60, 40, 20),
+            "lr": 0.01,
+            "batch_size": 128,
+            "augment": True,
+            "prior_std": 0.05,
+            "kl_weight": 1.0,
+            "kl_scope": "classifier",
+            "eps": 8 / 256,
+            "steps": 10,
+        },
+    }
+    params: Params

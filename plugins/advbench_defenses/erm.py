@@ -1,0 +1,22 @@
+"""Empirical risk minimisation: no defence at all."""
+
+from __future__ import annotations
+
+from advbench.training import ErmLoss, TrainParams
+
+
+class ERM(ErmLoss):
+    """Plain training: minimise the mean cross-entropy on clean images.
+
+    The undefended model of every paper's tables ("None" in Adv-BNN Figure 3).
+    """
+
+    class Params(TrainParams):
+        """Hyperparameters of plain training."""
+
+    presets = {
+        "digits": {"stages": (40, 10), "batch_size": 64},
+        "mnist": {"stages": (4, 1)},
+        "cifar10": {"stages": (40, 20), "augment": True},
+    }
+    params: Params

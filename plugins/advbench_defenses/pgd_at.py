@@ -1,0 +1,22 @@
+"""Adversarial training on PGD examples."""
+
+from __future__ import annotations
+
+from advbench.training import AdversarialParams, ErmLoss, PgdPerturbation, TrainParams
+
+
+class PGDAT(PgdPerturbation, ErmLoss):
+    """Adversarial training: minimise the cross-entropy on PGD examples of the present weights.
+
+    Madry et al. 2018, eq. 2.1; Adv-BNN eq. 4. The inner maximum is PGD with a random start.
+    """
+
+    class Params(AdversarialParams, TrainParams):
+        """Hyperparameters of adversarial training."""
+
+    presets = {
+        "digits": {"stages": (40, 10), "batch_size": 64, "eps": 0.15},
+        "mnist": {"stages": (4, 1), "eps": 0.3},
+        "cifar10": {"stages": (40, 20), "augment": True, "eps": 8 / 256},
+    }
+    params: Params
