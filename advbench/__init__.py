@@ -37,17 +37,34 @@ _LAZY = {
     "load_dataset": "advbench.datasets:load_dataset",
 }
 
-__all__ = ["AdvbenchError", "InputError", "PluginError", "get_attack", "get_defense", *sorted(_LAZY)]  # noqa: PLE0604
+__all__ = [
+    "AdvbenchError",
+    "Attack",
+    "Classifier",
+    "Data",
+    "Defense",
+    "InputError",
+    "PluginError",
+    "Predictions",
+    "Resources",
+    "Threat",
+    "TrainContext",
+    "build_architecture",
+    "evaluate",
+    "get_attack",
+    "get_defense",
+    "load_dataset",
+]
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401
+def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'advbench' has no attribute {name!r}")
     module, _, attribute = _LAZY[name].partition(":")
     return getattr(importlib.import_module(module), attribute)
 
 
-def get_attack(name: str, **params: Any) -> Attack:  # noqa: ANN401
+def get_attack(name: str, **params: Any) -> Attack:
     """A registered attack with the given hyperparameters; call it as `attack(model, x, y, threat, seed=0)`.
 
     Raises:
@@ -59,7 +76,7 @@ def get_attack(name: str, **params: Any) -> Attack:  # noqa: ANN401
     return attack
 
 
-def get_defense(name: str, **params: Any) -> Defense:  # noqa: ANN401
+def get_defense(name: str, **params: Any) -> Defense:
     """A registered training method with the given hyperparameters; call `.fit(module, data)` on it.
 
     Raises:

@@ -165,7 +165,7 @@ class Configurable:
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     params: Any
 
-    def __init__(self, **values: Any) -> None:  # noqa: ANN401 - checked by Params
+    def __init__(self, **values: Any) -> None:
         self._given = values
         self.params = self.resolve(values)
 
@@ -197,6 +197,13 @@ class Configurable:
     def for_dataset(self, name: str) -> Self:
         """The same with the defaults for that data set under what was given by hand."""
         return type(self)(**self.resolve(self._given, name).model_dump())
+
+    def passes_per_image(self) -> float | None:
+        """An upper estimate of the forward-and-backward passes made for each image, over all epochs and steps.
+
+        For planning and progress alone. None where the author gives none.
+        """
+        return None
 
     def __repr__(self) -> str:
         values = ", ".join(f"{k}={v!r}" for k, v in self._given.items())

@@ -121,15 +121,15 @@ class Classifier(nn.Module):
         self.passes.forward += len(x)
         ranges = self._chunks(len(x))
         if len(ranges) == 1:
-            logits = self._apply(draw, x, 0)
+            logits = self._logits(draw, x, 0)
         elif torch.is_grad_enabled():
             parts = [
-                checkpoint(self._apply, draw, x[r], r.start, use_reentrant=False, preserve_rng_state=False)
+                checkpoint(self._logits, draw, x[r], r.start, use_reentrant=False, preserve_rng_state=False)
                 for r in ranges
             ]
             logits = torch.cat(parts)
         else:
-            logits = torch.cat([self._apply(draw, x[r], r.start) for r in ranges])
+            logits = torch.cat([self._logits(draw, x[r], r.start) for r in ranges])
         if logits.requires_grad and x.requires_grad:
             logits.register_hook(self._count_backward)
         return logits
@@ -164,7 +164,7 @@ class Classifier(nn.Module):
     def _chunk_gradient(self, draw: Draw, x: Tensor, y: Tensor, loss: ExampleLoss, offset: int) -> Gradient:
         with torch.enable_grad():
             leaf = x.detach().requires_grad_(True)
-            logits = self._apply(draw, leaf, offset)
+            logits = self._logits(draw, leaf, offset)
             total = loss(logits, y).sum()
             if not total.requires_grad:
                 raise PluginError(
@@ -181,7 +181,7 @@ class Classifier(nn.Module):
         size = self.chunk or count
         return [slice(start, min(start + size, count)) for start in range(0, count, size)] or [slice(0, 0)]
 
-    def _apply(self, draw: Draw, x: Tensor, offset: int) -> Tensor:
+    def _logits(self, draw: Draw, x: Tensor, offset: int) -> Tensor:
         if self.noise:
             with isolated_rng(derive(draw.seed, "noise", offset), x.device):
                 logits = self._call(draw.weights, x)
@@ -192,7 +192,7 @@ class Classifier(nn.Module):
             raise PluginError("the model's output", expected=f"logits of shape ({len(x)}, classes)", got=got)
         return logits
 
-    def _call(self, weights: Weights, x: Tensor) -> Any:  # noqa: ANN401 - a user's module may return anything
+    def _call(self, weights: Weights, x: Tensor) -> Any:
         if isinstance(self.posterior, PointPosterior) and self.posterior.is_modules_own:
             return self.module(x)
         return functional_call(self.module, dict(weights), (x,))

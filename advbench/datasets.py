@@ -232,7 +232,7 @@ def _torchvision(
     for which in (train, test):
         try:
             parts.append(make(root, download=False, **which))
-        except Exception:  # noqa: BLE001 - torchvision signals absent files with several types
+        except Exception:
             try:
                 root.mkdir(parents=True, exist_ok=True)
                 parts.append(make(root, download=True, **which))
@@ -245,7 +245,7 @@ def _torchvision(
     return make_dataset(name, _arrays(parts[0], size), _arrays(parts[1], size), classes)
 
 
-def _arrays(part: Any, size: int | None) -> tuple[Tensor, Tensor]:  # noqa: ANN401 - torchvision is untyped
+def _arrays(part: Any, size: int | None) -> tuple[Tensor, Tensor]:
     """Images `(count, channels, height, width)`, uint8, and labels of a torchvision data set."""
     raw = getattr(part, "data", None)
     if raw is None:
@@ -318,7 +318,9 @@ def load_npz(root: Path, path: str) -> Dataset:
             arrays = {name: archive[name] for name in names}
     except Exception as error:
         raise InputError(
-            f"npz file {file}", expected=f"numeric arrays {', '.join(names)}", got=f"{type(error).__name__}: {error}"
+            f"npz file {file}",
+            expected=f"numeric arrays {', '.join(names)}",
+            got=f"{type(error).__name__}: {error}",
         ) from error
     parts = []
     for part in ("train", "test"):

@@ -85,9 +85,7 @@ def craft(
     return Crafted(torch.cat(parts), passes.forward / len(x), passes.backward / len(x))
 
 
-def _craft_batch(
-    attack: Attack, clf: Classifier, x: Tensor, y: Tensor, threat: Threat, seed: int
-) -> Tensor:
+def _craft_batch(attack: Attack, clf: Classifier, x: Tensor, y: Tensor, threat: Threat, seed: int) -> Tensor:
     generator = torch.Generator(x.device).manual_seed(derive(seed, "generator"))
     clf.reseed(derive(seed, "draws"))
     given = x.clone()

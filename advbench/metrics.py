@@ -290,9 +290,7 @@ class Retention(NamedTuple):
     area: float
 
 
-def retention(
-    correct: Bools, scores: Floats, fractions: tuple[float, ...] = RETENTION_FRACTIONS
-) -> Retention:
+def retention(correct: Bools, scores: Floats, fractions: tuple[float, ...] = RETENTION_FRACTIONS) -> Retention:
     """Rank images by uncertainty, keep the surest, and see how many of them are right.
 
     Images of equal uncertainty share their place: each counts with the mean of the group, so the order in

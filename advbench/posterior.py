@@ -117,7 +117,7 @@ class GaussianPosterior(Posterior):
         return {name: part.view(shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
 
     def sample(self, generator: torch.Generator) -> Weights:
-        """w = mean + exp(log_std) * noise with noise ~ N(0, 1) (Adv-BNN section 3, Bayes by backprop)."""
+        """W = mean + exp(log_std) * noise with noise ~ N(0, 1) (Adv-BNN section 3, Bayes by backprop)."""
         noise = torch.empty_like(self.mean).normal_(generator=generator)
         return self._views(self.mean + self.log_std.exp() * noise)
 

@@ -96,7 +96,7 @@ class Registry:
             assert distribution is not None, "entry points read from installed distributions carry theirs"
             try:
                 plugin = entry_point.load()
-            except Exception as error:  # noqa: BLE001 - whatever a plugin raises must not stop the others
+            except Exception as error:
                 self._report(entry_point.name, distribution.name, error)
             else:
                 self._load(plugin, entry_point.name, distribution)
@@ -108,7 +108,7 @@ class Registry:
             self.manager.check_pending()
             others = [p for p in self.manager.get_plugins() if p is not plugin]
             self.manager.subset_hook_caller("advbench_register", others)(register=registrar)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             if self.manager.is_registered(plugin):
                 self.manager.unregister(plugin)
             self._report(name, distribution.name, error)
@@ -155,7 +155,7 @@ class Registry:
             raise self._duplicate(found)
         return found[0]
 
-    def load(self, kind: Kind, name: str) -> Any:  # noqa: ANN401 - a class or a function, by kind
+    def load(self, kind: Kind, name: str) -> Any:
         """Import and return what a name stands for.
 
         Raises:

@@ -39,7 +39,8 @@ class TrainParams(api.Params):
     optimizer: Literal["adam", "sgd"] = Field(default="adam", description="Adam, or SGD with momentum 0.9")
     weight_decay: float = Field(default=0.0, ge=0, description="L2 penalty of the optimiser, per step")
     augment: bool = Field(
-        default=False, description="random crop after padding by 4 pixels, and horizontal flip (Adv-BNN, CIFAR-10)"
+        default=False,
+        description="random crop after padding by 4 pixels, and horizontal flip (Adv-BNN, CIFAR-10)",
     )
 
 
@@ -91,6 +92,10 @@ class GradientDefense(Defense):
         """The images to train on in place of `x`; `x` by default."""
         return x
 
+    def passes_per_image(self) -> float:
+        """One pass an epoch and image, beside those of `perturb`."""
+        return float(sum(self.params.stages))
+
     @abstractmethod
     def loss(self, clf: Classifier, x: Tensor, y: Tensor, count: int) -> tuple[Terms, Tensor]:
         """The terms whose sum is descended, and the logits `(batch, classes)`.
@@ -102,9 +107,7 @@ class GradientDefense(Defense):
             count: number of training images N.
         """
 
-    def update(
-        self, state: TrainState, x: Tensor, y: Tensor, count: int, context: TrainContext
-    ) -> dict[str, Tensor]:
+    def update(self, state: TrainState, x: Tensor, y: Tensor, count: int, context: TrainContext) -> dict[str, Tensor]:
         """One step: perturb, evaluate the loss, descend. Returns scalars to watch, on the device."""
         generator = context.generator("perturb", state.step)
         state.optimizer.zero_grad(set_to_none=True)
@@ -143,9 +146,7 @@ class GradientDefense(Defense):
         if params.optimizer == "adam":
             optimizer = torch.optim.Adam(trainable, lr=params.lr, weight_decay=params.weight_decay)
         else:
-            optimizer = torch.optim.SGD(
-                trainable, lr=params.lr, momentum=0.9, weight_decay=params.weight_decay
-            )
+            optimizer = torch.optim.SGD(trainable, lr=params.lr, momentum=0.9, weight_decay=params.weight_decay)
         state = TrainState(clf, optimizer)
         saved = context.checkpoint.load() if context.checkpoint else None
         if saved is not None:
@@ -191,13 +192,19 @@ class BayesParams(TrainParams):
     """Hyperparameters of training a mean-field Gaussian posterior."""
 
     prior_std: float = Field(
-        default=0.15, gt=0, description="standard deviation s0 of the Gaussian prior; Adv-BNN Table 2: 0.05 or 0.15"
+        default=0.15,
+        gt=0,
+        description="standard deviation s0 of the Gaussian prior; Adv-BNN Table 2: 0.05 or 0.15",
     )
     init_std: float | None = Field(
-        default=None, gt=0, description="initial standard deviation of each weight, by default prior_std (Adv-BNN)"
+        default=None,
+        gt=0,
+        description="initial standard deviation of each weight, by default prior_std (Adv-BNN)",
     )
     kl_weight: float = Field(
-        default=0.02, ge=0, description="alpha of Adv-BNN eq. 13, dimensionless: the loss is CE + alpha / N * KL in nats"
+        default=0.02,
+        ge=0,
+        description="alpha of Adv-BNN eq. 13, dimensionless: the loss is CE + alpha / N * KL in nats",
     )
     kl_scope: Literal["all", "classifier"] = Field(
         default="all",
@@ -235,7 +242,9 @@ class AdversarialParams(api.Params):
     norm: api.Norm = Field(default="linf", description="norm of the training's ball")
     steps: int = Field(default=10, ge=1, description="PGD steps in training; Adv-BNN Table 2: 10")
     step_size: float | None = Field(
-        default=None, gt=0, description="length of a step as a fraction of eps, by default 2.5 / steps (Madry 2018)"
+        default=None,
+        gt=0,
+        description="length of a step as a fraction of eps, by default 2.5 / steps (Madry 2018)",
     )
     random_start: bool = Field(
         default=True, description="start from a point of the ball; Adv-BNN's released code: false"
@@ -253,6 +262,10 @@ class PgdPerturbation(GradientDefense):
         """Hyperparameters."""
 
     params: Params
+
+    def passes_per_image(self) -> float:
+        """An epoch passes each image once for each PGD step and once to train."""
+        return super().passes_per_image() * (1 + self.params.steps)
 
     def perturb(self, clf: Classifier, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         """PGD examples of `x`."""
@@ -342,6 +355,4 @@ class _Watch:
             )
         self._step += len(self._pending)
         self._pending.clear()
-        self._context.progress(
-            Progress(self._step, self._total, dict(zip(names, table[-1].tolist(), strict=True)))
-        )
+        self._context.progress(Progress(self._step, self._total, dict(zip(names, table[-1].tolist(), strict=True))))

@@ -17,9 +17,7 @@ class EOTPGD(PGD):
     class Params(PGD.Params):
         """Hyperparameters of EOT-PGD."""
 
-        samples: int = Field(
-            default=10, ge=1, description="draws of the weights per gradient; hierarchical_vi: 10"
-        )
+        samples: int = Field(default=10, ge=1, description="draws of the weights per gradient; hierarchical_vi: 10")
 
     params: Params
 

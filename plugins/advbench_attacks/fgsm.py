@@ -26,6 +26,10 @@ class FGSM(Attack):
 
     params: Params
 
+    def passes_per_image(self) -> float:
+        """One."""
+        return 1.0
+
     def run(self, clf: Classifier, x: Tensor, y: Tensor, threat: Threat, generator: torch.Generator) -> Tensor:
         """Take the step."""
         return ascent.ascend(

@@ -12,6 +12,10 @@ from advbench.classifier import Classifier
 class NoAttack(Attack):
     """The images as they are. Gives the clean row."""
 
+    def passes_per_image(self) -> float:
+        """None."""
+        return 0.0
+
     def run(self, clf: Classifier, x: Tensor, y: Tensor, threat: Threat, generator: torch.Generator) -> Tensor:
         """Return `x`."""
         return x

@@ -44,6 +44,10 @@ class PGD(Attack):
         """Draws of the weights averaged in one gradient."""
         return 1
 
+    def passes_per_image(self) -> float:
+        """Steps times draws times restarts."""
+        return float(self.params.steps * self.samples * self.params.restarts)
+
     def run(self, clf: Classifier, x: Tensor, y: Tensor, threat: Threat, generator: torch.Generator) -> Tensor:
         """Ascend from each start; keep per image what fools best."""
         best = self._ascend(clf, x, y, threat, generator)
@@ -58,9 +62,7 @@ class PGD(Attack):
             best_margin = torch.maximum(candidate_margin, best_margin)
         return best
 
-    def _ascend(
-        self, clf: Classifier, x: Tensor, y: Tensor, threat: Threat, generator: torch.Generator
-    ) -> Tensor:
+    def _ascend(self, clf: Classifier, x: Tensor, y: Tensor, threat: Threat, generator: torch.Generator) -> Tensor:
         params = self.params
         return ascent.ascend(
             clf,

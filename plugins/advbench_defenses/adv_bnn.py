@@ -22,7 +22,7 @@ class AdvBNN(PgdPerturbation, ElboLoss):
         """Hyperparameters of Adv-BNN."""
 
     presets = {
-        "digits": {"stages": (60, 20), "batch_size": 64, "lr": 3e-3, "init_std": 0.05, "eps": 0.15},
+        "digits": {"stages": (35, 10), "batch_size": 64, "lr": 3e-3, "init_std": 0.05, "eps": 0.15},
         "mnist": {"stages": (4, 2), "init_std": 0.05, "eps": 0.3},
         "cifar10": {"stages": (40, 20), "augment": True, "prior_std": 0.05, "init_std": 0.02, "eps": 8 / 256},
         "paper": {

@@ -16,7 +16,7 @@ class BNN(ElboLoss):
         """Hyperparameters of Bayes by backprop."""
 
     presets = {
-        "digits": {"stages": (60, 20), "batch_size": 64, "lr": 3e-3, "init_std": 0.05},
+        "digits": {"stages": (35, 10), "batch_size": 64, "lr": 3e-3, "init_std": 0.05},
         "mnist": {"stages": (4, 2), "init_std": 0.05},
         "cifar10": {"stages": (40, 20), "augment": True, "prior_std": 0.05, "init_std": 0.02},
     }

@@ -1,0 +1,309 @@
+"""The command line: options, progress, exit codes (0 done, 1 cells failed, 2 bad input, 130 interrupted)."""
+
+import functools
+import inspect
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
+
+import typer
+
+from advbench.errors import AdvbenchError, InputError
+
+if TYPE_CHECKING:
+    from advbench.config import RunSpec
+    from advbench.report import Report
+    from advbench.tasks import Runtime
+
+app = typer.Typer(
+    name="advbench",
+    help="How robust is this defence, really? A benchmark for randomised and Bayesian defences.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+Names = list[str]
+DataRoot = Annotated[str | None, typer.Option(help="Folder that holds the data sets.")]
+StoreUrl = Annotated[str, typer.Option("--store", envvar="ADVBENCH_STORE", help="Where results are kept.")]
+DEFAULT_STORE = ".advbench/store"
+DEFAULT_OUT = Path("results")
+
+
+def _option(kind: object, flag: str, text: str) -> Any:
+    return Annotated[kind, typer.Option(flag, help=text)]
+
+
+# The options that make a spec, by the name of its field.
+SPEC_OPTIONS = {
+    "file": _option(Path | None, "--spec", "TOML file with the settings; options override it."),
+    "defenses": _option(Names | None, "--defense", "Defenses to train: NAME or NAME@LABEL, comma-separated."),
+    "attacks": _option(Names | None, "--attack", "Attacks to run, likewise."),
+    "dataset": _option(str | None, "--dataset", "Data set. [default: digits]"),
+    "architecture": _option(str | None, "--arch", "Net. [default: the data set's]"),
+    "norm": _option(str | None, "--norm", "linf or l2. [default: linf]"),
+    "eps": _option(Names | None, "--eps", "Radii, as 0.1 or 8/255, comma-separated. [default: the data set's]"),
+    "seeds": _option(Names | None, "--seeds", "Seeds; each trains its own models. [default: 0]"),
+    "draws": _option(int | None, "--draws", "Draws that judge a random classifier. [default: 20]"),
+    "limit": _option(int | None, "--limit", "Judge on a fixed stratified subset of this many test images."),
+    "batch_size": _option(int | None, "--batch-size", "Images attacked and judged together. [default: 256]"),
+    "precision": _option(str | None, "--precision", "Of training: float32 or bfloat16. [default: float32]"),
+    "threads": _option(int | None, "--threads", "CPU threads of a task. [default: 2]"),
+    "set": _option(Names | None, "--set", "A hyperparameter: NAME.PARAM=VALUE; repeat for more."),
+}
+
+
+def _takes_spec(command: Callable[..., None]) -> Callable[..., None]:
+    """Replace a command's first parameter, a spec, by the options that make one."""
+    signature = inspect.signature(command)
+    own = list(signature.parameters.values())[1:]
+
+    @functools.wraps(command)
+    def wrapped(**values: Any) -> None:
+        command(_spec(**{name: values.pop(name) for name in SPEC_OPTIONS}), **values)
+
+    options = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+        for name, annotation in SPEC_OPTIONS.items()
+    ]
+    wrapped.__signature__ = signature.replace(parameters=[*options, *own])  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {p.name: p.annotation for p in [*options, *own]}
+    return wrapped
+
+
+@app.command()
+@_takes_spec
+def run(
+    spec: "RunSpec",
+    *,
+    data_root: DataRoot = None,
+    executor: Annotated[str, typer.Option(help="Where tasks run: inline, in this process.")] = "inline",
+    store: StoreUrl = DEFAULT_STORE,
+    out: Annotated[Path, typer.Option(help="Folder for spec, tables and leaderboard.")] = DEFAULT_OUT,
+    device: Annotated[str | None, typer.Option(help="As cpu or cuda:0. [default: a GPU if there is one]")] = None,
+    chunk: Annotated[int | None, typer.Option(min=1, help="Most images in a net at once; saves memory.")] = None,
+    keep_examples: Annotated[bool, typer.Option(help="Keep adversarial examples in the store.")] = False,
+) -> None:
+    """Train, attack, judge, and write the leaderboard; what the store already has is not done again."""
+    if executor != "inline":
+        raise InputError("--executor", expected="inline", got=repr(executor))
+    from advbench.display import make_display
+    from advbench.executors.inline import InlineExecutor
+    from advbench.run import check_writable, execute, prepare
+    from advbench.store import Store
+
+    check_writable(out)
+    plan = prepare(spec, data_root)
+    runtime = _runtime(spec, data_root, store, device, chunk)
+    opened = Store(store)
+    with make_display(plan, opened) as display:
+        finished = execute(
+            plan,
+            opened,
+            lambda: InlineExecutor(runtime, display.progressed),
+            display,
+            out,
+            keep_examples=keep_examples,
+        )
+    _print_end(finished.report, finished.files)
+    outcome = finished.outcome
+    if outcome.run or outcome.failed:
+        _say(f"{len(outcome.run)} tasks run, {len(outcome.skipped)} done before, {len(outcome.failed)} failed")
+    else:
+        _say(f"nothing to do: all {len(outcome.skipped)} tasks were done before")
+    if outcome.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+@_takes_spec
+def plan(
+    spec: "RunSpec",
+    *,
+    data_root: DataRoot = None,
+    store: StoreUrl = DEFAULT_STORE,
+    tasks: Annotated[bool, typer.Option("--tasks", help="List every task that has to run.")] = False,
+) -> None:
+    """Show what a run would do and what it would cost, without doing it."""
+    from advbench.describe import plan_lines
+    from advbench.run import prepare
+    from advbench.store import Store
+
+    for line in plan_lines(prepare(spec, data_root), Store(store), every_task=tasks):
+        _say(line)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="The --out folder of a run.")] = DEFAULT_OUT,
+    *,
+    data_root: DataRoot = None,
+    store: StoreUrl = DEFAULT_STORE,
+) -> None:
+    """Write a run's tables anew from the store; cells that are not there yet are shown as missing."""
+    from advbench.report import collect
+    from advbench.run import check_writable, prepare, write_report
+    from advbench.store import Store
+
+    spec = _spec(folder / "spec.toml")
+    check_writable(folder)
+    tables = collect(prepare(spec, data_root), Store(store))
+    _print_end(tables, write_report(tables, folder))
+    if tables.results.accuracy.isna().any():
+        raise typer.Exit(1)
+
+
+@app.command()
+def plugins() -> None:
+    """List what is registered, and plugins that could not be loaded."""
+    from advbench.registry import KINDS, registry
+
+    found = registry()
+    for kind in KINDS:
+        entries = list(found.entries(kind))
+        _say(f"{kind}s" if kind != "defense" else "defenses")
+        width = max((len(entry.name) for entry in entries), default=0)
+        for entry in entries:
+            _say(f"  {entry.name:<{width}}  {entry.summary}  [{entry.distribution} {entry.version}]")
+    for problem in found.problems:
+        _complain(f"plugin {problem.plugin!r} of {problem.distribution} failed to load: {problem.reason}")
+    duplicates = found.duplicates()
+    for error in duplicates:
+        _complain(str(error))
+    if duplicates:
+        raise typer.Exit(2)
+    if found.problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def show(name: Annotated[str, typer.Argument(help="A defense or an attack.")]) -> None:
+    """Print a plugin's description and hyperparameters: defaults, presets, units and sources."""
+    from advbench.describe import plugin_lines
+
+    for line in plugin_lines(name):
+        _say(line)
+
+
+@app.command()
+def doctor(*, store: StoreUrl = DEFAULT_STORE, data_root: DataRoot = None) -> None:
+    """Check this installation: versions, devices, plugins, store, data."""
+    from advbench.describe import doctor_lines
+
+    sound = True
+    for good, line in doctor_lines(store, data_root):
+        sound &= good
+        _say(f"{'ok  ' if good else 'FAIL'}  {line}")
+    if not sound:
+        raise typer.Exit(1)
+
+
+def _spec(file: Path | None, **options: Any) -> "RunSpec":
+    from advbench.config import make_spec, parse_settings, parse_toml
+
+    values: dict[str, Any] = {} if file is None else parse_toml(file)
+    items = options.pop("set", None)
+    readers = {"defenses": _names, "attacks": _names, "eps": _radii, "seeds": _integers}
+    for name, value in options.items():
+        if value is not None:
+            values[name] = readers[name](value) if name in readers else value
+    for plugin, params in parse_settings(items or []).items():
+        given = values.setdefault("set", {})
+        given[plugin] = {**given.get(plugin, {}), **params}
+    for name, option in (("defenses", "--defense"), ("attacks", "--attack")):
+        if not values.get(name):
+            raise InputError(f"no {name}", remedy=f"name at least one with {option}; 'advbench plugins' lists them")
+    return make_spec(values)
+
+
+def _runtime(spec: "RunSpec", data_root: str | None, store: str, device: str | None, chunk: int | None) -> "Runtime":
+    import torch
+
+    from advbench.api import Resources
+    from advbench.tasks import Runtime
+
+    if device is None:
+        device = "cuda:0" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError("device", expected="one that torch can use here", got=f"{device!r}") from error
+    return Runtime(store, spec.dataset, data_root, Resources(device, spec.threads, chunk))
+
+
+def _names(values: Names) -> list[str]:
+    return [name.strip() for value in values for name in value.split(",") if name.strip()]
+
+
+def _radii(values: Names) -> list[float]:
+    try:
+        return [float(Fraction(name.replace(" ", ""))) for name in _names(values)]
+    except (ValueError, ZeroDivisionError) as error:
+        raise InputError("--eps", expected="numbers, as 0.1 or 8/255", got=repr(",".join(values))) from error
+
+
+def _integers(values: Names) -> list[int]:
+    try:
+        return [int(name) for name in _names(values)]
+    except ValueError as error:
+        raise InputError("--seeds", expected="whole numbers", got=repr(",".join(values))) from error
+
+
+def _print_end(report: "Report", files: tuple[Path, ...]) -> None:
+    _say(report.summary())
+    _say("")
+    for path in files:
+        _say(str(path))
+
+
+def _say(line: str) -> None:
+    typer.echo(line)
+
+
+def _complain(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    del category, filename, lineno, file, line
+    _complain("warning: " + " ".join(str(message).split()))
+
+
+# typer brings its own copy of click or uses the installed one; this is the base class of whichever it is.
+_USAGE_ERROR: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; expected failures become one line and an exit code."""
+    warnings.showwarning = _show_warning
+    try:
+        code = app(arguments, standalone_mode=False, prog_name="advbench")
+    except _USAGE_ERROR as error:
+        _complain("error: " + " ".join(error.format_message().split()))
+        return 2
+    except AdvbenchError as error:
+        _complain(f"error: {error}")
+        return 2
+    except (KeyboardInterrupt, typer.Abort):
+        _complain("interrupted; the same command goes on from here")
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone
+        return 0
+    return code if isinstance(code, int) else 0
+
+
+def script() -> None:
+    """The console script."""
+    sys.exit(main())

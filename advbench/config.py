@@ -1,0 +1,222 @@
+"""A run, as the user asks for it: options or TOML become frozen, validated values."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pydantic
+
+from advbench.api import Configurable, Norm, Precision, Threat
+from advbench.errors import InputError, unknown_name
+from advbench.registry import Entry, Kind, registry
+
+# Radii of the curve and of the headline (the last) for each data set, in pixels in [0, 1].
+EPS: dict[str, dict[Norm, tuple[float, ...]]] = {
+    "digits": {"linf": (0.05, 0.1, 0.15), "l2": (0.25, 0.5, 1.0)},
+    "mnist": {"linf": (0.1, 0.2, 0.3), "l2": (1.0, 2.0, 3.0)},
+    "fashion_mnist": {"linf": (0.05, 0.1, 0.15), "l2": (0.5, 1.0, 1.5)},
+}
+COLOUR_EPS: dict[Norm, tuple[float, ...]] = {
+    "linf": (2 / 255, 4 / 255, 8 / 255),
+    "l2": (0.25, 0.5, 1.0),
+}
+DEFAULT_ARCHITECTURES = {
+    "mnist": "bal_cnn",
+    "fashion_mnist": "bal_cnn",
+    "cifar10": "vgg16",
+    "cifar100": "vgg16",
+    "stl10": "vgg16",
+    "svhn": "resnet20",
+    "gtsrb": "resnet20",
+}
+
+
+class RunSpec(pydantic.BaseModel):
+    """What a run computes. Two equal specs on the same data and versions give the same results.
+
+    A defense or attack is the name of a plugin, or `name@label` to have one plugin several times with
+    different hyperparameters.
+    """
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    dataset: str = "digits"
+    architecture: str = ""
+    defenses: tuple[str, ...] = pydantic.Field(min_length=1)
+    attacks: tuple[str, ...] = pydantic.Field(min_length=1)
+    norm: Norm = "linf"
+    eps: tuple[float, ...] = ()
+    seeds: tuple[int, ...] = pydantic.Field(default=(0,), min_length=1)
+    draws: int = pydantic.Field(default=20, ge=1)
+    limit: int | None = pydantic.Field(default=None, ge=1)
+    batch_size: int = pydantic.Field(default=256, ge=1)
+    precision: Precision = "float32"
+    threads: int = pydantic.Field(default=2, ge=1)
+    set: dict[str, dict[str, Any]] = {}
+
+    @pydantic.field_validator("defenses", "attacks", "eps", "seeds")
+    @classmethod
+    def _distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        repeated = sorted({str(v) for v in values if values.count(v) > 1})
+        if repeated:
+            raise ValueError(f"each value once; repeated: {', '.join(repeated)}")
+        return values
+
+    @pydantic.field_validator("seeds")
+    @classmethod
+    def _natural(cls, values: tuple[int, ...]) -> tuple[int, ...]:
+        if any(value < 0 for value in values):
+            raise ValueError("seeds >= 0")
+        return values
+
+    def completed(self) -> RunSpec:
+        """The spec with the data set's defaults filled in and attack `none` left to the clean row."""
+        kind = self.dataset.partition(":")[0]
+        eps = self.eps or EPS.get(kind, {"linf": COLOUR_EPS["linf"], "l2": COLOUR_EPS["l2"]})[self.norm]
+        for value in eps:
+            Threat(self.norm, value)
+        attacks = tuple(name for name in self.attacks if name != "none")
+        architecture = self.architecture or DEFAULT_ARCHITECTURES.get(kind, "small_cnn")
+        return self.model_copy(
+            update={
+                "eps": tuple(sorted(e for e in eps if e > 0)),
+                "attacks": attacks,
+                "architecture": architecture,
+            }
+        )
+
+    def to_toml(self) -> str:
+        """The spec as TOML, from which `parse_toml` makes an equal one."""
+        values = self.model_dump(exclude={"set"}, exclude_none=True)
+        lines = [f"{name} = {_toml(value)}" for name, value in values.items()]
+        for plugin, params in self.set.items():
+            lines += ["", f"[set.{_toml(plugin)}]"] + [f"{k} = {_toml(v)}" for k, v in params.items()]
+        return "\n".join(lines) + "\n"
+
+
+class Choice(NamedTuple):
+    """A plugin as a run uses it.
+
+    Attributes:
+        label: what tables call it.
+        entry: where it comes from.
+        params: its resolved hyperparameters, JSON values.
+        passes: forward and backward passes that it makes for each image; None where it does not say.
+    """
+
+    label: str
+    entry: Entry
+    params: Mapping[str, Any]
+    passes: float | None
+
+    def identity(self) -> dict[str, Any]:
+        """What a key holds of it."""
+        return {
+            "name": self.entry.name,
+            "distribution": self.entry.distribution,
+            "version": self.entry.version,
+            "params": dict(self.params),
+        }
+
+
+def make_spec(values: Mapping[str, Any]) -> RunSpec:
+    """Validate option values or parsed TOML.
+
+    Raises:
+        InputError: an unknown name, or a value of the wrong type or range.
+    """
+    for name in values:
+        if name not in RunSpec.model_fields:
+            raise unknown_name("setting", name, RunSpec.model_fields)
+    try:
+        return RunSpec.model_validate(dict(values)).completed()
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        message = first["msg"].removeprefix("Value error, ")
+        raise InputError(
+            f"setting {where!r}", expected=message[0].lower() + message[1:], got=repr(first["input"])
+        ) from error
+
+
+def parse_toml(path: Path) -> dict[str, Any]:
+    """The values of a spec file.
+
+    Raises:
+        InputError: the file cannot be read, or is no TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise InputError(f"spec file {path}", expected="readable TOML", got=reason) from error
+
+
+def parse_settings(items: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """`name.param=value` items as nested values; a value is TOML where it parses as such, else a string.
+
+    Raises:
+        InputError: an item is not of that form.
+    """
+    settings: dict[str, dict[str, Any]] = {}
+    for item in items:
+        target, equals, raw = item.partition("=")
+        plugin, dot, param = target.strip().rpartition(".")
+        if not (equals and dot and plugin and param):
+            raise InputError("--set", expected="name.param=value", got=repr(item))
+        try:
+            value = tomllib.loads(f"v = {raw}")["v"]
+        except tomllib.TOMLDecodeError:
+            value = raw.strip()
+        settings.setdefault(plugin, {})[param] = value
+    return settings
+
+
+def resolve(spec: RunSpec) -> tuple[tuple[Choice, ...], tuple[Choice, ...]]:
+    """The run's defenses and attacks with their resolved hyperparameters; loads their classes.
+
+    Raises:
+        InputError: an unknown plugin or hyperparameter, a bad value, a norm that an attack lacks, or a
+            setting for a plugin that the run does not use.
+    """
+    registry().find("dataset", spec.dataset.partition(":")[0])
+    registry().find("architecture", spec.architecture)
+    for plugin in spec.set:
+        if plugin not in (*spec.defenses, *spec.attacks):
+            raise unknown_name("plugin in --set", plugin, (*spec.defenses, *spec.attacks))
+    defenses = tuple(_choose("defense", label, spec) for label in spec.defenses)
+    attacks = tuple(_choose("attack", label, spec) for label in spec.attacks)
+    for choice in attacks:
+        norms = registry().load("attack", choice.entry.name).norms
+        if spec.norm not in norms:
+            raise InputError(
+                f"norm of attack {choice.entry.name!r}",
+                expected=f"one of {', '.join(sorted(norms))}",
+                got=repr(spec.norm),
+                remedy="choose another --norm or --attack",
+            )
+    return defenses, attacks
+
+
+def _choose(kind: Kind, label: str, spec: RunSpec) -> Choice:
+    entry = registry().find(kind, label.partition("@")[0])
+    cls: type[Configurable] = registry().load(kind, entry.name)
+    try:
+        params = cls.resolve(spec.set.get(label, {}), spec.dataset.partition(":")[0])
+    except InputError as error:
+        raise InputError(f"{kind} {label!r}: {error}") from error
+    values = params.model_dump(mode="json")
+    return Choice(label, entry, values, cls(**values).passes_per_image())
+
+
+def _toml(value: object) -> str:
+    """A TOML value; JSON's strings, numbers, booleans and arrays are TOML's."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_toml(k)} = {_toml(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value, ensure_ascii=False)

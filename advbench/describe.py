@@ -1,0 +1,139 @@
+"""Descriptions for people: a plan and its cost, a plugin's hyperparameters, the state of an installation."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pydantic
+from tabulate import tabulate
+
+from advbench.api import Configurable
+from advbench.datasets import DEFAULT_ROOT
+from advbench.errors import AdvbenchError, unknown_name
+from advbench.plan import Plan
+from advbench.registry import KINDS, Entry, registry
+from advbench.scheduler import outstanding
+from advbench.store import Store
+
+
+def plan_lines(plan: Plan, store: Store, *, every_task: bool) -> Iterator[str]:
+    """Tasks by kind: how many, how many the store has, and the passes that the others cost."""
+    waiting = outstanding(plan, store)
+    rows = []
+    for kind in ("train", "craft", "evaluate"):
+        all_of = [task for task in plan.tasks.values() if task.kind == kind]
+        to_do = [task for task in all_of if task.key in waiting]
+        rows.append([kind, len(all_of), len(to_do), f"{sum(task.cost for task in to_do):,.0f}"])
+    rows.append(["all", len(plan.tasks), len(waiting), f"{sum(task.cost for task in waiting.values()):,.0f}"])
+    headers = ["task", "planned", "to run", "passes of an image"]
+    yield tabulate(rows, headers=headers, tablefmt="github", colalign=("left", "right", "right", "right"))
+    yield f"{len(plan.cells)} rows in results.csv; what is planned and not to run is done already or not needed"
+    if every_task:
+        for task in waiting.values():
+            yield f"{task.key[:12]}  {task.label}"
+
+
+def plugin_lines(name: str) -> Iterator[str]:
+    """A plugin's description, and each hyperparameter with type, default, presets, unit and source.
+
+    Raises:
+        InputError: no defense or attack has that name.
+    """
+    entries: list[Entry] = [e for e in registry().entries() if e.kind in ("defense", "attack")]
+    entry = next((e for e in entries if e.name == name), None)
+    if entry is None:
+        raise unknown_name("defense or attack", name, [e.name for e in entries])
+    cls: type[Configurable] = registry().load(entry.kind, name)
+    yield f"{entry.kind} {name}, {entry.distribution} {entry.version}"
+    yield ""
+    yield inspect.cleandoc(cls.__doc__ or entry.summary)
+    for kind in ("norms", "minimal_norm"):
+        value = getattr(cls, kind, None)
+        if value is not None:
+            yield ""
+            yield f"{kind}: {', '.join(sorted(value)) if isinstance(value, frozenset) else value}"
+    fields = cls.Params.model_fields
+    if not fields:
+        yield ""
+        yield "No hyperparameters."
+    for field_name, info in fields.items():
+        yield ""
+        yield f"{field_name} = {_shown(info.get_default(call_default_factory=True))}  ({_type(info)})"
+        yield f"    {info.description or 'not described'}"
+        for preset, values in cls.presets.items():
+            if field_name in values:
+                yield f"    preset {preset}: {_shown(values[field_name])}"
+
+
+def _shown(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else repr(value)
+
+
+def _type(info: pydantic.fields.FieldInfo) -> str:
+    kind = info.annotation
+    name = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
+    bounds = [
+        f"{word} {getattr(m, word)}" for m in info.metadata for word in ("ge", "gt", "le", "lt") if hasattr(m, word)
+    ]
+    return ", ".join([name, *bounds])
+
+
+def doctor_lines(store: str, data_root: str | None) -> Iterator[tuple[bool, str]]:
+    """Checks of an installation: whether each is fine, and what was found."""
+    import torch
+
+    yield (
+        True,
+        f"Python {platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
+    )
+    for name in ("advbench", "torch", "torchvision", "numpy", "pydantic", "pluggy", "pandas"):
+        yield _version(name)
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    yield True, f"GPUs: {', '.join(gpus) if gpus else 'none; tasks run on the CPU'}"
+    found = registry()
+    counts = ", ".join(f"{sum(1 for _ in found.entries(kind))} {kind}s" for kind in KINDS)
+    yield True, f"plugins: {counts}"
+    for problem in found.problems:
+        yield False, f"plugin {problem.plugin!r} of {problem.distribution} failed to load: {problem.reason}"
+    for error in found.duplicates():
+        yield False, str(error)
+    yield _store_check(store)
+    root = Path(data_root) if data_root else DEFAULT_ROOT.expanduser()
+    present = sorted(p.name for p in root.iterdir()) if root.is_dir() else []
+    yield True, f"data in {root}: {', '.join(present) if present else 'nothing yet; digits needs none'}"
+    yield _robustbench_check()
+
+
+def _version(name: str) -> tuple[bool, str]:
+    try:
+        return True, f"{name} {importlib.metadata.version(name)}"
+    except importlib.metadata.PackageNotFoundError:
+        return False, f"{name} is not installed; pip install {name}"
+
+
+def _store_check(url: str) -> tuple[bool, str]:
+    key = "0" * 64
+    try:
+        store = Store(url)
+        store.write_partial(key, b"doctor")
+        sound = store.read_partial(key) == b"doctor"
+        store.drop_partial(key)
+    except AdvbenchError as error:
+        return False, str(error)
+    return sound, f"store {url} can be written and read"
+
+
+def _robustbench_check() -> tuple[bool, str]:
+    """Torchattacks installs a folder named robustbench that is not RobustBench; tell whether it is the one found."""
+    owners: Any = importlib.metadata.packages_distributions().get("robustbench", [])
+    if not owners:
+        return True, "bridges: robustbench is not installed (pip install 'advbench[bridges]')"
+    if "robustbench" not in owners:
+        return False, f"bridges: the module robustbench belongs to {', '.join(owners)}; pip install robustbench"
+    return True, f"bridges: robustbench {importlib.metadata.version('robustbench')}"

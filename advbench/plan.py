@@ -1,0 +1,164 @@
+"""From a spec to a DAG of tasks with content keys. Knows neither torch nor disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from advbench.config import Choice, RunSpec
+from advbench.store import SCHEMA, content_key
+
+TaskKind = Literal["train", "craft", "evaluate"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One unit of work.
+
+    Attributes:
+        kind: train, craft or evaluate.
+        inputs: everything that the result depends on, as JSON values; `key` is their SHA-256.
+        key: the name of the result in the store.
+        needs: keys of the tasks whose artifacts it reads.
+        label: for people.
+        cost: forward-and-backward passes of an image that it makes, roughly; for progress and plans.
+    """
+
+    kind: TaskKind
+    inputs: Mapping[str, Any]
+    key: str
+    needs: tuple[str, ...]
+    label: str
+    cost: float
+
+
+class Cell(NamedTuple):
+    """One row of `results.csv` to be: where its numbers will be found."""
+
+    defense: Choice
+    source: Choice
+    attack: Choice | None
+    eps: float
+    seed: int
+    key: str
+
+
+class DataIdentity(NamedTuple):
+    """What keys and costs need to know of a data set.
+
+    Attributes:
+        name: its registered name, without path.
+        digest: SHA-256 of its content.
+        train_count: training images.
+        test_count: test images.
+    """
+
+    name: str
+    digest: str
+    train_count: int
+    test_count: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The tasks of a run in an order that respects their needs, and the cells that they fill."""
+
+    spec: RunSpec
+    tasks: Mapping[str, Task]
+    cells: tuple[Cell, ...]
+
+
+def make_plan(
+    spec: RunSpec,
+    defenses: tuple[Choice, ...],
+    attacks: tuple[Choice, ...],
+    architecture: Mapping[str, str],
+    data: DataIdentity,
+    core_version: str,
+) -> Plan:
+    """Lay out a run: train each defense, craft on each as source, evaluate on each as target.
+
+    Args:
+        spec: a completed spec.
+        defenses: its defenses, resolved.
+        attacks: its attacks, resolved.
+        architecture: name, distribution and version of the net.
+        data: the data set.
+        core_version: the version of advbench, which is in every key.
+    """
+    layout = _Layout(spec, dict(architecture), data, core_version)
+    for seed in spec.seeds:
+        trained = {choice.label: layout.train(choice, seed) for choice in defenses}
+        for target in defenses:
+            key = layout.evaluate(target, trained[target.label], None, "clean", seed)
+            layout.cells.append(Cell(target, target, None, 0.0, seed, key))
+        for attack in attacks:
+            for eps in spec.eps:
+                for source in defenses:
+                    examples = layout.craft(source, trained[source.label], attack, eps, seed)
+                    for target in defenses:
+                        what = f"{attack.label} {eps:.4g} from {source.label}"
+                        key = layout.evaluate(target, trained[target.label], examples, what, seed)
+                        layout.cells.append(Cell(target, source, attack, eps, seed, key))
+    return Plan(spec, layout.tasks, tuple(layout.cells))
+
+
+class _Layout:
+    """A plan in the making."""
+
+    def __init__(self, spec: RunSpec, architecture: dict[str, str], data: DataIdentity, core_version: str) -> None:
+        self.tasks: dict[str, Task] = {}
+        self.cells: list[Cell] = []
+        self._spec = spec
+        self._architecture = architecture
+        self._data = data
+        self._images = min(spec.limit or data.test_count, data.test_count)
+        self._common = {
+            "schema": SCHEMA,
+            "advbench": core_version,
+            "data": {"name": data.name, "sha256": data.digest},
+            "threads": spec.threads,
+        }
+        self._judged = {"images": self._images, "batch_size": spec.batch_size}
+
+    def train(self, defense: Choice, seed: int) -> str:
+        inputs = {
+            "defense": defense.identity(),
+            "architecture": self._architecture,
+            "precision": self._spec.precision,
+            "seed": seed,
+        }
+        cost = (defense.passes or 0.0) * self._data.train_count
+        return self._add("train", inputs, (), f"train {defense.label}, seed {seed}", cost)
+
+    def craft(self, source: Choice, trained: str, attack: Choice, eps: float, seed: int) -> str:
+        inputs = {
+            "attack": attack.identity(),
+            "source": trained,
+            "norm": self._spec.norm,
+            "eps": eps,
+            "seed": seed,
+            **self._judged,
+        }
+        label = f"craft {attack.label} {eps:.4g} on {source.label}, seed {seed}"
+        return self._add("craft", inputs, (trained,), label, (attack.passes or 0.0) * self._images)
+
+    def evaluate(self, target: Choice, trained: str, examples: str | None, what: str, seed: int) -> str:
+        inputs = {
+            "target": trained,
+            "examples": examples,
+            "draws": self._spec.draws,
+            "seed": seed,
+            **self._judged,
+        }
+        needs = (trained,) if examples is None else (trained, examples)
+        label = f"evaluate {target.label} on {what}, seed {seed}"
+        forward_share = 1 / 3  # a backward pass costs about two forward ones
+        return self._add("evaluate", inputs, needs, label, forward_share * self._spec.draws * self._images)
+
+    def _add(self, kind: TaskKind, inputs: dict[str, Any], needs: tuple[str, ...], label: str, cost: float) -> str:
+        inputs = {"kind": kind, **inputs, **self._common}
+        key = content_key(inputs)
+        self.tasks.setdefault(key, Task(kind, inputs, key, needs, label, cost))
+        return key

@@ -1,0 +1,256 @@
+"""The tables of a run, as data frames made from records alone."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from advbench.metrics import affinity
+from advbench.plan import Cell, Plan
+from advbench.report.markdown import main_table, render
+from advbench.store import Store
+
+Record = Mapping[str, Any]
+
+RESULT_COLUMNS = [
+    "dataset",
+    "architecture",
+    "defense",
+    "defense_params",
+    "attack",
+    "attack_params",
+    "source",
+    "norm",
+    "eps",
+    "seed",
+    "n_examples",
+    "draws",
+    "accuracy",
+    "accuracy_low",
+    "accuracy_high",
+    "draw_accuracy_mean",
+    "draw_accuracy_low",
+    "draw_accuracy_high",
+    "draw_accuracy_min",
+    "draw_accuracy_max",
+    "forward_passes",
+    "backward_passes",
+    "seconds",
+    "flags",
+    "key",
+    "versions",
+]
+
+
+@dataclass(frozen=True)
+class Report:
+    """The tables of a run.
+
+    Attributes:
+        results: a row for each (source, target, attack, eps, seed), columns as `RESULT_COLUMNS`.
+        leaderboard: a row for each defense, the most robust first.
+        affinity: a row for each (attack, eps, seed, source, target).
+        retention: a row for each (defense, attack, eps, seed, fraction kept); clean and white-box.
+    """
+
+    results: pd.DataFrame
+    leaderboard: pd.DataFrame
+    affinity: pd.DataFrame
+    retention: pd.DataFrame
+
+    def markdown(self) -> str:
+        """The leaderboard and what it rests on, for people."""
+        return render(self.results, self.leaderboard, self.affinity, self.retention)
+
+    def summary(self) -> str:
+        """The main table, for the end of a run."""
+        return main_table(self.results, self.leaderboard)
+
+    def files(self) -> dict[str, str]:
+        """The text of each file by its name."""
+        frames = {
+            "results.csv": self.results,
+            "leaderboard.csv": self.leaderboard,
+            "affinity.csv": self.affinity,
+            "retention.csv": self.retention,
+        }
+        texts = {name: frame.to_csv(index=False, lineterminator="\n") for name, frame in frames.items()}
+        return {**texts, "leaderboard.md": self.markdown()}
+
+
+def collect(plan: Plan, store: Store, failed: Mapping[str, str] | None = None) -> Report:
+    """Make the tables of a plan from what the store holds.
+
+    Args:
+        plan: the run.
+        store: its records.
+        failed: why each failed task failed, by key; shown in the cells that it was to fill.
+    """
+    records = {cell.key: store.read_record(cell.key) for cell in plan.cells}
+    reasons = failed or {}
+    results = pd.DataFrame(
+        [_result_row(plan, cell, records[cell.key], reasons.get(cell.key)) for cell in plan.cells],
+        columns=RESULT_COLUMNS,
+    )
+    curves = _retention_table(plan, records)
+    return Report(results, _leaderboard_table(results, curves), _affinity_table(results), curves)
+
+
+def _identity(plan: Plan, cell: Cell) -> dict[str, Any]:
+    """The columns by which a row of any table is found."""
+    return {
+        "dataset": plan.spec.dataset.partition(":")[0],
+        "architecture": plan.spec.architecture,
+        "defense": cell.defense.label,
+        "attack": cell.attack.label if cell.attack else "none",
+        "source": cell.source.label,
+        "norm": plan.spec.norm,
+        "eps": cell.eps,
+        "seed": cell.seed,
+    }
+
+
+def _result_row(plan: Plan, cell: Cell, record: Record | None, reason: str | None) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        **_identity(plan, cell),
+        "defense_params": _one_line(cell.defense.params),
+        "attack_params": _one_line(cell.attack.params if cell.attack else {}),
+        "key": cell.key,
+    }
+    if record is None:
+        return row | {"flags": f"failed: {reason}" if reason else "missing", "versions": ""}
+    result = record["result"]
+    attack = result["attack"]
+    return row | {
+        "n_examples": result["n_examples"],
+        "draws": result["draws"],
+        "accuracy": result["accuracy"],
+        "accuracy_low": result["accuracy_interval"][0],
+        "accuracy_high": result["accuracy_interval"][1],
+        "draw_accuracy_mean": result["draw_accuracy"],
+        "draw_accuracy_low": result["draw_accuracy_interval"][0],
+        "draw_accuracy_high": result["draw_accuracy_interval"][1],
+        "draw_accuracy_min": result["draw_accuracy_min"],
+        "draw_accuracy_max": result["draw_accuracy_max"],
+        "forward_passes": attack["forward_passes"],
+        "backward_passes": attack["backward_passes"],
+        "seconds": round(record["seconds"] + attack["seconds"], 3),
+        "flags": "",
+        "versions": _one_line(record["versions"]),
+    }
+
+
+def _one_line(values: Mapping[str, Any]) -> str:
+    return json.dumps(dict(values), sort_keys=True)
+
+
+def _retention_table(plan: Plan, records: Mapping[str, Record | None]) -> pd.DataFrame:
+    rows = []
+    for cell in plan.cells:
+        record = records[cell.key]
+        if record is None or cell.source != cell.defense:
+            continue
+        curve = record["result"]["retention"]
+        points = zip(curve["fractions"], curve["counts"], curve["accuracies"], strict=True)
+        for kept, count, accuracy in points:
+            rows.append(
+                _identity(plan, cell) | {"kept": kept, "n_kept": count, "accuracy": accuracy, "area": curve["area"]}
+            )
+    columns = [*["dataset", "architecture", "defense", "attack", "source", "norm", "eps", "seed"]]
+    return pd.DataFrame(rows, columns=[*columns, "kept", "n_kept", "accuracy", "area"])
+
+
+def _affinity_table(results: pd.DataFrame) -> pd.DataFrame:
+    """Adv-BNN eq. 17 for every pair; undefined values keep the reason."""
+    clean = {(r.defense, r.seed): r.accuracy for r in results.itertuples() if r.attack == "none"}
+    attacked = results[results.attack != "none"]
+    white = {(r.defense, r.attack, r.eps, r.seed): r.accuracy for r in attacked.itertuples() if r.source == r.defense}
+    rows = []
+    for r in attacked.itertuples():
+        on_itself = white[(r.defense, r.attack, r.eps, r.seed)]
+        rho = affinity(clean[(r.defense, r.seed)], r.accuracy, on_itself)
+        rows.append(
+            {
+                "dataset": r.dataset,
+                "architecture": r.architecture,
+                "attack": r.attack,
+                "norm": r.norm,
+                "eps": r.eps,
+                "seed": r.seed,
+                "source": r.source,
+                "target": r.defense,
+                "affinity": rho.value,
+                "clean_accuracy": clean[(r.defense, r.seed)],
+                "transfer_accuracy": r.accuracy,
+                "white_box_accuracy": on_itself,
+                "reason": rho.reason,
+            }
+        )
+    columns = [
+        "dataset",
+        "architecture",
+        "attack",
+        "norm",
+        "eps",
+        "seed",
+        "source",
+        "target",
+        "affinity",
+        "clean_accuracy",
+        "transfer_accuracy",
+        "white_box_accuracy",
+        "reason",
+    ]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _leaderboard_table(results: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
+    """A row for each defense: clean accuracy, accuracy under each white-box attack, and the lowest of them.
+
+    Several seeds: mean of accuracies and of interval ends (images are shared, so seeds do not narrow them),
+    and the deviation over seeds.
+    """
+    white = results[results.source == results.defense]
+    headline = white.eps.max()
+    rows = []
+    for defense, mine in white.groupby("defense", sort=False):
+        row: dict[str, Any] = {
+            "defense": defense,
+            "dataset": mine.dataset.iloc[0],
+            "architecture": mine.architecture.iloc[0],
+            "norm": mine.norm.iloc[0],
+            "seeds": mine.seed.nunique(),
+            "n_examples": mine.n_examples.max(),
+            "draws": mine.draws.max(),
+            **_accuracy_columns("clean", mine[mine.attack == "none"]),
+        }
+        worst, worst_attack = math.nan, ""
+        for (attack, eps), cells in mine[mine.attack != "none"].groupby(["attack", "eps"], sort=False):
+            columns = _accuracy_columns(f"{attack}@{eps:.4g}", cells)
+            row |= columns
+            accuracy = next(iter(columns.values()))
+            if eps == headline and not accuracy >= worst:
+                worst, worst_attack = accuracy, str(attack)
+        area = curves[(curves.defense == defense) & (curves.attack == "none")].area.mean()
+        failed = int((~mine.accuracy.notna()).sum())
+        rows.append(
+            row | {"worst": worst, "worst_attack": worst_attack, "retention_area": area, "failed_cells": failed}
+        )
+    frame = pd.DataFrame(rows)
+    order = ["worst", "clean"] if frame.worst.notna().any() else ["clean"]
+    return frame.sort_values(order, ascending=False, kind="stable", na_position="last")
+
+
+def _accuracy_columns(name: str, cells: pd.DataFrame) -> dict[str, float]:
+    """Mean accuracy and interval over seeds; NaN as soon as one seed is missing, never a mean of the rest."""
+    mean = {
+        name: cells.accuracy.mean(skipna=False),
+        f"{name}_low": cells.accuracy_low.mean(skipna=False),
+        f"{name}_high": cells.accuracy_high.mean(skipna=False),
+    }
+    return mean | ({f"{name}_sd": cells.accuracy.std(ddof=1, skipna=False)} if len(cells) > 1 else {})

@@ -1,0 +1,259 @@
+"""Runs one task: the only place where plugins, data and store meet."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import safetensors.numpy
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from advbench.api import Data, Progress, Resources, Threat, TrainContext
+from advbench.architectures import build
+from advbench.classifier import Classifier
+from advbench.datasets import Dataset, limited, load_dataset
+from advbench.errors import InputError, PluginError
+from advbench.harness import craft, evaluate
+from advbench.metrics import Predictions, retention, uncertainty
+from advbench.plan import DataIdentity, Task
+from advbench.registry import registry
+from advbench.seeds import derive
+from advbench.store import Store
+
+Record = dict[str, Any]
+OnProgress = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and with what tasks run; none of it is in a key, so none of it may change a result.
+
+    Attributes:
+        store_url: the store.
+        dataset: the data set's name, with its path if it has one.
+        data_root: the folder of the data sets.
+        resources: device, threads and chunk.
+        checkpoint_seconds: the least time between two saved states of a training.
+    """
+
+    store_url: str
+    dataset: str
+    data_root: str | None = None
+    resources: Resources = field(default_factory=Resources)
+    checkpoint_seconds: float = 30.0
+
+
+def identify(dataset: Dataset) -> DataIdentity:
+    """What a plan needs to know of a data set."""
+    kind = dataset.name.partition(":")[0]
+    return DataIdentity(kind, dataset.digest, len(dataset.train), len(dataset.test))
+
+
+class Runner:
+    """Runs tasks in this process, one at a time; keeps the data and the last nets at hand."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self.store = Store(runtime.store_url)
+        self._classifier = functools.lru_cache(maxsize=8)(self._load_classifier)
+
+    def run(self, task: Task, on_progress: OnProgress = lambda _: None) -> Record:
+        """Run a task whose needs are met; store its artifact and record; return the record.
+
+        Raises:
+            AdvbenchError: the task cannot be done, in one line.
+        """
+        started = time.perf_counter()
+        with _numerics(self.runtime.resources):
+            work = {"train": self._train, "craft": self._craft, "evaluate": self._evaluate}[task.kind]
+            result, artifact = work(task, on_progress)
+        record: Record = {
+            "kind": task.kind,
+            "inputs": dict(task.inputs),
+            "result": result,
+            "artifact": self.store.write_artifact(task.key, artifact),
+            "seconds": round(time.perf_counter() - started, 3),
+            "versions": versions(self.runtime.resources.device),
+        }
+        self.store.write_record(task.key, record)
+        self.store.drop_partial(task.key)
+        return record
+
+    def dataset(self) -> Dataset:
+        """The run's data set."""
+        return load_dataset(self.runtime.dataset, self.runtime.data_root)
+
+    def _train(self, task: Task, on_progress: OnProgress) -> tuple[dict[str, Any], bytes]:
+        inputs = task.inputs
+        last: dict[str, float] = {}
+
+        def watch(progress: Progress) -> None:
+            last.update(progress.values)
+            on_progress(progress)
+
+        data = self._checked_dataset(inputs).train
+        module = build(inputs["architecture"]["name"], data, derive(inputs["seed"], "init"))
+        chosen = inputs["defense"]
+        defense = registry().load("defense", chosen["name"])(**chosen["params"])
+        context = TrainContext(
+            seed=inputs["seed"],
+            precision=inputs["precision"],
+            resources=self.runtime.resources,
+            progress=watch,
+            checkpoint=_StoreSlot(self.store, task.key),
+            checkpoint_seconds=self.runtime.checkpoint_seconds,
+        )
+        clf = defense.fit(module, data, context)
+        if not isinstance(clf, Classifier):
+            raise PluginError(f"defense {chosen['name']!r} returned", expected="a Classifier", got=type(clf).__name__)
+        tensors, values = clf.export()
+        return {"classifier": values, "training": last}, _tensor_bytes(tensors)
+
+    def _craft(self, task: Task, on_progress: OnProgress) -> tuple[dict[str, Any], bytes]:
+        inputs = task.inputs
+        chosen = inputs["attack"]
+        attack = registry().load("attack", chosen["name"])(**chosen["params"])
+        data = self._judged_data(inputs)
+        x, y = data.batch(slice(None))
+        crafted = craft(
+            attack,
+            self._classifier(inputs["source"]),
+            x,
+            y,
+            Threat(inputs["norm"], inputs["eps"]),
+            seed=inputs["seed"],
+            batch_size=inputs["batch_size"],
+            report=lambda done, total: on_progress(Progress(done, total)),
+        )
+        result = {"forward_passes": crafted.forward_passes, "backward_passes": crafted.backward_passes}
+        return result, _tensor_bytes({"images": crafted.images})
+
+    def _evaluate(self, task: Task, on_progress: OnProgress) -> tuple[dict[str, Any], bytes]:
+        inputs = task.inputs
+        x, y = self._judged_data(inputs).batch(slice(None))
+        attack: dict[str, Any] = {"forward_passes": 0.0, "backward_passes": 0.0, "seconds": 0.0}
+        if inputs["examples"] is not None:
+            crafted = self._record(inputs["examples"])
+            x = self._tensors(inputs["examples"])["images"].to(x.device)
+            attack = {**crafted["result"], "seconds": crafted["seconds"]}
+        predictions = evaluate(
+            self._classifier(inputs["target"]),
+            x,
+            y,
+            inputs["draws"],
+            seed=inputs["seed"],
+            batch_size=inputs["batch_size"],
+            report=lambda done, total: on_progress(Progress(done, total)),
+        )
+        return {**summary(predictions), "attack": attack}, safetensors.numpy.save(predictions.arrays())
+
+    def _checked_dataset(self, inputs: Mapping[str, Any]) -> Dataset:
+        dataset = self.dataset()
+        if dataset.digest != inputs["data"]["sha256"]:
+            raise InputError(
+                f"data set {dataset.name!r} changed since the run was planned",
+                remedy="run the same command again",
+            )
+        return dataset
+
+    def _judged_data(self, inputs: Mapping[str, Any]) -> Data:
+        test = limited(self._checked_dataset(inputs).test, inputs["images"])
+        return test.to(self.runtime.resources.device)
+
+    def _record(self, key: str) -> Record:
+        record = self.store.read_record(key)
+        if record is None:
+            raise InputError(f"result {key[:12]} is gone from the store", remedy="run the same command again")
+        return record
+
+    def _tensors(self, key: str) -> dict[str, Tensor]:
+        raw = self.store.read_artifact(key)
+        if raw is None:
+            raise InputError(f"artifact {key[:12]} is gone from the store", remedy="run the same command again")
+        return safetensors.torch.load(raw)
+
+    def _load_classifier(self, key: str) -> Classifier:
+        record = self._record(key)
+        inputs = record["inputs"]
+        data = self._checked_dataset(inputs).train
+        module = build(inputs["architecture"]["name"], data, derive(inputs["seed"], "init"))
+        clf = Classifier.load(module, self._tensors(key), record["result"]["classifier"])
+        clf = clf.to(self.runtime.resources.device)
+        clf.chunk = self.runtime.resources.chunk
+        return clf
+
+
+def summary(predictions: Predictions) -> dict[str, Any]:
+    """The metrics of one cell as JSON values: accuracies, intervals, uncertainty, retention."""
+    measures = uncertainty(predictions)
+    curve = retention(predictions.ensemble_correct, measures.total)
+    draws = predictions.draw_accuracies
+    return {
+        "n_examples": len(predictions),
+        "draws": predictions.draws,
+        "accuracy": predictions.accuracy,
+        "accuracy_interval": list(predictions.interval),
+        "draw_accuracy": predictions.draw_accuracy,
+        "draw_accuracy_interval": list(predictions.draw_interval),
+        "draw_accuracy_min": float(draws.min()),
+        "draw_accuracy_max": float(draws.max()),
+        "uncertainty": {name: float(values.mean()) for name, values in measures._asdict().items()},
+        "retention": curve._asdict(),
+    }
+
+
+def versions(device: str) -> dict[str, str]:
+    """What computed a record: library versions and the kind of device."""
+    names = ("advbench", "torch", "numpy")
+    found = {name: importlib.metadata.version(name) for name in names}
+    kind = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine()
+    return {**found, "python": platform.python_version(), "device": kind}
+
+
+class _StoreSlot:
+    """The checkpoint of one training, in the store."""
+
+    def __init__(self, store: Store, key: str) -> None:
+        self._store = store
+        self._key = key
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        raw = self._store.read_partial(self._key)
+        if raw is None:
+            return None
+        size = int.from_bytes(raw[:8], "little")
+        return safetensors.torch.load(raw[8 + size :]), json.loads(raw[8 : 8 + size])
+
+    def save(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        head = json.dumps(dict(values)).encode()
+        self._store.write_partial(self._key, len(head).to_bytes(8, "little") + head + _tensor_bytes(tensors))
+
+
+def _tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    return safetensors.torch.save({n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()})
+
+
+@contextmanager
+def _numerics(resources: Resources) -> Iterator[None]:
+    """Fixed threads and deterministic kernels; puts back what was set before."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    threads = torch.get_num_threads()
+    strict = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.set_num_threads(resources.threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(strict, warn_only=warn_only)
+        torch.set_num_threads(threads)
