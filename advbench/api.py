@@ -153,6 +153,9 @@ class Params(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+_Params = Params  # within Configurable the name means the subclass's own
+
+
 class Configurable:
     """A class with `Params`, an instance of which is made from keyword arguments.
 
@@ -170,7 +173,7 @@ class Configurable:
         self.params = self.resolve(values)
 
     @classmethod
-    def resolve(cls, values: Mapping[str, Any], dataset: str = "") -> Params:
+    def resolve(cls, values: Mapping[str, Any], dataset: str = "") -> _Params:
         """The hyperparameters that `values` stand for: defaults, then the preset's, then `values`.
 
         Raises:

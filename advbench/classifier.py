@@ -131,7 +131,7 @@ class Classifier(nn.Module):
         else:
             logits = torch.cat([self._logits(draw, x[r], r.start) for r in ranges])
         if logits.requires_grad and x.requires_grad:
-            logits.register_hook(self._count_backward)
+            logits.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
         return logits
 
     def input_gradient(self, x: Tensor, y: Tensor, loss: ExampleLoss, samples: int = 1) -> Gradient:

@@ -97,9 +97,10 @@ def run(
     from advbench.store import Store
 
     check_writable(out)
+    opened = Store(store)
+    opened.check_writable()
     plan = prepare(spec, data_root)
     runtime = _runtime(spec, data_root, store, device, chunk)
-    opened = Store(store)
     with make_display(plan, opened) as display:
         finished = execute(
             plan,

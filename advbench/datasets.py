@@ -105,7 +105,7 @@ def stratified(labels: Tensor, count: int) -> Tensor:
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(_SPLIT_SEED))
     shuffled = labels[order]
     position = torch.empty(len(labels), dtype=torch.float64)
-    for label in labels.unique():
+    for label in torch.unique(labels):
         members = (shuffled == label).nonzero().squeeze(1)
         # Spread each class evenly over [0, 1): any prefix of the merged order is in proportion.
         position[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)

@@ -120,7 +120,8 @@ class Predictions:
     @property
     def draw_accuracies(self) -> Floats:
         """Each draw's accuracy on all images, `(K,)`."""
-        return self.correct.mean(1)
+        accuracies: Floats = self.correct.mean(1)
+        return accuracies
 
     @property
     def draw_accuracy(self) -> float:

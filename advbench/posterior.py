@@ -113,7 +113,7 @@ class GaussianPosterior(Posterior):
         self.log_std = nn.Parameter(torch.full_like(flat, math.log(std)))
 
     def _views(self, flat: Tensor) -> dict[str, Tensor]:
-        parts = flat.split([shape.numel() for shape in self._shapes.values()])
+        parts = torch.split(flat, [shape.numel() for shape in self._shapes.values()])
         return {name: part.view(shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
 
     def sample(self, generator: torch.Generator) -> Weights:

@@ -51,7 +51,7 @@ def outstanding(plan: Plan, store: Store) -> dict[str, Task]:
     """
     wanted: set[str] = set()
     read: set[str] = set()
-    for task in reversed(plan.tasks.values()):
+    for task in reversed(list(plan.tasks.values())):
         judges = task.kind == "evaluate"
         if (judges or task.key in read) and not store.is_done(task.key, with_artifact=not judges):
             wanted.add(task.key)

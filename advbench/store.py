@@ -50,23 +50,41 @@ class Store:
         url: a folder, or any URL that fsspec understands.
 
     Raises:
-        StoreError: the store cannot be reached or written.
+        StoreError: no file system answers to the URL.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url
         try:
             self._fs, root = fsspec.core.url_to_fs(url)
-            self._fs.makedirs(root, exist_ok=True)
         except (OSError, ValueError, ImportError) as error:
-            raise StoreError(
-                f"store {url!r}",
-                expected="a folder or fsspec URL that can be written",
-                got=f"{type(error).__name__}: {error}",
-                remedy="choose another with --store",
-            ) from error
+            raise self._unusable(f"{type(error).__name__}: {error}") from error
         self._root = root.rstrip("/")
         self._local = isinstance(self._fs, LocalFileSystem)
+
+    def check_writable(self) -> None:
+        """Write, read and remove a probe.
+
+        Raises:
+            StoreError: that cannot be done.
+        """
+        probe = "0" * 64
+        try:
+            self.write_partial(probe, b"probe")
+            sound = self.read_partial(probe) == b"probe"
+            self.drop_partial(probe)
+        except StoreError as error:
+            raise self._unusable(str(error)) from error
+        if not sound:
+            raise self._unusable("a store that does not give back what was written")
+
+    def _unusable(self, got: str) -> StoreError:
+        return StoreError(
+            f"store {self.url!r}",
+            expected="a folder or fsspec URL that can be written",
+            got=got,
+            remedy="choose another with --store",
+        )
 
     # Records
 

@@ -79,10 +79,7 @@ class TrainState:
 class GradientDefense(Defense):
     """A training by gradient steps. Methods override `posterior`, `perturb` or `loss`, rarely `update`."""
 
-    class Params(TrainParams):
-        """Hyperparameters."""
-
-    params: Params
+    params: TrainParams
 
     def posterior(self, module: nn.Module) -> Posterior:
         """The distribution over the module's weights that is trained; the weights themselves by default."""
@@ -215,10 +212,7 @@ class BayesParams(TrainParams):
 class ElboLoss(GradientDefense):
     """Bayes by backprop: mean cross-entropy at one draw, plus kl_weight / N times the KL to the prior."""
 
-    class Params(BayesParams):
-        """Hyperparameters."""
-
-    params: Params
+    params: BayesParams
 
     def posterior(self, module: nn.Module) -> Posterior:
         """A Gaussian around the module's weights."""
@@ -235,8 +229,8 @@ class ElboLoss(GradientDefense):
         return {"loss": F.cross_entropy(logits.float(), y), "kl": kl}, logits
 
 
-class AdversarialParams(api.Params):
-    """Hyperparameters of the inner maximisation of adversarial training."""
+class AdversarialParams(TrainParams):
+    """Hyperparameters of adversarial training: those of any training, and of its inner maximisation."""
 
     eps: float = Field(default=8 / 255, ge=0, description="radius of the training's ball, in pixels in [0, 1]")
     norm: api.Norm = Field(default="linf", description="norm of the training's ball")
@@ -258,10 +252,7 @@ class PgdPerturbation(GradientDefense):
     train, and dropout does not blur the ascent.
     """
 
-    class Params(TrainParams, AdversarialParams):
-        """Hyperparameters."""
-
-    params: Params
+    params: AdversarialParams
 
     def passes_per_image(self) -> float:
         """An epoch passes each image once for each PGD step and once to train."""

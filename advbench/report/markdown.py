@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import pandas as pd
 from tabulate import tabulate
@@ -32,7 +33,7 @@ def main_table(results: pd.DataFrame, leaderboard: pd.DataFrame) -> str:
     attacks = list(attacked.attack.unique())
     headline = attacked.eps.max() if len(attacked) else math.nan
     rows = []
-    for record in leaderboard.to_dict("records"):
+    for record in _records(leaderboard):
         row = {"defense": record["defense"], "clean": _accuracy(record, "clean")}
         for attack in attacks:
             row[f"{attack} {format_eps(headline)}"] = _accuracy(record, f"{attack}@{headline:.4g}")
@@ -59,7 +60,7 @@ def _failures(results: pd.DataFrame) -> Iterator[str]:
     notes = results["flags"]
     reasons = notes[notes.str.startswith(("failed", "missing"))].value_counts(sort=False)
     if len(reasons):
-        yield "## Not computed\n\n" + "\n".join(f"- {n} cells {escape(r)}" for r, n in reasons.items())
+        yield "## Not computed\n\n" + "\n".join(f"- {n} cells {escape(str(r))}" for r, n in reasons.items())
 
 
 def _eps_tables(results: pd.DataFrame, leaderboard: pd.DataFrame) -> Iterator[str]:
@@ -71,7 +72,7 @@ def _eps_tables(results: pd.DataFrame, leaderboard: pd.DataFrame) -> Iterator[st
         rows = [
             {"defense": r["defense"], "0": _accuracy(r, "clean")}
             | {format_eps(eps): _accuracy(r, f"{attack}@{eps:.4g}") for eps in radii}
-            for r in leaderboard.to_dict("records")
+            for r in _records(leaderboard)
         ]
         yield f"## {escape(attack)}: accuracy against eps\n\n" + _table(pd.DataFrame(rows))
 
@@ -107,7 +108,11 @@ def _retention_table(retention: pd.DataFrame) -> Iterator[str]:
     yield "## Retention: accuracy on the surest images\n\n" + _table(pd.DataFrame(rows))
 
 
-def _accuracy(record: dict[str, float], name: str) -> str:
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
+
+
+def _accuracy(record: dict[str, Any], name: str) -> str:
     value = record.get(name, math.nan)
     if math.isnan(value):
         return "failed"
@@ -129,7 +134,7 @@ def escape(text: str) -> str:
 
 def _table(frame: pd.DataFrame) -> str:
     safe = frame.astype(str).map(_cell).rename(columns=_cell)
-    return tabulate(safe, headers="keys", tablefmt="github", showindex=False, disable_numparse=True)
+    return tabulate(safe.to_dict("list"), headers="keys", tablefmt="github", disable_numparse=True)
 
 
 def _cell(text: str) -> str:

@@ -165,48 +165,38 @@ def _retention_table(plan: Plan, records: Mapping[str, Record | None]) -> pd.Dat
     return pd.DataFrame(rows, columns=[*columns, "kept", "n_kept", "accuracy", "area"])
 
 
+AFFINITY_COLUMNS = (
+    "dataset",
+    "architecture",
+    "attack",
+    "norm",
+    "eps",
+    "seed",
+    "source",
+    "target",
+    "affinity",
+    "clean_accuracy",
+    "transfer_accuracy",
+    "white_box_accuracy",
+    "reason",
+)
+
+
 def _affinity_table(results: pd.DataFrame) -> pd.DataFrame:
     """Adv-BNN eq. 17 for every pair; undefined values keep the reason."""
-    clean = {(r.defense, r.seed): r.accuracy for r in results.itertuples() if r.attack == "none"}
-    attacked = results[results.attack != "none"]
-    white = {(r.defense, r.attack, r.eps, r.seed): r.accuracy for r in attacked.itertuples() if r.source == r.defense}
-    rows = []
-    for r in attacked.itertuples():
-        on_itself = white[(r.defense, r.attack, r.eps, r.seed)]
-        rho = affinity(clean[(r.defense, r.seed)], r.accuracy, on_itself)
-        rows.append(
-            {
-                "dataset": r.dataset,
-                "architecture": r.architecture,
-                "attack": r.attack,
-                "norm": r.norm,
-                "eps": r.eps,
-                "seed": r.seed,
-                "source": r.source,
-                "target": r.defense,
-                "affinity": rho.value,
-                "clean_accuracy": clean[(r.defense, r.seed)],
-                "transfer_accuracy": r.accuracy,
-                "white_box_accuracy": on_itself,
-                "reason": rho.reason,
-            }
-        )
-    columns = [
-        "dataset",
-        "architecture",
-        "attack",
-        "norm",
-        "eps",
-        "seed",
-        "source",
-        "target",
-        "affinity",
-        "clean_accuracy",
-        "transfer_accuracy",
-        "white_box_accuracy",
-        "reason",
-    ]
-    return pd.DataFrame(rows, columns=columns)
+    attacked = results[results.attack != "none"].rename(columns={"defense": "target", "accuracy": "transfer_accuracy"})
+    cell = ["attack", "eps", "target", "seed"]
+    white = attacked[attacked.source == attacked.target].set_index(cell).transfer_accuracy
+    clean = results[results.attack == "none"].set_index(["defense", "seed"]).accuracy
+    pairs = pd.MultiIndex.from_frame(attacked[["target", "seed"]])
+    table = attacked.assign(
+        clean_accuracy=clean.reindex(pairs).to_numpy(),
+        white_box_accuracy=white.reindex(pd.MultiIndex.from_frame(attacked[cell])).to_numpy(),
+    )
+    accuracies = table[["clean_accuracy", "transfer_accuracy", "white_box_accuracy"]].astype(float).to_numpy()
+    rhos = [affinity(*row) for row in accuracies.tolist()]
+    table = table.assign(affinity=[rho.value for rho in rhos], reason=[rho.reason for rho in rhos])
+    return table[list(AFFINITY_COLUMNS)]
 
 
 def _leaderboard_table(results: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from advbench.training import AdversarialParams, ErmLoss, PgdPerturbation, TrainParams
+from advbench.training import AdversarialParams, ErmLoss, PgdPerturbation
 
 
 class PGDAT(PgdPerturbation, ErmLoss):
@@ -11,7 +11,7 @@ class PGDAT(PgdPerturbation, ErmLoss):
     Madry et al. 2018, eq. 2.1; Adv-BNN eq. 4. The inner maximum is PGD with a random start.
     """
 
-    class Params(AdversarialParams, TrainParams):
+    class Params(AdversarialParams):
         """Hyperparameters of adversarial training."""
 
     presets = {

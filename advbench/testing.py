@@ -1,0 +1,245 @@
+"""Conformance suites for plugin authors: inherit, supply one fixture, and every contract is tested.
+
+    from advbench.testing import AttackConformance
+
+    class TestMyAttack(AttackConformance):
+        @pytest.fixture
+        def attack(self):
+            return MyAttack(steps=3)
+
+pytest is needed to run them and is not a dependency of advbench itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from advbench.api import Attack, Data, Defense, Resources, Threat, TrainContext
+from advbench.classifier import Classifier
+from advbench.harness import craft, distances
+from advbench.posterior import GaussianPosterior
+
+TOLERANCE = 1e-6
+
+
+def small_net(classes: int = 3) -> nn.Module:
+    """A net of every common layer for 1x6x6 images, with fixed weights."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.Dropout(0.2),
+            nn.Flatten(),
+            nn.Linear(144, classes),
+        )
+
+
+def small_data(count: int = 48, classes: int = 3) -> Data:
+    """Images 1x6x6 whose class shows in the brightness of a band of rows."""
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.arange(count) % classes
+    images = 0.4 * torch.rand((count, 1, 6, 6), generator=generator)
+    for label in range(classes):
+        images[labels == label, :, 2 * label : 2 * label + 2] += 0.5
+    return Data(images, labels, classes, "small")
+
+
+class AttackConformance:
+    """What every attack must do, on a deterministic and on a random classifier."""
+
+    @pytest.fixture
+    def attack(self) -> Attack:
+        """The attack under test, with cheap hyperparameters."""
+        raise NotImplementedError("supply the fixture 'attack'")
+
+    @pytest.fixture(params=["deterministic", "random"])
+    def clf(self, request: pytest.FixtureRequest) -> Classifier:
+        """A classifier to attack."""
+        net = small_net().eval()
+        if request.param == "deterministic":
+            return Classifier(net).requires_grad_(False)
+        return Classifier(net, GaussianPosterior(net, std=0.05)).requires_grad_(False)
+
+    @pytest.fixture(params=["linf", "l2"])
+    def threat(self, request: pytest.FixtureRequest, attack: Attack) -> Threat:
+        """A threat of each norm that the attack understands."""
+        if request.param not in attack.norms:
+            pytest.skip(f"the attack does not understand {request.param}")
+        return Threat(request.param, 0.1 if request.param == "linf" else 0.5)
+
+    @pytest.mark.parametrize("count", [1, 3, 8])
+    def test_stays_in_ball_and_box(self, attack: Attack, clf: Classifier, threat: Threat, count: int) -> None:
+        """Also from the corners of the box, for batches of 1, 3 and 8."""
+        x, y = small_data().batch(slice(count))
+        x = torch.where(x > 0.6, torch.ones_like(x), x)
+        x_adv = attack(clf, x, y, threat)
+        assert x_adv.shape == x.shape
+        assert x_adv.dtype == x.dtype
+        assert float(x_adv.min()) >= -TOLERANCE
+        assert float(x_adv.max()) <= 1 + TOLERANCE
+        assert attack.minimal_norm or float(distances(x_adv, x, threat).max()) <= threat.eps + TOLERANCE
+
+    def test_same_seed_same_examples(self, attack: Attack, clf: Classifier, threat: Threat) -> None:
+        """Whatever the global random state and the draws made before."""
+        x, y = small_data().batch(slice(8))
+        first = attack(clf, x, y, threat, seed=5)
+        torch.manual_seed(99)
+        clf(x)
+        assert torch.equal(first, attack(clf, x, y, threat, seed=5))
+
+    def test_leaves_everything_as_it_was(self, attack: Attack, threat: Threat) -> None:
+        """Images, modes, parameters, gradients, requires_grad and the global random state."""
+        x, y = small_data().batch(slice(8))
+        given = x.clone()
+        net = small_net()
+        net[0].requires_grad_(False)
+        net[3].train()
+        net[1].eval()
+        modes = {name: module.training for name, module in net.named_modules()}
+        needs = {name: parameter.requires_grad for name, parameter in net.named_parameters()}
+        values = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+        state = torch.get_rng_state()
+        attack(net, x, y, threat)
+        assert torch.equal(x, given)
+        assert modes == {name: module.training for name, module in net.named_modules()}
+        assert needs == {name: parameter.requires_grad for name, parameter in net.named_parameters()}
+        assert all(parameter.grad is None for parameter in net.parameters())
+        assert all(torch.equal(values[name], tensor) for name, tensor in net.state_dict().items())
+        assert torch.equal(state, torch.get_rng_state())
+
+    def test_eps_zero_gives_the_images(self, attack: Attack, clf: Classifier, threat: Threat) -> None:
+        """No budget, no change."""
+        x, y = small_data().batch(slice(3))
+        if not attack.minimal_norm:
+            assert torch.equal(attack(clf, x, y, Threat(threat.norm, 0.0)), x)
+
+    def test_batches_are_independent(self, attack: Attack, clf: Classifier, threat: Threat) -> None:
+        """What a batch becomes does not depend on the batches behind it."""
+        x, y = small_data().batch(slice(8))
+        both = craft(attack, clf, x, y, threat, batch_size=4).images
+        assert torch.equal(both[:4], craft(attack, clf, x[:4], y[:4], threat, batch_size=4).images)
+
+    def test_chunks_change_by_rounding_alone(self, attack: Attack, clf: Classifier, threat: Threat) -> None:
+        """Cutting a batch to fit into memory keeps its draws: nearly all pixels agree."""
+        x, y = small_data().batch(slice(8))
+        whole = attack(clf, x, y, threat)
+        clf.chunk = 3
+        close = torch.isclose(attack(clf, x, y, threat), whole, atol=1e-5)
+        assert float(close.float().mean()) > 0.97
+
+
+class _InterruptionError(Exception):
+    pass
+
+
+class _InterruptingSlot:
+    """A checkpoint slot in memory that breaks off the training at its n-th save."""
+
+    def __init__(self, saves: int) -> None:
+        self.left = saves
+        self._saved: tuple[bytes, dict[str, Any]] | None = None
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        if self._saved is None:
+            return None
+        return safetensors.torch.load(self._saved[0]), self._saved[1]
+
+    def save(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        raw = safetensors.torch.save({name: tensor.contiguous().clone() for name, tensor in tensors.items()})
+        self._saved = raw, dict(values)
+        self.left -= 1
+        if self.left == 0:
+            raise _InterruptionError
+
+
+def same_weights(one: Classifier, other: Classifier) -> bool:
+    """Whether two classifiers hold the same tensors, bit for bit."""
+    first, second = one.export()[0], other.export()[0]
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+class DefenseConformance:
+    """What every training method must do. Give hyperparameters that train for a few steps only."""
+
+    @pytest.fixture
+    def defense(self) -> Defense:
+        """The training method under test, with cheap hyperparameters."""
+        raise NotImplementedError("supply the fixture 'defense'")
+
+    def test_gives_a_classifier(self, defense: Defense) -> None:
+        """Of finite logits of the right shape."""
+        data = small_data()
+        clf = defense.fit(small_net(), data)
+        x, _ = data.batch(slice(5))
+        assert isinstance(clf, Classifier)
+        assert clf.draws(x, 2).shape == (2, 5, 3)
+        assert bool(clf(x).isfinite().all())
+
+    def test_same_seed_same_classifier(self, defense: Defense) -> None:
+        """Whatever the global random state, which stays as it was; another seed trains another."""
+        data = small_data()
+        first = defense.fit(small_net(), data, TrainContext(seed=3))
+        torch.manual_seed(99)
+        state = torch.get_rng_state()
+        second = defense.fit(small_net(), data, TrainContext(seed=3))
+        assert torch.equal(state, torch.get_rng_state())
+        assert same_weights(first, second)
+        assert not same_weights(first, defense.fit(small_net(), data, TrainContext(seed=4)))
+
+    def test_leaves_the_module_as_it_was(self, defense: Defense) -> None:
+        """The caller's weights and modes are not the classifier's."""
+        net = small_net()
+        before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+        defense.fit(net, small_data())
+        assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
+        assert all(module.training for module in net.modules())
+
+    @pytest.mark.parametrize("saves", [1, 2, 4])
+    def test_resumes_bit_for_bit(self, defense: Defense, saves: int) -> None:
+        """A training broken off at its n-th checkpoint ends like one that was not."""
+        whole = defense.fit(small_net(), small_data(), TrainContext(seed=3))
+        slot = _InterruptingSlot(saves)
+        context = TrainContext(seed=3, checkpoint=slot, checkpoint_seconds=0.0)
+        try:
+            resumed = defense.fit(small_net(), small_data(), context)
+        except _InterruptionError:
+            slot.left = -1
+            resumed = defense.fit(small_net(), small_data(), context)
+        assert same_weights(whole, resumed)
+
+    def test_is_stored_without_pickle(self, defense: Defense) -> None:
+        """Tensors and JSON values give the same classifier back."""
+        clf = defense.fit(small_net(), small_data())
+        tensors, values = clf.export()
+        raw = safetensors.torch.save({name: tensor.contiguous().clone() for name, tensor in tensors.items()})
+        again = Classifier.load(small_net(), safetensors.torch.load(raw), values)
+        x, _ = small_data().batch(slice(5))
+        assert torch.equal(clf.reseed(1).draws(x, 3), again.reseed(1).draws(x, 3))
+
+    def test_draws_differ_and_frozen_draws_do_not(self, defense: Defense) -> None:
+        """Also after a library called `.eval()`, which silences nothing."""
+        clf = defense.fit(small_net(), small_data()).eval()
+        x, _ = small_data().batch(slice(8))
+        first, second = clf(x), clf(x)
+        assert torch.equal(first, second) != clf.stochastic
+        frozen = clf.frozen(7)
+        assert not frozen.stochastic
+        assert torch.equal(frozen(x), frozen(x))
+        assert torch.equal(frozen(x), clf.frozen(7)(x))
+        assert torch.equal(frozen(x), clf.frozen(8)(x)) != clf.stochastic
+
+    def test_trains_in_bfloat16(self, defense: Defense) -> None:
+        """Passes in bfloat16, weights in float32."""
+        context = TrainContext(precision="bfloat16", resources=Resources(threads=1))
+        clf = defense.fit(small_net(), small_data(), context)
+        x, _ = small_data().batch(slice(4))
+        assert clf(x).dtype == torch.float32
+        assert bool(clf(x).isfinite().all())
