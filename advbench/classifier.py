@@ -71,6 +71,8 @@ class Classifier(nn.Module):
         chunk: the most images that pass the module at once. Draws are made for the whole batch, so another
             chunk changes results by rounding alone.
         passes: counts of images passed so far.
+        finite: whether all logits and gradients were finite since it was last set to True; a bool or, so
+            that no pass waits for the device, a tensor.
     """
 
     def __init__(self, module: nn.Module, posterior: Posterior | None = None, *, noise: bool = False) -> None:
@@ -80,6 +82,8 @@ class Classifier(nn.Module):
         self.noise = noise
         self.chunk: int | None = None
         self.passes = Passes()
+        self.finite: bool | Tensor = True
+        self._aliases = _aliases(module)
         self._seed = 0
         self._drawn = 0
 
@@ -130,6 +134,7 @@ class Classifier(nn.Module):
             logits = torch.cat(parts)
         else:
             logits = torch.cat([self._logits(draw, x[r], r.start) for r in ranges])
+        self.finite = logits.detach().isfinite().all() & self.finite
         if logits.requires_grad and x.requires_grad:
             logits.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
         return logits
@@ -147,19 +152,20 @@ class Classifier(nn.Module):
             samples: draws to average over (expectation over transformation).
         """
         samples = samples if self.stochastic else 1
-        gradients: list[Tensor] = []
+        total: Tensor | None = None
         logits: list[Tensor] = []
         for _ in range(samples):
             with torch.no_grad():
                 draw = self.draw()
             parts = [self._chunk_gradient(draw, x[r], y[r], loss, r.start) for r in self._chunks(len(x))]
             gradient = parts[0].value if len(parts) == 1 else torch.cat([part.value for part in parts])
-            gradients = [gradients[0].add_(gradient) if gradients else gradient]
+            total = gradient if total is None else total + gradient
             logits.append(torch.cat([part.logits for part in parts]))
+            self.finite = logits[-1].isfinite().all() & gradient.isfinite().all() & self.finite
         self.passes.forward += samples * len(x)
         self.passes.backward += samples * len(x)
-        value = gradients[0] if samples == 1 else gradients[0].div_(samples)
-        return Gradient(value, torch.stack(logits))
+        assert total is not None, "samples >= 1"
+        return Gradient(total / samples if samples > 1 else total, torch.stack(logits))
 
     def _chunk_gradient(self, draw: Draw, x: Tensor, y: Tensor, loss: ExampleLoss, offset: int) -> Gradient:
         with torch.enable_grad():
@@ -192,10 +198,15 @@ class Classifier(nn.Module):
             raise PluginError("the model's output", expected=f"logits of shape ({len(x)}, classes)", got=got)
         return logits
 
+    @property
+    def _calls_module_as_it_is(self) -> bool:
+        return isinstance(self.posterior, PointPosterior) and self.posterior.is_modules_own
+
     def _call(self, weights: Weights, x: Tensor) -> Any:
-        if isinstance(self.posterior, PointPosterior) and self.posterior.is_modules_own:
+        if self._calls_module_as_it_is:
             return self.module(x)
-        return functional_call(self.module, dict(weights), (x,))
+        every_name = {name: weights[owner] for name, owner in self._aliases}
+        return functional_call(self.module, every_name, (x,), tie_weights=False)
 
     def _count_backward(self, gradient: Tensor) -> None:
         self.passes.backward += len(gradient)
@@ -205,7 +216,7 @@ class Classifier(nn.Module):
         draw = self.draw(seed)
         weights = {name: tensor.detach() for name, tensor in draw.weights.items()}
         frozen = _FrozenNoise(self.module, draw.seed) if self.noise else Classifier(self.module)
-        if self.posterior.stochastic:
+        if not self._calls_module_as_it_is:
             frozen.posterior = PointPosterior(self.module, weights)
         frozen.chunk = self.chunk
         return frozen
@@ -234,6 +245,21 @@ class Classifier(nn.Module):
         except (KeyError, RuntimeError) as error:
             raise InputError(f"stored classifier does not fit the module: {error}") from error
         return cls(module.eval(), posterior, noise=bool(values.get("noise"))).requires_grad_(False)
+
+
+def _aliases(module: nn.Module) -> list[tuple[str, str]]:
+    """Each place that holds a parameter, with the name under which `named_parameters` lists it.
+
+    Tied parameters have several places. A submodule that is registered twice has one, which must be
+    replaced once: `functional_call` with its own search for ties would put it back wrongly.
+    """
+    first: dict[int, str] = {}
+    places = []
+    for prefix, part in module.named_modules():
+        for attribute, parameter in part.named_parameters(recurse=False, remove_duplicate=False):
+            name = f"{prefix}.{attribute}" if prefix else attribute
+            places.append((name, first.setdefault(id(parameter), name)))
+    return places
 
 
 class _FrozenNoise(Classifier):

@@ -17,7 +17,6 @@ from advbench.errors import AdvbenchError, InputError
 if TYPE_CHECKING:
     from advbench.config import RunSpec
     from advbench.report import Report
-    from advbench.tasks import Runtime
 
 app = typer.Typer(
     name="advbench",
@@ -86,21 +85,26 @@ def run(
     out: Annotated[Path, typer.Option(help="Folder for spec, tables and leaderboard.")] = DEFAULT_OUT,
     device: Annotated[str | None, typer.Option(help="As cpu or cuda:0. [default: a GPU if there is one]")] = None,
     chunk: Annotated[int | None, typer.Option(min=1, help="Most images in a net at once; saves memory.")] = None,
+    checkpoint_seconds: Annotated[float, typer.Option(min=0, help="Least time between a training's saves.")] = 30.0,
     keep_examples: Annotated[bool, typer.Option(help="Keep adversarial examples in the store.")] = False,
 ) -> None:
     """Train, attack, judge, and write the leaderboard; what the store already has is not done again."""
     if executor != "inline":
         raise InputError("--executor", expected="inline", got=repr(executor))
+    from advbench.api import Resources
     from advbench.display import make_display
     from advbench.executors.inline import InlineExecutor
     from advbench.run import check_writable, execute, prepare
     from advbench.store import Store
+    from advbench.tasks import Runtime
 
     check_writable(out)
     opened = Store(store)
     opened.check_writable()
     plan = prepare(spec, data_root)
-    runtime = _runtime(spec, data_root, store, device, chunk)
+    runtime = Runtime(
+        store, spec.dataset, data_root, Resources(_usable(device), spec.threads, chunk), checkpoint_seconds
+    )
     with make_display(plan, opened) as display:
         finished = execute(
             plan,
@@ -221,19 +225,23 @@ def _spec(file: Path | None, **options: Any) -> "RunSpec":
     return make_spec(values)
 
 
-def _runtime(spec: "RunSpec", data_root: str | None, store: str, device: str | None, chunk: int | None) -> "Runtime":
+def _usable(device: str | None) -> str:
+    """The device, or a GPU if there is one.
+
+    Raises:
+        InputError: torch cannot use it.
+    """
     import torch
 
-    from advbench.api import Resources
-    from advbench.tasks import Runtime
-
     if device is None:
-        device = "cuda:0" if torch.cuda.is_available() else "cpu"
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError("device", expected="one that torch can use here", got=f"{device!r}") from error
-    return Runtime(store, spec.dataset, data_root, Resources(device, spec.threads, chunk))
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(
+            "--device", expected="one that torch can use here, as cpu or cuda:0", got=repr(device)
+        ) from error
+    return device
 
 
 def _names(values: Names) -> list[str]:

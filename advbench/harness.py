@@ -72,7 +72,7 @@ def craft(
     if len(x) == 0 or (threat.eps == 0 and not attack.minimal_norm):
         return Crafted(x.clone(), 0.0, 0.0)
     clf = as_classifier(model, probe=x[:PROBE_IMAGES])
-    before, clf.passes = clf.passes, Passes()
+    before, clf.passes, clf.finite = clf.passes, Passes(), True
     parts = []
     try:
         for batch, start in enumerate(range(0, len(x), batch_size)):
@@ -91,7 +91,8 @@ def _craft_batch(attack: Attack, clf: Classifier, x: Tensor, y: Tensor, threat: 
     given = x.clone()
     with isolated_rng(derive(seed, "global"), x.device):
         x_adv = attack.run(clf, given, y, threat, generator)
-    _check_claim(attack, clf, x, x_adv, threat)
+    _check_finite(clf)
+    _check_claim(attack, x, x_adv, threat)
     return x_adv.detach()
 
 
@@ -112,14 +113,12 @@ def _check_attackable(attack: Attack, x: Tensor, y: Tensor, threat: Threat) -> N
         )
 
 
-def _check_claim(attack: Attack, clf: Classifier, x: Tensor, x_adv: Tensor, threat: Threat) -> None:
+def _check_claim(attack: Attack, x: Tensor, x_adv: Tensor, threat: Threat) -> None:
     name = type(attack).__name__
     if not isinstance(x_adv, Tensor) or x_adv.shape != x.shape or x_adv.dtype != x.dtype:
         got = f"{x_adv.dtype} {tuple(x_adv.shape)}" if isinstance(x_adv, Tensor) else type(x_adv).__name__
         raise PluginError(f"attack {name} returned", expected=f"{x.dtype} {tuple(x.shape)}", got=got)
     if not x_adv.isfinite().all():
-        with torch.no_grad():
-            check_logits(clf(x))
         raise PluginError(f"attack {name} returned", expected="finite images", got="NaN or infinity")
     excess = max(float(-x_adv.min()), float(x_adv.max()) - 1)
     if excess > TOLERANCE:
@@ -141,14 +140,9 @@ def distances(x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
     return delta.abs().amax(1) if threat.norm == "linf" else delta.norm(dim=1)
 
 
-def check_logits(logits: Tensor) -> None:
-    """Refuse logits that are not finite.
-
-    Raises:
-        PluginError: says so.
-    """
-    if not logits.isfinite().all():
-        raise PluginError("the model's output", expected="finite logits", got="NaN or infinity")
+def _check_finite(clf: Classifier) -> None:
+    if not clf.finite:
+        raise PluginError("the model's output", expected="finite logits and gradients", got="NaN or infinity")
 
 
 @torch.no_grad()
@@ -192,6 +186,7 @@ def evaluate(
     check_labels(y, len(x), None, "labels to evaluate")
     clf = as_classifier(model)
     draws = draws if clf.stochastic else 1
+    clf.finite = True
     probs = []
     for k in range(draws):
         draw = clf.draw(derive(seed, "judge", k))
@@ -199,9 +194,9 @@ def evaluate(
         for start in range(0, len(x), batch_size):
             images = x[start : start + batch_size]
             logits = clf.at(draw._replace(seed=derive(draw.seed, start)), images)
-            check_logits(logits)
             parts.append(logits.float().softmax(1).cpu())
         probs.append(torch.cat(parts).numpy())
         report(k + 1, draws)
+    _check_finite(clf)
     check_labels(y, len(x), probs[0].shape[1], "labels to evaluate")
     return Predictions.from_probs(np.stack(probs), y.cpu().numpy())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from advbench.api import Attack, Defense
-from advbench.registry import Entry, registry
+from advbench.registry import registry
 from advbench.testing import AttackConformance, DefenseConformance
 
 CHEAP_ATTACKS = {

@@ -1,0 +1,185 @@
+"""Attacks against models whose worst case is known in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+from torch import Tensor, nn
+
+import advbench
+from advbench import ascent
+from advbench.api import Threat
+from advbench.classifier import Classifier
+from advbench.harness import craft, distances
+from advbench.posterior import GaussianPosterior
+
+GRADIENT_ATTACKS = [("fgsm", {}), ("pgd", {}), ("pgd", {"loss": "margin", "restarts": 2}), ("eot_pgd", {})]
+
+
+def images(count: int, pixels: int = 16, seed: int = 1) -> Tensor:
+    """Images far enough inside the box that a small ball does not meet it."""
+    side = int(pixels**0.5)
+    return 0.4 + 0.2 * torch.rand((count, 1, side, side), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(("name", "params"), GRADIENT_ATTACKS)
+@pytest.mark.parametrize("count", [1, 3, 8])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_two_class_linear_model_is_moved_along_its_normal(
+    name: str, params: dict[str, Any], count: int, norm: Any, linear: Callable[..., nn.Module]
+) -> None:
+    model = linear(classes=2)
+    x = images(count)
+    y = torch.arange(count) % 2
+    threat = Threat(norm, 0.05 if norm == "linf" else 0.2)
+    # Steps as long as the radius halve what is left of a random start's sideways part in l2.
+    full_steps = {} if name == "fgsm" else {"step_size": 1.0}
+    x_adv = advbench.get_attack(name, **params, **full_steps)(model, x, y, threat)
+    normal = (model.weight[1 - y] - model.weight[y]).detach().view_as(x)
+    if norm == "linf":
+        expected = x + threat.eps * normal.sign()
+    else:
+        expected = x + threat.eps * normal / normal.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    torch.testing.assert_close(x_adv, expected, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("classes", [2, 3, 7])
+def test_pgd_succeeds_exactly_beyond_the_distance_of_the_decision_boundary(
+    norm: Any, classes: int, linear: Callable[..., nn.Module]
+) -> None:
+    model = linear(classes=classes)
+    x = images(8)
+    y = model(x).argmax(1)
+    weight, logits = model.weight.detach(), model(x).detach()
+    gaps = logits.gather(1, y[:, None]) - logits
+    normals = weight[y][:, None] - weight[None]
+    length = normals.abs().sum(2) if norm == "linf" else normals.norm(dim=2)
+    distance = torch.where(gaps > 0, gaps / length, torch.inf).amin(1)
+    attack = advbench.get_attack("pgd", steps=40, restarts=3, loss="margin")
+    for i in range(len(x)):
+        for factor, fooled in ((0.97, False), (1.03, True)):
+            threat = Threat(norm, float(distance[i] * factor))
+            x_adv = attack(model, x[i : i + 1], y[i : i + 1], threat)
+            assert bool(model(x_adv).argmax(1) != y[i]) == fooled
+
+
+def test_l2_pgd_finds_the_worst_point_of_a_quadratic() -> None:
+    class Bowl(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            rise = self.scale * (x.flatten(1) - 0.5).square().sum(1)
+            return torch.stack([-rise, rise], 1)
+
+    x = images(6)
+    y = torch.zeros(6, dtype=torch.int64)
+    x_adv = advbench.get_attack("pgd", step_size=1.0)(Bowl(), x, y, Threat("l2", 0.1))
+    away = (x - 0.5) / (x - 0.5).flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    torch.testing.assert_close(x_adv, x + 0.1 * away, atol=1e-3, rtol=0)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    x=npst.arrays("float32", (3, 1, 4, 4), elements=st.floats(0, 1, width=32)),
+    eps=st.floats(0, 1, width=32),
+    norm=st.sampled_from(["linf", "l2"]),
+    name=st.sampled_from(["fgsm", "pgd", "eot_pgd"]),
+    seed=st.integers(0, 2**31),
+)
+def test_examples_stay_in_ball_and_box_for_any_images(x: Any, eps: float, norm: Any, name: str, seed: int) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    clf = Classifier(net, GaussianPosterior(net, std=0.5)).requires_grad_(False)
+    clean, threat = torch.from_numpy(x), Threat(norm, eps)
+    params = {} if name == "fgsm" else {"steps": 3}
+    x_adv = advbench.get_attack(name, **params)(clf, clean, torch.tensor([0, 1, 2]), threat, seed=seed)
+    assert float(distances(x_adv, clean, threat).max()) <= eps + 1e-6
+    assert float(x_adv.min()) >= 0
+    assert float(x_adv.max()) <= 1
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    gradient=npst.arrays("float32", (2, 1, 3, 3), elements=st.floats(-(2.0**100), 2.0**100, width=32)),
+    scale=st.sampled_from([1e-30, 1e-10, 1.0]),
+)
+def test_steepest_direction_has_norm_one_or_zero_whatever_the_scale(gradient: Any, scale: float) -> None:
+    g = torch.from_numpy(gradient) * scale
+    step = ascent.steepest(g, Threat("l2", 1.0)).flatten(1).norm(dim=1)
+    zero = (g == 0).flatten(1).all(1)
+    normal = g.abs().flatten(1).amax(1) >= torch.finfo(torch.float32).tiny
+    assert bool((step[zero] == 0).all())
+    torch.testing.assert_close(step[normal], torch.ones_like(step[normal]), atol=1e-4, rtol=0)
+
+
+def test_random_start_fills_the_ball_uniformly() -> None:
+    x = torch.full((4000, 1, 2, 2), 0.5)
+    generator = torch.Generator().manual_seed(0)
+    start = ascent.random_start(x, Threat("l2", 0.4), generator)
+    radius = (start - x).flatten(1).norm(dim=1) / 0.4
+    # Uniform in a 4-ball: P(radius < r) = r^4.
+    for r in (0.5, 0.7, 0.9):
+        assert abs(float((radius < r).float().mean()) - r**4) < 0.03
+
+
+def test_losses_by_hand() -> None:
+    logits = torch.tensor([[3.0, 1.0, 0.0, -1.0]])
+    y = torch.tensor([0])
+    assert float(ascent.margin(logits, y)) == pytest.approx(-2.0)
+    assert float(ascent.dlr(logits, y)) == pytest.approx(-2.0 / 3.0)
+    assert float(ascent.dlr(logits[:, :2], y)) == pytest.approx(-1.0)
+    assert float(ascent.cross_entropy(logits, y)) == pytest.approx(float(-logits.log_softmax(1)[0, 0]))
+
+
+def test_best_iterate_is_kept_where_the_last_is_worse() -> None:
+    class Ridge(nn.Module):
+        """Fooled only near one point on the way; the ascent overshoots it."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            distance = (x.flatten(1).mean(1) - 0.605).abs()
+            return torch.stack([distance * 20, 1 - distance * 20], 1)
+
+    x = torch.full((4, 1, 2, 2), 0.5)
+    y = torch.zeros(4, dtype=torch.int64)
+    attack = advbench.get_attack("pgd", steps=6, step_size=0.25, random_start=False)
+    x_adv = attack(Ridge(), x, y, Threat("linf", 0.4))
+    assert bool((Ridge()(x_adv).argmax(1) != y).all())
+
+
+def test_eot_averages_the_draws_gradients_and_costs_their_passes() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    clf = Classifier(net, GaussianPosterior(net, std=0.3)).requires_grad_(False)
+    x, y = images(5), torch.tensor([0, 1, 2, 0, 1])
+    gradient = clf.reseed(3).input_gradient(x, y, ascent.cross_entropy, samples=7)
+    singles = clf.reseed(3)
+    parts = [singles.input_gradient(x, y, ascent.cross_entropy).value for _ in range(7)]
+    torch.testing.assert_close(gradient.value, torch.stack(parts).mean(0))
+    assert gradient.logits.shape == (7, 5, 3)
+    crafted = craft(advbench.get_attack("eot_pgd", steps=4, samples=6), clf, x, y, Threat("linf", 0.1))
+    assert (crafted.forward_passes, crafted.backward_passes) == (24, 24)
+
+
+def test_passes_of_a_deterministic_model_are_counted_and_not_repeated() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    x, y = images(5), torch.tensor([0, 1, 2, 0, 1])
+    crafted = craft(advbench.get_attack("eot_pgd", steps=4, samples=6), Classifier(net), x, y, Threat("linf", 0.1))
+    assert (crafted.forward_passes, crafted.backward_passes) == (5, 4)
+
+
+def test_restarts_are_chosen_by_draws_of_the_attack_alone() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    clf = Classifier(net, GaussianPosterior(net, std=0.3)).requires_grad_(False)
+    x, y = images(5), torch.tensor([0, 1, 2, 0, 1])
+    before = advbench.evaluate(clf, x, y, draws=5)
+    one = advbench.get_attack("pgd", restarts=3)(clf, x, y, Threat("linf", 0.1))
+    assert torch.equal(one, advbench.get_attack("pgd", restarts=3)(clf, x, y, Threat("linf", 0.1)))
+    after = advbench.evaluate(clf, x, y, draws=5)
+    assert (before.mean_probs == after.mean_probs).all()

@@ -1,0 +1,170 @@
+"""Classifier: fresh and frozen draws, chunks, counts, and randomness that survives `.eval()`."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import Normal, kl_divergence
+
+import advbench
+from advbench.ascent import cross_entropy
+from advbench.classifier import Classifier, as_classifier
+from advbench.errors import InputError, PluginError
+from advbench.posterior import GaussianPosterior
+from advbench.testing import small_data, small_net
+
+
+def gaussian(std: float = 0.1) -> Classifier:
+    net = small_net().eval()
+    return Classifier(net, GaussianPosterior(net, std)).requires_grad_(False)
+
+
+def torchattacks_style(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """What attack libraries do: `.eval()`, a loop of autograd steps, and no thought of submodules."""
+    model.eval()
+    x_adv = x.clone()
+    for _ in range(3):
+        x_adv.requires_grad_(True)
+        loss = nn.functional.cross_entropy(model(x_adv), y)
+        (gradient,) = torch.autograd.grad(loss, x_adv)
+        x_adv = (x_adv + 0.02 * gradient.sign()).clamp(x - 0.1, x + 0.1).clamp(0, 1).detach()
+    return x_adv
+
+
+def test_a_library_that_calls_eval_silences_nothing() -> None:
+    clf = gaussian()
+    x, y = small_data().batch(slice(6))
+    torchattacks_style(clf, x, y)
+    assert not torch.equal(clf(x), clf(x))
+    noisy = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(36, 3), nn.Dropout(0.5)).train(), noise=True)
+    torchattacks_style(noisy, x, y)
+    assert not torch.equal(noisy(x), noisy(x))
+    assert noisy.module[2].training
+
+
+def test_eval_and_train_leave_batch_norm_alone() -> None:
+    clf = gaussian()
+    x, _ = small_data().batch(slice(6))
+    expected = clf.reseed(1)(x)
+    before = copy.deepcopy(clf.module.state_dict())
+    clf.train()
+    assert torch.equal(clf.reseed(1)(x), expected)
+    assert all(torch.equal(before[name], tensor) for name, tensor in clf.module.state_dict().items())
+
+
+def test_draws_are_shared_by_the_batch_and_reproducible() -> None:
+    clf = gaussian()
+    x, _ = small_data().batch(slice(6))
+    draws = clf.reseed(4).draws(x, 3)
+    assert torch.equal(draws, clf.reseed(4).draws(x, 3))
+    assert not torch.equal(draws[0], draws[1])
+    twice = torch.cat([x[:1], x[:1]])
+    logits = clf(twice)
+    torch.testing.assert_close(logits[0], logits[1])
+
+
+def test_draws_have_the_posteriors_mean_and_deviation() -> None:
+    net = nn.Linear(2, 2)
+    posterior = GaussianPosterior(net, std=0.3)
+    with torch.no_grad():
+        posterior.log_std[0] = math.log(2.0)
+    generator = torch.Generator().manual_seed(0)
+    samples = torch.stack([posterior.sample(generator)["weight"].flatten() for _ in range(4000)])
+    torch.testing.assert_close(samples.mean(0), net.weight.detach().flatten(), atol=0.12, rtol=0)
+    torch.testing.assert_close(samples.std(0), torch.tensor([2.0, 0.3, 0.3, 0.3]), atol=0, rtol=0.05)
+
+
+@pytest.mark.parametrize("prior_std", [0.05, 0.15, 1.0])
+def test_kl_is_that_of_torch_distributions(prior_std: float) -> None:
+    net = small_net()
+    posterior = GaussianPosterior(net, std=0.1)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        posterior.log_std.normal_(-2, 1, generator=generator)
+    q = Normal(posterior.mean, posterior.log_std.exp())
+    expected = kl_divergence(q, Normal(0.0, prior_std)).sum()
+    torch.testing.assert_close(posterior.kl(prior_std), expected)
+    some = posterior.kl(prior_std, ["5.weight"]) + posterior.kl(
+        prior_std, [name for name, _ in net.named_parameters() if name != "5.weight"]
+    )
+    torch.testing.assert_close(some, expected)
+
+
+def test_frozen_is_the_draw_of_its_seed() -> None:
+    clf = gaussian()
+    x, _ = small_data().batch(slice(6))
+    frozen = clf.frozen(11)
+    assert not frozen.stochastic
+    torch.testing.assert_close(frozen(x), clf.at(clf.draw(11), x))
+    assert torch.equal(frozen(x), frozen.frozen(99)(x))
+
+
+def test_frozen_noise_is_held() -> None:
+    noisy = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(36, 3), nn.Dropout(0.5)).train(), noise=True)
+    x, _ = small_data().batch(slice(6))
+    frozen = noisy.frozen(1)
+    assert torch.equal(frozen(x), frozen(x))
+    assert not torch.equal(frozen(x), noisy.frozen(2)(x))
+    assert torch.equal(frozen.frozen(5)(x), frozen(x))
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 5, 100])
+def test_chunks_keep_the_draws(chunk: int) -> None:
+    clf = gaussian()
+    x, y = small_data().batch(slice(10))
+    logits = clf.reseed(1)(x)
+    gradient = clf.reseed(1).input_gradient(x, y, cross_entropy, samples=3).value
+    x.requires_grad_(True)
+    (plain,) = torch.autograd.grad(cross_entropy(clf.reseed(1)(x), y).sum(), x)
+    clf.chunk = chunk
+    torch.testing.assert_close(clf.reseed(1)(x).detach(), logits)
+    torch.testing.assert_close(clf.reseed(1).input_gradient(x, y, cross_entropy, samples=3).value, gradient)
+    (chunked,) = torch.autograd.grad(cross_entropy(clf.reseed(1)(x), y).sum(), x)
+    torch.testing.assert_close(chunked, plain)
+
+
+def test_passes_are_counted_per_image_forward_and_backward() -> None:
+    clf = gaussian()
+    x, y = small_data().batch(slice(10))
+    clf.draws(x, 3)
+    assert (clf.passes.forward, clf.passes.backward) == (30, 0)
+    clf.input_gradient(x, y, cross_entropy, samples=2)
+    assert (clf.passes.forward, clf.passes.backward) == (50, 20)
+    x.requires_grad_(True)
+    torch.autograd.grad(cross_entropy(clf(x), y).sum(), x)
+    assert (clf.passes.forward, clf.passes.backward) == (60, 30)
+
+
+def test_attacks_of_a_library_get_gradients_and_touch_no_parameter() -> None:
+    clf = gaussian()
+    x, y = small_data().batch(slice(10))
+    x_adv = torchattacks_style(clf, x, y)
+    assert not torch.equal(x_adv, x)
+    assert all(parameter.grad is None for parameter in clf.parameters())
+
+
+def test_a_plain_module_counts_as_random_unless_a_probe_says_otherwise() -> None:
+    x, _ = small_data().batch(slice(6))
+    assert as_classifier(small_net().eval()).stochastic
+    assert not as_classifier(small_net().eval(), probe=x).stochastic
+    assert as_classifier(small_net().train(), probe=x).stochastic
+
+
+def test_what_is_no_module_or_gives_no_logits_is_refused_in_one_line() -> None:
+    x, y = small_data().batch(slice(4))
+    with pytest.raises(InputError, match=r"model: expected an nn\.Module, got str"):
+        advbench.evaluate("resnet", x, y)  # type: ignore[arg-type]
+    with pytest.raises(PluginError, match=r"expected logits of shape \(4, classes\), got \(4, 1, 6, 6\)"):
+        advbench.evaluate(nn.Identity(), x, y)
+
+
+def test_a_stored_classifier_that_does_not_fit_is_refused() -> None:
+    tensors, values = gaussian().export()
+    with pytest.raises(InputError, match="does not fit the module"):
+        Classifier.load(nn.Linear(36, 3), tensors, values)
+    with pytest.raises(InputError, match="expected one of point, gaussian"):
+        Classifier.load(small_net(), tensors, {"posterior": "pickle"})

@@ -1,0 +1,196 @@
+"""The training loop and the four training methods, against answers that are known."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import advbench
+from advbench.api import Data, Progress, TrainContext
+from advbench.classifier import Classifier
+from advbench.errors import InputError, PluginError
+from advbench.posterior import GaussianPosterior
+from advbench.testing import same_weights, small_data, small_net
+from advbench.training import crop_and_flip, last_linear
+
+
+def objective(name: str, clf: Classifier, x: Tensor, y: Tensor, count: int, **params: object) -> Tensor:
+    terms, _ = advbench.get_defense(name, **params).loss(clf, x, y, count)  # type: ignore[attr-defined]
+    return torch.stack(list(terms.values())).sum()
+
+
+def test_gradient_of_the_objective_is_the_rand_layers_formula_at_alpha_1() -> None:
+    """Adv-BNN appendix B: d/dmu = g + mu / (s0^2 N), d/ds = g sigma eps - 1/N + sigma^2 / (s0^2 N)."""
+    net, s0, count = small_net().eval(), 0.15, 1000
+    posterior = GaussianPosterior(net, std=0.1)
+    clf = Classifier(net, posterior).reseed(5)
+    x, y = small_data().batch(slice(12))
+    objective("adv_bnn", clf, x, y, count, kl_weight=1.0, prior_std=s0).backward()  # type: ignore[no-untyped-call]
+
+    seed = advbench.seeds.derive(5, "draw", 0)
+    noise = torch.empty_like(posterior.mean).normal_(generator=torch.Generator().manual_seed(seed))
+    mean, sigma = posterior.mean.detach(), posterior.log_std.detach().exp()
+    weights = (mean + sigma * noise).requires_grad_(True)
+    logits = torch.func.functional_call(net, posterior._views(weights), (x,))
+    (g,) = torch.autograd.grad(F.cross_entropy(logits, y), weights)
+    torch.testing.assert_close(posterior.mean.grad, g + mean / (s0**2 * count))
+    expected = g * sigma * noise - 1 / count + sigma**2 / (s0**2 * count)
+    torch.testing.assert_close(posterior.log_std.grad, expected)
+
+
+def test_kl_scope_counts_the_last_linear_layer_alone() -> None:
+    net = advbench.architectures.vgg16(3, 32, 32, 10)
+    names = last_linear(net)
+    assert sum(dict(net.named_parameters())[name].numel() for name in names) == 5130
+    small = small_net()
+    posterior = GaussianPosterior(small, std=0.1)
+    clf = Classifier(small.eval(), posterior)
+    x, y = small_data().batch(slice(4))
+    terms, _ = advbench.get_defense("adv_bnn", kl_scope="classifier", kl_weight=2.0).loss(clf, x, y, 10)  # type: ignore[attr-defined]
+    torch.testing.assert_close(terms["kl"], posterior.kl(0.15, ["5.weight", "5.bias"]) * 0.2)
+    with pytest.raises(InputError, match="a module with a linear layer"):
+        last_linear(nn.Conv2d(1, 1, 1))
+
+
+def test_without_data_term_the_posterior_becomes_the_prior() -> None:
+    """Images that say nothing: the ELBO's optimum is N(0, prior_std^2)."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False))
+    data = Data(torch.zeros(8, 1, 2, 2), torch.arange(8) % 2, 2)
+    defense = advbench.get_defense(
+        "bnn", stages=(3000, 500), lr=0.02, batch_size=8, prior_std=0.3, init_std=0.05, kl_weight=8.0
+    )
+    posterior = defense.fit(net, data).posterior
+    assert isinstance(posterior, GaussianPosterior)
+    torch.testing.assert_close(posterior.mean, torch.zeros(8), atol=5e-3, rtol=0)
+    torch.testing.assert_close(posterior.log_std.exp(), torch.full((8,), 0.3), atol=5e-3, rtol=0)
+
+
+def test_erm_finds_the_logistic_regression() -> None:
+    """With an L2 penalty the optimum is that of scikit-learn's solver."""
+    from sklearn.linear_model import LogisticRegression
+
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand((200, 1, 1, 2), generator=generator)
+    y = (x.flatten(1).sum(1) + 0.3 * torch.randn(200, generator=generator) > 1).long()
+    decay = 0.01
+    defense = advbench.get_defense(
+        "erm", stages=(1500, 500), batch_size=200, lr=0.5, optimizer="sgd", weight_decay=decay
+    )
+    clf = defense.fit(nn.Sequential(nn.Flatten(), nn.Linear(2, 2, bias=False)), Data(x, y, 2))
+    weight = next(clf.module.parameters())
+    # The penalty decay/2 * (|w0|^2 + |w1|^2) on two rows is decay/4 * |w1 - w0|^2 on their difference.
+    solver = LogisticRegression(C=1 / (decay / 2 * 200), fit_intercept=False, tol=1e-10).fit(x.flatten(1), y)
+    torch.testing.assert_close(
+        (weight[1] - weight[0]).double(), torch.from_numpy(solver.coef_[0]), atol=1e-3, rtol=1e-3
+    )
+
+
+def test_adversarial_training_on_a_linear_model_minimises_the_shifted_loss() -> None:
+    """For logits w.x the worst linf image lowers the margin by eps |w|_1, which PGD must find in training."""
+    x, y = small_data(classes=2).batch(slice(None))
+    net = nn.Sequential(nn.Flatten(), nn.Linear(36, 2))
+    defense = advbench.get_defense("pgd_at", eps=0.05, steps=5)
+    clf = Classifier(net)
+    middle = 0.2 + 0.6 * x
+    worst = defense.perturb(clf, middle, y, torch.Generator().manual_seed(0))  # type: ignore[attr-defined]
+    normal = (net[1].weight[1 - y] - net[1].weight[y]).detach().view_as(x)
+    torch.testing.assert_close(worst, middle + 0.05 * normal.sign())
+
+
+def test_crafting_in_training_leaves_running_statistics_to_the_training_passes() -> None:
+    clf = Classifier(small_net().eval())
+    x, y = small_data().batch(slice(8))
+    before = copy.deepcopy(clf.module.state_dict())
+    advbench.get_defense("pgd_at").perturb(clf, x, y, torch.Generator())  # type: ignore[attr-defined]
+    assert all(torch.equal(before[name], tensor) for name, tensor in clf.module.state_dict().items())
+
+
+def test_learning_rate_falls_tenfold_at_each_stage_and_progress_is_told() -> None:
+    seen: list[Progress] = []
+    rates: list[float] = []
+    defense = advbench.get_defense("erm", stages=(2, 1, 1), batch_size=16, lr=0.1)
+    original = type(defense).update
+
+    class Spying(type(defense)):  # type: ignore[misc]
+        def update(self, state, *rest):  # type: ignore[no-untyped-def]
+            rates.append(state.optimizer.param_groups[0]["lr"])
+            return original(self, state, *rest)
+
+    Spying(**defense._given).fit(small_net(), small_data(), TrainContext(progress=seen.append))
+    assert rates == pytest.approx([0.1] * 6 + [0.01] * 3 + [0.001] * 3)
+    assert [p.step for p in seen] == list(range(1, 13))
+    assert {p.total for p in seen} == {12}
+    assert seen[-1].values.keys() == {"loss", "train accuracy"}
+
+
+def test_every_image_is_seen_once_an_epoch_in_batches_of_nearly_equal_size() -> None:
+    from advbench.training import _batches
+
+    parts = list(_batches(0, 6, 3, 10, seed=1))
+    assert [len(part) for part in parts] == [4, 3, 3, 4, 3, 3]
+    assert sorted(torch.cat(parts[:3]).tolist()) == list(range(10))
+    assert not torch.equal(torch.cat(parts[:3]), torch.cat(parts[3:]))
+    assert all(torch.equal(a, b) for a, b in zip(parts[4:], _batches(4, 6, 3, 10, seed=1), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "term"), [("erm", {"lr": 1e30}, "loss"), ("bnn", {"kl_weight": 1e39}, "kl")]
+)
+def test_a_loss_that_is_not_finite_stops_with_step_and_term(name: str, params: dict[str, float], term: str) -> None:
+    defense = advbench.get_defense(name, stages=(50,), batch_size=16, **params)
+    with pytest.raises(PluginError, match=rf"training step \d+ of 150: expected a finite {term}, got (nan|inf)"):
+        defense.fit(small_net(), small_data())
+
+
+def test_crop_and_flip_gives_shifted_or_mirrored_images() -> None:
+    x = torch.arange(1, 26.0).view(1, 1, 5, 5).repeat(300, 1, 1, 1) / 25
+    out = crop_and_flip(x, torch.Generator().manual_seed(0), padding=2)
+    padded = F.pad(x[:1], (2, 2, 2, 2))
+    allowed = {
+        tuple(image.flatten().tolist())
+        for i in range(5)
+        for j in range(5)
+        for image in (padded[..., i : i + 5, j : j + 5], padded[..., i : i + 5, j : j + 5].flip(-1))
+    }
+    seen = {tuple(image.flatten().tolist()) for image in out}
+    assert seen <= allowed
+    assert len(seen) > 45
+
+
+def test_defaults_of_the_data_set_apply_unless_given_by_hand() -> None:
+    chosen = advbench.get_defense("adv_bnn", lr=0.5).for_dataset("digits").params
+    assert (chosen.lr, chosen.eps, chosen.batch_size) == (0.5, 0.15, 64)
+    paper = advbench.get_defense("adv_bnn", preset="paper").for_dataset("digits").params
+    assert (paper.lr, paper.kl_scope, paper.eps) == (0.01, "classifier", 8 / 256)
+
+
+def test_data_given_as_uint8_trains_like_floats() -> None:
+    data = small_data()
+    grey = (data.images * 255).round().to(torch.uint8)
+    params = {"stages": (1,), "batch_size": 16}
+    one = advbench.get_defense("erm", **params).fit(small_net(), Data(grey, data.labels, 3))
+    two = advbench.get_defense("erm", **params).fit(small_net(), Data(grey.float() / 255, data.labels, 3))
+    assert same_weights(one, two)
+
+
+def test_a_users_own_net_is_trained_into_a_classifier() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.hidden = nn.Linear(36, 8)
+            self.tied = self.hidden
+            self.out = nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.out(self.tied(x.flatten(1)).tanh())
+            return logits
+
+    data = small_data()
+    clf = advbench.get_defense("bnn", stages=(40,), batch_size=16, lr=0.02, init_std=0.05).fit(Own(), data)
+    assert advbench.evaluate(clf, *data.batch(slice(None))).accuracy > 0.9
+    assert math.isclose(advbench.evaluate(clf, *data.batch(slice(None)), draws=3).draws, 3)
