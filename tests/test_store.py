@@ -22,7 +22,7 @@ from advbench.errors import StoreError
 from advbench.store import SCHEMA, Store, StoreWarning, canonical, content_key, write_file
 
 KEY, OTHER = content_key("a task"), content_key("another task")
-RECORD = {"kind": "evaluate", "accuracy": 0.8125, "seeds": [0, 1], "note": "adv_bnn – größer", "reason": None}
+RECORD = {"kind": "evaluate", "accuracy": 0.8125, "seeds": [0, 1], "note": "adv_bnn größer 東京", "reason": None}
 BYTES = bytes(range(256)) * 3
 
 JSON = st.recursive(

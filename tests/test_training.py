@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import advbench
 from advbench.api import Data, Progress, TrainContext
+from advbench.architectures import vgg16
 from advbench.classifier import Classifier
 from advbench.errors import InputError, PluginError
 from advbench.posterior import GaussianPosterior
@@ -44,7 +45,7 @@ def test_gradient_of_the_objective_is_the_rand_layers_formula_at_alpha_1() -> No
 
 
 def test_kl_scope_counts_the_last_linear_layer_alone() -> None:
-    net = advbench.architectures.vgg16(3, 32, 32, 10)
+    net = vgg16(3, 32, 32, 10)
     names = last_linear(net)
     assert sum(dict(net.named_parameters())[name].numel() for name in names) == 5130
     small = small_net()

@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from advbench.api import Data
+from advbench.architectures import Normalize, build
+from advbench.errors import InputError
+from advbench.registry import registry
+
+NAMES = tuple(entry.name for entry in registry().entries("architecture"))
+LEAST = {"small_cnn": 2, "bal_cnn": 4, "vgg16": 32, "resnet20": 8, "fcnn1": 1, "fcnn2": 1}
+SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 96, 96), (2, 29, 31), (3, 47, 33)]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+def test_every_architecture_takes_images_that_fit_and_refuses_others(name: str, shape: tuple[int, int, int]) -> None:
+    data = random_data(shape, classes=7)
+    if min(shape[1:]) < LEAST.get(name, 1):
+        with pytest.raises(InputError, match=too_small(name, shape)):
+            build(name, data, seed=0)
+        return
+    net = build(name, data, seed=0)
+    with torch.no_grad():
+        logits = net.eval()(data.batch(slice(2))[0])
+    assert logits.shape == (2, 7)
+    assert logits.dtype == torch.float32
+    assert logits.isfinite().all()
+    assert len(logits.unique()) == logits.numel()
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if LEAST.get(name, 1) > 1])
+def test_least_size_is_taken_and_one_pixel_less_is_refused(name: str) -> None:
+    least = LEAST[name]
+    data = random_data((1, least, least), count=4)
+    assert forward(build(name, data, 0), data).shape == (4, 10)
+    for height, width in ((least - 1, least), (least, least - 1)):
+        with pytest.raises(InputError, match=too_small(name, (1, height, width))):
+            build(name, random_data((1, height, width)), 0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_weight_reaches_the_logits(name: str) -> None:
+    data = random_data((3, 32, 32), count=4)
+    net = build(name, data, 0).train()
+    forward(net, data).square().sum().backward()
+    unused = [name for name, weight in net.named_parameters() if weight.grad is None or not weight.grad.any()]
+    # A bias before batch norm is subtracted again: its gradient is zero or rounding.
+    before_norm = {f"1.{i}.bias" for i, layer in enumerate(inner(net)) if isinstance(layer, nn.Conv2d)}
+    assert set(unused) <= before_norm
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_seed_decides_the_weights_and_leaves_the_global_random_state(name: str) -> None:
+    data = random_data((3, 32, 32))
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first = build(name, data, 0).state_dict()
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(6)
+    same, other = build(name, data, 0).state_dict(), build(name, data, 1).state_dict()
+    assert first.keys() == same.keys() == other.keys()
+    assert all(torch.equal(first[key], same[key]) for key in first)
+    weights = [key for key in first if first[key].ndim > 1 and not key.startswith("0.")]
+    assert weights
+    assert not any(torch.equal(first[key], other[key]) for key in weights)
+
+
+def test_normalisation_by_the_training_images_is_inside_the_module() -> None:
+    images = (
+        torch.rand(50, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * torch.tensor([1, 0.5, 0.1])[:, None, None]
+    )
+    net = build("fcnn1", Data(images, torch.zeros(50, dtype=torch.int64), 10), 0)
+    normalise = first_layer(net)
+    flat = images.double().transpose(0, 1).flatten(1)
+    torch.testing.assert_close(normalise.mean.flatten().double(), flat.mean(1))
+    torch.testing.assert_close(normalise.std.flatten().double(), flat.std(1))
+    out = normalise(images).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(out.mean(1), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(out.std(1), torch.ones(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(net(images), inner(net)(normalise(images)))
+    assert not [name for name, _ in net.named_parameters() if name.startswith("0.")]
+    assert {"0.mean", "0.std"} <= net.state_dict().keys()
+
+
+def test_bytes_and_floats_of_the_same_images_are_normalised_alike() -> None:
+    data = random_data((3, 8, 8))
+    as_float = Data(data.images.float() / 255, data.labels, data.classes)
+    of_bytes, of_floats = (first_layer(build("fcnn1", d, 0)) for d in (data, as_float))
+    assert torch.equal(of_bytes.mean, of_floats.mean)
+    assert torch.equal(of_bytes.std, of_floats.std)
+
+
+def test_channel_that_never_varies_gives_finite_logits() -> None:
+    data = Data(torch.zeros(20, 1, 8, 8), torch.zeros(20, dtype=torch.int64), 10)
+    net = build("small_cnn", data, 0)
+    assert forward(net, data).isfinite().all()
+    assert net(torch.ones(1, 1, 8, 8)).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "classes", "low", "high"),
+    [
+        ("fcnn1", (1, 28, 28), 10, 79_510, 79_510),
+        ("fcnn2", (1, 28, 28), 10, 478_410, 478_410),
+        ("resnet20", (3, 32, 32), 10, 265_000, 275_000),
+        ("vgg16", (3, 32, 32), 10, 14_650_000, 14_750_000),
+        ("small_cnn", (1, 8, 8), 10, 38_282, 38_282),
+        ("bal_cnn", (1, 28, 28), 10, 110_634, 110_634),
+    ],
+)
+def test_number_of_weights(name: str, shape: tuple[int, int, int], classes: int, low: int, high: int) -> None:
+    net = build(name, random_data(shape, classes), 0)
+    assert low <= sum(weight.numel() for weight in net.parameters()) <= high
+
+
+def test_last_layer_of_vgg16_has_the_weights_whose_kl_the_released_code_counts() -> None:
+    last = inner(build("vgg16", random_data((3, 32, 32)), 0))[-1]
+    assert isinstance(last, nn.Linear)
+    assert sum(weight.numel() for weight in last.parameters()) == 5_130
+
+
+def test_resnet20_has_20_layers_of_weights_and_shortcuts_without() -> None:
+    net = build("resnet20", random_data((3, 32, 32)), 0)
+    layers = [module for module in net.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    assert len(layers) == 20
+    assert all(layer.kernel_size == (3, 3) for layer in layers[:-1])
+
+
+def test_unknown_architecture_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(
+        InputError, match=r"^unknown architecture 'vgg61': expected one of [^\n]*did you mean 'vgg16'\?$"
+    ):
+        build("vgg61", random_data((3, 32, 32)), 0)
+
+
+def too_small(name: str, shape: tuple[int, int, int]) -> str:
+    least = LEAST[name]
+    return (
+        rf"^architecture '{name}': expected images of at least {least}x{least}, "
+        rf"got {shape[1]}x{shape[2]}; choose [^\n]+$"
+    )
+
+
+def random_data(shape: tuple[int, int, int], classes: int = 10, count: int = 20) -> Data:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, *shape), generator=generator, dtype=torch.uint8)
+    return Data(images, torch.arange(count) % classes, classes)
+
+
+def forward(net: nn.Module, data: Data) -> Tensor:
+    logits: Tensor = net(data.batch(slice(None))[0])
+    return logits
+
+
+def first_layer(net: nn.Module) -> Normalize:
+    layer = net.get_submodule("0")
+    assert isinstance(layer, Normalize)
+    return layer
+
+
+def inner(net: nn.Module) -> nn.Sequential:
+    layers = net.get_submodule("1")
+    assert isinstance(layers, nn.Sequential)
+    return layers

@@ -1,0 +1,168 @@
+"""Finding plugins: real distributions in a folder on the path, good, broken, misspelt and doubled."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pluggy
+import pytest
+from conftest import Cli
+
+from advbench import hookspecs
+from advbench.errors import InputError
+from advbench.registry import KINDS, Registrar, Registry, registry
+
+GOOD = """
+from advbench.hookspecs import hookimpl
+
+@hookimpl
+def advbench_register(register):
+    register.attack("{name}", "{module}_impl:Thing", "a thing")
+"""
+
+
+def install(folder: Path, name: str, body: str, version: str = "1.0") -> dict[str, str]:
+    """Put a distribution with one entry point into a folder; the environment that finds it."""
+    module = name.replace("-", "_")
+    (folder / f"{module}.py").write_text(body)
+    info = folder / f"{module}-{version}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    (info / "entry_points.txt").write_text(f"[advbench]\n{module} = {module}\n")
+    return {"PYTHONPATH": str(folder)}
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    folder = tmp_path / "site"
+    folder.mkdir()
+    return folder
+
+
+def test_built_ins_are_found_with_distribution_and_version() -> None:
+    names = {(entry.kind, entry.name) for entry in registry().entries()}
+    assert {("defense", "adv_bnn"), ("attack", "eot_pgd"), ("dataset", "digits"), ("architecture", "vgg16")} <= names
+    entry = registry().find("defense", "adv_bnn")
+    assert (entry.distribution, entry.target) == ("advbench", "advbench_defenses.adv_bnn:AdvBNN")
+    assert entry.version
+    assert registry().problems == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_name_loads(kind: str) -> None:
+    for entry in registry().entries(kind):  # type: ignore[arg-type]
+        assert callable(registry().load(entry.kind, entry.name))
+
+
+@pytest.mark.parametrize("command", ["--help", "plugins"])
+def test_listing_imports_no_torch(command: str) -> None:
+    code = (
+        "import sys; from advbench.cli import main; main([sys.argv[1]]);"
+        "sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'pandas')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code, command], capture_output=True, check=False).returncode == 0
+
+
+def test_importing_advbench_imports_no_torch() -> None:
+    code = "import sys, advbench; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.bench
+@pytest.mark.parametrize("command", ["--help", "plugins"])
+def test_listing_takes_a_small_multiple_of_starting_python(command: str) -> None:
+    def seconds(*arguments: str) -> float:
+        times = []
+        for _ in range(5):
+            started = time.perf_counter()
+            subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
+            times.append(time.perf_counter() - started)
+        return min(times)
+
+    assert seconds("-m", "advbench", command) < 20 * seconds("-c", "pass")
+
+
+def test_a_third_partys_names_appear(cli: Cli, site: Path) -> None:
+    env = install(site, "good-plugin", GOOD.format(name="thing", module="good_plugin"), "3.1")
+    listed = cli("plugins", env=env)
+    assert listed.returncode == 0
+    assert "thing" in listed.stdout
+    assert "good-plugin 3.1" in listed.stdout
+
+
+def test_a_broken_plugin_is_reported_and_stops_only_runs_that_name_it(cli: Cli, site: Path) -> None:
+    env = install(site, "broken-plugin", "raise RuntimeError('half\\ninstalled')")
+    listed = cli("plugins", env=env)
+    assert listed.returncode == 1
+    assert "adv_bnn" in listed.stdout
+    reason = "failed to load: RuntimeError: half installed"
+    assert listed.stderr.strip() == f"plugin 'broken_plugin' of broken-plugin {reason}"
+    assert cli("plan", "--defense", "erm", "--attack", "fgsm", env=env).returncode == 0
+    named = cli("plan", "--defense", "erm", "--attack", "its_attack", env=env)
+    assert named.returncode == 2
+    assert "these plugins failed to load: broken_plugin (RuntimeError: half installed)" in named.stderr
+    assert len(named.stderr.strip().splitlines()) == 1
+
+
+def test_a_misspelt_hook_is_caught(cli: Cli, site: Path) -> None:
+    body = "from advbench.hookspecs import hookimpl\n@hookimpl\ndef advbench_registr(register): pass\n"
+    listed = cli("plugins", env=install(site, "misspelt", body))
+    assert listed.returncode == 1
+    assert "unknown hook 'advbench_registr'" in listed.stderr
+
+
+def test_a_name_that_two_plugins_claim_is_an_error_that_names_both(cli: Cli, site: Path) -> None:
+    env = install(site, "second", GOOD.format(name="pgd", module="second"), "0.4")
+    run = cli("run", "--defense", "erm", "--attack", "pgd", env=env)
+    assert run.returncode == 2
+    assert "attack name 'pgd' is registered twice, by advbench " in run.stderr
+    assert "second 0.4" in run.stderr
+    listed = cli("plugins", env=env)
+    assert listed.returncode == 2
+    assert "second 0.4" in listed.stderr
+    assert cli("plan", "--defense", "erm", "--attack", "fgsm", env=env).returncode == 0
+
+
+def test_a_target_that_cannot_be_imported_is_one_line(cli: Cli, site: Path) -> None:
+    env = install(site, "hollow", GOOD.format(name="thing", module="hollow"))
+    shown = cli("show", "thing", env=env)
+    assert shown.returncode == 2
+    expected = "attack 'thing' of hollow 1.0 cannot be loaded from hollow_impl:Thing: ModuleNotFoundError"
+    assert expected in shown.stderr
+    assert len(shown.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "declare",
+    [
+        lambda register: register.attack("my attack", "m:C", ""),
+        lambda register: register.attack("ok", "m.C", ""),
+        lambda register: register.defense("ok", "m:", ""),
+    ],
+)
+def test_names_and_targets_must_be_well_formed(declare: Callable[[Registrar], None]) -> None:
+    with pytest.raises(InputError):
+        declare(Registrar("dist", "1"))
+
+
+def test_one_failing_registration_leaves_nothing_of_that_plugin() -> None:
+    class Half:
+        @hookspecs.hookimpl
+        def advbench_register(self, register: Registrar) -> None:
+            register.attack("half_done", "m:C", "")
+            raise ValueError("then it broke")
+
+    found = Registry(pluggy.PluginManager(hookspecs.PROJECT))
+    found._load(Half(), "half", __import__("importlib.metadata").metadata.distribution("advbench"))
+    assert found.problems[0].reason == "ValueError: then it broke"
+    with pytest.raises(InputError, match="unknown attack 'half_done'"):
+        found.find("attack", "half_done")
+
+
+def test_did_you_mean() -> None:
+    with pytest.raises(InputError, match=r"did you mean 'adv_bnn'\?"):
+        registry().find("defense", "advbnn")

@@ -1,0 +1,156 @@
+"""Tables made from records that are known."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from advbench.config import Choice, make_spec
+from advbench.metrics import Predictions
+from advbench.plan import DataIdentity, Plan, make_plan
+from advbench.registry import Entry
+from advbench.report import Report, collect
+from advbench.report.markdown import format_eps
+from advbench.store import Store
+from advbench.tasks import summary
+
+IMAGES = 20
+
+
+def choice(label: str) -> Choice:
+    entry = Entry("defense", label, "m:C", "", "dist", "1")
+    return Choice(label, entry, {"a": label}, 1.0)
+
+
+def lay_out(defenses: list[str], attacks: list[str], **settings: object) -> Plan:
+    spec = make_spec({"defenses": defenses, "attacks": attacks, "eps": [0.1, 8 / 255], **settings})
+    chosen = tuple(map(choice, defenses)), tuple(map(choice, attacks))
+    return make_plan(spec, *chosen, {"name": "net"}, DataIdentity("digits", "d", 10, IMAGES), "1")
+
+
+def predictions(right: int) -> Predictions:
+    labels = np.zeros(IMAGES, np.int64)
+    probs = np.tile(np.array([[0.1, 0.9]], np.float32), (2, IMAGES, 1))
+    probs[:, :right] = [0.95, 0.05]
+    return Predictions.from_probs(probs, labels)
+
+
+def fill(plan: Plan, store: Store, right: dict[tuple[str, str, str], int], skip: tuple[str, ...] = ()) -> None:
+    """Records with the given number of right images by (source, target, attack)."""
+    for cell in plan.cells:
+        attack = cell.attack.label if cell.attack else "none"
+        if attack in skip:
+            continue
+        result = summary(predictions(right[(cell.source.label, cell.defense.label, attack)]))
+        costs = {"forward_passes": 3.0, "backward_passes": 2.0, "seconds": 0.5}
+        record = {
+            "kind": "evaluate",
+            "inputs": {},
+            "result": {**result, "attack": costs},
+            "seconds": 1.0,
+            "versions": {},
+        }
+        store.write_record(cell.key, record)
+
+
+RIGHT = {
+    ("a", "a", "none"): 18,
+    ("b", "b", "none"): 16,
+    ("a", "a", "fgsm"): 10,
+    ("a", "b", "fgsm"): 14,
+    ("b", "a", "fgsm"): 16,
+    ("b", "b", "fgsm"): 16,
+}
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> Report:
+    plan, store = lay_out(["a", "b"], ["fgsm"]), Store(str(tmp_path))
+    fill(plan, store, RIGHT)
+    return collect(plan, store)
+
+
+def test_affinity_is_that_of_the_constructed_accuracies(report: Report) -> None:
+    rho = report.affinity[report.affinity.eps == 0.1].set_index(["source", "target"])
+    assert rho.affinity["a", "a"] == pytest.approx(1.0)
+    assert rho.affinity["b", "a"] == pytest.approx((18 - 16) / (18 - 10))
+    assert math.isnan(rho.affinity["a", "b"])
+    assert rho.reason["a", "b"] == "the attack on the target itself does not lower its accuracy"
+
+
+def test_leaderboard_ranks_by_the_lowest_accuracy_at_the_headline_eps(report: Report) -> None:
+    board = report.leaderboard
+    assert list(board.defense) == ["b", "a"]
+    assert list(board.worst) == [0.8, 0.5]
+    assert list(board.clean) == [0.8, 0.9]
+
+
+def test_retention_is_that_of_the_constructed_predictions(report: Report) -> None:
+    curve = report.retention[(report.retention.defense == "a") & (report.retention.attack == "fgsm")]
+    curve = curve[curve.eps == 0.1].set_index("kept")
+    # 10 of 20 are right, and surer (0.95 against 0.9).
+    assert curve.accuracy.to_dict() == pytest.approx({0.2: 1.0, 0.4: 1.0, 0.6: 10 / 12, 0.8: 10 / 16, 1.0: 0.5})
+    assert set(curve.n_kept) == {4, 8, 12, 16, 20}
+
+
+def test_seconds_and_passes_are_the_attacks_and_the_judgements(report: Report) -> None:
+    row = report.results.iloc[-1]
+    assert (row.seconds, row.forward_passes, row.backward_passes) == (1.5, 3.0, 2.0)
+
+
+def test_failed_and_missing_cells_are_visible_everywhere(tmp_path: Path) -> None:
+    plan, store = lay_out(["a", "b"], ["fgsm", "pgd"]), Store(str(tmp_path))
+    right = RIGHT | {(s, t, "pgd"): 5 for s in "ab" for t in "ab"}
+    fill(plan, store, right, skip=("pgd",))
+    failed = {cell.key: "PluginError: <b>bad</b> | worse" for cell in plan.cells if cell.attack and cell.eps == 0.1}
+    report = collect(plan, store, failed)
+    flags = report.results.set_index(["attack", "eps"])["flags"]
+    assert set(flags["pgd", 0.1]) == {"failed: PluginError: <b>bad</b> | worse"}
+    assert set(flags["pgd", 8 / 255]) == {"missing"}
+    assert list(report.leaderboard.failed_cells) == [2, 2]
+    text = report.markdown()
+    assert "<b>" not in text
+    assert "4 cells failed: PluginError" in text
+    assert "4 cells missing" in text
+    assert report.affinity[report.affinity.attack == "pgd"].reason.eq("an accuracy is missing").all()
+
+
+def test_several_seeds_give_mean_and_deviation(tmp_path: Path) -> None:
+    plan, store = lay_out(["a"], ["fgsm"], seeds=[0, 1]), Store(str(tmp_path))
+    for cell in plan.cells:
+        result = summary(predictions(10 + 4 * cell.seed))
+        costs = {"forward_passes": 0.0, "backward_passes": 0.0, "seconds": 0.0}
+        body = {"kind": "evaluate", "inputs": {}, "result": {**result, "attack": costs}, "seconds": 1.0, "versions": {}}
+        store.write_record(cell.key, body)
+    board = collect(plan, store).leaderboard.iloc[0]
+    assert board["fgsm@0.1"] == pytest.approx(0.6)
+    assert board["fgsm@0.1_sd"] == pytest.approx(np.std([0.5, 0.7], ddof=1))
+    assert board["fgsm@0.1_low"] < 0.6 < board["fgsm@0.1_high"]
+
+
+def test_csv_files_read_back_as_they_were(report: Report, tmp_path: Path) -> None:
+    for name, text in report.files().items():
+        (tmp_path / name).write_text(text)
+    back = pd.read_csv(tmp_path / "results.csv", keep_default_na=False)
+    assert (back.accuracy.astype(float).to_numpy() == report.results.accuracy.to_numpy()).all()
+    assert "| b " in (tmp_path / "leaderboard.md").read_text()
+
+
+def test_a_run_without_attacks_has_a_leaderboard_of_clean_accuracies(tmp_path: Path) -> None:
+    plan, store = lay_out(["a", "b"], ["none"]), Store(str(tmp_path))
+    fill(plan, store, RIGHT)
+    report = collect(plan, store)
+    assert list(report.leaderboard.defense) == ["a", "b"]
+    assert "0.900 [" in report.markdown()
+    assert report.affinity.empty
+
+
+@pytest.mark.parametrize(
+    ("eps", "text"), [(8 / 255, "8/255"), (0.1, "0.1"), (8 / 256, "0.03125"), (1.0, "1"), (0.2, "0.2"), (0.0, "0")]
+)
+def test_radii_are_written_as_people_write_them(eps: float, text: str) -> None:
+    assert format_eps(eps) == text
