@@ -67,7 +67,7 @@ def _conv(inputs: int, outputs: int, stride: int = 1, *, bias: bool = True) -> n
 
 
 def small_cnn(channels: int, height: int, width: int, classes: int) -> nn.Module:
-    """Two convolutions, a pool, two linear layers; 42 k weights on 8x8 images."""
+    """Two convolutions, a pool, two linear layers; 38 k weights on 8x8 images."""
     _require_size("small_cnn", height, width, 2)
     return nn.Sequential(
         _conv(channels, 16),

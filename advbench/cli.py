@@ -267,6 +267,9 @@ def _print_end(report: "Report", files: tuple[Path, ...]) -> None:
     _say("")
     for path in files:
         _say(str(path))
+    undefined = report.affinity[report.affinity.reason != ""]
+    if len(undefined):
+        _complain(f"warning: {len(undefined)} affinities are undefined (NaN); affinity.csv says why")
 
 
 def _say(line: str) -> None:

@@ -74,17 +74,17 @@ class RunSpec(pydantic.BaseModel):
         return values
 
     def completed(self) -> RunSpec:
-        """The spec with the data set's defaults filled in and attack `none` left to the clean row."""
+        """The spec with the data set's defaults filled in; what only repeats the clean row is left out."""
         kind = self.dataset.partition(":")[0]
+        kept = tuple(name for name in self.attacks if name != "none") or ("none",)
         eps = self.eps or EPS.get(kind, {"linf": COLOUR_EPS["linf"], "l2": COLOUR_EPS["l2"]})[self.norm]
         for value in eps:
             Threat(self.norm, value)
-        attacks = tuple(name for name in self.attacks if name != "none")
         architecture = self.architecture or DEFAULT_ARCHITECTURES.get(kind, "small_cnn")
         return self.model_copy(
             update={
-                "eps": tuple(sorted(e for e in eps if e > 0)),
-                "attacks": attacks,
+                "eps": tuple(sorted(e for e in eps if e > 0)) or (0.0,),
+                "attacks": kept,
                 "architecture": architecture,
             }
         )
@@ -94,7 +94,7 @@ class RunSpec(pydantic.BaseModel):
         values = self.model_dump(exclude={"set"}, exclude_none=True)
         lines = [f"{name} = {_toml(value)}" for name, value in values.items()]
         for plugin, params in self.set.items():
-            lines += ["", f"[set.{_toml(plugin)}]"] + [f"{k} = {_toml(v)}" for k, v in params.items()]
+            lines += ["", f"[set.{_toml(plugin)}]"] + [f"{_toml(k)} = {_toml(v)}" for k, v in params.items()]
         return "\n".join(lines) + "\n"
 
 
@@ -150,8 +150,8 @@ def parse_toml(path: Path) -> dict[str, Any]:
         InputError: the file cannot be read, or is no TOML.
     """
     try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        return tomllib.loads(path.read_text("utf-8-sig"))
+    except (OSError, UnicodeDecodeError, RecursionError, tomllib.TOMLDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise InputError(f"spec file {path}", expected="readable TOML", got=reason) from error
 
@@ -169,9 +169,12 @@ def parse_settings(items: Iterable[str]) -> dict[str, dict[str, Any]]:
         if not (equals and dot and plugin and param):
             raise InputError("--set", expected="name.param=value", got=repr(item))
         try:
-            value = tomllib.loads(f"v = {raw}")["v"]
+            parsed = tomllib.loads(f"v = {raw}")
         except tomllib.TOMLDecodeError:
-            value = raw.strip()
+            parsed = {}
+        value = parsed["v"] if len(parsed) == 1 else raw.strip()
+        if not isinstance(value, str | int | float | list | dict):
+            raise InputError(f"--set {plugin}.{param}", expected="a string, number, boolean or list", got=raw)
         settings.setdefault(plugin, {})[param] = value
     return settings
 
@@ -189,7 +192,7 @@ def resolve(spec: RunSpec) -> tuple[tuple[Choice, ...], tuple[Choice, ...]]:
         if plugin not in (*spec.defenses, *spec.attacks):
             raise unknown_name("plugin in --set", plugin, (*spec.defenses, *spec.attacks))
     defenses = tuple(_choose("defense", label, spec) for label in spec.defenses)
-    attacks = tuple(_choose("attack", label, spec) for label in spec.attacks)
+    attacks = tuple(_choose("attack", label, spec) for label in spec.attacks if label != "none")
     for choice in attacks:
         norms = registry().load("attack", choice.entry.name).norms
         if spec.norm not in norms:
@@ -219,4 +222,4 @@ def _toml(value: object) -> str:
         return "{" + ", ".join(f"{_toml(k)} = {_toml(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_toml, value)) + "]"
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False, allow_nan=False).replace("\x7f", "\\u007f")

@@ -70,8 +70,20 @@ def make_dataset(
         classes: how many classes; by default the largest label plus one.
 
     Raises:
-        InputError: images outside [0, 1], labels outside the classes, or shapes that disagree.
+        InputError: images outside [0, 1], labels outside the classes, shapes that disagree, or too few images.
     """
+    if len(train[0]) < 2 or len(test[0]) < 1:
+        raise InputError(
+            f"data set {name!r}",
+            expected="at least 2 training images and 1 test image",
+            got=f"{len(train[0])} and {len(test[0])}",
+        )
+    if train[0].shape[1:] != test[0].shape[1:]:
+        raise InputError(
+            f"test images of {name}",
+            expected=f"the training images' shape {tuple(train[0].shape[1:])}",
+            got=tuple(test[0].shape[1:]),
+        )
     if classes is None:
         classes = max(int(labels.max()) if len(labels) else 0 for _, labels in (train, test)) + 1
     digest = hashlib.sha256(f"{name.partition(':')[0]}/{classes}".encode())
@@ -94,22 +106,25 @@ def make_dataset(
 
 
 def stratified(labels: Tensor, count: int) -> Tensor:
-    """The indices, ascending, of one fixed subset that holds each class in proportion.
+    """The indices, ascending, of one fixed subset that holds each class in proportion, within one image.
 
-    A subset of n is contained in that of n + 1, so a larger limit only adds images.
+    A subset of n is contained in that of n + 1, so a larger limit only adds images. Whose turn it is follows
+    Tijdeman 1980, "The chairman assignment problem"; which of a class's images comes next is a fixed shuffle.
 
     Args:
         labels: `(total,)`, int64.
         count: how many; at least 1, at most all.
     """
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(_SPLIT_SEED))
-    shuffled = labels[order]
-    position = torch.empty(len(labels), dtype=torch.float64)
-    for label in torch.unique(labels):
-        members = (shuffled == label).nonzero().squeeze(1)
-        # Spread each class evenly over [0, 1): any prefix of the merged order is in proportion.
-        position[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
-    return order[position.argsort(stable=True)[:count]].sort().values
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(_SPLIT_SEED)).numpy()
+    _, member, sizes = np.unique(labels.numpy()[order], return_inverse=True, return_counts=True)
+    total, least = len(labels), max(1, 2 * len(sizes) - 2)
+    taken = np.zeros_like(sizes)
+    for step in range(1, count + 1):
+        due = least * (step * sizes - taken * total)  # in units of 1 / (least * total) images
+        deadline = np.where(due >= total, ((least - 1) * total - due) / sizes, np.inf)
+        taken[deadline.argmin()] += 1
+    chosen = [order[member == label][:number] for label, number in enumerate(taken)]
+    return torch.from_numpy(np.sort(np.concatenate(chosen)))
 
 
 def limited(data: Data, limit: int | None) -> Data:
@@ -266,9 +281,12 @@ def _decode(files: list[str], labels: list[int], size: int | None) -> tuple[Tens
     for file in files:
         try:
             with Image.open(file) as image:
-                rgb = image.convert("L" if image.mode in ("1", "L") else "RGB")
-        except OSError as error:
+                mode = image.mode
+                rgb = image.convert("L" if mode in ("1", "L") else "RGB")
+        except Exception as error:  # Pillow signals damage with several types
             raise InputError(f"image {file}", expected="a readable image", got=str(error)) from error
+        if mode.startswith(("I", "F")):
+            raise InputError(f"image {file}", expected="8 bits a channel", got=f"mode {mode}")
         if size is not None:
             rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)
         array = np.asarray(rgb)
@@ -287,22 +305,31 @@ def load_imagefolder(root: Path, path: str) -> Dataset:
     """The user's images: PATH/train/CLASS/* and PATH/test/CLASS/*, or PATH/CLASS/* split 80/20 by class."""
     folder = _own_path("imagefolder", path, root)
     if not (folder / "train").is_dir():
-        images, labels = _decode(*_class_folders(folder), None)
-        return _split_pool(f"imagefolder:{path}", images, labels)
-    train, test = _class_folders(folder / "train"), _class_folders(folder / "test")
-    return make_dataset(f"imagefolder:{path}", _decode(*train, None), _decode(*test, None))
+        files, labels, _ = _class_folders(folder)
+        return _split_pool(f"imagefolder:{path}", *_decode(files, labels, None))
+    parts = [_class_folders(folder / part) for part in ("train", "test")]
+    if parts[0][2] != parts[1][2]:
+        differing = sorted(set(parts[0][2]) ^ set(parts[1][2]))
+        raise InputError(
+            f"image folder {folder}",
+            expected="the same class folders in train and test",
+            got=f"only in one of them: {', '.join(differing)}",
+        )
+    train, test = (_decode(files, labels, None) for files, labels, _ in parts)
+    return make_dataset(f"imagefolder:{path}", train, test, len(parts[0][2]))
 
 
-def _class_folders(folder: Path) -> tuple[list[str], list[int]]:
+def _class_folders(folder: Path) -> tuple[list[str], list[int], list[str]]:
+    """Files, their labels, and the names of the classes."""
     from torchvision.datasets import ImageFolder
 
     try:
-        samples = ImageFolder(folder).samples
+        found = ImageFolder(folder)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(
             f"image folder {folder}", expected="one folder a class with images in it", got=str(error)
         ) from error
-    return [file for file, _ in samples], [label for _, label in samples]
+    return [file for file, _ in found.samples], [label for _, label in found.samples], found.classes
 
 
 def load_npz(root: Path, path: str) -> Dataset:
@@ -314,7 +341,7 @@ def load_npz(root: Path, path: str) -> Dataset:
     file = _own_path("npz", path, root)
     names = ("x_train", "y_train", "x_test", "y_test")
     try:
-        with np.load(file, allow_pickle=False) as archive:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in names}
     except Exception as error:
         raise InputError(
@@ -324,7 +351,10 @@ def load_npz(root: Path, path: str) -> Dataset:
         ) from error
     parts = []
     for part in ("train", "test"):
-        images = torch.from_numpy(np.ascontiguousarray(arrays[f"x_{part}"]))
+        raw = arrays[f"x_{part}"]
+        if raw.dtype.kind != "f" and raw.dtype != np.uint8:
+            raise InputError(f"x_{part} of {file}", expected="uint8 or floating point", got=raw.dtype)
+        images = torch.from_numpy(np.ascontiguousarray(raw, np.uint8 if raw.dtype == np.uint8 else np.float32))
         if images.ndim == 3:
             images = images.unsqueeze(1)
         elif images.ndim == 4 and images.shape[-1] in (1, 3) and images.shape[1] not in (1, 3):
@@ -334,7 +364,6 @@ def load_npz(root: Path, path: str) -> Dataset:
         labels = arrays[f"y_{part}"].reshape(-1)
         if labels.dtype.kind not in "iu":
             raise InputError(f"y_{part} of {file}", expected="integers", got=labels.dtype)
-        images = images.float() if images.is_floating_point() else images
         parts.append((images, torch.from_numpy(labels.astype(np.int64))))
     return make_dataset(f"npz:{path}", parts[0], parts[1])
 

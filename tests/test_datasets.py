@@ -228,18 +228,23 @@ def test_npz_without_an_array_is_refused_with_its_name(tmp_path: Path, name: str
         ({"x_train": np.full((40, 8, 8), 2.0)}, r"training images .*expected values in \[0, 1\], got .*divide by 255"),
         ({"x_test": np.full((20, 8, 8), -0.1)}, r"test images .*expected values in \[0, 1\]"),
         ({"x_test": np.full((20, 8, 8), np.nan)}, r"test images .*expected values in \[0, 1\], got \[nan"),
-        ({"x_test": np.zeros((20, 8, 8), np.int64)}, r"test images .*expected floating point in \[0, 1\]"),
+        ({"x_test": np.zeros((20, 8, 8), np.int64)}, r"x_test .*expected uint8 or floating point, got int64"),
         ({"x_test": np.zeros((20, 8, 8), np.complex64)}, r"expected"),
         ({"x_test": np.full((20, 8, 8), "a")}, r"x_test .*expected"),
-        ({"x_test": np.zeros((20, 8, 8), ">f4")}, r"x_test .*expected"),
         ({"x_train": np.zeros((40, 64), np.uint8)}, r"x_train .*expected 3 or 4 dimensions"),
         ({"x_train": np.zeros((40, 1, 1, 8, 8), np.uint8)}, r"x_train .*expected 3 or 4 dimensions"),
         ({"x_train": np.zeros((39, 8, 8), np.uint8)}, r"training labels .*expected int64 of shape \(39,\)"),
-        ({"x_test": np.zeros((20, 9, 8), np.uint8)}, r"test images .*expected .*8x8"),
+        (
+            {"x_test": np.zeros((20, 9, 8), np.uint8)},
+            r"test images .*expected the training images' shape \(1, 8, 8\), got \(1, 9, 8\)",
+        ),
         ({"x_test": np.zeros((20, 3, 8, 8), np.uint8)}, r"test images .*expected"),
-        ({"x_test": np.zeros((0, 8, 8), np.uint8), "y_test": np.zeros(0, np.int64)}, r"test .*expected"),
-        ({"x_train": np.zeros((0, 8, 8), np.uint8), "y_train": np.zeros(0, np.int64)}, r"training .*expected"),
-        ({"x_train": np.zeros((1, 8, 8), np.uint8), "y_train": np.zeros(1, np.int64)}, r"training .*expected"),
+        (
+            {"x_test": np.zeros((0, 8, 8), np.uint8), "y_test": np.zeros(0, np.int64)},
+            r"expected at least 2 training images and 1 test image, got 40 and 0",
+        ),
+        ({"x_train": np.zeros((0, 8, 8), np.uint8), "y_train": np.zeros(0, np.int64)}, r"got 0 and 20"),
+        ({"x_train": np.zeros((1, 8, 8), np.uint8), "y_train": np.zeros(1, np.int64)}, r"got 1 and 20"),
         ({"y_test": np.zeros(20, np.float32)}, r"y_test .*expected integers, got float32"),
         ({"y_test": np.full(20, "a")}, r"y_test .*expected integers"),
         ({"y_test": np.zeros(20, bool)}, r"y_test .*expected integers, got bool"),
@@ -354,7 +359,7 @@ def test_images_of_differing_size_or_mode_are_refused(tmp_path: Path, size: tupl
 def test_training_and_test_images_of_differing_size_are_refused(tmp_path: Path) -> None:
     write_images(tmp_path / "train" / "a", 10, (8, 8), "L", 0)
     write_images(tmp_path / "test" / "a", 10, (9, 8), "L", 0)
-    with pytest.raises(InputError, match=r"^[^\n]*expected [^\n]*8x8[^\n]*$"):
+    with pytest.raises(InputError, match=r"expected the training images' shape \(1, 8, 8\), got"):
         load_dataset(f"imagefolder:{tmp_path}")
 
 
