@@ -62,7 +62,7 @@ class Resources:
     """
 
     device: str = "cpu"
-    threads: int = 2
+    threads: int = 1
     chunk: int | None = None
 
 

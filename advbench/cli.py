@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -51,7 +50,7 @@ SPEC_OPTIONS = {
     "limit": _option(int | None, "--limit", "Judge on a fixed stratified subset of this many test images."),
     "batch_size": _option(int | None, "--batch-size", "Images attacked and judged together. [default: 256]"),
     "precision": _option(str | None, "--precision", "Of training: float32 or bfloat16. [default: float32]"),
-    "threads": _option(int | None, "--threads", "CPU threads of a task. [default: 2]"),
+    "threads": _option(int | None, "--threads", "CPU threads of a task. [default: 1]"),
     "set": _option(Names | None, "--set", "A hyperparameter: NAME.PARAM=VALUE; repeat for more."),
 }
 
@@ -308,11 +307,9 @@ def main(arguments: list[str] | None = None) -> int:
         _complain(f"error: {error}")
         return 2
     except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    if code == 130:  # some versions of typer return it for an interrupt, others raise
         _complain("interrupted; the same command goes on from here")
-        return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone
-        return 0
     return code if isinstance(code, int) else 0
 
 

@@ -55,7 +55,7 @@ class RunSpec(pydantic.BaseModel):
     limit: int | None = pydantic.Field(default=None, ge=1)
     batch_size: int = pydantic.Field(default=256, ge=1)
     precision: Precision = "float32"
-    threads: int = pydantic.Field(default=2, ge=1)
+    threads: int = pydantic.Field(default=1, ge=1)
     set: dict[str, dict[str, Any]] = {}
 
     @pydantic.field_validator("defenses", "attacks", "eps", "seeds")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from advbench.config import Choice, RunSpec
-from advbench.store import SCHEMA, content_key
+from advbench.keys import SCHEMA, content_key
 
 TaskKind = Literal["train", "craft", "evaluate"]
 

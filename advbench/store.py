@@ -16,23 +16,11 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from advbench.errors import StoreError
-
-SCHEMA = 1
+from advbench.keys import SCHEMA, content_key
 
 
 class StoreWarning(UserWarning):
     """Something in the store cannot be used and is treated as absent."""
-
-
-def canonical(value: object) -> bytes:
-    """Canonical JSON: sorted keys, no spaces, UTF-8; equal values give equal bytes."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return text.encode()
-
-
-def content_key(value: object) -> str:
-    """SHA-256 of the canonical JSON of `value`, in hexadecimal."""
-    return hashlib.sha256(canonical(value)).hexdigest()
 
 
 class Store:

@@ -27,8 +27,8 @@ def choice(label: str) -> Choice:
 
 
 def lay_out(defenses: list[str], attacks: list[str], **settings: object) -> Plan:
-    spec = make_spec({"defenses": defenses, "attacks": attacks, "eps": [0.1, 8 / 255], **settings})
-    chosen = tuple(map(choice, defenses)), tuple(map(choice, attacks))
+    spec = make_spec({"defenses": defenses, "attacks": attacks, "eps": [0.1, 8 / 255]} | settings)
+    chosen = tuple(map(choice, defenses)), tuple(choice(name) for name in attacks if name != "none")
     return make_plan(spec, *chosen, {"name": "net"}, DataIdentity("digits", "d", 10, IMAGES), "1")
 
 
@@ -141,7 +141,7 @@ def test_csv_files_read_back_as_they_were(report: Report, tmp_path: Path) -> Non
 
 
 def test_a_run_without_attacks_has_a_leaderboard_of_clean_accuracies(tmp_path: Path) -> None:
-    plan, store = lay_out(["a", "b"], ["none"]), Store(str(tmp_path))
+    plan, store = lay_out(["a", "b"], ["none"], eps=[0.0]), Store(str(tmp_path))
     fill(plan, store, RIGHT)
     report = collect(plan, store)
     assert list(report.leaderboard.defense) == ["a", "b"]

@@ -23,7 +23,7 @@ class AdvBNN(PgdPerturbation, ElboLoss):
 
     presets = {
         "digits": {"stages": (35, 10), "batch_size": 64, "lr": 3e-3, "init_std": 0.05, "eps": 0.15},
-        "mnist": {"stages": (4, 2), "init_std": 0.05, "eps": 0.3},
+        "mnist": {"stages": (4, 1), "init_std": 0.05, "eps": 0.3},
         "cifar10": {"stages": (40, 20), "augment": True, "prior_std": 0.05, "init_std": 0.02, "eps": 8 / 256},
         "paper": {
             "stages": (80, 60, 40, 20),

@@ -17,7 +17,7 @@ class BNN(ElboLoss):
 
     presets = {
         "digits": {"stages": (35, 10), "batch_size": 64, "lr": 3e-3, "init_std": 0.05},
-        "mnist": {"stages": (4, 2), "init_std": 0.05},
+        "mnist": {"stages": (4, 1), "init_std": 0.05},
         "cifar10": {"stages": (40, 20), "augment": True, "prior_std": 0.05, "init_std": 0.02},
     }
     params: Params

@@ -1,0 +1,111 @@
+"""Promises about the project itself: its documents, its packaging, its error messages."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import advbench
+from advbench import hookspecs
+from advbench.cli import SPEC_OPTIONS, main
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+SOURCES = [*(ROOT / "advbench").rglob("*.py"), *(ROOT / "plugins").rglob("*.py")]
+
+
+def shell_lines() -> Iterator[str]:
+    """The commands in the README's shell blocks, continued lines joined."""
+    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL):
+        yield from (line for line in block.replace("\\\n", " ").splitlines() if line and not line.startswith("#"))
+
+
+@pytest.mark.skipif("ADVBENCH_TEST_INSTALLED" not in os.environ, reason="only tox installs the wheel")
+def test_the_tests_run_against_the_installed_wheel() -> None:
+    assert "site-packages" in Path(advbench.__file__).parts
+
+
+def test_ci_calls_the_readmes_test_command() -> None:
+    (command,) = [line for line in shell_lines() if "tox" in line]
+    assert command in (ROOT / ".ci" / "run").read_text()
+
+
+def test_the_readmes_advbench_commands_are_understood(capsys: pytest.CaptureFixture[str]) -> None:
+    commands = [
+        shlex.split(line.partition(".venv/bin/advbench ")[2]) for line in shell_lines() if "bin/advbench" in line
+    ]
+    assert len(commands) >= 4
+    for command in commands:
+        name, *options = command
+        assert main([name, "--help"]) == 0
+        shown = capsys.readouterr().out
+        assert all(option in shown for option in options if option.startswith("--"))
+
+
+def test_the_readmes_python_runs(tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert 0 <= float(done.stdout.split()[0]) <= 1
+
+
+def test_the_readme_documents_every_hook_option_and_module() -> None:
+    hooks = [name for name in vars(hookspecs) if name.startswith("advbench_")]
+    assert all(f"`{name}`" in README for name in hooks)
+    house = README[README.index("## How it is built") :]
+    modules = {p.stem for p in (ROOT / "advbench").glob("*.py")} - {"__init__", "__main__"}
+    assert {name for name in modules if f"`{name}" not in house} == set()
+    flags = {flag for option in SPEC_OPTIONS.values() for flag in option.__metadata__[0].param_decls}
+    assert {flag for flag in flags if f"`{flag}" not in README} == set()
+
+
+def test_python_examples_of_the_architecture_hold() -> None:
+    assert set(advbench.__all__) <= set(dir(advbench)) | set(advbench._LAZY)
+    assert all(getattr(advbench, name) is not None for name in advbench.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        advbench.nothing  # noqa: B018
+
+
+def test_every_expected_error_is_raised_with_words_not_asserts() -> None:
+    """An assert in the core may state what the code itself guarantees, never what a user gave."""
+    found = [
+        f"{path.name}:{node.lineno}"
+        for path in SOURCES
+        if path.name != "testing.py"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Assert) and not (isinstance(node.test, ast.Call) or node.msg is not None)
+    ]
+    assert found == []
+
+
+def test_nothing_is_unpickled_anywhere() -> None:
+    banned = re.compile(r"import pickle|(?<!safetensors\.)torch\.load\(|allow_pickle=True|joblib")
+    assert [p.name for p in SOURCES if banned.search(re.sub(r'"""(?s:.)*?"""', "", p.read_text()))] == []
+
+
+def test_no_file_or_function_asks_to_be_split() -> None:
+    long_files = [p.name for p in SOURCES if len(p.read_text().splitlines()) > 450]
+    long_functions = [
+        f"{p.name}:{node.name}"
+        for p in SOURCES
+        for node in ast.walk(ast.parse(p.read_text()))
+        if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno > 60
+    ]
+    assert (long_files, long_functions) == ([], [])
+
+
+def test_dependencies_are_pinned_for_the_tests() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = {re.split(r"[<>=\[]", item)[0].lower() for item in project["dependencies"]}
+    pinned = {line.partition("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    assert needed <= pinned
+    assert "torch==2.14.1" in (ROOT / "constraints.txt").read_text()
