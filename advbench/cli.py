@@ -94,6 +94,7 @@ def run(
     from advbench.display import make_display
     from advbench.executors.inline import InlineExecutor
     from advbench.run import check_writable, execute, prepare
+    from advbench.scheduler import outstanding
     from advbench.store import Store
     from advbench.tasks import Runtime
 
@@ -104,9 +105,11 @@ def run(
     runtime = Runtime(
         store, spec.dataset, data_root, Resources(_usable(device), spec.threads, chunk), checkpoint_seconds
     )
-    with make_display(plan, opened) as display:
+    waiting = outstanding(plan, opened)
+    with make_display(waiting) as display:
         finished = execute(
             plan,
+            waiting,
             opened,
             lambda: InlineExecutor(runtime, display.progressed),
             display,

@@ -12,16 +12,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from advbench.api import Progress as TaskProgress
-from advbench.plan import Plan, Task
-from advbench.scheduler import outstanding
-from advbench.store import Store
+from advbench.plan import Task
 from advbench.tasks import Record
 
 
-def make_display(plan: Plan, store: Store) -> PlainDisplay:
-    """The display that fits standard error: live on a terminal, plain otherwise."""
+def make_display(waiting: Mapping[str, Task]) -> PlainDisplay:
+    """The display of the tasks that will run, fit for standard error: live on a terminal, plain otherwise."""
     console = Console(stderr=True)
-    waiting = outstanding(plan, store)
     return LiveDisplay(console, waiting) if console.is_terminal else PlainDisplay(console, waiting)
 
 

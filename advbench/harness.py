@@ -75,6 +75,10 @@ def craft(
     before, clf.passes, clf.finite = clf.passes, Passes(), True
     parts = []
     try:
+        with torch.no_grad():
+            classes = clf.reseed(seed)(x[:1]).shape[1]
+        check_labels(y, len(x), classes, f"labels given to {type(attack).__name__}")
+        clf.passes = Passes()
         for batch, start in enumerate(range(0, len(x), batch_size)):
             rows = slice(start, start + batch_size)
             parts.append(_craft_batch(attack, clf, x[rows], y[rows], threat, derive(seed, "attack", batch)))

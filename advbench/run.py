@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +52,7 @@ def prepare(spec: RunSpec, data_root: str | None = None) -> Plan:
 
 def execute(
     plan: Plan,
+    waiting: Mapping[str, Task],
     store: Store,
     make_executor: Callable[[], Executor],
     watcher: Watcher,
@@ -67,11 +69,14 @@ def execute(
     hooks = registry().manager.hook
 
     def tell(task: Task, record: Record) -> None:
-        hooks.advbench_task_finished(task=task, record=record)
+        try:
+            hooks.advbench_task_finished(task=task, record=record)
+        except Exception as error:
+            warnings.warn(f"a tracker failed on {task.label}: {type(error).__name__}: {error}", stacklevel=2)
 
     executor = make_executor()
     try:
-        outcome = run_plan(plan, store, executor, watcher, keep_examples=keep_examples, on_finished=tell)
+        outcome = run_plan(plan, waiting, store, executor, watcher, keep_examples=keep_examples, on_finished=tell)
     finally:
         executor.close()
     report = collect(plan, store, outcome.failed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -61,6 +61,7 @@ def outstanding(plan: Plan, store: Store) -> dict[str, Task]:
 
 def run_plan(
     plan: Plan,
+    waiting: Mapping[str, Task],
     store: Store,
     executor: Executor,
     watcher: Watcher,
@@ -68,10 +69,11 @@ def run_plan(
     keep_examples: bool = False,
     on_finished: Callable[[Task, Record], None] = lambda task, record: None,
 ) -> Outcome:
-    """Run what is outstanding.
+    """Run what waits.
 
     Args:
         plan: the tasks.
+        waiting: those that have to run; see `outstanding`.
         store: where their results are.
         executor: where they run.
         watcher: is told how it goes.
@@ -81,7 +83,7 @@ def run_plan(
     Raises:
         StoreError: the store cannot be written; what is done stays done.
     """
-    waiting = outstanding(plan, store)
+    waiting = dict(waiting)
     outcome = Outcome(skipped=[key for key in plan.tasks if key not in waiting])
     examples = _ExamplesInUse(plan, waiting, store, keep=keep_examples)
     running: dict[Future[Record], Task] = {}

@@ -146,8 +146,9 @@ class Runner:
             crafted = self._record(inputs["examples"])
             x = self._tensors(inputs["examples"])["images"].to(x.device)
             attack = {**crafted["result"], "seconds": crafted["seconds"]}
+        clf = self._classifier(inputs["target"])
         predictions = evaluate(
-            self._classifier(inputs["target"]),
+            clf,
             x,
             y,
             inputs["draws"],
@@ -155,7 +156,9 @@ class Runner:
             batch_size=inputs["batch_size"],
             report=lambda done, total: on_progress(Progress(done, total)),
         )
-        return {**summary(predictions), "attack": attack}, safetensors.numpy.save(predictions.arrays())
+        # One draw tells nothing of the spread of draws, so the intervals cover other images alone.
+        flags = ["one_draw"] if clf.stochastic and predictions.draws == 1 else []
+        return {**summary(predictions), "attack": attack, "flags": flags}, safetensors.numpy.save(predictions.arrays())
 
     def _checked_dataset(self, inputs: Mapping[str, Any]) -> Dataset:
         dataset = self.dataset()

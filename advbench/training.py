@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from advbench import api, ascent
 from advbench.api import Data, Defense, Field, Progress, Threat, TrainContext
 from advbench.classifier import Classifier, copy_module, isolated_rng
+from advbench.datasets import check_images, check_labels
 from advbench.errors import InputError, PluginError
 from advbench.posterior import GaussianPosterior, PointPosterior, Posterior
 from advbench.seeds import derive
@@ -125,10 +126,9 @@ class GradientDefense(Defense):
         Raises:
             PluginError: a term of the loss is not finite; names step and term.
         """
+        _check_data(data)
         method = self.for_dataset(data.name)
         context = context or TrainContext()
-        if len(data) == 0:
-            raise InputError("training data", expected="at least one image", got=0)
         state = method._initial(module, data, context)
         method._run(state, data.to(context.resources.device), context)
         state.clf.module.eval()
@@ -137,6 +137,7 @@ class GradientDefense(Defense):
     def _initial(self, module: nn.Module, data: Data, context: TrainContext) -> TrainState:
         own = copy_module(module, context.resources.device).requires_grad_(True)
         clf = Classifier(own, self.posterior(own))
+        _check_fit(clf, data, context.resources.device)
         params = self.params
         trainable = clf.posterior.trainable()
         optimizer: torch.optim.Optimizer
@@ -271,6 +272,26 @@ class PgdPerturbation(GradientDefense):
             step_size=threat.eps * (params.step_size or 2.5 / params.steps),
             start=ascent.random_start(x, threat, generator) if params.random_start else x,
         )
+
+
+def _check_data(data: Data) -> None:
+    if not isinstance(data, Data):
+        raise InputError("training data", expected="an advbench.Data", got=type(data).__name__)
+    check_images(data.images, "training images")
+    check_labels(data.labels, len(data.images), data.classes, "training labels")
+    if len(data) == 0:
+        raise InputError("training data", expected="at least one image", got=0)
+
+
+@torch.no_grad()
+def _check_fit(clf: Classifier, data: Data, device: str) -> None:
+    """Refuse a module whose output does not fit the classes, before the first step."""
+    clf.module.eval()
+    x = data.batch(slice(1))[0].to(device)
+    with isolated_rng(0, x.device):
+        outputs = clf(x).shape[1]
+    if outputs != data.classes:
+        raise InputError("the module's output", expected=f"{data.classes} logits, one a class", got=outputs)
 
 
 def last_linear(module: nn.Module) -> list[str]:

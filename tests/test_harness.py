@@ -104,6 +104,12 @@ def test_labels_outside_the_classes_are_refused_when_judging() -> None:
         advbench.evaluate(small_net().eval(), X, torch.tensor([0, 1, 2, 0, 1, 7]))
 
 
+@pytest.mark.parametrize("name", ["none", "fgsm", "pgd"])
+def test_labels_outside_the_classes_are_refused_when_attacking(name: str) -> None:
+    with pytest.raises(InputError, match=r"expected classes 0\.\.2, got 0\.\.7"):
+        advbench.get_attack(name)(small_net().eval(), X, torch.tensor([0, 1, 2, 0, 1, 7]), LINF)
+
+
 @pytest.mark.parametrize(("draws", "count", "message"), [(0, 6, "draws: expected at least 1"), (1, 0, "at least one")])
 def test_nothing_to_judge_is_refused(draws: int, count: int, message: str) -> None:
     with pytest.raises(InputError, match=message):

@@ -23,6 +23,7 @@ from advbench.executors.inline import InlineExecutor
 from advbench.registry import registry
 from advbench.report.tables import RESULT_COLUMNS
 from advbench.run import Finished, execute, prepare
+from advbench.scheduler import outstanding
 from advbench.store import Store, StoreWarning
 from advbench.tasks import Runtime
 
@@ -52,9 +53,10 @@ def run(folder: Path, store: str | None = None, chunk: int | None = None, **chan
     spec = make_spec(values)
     url = store or str(folder / "store")
     plan = prepare(spec)
-    display = PlainDisplay(Console(quiet=True), plan.tasks)
+    waiting = outstanding(plan, Store(url))
+    display = PlainDisplay(Console(quiet=True), waiting)
     runtime = Runtime(url, spec.dataset, None, Resources("cpu", spec.threads, chunk))
-    return execute(plan, Store(url), lambda: InlineExecutor(runtime), display, folder / "out")
+    return execute(plan, waiting, Store(url), lambda: InlineExecutor(runtime), display, folder / "out")
 
 
 def results(folder: Path) -> str:
@@ -199,6 +201,30 @@ def test_trackers_are_told_of_every_task(tmp_path: Path) -> None:
     assert [kind for _, kind in told][:2] == ["train", "evaluate"]
 
 
+def test_a_failing_tracker_is_a_warning(tmp_path: Path) -> None:
+    from advbench.hookspecs import hookimpl
+
+    class Tracker:
+        @hookimpl
+        def advbench_task_finished(self) -> None:
+            raise RuntimeError("server down")
+
+    tracker = Tracker()
+    registry().manager.register(tracker)
+    try:
+        with pytest.warns(UserWarning, match="a tracker failed on .*: RuntimeError: server down"):
+            finished = run(tmp_path, attacks=["fgsm"], defenses=["erm"])
+    finally:
+        registry().manager.unregister(tracker)
+    assert not finished.outcome.failed
+
+
+def test_a_single_draw_of_a_random_defence_is_flagged(tmp_path: Path) -> None:
+    frame = run(tmp_path, draws=1, attacks=["fgsm"], eps=[0.1]).report.results
+    assert set(frame[frame.defense == "adv_bnn"]["flags"]) == {"one_draw"}
+    assert set(frame[frame.defense == "erm"]["flags"]) == {""}
+
+
 def start(folder: Path, options: list[str] = OPTIONS) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-m", "advbench", "run", *options, "--store", "store", "--out", "out"],
@@ -210,6 +236,11 @@ def start(folder: Path, options: list[str] = OPTIONS) -> subprocess.Popen[bytes]
 
 def count(folder: Path, pattern: str) -> int:
     return len(list((folder / "store").glob(pattern)))
+
+
+def saved_states(folder: Path) -> int:
+    """Saved states of trainings, not the probe that shows that the store can be written."""
+    return len([path for path in (folder / "store" / "partial").glob("*.safetensors") if set(path.stem) != {"0"}])
 
 
 def test_kills_lose_nothing_and_change_nothing(reference: Path, tmp_path: Path) -> None:
@@ -236,15 +267,15 @@ def test_a_training_killed_in_the_middle_goes_on_from_its_checkpoint(tmp_path: P
     killed.mkdir()
     assert start(whole, options.split()).wait() == 0
     process = start(killed, [*options.split(), "--checkpoint-seconds", "0"])
-    while process.poll() is None and not count(killed, "partial/*.safetensors"):
+    while process.poll() is None and not saved_states(killed):
         time.sleep(0.005)
     time.sleep(0.1)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert count(killed, "partial/*.safetensors") == 1
+    assert saved_states(killed) == 1
     assert count(killed, "records/*/*.json") == 0
     assert start(killed, options.split()).wait() == 0
-    assert count(killed, "partial/*.safetensors") == 0
+    assert saved_states(killed) == 0
     assert results(killed / "out") == results(whole / "out")
 
 

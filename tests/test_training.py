@@ -148,6 +148,21 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_term(name: str, params: d
         defense.fit(small_net(), small_data())
 
 
+@pytest.mark.parametrize(
+    ("data", "net", "message"),
+    [
+        ((torch.rand(4, 1, 6, 6), torch.zeros(4)), small_net(), "training data: expected an advbench.Data, got tuple"),
+        (Data(torch.rand(4, 1, 6, 6) * 9, torch.zeros(4).long(), 3), small_net(), r"expected values in \[0, 1\]"),
+        (Data(torch.rand(4, 1, 6, 6), torch.full((4,), 3), 3), small_net(), r"expected classes 0\.\.2, got 3\.\.3"),
+        (Data(torch.rand(0, 1, 6, 6), torch.zeros(0).long(), 3), small_net(), "expected at least one image, got 0"),
+        (small_data(), small_net(classes=5), "the module's output: expected 3 logits, one a class, got 5"),
+    ],
+)
+def test_data_and_nets_that_do_not_fit_are_refused_before_training(data: Data, net: nn.Module, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        advbench.get_defense("erm").fit(net, data)
+
+
 def test_crop_and_flip_gives_shifted_or_mirrored_images() -> None:
     x = torch.arange(1, 26.0).view(1, 1, 5, 5).repeat(300, 1, 1, 1) / 25
     out = crop_and_flip(x, torch.Generator().manual_seed(0), padding=2)

@@ -140,7 +140,7 @@ def _result_row(plan: Plan, cell: Cell, record: Record | None, reason: str | Non
         "forward_passes": attack["forward_passes"],
         "backward_passes": attack["backward_passes"],
         "seconds": round(record["seconds"] + attack["seconds"], 3),
-        "flags": "",
+        "flags": ";".join(result.get("flags", [])),
         "versions": _one_line(record["versions"]),
     }
 
