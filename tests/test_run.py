@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import subprocess
@@ -284,8 +283,9 @@ def test_an_interrupt_ends_with_130_and_a_resumable_state(tmp_path: Path) -> Non
         [sys.executable, "-m", "advbench", "run", *OPTIONS, "--store", "store", "--out", "out"],
         cwd=tmp_path,
         stderr=subprocess.PIPE,
-        env={**os.environ},
         text=True,
+        # A shell's background jobs are born deaf to the keyboard's interrupt; this one must hear it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while process.poll() is None and not count(tmp_path, "records/*/*.json"):
         time.sleep(0.01)
