@@ -279,13 +279,21 @@ def test_a_training_killed_in_the_middle_goes_on_from_its_checkpoint(tmp_path: P
 
 
 def test_an_interrupt_ends_with_130_and_a_resumable_state(tmp_path: Path) -> None:
+    # A shell's background jobs are born deaf to the keyboard's interrupt; this one must hear it.
+    hearing = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
     process = subprocess.Popen(
-        [sys.executable, "-m", "advbench", "run", *OPTIONS, "--store", "store", "--out", "out"],
+        [
+            sys.executable,
+            "-c",
+            f"{hearing}from advbench.cli import script; script()",
+            "run",
+            *OPTIONS,
+            "--store",
+            "store",
+        ],
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,
-        # A shell's background jobs are born deaf to the keyboard's interrupt; this one must hear it.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while process.poll() is None and not count(tmp_path, "records/*/*.json"):
         time.sleep(0.01)
