@@ -102,6 +102,16 @@ class Classifier(nn.Module):
         self._seed, self._drawn = seed, 0
         return self
 
+    @contextmanager
+    def isolated(self) -> Iterator[Passes]:
+        """Count passes and watch finiteness afresh; put counts and the sequence of draws back afterwards."""
+        before = self.passes, self.finite, self._seed, self._drawn
+        self.passes, self.finite = Passes(), True
+        try:
+            yield self.passes
+        finally:
+            self.passes, self.finite, self._seed, self._drawn = before
+
     def draw(self, seed: int | None = None) -> Draw:
         """A fresh draw, or the one that `seed` stands for."""
         if seed is None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from advbench.api import Attack, Threat
-from advbench.classifier import Classifier, Passes, as_classifier, isolated_rng
+from advbench.classifier import Classifier, as_classifier, isolated_rng
 from advbench.datasets import check_images, check_labels
 from advbench.errors import InputError, PluginError
 from advbench.metrics import Predictions
@@ -72,20 +72,15 @@ def craft(
     if len(x) == 0 or (threat.eps == 0 and not attack.minimal_norm):
         return Crafted(x.clone(), 0.0, 0.0)
     clf = as_classifier(model, probe=x[:PROBE_IMAGES])
-    before, clf.passes, clf.finite = clf.passes, Passes(), True
+    with clf.isolated(), torch.no_grad():
+        classes = clf(x[:1]).shape[1]
+    check_labels(y, len(x), classes, f"labels given to {type(attack).__name__}")
     parts = []
-    try:
-        with torch.no_grad():
-            classes = clf.reseed(seed)(x[:1]).shape[1]
-        check_labels(y, len(x), classes, f"labels given to {type(attack).__name__}")
-        clf.passes = Passes()
+    with clf.isolated() as passes:
         for batch, start in enumerate(range(0, len(x), batch_size)):
             rows = slice(start, start + batch_size)
             parts.append(_craft_batch(attack, clf, x[rows], y[rows], threat, derive(seed, "attack", batch)))
             report(min(start + batch_size, len(x)), len(x))
-        passes = clf.passes
-    finally:
-        clf.passes = before
     return Crafted(torch.cat(parts), passes.forward / len(x), passes.backward / len(x))
 
 
@@ -190,17 +185,18 @@ def evaluate(
     check_labels(y, len(x), None, "labels to evaluate")
     clf = as_classifier(model)
     draws = draws if clf.stochastic else 1
-    clf.finite = True
     probs = []
-    for k in range(draws):
-        draw = clf.draw(derive(seed, "judge", k))
-        parts = []
-        for start in range(0, len(x), batch_size):
-            images = x[start : start + batch_size]
-            logits = clf.at(draw._replace(seed=derive(draw.seed, start)), images)
-            parts.append(logits.float().softmax(1).cpu())
-        probs.append(torch.cat(parts).numpy())
-        report(k + 1, draws)
-    _check_finite(clf)
+    with clf.isolated():
+        for k in range(draws):
+            draw = clf.draw(derive(seed, "judge", k))
+            parts = []
+            for start in range(0, len(x), batch_size):
+                # The weights serve all images; noise inside the module is fresh for each batch.
+                at = draw._replace(seed=derive(draw.seed, start))
+                logits = clf.at(at, x[start : start + batch_size])
+                parts.append(logits.float().softmax(1).cpu())
+            probs.append(torch.cat(parts).numpy())
+            report(k + 1, draws)
+        _check_finite(clf)
     check_labels(y, len(x), probs[0].shape[1], "labels to evaluate")
     return Predictions.from_probs(np.stack(probs), y.cpu().numpy())

@@ -185,6 +185,17 @@ def test_draws_that_attack_never_judge(q: float, name: str) -> None:
     assert predictions.accuracy > 0.999
 
 
+def test_attacking_and_judging_leave_the_sequence_of_draws_where_it_was() -> None:
+    net = small_net().eval()
+    clf = advbench.Classifier(net, advbench.posterior.GaussianPosterior(net, std=0.5)).requires_grad_(False)
+    expected = clf.reseed(9).draws(X, 3)
+    first = clf.reseed(9)(X)
+    advbench.get_attack("pgd")(clf, X, Y, LINF)
+    advbench.evaluate(clf, X, Y)
+    assert torch.equal(torch.stack([first, clf(X), clf(X)]), expected)
+    assert (clf.passes.forward, clf.passes.backward) == (6 * 6, 0)
+
+
 def test_judging_is_reproducible_and_leaves_the_random_state_alone() -> None:
     model = Coin(0.7)
     state = torch.get_rng_state()
