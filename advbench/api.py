@@ -42,6 +42,8 @@ class Threat:
         number = isinstance(self.eps, int | float) and not isinstance(self.eps, bool)
         if not number or not math.isfinite(self.eps) or self.eps < 0:
             raise InputError("threat eps", expected="a finite number >= 0", got=repr(self.eps))
+        if self.eps > 1e4:
+            raise InputError("threat eps", expected="at most 10000, far beyond any image", got=self.eps)
         if self.norm == "linf" and self.eps > 1:
             raise InputError(
                 "threat eps",
@@ -181,11 +183,14 @@ class Configurable:
         """
         given = dict(values)
         preset = given.pop("preset", dataset if dataset in cls.presets else None)
-        if preset is not None and preset not in cls.presets:
+        if preset is not None and (not isinstance(preset, str) or preset not in cls.presets):
             raise unknown_name(f"preset of {cls.__name__}", str(preset), cls.presets)
-        for name in given:
+        owner = cls.__name__
+        for name, value in given.items():
             if name not in cls.Params.model_fields:
-                raise unknown_name(f"hyperparameter of {cls.__name__}", name, cls.Params.model_fields)
+                raise unknown_name(f"hyperparameter of {owner}", name, cls.Params.model_fields)
+            if isinstance(value, bool) and cls.Params.model_fields[name].annotation is not bool:
+                raise InputError(f"hyperparameter {name!r} of {owner}", expected="anything but a boolean", got=value)
         try:
             return cls.Params(**{**cls.presets.get(preset or "", {}), **given})
         except pydantic.ValidationError as error:

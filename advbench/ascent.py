@@ -32,11 +32,13 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
     """Difference of logits ratio of each image, `(batch,)` (Croce and Hein 2020, eq. 6).
 
-    The margin divided by the distance of the largest logit to the third (to the smallest where there are
-    fewer than three classes): invariant to shift and scale of the logits.
+    The margin divided by the distance of the largest logit to the third: invariant to shift and scale of the
+    logits. Of two classes the ratio would be constant, so it is the margin itself.
     """
+    if logits.shape[1] < 3:
+        return margin(logits, y)
     ordered = logits.sort(dim=1, descending=True).values
-    spread = ordered[:, 0] - ordered[:, min(2, logits.shape[1] - 1)]
+    spread = ordered[:, 0] - ordered[:, 2]
     return margin(logits, y) / spread.clamp_min(1e-12)
 
 
@@ -49,8 +51,8 @@ def per_image(values: Tensor, images: Tensor) -> Tensor:
 
 
 def lengths(delta: Tensor) -> Tensor:
-    """Euclidean length of each image's change, `(batch, 1, 1, 1)`."""
-    return per_image(delta.flatten(1).norm(dim=1), delta)
+    """Euclidean length of each image's change, `(batch, 1, 1, 1)`; summed in float64, for large images."""
+    return per_image(delta.flatten(1).norm(dim=1, dtype=torch.float64).to(delta.dtype), delta)
 
 
 def project(x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
@@ -62,7 +64,8 @@ def project(x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
         return x_adv.clamp(x - threat.eps, x + threat.eps).clamp_(0, 1)
     delta = x_adv - x
     scale = threat.eps / lengths(delta).clamp_min(torch.finfo(x.dtype).tiny)
-    return (x + delta * scale.clamp_max(1)).clamp_(0, 1)
+    inside = 1 - 4 * torch.finfo(x.dtype).eps  # what rounding may add on the way back to the images
+    return (x + delta * torch.where(scale < 1, scale * inside, 1.0)).clamp_(0, 1)
 
 
 def steepest(gradient: Tensor, threat: Threat) -> Tensor:
@@ -73,6 +76,15 @@ def steepest(gradient: Tensor, threat: Threat) -> Tensor:
     largest = per_image(gradient.abs().flatten(1).amax(1), gradient)
     scaled = gradient / largest.clamp_min(torch.finfo(gradient.dtype).tiny)
     return scaled / lengths(scaled).clamp_min(torch.finfo(gradient.dtype).tiny)
+
+
+def step_length(threat: Threat, steps: int, fraction: float | None) -> float:
+    """Length of a step: `fraction` of eps, by default 2.5 / steps in linf (Madry 2018) and 10 / steps in l2.
+
+    In l2 a path of 2.5 eps does not work off the sideways part of a random start, whatever the number of
+    steps: on a linear model it ends 2 % short of the optimum. Longer steps reach it.
+    """
+    return threat.eps * (fraction or {"linf": 2.5, "l2": 10.0}[threat.norm] / steps)
 
 
 def random_start(x: Tensor, threat: Threat, generator: torch.Generator) -> Tensor:

@@ -69,7 +69,7 @@ class Classifier(nn.Module):
 
     Attributes:
         chunk: the most images that pass the module at once. Draws are made for the whole batch, so another
-            chunk changes results by rounding alone.
+            chunk changes results by rounding alone. A module with noise of its own is not cut.
         passes: counts of images passed so far.
         finite: whether all logits and gradients were finite since it was last set to True; a bool or, so
             that no pass waits for the device, a tensor.
@@ -130,12 +130,19 @@ class Classifier(nn.Module):
         """Logits of `n` fresh draws, `(n, batch, classes)`."""
         return torch.stack([self(x) for _ in range(n)])
 
-    def at(self, draw: Draw, x: Tensor) -> Tensor:
-        """Logits `(batch, classes)` at a given draw; differentiable in `x` and in the draw's weights."""
+    def at(self, draw: Draw, x: Tensor, offset: int = 0) -> Tensor:
+        """Logits `(batch, classes)` at a given draw; differentiable in `x` and in the draw's weights.
+
+        Args:
+            draw: the draw.
+            x: images `(batch, channels, height, width)`.
+            offset: position of the first image where `x` is part of a longer sequence that is judged at this
+                draw: weights serve all images, noise inside the module is fresh at each offset.
+        """
         self.passes.forward += len(x)
         ranges = self._chunks(len(x))
         if len(ranges) == 1:
-            logits = self._logits(draw, x, 0)
+            logits = self._logits(draw, x, offset)
         elif torch.is_grad_enabled():
             parts = [
                 checkpoint(self._logits, draw, x[r], r.start, use_reentrant=False, preserve_rng_state=False)
@@ -194,8 +201,9 @@ class Classifier(nn.Module):
         return Gradient(gradient, logits.detach())
 
     def _chunks(self, count: int) -> list[slice]:
-        size = self.chunk or count
-        return [slice(start, min(start + size, count)) for start in range(0, count, size)] or [slice(0, 0)]
+        # Noise inside a module is drawn for a batch as a whole, which cutting would change.
+        size = count if self.chunk is None or self.noise else self.chunk
+        return [slice(start, min(start + size, count)) for start in range(0, count, max(size, 1))] or [slice(0, 0)]
 
     def _logits(self, draw: Draw, x: Tensor, offset: int) -> Tensor:
         if self.noise:
@@ -229,6 +237,7 @@ class Classifier(nn.Module):
         if not self._calls_module_as_it_is:
             frozen.posterior = PointPosterior(self.module, weights)
         frozen.chunk = self.chunk
+        frozen.passes = self.passes  # an attack on a frozen draw is counted like any other
         return frozen
 
     def export(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

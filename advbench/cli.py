@@ -5,7 +5,6 @@ import inspect
 import sys
 import warnings
 from collections.abc import Callable
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -23,6 +22,7 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich takes [default: ...] for markup
 )
 
 Names = list[str]
@@ -98,10 +98,10 @@ def run(
     from advbench.store import Store
     from advbench.tasks import Runtime
 
-    check_writable(out)
     opened = Store(store)
-    opened.check_writable()
     plan = prepare(spec, data_root)
+    check_writable(out)
+    opened.check_writable()
     runtime = Runtime(
         store, spec.dataset, data_root, Resources(_usable(device), spec.threads, chunk), checkpoint_seconds
     )
@@ -159,6 +159,11 @@ def report(
     spec = _spec(folder / "spec.toml")
     check_writable(folder)
     tables = collect(prepare(spec, data_root), Store(store))
+    if tables.results.accuracy.isna().all():
+        raise InputError(
+            f"store {store!r} has none of this run's results",
+            remedy="name the run's store with --store, or compute them: advbench run --spec FOLDER/spec.toml",
+        )
     _print_end(tables, write_report(tables, folder))
     if tables.results.accuracy.isna().any():
         raise typer.Exit(1)
@@ -220,6 +225,8 @@ def _spec(file: Path | None, **options: Any) -> "RunSpec":
             values[name] = readers[name](value) if name in readers else value
     for plugin, params in parse_settings(items or []).items():
         given = values.setdefault("set", {})
+        if not isinstance(given, dict) or not isinstance(given.get(plugin, {}), dict):
+            raise InputError("setting 'set'", expected="a table for each plugin", got=repr(given))
         given[plugin] = {**given.get(plugin, {}), **params}
     for name, option in (("defenses", "--defense"), ("attacks", "--attack")):
         if not values.get(name):
@@ -238,7 +245,7 @@ def _usable(device: str | None) -> str:
     if device is None:
         return "cuda:0" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(1, device=device)
+        torch.empty(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(
             "--device", expected="one that torch can use here, as cpu or cuda:0", got=repr(device)
@@ -252,7 +259,8 @@ def _names(values: Names) -> list[str]:
 
 def _radii(values: Names) -> list[float]:
     try:
-        return [float(Fraction(name.replace(" ", ""))) for name in _names(values)]
+        ratios = [name.split("/") if name.count("/") == 1 else [name, "1"] for name in _names(values)]
+        return [float(above) / float(below) for above, below in ratios]
     except (ValueError, ZeroDivisionError) as error:
         raise InputError("--eps", expected="numbers, as 0.1 or 8/255", got=repr(",".join(values))) from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -55,8 +56,24 @@ class RunSpec(pydantic.BaseModel):
     limit: int | None = pydantic.Field(default=None, ge=1)
     batch_size: int = pydantic.Field(default=256, ge=1)
     precision: Precision = "float32"
-    threads: int = pydantic.Field(default=1, ge=1)
+    threads: int = pydantic.Field(default=1, ge=1, le=1024)
     set: dict[str, dict[str, Any]] = {}
+
+    @pydantic.field_validator("eps", "seeds", "draws", "limit", "batch_size", "threads", mode="before")
+    @classmethod
+    def _numbers(cls, value: Any) -> Any:
+        items = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(item, bool | str) for item in items):
+            raise ValueError("numbers, not text or booleans")
+        return value
+
+    @pydantic.field_validator("defenses", "attacks")
+    @classmethod
+    def _labels(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        odd = [value for value in values if not re.fullmatch(r"\w+(@[\w.+-]+)?", value, re.ASCII)]
+        if odd:
+            raise ValueError("names as NAME or NAME@LABEL of letters, digits and _ . + -")
+        return values
 
     @pydantic.field_validator("defenses", "attacks", "eps", "seeds")
     @classmethod
@@ -76,7 +93,7 @@ class RunSpec(pydantic.BaseModel):
     def completed(self) -> RunSpec:
         """The spec with the data set's defaults filled in; what only repeats the clean row is left out."""
         kind = self.dataset.partition(":")[0]
-        kept = tuple(name for name in self.attacks if name != "none") or ("none",)
+        kept = tuple(name for name in self.attacks if name.partition("@")[0] != "none") or ("none",)
         eps = self.eps or EPS.get(kind, {"linf": COLOUR_EPS["linf"], "l2": COLOUR_EPS["l2"]})[self.norm]
         for value in eps:
             Threat(self.norm, value)

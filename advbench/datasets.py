@@ -86,6 +86,8 @@ def make_dataset(
         )
     if classes is None:
         classes = max(int(labels.max()) if len(labels) else 0 for _, labels in (train, test)) + 1
+    if classes > 100_000:
+        raise InputError(f"labels of {name}", expected="classes numbered from 0, at most 100,000", got=classes - 1)
     digest = hashlib.sha256(f"{name.partition(':')[0]}/{classes}".encode())
     for part, (images, labels) in (("training", train), ("test", test)):
         check_images(images, f"{part} images of {name}")

@@ -98,7 +98,6 @@ class LiveDisplay(PlainDisplay):
         )
         self._all = self._bars.add_task(f"{len(waiting)} tasks", total=max(self._cost, 1e-9), note="")
         self._one = self._bars.add_task("", total=1, note="", visible=False)
-        self._lowest: dict[str, float] = {}
 
     def __enter__(self) -> Self:
         self._bars.start()

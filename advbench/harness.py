@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from advbench.api import Attack, Threat
+from advbench.api import Attack, Progress, Threat
 from advbench.classifier import Classifier, as_classifier, isolated_rng
 from advbench.datasets import check_images, check_labels
 from advbench.errors import InputError, PluginError
@@ -20,7 +20,7 @@ TOLERANCE = 1e-6
 BATCH_SIZE = 256
 PROBE_IMAGES = 32
 
-Report = Callable[[int, int], None]
+Report = Callable[[Progress], None]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def craft(
     *,
     seed: int = 0,
     batch_size: int = BATCH_SIZE,
-    report: Report = lambda done, total: None,
+    report: Report = lambda _: None,
 ) -> Crafted:
     """Run an attack batch by batch and check its claim.
 
@@ -62,7 +62,7 @@ def craft(
         threat: norm and eps.
         seed: of the attack's draws and noise.
         batch_size: images that are attacked together and share their draws.
-        report: called after each batch with the images done and their number.
+        report: called after each batch with the images done.
 
     Raises:
         InputError: images, labels or a threat that cannot be attacked.
@@ -73,14 +73,14 @@ def craft(
         return Crafted(x.clone(), 0.0, 0.0)
     clf = as_classifier(model, probe=x[:PROBE_IMAGES])
     with clf.isolated(), torch.no_grad():
-        classes = clf(x[:1]).shape[1]
+        classes = clf(x[:2]).shape[1]
     check_labels(y, len(x), classes, f"labels given to {type(attack).__name__}")
     parts = []
     with clf.isolated() as passes:
         for batch, start in enumerate(range(0, len(x), batch_size)):
             rows = slice(start, start + batch_size)
             parts.append(_craft_batch(attack, clf, x[rows], y[rows], threat, derive(seed, "attack", batch)))
-            report(min(start + batch_size, len(x)), len(x))
+            report(Progress(min(start + batch_size, len(x)), len(x)))
     return Crafted(torch.cat(parts), passes.forward / len(x), passes.backward / len(x))
 
 
@@ -97,9 +97,9 @@ def _craft_batch(attack: Attack, clf: Classifier, x: Tensor, y: Tensor, threat: 
 
 def _check_attackable(attack: Attack, x: Tensor, y: Tensor, threat: Threat) -> None:
     name = type(attack).__name__
-    check_images(x, f"images given to {name}")
-    if not x.is_floating_point():
-        raise InputError(f"images given to {name}", expected="floating point in [0, 1]", got=x.dtype)
+    if not isinstance(threat, Threat):
+        raise InputError(f"threat given to {name}", expected="an advbench.Threat", got=type(threat).__name__)
+    _check_floating(x, f"images given to {name}")
     check_labels(y, len(x), None, f"labels given to {name}")
     if len(y) and int(y.min()) < 0:
         raise InputError(f"labels given to {name}", expected="classes 0 upward", got=int(y.min()))
@@ -110,6 +110,12 @@ def _check_attackable(attack: Attack, x: Tensor, y: Tensor, threat: Threat) -> N
             got=repr(threat.norm),
             remedy="choose another norm or attack",
         )
+
+
+def _check_floating(x: Tensor, what: str) -> None:
+    check_images(x, what)
+    if x.dtype not in (torch.float32, torch.float64):
+        raise InputError(what, expected="float32 or float64 in [0, 1]", got=x.dtype)
 
 
 def _check_claim(attack: Attack, x: Tensor, x_adv: Tensor, threat: Threat) -> None:
@@ -153,7 +159,7 @@ def evaluate(
     *,
     seed: int = 0,
     batch_size: int = BATCH_SIZE,
-    report: Report = lambda done, total: None,
+    report: Report = lambda _: None,
 ) -> Predictions:
     """Judge a classifier on images by K fresh draws, each of them over all images (Adv-BNN eq. 18).
 
@@ -167,7 +173,7 @@ def evaluate(
         draws: number of draws K.
         seed: of the draws.
         batch_size: images that pass the net together.
-        report: called after each draw with the draws done and their number.
+        report: called after each draw with the draws done and their accuracy so far.
 
     Returns:
         Predictions. The softmax outputs of all draws are held until they are summarised: 4 bytes a
@@ -177,26 +183,25 @@ def evaluate(
         InputError: images or labels that cannot be judged, or draws < 1.
         PluginError: the model's output has the wrong shape or is not finite.
     """
-    if draws < 1:
-        raise InputError("draws", expected="at least 1", got=draws)
+    if not isinstance(draws, int) or draws < 1:
+        raise InputError("draws", expected="at least 1", got=repr(draws))
+    _check_floating(x, "images to evaluate")
     if len(x) == 0:
         raise InputError("images to evaluate", expected="at least one", got=0)
-    check_images(x, "images to evaluate")
     check_labels(y, len(x), None, "labels to evaluate")
     clf = as_classifier(model)
     draws = draws if clf.stochastic else 1
-    probs = []
+    probs, labels, right = [], y.cpu().numpy(), 0.0
     with clf.isolated():
         for k in range(draws):
             draw = clf.draw(derive(seed, "judge", k))
             parts = []
             for start in range(0, len(x), batch_size):
-                # The weights serve all images; noise inside the module is fresh for each batch.
-                at = draw._replace(seed=derive(draw.seed, start))
-                logits = clf.at(at, x[start : start + batch_size])
+                logits = clf.at(draw, x[start : start + batch_size], offset=start)
                 parts.append(logits.float().softmax(1).cpu())
             probs.append(torch.cat(parts).numpy())
-            report(k + 1, draws)
+            right += float((probs[-1].argmax(1) == labels).mean())
+            report(Progress(k + 1, draws, {"accuracy so far": right / (k + 1)}))
         _check_finite(clf)
     check_labels(y, len(x), probs[0].shape[1], "labels to evaluate")
-    return Predictions.from_probs(np.stack(probs), y.cpu().numpy())
+    return Predictions.from_probs(np.stack(probs), labels)

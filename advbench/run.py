@@ -19,6 +19,8 @@ from advbench.scheduler import Outcome, Watcher, run_plan
 from advbench.store import Store, write_file
 from advbench.tasks import Record, identify
 
+FILES = ("spec.toml", "results.csv", "leaderboard.csv", "leaderboard.md", "affinity.csv", "retention.csv")
+
 
 @dataclass(frozen=True)
 class Finished:
@@ -65,7 +67,6 @@ def execute(
     Raises:
         StoreError: the store or the folder cannot be written.
     """
-    write_file(out / "spec.toml", plan.spec.to_toml().encode())
     hooks = registry().manager.hook
 
     def tell(task: Task, record: Record) -> None:
@@ -80,6 +81,7 @@ def execute(
     finally:
         executor.close()
     report = collect(plan, store, outcome.failed)
+    write_file(out / "spec.toml", plan.spec.to_toml().encode())
     return Finished(outcome, report, (out / "spec.toml", *write_report(report, out)))
 
 
@@ -99,6 +101,9 @@ def check_writable(out: Path) -> None:
         InputError: it cannot.
     """
     probe = out / ".advbench-write-test"
+    for name in FILES:
+        if (out / name).is_dir():
+            raise InputError(f"output folder {out}", expected=f"no folder named {name} in it", remedy="move it away")
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"")

@@ -140,9 +140,6 @@ class _ExamplesInUse:
             for key in task.needs:
                 if key in self._users:
                     self._users[key].add(task.key)
-        for key, users in self._users.items():
-            if not users and not keep:
-                store.drop_artifact(key)
 
     def release(self, task: Task) -> None:
         for key in task.needs:

@@ -43,6 +43,8 @@ class Store:
 
     def __init__(self, url: str) -> None:
         self.url = url
+        if not url.strip():
+            raise self._unusable("an empty name")
         try:
             self._fs, root = fsspec.core.url_to_fs(url)
         except (OSError, ValueError, ImportError) as error:
@@ -56,7 +58,7 @@ class Store:
         Raises:
             StoreError: that cannot be done.
         """
-        probe = "0" * 64
+        probe = f"probe-{uuid.uuid4().hex}"
         try:
             self.write_partial(probe, b"probe")
             sound = self.read_partial(probe) == b"probe"

@@ -16,7 +16,7 @@ from typing import Any
 import safetensors.numpy
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from advbench.api import Data, Progress, Resources, Threat, TrainContext
 from advbench.architectures import build
@@ -117,7 +117,10 @@ class Runner:
         if not isinstance(clf, Classifier):
             raise PluginError(f"defense {chosen['name']!r} returned", expected="a Classifier", got=type(clf).__name__)
         tensors, values = clf.export()
-        return {"classifier": values, "training": last}, _tensor_bytes(tensors)
+        raw = _tensor_bytes(tensors)
+        fresh = build(inputs["architecture"]["name"], data, derive(inputs["seed"], "init"))
+        _check_restores(chosen["name"], clf, fresh, raw, values, data)
+        return {"classifier": values, "training": last}, raw
 
     def _craft(self, task: Task, on_progress: OnProgress) -> tuple[dict[str, Any], bytes]:
         inputs = task.inputs
@@ -133,7 +136,7 @@ class Runner:
             Threat(inputs["norm"], inputs["eps"]),
             seed=inputs["seed"],
             batch_size=inputs["batch_size"],
-            report=lambda done, total: on_progress(Progress(done, total)),
+            report=on_progress,
         )
         result = {"forward_passes": crafted.forward_passes, "backward_passes": crafted.backward_passes}
         return result, _tensor_bytes({"images": crafted.images})
@@ -154,7 +157,7 @@ class Runner:
             inputs["draws"],
             seed=inputs["seed"],
             batch_size=inputs["batch_size"],
-            report=lambda done, total: on_progress(Progress(done, total)),
+            report=on_progress,
         )
         # One draw tells nothing of the spread of draws, so the intervals cover other images alone.
         flags = ["one_draw"] if clf.stochastic and predictions.draws == 1 else []
@@ -221,6 +224,26 @@ def versions(device: str) -> dict[str, str]:
     found = {name: importlib.metadata.version(name) for name in names}
     kind = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine()
     return {**found, "python": platform.python_version(), "device": kind}
+
+
+@torch.no_grad()
+def _check_restores(
+    name: str, clf: Classifier, module: nn.Module, raw: bytes, values: Mapping[str, Any], data: Data
+) -> None:
+    """Refuse a classifier that its stored state does not give back: another one would be judged in its place."""
+    x = data.batch(slice(8))[0].to(next(iter(clf.export()[0].values())).device)
+    try:
+        again = Classifier.load(module, safetensors.torch.load(raw), values).to(x.device)
+        same = again.stochastic == clf.stochastic
+        same = same and torch.allclose(again.at(again.draw(0), x), clf.at(clf.draw(0), x), atol=1e-5, equal_nan=True)
+    except InputError:
+        same = False
+    if not same:
+        raise PluginError(
+            f"defense {name!r} returned a classifier that cannot be stored",
+            expected="the architecture's own layers, with weights from a posterior of advbench.posterior",
+            got="layers, hooks or modes that the stored weights do not give back",
+        )
 
 
 class _StoreSlot:

@@ -10,7 +10,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -30,8 +30,9 @@ Terms = Mapping[str, Tensor]
 class TrainParams(api.Params):
     """Hyperparameters of every training by gradient steps."""
 
-    stages: tuple[int, ...] = Field(
+    stages: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         default=(40, 10),
+        min_length=1,
         description="epochs at each learning rate; the rate is divided by 10 from one stage to the next "
         "(Adv-BNN section 4: 80, 60, 40, 20)",
     )
@@ -126,7 +127,7 @@ class GradientDefense(Defense):
         Raises:
             PluginError: a term of the loss is not finite; names step and term.
         """
-        _check_data(data)
+        _check_data(module, data)
         method = self.for_dataset(data.name)
         context = context or TrainContext()
         state = method._initial(module, data, context)
@@ -239,7 +240,7 @@ class AdversarialParams(TrainParams):
     step_size: float | None = Field(
         default=None,
         gt=0,
-        description="length of a step as a fraction of eps, by default 2.5 / steps (Madry 2018)",
+        description="length of a step in eps, by default 2.5 / steps (linf, Madry 2018) or 10 / steps (l2)",
     )
     random_start: bool = Field(
         default=True, description="start from a point of the ball; Adv-BNN's released code: false"
@@ -269,12 +270,14 @@ class PgdPerturbation(GradientDefense):
             y,
             threat,
             steps=params.steps,
-            step_size=threat.eps * (params.step_size or 2.5 / params.steps),
+            step_size=ascent.step_length(threat, params.steps, params.step_size),
             start=ascent.random_start(x, threat, generator) if params.random_start else x,
         )
 
 
-def _check_data(data: Data) -> None:
+def _check_data(module: nn.Module, data: Data) -> None:
+    if not isinstance(module, nn.Module) or isinstance(module, Classifier):
+        raise InputError("module to train", expected="an nn.Module that is no Classifier", got=type(module).__name__)
     if not isinstance(data, Data):
         raise InputError("training data", expected="an advbench.Data", got=type(data).__name__)
     check_images(data.images, "training images")

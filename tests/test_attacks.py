@@ -38,15 +38,13 @@ def test_two_class_linear_model_is_moved_along_its_normal(
     x = images(count)
     y = torch.arange(count) % 2
     threat = Threat(norm, 0.05 if norm == "linf" else 0.2)
-    # Steps as long as the radius halve what is left of a random start's sideways part in l2.
-    full_steps = {} if name == "fgsm" else {"step_size": 1.0}
-    x_adv = advbench.get_attack(name, **params, **full_steps)(model, x, y, threat)
+    x_adv = advbench.get_attack(name, **params)(model, x, y, threat)
     normal = (model.weight[1 - y] - model.weight[y]).detach().view_as(x)
     if norm == "linf":
         expected = x + threat.eps * normal.sign()
     else:
         expected = x + threat.eps * normal / normal.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-    torch.testing.assert_close(x_adv, expected, atol=2e-5, rtol=0)
+    torch.testing.assert_close(x_adv, expected, atol=1e-4 if norm == "l2" else 2e-6, rtol=0)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -82,7 +80,7 @@ def test_l2_pgd_finds_the_worst_point_of_a_quadratic() -> None:
 
     x = images(6)
     y = torch.zeros(6, dtype=torch.int64)
-    x_adv = advbench.get_attack("pgd", step_size=1.0)(Bowl(), x, y, Threat("l2", 0.1))
+    x_adv = advbench.get_attack("pgd")(Bowl(), x, y, Threat("l2", 0.1))
     away = (x - 0.5) / (x - 0.5).flatten(1).norm(dim=1).view(-1, 1, 1, 1)
     torch.testing.assert_close(x_adv, x + 0.1 * away, atol=1e-3, rtol=0)
 
@@ -104,6 +102,15 @@ def test_examples_stay_in_ball_and_box_for_any_images(x: Any, eps: float, norm: 
     assert float(distances(x_adv, clean, threat).max()) <= eps + 1e-6
     assert float(x_adv.min()) >= 0
     assert float(x_adv.max()) <= 1
+
+
+@pytest.mark.parametrize("eps", [3.0, 8.0, 50.0])
+@pytest.mark.parametrize("name", ["fgsm", "pgd"])
+def test_l2_balls_of_large_images_are_not_left_by_rounding(name: str, eps: float) -> None:
+    x = torch.rand((2, 3, 224, 224), generator=torch.Generator().manual_seed(0))
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Linear(192, 3)).requires_grad_(False)
+    x_adv = advbench.get_attack(name)(net, x, torch.tensor([0, 1]), Threat("l2", eps))
+    assert float(distances(x_adv, x, Threat("l2", eps)).max()) <= eps + 1e-6
 
 
 @settings(deadline=None, max_examples=60)
@@ -135,7 +142,7 @@ def test_losses_by_hand() -> None:
     y = torch.tensor([0])
     assert float(ascent.margin(logits, y)) == pytest.approx(-2.0)
     assert float(ascent.dlr(logits, y)) == pytest.approx(-2.0 / 3.0)
-    assert float(ascent.dlr(logits[:, :2], y)) == pytest.approx(-1.0)
+    assert float(ascent.dlr(logits[:, :2], y)) == pytest.approx(-2.0)
     assert float(ascent.cross_entropy(logits, y)) == pytest.approx(float(-logits.log_softmax(1)[0, 0]))
 
 

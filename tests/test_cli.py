@@ -31,6 +31,16 @@ BAD = {
     "negative eps": (["--eps", "-0.1"], "threat eps: expected a finite number >= 0, got -0.1"),
     "eps in grey levels": (["--eps", "8"], "at most 1 for linf.*did you mean 8/255"),
     "eps that is no number": (["--eps", "a,b"], "--eps: expected numbers, as 0.1 or 8/255"),
+    "eps beyond floats": (
+        ["--eps", "1e400"],
+        "threat eps: expected a finite number >= 0, got inf|setting 'eps.*got inf",
+    ),
+    "empty store": (["--store", ""], "store '': expected a folder"),
+    "odd label": (["--defense", "erm@"], "setting 'defenses'.*NAME or NAME@LABEL"),
+    "boolean": (["--set", "erm.lr=true"], "hyperparameter 'lr' of ERM: expected anything but a boolean"),
+    "no epochs": (["--set", "erm.stages=[0]"], "hyperparameter 'stages"),
+    "preset of a wrong type": (["--set", "erm.preset=[1]"], "unknown preset of ERM"),
+    "table in the way": (["--out", "tables"], "no folder named results.csv in it"),
     "eps nan": (["--eps", "0/0"], "--eps: expected numbers"),
     "unknown norm": (["--norm", "l1"], "setting 'norm': expected .*'linf' or 'l2', got 'l1'"),
     "no images": (["--limit", "0"], "setting 'limit': expected .*greater than or equal to 1"),
@@ -58,6 +68,7 @@ def test_bad_input_gets_one_line_and_exit_code_2_and_leaves_nothing(
     import re
 
     (tmp_path / "blocked").write_text("in the way")
+    (tmp_path / "tables" / "results.csv").mkdir(parents=True)
     assert main(["run", *QUICK, *options]) == 2
     out, err = capsys.readouterr()
     assert re.search(message, err)
@@ -74,7 +85,19 @@ def test_a_run_needs_a_defense_and_an_attack(missing: str, capsys: pytest.Captur
     assert f"name at least one with {missing}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", ["not toml [", "dataset = 3", "colour = 'red'", 'eps = "big"', "\udcff"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "not toml [",
+        "set = 3",
+        "eps = [true]",
+        "seeds = ['1']",
+        "dataset = 3",
+        "colour = 'red'",
+        'eps = "big"',
+        "\udcff",
+    ],
+)
 def test_a_spec_that_is_none_gets_one_line(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "s.toml").write_bytes(text.encode("utf-8", "surrogateescape"))
     eps = [] if "eps" in text else ["--eps", "0.1"]
@@ -145,8 +168,8 @@ def test_report_writes_the_tables_anew(tmp_path: Path, capsys: pytest.CaptureFix
     (tmp_path / "results" / "leaderboard.md").unlink()
     assert main(["report", "results"]) == 0
     assert {p.name: p.read_bytes() for p in (tmp_path / "results").iterdir()} == before
-    assert main(["report", "results", "--store", "another"]) == 1
-    assert "missing" in (tmp_path / "results" / "results.csv").read_text()
+    assert main(["report", "results", "--store", "another"]) == 2
+    assert {p.name: p.read_bytes() for p in (tmp_path / "results").iterdir()} == before
     assert main(["report", "absent"]) == 2
     capsys.readouterr()
 

@@ -86,7 +86,8 @@ def test_an_overshoot_within_the_tolerance_passes_unclipped() -> None:
         (X * 255, Y, r"expected values in \[0, 1\], got \[.*\]; divide by 255"),
         (X - 1, Y, r"expected values in \[0, 1\]"),
         (X.masked_fill(X > 0.5, torch.nan), Y, r"expected values in \[0, 1\]"),
-        ((X * 255).to(torch.uint8), Y, "floating point in"),
+        ((X * 255).to(torch.uint8), Y, "expected float32 or float64"),
+        (X.half(), Y, "expected float32 or float64"),
         (X.numpy(), Y, "got ndarray"),
         (X, Y.float(), r"expected int64 of shape \(6,\), got torch.float32"),
         (X, Y[:5], r"expected int64 of shape \(6,\), got torch.int64 \(5,\)"),
@@ -194,6 +195,26 @@ def test_attacking_and_judging_leave_the_sequence_of_draws_where_it_was() -> Non
     advbench.evaluate(clf, X, Y)
     assert torch.equal(torch.stack([first, clf(X), clf(X)]), expected)
     assert (clf.passes.forward, clf.passes.backward) == (6 * 6, 0)
+
+
+def test_a_frozen_noisy_classifier_is_judged_at_its_draw_and_never_cut() -> None:
+    noisy = advbench.Classifier(nn.Sequential(nn.Flatten(), nn.Linear(36, 3), nn.Dropout(0.5)).train(), noise=True)
+    frozen = noisy.frozen(7)
+    judged = advbench.evaluate(frozen, X, Y)
+    np.testing.assert_allclose(judged.mean_probs, frozen(X).detach().softmax(1).numpy(), rtol=1e-6)
+    whole = noisy.reseed(1)(X)
+    noisy.chunk = 2
+    assert torch.equal(noisy.reseed(1)(X), whole)
+
+
+def test_a_threat_must_be_one() -> None:
+    with pytest.raises(InputError, match=r"threat given to PGD: expected an advbench\.Threat, got float"):
+        advbench.get_attack("pgd")(small_net().eval(), X, Y, 0.1)
+
+
+def test_uint8_images_are_not_judged_as_if_they_were_in_the_unit_range() -> None:
+    with pytest.raises(InputError, match="images to evaluate: expected float32 or float64"):
+        advbench.evaluate(small_net().eval(), (X * 255).byte(), Y)
 
 
 def test_judging_is_reproducible_and_leaves_the_random_state_alone() -> None:

@@ -112,6 +112,7 @@ def test_failed_and_missing_cells_are_visible_everywhere(tmp_path: Path) -> None
     assert set(flags["pgd", 0.1]) == {"failed: PluginError: <b>bad</b> | worse"}
     assert set(flags["pgd", 8 / 255]) == {"missing"}
     assert list(report.leaderboard.failed_cells) == [2, 2]
+    assert report.leaderboard.worst.isna().all()
     text = report.markdown()
     assert "<b>" not in text
     assert "4 cells failed: PluginError" in text

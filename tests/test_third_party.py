@@ -60,3 +60,33 @@ def test_it_passes_the_suites_that_it_inherits(installed: dict[str, str], tmp_pa
     assert done.returncode == 0, done.stdout
     assert " passed" in done.stdout
     assert "failed" not in done.stdout
+
+
+DISHONEST = """
+import torch
+from torch import nn
+from advbench.hookspecs import hookimpl
+from advbench_defenses.erm import ERM
+from advbench.classifier import Classifier
+
+@hookimpl
+def advbench_register(register):
+    register.defense("hooked", "dishonest:Hooked", "noise that the stored weights do not hold")
+
+class Hooked(ERM):
+    def fit(self, module, data, context=None):
+        clf = super().fit(module, data, context)
+        clf.module.register_forward_pre_hook(lambda m, x: (x[0] + 0.3 * torch.randn_like(x[0]),))
+        return Classifier(clf.module, noise=True)
+"""
+
+
+def test_a_defence_that_its_stored_weights_do_not_give_back_is_refused(cli: Cli, tmp_path: Path) -> None:
+    from test_registry import install
+
+    site = tmp_path / "site"
+    site.mkdir()
+    env = install(site, "dishonest", DISHONEST)
+    done = cli("run", *"--defense hooked --attack fgsm --limit 20 --set hooked.stages=[1]".split(), env=env)
+    assert done.returncode == 1
+    assert "defense 'hooked' returned a classifier that cannot be stored" in done.stderr

@@ -36,7 +36,7 @@ def main_table(results: pd.DataFrame, leaderboard: pd.DataFrame) -> str:
     for record in _records(leaderboard):
         row = {"defense": record["defense"], "clean": _accuracy(record, "clean")}
         for attack in attacks:
-            row[f"{attack} {format_eps(headline)}"] = _accuracy(record, f"{attack}@{headline:.4g}")
+            row[f"{attack} {format_eps(headline)}"] = _accuracy(record, f"{attack}@{headline:.10g}")
         if len(attacks) > 1:
             row["lowest"] = f"{_number(record['worst'])} ({record['worst_attack'] or 'failed'})"
         rows.append(row | {"retention": _number(record["retention_area"])})
@@ -71,7 +71,7 @@ def _eps_tables(results: pd.DataFrame, leaderboard: pd.DataFrame) -> Iterator[st
             return
         rows = [
             {"defense": r["defense"], "0": _accuracy(r, "clean")}
-            | {format_eps(eps): _accuracy(r, f"{attack}@{eps:.4g}") for eps in radii}
+            | {format_eps(eps): _accuracy(r, f"{attack}@{eps:.10g}") for eps in radii}
             for r in _records(leaderboard)
         ]
         yield f"## {escape(attack)}: accuracy against eps\n\n" + _table(pd.DataFrame(rows))

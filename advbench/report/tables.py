@@ -219,14 +219,19 @@ def _leaderboard_table(results: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFr
             "draws": mine.draws.max(),
             **_accuracy_columns("clean", mine[mine.attack == "none"]),
         }
-        worst, worst_attack = math.nan, ""
+        at_headline: dict[str, float] = {}
         for (attack, eps), cells in mine[mine.attack != "none"].groupby(["attack", "eps"], sort=False):
-            columns = _accuracy_columns(f"{attack}@{eps:.4g}", cells)
+            columns = _accuracy_columns(f"{attack}@{eps:.10g}", cells)
             row |= columns
-            accuracy = next(iter(columns.values()))
-            if eps == headline and not accuracy >= worst:
-                worst, worst_attack = accuracy, str(attack)
-        area = curves[(curves.defense == defense) & (curves.attack == "none")].area.mean()
+            if eps == headline:
+                at_headline[str(attack)] = next(iter(columns.values()))
+        # The lowest of some attacks says nothing as long as another one is missing.
+        missing = any(map(math.isnan, at_headline.values())) or not at_headline
+        worst_attack = "" if missing else min(at_headline, key=lambda attack: at_headline[attack])
+        worst = math.nan if missing else at_headline[worst_attack]
+        clean_curves = curves[(curves.defense == defense) & (curves.attack == "none")]
+        complete = clean_curves.seed.nunique() == mine.seed.nunique()
+        area = clean_curves.area.mean() if complete else math.nan
         failed = int((~mine.accuracy.notna()).sum())
         rows.append(
             row | {"worst": worst, "worst_attack": worst_attack, "retention_area": area, "failed_cells": failed}

@@ -27,7 +27,7 @@ class PGD(Attack):
         step_size: float | None = Field(
             default=None,
             gt=0,
-            description="length of a step as a fraction of eps, by default 2.5 / steps (Madry 2018)",
+            description="length of a step in eps, by default 2.5 / steps (linf, Madry 2018) or 10 / steps (l2)",
         )
         random_start: bool = Field(
             default=True, description="start from a point drawn uniformly from the ball; Madry 2018"
@@ -70,7 +70,7 @@ class PGD(Attack):
             y,
             threat,
             steps=params.steps,
-            step_size=threat.eps * (params.step_size or 2.5 / params.steps),
+            step_size=ascent.step_length(threat, params.steps, params.step_size),
             start=ascent.random_start(x, threat, generator) if params.random_start else x,
             loss=ascent.LOSSES[params.loss],
             samples=self.samples,
