@@ -308,7 +308,15 @@ _USAGE_ERROR: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; expected failures become one line and an exit code."""
-    warnings.showwarning = _show_warning
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        code = _run(arguments)
+    if code == 130:
+        _complain("interrupted; the same command goes on from here")
+    return code
+
+
+def _run(arguments: list[str] | None) -> int:
     try:
         code = app(arguments, standalone_mode=False, prog_name="advbench")
     except _USAGE_ERROR as error:
@@ -318,9 +326,7 @@ def main(arguments: list[str] | None = None) -> int:
         _complain(f"error: {error}")
         return 2
     except (KeyboardInterrupt, typer.Abort):
-        code = 130
-    if code == 130:  # some versions of typer return it for an interrupt, others raise
-        _complain("interrupted; the same command goes on from here")
+        return 130  # some versions of typer raise for an interrupt, others return this code
     return code if isinstance(code, int) else 0
 
 
