@@ -47,7 +47,7 @@ def _heading(results: pd.DataFrame) -> str:
     first = results.iloc[0]
     images = results.n_examples.max()
     draws = results.draws.max()
-    counts = f"{images:.0f} images, up to {draws:.0f} draws" if images == images else "no results"  # noqa: PLR0124
+    counts = f"{images:.0f} images, up to {draws:.0f} draws" if pd.notna(images) else "no results"
     seeds = results.seed.nunique()
     return (
         f"# {first.dataset}, {first.architecture}, {first.norm}\n\n"

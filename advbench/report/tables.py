@@ -17,34 +17,11 @@ from advbench.store import Store
 
 Record = Mapping[str, Any]
 
-RESULT_COLUMNS = [
-    "dataset",
-    "architecture",
-    "defense",
-    "defense_params",
-    "attack",
-    "attack_params",
-    "source",
-    "norm",
-    "eps",
-    "seed",
-    "n_examples",
-    "draws",
-    "accuracy",
-    "accuracy_low",
-    "accuracy_high",
-    "draw_accuracy_mean",
-    "draw_accuracy_low",
-    "draw_accuracy_high",
-    "draw_accuracy_min",
-    "draw_accuracy_max",
-    "forward_passes",
-    "backward_passes",
-    "seconds",
-    "flags",
-    "key",
-    "versions",
-]
+RESULT_COLUMNS = (
+    "dataset architecture defense defense_params attack attack_params source norm eps seed n_examples draws "
+    "accuracy accuracy_low accuracy_high draw_accuracy_mean draw_accuracy_low draw_accuracy_high "
+    "draw_accuracy_min draw_accuracy_max forward_passes backward_passes seconds flags key versions"
+).split()
 
 
 @dataclass(frozen=True)
@@ -161,7 +138,7 @@ def _retention_table(plan: Plan, records: Mapping[str, Record | None]) -> pd.Dat
             rows.append(
                 _identity(plan, cell) | {"kept": kept, "n_kept": count, "accuracy": accuracy, "area": curve["area"]}
             )
-    columns = [*["dataset", "architecture", "defense", "attack", "source", "norm", "eps", "seed"]]
+    columns = "dataset architecture defense attack source norm eps seed".split()
     return pd.DataFrame(rows, columns=[*columns, "kept", "n_kept", "accuracy", "area"])
 
 
