@@ -57,6 +57,10 @@ class PlainDisplay:
         self._end(task)
         self._line(f"{task.label}: {found(record)}")
 
+    def skipped(self, task: Task) -> None:
+        """Count the task; what failed has said why."""
+        self._end(task)
+
     def failed(self, task: Task, reason: str, trace: str | None) -> None:
         """Write why the task failed, with the traceback where it is a bug."""
         self._end(task)

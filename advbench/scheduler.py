@@ -24,6 +24,9 @@ class Watcher(Protocol):
     def finished(self, task: Task, record: Record) -> None:
         """A task is done and stored."""
 
+    def skipped(self, task: Task) -> None:
+        """A task will not run, since one that it needs failed."""
+
     def failed(self, task: Task, reason: str, trace: str | None) -> None:
         """A task failed; `trace` is the traceback where the failure is a bug."""
 
@@ -93,6 +96,7 @@ def run_plan(
             blame = next((key for key in task.needs if key in outcome.failed), None)
             if blame is not None:
                 outcome.failed[task.key] = f"needs a task that failed: {plan.tasks[blame].label}"
+                watcher.skipped(task)
                 examples.release(task)
                 continue
             watcher.started(task)

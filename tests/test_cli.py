@@ -112,6 +112,7 @@ def test_a_training_that_diverges_fails_its_cells_alone(tmp_path: Path, capsys: 
     assert code == 1
     assert "expected a finite loss" in err
     assert "Traceback" not in err
+    assert "[10/10] " in err
     rows = (tmp_path / "results" / "results.csv").read_text().splitlines()[1:]
     assert sum("failed: " in row for row in rows) == 4
     assert sum("failed: " not in row for row in rows) == 2

@@ -532,3 +532,20 @@ def idx(values: NDArray[Any]) -> bytes:
 
 def parts(dataset: Dataset) -> tuple[Data, Data, Data]:
     return dataset.train, dataset.validation, dataset.test
+
+
+def test_colour_images_are_brought_to_channels_first_whatever_torchvisions_class_holds() -> None:
+    """CIFAR holds (N, 32, 32, 3) and a list of targets; SVHN and STL-10 hold (N, 3, H, W) and an array of labels."""
+    from types import SimpleNamespace
+
+    from advbench.datasets import _arrays
+
+    pixels = np.arange(2 * 32 * 32 * 3, dtype=np.uint64).reshape(2, 32, 32, 3).astype(np.uint8)
+    cifar = _arrays(SimpleNamespace(data=pixels, targets=[3, 1]), None)
+    svhn = _arrays(SimpleNamespace(data=pixels.transpose(0, 3, 1, 2), labels=np.array([3, 1])), None)
+    for images, labels in (cifar, svhn):
+        assert images.shape == (2, 3, 32, 32)
+        assert images.dtype == torch.uint8
+        assert images[1, 2, 5, 7] == pixels[1, 5, 7, 2]
+        assert labels.tolist() == [3, 1]
+        assert labels.dtype == torch.int64
