@@ -71,9 +71,7 @@ def craft(
     _check_attackable(attack, x, y, threat)
     if len(x) == 0 or (threat.eps == 0 and not attack.minimal_norm):
         return Crafted(x.clone(), 0.0, 0.0)
-    clf = as_classifier(model, probe=x[:PROBE_IMAGES])
-    with clf.isolated(), torch.no_grad():
-        classes = clf(x[:2]).shape[1]
+    clf, classes = _opened(model, x, probe=x[:PROBE_IMAGES])
     check_labels(y, len(x), classes, f"labels given to {type(attack).__name__}")
     parts = []
     with clf.isolated() as passes:
@@ -145,6 +143,21 @@ def distances(x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
     return delta.abs().amax(1) if threat.norm == "linf" else delta.norm(dim=1)
 
 
+@torch.no_grad()
+def _opened(model: nn.Module, x: Tensor, probe: Tensor | None = None) -> tuple[Classifier, int]:
+    """The model as a classifier, and its number of classes, from one pass of two images."""
+    try:
+        clf = as_classifier(model, probe)
+        with clf.isolated():
+            return clf, clf(x[:2]).shape[1]
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            "the model cannot be applied to the images",
+            expected="images of the shape, dtype and device that it takes",
+            got=f"{x.dtype} {tuple(x.shape)} on {x.device} ({str(error).splitlines()[0]})",
+        ) from error
+
+
 def _check_finite(clf: Classifier) -> None:
     if not clf.finite:
         raise PluginError("the model's output", expected="finite logits and gradients", got="NaN or infinity")
@@ -188,8 +201,8 @@ def evaluate(
     _check_floating(x, "images to evaluate")
     if len(x) == 0:
         raise InputError("images to evaluate", expected="at least one", got=0)
-    check_labels(y, len(x), None, "labels to evaluate")
-    clf = as_classifier(model)
+    clf, classes = _opened(model, x)
+    check_labels(y, len(x), classes, "labels to evaluate")
     draws = draws if clf.stochastic else 1
     probs, labels, right = [], y.cpu().numpy(), 0.0
     with clf.isolated():
@@ -203,5 +216,4 @@ def evaluate(
             right += float((probs[-1].argmax(1) == labels).mean())
             report(Progress(k + 1, draws, {"accuracy so far": right / (k + 1)}))
         _check_finite(clf)
-    check_labels(y, len(x), probs[0].shape[1], "labels to evaluate")
     return Predictions.from_probs(np.stack(probs), labels)

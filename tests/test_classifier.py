@@ -158,7 +158,7 @@ def test_what_is_no_module_or_gives_no_logits_is_refused_in_one_line() -> None:
     x, y = small_data().batch(slice(4))
     with pytest.raises(InputError, match=r"model: expected an nn\.Module, got str"):
         advbench.evaluate("resnet", x, y)  # type: ignore[arg-type]
-    with pytest.raises(PluginError, match=r"expected logits of shape \(4, classes\), got \(4, 1, 6, 6\)"):
+    with pytest.raises(PluginError, match=r"expected logits of shape \(2, classes\), got \(2, 1, 6, 6\)"):
         advbench.evaluate(nn.Identity(), x, y)
 
 

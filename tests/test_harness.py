@@ -207,6 +207,17 @@ def test_a_frozen_noisy_classifier_is_judged_at_its_draw_and_never_cut() -> None
     assert torch.equal(noisy.reseed(1)(X), whole)
 
 
+@pytest.mark.parametrize("x", [X.double(), X.repeat(1, 3, 1, 1), X[..., :4]], ids=["dtype", "channels", "size"])
+def test_images_that_the_model_cannot_take_are_refused_in_one_line(x: Tensor) -> None:
+    for refused in (
+        lambda: advbench.evaluate(small_net().eval(), x, Y),
+        lambda: advbench.get_attack("pgd")(small_net().eval(), x, Y, LINF),
+    ):
+        with pytest.raises(InputError, match="the model cannot be applied to the images: expected") as error:
+            refused()
+        assert "\n" not in str(error.value)
+
+
 def test_a_threat_must_be_one() -> None:
     with pytest.raises(InputError, match=r"threat given to PGD: expected an advbench\.Threat, got float"):
         advbench.get_attack("pgd")(small_net().eval(), X, Y, 0.1)
