@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -323,8 +322,3 @@ def as_classifier(model: nn.Module, probe: Tensor | None = None) -> Classifier:
         clf.noise = not torch.equal(first, second)
         clf.passes = Passes()
     return clf
-
-
-def copy_module(module: nn.Module, device: str) -> nn.Module:
-    """A deep copy on `device`, so that training leaves the caller's module as it was."""
-    return copy.deepcopy(module).to(device)

@@ -66,6 +66,7 @@ class Runner:
         self.runtime = runtime
         self.store = Store(runtime.store_url)
         self._classifier = functools.lru_cache(maxsize=8)(self._load_classifier)
+        self._judged = functools.lru_cache(maxsize=1)(self._load_judged)
 
     def run(self, task: Task, on_progress: OnProgress = lambda _: None) -> Record:
         """Run a task whose needs are met; store its artifact and record; return the record.
@@ -126,8 +127,7 @@ class Runner:
         inputs = task.inputs
         chosen = inputs["attack"]
         attack = registry().load("attack", chosen["name"])(**chosen["params"])
-        data = self._judged_data(inputs)
-        x, y = data.batch(slice(None))
+        x, y = self._judged_images(inputs)
         crafted = craft(
             attack,
             self._classifier(inputs["source"]),
@@ -143,7 +143,7 @@ class Runner:
 
     def _evaluate(self, task: Task, on_progress: OnProgress) -> tuple[dict[str, Any], bytes]:
         inputs = task.inputs
-        x, y = self._judged_data(inputs).batch(slice(None))
+        x, y = self._judged_images(inputs)
         attack: dict[str, Any] = {"forward_passes": 0.0, "backward_passes": 0.0, "seconds": 0.0}
         if inputs["examples"] is not None:
             crafted = self._record(inputs["examples"])
@@ -172,9 +172,12 @@ class Runner:
             )
         return dataset
 
-    def _judged_data(self, inputs: Mapping[str, Any]) -> Data:
-        test = limited(self._checked_dataset(inputs).test, inputs["images"])
-        return test.to(self.runtime.resources.device)
+    def _judged_images(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        return self._judged(self._checked_dataset(inputs).digest, inputs["images"])
+
+    def _load_judged(self, digest: str, images: int) -> tuple[Tensor, Tensor]:
+        """Images and labels on the device, kept for the next task on the data set of that digest."""
+        return limited(self.dataset().test, images).to(self.runtime.resources.device).batch(slice(None))
 
     def _record(self, key: str) -> Record:
         record = self.store.read_record(key)

@@ -6,6 +6,7 @@ that goes on from one is the run that was never interrupted, bit for bit.
 
 from __future__ import annotations
 
+import copy
 import time
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from advbench import api, ascent
 from advbench.api import Data, Defense, Field, Progress, Threat, TrainContext
-from advbench.classifier import Classifier, copy_module, isolated_rng
+from advbench.classifier import Classifier, isolated_rng
 from advbench.datasets import check_images, check_labels
 from advbench.errors import InputError, PluginError
 from advbench.posterior import GaussianPosterior, PointPosterior, Posterior
@@ -136,7 +137,7 @@ class GradientDefense(Defense):
         return state.clf.requires_grad_(False)
 
     def _initial(self, module: nn.Module, data: Data, context: TrainContext) -> TrainState:
-        own = copy_module(module, context.resources.device).requires_grad_(True)
+        own = copy.deepcopy(module).to(context.resources.device).requires_grad_(True)
         clf = Classifier(own, self.posterior(own))
         _check_fit(clf, data, context.resources.device)
         params = self.params
