@@ -132,6 +132,7 @@ class TrainContext:
         progress: called with the training's progress.
         checkpoint: where to keep the state, or None.
         checkpoint_seconds: the least time between two saved states.
+        init: the trained classifier that the hyperparameter `init_from` names; None to have it trained.
     """
 
     seed: int = 0
@@ -140,6 +141,7 @@ class TrainContext:
     progress: Callable[[Progress], None] = lambda _: None
     checkpoint: CheckpointSlot | None = None
     checkpoint_seconds: float = 30.0
+    init: Classifier | None = None
 
     def generator(self, *labels: object) -> torch.Generator:
         """A generator on the training's device, seeded by the labels alone: no state to save."""
@@ -277,3 +279,11 @@ class Defense(Configurable, ABC):
         Returns:
             The classifier, on the context's device.
         """
+
+    def statistics(self, clf: Classifier) -> Mapping[str, Any]:
+        """What a trained classifier's record keeps beside it, as JSON values; nothing by default.
+
+        Args:
+            clf: what `fit` returned.
+        """
+        return {}

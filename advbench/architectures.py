@@ -168,3 +168,110 @@ def resnet20(channels: int, height: int, width: int, classes: int) -> nn.Module:
     """ResNet-20 for small images, identity shortcuts (He et al. 2016, section 4.2)."""
     _require_size("resnet20", height, width, 8)
     return _resnet(3, channels, classes)
+
+
+def resnet56(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    """ResNet-56 for small images, identity shortcuts (He et al. 2016, section 4.2)."""
+    _require_size("resnet56", height, width, 8)
+    return _resnet(9, channels, classes)
+
+
+class WideBlock(nn.Module):
+    """Batch norm and ReLU before each of two convolutions, beside a shortcut (Zagoruyko and Komodakis 2016)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.before = nn.Sequential(nn.BatchNorm2d(inputs), nn.ReLU())
+        self.body = nn.Sequential(
+            _conv(inputs, outputs, stride, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(),
+            _conv(outputs, outputs, bias=False),
+        )
+        self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False) if inputs != outputs else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(batch, inputs, height, width)` to `(batch, outputs, height / stride, width / stride)`."""
+        ready = self.before(x)
+        beside = x if self.shortcut is None else self.shortcut(ready)
+        out: Tensor = self.body(ready) + beside
+        return out
+
+
+def _wide_resnet(depth: int, widen: int, channels: int, classes: int) -> nn.Module:
+    layers: list[nn.Module] = [_conv(channels, 16, bias=False)]
+    inputs = 16
+    for group in range(3):
+        outputs = 16 * widen * 2**group
+        for block in range((depth - 4) // 6):
+            layers.append(WideBlock(inputs, outputs, 2 if block == 0 and group > 0 else 1))
+            inputs = outputs
+    layers += [nn.BatchNorm2d(inputs), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(inputs, classes))
+
+
+def wrn(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    """WRN-28-10 without dropout (Zagoruyko and Komodakis 2016); hierarchical VI leaves depth and width open."""
+    _require_size("wrn", height, width, 8)
+    return _wide_resnet(28, 10, channels, classes)
+
+
+def model_a(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    """Model A: convolutions of 32, 64, 128, 128, 256, 256 and one linear layer (Adv-BNN section 4, STL-10).
+
+    Batch norm without affine parameters behind each convolution; the last two are not padded.
+    """
+    _require_size("model_a", height, width, 80)
+    layers: list[nn.Module] = []
+    inputs = channels
+    for outputs, padding, pool in ((32, 1, 1), (64, 1, 1), (128, 1, 1), (128, 1, 1), (256, 0, 0), (256, 0, 0)):
+        layers += [nn.Conv2d(inputs, outputs, 3, padding=padding), nn.BatchNorm2d(outputs, affine=False), nn.ReLU()]
+        layers += [nn.MaxPool2d(2)] * pool
+        inputs = outputs
+    return nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(inputs, classes))
+
+
+class SpatialTransformer(nn.Module):
+    """Resamples images on an affine grid that a small net chooses for each (Jaderberg et al. 2015).
+
+    Starts at the identity.
+    """
+
+    def __init__(self, channels: int, height: int, width: int) -> None:
+        super().__init__()
+        self.localise = nn.Sequential(
+            _conv(channels, 16),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            _conv(16, 32),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(32 * (height // 4) * (width // 4), 32),
+            nn.ReLU(),
+        )
+        self.affine = nn.Linear(32, 6)
+        with torch.no_grad():
+            self.affine.weight.zero_()
+            self.affine.bias.copy_(torch.tensor([1.0, 0.0, 0.0, 0.0, 1.0, 0.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images `(batch, channels, height, width)` to resampled ones of the same shape."""
+        theta = self.affine(self.localise(x)).view(-1, 2, 3)
+        grid = nn.functional.affine_grid(theta, list(x.shape), align_corners=False).to(x.dtype)
+        return nn.functional.grid_sample(x, grid, align_corners=False)
+
+
+def stn(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    """A spatial transformer before convolutions of 50, 100, 150 and a linear layer of 350 (BAL section 5.2).
+
+    Kernels, pools and the transformer's own net are not in the paper.
+    """
+    _require_size("stn", height, width, 8)
+    layers: list[nn.Module] = [SpatialTransformer(channels, height, width)]
+    inputs = channels
+    for outputs in (50, 100, 150):
+        layers += [_conv(inputs, outputs), nn.ReLU(), nn.MaxPool2d(2)]
+        inputs = outputs
+    features = 150 * (height // 8) * (width // 8)
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, 350), nn.ReLU(), nn.Linear(350, classes))

@@ -1,4 +1,4 @@
-"""The core's own plugin: data sets and nets, declared like anybody's (names only, nothing is imported)."""
+"""The core's own plugin: data sets, nets, posteriors, noise, declared like anybody's; nothing is imported."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @hookimpl
 def advbench_register(register: Registrar) -> None:
-    """Declare the data sets and architectures that the core ships."""
+    """Declare the data sets, architectures, posteriors and noise that the core ships."""
     for name, summary in {
         "digits": "scikit-learn's handwritten digits, 8x8 grey, 10 classes; embedded, nothing to download",
         "mnist": "MNIST, 28x28 grey, 10 classes",
@@ -33,5 +33,18 @@ def advbench_register(register: Registrar) -> None:
         "bal_cnn": "2 convolutions of 32, dropout, linear 64 (BAL, MNIST)",
         "vgg16": "VGG16 with batch norm and one linear layer, 14.7 M weights (Adv-BNN, CIFAR-10)",
         "resnet20": "ResNet-20 for small images, 0.27 M weights (adversarial sampling, CIFAR-10)",
+        "resnet56": "ResNet-56 for small images, 0.85 M weights (adversarial sampling, CIFAR-10)",
+        "wrn": "wide residual net 28-10, 36.5 M weights (hierarchical VI, CIFAR-10)",
+        "model_a": "six convolutions and one linear layer for 96x96 images, 1.1 M weights (Adv-BNN, STL-10)",
+        "stn": "spatial transformer, 3 convolutions (50, 100, 150), linear 350, 1.1 M weights (BAL, traffic signs)",
     }.items():
         register.architecture(name, f"advbench.architectures:{name}", summary)
+    for name, target, summary in (
+        ("point", "PointPosterior", "one value of the weights: a deterministic net"),
+        ("gaussian", "GaussianPosterior", "mean-field Gaussian over every weight"),
+        ("samples", "SamplePosterior", "equally likely samples, as a Markov chain leaves them"),
+        ("generator", "GeneratorPosterior", "a net that turns noise into weights"),
+    ):
+        register.posterior(name, f"advbench.posterior:{target}", summary)
+    register.noise("dropout", "advbench.noise:DropoutNoise", "dropout that stays on")
+    register.noise("gaussian", "advbench.noise:GaussianNoise", "Gaussian noise before convolutions")

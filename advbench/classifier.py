@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
@@ -13,7 +13,9 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from advbench.errors import InputError, PluginError
-from advbench.posterior import PointPosterior, Posterior, Weights, posterior_kinds
+from advbench.noise import Noise
+from advbench.posterior import PointPosterior, Posterior, Weights
+from advbench.registry import registry
 from advbench.seeds import derive
 
 ExampleLoss = Callable[[Tensor, Tensor], Tensor]
@@ -64,7 +66,7 @@ class Classifier(nn.Module):
     Args:
         module: maps images `(batch, channels, height, width)` to logits `(batch, classes)`.
         posterior: over the module's weights; by default the point that they are.
-        noise: whether the module draws random numbers itself (dropout left on, noise layers).
+        noise: a `Noise`, which is put into the module; or True where the module draws random numbers itself.
 
     Attributes:
         chunk: the most images that pass the module at once. Draws are made for the whole batch, so another
@@ -74,8 +76,10 @@ class Classifier(nn.Module):
             that no pass waits for the device, a tensor.
     """
 
-    def __init__(self, module: nn.Module, posterior: Posterior | None = None, *, noise: bool = False) -> None:
+    def __init__(self, module: nn.Module, posterior: Posterior | None = None, *, noise: bool | Noise = False) -> None:
         super().__init__()
+        if isinstance(noise, Noise):
+            noise.install(module)
         self.module = module
         self.posterior = PointPosterior(module) if posterior is None else posterior
         self.noise = noise
@@ -89,7 +93,7 @@ class Classifier(nn.Module):
     @property
     def stochastic(self) -> bool:
         """Whether two calls on the same images can differ."""
-        return self.noise or self.posterior.stochastic
+        return bool(self.noise) or self.posterior.stochastic
 
     def train(self, mode: bool = True) -> Self:
         """Do nothing but note the mode: neither the module inside nor the randomness follows it."""
@@ -111,15 +115,18 @@ class Classifier(nn.Module):
         finally:
             self.passes, self.finite, self._seed, self._drawn = before
 
+    def next_seed(self) -> int:
+        """The seed of the next fresh draw, which it uses up."""
+        self._drawn += 1
+        return derive(self._seed, "draw", self._drawn - 1)
+
     def draw(self, seed: int | None = None) -> Draw:
         """A fresh draw, or the one that `seed` stands for."""
         if seed is None:
-            seed = derive(self._seed, "draw", self._drawn)
-            self._drawn += 1
+            seed = self.next_seed()
         if not self.posterior.stochastic:
             return Draw(self.posterior.sample(torch.default_generator), seed)
-        device = next(self.posterior.parameters()).device
-        return Draw(self.posterior.sample(torch.Generator(device).manual_seed(seed)), seed)
+        return Draw(self.posterior.sample(torch.Generator(self.posterior.device).manual_seed(seed)), seed)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits `(batch, classes)` of one fresh draw, shared by the batch, for images in [0, 1]."""
@@ -155,7 +162,9 @@ class Classifier(nn.Module):
             logits.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
         return logits
 
-    def input_gradient(self, x: Tensor, y: Tensor, loss: ExampleLoss, samples: int = 1) -> Gradient:
+    def input_gradient(
+        self, x: Tensor, y: Tensor, loss: ExampleLoss, samples: int = 1, draws: Sequence[Draw] | None = None
+    ) -> Gradient:
         """Gradient with respect to the images of the loss averaged over fresh draws.
 
         Memory is that of one draw (and one chunk), whatever `samples`. Parameters' gradients are neither
@@ -166,13 +175,17 @@ class Classifier(nn.Module):
             y: labels `(batch,)`.
             loss: maps logits `(n, classes)` and labels `(n,)` to one loss an image, `(n,)`.
             samples: draws to average over (expectation over transformation).
+            draws: average over these instead of fresh ones.
         """
-        samples = samples if self.stochastic else 1
+        if draws is not None:
+            samples = len(draws)
+        elif not self.stochastic:
+            samples = 1
         total: Tensor | None = None
         logits: list[Tensor] = []
-        for _ in range(samples):
+        for index in range(samples):
             with torch.no_grad():
-                draw = self.draw()
+                draw = self.draw() if draws is None else draws[index]
             parts = [self._chunk_gradient(draw, x[r], y[r], loss, r.start) for r in self._chunks(len(x))]
             gradient = parts[0].value if len(parts) == 1 else torch.cat([part.value for part in parts])
             total = gradient if total is None else total + gradient
@@ -215,12 +228,8 @@ class Classifier(nn.Module):
             raise PluginError("the model's output", expected=f"logits of shape ({len(x)}, classes)", got=got)
         return logits
 
-    @property
-    def _calls_module_as_it_is(self) -> bool:
-        return isinstance(self.posterior, PointPosterior) and self.posterior.is_modules_own
-
     def _call(self, weights: Weights, x: Tensor) -> Any:
-        if self._calls_module_as_it_is:
+        if isinstance(self.posterior, PointPosterior) and self.posterior.are_modules_own(weights):
             return self.module(x)
         every_name = {name: weights[owner] for name, owner in self._aliases}
         return functional_call(self.module, every_name, (x,), tie_weights=False)
@@ -233,7 +242,7 @@ class Classifier(nn.Module):
         draw = self.draw(seed)
         weights = {name: tensor.detach() for name, tensor in draw.weights.items()}
         frozen = _FrozenNoise(self.module, draw.seed) if self.noise else Classifier(self.module)
-        if not self._calls_module_as_it_is:
+        if not isinstance(self.posterior, PointPosterior) or not self.posterior.are_modules_own(draw.weights):
             frozen.posterior = PointPosterior(self.module, weights)
         frozen.chunk = self.chunk
         frozen.passes = self.passes  # an attack on a frozen draw is counted like any other
@@ -242,27 +251,30 @@ class Classifier(nn.Module):
     def export(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON values from which `Classifier.load` makes the same classifier; no pickle."""
         buffers = {f"buffer.{name}": tensor for name, tensor in self.module.named_buffers()}
-        return self.posterior.export() | buffers, {"posterior": self.posterior.kind, "noise": self.noise}
+        noise = {"kind": self.noise.kind, **self.noise.values()} if isinstance(self.noise, Noise) else self.noise
+        return self.posterior.export() | buffers, {"posterior": self.posterior.kind, "noise": noise}
 
     @classmethod
     def load(cls, module: nn.Module, tensors: Weights, values: Mapping[str, Any]) -> Classifier:
         """The classifier that was exported, on `module`: one of the same architecture, which it takes over.
 
         Raises:
-            InputError: the posterior is of no known kind, or tensors are missing or of another shape.
+            InputError: posterior or noise are of no registered kind, or tensors are missing or of another shape.
         """
-        kinds = posterior_kinds()
-        if values.get("posterior") not in kinds:
-            raise InputError("stored posterior", expected=f"one of {', '.join(kinds)}", got=values.get("posterior"))
-        posterior = kinds[values["posterior"]](module)
+        kind = registry().load("posterior", str(values.get("posterior")))
+        noise = values.get("noise", False)
+        if isinstance(noise, Mapping):
+            arguments = dict(noise)
+            noise = registry().load("noise", str(arguments.pop("kind", None)))(**arguments)
         try:
-            posterior.restore(tensors)
-            with torch.no_grad():
+            with torch.no_grad(), isolated_rng(0, "cpu"):  # what a posterior starts from is replaced
+                posterior: Posterior = kind(module)
+                posterior.restore(tensors)
                 for name, buffer in module.named_buffers():
                     buffer.copy_(tensors[f"buffer.{name}"])
         except (KeyError, RuntimeError) as error:
             raise InputError(f"stored classifier does not fit the module: {error}") from error
-        return cls(module.eval(), posterior, noise=bool(values.get("noise"))).requires_grad_(False)
+        return cls(module.eval(), posterior, noise=noise).requires_grad_(False)
 
 
 def _aliases(module: nn.Module) -> list[tuple[str, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,9 +30,9 @@ DEFAULT_ARCHITECTURES = {
     "fashion_mnist": "bal_cnn",
     "cifar10": "vgg16",
     "cifar100": "vgg16",
-    "stl10": "vgg16",
+    "stl10": "model_a",
     "svhn": "resnet20",
-    "gtsrb": "resnet20",
+    "gtsrb": "stn",
 }
 
 
@@ -123,12 +123,14 @@ class Choice(NamedTuple):
         entry: where it comes from.
         params: its resolved hyperparameters, JSON values.
         passes: forward and backward passes that it makes for each image; None where it does not say.
+        init: the defense whose trained weights it starts from (`init_from`), if any.
     """
 
     label: str
     entry: Entry
     params: Mapping[str, Any]
     passes: float | None
+    init: Choice | None = None
 
     def identity(self) -> dict[str, Any]:
         """What a key holds of it."""
@@ -205,11 +207,12 @@ def resolve(spec: RunSpec) -> tuple[tuple[Choice, ...], tuple[Choice, ...]]:
     """
     registry().find("dataset", spec.dataset.partition(":")[0])
     registry().find("architecture", spec.architecture)
-    for plugin in spec.set:
-        if plugin not in (*spec.defenses, *spec.attacks):
-            raise unknown_name("plugin in --set", plugin, (*spec.defenses, *spec.attacks))
     defenses = tuple(_choose("defense", label, spec) for label in spec.defenses)
     attacks = tuple(_choose("attack", label, spec) for label in spec.attacks if label != "none")
+    used = {*spec.defenses, *spec.attacks, *(label for choice in defenses for label in _lineage(choice))}
+    for plugin in spec.set:
+        if plugin not in used:
+            raise unknown_name("plugin in --set", plugin, sorted(used))
     for choice in attacks:
         norms = registry().load("attack", choice.entry.name).norms
         if spec.norm not in norms:
@@ -222,7 +225,8 @@ def resolve(spec: RunSpec) -> tuple[tuple[Choice, ...], tuple[Choice, ...]]:
     return defenses, attacks
 
 
-def _choose(kind: Kind, label: str, spec: RunSpec) -> Choice:
+def _choose(kind: Kind, label: str, spec: RunSpec, heirs: tuple[str, ...] = ()) -> Choice:
+    """The plugin under that label; `heirs` are the defenses that start from its weights."""
     entry = registry().find(kind, label.partition("@")[0])
     cls: type[Configurable] = registry().load(kind, entry.name)
     try:
@@ -230,7 +234,18 @@ def _choose(kind: Kind, label: str, spec: RunSpec) -> Choice:
     except InputError as error:
         raise InputError(f"{kind} {label!r}: {error}") from error
     values = params.model_dump(mode="json")
-    return Choice(label, entry, values, cls(**values).passes_per_image())
+    init = values.get("init_from") if kind == "defense" else None
+    if init in (*heirs, label):
+        raise InputError(f"init_from of {label!r}", expected="a defense that does not start from it", got=repr(init))
+    start = _choose("defense", init, spec, (*heirs, label)) if init else None
+    return Choice(label, entry, values, cls(**values).passes_per_image(), start)
+
+
+def _lineage(choice: Choice) -> Iterator[str]:
+    """Labels of the defenses whose weights a choice starts from, directly or not."""
+    while choice.init:
+        choice = choice.init
+        yield choice.label
 
 
 def _toml(value: object) -> str:

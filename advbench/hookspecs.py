@@ -23,8 +23,8 @@ def advbench_register(register: Registrar) -> None:
     summary; do not import the target (or torch) here, so that listing plugins stays fast.
 
     Args:
-        register: has one method a kind: `defense`, `attack`, `architecture`, `dataset`, each
-            `(name, target, summary)`.
+        register: has one method a kind: `defense`, `attack`, `architecture`, `dataset`, and for classifiers of
+            a make that advbench lacks `posterior` and `noise`; each `(name, target, summary)`.
     """
 
 

@@ -123,14 +123,18 @@ class _Layout:
         self._judged = {"images": self._images, "batch_size": spec.batch_size}
 
     def train(self, defense: Choice, seed: int) -> str:
-        inputs = {
+        inputs: dict[str, Any] = {
             "defense": defense.identity(),
             "architecture": self._architecture,
             "precision": self._spec.precision,
             "seed": seed,
         }
+        needs: tuple[str, ...] = ()
+        if defense.init:
+            needs = (self.train(defense.init, seed),)
+            inputs["init"] = needs[0]
         cost = (defense.passes or 0.0) * self._data.train_count
-        return self._add("train", inputs, (), f"train {defense.label}, seed {seed}", cost)
+        return self._add("train", inputs, needs, f"train {defense.label}, seed {seed}", cost)
 
     def craft(self, source: Choice, trained: str, attack: Choice, eps: float, seed: int) -> str:
         inputs = {

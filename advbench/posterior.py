@@ -1,10 +1,11 @@
-"""Distributions over a module's weights: a point and a mean-field Gaussian."""
+"""Distributions over a module's weights: a point, a mean-field Gaussian, a bank of samples, a generator."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import ClassVar
 
 import torch
@@ -13,6 +14,41 @@ from torch import Tensor, nn
 from advbench.errors import InputError
 
 Weights = Mapping[str, Tensor]
+
+
+class FlatLayout:
+    """Where each parameter of a module lies in one flat vector of all its weights.
+
+    One vector is a handful of kernels to draw, move or regularise, whatever the depth of the net; a module is
+    called at views of it.
+
+    Attributes:
+        size: number of weights.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
+        self._sizes = [shape.numel() for shape in self._shapes.values()]
+        self.size = sum(self._sizes)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def views(self, flat: Tensor) -> dict[str, Tensor]:
+        """`flat` `(..., size)` cut into a view `(..., *shape)` for each parameter name."""
+        parts = torch.split(flat, self._sizes, dim=-1)
+        named = zip(self._shapes.items(), parts, strict=True)
+        return {name: part.view(*flat.shape[:-1], *shape) for (name, shape), part in named}
+
+    def flatten(self, weights: Weights, prefix: str = "") -> Tensor:
+        """The inverse of `views` on tensors named `prefix` + parameter name, `(..., size)`."""
+        parts = []
+        for name, shape in self._shapes.items():
+            tensor = weights[prefix + name]
+            if tensor.shape[tensor.ndim - len(shape) :] != shape:
+                raise RuntimeError(f"size mismatch for {name}: {tuple(tensor.shape)} against {tuple(shape)}")
+            parts.append(tensor.reshape(*tensor.shape[: tensor.ndim - len(shape)], -1))
+        return torch.cat(parts, dim=-1)
 
 
 class Posterior(nn.Module, ABC):
@@ -30,6 +66,11 @@ class Posterior(nn.Module, ABC):
         super().__init__()
         if not any(True for _ in module.parameters()):
             raise InputError("a module without parameters", remedy="a posterior needs weights to be over")
+
+    @property
+    def device(self) -> torch.device:
+        """Where it lies, and where the generator that `sample` takes must lie."""
+        return next(itertools.chain(self.parameters(), self.buffers())).device
 
     @abstractmethod
     def sample(self, generator: torch.Generator) -> Weights:
@@ -64,10 +105,9 @@ class PointPosterior(Posterior):
         self._own = dict(module.named_parameters())
         self._weights = None if weights is None else dict(weights)
 
-    @property
-    def is_modules_own(self) -> bool:
-        """Whether the module can be called as it is."""
-        return self._weights is None
+    def are_modules_own(self, weights: Weights) -> bool:
+        """Whether the module, called as it is, is called at these weights."""
+        return weights is self._own
 
     def sample(self, generator: torch.Generator) -> Weights:
         """The weights, the same at every call."""
@@ -89,15 +129,41 @@ class PointPosterior(Posterior):
                 parameter.copy_(tensors[f"value.{name}"])
 
 
-class GaussianPosterior(Posterior):
-    """Mean-field Gaussian over every parameter: q(w) = prod N(mean, exp(log_std)^2).
+def prior_divergence(mean: Tensor, log_std: Tensor, prior_std: float) -> Tensor:
+    """KL(N(mean, std^2) || N(0, prior_std^2)) of each weight, in nats (Adv-BNN eq. 6).
 
-    Adv-BNN eq. 5. Mean and log standard deviation of all weights are one flat vector each, so that a draw
-    and a KL are a handful of kernels whatever the depth of the net; a draw is cut into views.
+    Args:
+        mean: mean of each weight.
+        log_std: log standard deviation of each weight.
+        prior_std: standard deviation s0 of the prior.
+
+    Returns:
+        log(s0 / std) + (std^2 + mean^2) / (2 s0^2) - 1/2, shaped as `mean`.
+    """
+    scaled = (torch.exp(2 * log_std) + mean.square()) / (2 * prior_std**2)
+    return math.log(prior_std) - log_std + scaled - 0.5
+
+
+def matched_divergence(mean: Tensor, log_std: Tensor) -> Tensor:
+    """KL(N(mean, std^2) || N(0, mean^2 + std^2)) of each weight, in nats: 1/2 log(1 + mean^2 / std^2).
+
+    The enhanced Bayesian regulariser of hierarchical variational inference (its Algorithm 1, line 7): the
+    divergence to the one zero-mean Gaussian that is nearest, so it never pulls a deviation down.
+    """
+    return 0.5 * torch.log1p(mean.square() * torch.exp(-2 * log_std))
+
+
+class GaussianPosterior(Posterior):
+    """Mean-field Gaussian over every parameter: q(w) = prod N(mean, exp(log_std)^2) (Adv-BNN eq. 5).
 
     Args:
         module: its parameters are the initial mean; they take no further part.
         std: the initial standard deviation of each weight, > 0.
+
+    Attributes:
+        layout: where each parameter lies in the flat vectors.
+        mean: mean of all weights, `(size,)`.
+        log_std: log standard deviation of all weights, `(size,)`.
     """
 
     kind = "gaussian"
@@ -106,63 +172,159 @@ class GaussianPosterior(Posterior):
         super().__init__(module)
         if not (math.isfinite(std) and std > 0):
             raise InputError("initial standard deviation", expected="a finite number > 0", got=std)
-        named = dict(module.named_parameters())
-        self._shapes = {name: parameter.shape for name, parameter in named.items()}
-        flat = torch.cat([parameter.detach().reshape(-1) for parameter in named.values()])
+        self.layout = FlatLayout(module)
+        flat = self.layout.flatten(dict(module.named_parameters())).detach()
         self.mean = nn.Parameter(flat.clone())
         self.log_std = nn.Parameter(torch.full_like(flat, math.log(std)))
 
-    def _views(self, flat: Tensor) -> dict[str, Tensor]:
-        parts = torch.split(flat, [shape.numel() for shape in self._shapes.values()])
-        return {name: part.view(shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
+    def noise(self, generator: torch.Generator) -> Tensor:
+        """Standard normal noise of one draw, `(size,)`."""
+        return torch.empty_like(self.mean).normal_(generator=generator)
+
+    def weights(self, noise: Tensor) -> Weights:
+        """W = mean + exp(log_std) * noise (Adv-BNN section 3, Bayes by backprop), for each parameter name."""
+        return self.layout.views(self.mean + self.log_std.exp() * noise)
 
     def sample(self, generator: torch.Generator) -> Weights:
-        """W = mean + exp(log_std) * noise with noise ~ N(0, 1) (Adv-BNN section 3, Bayes by backprop)."""
-        noise = torch.empty_like(self.mean).normal_(generator=generator)
-        return self._views(self.mean + self.log_std.exp() * noise)
+        """One draw, differentiable in mean and log standard deviation."""
+        return self.weights(self.noise(generator))
 
     def trainable(self) -> list[nn.Parameter]:
         """Mean and log standard deviation."""
         return [self.mean, self.log_std]
 
-    def kl(self, prior_std: float, names: Iterable[str] | None = None) -> Tensor:
-        """KL(q || N(0, prior_std^2)), in nats, summed over the weights (Adv-BNN eq. 6).
-
-        Args:
-            prior_std: standard deviation s0 of the prior.
-            names: the parameters to count; all by default.
-
-        Returns:
-            Scalar, sum of log(s0 / sigma) + (sigma^2 + mu^2) / (2 s0^2) - 1/2.
-        """
-        mean, log_std = self._selected(names)
-        scaled = (torch.exp(2 * log_std) + mean.square()) / (2 * prior_std**2)
-        return (math.log(prior_std) - log_std + scaled - 0.5).sum()
-
-    def _selected(self, names: Iterable[str] | None) -> tuple[Tensor, Tensor]:
+    def selected(self, names: Iterable[str] | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and log standard deviation of the weights of those parameters, by default of all; flat."""
         if names is None:
             return self.mean, self.log_std
-        means, log_stds = self._views(self.mean), self._views(self.log_std)
+        means, log_stds = self.layout.views(self.mean), self.layout.views(self.log_std)
         chosen = list(names)
         return (
             torch.cat([means[name].reshape(-1) for name in chosen]),
             torch.cat([log_stds[name].reshape(-1) for name in chosen]),
         )
 
+    def kl(self, prior_std: float, names: Iterable[str] | None = None) -> Tensor:
+        """KL(q || N(0, prior_std^2)), a scalar in nats, summed over the weights of `names` or of all."""
+        return prior_divergence(*self.selected(names), prior_std).sum()
+
     def export(self) -> dict[str, Tensor]:
         """Mean and log standard deviation by parameter name."""
-        means = self._views(self.mean.detach())
-        log_stds = self._views(self.log_std.detach())
+        means = self.layout.views(self.mean.detach())
+        log_stds = self.layout.views(self.log_std.detach())
         return {f"mean.{n}": t for n, t in means.items()} | {f"log_std.{n}": t for n, t in log_stds.items()}
 
     def restore(self, tensors: Weights) -> None:
         """Take over mean and log standard deviation."""
         with torch.no_grad():
             for quantity in ("mean", "log_std"):
-                parts = [tensors[f"{quantity}.{name}"].reshape(-1) for name in self._shapes]
-                getattr(self, quantity).copy_(torch.cat(parts))
+                getattr(self, quantity).copy_(self.layout.flatten(tensors, f"{quantity}."))
 
 
-def posterior_kinds() -> dict[str, type[Posterior]]:
-    """The posteriors that a stored classifier may name."""
-    return {cls.kind: cls for cls in (PointPosterior, GaussianPosterior)}
+class SamplePosterior(Posterior):
+    """A bank of equally likely samples of all weights: what a Markov chain leaves.
+
+    Args:
+        module: the module whose weights they are.
+        samples: flat samples `(count, size)`; by default the one that the module's weights are.
+
+    Attributes:
+        layout: where each parameter lies in a sample.
+        samples: the bank, `(count, size)`.
+    """
+
+    kind = "samples"
+    samples: Tensor
+
+    def __init__(self, module: nn.Module, samples: Tensor | None = None) -> None:
+        super().__init__(module)
+        self.layout = FlatLayout(module)
+        if samples is None:
+            samples = self.layout.flatten(dict(module.named_parameters())).detach()[None]
+        self.register_buffer("samples", samples)
+
+    def sample(self, generator: torch.Generator) -> Weights:
+        """One of the samples, each as likely as any other."""
+        index = torch.randint(len(self.samples), (1,), generator=generator, device=generator.device)
+        return self.layout.views(self.samples.index_select(0, index.to(self.samples.device))[0])
+
+    def trainable(self) -> list[nn.Parameter]:
+        """Nothing: a sampler moves the samples."""
+        return []
+
+    def export(self) -> dict[str, Tensor]:
+        """The samples by parameter name, `(count, *shape)`."""
+        return {f"samples.{name}": tensor for name, tensor in self.layout.views(self.samples).items()}
+
+    def restore(self, tensors: Weights) -> None:
+        """Take over any number of samples."""
+        self.samples = self.layout.flatten(tensors, "samples.").to(self.samples.device)
+
+
+class GeneratorPosterior(Posterior):
+    """The distribution of G(z), z ~ N(0, 1), for a net G whose outputs are all weights (APD section 3).
+
+    Args:
+        module: the module whose weights are generated.
+        latent: length of z; APD's released code: 32.
+        hidden: widths of G's hidden ReLU layers; APD section 5.2: three of 100.
+
+    Attributes:
+        layout: where each parameter lies in G's output.
+        generator: G, from `(batch, latent)` to `(batch, size)`.
+    """
+
+    kind = "generator"
+
+    def __init__(self, module: nn.Module, latent: int = 32, hidden: tuple[int, ...] = (100, 100, 100)) -> None:
+        super().__init__(module)
+        self.layout = FlatLayout(module)
+        device = next(module.parameters()).device
+        self.generator = perceptron((latent, *hidden, self.layout.size)).to(device)
+
+    @property
+    def latent(self) -> int:
+        """Length of z."""
+        first: nn.Linear = self.generator[0]  # type: ignore[assignment]
+        return first.in_features
+
+    def generate(self, count: int, generator: torch.Generator) -> Tensor:
+        """Flat samples `(count, size)`, differentiable in G's parameters."""
+        z = torch.empty((count, self.latent), device=self.device).normal_(generator=generator)
+        with torch.autocast(self.device.type, enabled=False):
+            flat: Tensor = self.generator(z)
+        return flat
+
+    def sample(self, generator: torch.Generator) -> Weights:
+        """One draw."""
+        return self.layout.views(self.generate(1, generator)[0])
+
+    def trainable(self) -> list[nn.Parameter]:
+        """G's parameters."""
+        return list(self.generator.parameters())
+
+    def export(self) -> dict[str, Tensor]:
+        """G's parameters."""
+        return {f"generator.{name}": tensor for name, tensor in self.generator.state_dict().items()}
+
+    def restore(self, tensors: Weights) -> None:
+        """Take over a generator of any widths whose outputs are as many as the weights."""
+        prefix = "generator."
+        state = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        order = sorted((int(name.partition(".")[0]), name) for name in state if name.endswith(".weight"))
+        weights = [state[name] for _, name in order]
+        if not weights or len(weights[-1]) != self.layout.size:
+            raise RuntimeError(f"a generator of {self.layout.size} weights is missing")
+        widths = (weights[0].shape[1], *map(len, weights))
+        layers = [layer for layer in self.generator if isinstance(layer, nn.Linear)]
+        if widths != (layers[0].in_features, *(layer.out_features for layer in layers)):
+            self.generator = perceptron(widths).to(self.device)
+        self.generator.load_state_dict(state)
+
+
+def perceptron(widths: tuple[int, ...]) -> nn.Sequential:
+    """Linear layers between those widths, with ReLU between the layers."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(widths):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])

@@ -18,7 +18,7 @@ import pluggy
 from advbench import builtins, hookspecs
 from advbench.errors import InputError, unknown_name
 
-Kind = Literal["defense", "attack", "architecture", "dataset"]
+Kind = Literal["defense", "attack", "architecture", "dataset", "posterior", "noise"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 GROUP = "advbench"
 
@@ -67,6 +67,14 @@ class Registrar:
     def dataset(self, name: str, target: str, summary: str) -> None:
         """Declare a data set: `target` is a function `(root, path) -> advbench.datasets.Dataset`."""
         self._add("dataset", name, target, summary)
+
+    def posterior(self, name: str, target: str, summary: str) -> None:
+        """Declare a distribution over weights: `target` is an `advbench.posterior.Posterior` of that `kind`."""
+        self._add("posterior", name, target, summary)
+
+    def noise(self, name: str, target: str, summary: str) -> None:
+        """Declare noise inside a module: `target` is an `advbench.noise.Noise` of that `kind`."""
+        self._add("noise", name, target, summary)
 
     def _add(self, kind: Kind, name: str, target: str, summary: str) -> None:
         module, _, attribute = target.partition(":")

@@ -113,6 +113,7 @@ class Runner:
             progress=watch,
             checkpoint=_StoreSlot(self.store, task.key),
             checkpoint_seconds=self.runtime.checkpoint_seconds,
+            init=self._classifier(inputs["init"]) if "init" in inputs else None,
         )
         clf = defense.fit(module, data, context)
         if not isinstance(clf, Classifier):
@@ -121,7 +122,8 @@ class Runner:
         raw = _tensor_bytes(tensors)
         fresh = build(inputs["architecture"]["name"], data, derive(inputs["seed"], "init"))
         _check_restores(chosen["name"], clf, fresh, raw, values, data)
-        return {"classifier": values, "training": last}, raw
+        statistics = dict(defense.statistics(clf))
+        return {"classifier": values, "training": last, "statistics": statistics}, raw
 
     def _craft(self, task: Task, on_progress: OnProgress) -> tuple[dict[str, Any], bytes]:
         inputs = task.inputs

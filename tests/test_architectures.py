@@ -7,12 +7,23 @@ import torch
 from torch import Tensor, nn
 
 from advbench.api import Data
-from advbench.architectures import Normalize, build
+from advbench.architectures import Normalize, SpatialTransformer, build
 from advbench.errors import InputError
 from advbench.registry import registry
 
 NAMES = tuple(entry.name for entry in registry().entries("architecture"))
-LEAST = {"small_cnn": 2, "bal_cnn": 4, "vgg16": 32, "resnet20": 8, "fcnn1": 1, "fcnn2": 1}
+LEAST = {
+    "small_cnn": 2,
+    "bal_cnn": 4,
+    "vgg16": 32,
+    "resnet20": 8,
+    "resnet56": 8,
+    "wrn": 8,
+    "model_a": 80,
+    "stn": 8,
+    "fcnn1": 1,
+    "fcnn2": 1,
+}
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 96, 96), (2, 29, 31), (3, 47, 33)]
 
 
@@ -53,8 +64,10 @@ def test_least_size_is_taken_and_one_pixel_less_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_weight_reaches_the_logits(name: str) -> None:
-    data = random_data((3, 32, 32), count=4)
+    data = fitting(name, count=4)
     net = build(name, data, 0).train()
+    if name == "stn":  # which starts at the identity, deaf to the net that chooses the grid
+        nn.init.normal_(net.get_parameter("1.0.affine.weight"), std=0.01)
     forward(net, data).square().sum().backward()
     unused = [name for name, weight in net.named_parameters() if weight.grad is None or not weight.grad.any()]
     # A bias before batch norm is subtracted again: its gradient is zero or rounding.
@@ -64,7 +77,7 @@ def test_every_weight_reaches_the_logits(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_seed_decides_the_weights_and_leaves_the_global_random_state(name: str) -> None:
-    data = random_data((3, 32, 32))
+    data = fitting(name)
     torch.manual_seed(5)
     before = torch.get_rng_state()
     first = build(name, data, 0).state_dict()
@@ -73,7 +86,7 @@ def test_seed_decides_the_weights_and_leaves_the_global_random_state(name: str) 
     same, other = build(name, data, 0).state_dict(), build(name, data, 1).state_dict()
     assert first.keys() == same.keys() == other.keys()
     assert all(torch.equal(first[key], same[key]) for key in first)
-    weights = [key for key in first if first[key].ndim > 1 and not key.startswith("0.")]
+    weights = [key for key in first if first[key].ndim > 1 and not key.startswith("0.") and "affine" not in key]
     assert weights
     assert not any(torch.equal(first[key], other[key]) for key in weights)
 
@@ -117,6 +130,8 @@ def test_channel_that_never_varies_gives_finite_logits() -> None:
         ("fcnn2", (1, 28, 28), 10, 478_410, 478_410),
         ("resnet20", (3, 32, 32), 10, 265_000, 275_000),
         ("vgg16", (3, 32, 32), 10, 14_650_000, 14_750_000),
+        ("resnet56", (3, 32, 32), 10, 850_000, 860_000),
+        ("wrn", (3, 32, 32), 10, 36_470_000, 36_490_000),
         ("small_cnn", (1, 8, 8), 10, 38_282, 38_282),
         ("bal_cnn", (1, 28, 28), 10, 110_634, 110_634),
     ],
@@ -132,11 +147,32 @@ def test_last_layer_of_vgg16_has_the_weights_whose_kl_the_released_code_counts()
     assert sum(weight.numel() for weight in last.parameters()) == 5_130
 
 
-def test_resnet20_has_20_layers_of_weights_and_shortcuts_without() -> None:
-    net = build("resnet20", random_data((3, 32, 32)), 0)
+@pytest.mark.parametrize("depth", [20, 56])
+def test_resnet_has_as_many_layers_of_weights_as_its_name_says_and_shortcuts_without(depth: int) -> None:
+    net = build(f"resnet{depth}", random_data((3, 32, 32)), 0)
     layers = [module for module in net.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-    assert len(layers) == 20
+    assert len(layers) == depth
     assert all(layer.kernel_size == (3, 3) for layer in layers[:-1])
+
+
+def test_wide_resnet_has_28_layers_of_weights_on_its_longest_path() -> None:
+    net = build("wrn", random_data((3, 32, 32)), 0)
+    layers = [module for module in net.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    assert len([layer for layer in layers if getattr(layer, "kernel_size", (3, 3)) == (3, 3)]) == 26
+    assert len(layers) == 26 + 3  # three shortcuts of 1x1
+
+
+def test_spatial_transformer_starts_at_the_identity() -> None:
+    x = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(SpatialTransformer(3, 16, 16)(x), x)
+
+
+def test_spatial_transformer_shifts_by_the_grid_that_it_is_told() -> None:
+    x = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    layer = SpatialTransformer(1, 8, 8)
+    with torch.no_grad():
+        layer.affine.bias[2] = 2 / 8  # one pixel of eight, in units of half the width
+    torch.testing.assert_close(layer(x)[..., :-1], x[..., 1:])
 
 
 def test_unknown_architecture_is_refused_with_the_nearest_name() -> None:
@@ -152,6 +188,12 @@ def too_small(name: str, shape: tuple[int, int, int]) -> str:
         rf"^architecture '{name}': expected images of at least {least}x{least}, "
         rf"got {shape[1]}x{shape[2]}; choose [^\n]+$"
     )
+
+
+def fitting(name: str, count: int = 20) -> Data:
+    """Colour images that the net can take, 32x32 where it can."""
+    size = max(32, LEAST.get(name, 1))
+    return random_data((3, size, size), count=count)
 
 
 def random_data(shape: tuple[int, int, int], classes: int = 10, count: int = 20) -> Data:

@@ -13,6 +13,14 @@ CHEAP_ATTACKS = {
     "eot_pgd": [{"steps": 2, "samples": 3}],
 }
 CHEAP_DEFENSE = {"stages": (1, 1), "batch_size": 16}
+CHAIN = {"burn_in": 2, "interval": 2, "samples": 4}
+GAN = {**CHAIN, "hidden": (8, 8), "latent": 3, "gan_steps": 2, "critic_steps": 2, "gan_batch_size": 4}
+CHEAP_DEFENSES = {
+    "sgld": [CHAIN, {**CHAIN, "chains": 2}],
+    "bal": [{"image_steps": 2, "chains": 2}, {"image_steps": 2, "image_chains": 2, "clean_weight": 0.5}],
+    "apd": [GAN, {**GAN, "mode": "online", "chains": 2, "round_steps": 2, "round_gan_steps": 2}],
+    "adversarial_sampling": [{}, {"init_from": "erm"}],
+}
 
 
 def attacks() -> list[object]:
@@ -28,10 +36,16 @@ class TestAttacks(AttackConformance):
         return attack
 
 
+def defenses() -> list[object]:
+    names = [entry.name for entry in registry().entries("defense")]
+    return [pytest.param((n, p), id=f"{n}-{i}") for n in names for i, p in enumerate(CHEAP_DEFENSES.get(n, [{}]))]
+
+
 class TestDefenses(DefenseConformance):
-    @pytest.fixture(params=[entry.name for entry in registry().entries("defense")])
+    @pytest.fixture(params=defenses())
     def defense(self, request: pytest.FixtureRequest) -> Defense:
-        defense: Defense = registry().load("defense", request.param)(**CHEAP_DEFENSE)
+        name, params = request.param
+        defense: Defense = registry().load("defense", name)(**CHEAP_DEFENSE, **params)
         return defense
 
 

@@ -15,9 +15,10 @@ from advbench.api import Data, Progress, TrainContext
 from advbench.architectures import vgg16
 from advbench.classifier import Classifier
 from advbench.errors import InputError, PluginError
+from advbench.loop import crop_and_flip
 from advbench.posterior import GaussianPosterior
 from advbench.testing import same_weights, small_data, small_net
-from advbench.training import crop_and_flip, last_linear
+from advbench.training import last_linear
 
 
 def objective(name: str, clf: Classifier, x: Tensor, y: Tensor, count: int, **params: object) -> Tensor:
@@ -37,7 +38,7 @@ def test_gradient_of_the_objective_is_the_rand_layers_formula_at_alpha_1() -> No
     noise = torch.empty_like(posterior.mean).normal_(generator=torch.Generator().manual_seed(seed))
     mean, sigma = posterior.mean.detach(), posterior.log_std.detach().exp()
     weights = (mean + sigma * noise).requires_grad_(True)
-    logits = torch.func.functional_call(net, posterior._views(weights), (x,))
+    logits = torch.func.functional_call(net, posterior.layout.views(weights), (x,))
     (g,) = torch.autograd.grad(F.cross_entropy(logits, y), weights)
     torch.testing.assert_close(posterior.mean.grad, g + mean / (s0**2 * count))
     expected = g * sigma * noise - 1 / count + sigma**2 / (s0**2 * count)
@@ -119,7 +120,7 @@ def test_learning_rate_falls_tenfold_at_each_stage_and_progress_is_told() -> Non
 
     class Spying(type(defense)):  # type: ignore[misc]
         def update(self, state, *rest):  # type: ignore[no-untyped-def]
-            rates.append(state.optimizer.param_groups[0]["lr"])
+            rates.append(state.optimizers["main"].param_groups[0]["lr"])
             return original(self, state, *rest)
 
     Spying(**defense._given).fit(small_net(), small_data(), TrainContext(progress=seen.append))
@@ -130,7 +131,7 @@ def test_learning_rate_falls_tenfold_at_each_stage_and_progress_is_told() -> Non
 
 
 def test_every_image_is_seen_once_an_epoch_in_batches_of_nearly_equal_size() -> None:
-    from advbench.training import _batches
+    from advbench.loop import _batches
 
     parts = list(_batches(0, 6, 3, 10, seed=1))
     assert [len(part) for part in parts] == [4, 3, 3, 4, 3, 3]

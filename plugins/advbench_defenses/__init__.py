@@ -13,7 +13,25 @@ if TYPE_CHECKING:
 @hookimpl
 def advbench_register(register: Registrar) -> None:
     """Declare the training methods."""
-    register.defense("erm", "advbench_defenses.erm:ERM", "plain training: empirical risk minimisation")
-    register.defense("pgd_at", "advbench_defenses.pgd_at:PGDAT", "adversarial training on PGD (Madry et al. 2018)")
-    register.defense("bnn", "advbench_defenses.bnn:BNN", "Bayes by backprop, no attack (Blundell et al. 2015)")
-    register.defense("adv_bnn", "advbench_defenses.adv_bnn:AdvBNN", "adversarially trained BNN (Liu et al. 2019)")
+    for name, target, summary in (
+        ("erm", "erm:ERM", "plain training: empirical risk minimisation"),
+        ("fgsm_at", "fgsm_at:FGSMAT", "adversarial training on FGSM (Goodfellow et al. 2015)"),
+        ("ifgsm_at", "ifgsm_at:IFGSMAT", "adversarial training on iterated FGSM (Kurakin et al. 2017)"),
+        ("pgd_at", "pgd_at:PGDAT", "adversarial training on PGD (Madry et al. 2018)"),
+        ("wrm", "wrm:WRM", "Wasserstein robust training (Sinha et al. 2018)"),
+        ("rse", "rse:RSE", "Gaussian noise before every convolution (Liu et al. 2018)"),
+        ("mc_dropout", "mc_dropout:MCDropout", "dropout at prediction (Gal and Ghahramani 2016)"),
+        ("bnn", "bnn:BNN", "Bayes by backprop, no attack (Blundell et al. 2015)"),
+        ("sgld", "sgld:SGLD", "Langevin dynamics, samples kept (Welling and Teh 2011)"),
+        ("bnn_sgadald", "bnn_sgadald:BNNSGAdaLD", "adaptive Langevin dynamics, no attack (Ye and Zhu 2018)"),
+        ("adv_bnn", "adv_bnn:AdvBNN", "adversarially trained BNN (Liu et al. 2019)"),
+        ("hierarchical_vi", "hierarchical_vi:HierarchicalVI", "Adv-BNN that keeps its noise (ICLR 2021 submission)"),
+        (
+            "adversarial_sampling",
+            "adversarial_sampling:AdversarialSampling",
+            "BNN trained on its own bad draws (Zhang et al. 2022)",
+        ),
+        ("bal", "bal:BAL", "Bayesian adversarial learning (Ye and Zhu 2018)"),
+        ("apd", "apd:APD", "SGLD's samples distilled by a GAN (Wang et al. 2018)"),
+    ):
+        register.defense(name, f"advbench_defenses.{target}", summary)

@@ -22,8 +22,8 @@ class AdvBNN(PgdPerturbation, ElboLoss):
         """Hyperparameters of Adv-BNN."""
 
     presets = {
-        "digits": {"stages": (35, 10), "batch_size": 64, "lr": 3e-3, "init_std": 0.05, "eps": 0.15},
-        "mnist": {"stages": (4, 1), "init_std": 0.05, "eps": 0.3},
+        "digits": {"stages": (35, 10), "batch_size": 64, "lr": 3e-3, "eps": 0.15},
+        "mnist": {"stages": (4, 1), "eps": 0.3},
         "cifar10": {"stages": (40, 20), "augment": True, "prior_std": 0.05, "init_std": 0.02, "eps": 8 / 256},
         "paper": {
             "stages": (80, 60, 40, 20),
@@ -31,6 +31,7 @@ class AdvBNN(PgdPerturbation, ElboLoss):
             "batch_size": 128,
             "augment": True,
             "prior_std": 0.05,
+            "init_std": 0.05,
             "kl_weight": 1.0,
             "kl_scope": "classifier",
             "eps": 8 / 256,

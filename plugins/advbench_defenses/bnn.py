@@ -16,8 +16,18 @@ class BNN(ElboLoss):
         """Hyperparameters of Bayes by backprop."""
 
     presets = {
-        "digits": {"stages": (35, 10), "batch_size": 64, "lr": 3e-3, "init_std": 0.05},
-        "mnist": {"stages": (4, 1), "init_std": 0.05},
+        "digits": {"stages": (35, 10), "batch_size": 64, "lr": 3e-3},
+        "mnist": {"stages": (4, 1)},
         "cifar10": {"stages": (40, 20), "augment": True, "prior_std": 0.05, "init_std": 0.02},
+        # Adv-BNN section 4, without its attack.
+        "paper": {
+            "stages": (80, 60, 40, 20),
+            "lr": 0.01,
+            "augment": True,
+            "prior_std": 0.05,
+            "init_std": 0.05,
+            "kl_weight": 1.0,
+            "kl_scope": "classifier",
+        },
     }
     params: Params

@@ -8,7 +8,7 @@ from advbench.training import ErmLoss, TrainParams
 class ERM(ErmLoss):
     """Plain training: minimise the mean cross-entropy on clean images.
 
-    The undefended model of every paper's tables ("None" in Adv-BNN Figure 3).
+    The undefended model of every paper's tables ("None" in Adv-BNN Figure 3, "SGD" in APD Table 1).
     """
 
     class Params(TrainParams):
@@ -18,5 +18,14 @@ class ERM(ErmLoss):
         "digits": {"stages": (40, 10), "batch_size": 64},
         "mnist": {"stages": (4, 1)},
         "cifar10": {"stages": (40, 20), "augment": True},
+        # APD section 5.2; the number of epochs is not in the paper.
+        "paper": {
+            "stages": (100,),
+            "batch_size": 100,
+            "optimizer": "sgd",
+            "momentum": 0.0,
+            "lr": 0.05,
+            "weight_decay": 0.001,
+        },
     }
     params: Params

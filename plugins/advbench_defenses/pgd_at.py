@@ -18,5 +18,7 @@ class PGDAT(PgdPerturbation, ErmLoss):
         "digits": {"stages": (40, 10), "batch_size": 64, "eps": 0.15},
         "mnist": {"stages": (4, 1), "eps": 0.3},
         "cifar10": {"stages": (40, 20), "augment": True, "eps": 8 / 256},
+        # Adv-BNN section 4, which trains it as it trains Adv-BNN.
+        "paper": {"stages": (80, 60, 40, 20), "lr": 0.01, "augment": True, "eps": 8 / 256, "steps": 10},
     }
     params: Params

@@ -1,0 +1,310 @@
+"""The one training loop: epochs, precision, learning-rate stages, progress, mid-training checkpoints.
+
+Every random choice of step `s` is seeded by `(seed, s)`, so a checkpoint holds no random state and a run
+that goes on from one is the run that was never interrupted, bit for bit.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import time
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from advbench import api
+from advbench.api import Data, Defense, Field, Progress, TrainContext
+from advbench.classifier import Classifier, isolated_rng
+from advbench.datasets import check_images, check_labels
+from advbench.errors import InputError, PluginError
+from advbench.posterior import FlatLayout, PointPosterior
+from advbench.registry import registry
+from advbench.seeds import derive
+
+
+class LoopParams(api.Params):
+    """Hyperparameters of every training by steps over minibatches."""
+
+    stages: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(40, 10),
+        min_length=1,
+        description="epochs at each learning rate; the rate is divided by 10 from one stage to the next "
+        "(Adv-BNN section 4: 80, 60, 40, 20)",
+    )
+    batch_size: int = Field(default=128, ge=1, description="images a step; Adv-BNN released code: 128")
+    lr: float = Field(default=1e-3, gt=0, description="learning rate of the first stage; not from a paper")
+    weight_decay: float = Field(
+        default=0.0, ge=0, description="L2 penalty: weight_decay * w is added to the gradient of the mean loss"
+    )
+    augment: bool = Field(
+        default=False,
+        description="random crop after padding by 4 pixels, and horizontal flip (Adv-BNN, CIFAR-10)",
+    )
+    init_from: str | None = Field(
+        default=None,
+        description="a defense whose trained weights are the start: one of a run, or trained for it with its own "
+        "settings; it must be deterministic (adversarial sampling Table 2; BAL section 5: erm)",
+    )
+
+
+@dataclass
+class TrainState:
+    """What a training is made of at one moment; with the seed it determines all that follows.
+
+    Attributes:
+        clf: the classifier in training.
+        steps: how many steps there will be.
+        optimizers: what moves parameters, by name; the one named `main` follows the stages.
+        modules: nets that are trained beside the classifier, by name.
+        tensors: whatever else a method carries from one step to the next, of fixed shapes.
+        step: steps done.
+        rate: the present stage's factor on learning rates: 1, then 0.1, and so on.
+        layout: where each parameter of the classifier's module lies in a flat vector of them.
+    """
+
+    clf: Classifier
+    steps: int
+    optimizers: dict[str, torch.optim.Optimizer] = field(default_factory=dict)
+    modules: dict[str, nn.Module] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    step: int = 0
+    rate: float = 1.0
+    layout: FlatLayout = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.layout = FlatLayout(self.clf.module)
+
+    def enter(self, rate: float) -> None:
+        """Set the stage's factor, also on the main optimiser's learning rate."""
+        self.rate = rate
+        if "main" in self.optimizers:
+            for group in self.optimizers["main"].param_groups:
+                group["lr"] = group.setdefault("initial_lr", group["lr"]) * rate
+
+    def export(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The state as tensors and JSON values."""
+        tensors, values = self.clf.export()
+        out = {f"clf.{name}": tensor for name, tensor in tensors.items()}
+        for which, optimizer in self.optimizers.items():
+            for index, slots in optimizer.state_dict()["state"].items():
+                out |= {f"optimizer.{which}.{index}.{slot}": tensor for slot, tensor in slots.items()}
+        for which, module in self.modules.items():
+            out |= {f"module.{which}.{name}": tensor for name, tensor in module.state_dict().items()}
+        out |= {f"tensor.{name}": tensor.detach() for name, tensor in self.tensors.items()}
+        return out, {"step": self.step, **values}
+
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Take over what `export` gave."""
+        clf_tensors = {n.removeprefix("clf."): t for n, t in tensors.items() if n.startswith("clf.")}
+        self.clf.posterior.restore(clf_tensors)
+        for name, buffer in self.clf.module.named_buffers():
+            buffer.copy_(clf_tensors[f"buffer.{name}"])
+        for which, optimizer in self.optimizers.items():
+            prefix = f"optimizer.{which}."
+            slots: dict[int, dict[str, Tensor]] = {}
+            for name, tensor in tensors.items():
+                if name.startswith(prefix):
+                    index, slot = name.removeprefix(prefix).split(".")
+                    slots.setdefault(int(index), {})[slot] = tensor
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": slots, "param_groups": groups})
+        for which, module in self.modules.items():
+            module.load_state_dict({name: tensors[f"module.{which}.{name}"] for name in module.state_dict()})
+        for name, tensor in self.tensors.items():
+            tensor.copy_(tensors[f"tensor.{name}"])
+        self.step = values["step"]
+
+
+class LoopDefense(Defense):
+    """A training by steps over minibatches. Methods give `begin` and `update`."""
+
+    params: LoopParams
+
+    def steps(self, per_epoch: int) -> int:
+        """How many steps there are, of which `per_epoch` pass each image once."""
+        return per_epoch * sum(self.params.stages)
+
+    @abstractmethod
+    def begin(self, module: nn.Module, steps: int, count: int, context: TrainContext) -> TrainState:
+        """The state before the first step.
+
+        Args:
+            module: a copy of the user's module, on the device, with the weights to start from.
+            steps: how many steps there will be.
+            count: number of training images N.
+            context: seed, precision, device.
+        """
+
+    @abstractmethod
+    def update(self, state: TrainState, x: Tensor, y: Tensor, count: int, context: TrainContext) -> dict[str, Tensor]:
+        """One step on a minibatch. Returns scalars to watch, on the device."""
+
+    def finish(self, state: TrainState) -> Classifier:
+        """The classifier after the last step."""
+        return state.clf
+
+    def fit(self, module: nn.Module, data: Data, context: TrainContext | None = None) -> Classifier:
+        """Train; see `advbench.api.Defense.fit`.
+
+        Raises:
+            InputError: module and data do not fit, or `init_from` gives no weights to start from.
+            PluginError: a term of the loss is not finite; names step and term.
+        """
+        _check_data(module, data)
+        method = self.for_dataset(data.name)
+        context = context or TrainContext()
+        saved = context.checkpoint.load() if context.checkpoint else None
+        own = copy.deepcopy(module).to(context.resources.device).requires_grad_(True)
+        _check_fit(own, data, context.resources.device)
+        if method.params.init_from and saved is None:
+            _start_from(own, context.init or method._train_init(module, data, context))
+        per_epoch = -(-len(data) // method.params.batch_size)
+        with isolated_rng(derive(context.seed, "begin"), context.resources.device):
+            state = method.begin(own, method.steps(per_epoch), len(data), context)
+        if saved is not None:
+            state.restore(*saved)
+        method._run(state, data.to(context.resources.device), per_epoch, context)
+        state.clf.module.eval()
+        return method.finish(state).requires_grad_(False)
+
+    def _train_init(self, module: nn.Module, data: Data, context: TrainContext) -> Classifier:
+        name = str(self.params.init_from).partition("@")[0]
+        base: Defense = registry().load("defense", name)()
+        return base.fit(module, data, dataclasses.replace(context, checkpoint=None, init=None))
+
+    def _run(self, state: TrainState, data: Data, per_epoch: int, context: TrainContext) -> None:
+        stages = self.params.stages
+        boundaries = [per_epoch * sum(stages[: i + 1]) for i in range(len(stages) - 1)]
+        sync_every = 1 if data.images.device.type == "cpu" else 50
+        watch = _Watch(state.step, state.steps, context, sync_every)
+        saved_at = time.monotonic()
+        for index in _batches(state.step, state.steps, per_epoch, len(data), context.seed):
+            state.enter(0.1 ** sum(state.step >= boundary for boundary in boundaries))
+            x, y = data.batch(index.to(data.images.device))
+            if self.params.augment:
+                x = crop_and_flip(x, context.generator("augment", state.step))
+            state.clf.reseed(derive(context.seed, "weights", state.step))
+            with isolated_rng(derive(context.seed, "module", state.step), x.device):
+                watch.add(self.update(state, x, y, len(data), context))
+            state.step += 1
+            if context.checkpoint and time.monotonic() - saved_at >= context.checkpoint_seconds:
+                watch.flush()
+                context.checkpoint.save(*state.export())
+                saved_at = time.monotonic()
+        watch.flush()
+
+
+def _check_data(module: nn.Module, data: Data) -> None:
+    if not isinstance(module, nn.Module) or isinstance(module, Classifier):
+        raise InputError("module to train", expected="an nn.Module that is no Classifier", got=type(module).__name__)
+    if not isinstance(data, Data):
+        raise InputError("training data", expected="an advbench.Data", got=type(data).__name__)
+    check_images(data.images, "training images")
+    check_labels(data.labels, len(data.images), data.classes, "training labels")
+    if len(data) == 0:
+        raise InputError("training data", expected="at least one image", got=0)
+
+
+@torch.no_grad()
+def _check_fit(module: nn.Module, data: Data, device: str) -> None:
+    """Refuse a module whose output does not fit the classes, before the first step."""
+    modes = [part.training for part in module.modules()]
+    module.eval()
+    x = data.batch(slice(1))[0].to(device)
+    with isolated_rng(0, x.device):
+        outputs = Classifier(module)(x).shape[1]
+    for part, mode in zip(module.modules(), modes, strict=True):
+        part.training = mode
+    if outputs != data.classes:
+        raise InputError("the module's output", expected=f"{data.classes} logits, one a class", got=outputs)
+
+
+def _start_from(module: nn.Module, trained: Classifier) -> None:
+    """Copy the weights of a trained net into a module of the same architecture.
+
+    Raises:
+        InputError: the net is random, or of another architecture.
+    """
+    if trained.stochastic or not isinstance(trained.posterior, PointPosterior):
+        raise InputError("init_from", expected="a deterministic defense, like 'erm'", got="a random one")
+    try:
+        with torch.no_grad():
+            for name, parameter in module.named_parameters():
+                parameter.copy_(trained.posterior.export()[f"value.{name}"])
+            for (_, mine), (_, theirs) in zip(module.named_buffers(), trained.module.named_buffers(), strict=True):
+                mine.copy_(theirs)
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise InputError(f"init_from: weights of another architecture: {error}") from error
+
+
+def crop_and_flip(x: Tensor, generator: torch.Generator, padding: int = 4) -> Tensor:
+    """Each image zero-padded, cropped at random to its size and flipped left-right with probability 1/2."""
+    batch, _, height, width = x.shape
+    padded = F.pad(x, (padding, padding, padding, padding))
+    corners = torch.randint(0, 2 * padding + 1, (2, batch, 1), generator=generator, device=x.device)
+    flip = torch.rand((batch, 1), generator=generator, device=x.device) < 0.5
+    rows = corners[0] + torch.arange(height, device=x.device)
+    columns = torch.arange(width, device=x.device).expand(batch, width)
+    columns = corners[1] + torch.where(flip, width - 1 - columns, columns)
+    image = torch.arange(batch, device=x.device)[:, None, None]
+    return padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+
+
+def autocast(context: TrainContext) -> torch.autocast:
+    """Passes in the training's precision; weights and losses stay float32."""
+    device = torch.device(context.resources.device).type
+    return torch.autocast(device, torch.bfloat16, enabled=context.precision == "bfloat16")
+
+
+def _batches(first: int, total: int, per_epoch: int, count: int, seed: int) -> Iterator[Tensor]:
+    """Index tensors of steps `first` to `total`: each epoch one permutation in parts of nearly equal size."""
+    parts: tuple[Tensor, ...] = ()
+    for step in range(first, total):
+        epoch, position = divmod(step, per_epoch)
+        if not parts or position == 0:
+            generator = torch.Generator().manual_seed(derive(seed, "order", epoch))
+            parts = torch.randperm(count, generator=generator).tensor_split(per_epoch)
+        yield parts[position]
+
+
+class _Watch:
+    """Collects each step's scalars on the device; checks and reports them now and then, to sync rarely."""
+
+    def __init__(self, step: int, total: int, context: TrainContext, sync_every: int) -> None:
+        self._step = step
+        self._total = total
+        self._context = context
+        self._sync_every = sync_every
+        self._pending: list[dict[str, Tensor]] = []
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        if self._pending and self._pending[0].keys() != values.keys():
+            self.flush()
+        self._pending.append(values)
+        if len(self._pending) >= self._sync_every:
+            self.flush()
+
+    def flush(self) -> None:
+        if not self._pending:
+            return
+        names = list(self._pending[0])
+        table = torch.stack([torch.stack([row[name].float() for name in names]) for row in self._pending]).cpu()
+        bad = (~table.isfinite()).nonzero()
+        if len(bad):
+            row, column = bad[0].tolist()
+            raise PluginError(
+                f"training step {self._step + row + 1} of {self._total}",
+                expected=f"a finite {names[column]}",
+                got=float(table[row, column]),
+                remedy="lower lr, or kl_weight where the KL is the term",
+            )
+        self._step += len(self._pending)
+        self._pending.clear()
+        self._context.progress(Progress(self._step, self._total, dict(zip(names, table[-1].tolist(), strict=True))))

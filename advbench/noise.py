@@ -1,0 +1,140 @@
+"""Noise inside a module: dropout and Gaussian noise that no `.eval()` switches off."""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.dropout import _DropoutNd
+
+from advbench.errors import InputError
+
+_DROPOUT: dict[type[nn.Module], Callable[..., Tensor]] = {
+    nn.Dropout: F.dropout,
+    nn.Dropout1d: F.dropout1d,
+    nn.Dropout2d: F.dropout2d,
+    nn.Dropout3d: F.dropout3d,
+    nn.AlphaDropout: F.alpha_dropout,
+    nn.FeatureAlphaDropout: F.feature_alpha_dropout,
+}
+
+
+class Noise(ABC):
+    """Randomness that is put into a module's layers, drawn afresh for each image.
+
+    Attributes:
+        kind: the name under which a stored classifier finds its class again.
+    """
+
+    kind: ClassVar[str]
+
+    @abstractmethod
+    def values(self) -> dict[str, Any]:
+        """JSON values: the keyword arguments from which the same noise is made."""
+
+    @abstractmethod
+    def attach(self, module: nn.Module) -> None:
+        """Hook the noise to the module's layers; use the global random state, which a classifier seeds."""
+
+    def install(self, module: nn.Module) -> None:
+        """Put the noise into a module, for good.
+
+        Raises:
+            InputError: the module holds noise already, or has no layer for it.
+        """
+        if getattr(module, "_holds_noise", False):
+            raise InputError("the module holds noise already", remedy="give a module without")
+        self.attach(module)
+        module._holds_noise = True  # type: ignore[assignment]
+
+
+class DropoutNoise(Noise):
+    """Dropout at prediction (Gal and Ghahramani 2016).
+
+    The module's own dropout layers stay on, at `rate`. A module without any gets dropout before each linear
+    layer that is not its first layer of weights.
+
+    Args:
+        rate: probability of dropping a unit, in [0, 1).
+    """
+
+    kind = "dropout"
+
+    def __init__(self, rate: float = 0.5) -> None:
+        self.rate = rate
+
+    def values(self) -> dict[str, Any]:
+        """The rate."""
+        return {"rate": self.rate}
+
+    def attach(self, module: nn.Module) -> None:
+        """Hook dropout to the layers."""
+        own = [layer for layer in module.modules() if isinstance(layer, _DropoutNd)]
+        for layer in own:
+            layer.p = 0.0  # the hook drops instead, in any mode
+            drop = _DROPOUT.get(type(layer), F.dropout)
+            layer.register_forward_hook(functools.partial(_drop_output, drop, self.rate))
+        if own:
+            return
+        weighted = _layers(module, (nn.Linear, _ConvNd))
+        places = [layer for layer in weighted[1:] if isinstance(layer, nn.Linear)]
+        if not places:
+            raise InputError(
+                "the module has no place for dropout",
+                expected="a dropout layer, or a linear layer behind another layer of weights",
+            )
+        for place in places:
+            place.register_forward_pre_hook(functools.partial(_drop_input, self.rate))
+
+
+class GaussianNoise(Noise):
+    """Gaussian noise added to the input of each convolution (Random Self-Ensemble, Liu et al. 2018).
+
+    A module without convolutions gets it before its linear layers.
+
+    Args:
+        first: standard deviation before the first layer, in units of that layer's input.
+        inner: standard deviation before each other layer.
+    """
+
+    kind = "gaussian"
+
+    def __init__(self, first: float = 0.2, inner: float = 0.1) -> None:
+        self.first = first
+        self.inner = inner
+
+    def values(self) -> dict[str, Any]:
+        """The two deviations."""
+        return {"first": self.first, "inner": self.inner}
+
+    def attach(self, module: nn.Module) -> None:
+        """Hook noise to the layers."""
+        places = _layers(module, (_ConvNd,)) or _layers(module, (nn.Linear,))
+        if not places:
+            raise InputError("the module has no place for noise", expected="a convolution or a linear layer")
+        for position, layer in enumerate(places):
+            std = self.inner if position else self.first
+            layer.register_forward_pre_hook(functools.partial(_add_gaussian, std))
+
+
+def _layers(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> list[nn.Module]:
+    """The layers of those kinds in the order in which the module lists them."""
+    return [layer for layer in module.modules() if isinstance(layer, kinds)]
+
+
+def _drop_output(drop: Callable[..., Tensor], rate: float, layer: nn.Module, args: object, output: Tensor) -> Tensor:
+    return drop(output, rate, True)
+
+
+def _drop_input(rate: float, layer: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (F.dropout(args[0], rate, True), *args[1:])
+
+
+def _add_gaussian(std: float, layer: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (args[0] + std * torch.randn_like(args[0]), *args[1:])

@@ -1,0 +1,231 @@
+"""Adversarial posterior distillation: a generator of weights, trained on the samples of a chain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from advbench.api import Field, TrainContext
+from advbench.classifier import Classifier
+from advbench.errors import InputError
+from advbench.loop import TrainState
+from advbench.posterior import GeneratorPosterior, perceptron
+from advbench.sampling import LangevinChains, SGLDParams
+
+GanName = Literal["wgan_gp", "wgan", "gan"]
+
+
+class APD(LangevinChains):
+    """SGLD's samples of the weights distilled into a generator by a Wasserstein GAN.
+
+    Wang et al. 2018, "Adversarial Distillation of Bayesian Neural Network Posteriors". Offline (Algorithm 1): a
+    chain's newest `samples` are kept, then G is trained on them for `gan_steps`. Online (Algorithm 2): chains run in
+    parallel and add to a buffer of the newest `samples`; every `round_steps` of the chains G is trained for
+    `round_gan_steps`, and the chains go on from samples of G. A draw of the classifier is G(z), z ~ N(0, 1); the
+    critic mirrors G. The loss is WGAN-GP's (eq. 6), or those of Figure 7: WGAN with clipped weights, and the first GAN.
+
+    Departures. G's last bias starts at the mean of the samples (`center`), which spares G thousands of steps. Images
+    are normalised by each channel's mean and deviation inside the module, not to [-1, 1]. The numbers of samples and
+    of GAN steps are not in the paper. Algorithm 2 starts its chains from an untrained G once; here the first chains
+    start at the module's weights, and chains restart from G in each round after the first.
+    """
+
+    class Params(SGLDParams):
+        """Hyperparameters of adversarial posterior distillation."""
+
+        mode: Literal["offline", "online"] = Field(
+            default="offline", description="Algorithm 1 or 2: distil when the chain has ended, or as chains run"
+        )
+        gan: GanName = Field(default="wgan_gp", description="loss of the GAN (Figure 7)")
+        latent: int = Field(default=32, ge=1, description="length of z; released code: 32")
+        hidden: tuple[int, ...] = Field(
+            default=(100, 100, 100),
+            description="hidden ReLU layers of G and of the critic; APD section 5.2: three of 100",
+        )
+        center: bool = Field(
+            default=True, description="start G's last bias at the mean of the samples; not in the paper"
+        )
+        gan_steps: int = Field(default=2000, ge=1, description="steps of G in offline mode; not in the paper")
+        gan_batch_size: int = Field(default=100, ge=1, description="samples of weights in a GAN step; APD: 100")
+        gan_lr: float = Field(default=1e-4, gt=0, description="Adam's learning rate for G and critic, betas (0.5, 0.9)")
+        critic_steps: int = Field(default=5, ge=1, description="steps of the critic for each of G (WGAN-GP: 5)")
+        gradient_penalty: float = Field(default=10.0, ge=0, description="lambda of eq. 6 (WGAN-GP: 10)")
+        clip: float = Field(default=0.01, gt=0, description="bound of the critic's weights in gan='wgan' (WGAN: 0.01)")
+        round_steps: int = Field(default=500, ge=1, description="online: steps T_m of the chains in a round")
+        round_gan_steps: int = Field(default=100, ge=1, description="online: steps T_g of G in a round")
+
+    presets = {
+        "digits": {"stages": (100,), "batch_size": 64, "samples": 200, "gan_steps": 1500},
+        "mnist": {"stages": (20,), "burn_in": 5000},
+        "cifar10": {"stages": (60,), "augment": True, "burn_in": 10_000},
+        "paper": {
+            "stages": (200,),
+            "lr": 0.05,
+            "weight_decay": 0.001,
+            "batch_size": 100,
+            "samples": 1000,
+            "gan": "wgan_gp",
+            "gan_lr": 1e-4,
+            "critic_steps": 5,
+            "gradient_penalty": 10.0,
+        },
+    }
+    params: Params
+
+    def steps(self, per_epoch: int) -> int:
+        """Offline, the steps of G come after the chain's."""
+        return super().steps(per_epoch) + (self.params.gan_steps if self.params.mode == "offline" else 0)
+
+    def begin(self, module: nn.Module, steps: int, count: int, context: TrainContext) -> TrainState:
+        """Chains and bank, a generator and its critic."""
+        params = self.params
+        chain_steps = steps - (params.gan_steps if params.mode == "offline" else 0)
+        if params.mode == "online" and chain_steps < max(params.round_steps, params.burn_in + params.interval):
+            raise InputError(
+                "steps of the chains",
+                expected=f"at least one round of {params.round_steps} (round_steps) that ends after burn_in",
+                got=chain_steps,
+                remedy="raise stages, or lower round_steps or burn_in",
+            )
+        chain = super().begin(module, chain_steps, count, context)
+        clf = Classifier(module, GeneratorPosterior(module, params.latent, params.hidden))
+        critic = perceptron((chain.layout.size, *reversed(params.hidden), 1)).to(clf.posterior.device)
+        return TrainState(
+            clf,
+            steps,
+            optimizers={"generator": self._adam(clf.posterior), "critic": self._adam(critic)},
+            modules={"critic": critic},
+            tensors=chain.tensors,
+        )
+
+    def finish(self, state: TrainState) -> Classifier:
+        """The classifier over G's samples."""
+        return state.clf
+
+    def _adam(self, net: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.Adam(net.parameters(), lr=self.params.gan_lr, betas=(0.5, 0.9))
+
+    def update(self, state: TrainState, x: Tensor, y: Tensor, count: int, context: TrainContext) -> dict[str, Tensor]:
+        """A step of the chains; offline after the last of them a step of G, online many at the end of each round."""
+        params = self.params
+        if params.mode == "offline":
+            chain_steps = state.steps - params.gan_steps
+            if state.step < chain_steps:
+                return super().update(state, x, y, count, context)
+            return self.distil(state, chain_steps, 1, first=state.step == chain_steps, context=context)
+        watched = super().update(state, x, y, count, context)
+        rounds, left = divmod(state.step + 1, params.round_steps)
+        if left == 0 and self.filled(state, state.step + 1):
+            first = not self.filled(state, (rounds - 1) * params.round_steps)
+            watched |= self.distil(state, state.step + 1, params.round_gan_steps, first=first, context=context)
+            self.restart(state, context)
+        return watched
+
+    def filled(self, state: TrainState, steps: int) -> int:
+        """How many rows of the bank hold samples after so many steps of the chains."""
+        taken = max(steps - self.params.burn_in, 0) // self.params.interval * self.params.chains
+        return min(taken, len(state.tensors["bank"]))
+
+    @torch.no_grad()
+    def restart(self, state: TrainState, context: TrainContext) -> None:
+        """Put the chains at samples of G."""
+        chains = state.tensors["chains"]
+        chains.copy_(_generator(state).generate(len(chains), context.generator("restart", state.step)))
+
+    def distil(
+        self, state: TrainState, chain_steps: int, gan_steps: int, *, first: bool, context: TrainContext
+    ) -> dict[str, Tensor]:
+        """Train G on the samples in the bank; the first time, move its outputs to their mean.
+
+        Args:
+            state: the training's state.
+            chain_steps: steps of the chains so far.
+            gan_steps: steps of G to take, each after `critic_steps` of the critic.
+            first: whether G has not been trained yet.
+            context: seed and device.
+
+        Returns:
+            The last losses of critic and generator, and how much higher the critic rates samples than G's.
+        """
+        samples = state.tensors["bank"][: self.filled(state, chain_steps)]
+        if first and self.params.center:
+            with torch.no_grad():
+                last: nn.Linear = _generator(state).generator[-1]  # type: ignore[assignment]
+                last.bias.copy_(samples.mean(0))
+        for step in range(gan_steps):
+            watched = self._gan_step(state, samples, context.generator("gan", state.step, step))
+        return watched
+
+    def _gan_step(self, state: TrainState, samples: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        params = self.params
+        critic, distribution = state.modules["critic"], _generator(state)
+        critic_loss, generator_loss = LOSSES[params.gan]
+        size = params.gan_batch_size
+        for _ in range(params.critic_steps):
+            rows = torch.randint(len(samples), (size,), generator=generator, device=samples.device)
+            real = samples[rows]
+            with torch.no_grad():
+                fake = distribution.generate(size, generator)
+            on_real, on_fake = critic(torch.cat([real, fake])).chunk(2)
+            loss = critic_loss(on_real, on_fake)
+            if params.gan == "wgan_gp":
+                loss = loss + params.gradient_penalty * gradient_penalty(critic, real, fake, generator)
+            _descend(state.optimizers["critic"], loss)
+            if params.gan == "wgan":
+                with torch.no_grad():
+                    for parameter in critic.parameters():
+                        parameter.clamp_(-params.clip, params.clip)
+        fooled = generator_loss(critic(distribution.generate(size, generator)))
+        _descend(state.optimizers["generator"], fooled)
+        gap = (on_real.mean() - on_fake.mean()).detach()
+        return {"critic loss": loss.detach(), "generator loss": fooled.detach(), "critic's gap": gap}
+
+
+def gradient_penalty(critic: nn.Module, real: Tensor, fake: Tensor, generator: torch.Generator) -> Tensor:
+    """Mean of (||grad D(mix)||_2 - 1)^2 at random points between pairs `(batch, size)` (APD eq. 6, last term)."""
+    share = torch.rand((len(real), 1), generator=generator, device=real.device)
+    mix = (share * real + (1 - share) * fake).requires_grad_(True)
+    (gradient,) = torch.autograd.grad(critic(mix).sum(), mix, create_graph=True)
+    penalty: Tensor = (gradient.norm(dim=1) - 1).square().mean()
+    return penalty
+
+
+def _wasserstein(on_real: Tensor, on_fake: Tensor) -> Tensor:
+    return on_fake.mean() - on_real.mean()
+
+
+def _cross_entropy(on_real: Tensor, on_fake: Tensor) -> Tensor:
+    return F.softplus(-on_real).mean() + F.softplus(on_fake).mean()
+
+
+def _raise_score(on_fake: Tensor) -> Tensor:
+    return -on_fake.mean()
+
+
+def _raise_log_probability(on_fake: Tensor) -> Tensor:
+    return F.softplus(-on_fake).mean()
+
+
+# The critic's loss (eq. 6 without penalty; eq. 5 negated) and the generator's, which for the first GAN is the one
+# that does not saturate.
+LOSSES: dict[GanName, tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "wgan_gp": (_wasserstein, _raise_score),
+    "wgan": (_wasserstein, _raise_score),
+    "gan": (_cross_entropy, _raise_log_probability),
+}
+
+
+def _generator(state: TrainState) -> GeneratorPosterior:
+    posterior = state.clf.posterior
+    assert isinstance(posterior, GeneratorPosterior), "begin made it"
+    return posterior
+
+
+def _descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()

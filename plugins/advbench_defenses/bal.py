@@ -1,0 +1,118 @@
+"""BAL: Bayesian adversarial learning."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from advbench.api import Field, TrainContext
+from advbench.ascent import cross_entropy
+from advbench.classifier import Classifier, Draw
+from advbench.loop import TrainState, autocast
+from advbench.sampling import AdaptiveChains, SGAdaLDParams
+
+
+class BAL(AdaptiveChains):
+    """Gibbs sampling of adversarial images and of weights that were trained on them.
+
+    Ye and Zhu 2018, "Bayesian Adversarial Learning", Algorithm 1. For each minibatch, images are drawn from
+    exp(sum_s loss(x~; theta_s) - alpha ||x~ - x||^2) (eq. 6) by `image_steps` steps of SGLD from the images
+    themselves; then each chain of weights takes `weight_steps` steps of SGAdaLD (eq. 10) on them. A draw of the
+    classifier is the end point of one of the chains.
+
+    Errata. Eq. 8 has the loss's sign turned: images ascend it, by eta1 grad [sum_s loss(x~; theta_s) - alpha ||x~ -
+    x||^2] + sqrt(2 eta1 T) n. Eq. 9 descends the loss, and its noise is that of eq. 10. Departures: images are
+    clipped to [0, 1] after each step; chains start at jittered copies of the start, for equal chains would stay
+    alike but for their noise. The paper gives neither alpha nor the step sizes. The released code
+    trains on the mean of clean and adversarial loss: `clean_weight` 0.5.
+    """
+
+    class Params(SGAdaLDParams):
+        """Hyperparameters of BAL."""
+
+        alpha: float = Field(
+            default=2.0,
+            ge=0,
+            description="price of moving an image, in nats a squared pixel (eq. 6); not in the paper",
+        )
+        image_steps: int = Field(default=15, ge=1, description="SGLD steps M of the images; BAL section 5: 15")
+        image_lr: float = Field(
+            default=0.1,
+            gt=0,
+            description="step size eta1 of the images, in squared pixels a nat (eq. 8); not in the paper",
+        )
+        image_temperature: float = Field(
+            default=1e-5, ge=0, description="temperature of the images' chains; BAL section 5: 1e-5"
+        )
+        image_chains: int = Field(default=1, ge=1, description="chains S_x of each image; BAL: 1 (MNIST) or 5 (GTSRB)")
+        weight_steps: int = Field(
+            default=1, ge=1, description="SGAdaLD steps of the weights on each minibatch; BAL Algorithm 1: M, 15"
+        )
+        clean_weight: float = Field(
+            default=0.0,
+            ge=0,
+            le=1,
+            description="share of the clean images' loss; BAL: 0, released code: 0.5",
+        )
+
+    accuracy = "robust train accuracy"
+    presets = {
+        "digits": {"stages": (20, 5), "batch_size": 64, "init_from": "erm"},
+        "mnist": {"stages": (2,), "init_from": "erm"},
+        "cifar10": {"stages": (10,), "augment": True, "init_from": "erm"},
+        "paper": {
+            "stages": (1,),
+            "init_from": "erm",
+            "chains": 5,
+            "image_steps": 15,
+            "weight_steps": 15,
+            "temperature": 1e-5,
+            "image_temperature": 1e-5,
+        },
+    }
+    params: Params
+
+    def passes_per_image(self) -> float:
+        """An epoch passes each image's chains once for each chain of weights, at each step of both."""
+        params = self.params
+        steps = params.image_steps + params.weight_steps * (2 if params.clean_weight else 1)
+        return super().passes_per_image() * params.image_chains * steps
+
+    def update(self, state: TrainState, x: Tensor, y: Tensor, count: int, context: TrainContext) -> dict[str, Tensor]:
+        """One Gibbs iteration: the images, then the weights."""
+        params = self.params
+        x, y = x.repeat(params.image_chains, 1, 1, 1), y.repeat(params.image_chains)
+        state.clf.module.eval()
+        with autocast(context):
+            moved = self.perturb(state, x, y, context.generator("images", state.step))
+        if params.clean_weight:
+            moved, y = torch.cat([moved, x]), y.repeat(2)
+        state.clf.module.train()
+        for step in range(params.weight_steps):
+            watched = self.advance(state, moved, y, count, context, ("weights", state.step, step))
+        self.collect(state)
+        return watched
+
+    def perturb(self, state: TrainState, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        """Images from the energy of eq. 6, given all chains of weights: SGLD from `x` (eq. 8, mended)."""
+        params = self.params
+        draws = [Draw(state.layout.views(theta), chain) for chain, theta in enumerate(state.tensors["chains"])]
+        std = math.sqrt(2 * params.image_lr * params.image_temperature)
+        moved = x
+        for _ in range(params.image_steps):
+            mean_gradient = state.clf.input_gradient(moved, y, cross_entropy, draws=draws).value
+            ascent = len(draws) * mean_gradient - 2 * params.alpha * (moved - x)
+            noise = torch.empty_like(x).normal_(generator=generator)
+            moved = (moved + params.image_lr * ascent + std * noise).clamp_(0, 1)
+        return moved
+
+    def loss(self, clf: Classifier, draw: Draw, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean cross-entropy on the moved images; with `clean_weight`, the second half of `x` are the clean ones."""
+        share = self.params.clean_weight
+        if not share:
+            return super().loss(clf, draw, x, y)
+        logits = clf.at(draw, x)
+        moved, clean = cross_entropy(logits.float(), y).chunk(2)
+        return (1 - share) * moved.mean() + share * clean.mean(), logits[: len(moved)]

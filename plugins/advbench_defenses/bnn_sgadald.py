@@ -1,0 +1,24 @@
+"""A Bayesian net by adaptive Langevin dynamics, without an adversary."""
+
+from __future__ import annotations
+
+from advbench.sampling import AdaptiveChains, SGAdaLDParams
+
+
+class BNNSGAdaLD(AdaptiveChains):
+    """Chains of stochastic-gradient adaptive Langevin dynamics on clean images.
+
+    "BNN" in BAL Figure 1: BAL (Ye and Zhu 2018) without the adversary, by the sampler of its eq. 10. A draw of
+    the classifier is the end point of one of the chains.
+    """
+
+    class Params(SGAdaLDParams):
+        """Hyperparameters of a Bayesian net by SGAdaLD."""
+
+    presets = {
+        "digits": {"stages": (40, 10), "batch_size": 64},
+        "mnist": {"stages": (4, 1)},
+        "cifar10": {"stages": (40, 20), "augment": True},
+        "paper": {"stages": (2,), "init_from": "erm", "temperature": 1e-5},
+    }
+    params: Params

@@ -1,0 +1,41 @@
+"""Adversarial training on FGSM examples."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from advbench import ascent
+from advbench.api import Threat
+from advbench.classifier import Classifier
+from advbench.training import BallParams, ErmLoss
+
+
+class FGSMAT(ErmLoss):
+    """Adversarial training on the examples of one signed step of full length.
+
+    Goodfellow et al. 2015; "FGSM" in BAL Figure 1. Its inner maximum is a linear model's. Long training can end
+    in catastrophic overfitting: near-perfect on FGSM, broken by PGD.
+    """
+
+    class Params(BallParams):
+        """Hyperparameters of FGSM training."""
+
+    accuracy = "robust train accuracy"
+    presets = {
+        "digits": {"stages": (40, 10), "batch_size": 64, "eps": 0.15},
+        "mnist": {"stages": (4, 1), "eps": 0.3},
+        "cifar10": {"stages": (40, 20), "augment": True, "eps": 8 / 256},
+        # BAL section 5; its eps is of the size of 0.02, where section 5.1 sees FGSM training ahead.
+        "paper": {"stages": (2,), "eps": 0.02, "init_from": "erm"},
+    }
+    params: Params
+
+    def passes_per_image(self) -> float:
+        """An epoch passes each image once to craft and once to train."""
+        return 2 * super().passes_per_image()
+
+    def perturb(self, clf: Classifier, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        """FGSM examples of `x`."""
+        threat = Threat(self.params.norm, self.params.eps)
+        return ascent.ascend(clf, x, y, threat, steps=1, step_size=threat.eps, start=x)

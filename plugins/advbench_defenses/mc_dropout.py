@@ -1,0 +1,42 @@
+"""Monte Carlo dropout."""
+
+from __future__ import annotations
+
+from advbench.api import Field
+from advbench.noise import DropoutNoise, Noise
+from advbench.training import ErmLoss, TrainParams
+
+
+class MCDropout(ErmLoss):
+    """Dropout in training and in prediction, a posterior over weights by another name.
+
+    Gal and Ghahramani 2016; "MC-Drop" in APD Table 1. The module's own dropout layers are used, at `rate`; a
+    module without gets dropout before each linear layer that is not its first layer of weights. It stays on
+    whatever `.eval()` an attack library calls.
+    """
+
+    class Params(TrainParams):
+        """Hyperparameters of Monte Carlo dropout."""
+
+        rate: float = Field(default=0.5, ge=0, lt=1, description="probability of dropping a unit; APD section 5.2: 0.5")
+
+    presets = {
+        "digits": {"stages": (60, 20), "batch_size": 64, "rate": 0.2},
+        "mnist": {"stages": (8, 2)},
+        "cifar10": {"stages": (40, 20), "augment": True, "rate": 0.2},
+        # APD section 5.2; the number of epochs is not in the paper.
+        "paper": {
+            "stages": (100,),
+            "batch_size": 100,
+            "optimizer": "sgd",
+            "momentum": 0.0,
+            "lr": 0.05,
+            "weight_decay": 0.001,
+            "rate": 0.5,
+        },
+    }
+    params: Params
+
+    def noise(self) -> Noise:
+        """Dropout."""
+        return DropoutNoise(self.params.rate)

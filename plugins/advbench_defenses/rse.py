@@ -1,0 +1,42 @@
+"""Random Self-Ensemble: Gaussian noise before every convolution."""
+
+from __future__ import annotations
+
+from advbench.api import Field
+from advbench.noise import GaussianNoise, Noise
+from advbench.training import ErmLoss, TrainParams
+
+
+class RSE(ErmLoss):
+    """Plain training of a net with Gaussian noise at the input of each convolution, and prediction with it.
+
+    Liu et al. 2018, "Towards Robust Neural Networks via Random Self-ensemble", the baseline of Adv-BNN Figure 3.
+    A net without convolutions gets the noise before its linear layers. It stays on whatever `.eval()` an attack
+    library calls.
+    """
+
+    class Params(TrainParams):
+        """Hyperparameters of Random Self-Ensemble."""
+
+        first_std: float = Field(
+            default=0.2,
+            ge=0,
+            description="standard deviation of the noise before the first convolution, in units of its input; RSE: 0.2",
+        )
+        inner_std: float = Field(
+            default=0.1,
+            ge=0,
+            description="standard deviation of the noise before the other convolutions, likewise; RSE: 0.1",
+        )
+
+    presets = {
+        "digits": {"stages": (40, 10), "batch_size": 64},
+        "mnist": {"stages": (4, 1)},
+        "cifar10": {"stages": (40, 20), "augment": True},
+        "paper": {"stages": (80, 60, 40, 20), "augment": True, "first_std": 0.2, "inner_std": 0.1},
+    }
+    params: Params
+
+    def noise(self) -> Noise:
+        """Gaussian noise."""
+        return GaussianNoise(self.params.first_std, self.params.inner_std)

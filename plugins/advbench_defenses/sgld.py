@@ -1,0 +1,26 @@
+"""SGLD: samples of the posterior by stochastic-gradient Langevin dynamics."""
+
+from __future__ import annotations
+
+from advbench.sampling import LangevinChains, SGLDParams
+
+
+class SGLD(LangevinChains):
+    """Stochastic-gradient Langevin dynamics; the newest samples are kept.
+
+    Welling and Teh 2011 with a fixed step, as in APD section 3: theta <- theta - lr/2 (grad of the mean loss +
+    weight_decay theta) + N(0, lr / N), which samples exp(-N (mean loss + weight_decay/2 |theta|^2)); "SGLD" in
+    APD Table 1. A draw of the classifier is one of the samples.
+    """
+
+    class Params(SGLDParams):
+        """Hyperparameters of SGLD."""
+
+    presets = {
+        "digits": {"stages": (150,), "batch_size": 64, "samples": 100},
+        "mnist": {"stages": (20,), "burn_in": 5000},
+        "cifar10": {"stages": (60,), "augment": True, "burn_in": 10_000},
+        # The number of samples kept in Table 1 is not in the paper; Figure 3 has 5,000.
+        "paper": {"stages": (200,), "lr": 0.05, "weight_decay": 0.001, "batch_size": 100, "samples": 1000},
+    }
+    params: Params

@@ -1,0 +1,54 @@
+"""WRM: Wasserstein robust training."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from advbench import ascent
+from advbench.api import Field
+from advbench.classifier import Classifier
+from advbench.training import ErmLoss, TrainParams
+
+
+class WRM(ErmLoss):
+    """Distributionally robust training: descend the loss at argmax of loss(x) - gamma ||x - x0||^2.
+
+    Sinha et al. 2018, Algorithm 1; "WRM" in BAL Figure 1. The inner maximum is found by `steps` ascent steps of
+    length 1 / sqrt(t + 2), t = 0, 1, ..., each clipped to the box [0, 1]. Where gamma exceeds half the loss's
+    smoothness, the inner problem is concave and the maximum is unique.
+    """
+
+    class Params(TrainParams):
+        """Hyperparameters of WRM."""
+
+        gamma: float = Field(
+            default=0.4,
+            gt=0,
+            description="price of moving an image, in nats a squared pixel; BAL gives none",
+        )
+        steps: int = Field(default=15, ge=1, description="ascent steps in training; BAL section 5: 15")
+
+    accuracy = "robust train accuracy"
+    presets = {
+        "digits": {"stages": (40, 10), "batch_size": 64},
+        "mnist": {"stages": (4, 1)},
+        "cifar10": {"stages": (40, 20), "augment": True},
+        "paper": {"stages": (2,), "steps": 15, "init_from": "erm"},
+    }
+    params: Params
+
+    def passes_per_image(self) -> float:
+        """An epoch passes each image once for each ascent step and once to train."""
+        return super().passes_per_image() * (1 + self.params.steps)
+
+    def perturb(self, clf: Classifier, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        """The images that the penalised loss prefers to `x`."""
+        moved = x
+        for step in range(self.params.steps):
+            gradient = clf.input_gradient(moved, y, ascent.cross_entropy).value
+            gradient = gradient - 2 * self.params.gamma * (moved - x)
+            moved = (moved + gradient / math.sqrt(step + 2)).clamp(0, 1)
+        return moved
