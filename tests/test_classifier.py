@@ -166,5 +166,5 @@ def test_a_stored_classifier_that_does_not_fit_is_refused() -> None:
     tensors, values = gaussian().export()
     with pytest.raises(InputError, match="does not fit the module"):
         Classifier.load(nn.Linear(36, 3), tensors, values)
-    with pytest.raises(InputError, match="unknown posterior 'pickle': expected one of gaussian, generator, point, samples"):
+    with pytest.raises(InputError, match="unknown posterior 'pickle': expected one of gaussian, generator"):
         Classifier.load(small_net(), tensors, {"posterior": "pickle"})

@@ -33,7 +33,7 @@ class BAL(AdaptiveChains):
         """Hyperparameters of BAL."""
 
         alpha: float = Field(
-            default=2.0,
+            default=0.5,
             ge=0,
             description="price of moving an image, in nats a squared pixel (eq. 6); not in the paper",
         )
