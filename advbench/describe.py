@@ -8,7 +8,7 @@ import os
 import platform
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pydantic
 from tabulate import tabulate
@@ -76,12 +76,24 @@ def _shown(value: object) -> str:
 
 
 def _type(info: pydantic.fields.FieldInfo) -> str:
-    kind = info.annotation
-    name = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
     bounds = [
         f"{word} {getattr(m, word)}" for m in info.metadata for word in ("ge", "gt", "le", "lt") if hasattr(m, word)
     ]
-    return ", ".join([name, *bounds])
+    return ", ".join([_type_name(info.annotation), *bounds])
+
+
+def _type_name(kind: Any) -> str:
+    """A type as people write it, without the bounds of what it holds."""
+    arguments = [argument for argument in get_args(kind) if argument is not ...]
+    if get_origin(kind) is Annotated:
+        return _type_name(arguments[0])
+    if get_origin(kind) is Literal:
+        return " or ".join(map(repr, arguments))
+    if get_origin(kind) is tuple:
+        return f"list of {_type_name(arguments[0])}"
+    if arguments:  # a union
+        return " or ".join(map(_type_name, arguments))
+    return "none" if kind is type(None) else str(getattr(kind, "__name__", kind))
 
 
 def doctor_lines(store: str, data_root: str | None) -> Iterator[tuple[bool, str]]:

@@ -303,7 +303,7 @@ class _Watch:
                 f"training step {self._step + row + 1} of {self._total}",
                 expected=f"a finite {names[column]}",
                 got=float(table[row, column]),
-                remedy="lower lr, or kl_weight where the KL is the term",
+                remedy="lower the learning rate, or kl_weight where the KL is the term",
             )
         self._step += len(self._pending)
         self._pending.clear()

@@ -259,8 +259,19 @@ def test_kills_lose_nothing_and_change_nothing(reference: Path, tmp_path: Path) 
     assert results(tmp_path / "out") == results(reference / "out")
 
 
-def test_a_training_killed_in_the_middle_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
-    options = "--defense adv_bnn --attack fgsm --eps 0.1 --limit 20 --set adv_bnn.stages=[6] --set adv_bnn.steps=2"
+CHAIN = "--set {0}.burn_in=2 --set {0}.interval=3 --set {0}.samples=8 --set {0}.stages=[6]"
+KILLED = {
+    "adv_bnn": "--set adv_bnn.stages=[6] --set adv_bnn.steps=2",
+    "mc_dropout": "--set mc_dropout.stages=[10]",
+    "sgld": CHAIN.format("sgld"),
+    "bal": "--set bal.stages=[2] --set bal.image_steps=3 --set bal.init_from=''",
+    "apd": f"{CHAIN.format('apd')} --set apd.gan_steps=30 --set apd.hidden=[8,8]",
+}
+
+
+@pytest.mark.parametrize("name", KILLED)
+def test_a_training_killed_in_the_middle_goes_on_from_its_checkpoint(name: str, tmp_path: Path) -> None:
+    options = f"--defense {name} --attack fgsm --eps 0.1 --limit 20 {KILLED[name]}"
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir()
     killed.mkdir()

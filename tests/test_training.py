@@ -140,12 +140,24 @@ def test_every_image_is_seen_once_an_epoch_in_batches_of_nearly_equal_size() -> 
     assert all(torch.equal(a, b) for a, b in zip(parts[4:], _batches(4, 6, 3, 10, seed=1), strict=True))
 
 
+GAN = {"lr": 1e-9, "burn_in": 100, "samples": 2, "hidden": (4,), "gan_steps": 50}
+
+
 @pytest.mark.parametrize(
-    ("name", "params", "term"), [("erm", {"lr": 1e30}, "loss"), ("bnn", {"kl_weight": 1e39}, "kl")]
+    ("name", "params", "term"),
+    [
+        ("erm", {"lr": 1e30}, "loss"),
+        ("bnn", {"kl_weight": 1e39}, "kl"),
+        ("hierarchical_vi", {"lr": 1e30}, "(loss|kl)"),
+        ("adversarial_sampling", {"lr": 1e30}, "(loss|kl)"),
+        ("sgld", {"lr": 1e30, "burn_in": 0}, "loss"),
+        ("bal", {"lr": 1e30, "image_steps": 1}, "loss"),
+        ("apd", {**GAN, "gan_lr": 1e38}, "(critic|generator) loss"),
+    ],
 )
 def test_a_loss_that_is_not_finite_stops_with_step_and_term(name: str, params: dict[str, float], term: str) -> None:
     defense = advbench.get_defense(name, stages=(50,), batch_size=16, **params)
-    with pytest.raises(PluginError, match=rf"training step \d+ of 150: expected a finite {term}, got (nan|inf)"):
+    with pytest.raises(PluginError, match=rf"training step \d+ of (150|200): expected a finite {term}, got (nan|inf)"):
         defense.fit(small_net(), small_data())
 
 

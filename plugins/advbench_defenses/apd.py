@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -42,8 +42,9 @@ class APD(LangevinChains):
         )
         gan: GanName = Field(default="wgan_gp", description="loss of the GAN (Figure 7)")
         latent: int = Field(default=32, ge=1, description="length of z; released code: 32")
-        hidden: tuple[int, ...] = Field(
+        hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field(
             default=(100, 100, 100),
+            min_length=1,
             description="hidden ReLU layers of G and of the critic; APD section 5.2: three of 100",
         )
         center: bool = Field(
