@@ -60,8 +60,8 @@ class APD(LangevinChains):
         round_gan_steps: int = Field(default=100, ge=1, description="online: steps T_g of G in a round")
 
     presets = {
-        "digits": {"stages": (100,), "batch_size": 64, "samples": 200, "gan_steps": 1500},
-        "mnist": {"stages": (20,), "burn_in": 5000},
+        "digits": {"stages": (100,), "batch_size": 64, "gan_steps": 300, "gan_batch_size": 32},
+        "mnist": {"stages": (20,), "burn_in": 5000, "gan_steps": 500},
         "cifar10": {"stages": (60,), "augment": True, "burn_in": 10_000},
         "paper": {
             "stages": (200,),
