@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from advbench.errors import InputError, PluginError
 from advbench.noise import Noise
-from advbench.posterior import PointPosterior, Posterior, Weights
+from advbench.posterior import PointPosterior, Posterior, Weights, copy_alike
 from advbench.registry import registry
 from advbench.seeds import derive
 
@@ -262,19 +262,28 @@ class Classifier(nn.Module):
             InputError: posterior or noise are of no registered kind, or tensors are missing or of another shape.
         """
         kind = registry().load("posterior", str(values.get("posterior")))
-        noise = values.get("noise", False)
-        if isinstance(noise, Mapping):
-            arguments = dict(noise)
-            noise = registry().load("noise", str(arguments.pop("kind", None)))(**arguments)
         try:
+            noise = _stored_noise(values.get("noise", False))
             with torch.no_grad(), isolated_rng(0, "cpu"):  # what a posterior starts from is replaced
                 posterior: Posterior = kind(module)
                 posterior.restore(tensors)
                 for name, buffer in module.named_buffers():
-                    buffer.copy_(tensors[f"buffer.{name}"])
-        except (KeyError, RuntimeError) as error:
+                    copy_alike(buffer, tensors[f"buffer.{name}"], name)
+        except (KeyError, RuntimeError, TypeError) as error:
             raise InputError(f"stored classifier does not fit the module: {error}") from error
-        return cls(module.eval(), posterior, noise=noise).requires_grad_(False)
+        clf = cls(module.eval(), posterior, noise=noise).requires_grad_(False)
+        surplus = tensors.keys() - clf.export()[0].keys()
+        if surplus:
+            raise InputError(f"stored classifier does not fit the module, which lacks {min(surplus)}")
+        return clf
+
+
+def _stored_noise(value: Any) -> bool | Noise:
+    if not isinstance(value, Mapping):
+        return bool(value)
+    arguments = dict(value)
+    noise: Noise = registry().load("noise", str(arguments.pop("kind", None)))(**arguments)
+    return noise
 
 
 def _aliases(module: nn.Module) -> list[tuple[str, str]]:

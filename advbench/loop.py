@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advbench import api
-from advbench.api import Data, Defense, Field, Progress, TrainContext
+from advbench.api import CheckpointSlot, Data, Defense, Field, Progress, TrainContext
 from advbench.classifier import Classifier, isolated_rng
 from advbench.datasets import check_images, check_labels
 from advbench.errors import InputError, PluginError
-from advbench.posterior import FlatLayout, PointPosterior
+from advbench.posterior import FlatLayout, PointPosterior, copy_alike
 from advbench.registry import registry
 from advbench.seeds import derive
 
@@ -184,7 +184,7 @@ class LoopDefense(Defense):
         boundaries = [per_epoch * sum(stages[: i + 1]) for i in range(len(stages) - 1)]
         sync_every = 1 if data.images.device.type == "cpu" else 50
         watch = _Watch(state.step, state.steps, context, sync_every)
-        saved_at = time.monotonic()
+        next_save = time.monotonic() + context.checkpoint_seconds
         for index in _batches(state.step, state.steps, per_epoch, len(data), context.seed):
             state.enter(0.1 ** sum(state.step >= boundary for boundary in boundaries))
             x, y = data.batch(index.to(data.images.device))
@@ -194,10 +194,9 @@ class LoopDefense(Defense):
             with isolated_rng(derive(context.seed, "module", state.step), x.device):
                 watch.add(self.update(state, x, y, len(data), context))
             state.step += 1
-            if context.checkpoint and time.monotonic() - saved_at >= context.checkpoint_seconds:
+            if context.checkpoint and time.monotonic() >= next_save:
                 watch.flush()
-                context.checkpoint.save(*state.export())
-                saved_at = time.monotonic()
+                next_save = _save(state, context.checkpoint, context.checkpoint_seconds)
         watch.flush()
 
 
@@ -234,12 +233,15 @@ def _start_from(module: nn.Module, trained: Classifier) -> None:
     """
     if trained.stochastic or not isinstance(trained.posterior, PointPosterior):
         raise InputError("init_from", expected="a deterministic defense, like 'erm'", got="a random one")
+    weights = trained.posterior.export()
     try:
         with torch.no_grad():
             for name, parameter in module.named_parameters():
-                parameter.copy_(trained.posterior.export()[f"value.{name}"])
-            for (_, mine), (_, theirs) in zip(module.named_buffers(), trained.module.named_buffers(), strict=True):
-                mine.copy_(theirs)
+                copy_alike(parameter, weights.pop(f"value.{name}"), name)
+            for (name, mine), (_, theirs) in zip(module.named_buffers(), trained.module.named_buffers(), strict=True):
+                copy_alike(mine, theirs, name)
+            if weights:
+                raise KeyError(min(weights))
     except (KeyError, RuntimeError, ValueError) as error:
         raise InputError(f"init_from: weights of another architecture: {error}") from error
 
@@ -261,6 +263,17 @@ def autocast(context: TrainContext) -> torch.autocast:
     """Passes in the training's precision; weights and losses stay float32."""
     device = torch.device(context.resources.device).type
     return torch.autocast(device, torch.bfloat16, enabled=context.precision == "bfloat16")
+
+
+def _save(state: TrainState, slot: CheckpointSlot, seconds: float) -> float:
+    """Save the state; returns when to save again.
+
+    A large state is saved less often, so that saving takes a twentieth of the time, down to every tenth time.
+    """
+    started = time.monotonic()
+    slot.save(*state.export())
+    ended = time.monotonic()
+    return ended + min(max(seconds, 20 * (ended - started)), 10 * seconds)
 
 
 def _batches(first: int, total: int, per_epoch: int, count: int, seed: int) -> Iterator[Tensor]:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear  # the projection inside nn.MultiheadAttention
 
 from advbench.errors import InputError
 
@@ -67,6 +68,8 @@ class DropoutNoise(Noise):
     kind = "dropout"
 
     def __init__(self, rate: float = 0.5) -> None:
+        if not 0 <= rate < 1:
+            raise InputError("rate of dropout", expected="a number in [0, 1)", got=rate)
         self.rate = rate
 
     def values(self) -> dict[str, Any]:
@@ -78,7 +81,7 @@ class DropoutNoise(Noise):
         own = [layer for layer in module.modules() if isinstance(layer, _DropoutNd)]
         for layer in own:
             layer.p = 0.0  # the hook drops instead, in any mode
-            drop = _DROPOUT.get(type(layer), F.dropout)
+            drop = next((function for kind, function in _DROPOUT.items() if isinstance(layer, kind)), F.dropout)
             layer.register_forward_hook(functools.partial(_drop_output, drop, self.rate))
         if own:
             return
@@ -124,8 +127,9 @@ class GaussianNoise(Noise):
 
 
 def _layers(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> list[nn.Module]:
-    """The layers of those kinds in the order in which the module lists them."""
-    return [layer for layer in module.modules() if isinstance(layer, kinds)]
+    """The layers of those kinds in the order in which the module lists them, but for those that are never called."""
+    layers = [layer for layer in module.modules() if isinstance(layer, kinds)]
+    return [layer for layer in layers if not isinstance(layer, NonDynamicallyQuantizableLinear)]
 
 
 def _drop_output(drop: Callable[..., Tensor], rate: float, layer: nn.Module, args: object, output: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ class FlatLayout:
         """`flat` `(..., size)` cut into a view `(..., *shape)` for each parameter name."""
         parts = torch.split(flat, self._sizes, dim=-1)
         named = zip(self._shapes.items(), parts, strict=True)
-        return {name: part.view(*flat.shape[:-1], *shape) for (name, shape), part in named}
+        return {name: part.view((*flat.shape[:-1], *shape)) for (name, shape), part in named}
 
     def flatten(self, weights: Weights, prefix: str = "") -> Tensor:
         """The inverse of `views` on tensors named `prefix` + parameter name, `(..., size)`."""
@@ -49,6 +49,17 @@ class FlatLayout:
                 raise RuntimeError(f"size mismatch for {name}: {tuple(tensor.shape)} against {tuple(shape)}")
             parts.append(tensor.reshape(*tensor.shape[: tensor.ndim - len(shape)], -1))
         return torch.cat(parts, dim=-1)
+
+
+def copy_alike(target: Tensor, source: Tensor, name: str) -> None:
+    """Copy in place without broadcasting.
+
+    Raises:
+        RuntimeError: the shapes differ.
+    """
+    if target.shape != source.shape:
+        raise RuntimeError(f"size mismatch for {name}: {tuple(source.shape)} against {tuple(target.shape)}")
+    target.copy_(source)
 
 
 class Posterior(nn.Module, ABC):
@@ -126,7 +137,7 @@ class PointPosterior(Posterior):
         """Write the weights into the module."""
         with torch.no_grad():
             for name, parameter in self._own.items():
-                parameter.copy_(tensors[f"value.{name}"])
+                copy_alike(parameter, tensors[f"value.{name}"], name)
 
 
 def prior_divergence(mean: Tensor, log_std: Tensor, prior_std: float) -> Tensor:

@@ -40,7 +40,9 @@ def plain_net() -> nn.Sequential:
 
 
 def linear_net() -> nn.Sequential:
-    return nn.Sequential(nn.Flatten(), nn.Linear(36, 50), nn.Linear(50, 40), nn.Linear(40, 3))
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(36, 50), nn.Linear(50, 40), nn.Linear(40, 3))
 
 
 def images(count: int = 64) -> Tensor:
@@ -276,7 +278,7 @@ def test_a_net_without_a_place_is_refused_in_one_line(noise: Noise, net: nn.Modu
 @pytest.mark.parametrize("noise", [{"kind": "cosmic"}, {"kind": "dropouts", "rate": 0.5}, {}])
 def test_noise_of_unknown_kind_is_refused(noise: dict[str, Any]) -> None:
     tensors, values = noisy(DropoutNoise()).export()
-    with pytest.raises(InputError, match="unknown noise '.*': expected one of dropout, gaussian"):
+    with pytest.raises(InputError, match=r"unknown noise '.*': expected one of dropout, gaussian"):
         Classifier.load(plain_net(), tensors, values | {"noise": noise})
 
 
@@ -353,3 +355,25 @@ def test_at_strength_zero_training_is_plain_training_bit_for_bit(name: str, para
 def test_noise_is_on_in_training(name: str) -> None:
     plain = advbench.get_defense("erm", **SHORT).fit(plain_net(), small_data())
     assert not same_weights(plain, advbench.get_defense(name, **SHORT).fit(plain_net(), small_data()))
+
+
+def test_a_layer_that_is_never_called_is_no_place_for_dropout() -> None:
+    class Attentive(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(36, 16)
+            self.attend = nn.MultiheadAttention(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.first(x.flatten(1)).view(-1, 2, 8)
+            attended: Tensor = self.attend(hidden, hidden, hidden)[0]
+            return attended.flatten(1)
+
+    with pytest.raises(InputError, match="the module has no place for dropout"):
+        Classifier(Attentive(), noise=DropoutNoise(0.5))
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0, 2.0, float("nan")])
+def test_a_rate_that_is_no_probability_below_one_is_refused(rate: float) -> None:
+    with pytest.raises(InputError, match=r"rate of dropout: expected a number in \[0, 1\)"):
+        DropoutNoise(rate)

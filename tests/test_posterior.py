@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
 from advbench import hookspecs
-from advbench.classifier import Classifier
+from advbench.classifier import Classifier, isolated_rng
 from advbench.errors import InputError
 from advbench.posterior import (
     FlatLayout,
@@ -62,6 +62,11 @@ def assert_same_draws(one: Classifier, other: Classifier) -> None:
     draws = one.reseed(1).draws(x, 4)
     assert torch.equal(draws, other.reseed(1).draws(x, 4))
     assert not all(torch.equal(draws[0], draw) for draw in draws[1:])
+
+
+def generating(net: nn.Module, latent: int, hidden: tuple[int, ...]) -> GeneratorPosterior:
+    with isolated_rng(0, "cpu"):
+        return GeneratorPosterior(net, latent, hidden)
 
 
 # the flat layout
@@ -129,7 +134,7 @@ def test_tied_parameters_lie_in_the_flat_vector_once() -> None:
 POSTERIORS: list[Callable[[nn.Module], Posterior]] = [
     GaussianPosterior,
     lambda net: SamplePosterior(net, normal(3, FlatLayout(net).size)),
-    lambda net: GeneratorPosterior(net, 2, (3,)),
+    lambda net: generating(net, 2, (3,)),
 ]
 
 
@@ -195,7 +200,7 @@ def test_a_bank_and_the_modules_buffers_come_back_from_bytes() -> None:
 
 def test_draws_of_a_generator_are_its_outputs_at_the_seeded_z() -> None:
     net = small_net()
-    posterior = GeneratorPosterior(net, latent=3, hidden=(5, 4))
+    posterior = generating(net, 3, (5, 4))
     state = posterior.generator.state_dict()
     z = torch.empty((1, 3)).normal_(generator=generator(9))
     hidden = F.linear(z, state["0.weight"], state["0.bias"]).clamp_min(0)
@@ -208,7 +213,7 @@ def test_draws_of_a_generator_are_its_outputs_at_the_seeded_z() -> None:
 
 def test_gradients_reach_the_generator_and_not_the_module() -> None:
     net = small_net().eval()
-    clf = Classifier(net, GeneratorPosterior(net, latent=8, hidden=(6, 6)))
+    clf = Classifier(net, generating(net, 8, (32, 32)))
     x, y = small_data().batch(slice(12))
     F.cross_entropy(clf(x), y).backward()  # type: ignore[no-untyped-call]
     gradients = [parameter.grad for parameter in clf.posterior.trainable()]
@@ -221,7 +226,7 @@ def test_gradients_reach_the_generator_and_not_the_module() -> None:
 @pytest.mark.parametrize(("latent", "hidden"), [(32, (100, 100, 100)), (3, (5,)), (1, (6, 9, 7, 8))])
 def test_a_generator_of_any_widths_comes_back_from_bytes(latent: int, hidden: tuple[int, ...]) -> None:
     net = small_net().eval()
-    clf = Classifier(net, GeneratorPosterior(net, latent, hidden))
+    clf = Classifier(net, generating(net, latent, hidden))
     torch.manual_seed(5)
     state = torch.get_rng_state()
     again = stored(clf, small_net())
@@ -253,7 +258,7 @@ def test_the_matched_divergence_never_pulls_a_deviation_down(mean: float, log_st
     pull_mean, pull_std = torch.autograd.grad(value, (m, s))
     assert bool(torch.stack([value.detach(), pull_mean, pull_std]).isfinite().all())
     assert float(value.detach()) >= 0
-    assert -1 <= float(pull_std) <= 0
+    assert -1.00001 <= float(pull_std) <= 0
     assert float(pull_mean) * mean >= 0
 
 

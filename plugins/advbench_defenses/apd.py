@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from advbench.api import Field, TrainContext
 from advbench.classifier import Classifier
-from advbench.errors import InputError
 from advbench.loop import TrainState
 from advbench.posterior import GeneratorPosterior, perceptron
 from advbench.sampling import LangevinChains, SGLDParams
@@ -53,10 +52,17 @@ class APD(LangevinChains):
         gan_steps: int = Field(default=2000, ge=1, description="steps of G in offline mode; not in the paper")
         gan_batch_size: int = Field(default=100, ge=1, description="samples of weights in a GAN step; APD: 100")
         gan_lr: float = Field(default=1e-4, gt=0, description="Adam's learning rate for G and critic, betas (0.5, 0.9)")
+        gan_decay: bool = Field(
+            default=True,
+            description="let that rate fall linearly to 0 (WGAN-GP, CIFAR-10); not in APD, whose last G is a point of an "
+            "oscillation",
+        )
         critic_steps: int = Field(default=5, ge=1, description="steps of the critic for each of G (WGAN-GP: 5)")
         gradient_penalty: float = Field(default=10.0, ge=0, description="lambda of eq. 6 (WGAN-GP: 10)")
         clip: float = Field(default=0.01, gt=0, description="bound of the critic's weights in gan='wgan' (WGAN: 0.01)")
-        round_steps: int = Field(default=500, ge=1, description="online: steps T_m of the chains in a round")
+        round_steps: int = Field(
+            default=500, ge=1, description="online: steps T_m of the chains in a round; the last may be shorter"
+        )
         round_gan_steps: int = Field(default=100, ge=1, description="online: steps T_g of G in a round")
 
     presets = {
@@ -85,13 +91,6 @@ class APD(LangevinChains):
         """Chains and bank, a generator and its critic."""
         params = self.params
         chain_steps = steps - (params.gan_steps if params.mode == "offline" else 0)
-        if params.mode == "online" and chain_steps < max(params.round_steps, params.burn_in + params.interval):
-            raise InputError(
-                "steps of the chains",
-                expected=f"at least one round of {params.round_steps} (round_steps) that ends after burn_in",
-                got=chain_steps,
-                remedy="raise stages, or lower round_steps or burn_in",
-            )
         chain = super().begin(module, chain_steps, count, context)
         clf = Classifier(module, GeneratorPosterior(module, params.latent, params.hidden))
         critic = perceptron((chain.layout.size, *reversed(params.hidden), 1)).to(clf.posterior.device)
@@ -117,14 +116,21 @@ class APD(LangevinChains):
             chain_steps = state.steps - params.gan_steps
             if state.step < chain_steps:
                 return super().update(state, x, y, count, context)
-            return self.distil(state, chain_steps, 1, first=state.step == chain_steps, context=context)
+            first, rate = state.step == chain_steps, self.rate(state, params.gan_steps)
+            return self.distil(state, chain_steps, 1, first=first, context=context, rate=rate)
         watched = super().update(state, x, y, count, context)
-        rounds, left = divmod(state.step + 1, params.round_steps)
-        if left == 0 and self.filled(state, state.step + 1):
-            first = not self.filled(state, (rounds - 1) * params.round_steps)
-            watched |= self.distil(state, state.step + 1, params.round_gan_steps, first=first, context=context)
-            self.restart(state, context)
+        done = state.step + 1
+        if done % params.round_steps == 0 or done == state.steps:
+            first = not self.filled(state, state.step // params.round_steps * params.round_steps)
+            if self.filled(state, done):
+                rate = self.rate(state, state.steps)
+                watched |= self.distil(state, done, params.round_gan_steps, first=first, context=context, rate=rate)
+                self.restart(state, context)
         return watched
+
+    def rate(self, state: TrainState, span: int) -> float:
+        """The factor on the GAN's learning rate: with `gan_decay` what is left of its last `span` steps, else 1."""
+        return (state.steps - state.step) / span if self.params.gan_decay else 1.0
 
     def filled(self, state: TrainState, steps: int) -> int:
         """How many rows of the bank hold samples after so many steps of the chains."""
@@ -138,7 +144,14 @@ class APD(LangevinChains):
         chains.copy_(_generator(state).generate(len(chains), context.generator("restart", state.step)))
 
     def distil(
-        self, state: TrainState, chain_steps: int, gan_steps: int, *, first: bool, context: TrainContext
+        self,
+        state: TrainState,
+        chain_steps: int,
+        gan_steps: int,
+        *,
+        first: bool,
+        context: TrainContext,
+        rate: float = 1.0,
     ) -> dict[str, Tensor]:
         """Train G on the samples in the bank; the first time, move its outputs to their mean.
 
@@ -148,6 +161,7 @@ class APD(LangevinChains):
             gan_steps: steps of G to take, each after `critic_steps` of the critic.
             first: whether G has not been trained yet.
             context: seed and device.
+            rate: factor on the learning rate.
 
         Returns:
             The last losses of critic and generator, and how much higher the critic rates samples than G's.
@@ -157,6 +171,8 @@ class APD(LangevinChains):
             with torch.no_grad():
                 last: nn.Linear = _generator(state).generator[-1]  # type: ignore[assignment]
                 last.bias.copy_(samples.mean(0))
+        for optimizer in state.optimizers.values():
+            optimizer.param_groups[0]["lr"] = self.params.gan_lr * rate
         for step in range(gan_steps):
             watched = self._gan_step(state, samples, context.generator("gan", state.step, step))
         return watched
