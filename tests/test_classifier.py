@@ -168,3 +168,18 @@ def test_a_stored_classifier_that_does_not_fit_is_refused() -> None:
         Classifier.load(nn.Linear(36, 3), tensors, values)
     with pytest.raises(InputError, match="unknown posterior 'pickle': expected one of gaussian, generator"):
         Classifier.load(small_net(), tensors, {"posterior": "pickle"})
+
+
+@pytest.mark.parametrize(
+    ("stored", "module"),
+    [
+        (nn.Linear(1, 3), nn.Linear(4, 3)),
+        (nn.Conv2d(1, 4, 3), nn.Conv2d(3, 4, 3)),
+        (nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(1)), nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(4))),
+        (nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)), nn.Sequential(nn.Linear(3, 3))),
+    ],
+)
+def test_weights_of_another_architecture_are_neither_broadcast_nor_cut(stored: nn.Module, module: nn.Module) -> None:
+    tensors, values = Classifier(stored).export()
+    with pytest.raises(InputError, match="stored classifier does not fit the module"):
+        Classifier.load(module, tensors, values)

@@ -54,8 +54,8 @@ class APD(LangevinChains):
         gan_lr: float = Field(default=1e-4, gt=0, description="Adam's learning rate for G and critic, betas (0.5, 0.9)")
         gan_decay: bool = Field(
             default=True,
-            description="let that rate fall linearly to 0 (WGAN-GP, CIFAR-10); not in APD, whose last G is a point of an "
-            "oscillation",
+            description="let that rate fall linearly to 0 (WGAN-GP, CIFAR-10); not in APD, whose last G is a point of "
+            "an oscillation",
         )
         critic_steps: int = Field(default=5, ge=1, description="steps of the critic for each of G (WGAN-GP: 5)")
         gradient_penalty: float = Field(default=10.0, ge=0, description="lambda of eq. 6 (WGAN-GP: 10)")
