@@ -145,7 +145,7 @@ class ChainDefense(LoopDefense):
     def update(self, state: TrainState, x: Tensor, y: Tensor, count: int, context: TrainContext) -> dict[str, Tensor]:
         """A step of each chain, and a sample of each where one is due."""
         state.clf.module.train()
-        watched = self.advance(state, x, y, count, context, ("step", state.step))
+        watched = self.advance(state, x, y, count, context, ("step", state.step, 0))
         self.collect(state)
         return watched
 

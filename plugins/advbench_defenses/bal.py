@@ -94,7 +94,7 @@ class BAL(AdaptiveChains):
             moved, y = torch.cat([moved, x]), y.repeat(2)
         state.clf.module.train()
         for step in range(params.weight_steps):
-            watched = self.advance(state, moved, y, count, context, ("weights", state.step, step))
+            watched = self.advance(state, moved, y, count, context, ("step", state.step, step))
         self.collect(state)
         return watched
 
