@@ -60,7 +60,7 @@ class BAL(AdaptiveChains):
     accuracy = "robust train accuracy"
     # The more steps on one minibatch, the shorter they must be: at 15 of length 0.03 clean accuracy falls.
     presets = {
-        "digits": {"stages": (8, 2), "batch_size": 64, "init_from": "erm"},
+        "digits": {"stages": (8, 2), "batch_size": 64, "alpha": 5.0, "init_from": "erm"},
         "mnist": {"stages": (2,), "init_from": "erm"},
         "cifar10": {"stages": (10,), "augment": True, "init_from": "erm"},
         "gtsrb": {"stages": (2,), "init_from": "erm", "image_chains": 5, "temperature": 1e-7},

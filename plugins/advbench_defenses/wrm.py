@@ -33,7 +33,7 @@ class WRM(ErmLoss):
 
     accuracy = "robust train accuracy"
     presets = {
-        "digits": {"stages": (40, 10), "batch_size": 64},
+        "digits": {"stages": (40, 10), "batch_size": 64, "gamma": 2.0},
         "mnist": {"stages": (4, 1)},
         "cifar10": {"stages": (40, 20), "augment": True},
         "paper": {"stages": (2,), "steps": 15, "init_from": "erm"},
