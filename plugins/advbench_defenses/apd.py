@@ -74,6 +74,7 @@ class APD(LangevinChains):
             "lr": 0.05,
             "weight_decay": 0.001,
             "batch_size": 100,
+            "interval": 100,
             "samples": 1000,
             "gan": "wgan_gp",
             "gan_lr": 1e-4,
