@@ -199,6 +199,17 @@ def test_without_noise_the_jitter_alone_tells_chains_apart(name: str) -> None:
     assert all(float((one - other).abs().max()) > 0.01 for one, other in itertools.combinations(apart, 2))
 
 
+@pytest.mark.parametrize("name", ["sgld", "bnn_sgadald"])
+def test_each_chain_has_noise_of_its_own(name: str) -> None:
+    """Chains that start alike, after one step without a gradient: noise alone, and uncorrelated."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 500, bias=False))
+    data = Data(torch.zeros(8, 1, 4, 4), torch.arange(8), 500)
+    options = {"stages": (1,), "batch_size": 8, "jitter": 0.0, "burn_in": 0, "interval": 1, "weight_decay": 0.0}
+    defense = advbench.get_defense(name, chains=3, samples=3, temperature=1.0, lr=0.1, **options)
+    correlation = torch.corrcoef(bank(defense.fit(net, data)) - flat(net))
+    assert float((correlation - torch.eye(3)).abs().max()) < 5 / math.sqrt(8000)
+
+
 # BAL
 
 
