@@ -141,4 +141,5 @@ def _drop_input(rate: float, layer: nn.Module, args: tuple[Tensor, ...]) -> tupl
 
 
 def _add_gaussian(std: float, layer: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (args[0] + std * torch.randn_like(args[0]), *args[1:])
+    x = args[0]
+    return (x + torch.empty_like(x).normal_(0, std), *args[1:])
