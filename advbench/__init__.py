@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from advbench.architectures import build as build_architecture
     from advbench.classifier import Classifier as Classifier
     from advbench.datasets import load_dataset as load_dataset
+    from advbench.harness import craft as craft
     from advbench.harness import evaluate as evaluate
     from advbench.metrics import Predictions as Predictions
 
@@ -33,6 +34,7 @@ _LAZY = {
     "Threat": "advbench.api:Threat",
     "TrainContext": "advbench.api:TrainContext",
     "build_architecture": "advbench.architectures:build",
+    "craft": "advbench.harness:craft",
     "evaluate": "advbench.harness:evaluate",
     "load_dataset": "advbench.datasets:load_dataset",
 }
@@ -50,6 +52,7 @@ __all__ = [
     "Threat",
     "TrainContext",
     "build_architecture",
+    "craft",
     "evaluate",
     "get_attack",
     "get_defense",

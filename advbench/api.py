@@ -225,15 +225,23 @@ class Attack(Configurable, ABC):
 
     Attributes:
         norms: the norms that `run` understands.
-        minimal_norm: True where `run` looks for the nearest adversarial example and ignores `threat.eps`.
+        minimal_norm: True where `run` looks for the nearest adversarial example and ignores `threat.eps`: one
+            run serves every eps.
+        targeted: True where `run` takes the keyword `targets`.
+        gradients: False where `run` asks for logits alone (a black-box attack).
     """
 
     norms: ClassVar[frozenset[Norm]] = frozenset({"linf", "l2"})
     minimal_norm: ClassVar[bool] = False
+    targeted: ClassVar[bool] = False
+    gradients: ClassVar[bool] = True
 
     @abstractmethod
     def run(self, clf: Classifier, x: Tensor, y: Tensor, threat: Threat, generator: torch.Generator) -> Tensor:
         """Craft adversarial examples.
+
+        A class with `targeted` adds `targets: Tensor | None = None`, classes `(batch,)` that the images are to be
+        taken for, none of them the label.
 
         Args:
             clf: the classifier under attack; each call of `clf` and of `clf.input_gradient` draws afresh.
@@ -243,21 +251,69 @@ class Attack(Configurable, ABC):
             generator: on the images' device; the only source of randomness that `run` may use.
 
         Returns:
-            Images of the shape and dtype of `x`, in [0, 1] and within the threat's ball around `x`.
+            Images of the shape and dtype of `x`, in [0, 1] and within the threat's ball around `x`; the nearest
+            adversarial examples, at whatever distance, where the attack is of minimal norm.
         """
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, seed: int = 0) -> Tensor:
-        """Attack any `nn.Module` on [0, 1] images and check what comes back.
-
-        The same seed gives the same examples, whatever the global random state, which is left as it was.
+    def search(
+        self,
+        clf: Classifier,
+        x: Tensor,
+        y: Tensor,
+        threat: Threat,
+        generator: torch.Generator,
+        targets: Tensor | None = None,
+    ) -> Tensor:
+        """`run`, with targets only where the attack takes them: how attacks that are made of attacks call these.
 
         Raises:
-            InputError: images, labels or threat that cannot be attacked.
+            InputError: the attack does not understand the threat's norm, or targets.
+        """
+        self.check(threat, targets)
+        if targets is None:
+            return self.run(clf, x, y, threat, generator)
+        return self.run(clf, x, y, threat, generator, targets=targets)  # type: ignore[call-arg]
+
+    def check(self, threat: Threat, targets: Tensor | None = None) -> None:
+        """Refuse what `run` does not understand.
+
+        Raises:
+            InputError: the threat's norm, or targets.
+        """
+        name = type(self).__name__
+        if threat.norm not in self.norms:
+            raise InputError(
+                f"norm of attack {name}",
+                expected=f"one of {', '.join(sorted(self.norms))}",
+                got=repr(threat.norm),
+                remedy="choose another norm or attack",
+            )
+        if targets is not None and not self.targeted:
+            raise InputError(f"targets given to {name}", expected="none: it is untargeted", remedy="try 'pgd'")
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, seed: int = 0, targets: Tensor | None = None
+    ) -> Tensor:
+        """Attack any `nn.Module` on [0, 1] images and check what comes back.
+
+        The same seed gives the same examples, whatever the global random state, which is left as it was. What a
+        minimal-norm attack found is moved back into the threat's ball; `advbench.craft` can give it as it is.
+
+        Args:
+            model: a `Classifier` or any `nn.Module` on [0, 1] images.
+            x: images `(batch, channels, height, width)`, float32 in [0, 1].
+            y: labels `(batch,)`, int64.
+            threat: norm and eps.
+            seed: of the attack's draws and noise.
+            targets: classes `(batch,)` that the images are to be taken for; any wrong class where None.
+
+        Raises:
+            InputError: images, labels, targets or threat that cannot be attacked.
             PluginError: the attack or the model broke its contract.
         """
         from advbench.harness import craft
 
-        return craft(self, model, x, y, threat, seed=seed).images
+        return craft(self, model, x, y, threat, seed=seed, targets=targets).images
 
 
 class Defense(Configurable, ABC):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -15,8 +16,14 @@ LossName = Literal["ce", "margin", "dlr"]
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """Cross-entropy of each image, `(batch,)`, in nats."""
-    return F.cross_entropy(logits, y, reduction="none")
+    """Cross-entropy of each image, `(batch,)`, in nats; its gradient holds for any confidence.
+
+    The usual softmax - 1 at the label is rounded to 0 in float32 once the label leads by 17 nats, and what is left
+    of the gradient no longer leads away from the label: a confident net looks robust. The softplus of how far the
+    other classes together lag behind is the same number, without that difference.
+    """
+    others = logits.scatter(1, y[:, None], -torch.inf).logsumexp(1)
+    return F.softplus(others - logits.gather(1, y[:, None]).squeeze(1))
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
@@ -42,7 +49,77 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
     return margin(logits, y) / spread.clamp_min(1e-12)
 
 
+def targeted_cross_entropy(logits: Tensor, rows: Tensor) -> Tensor:
+    """Negative cross-entropy of each image's target, `(batch,)`, in nats; `rows` holds labels and targets."""
+    return -cross_entropy(logits, rows[:, 1])
+
+
+def targeted_margin(logits: Tensor, rows: Tensor) -> Tensor:
+    """The target's logit minus the largest other one, `(batch,)`: positive where the target is predicted."""
+    return -margin(logits, rows[:, 1])
+
+
+def targeted_dlr(logits: Tensor, rows: Tensor) -> Tensor:
+    """Targeted difference of logits ratio of each image, `(batch,)` (Croce and Hein 2020, eq. 7).
+
+    The target's logit minus the label's, divided by the distance of the largest logit to the mean of the third
+    and the fourth. Of three classes the third stands for both; of two the ratio is left out.
+    """
+    pair = logits.gather(1, rows)
+    difference = pair[:, 1] - pair[:, 0]
+    if logits.shape[1] < 3:
+        return difference
+    ordered = logits.sort(dim=1, descending=True).values
+    return difference / (ordered[:, 0] - ordered[:, 2:4].mean(1)).clamp_min(1e-12)
+
+
 LOSSES: dict[LossName, ExampleLoss] = {"ce": cross_entropy, "margin": margin, "dlr": dlr}
+TARGETED_LOSSES: dict[LossName, ExampleLoss] = {
+    "ce": targeted_cross_entropy,
+    "margin": targeted_margin,
+    "dlr": targeted_dlr,
+}
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What an attack is after: any class but the label, or a target.
+
+    Attributes:
+        rows: labels `(batch,)`; or labels and targets, `(batch, 2)`. What losses are called with.
+    """
+
+    rows: Tensor
+
+    @classmethod
+    def of(cls, y: Tensor, targets: Tensor | None = None) -> Goal:
+        """The goal for labels `(batch,)` and, in a targeted attack, targets `(batch,)`."""
+        return cls(y if targets is None else torch.stack([y, targets], 1))
+
+    @property
+    def targeted(self) -> bool:
+        """Whether there are targets."""
+        return self.rows.ndim == 2
+
+    def __getitem__(self, index: Tensor | slice) -> Goal:
+        return Goal(self.rows[index])
+
+    def loss(self, name: LossName) -> ExampleLoss:
+        """What to ascend, of logits and `rows`."""
+        return (TARGETED_LOSSES if self.targeted else LOSSES)[name]
+
+    def margin(self, logits: Tensor) -> Tensor:
+        """How far each image is beyond the goal, `(batch,)` in logits: positive where it is reached."""
+        return self.loss("margin")(logits, self.rows)
+
+    def success(self, logits: Tensor) -> Tensor:
+        """Whether each image reaches the goal, `(batch,)`, bool; an equal largest logit counts by argmax."""
+        predicted = logits.argmax(1)
+        return predicted == self.rows[:, 1] if self.targeted else predicted != self.rows
+
+    def mean_margin(self, logits: Tensor) -> Tensor:
+        """Margin of the mean softmax of several draws `(draws, batch, classes)`; of one draw, of its logits."""
+        return self.margin(logits[0] if len(logits) == 1 else logits.softmax(-1).mean(0))
 
 
 def per_image(values: Tensor, images: Tensor) -> Tensor:
@@ -66,6 +143,22 @@ def project(x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
     scale = threat.eps / lengths(delta).clamp_min(torch.finfo(x.dtype).tiny)
     inside = 1 - 4 * torch.finfo(x.dtype).eps  # what rounding may add on the way back to the images
     return (x + delta * torch.where(scale < 1, scale * inside, 1.0)).clamp_(0, 1)
+
+
+def distances(x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
+    """Distance of each image from its original in the threat's norm, `(count,)`, float64."""
+    delta = (x_adv.double() - x.double()).flatten(1)
+    return delta.abs().amax(1) if threat.norm == "linf" else delta.norm(dim=1)
+
+
+def within(x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
+    """Examples moved back into the threat's ball around `x`, each to its nearest point; those inside stay.
+
+    How a minimal-norm attack's examples serve every eps: an image whose nearest example is further away than
+    eps is judged on the way to it.
+    """
+    inside = distances(x_adv, x, threat) <= threat.eps
+    return torch.where(per_image(inside, x), x_adv, project(x_adv, x, threat))
 
 
 def steepest(gradient: Tensor, threat: Threat) -> Tensor:
@@ -101,13 +194,13 @@ def random_start(x: Tensor, threat: Threat, generator: torch.Generator) -> Tenso
 def ascend(
     clf: Classifier,
     x: Tensor,
-    y: Tensor,
+    goal: Goal,
     threat: Threat,
     *,
     steps: int,
     step_size: float,
     start: Tensor,
-    loss: ExampleLoss = cross_entropy,
+    loss: LossName = "ce",
     samples: int = 1,
     keep_best: bool = False,
 ) -> Tensor:
@@ -119,37 +212,113 @@ def ascend(
     Args:
         clf: the classifier under attack.
         x: images `(batch, channels, height, width)` in [0, 1].
-        y: labels `(batch,)`.
+        goal: labels and perhaps targets.
         threat: norm and eps.
         steps: gradient steps.
         step_size: length of a step in the threat's norm, in pixels in [0, 1].
         start: where to start, within the ball and the box.
-        loss: maps logits and labels to one loss an image.
+        loss: what to ascend.
         samples: draws per gradient.
-        keep_best: return each image's iterate of largest margin instead of the last (costs one more
-            forward pass). Only for deterministic classifiers: on a random one the largest of many noisy
+        keep_best: return the iterate of largest margin of each image that reached the goal on the way, and the
+            last of the others. Only for deterministic classifiers: on a random one the largest of many noisy
             margins says little of the iterate.
 
     Returns:
         Images shaped as `x`, within the ball and the box.
     """
     x_adv = start
-    best, best_margin = start, x.new_full((len(x),), -torch.inf)
+    best, best_margin = start, x.new_zeros(len(x))
     for _ in range(steps):
-        gradient, logits = clf.input_gradient(x_adv, y, loss, samples)
+        gradient, logits = clf.input_gradient(x_adv, goal.rows, goal.loss(loss), samples)
         if keep_best:
-            best, best_margin = _better(best, best_margin, x_adv, margin(logits.mean(0), y))
+            reached = goal.margin(logits[0])
+            improved = reached > best_margin
+            best = torch.where(per_image(improved, x), x_adv, best)
+            best_margin = torch.where(improved, reached, best_margin)
         x_adv = project(x_adv + step_size * steepest(gradient, threat), x, threat)
-    if keep_best:
-        with torch.no_grad():
-            x_adv, _ = _better(best, best_margin, x_adv, margin(clf(x_adv), y))
-    return x_adv
+    return torch.where(per_image(best_margin > 0, x), best, x_adv) if keep_best else x_adv
 
 
-def _better(best: Tensor, best_margin: Tensor, candidate: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Per image the one of larger margin; of equals the later, which has ascended further."""
-    improved = value >= best_margin
-    return (
-        torch.where(per_image(improved, candidate), candidate, best),
-        torch.where(improved, value, best_margin),
-    )
+SELECTION_DRAWS = 10
+
+
+class Kept:
+    """Per image the best of several candidates by draws of the attack's own, the same for all candidates.
+
+    Attributes:
+        images: the best so far.
+        margins: their margins, `(batch,)`; of the mean softmax over the draws where there are several.
+    """
+
+    def __init__(self, clf: Classifier, goal: Goal, draws: int = SELECTION_DRAWS) -> None:
+        self._clf = clf
+        self._goal = goal
+        self._seeds = [clf.next_seed() for _ in range(draws if clf.stochastic else 1)]
+        self.images: Tensor
+        self.margins: Tensor | None = None
+
+    @torch.no_grad()
+    def margins_of(self, images: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Margin of each image `(batch,)` at those draws; `rows` says which images these are, by default all."""
+        logits = torch.stack([self._clf.at(self._clf.draw(seed), images) for seed in self._seeds])
+        return (self._goal if rows is None else self._goal[rows]).mean_margin(logits)
+
+    def offer(self, images: Tensor, rows: Tensor | None = None) -> None:
+        """Keep each image that is better than what is kept; `rows` says which images these are, by default all."""
+        margins = self.margins_of(images, rows)
+        if self.margins is None:
+            self.images, self.margins = images.clone(), margins
+            return
+        if rows is None:
+            rows = torch.arange(len(images), device=images.device)
+        improved = margins > self.margins[rows]
+        self.images[rows] = torch.where(per_image(improved, images), images, self.images[rows])
+        self.margins[rows] = torch.where(improved, margins, self.margins[rows])
+
+    def unsettled(self) -> Tensor:
+        """Indices of the images worth another run: on a deterministic classifier those that fool it not yet."""
+        assert self.margins is not None, "an offer comes first"
+        if self._clf.stochastic:
+            return torch.arange(len(self.margins), device=self.margins.device)
+        return (self.margins <= 0).nonzero().squeeze(1)
+
+
+STRETCHES = (1.0, 1.1, 1.25, 1.5, 2.0)
+
+
+def shorten(kept: Kept, x: Tensor, found: Tensor, *, beyond: float = 0.0, rounds: int = 10) -> Tensor:
+    """The nearest point that fools on the way from each image to the example that was found for it.
+
+    By bisection, at draws of the attack's own, the same for all points. What fooled the draws of a search may
+    not fool these (on a random classifier the nearest of many finds is a lucky one); then the point is looked
+    for beyond it, up to twice as far, inside the box.
+
+    Args:
+        kept: holds the draws and the goal.
+        x: images, `(batch, channels, height, width)`.
+        found: examples; equal to the image where there is none, which then stays.
+        beyond: margin above which a point counts as fooling.
+        rounds: halvings of the stretch in which the point lies.
+    """
+    delta = found - x
+    low, high = x.new_zeros(len(x)), x.new_full((len(x),), torch.inf)
+
+    def at(share: Tensor) -> Tensor:
+        return (x + per_image(share, x) * delta).clamp(0, 1)
+
+    high[kept.margins_of(x) > beyond] = 0.0
+    for stretch in STRETCHES:
+        share = torch.full_like(low, stretch)
+        fools = kept.margins_of(at(share)) > beyond
+        high = torch.where(fools & high.isinf(), share, high)
+        low = torch.where(high.isinf(), share, low)
+        if bool(high.isfinite().all()):
+            break
+    lost = high.isinf()
+    low, high = low.masked_fill(lost, 1.0), high.masked_fill(lost, 1.0)
+    for _ in range(rounds):
+        middle = (low + high) / 2
+        fools = kept.margins_of(at(middle)) > beyond
+        high = torch.where(fools & ~lost, middle, high)
+        low = torch.where(fools, low, middle)
+    return torch.where(per_image(high == 1.0, x), found, at(high))

@@ -32,10 +32,19 @@ def isolated_rng(seed: int, device: torch.device | str) -> Iterator[None]:
 
 @dataclass
 class Passes:
-    """How many images went through a net: forward, and backward for a gradient."""
+    """What an attack cost, and whether it had something to go by.
+
+    Attributes:
+        forward: images that passed a net.
+        backward: images that passed it backward, for a gradient.
+        gradients: images' gradients that were asked for, each over all its draws.
+        vanished: how many of them were exactly zero; a tensor, so that no pass waits for the device.
+    """
 
     forward: int = 0
     backward: int = 0
+    gradients: int = 0
+    vanished: int | Tensor = 0
 
 
 class Draw(NamedTuple):
@@ -190,11 +199,15 @@ class Classifier(nn.Module):
             gradient = parts[0].value if len(parts) == 1 else torch.cat([part.value for part in parts])
             total = gradient if total is None else total + gradient
             logits.append(torch.cat([part.logits for part in parts]))
-            self.finite = logits[-1].isfinite().all() & gradient.isfinite().all() & self.finite
+        assert total is not None, "samples >= 1"
+        every = torch.stack(logits)
+        largest = torch.linalg.vector_norm(total.flatten(1), ord=torch.inf, dim=1)
+        self.finite = every.isfinite().all() & largest.isfinite().all() & self.finite
         self.passes.forward += samples * len(x)
         self.passes.backward += samples * len(x)
-        assert total is not None, "samples >= 1"
-        return Gradient(total / samples if samples > 1 else total, torch.stack(logits))
+        self.passes.gradients += len(x)
+        self.passes.vanished = self.passes.vanished + (largest == 0).sum()
+        return Gradient(total / samples if samples > 1 else total, every)
 
     def _chunk_gradient(self, draw: Draw, x: Tensor, y: Tensor, loss: ExampleLoss, offset: int) -> Gradient:
         with torch.enable_grad():

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pydantic
 
-from advbench.api import Configurable, Norm, Precision, Threat
+from advbench.api import Attack, Configurable, Norm, Precision, Threat
 from advbench.errors import InputError, unknown_name
 from advbench.registry import Entry, Kind, registry
 
@@ -124,6 +124,7 @@ class Choice(NamedTuple):
         params: its resolved hyperparameters, JSON values.
         passes: forward and backward passes that it makes for each image; None where it does not say.
         init: the defense whose trained weights it starts from (`init_from`), if any.
+        traits: of an attack, what says how its results relate to others': `minimal_norm`, `black_box`.
     """
 
     label: str
@@ -131,6 +132,7 @@ class Choice(NamedTuple):
     params: Mapping[str, Any]
     passes: float | None
     init: Choice | None = None
+    traits: frozenset[str] = frozenset()
 
     def identity(self) -> dict[str, Any]:
         """What a key holds of it."""
@@ -214,14 +216,8 @@ def resolve(spec: RunSpec) -> tuple[tuple[Choice, ...], tuple[Choice, ...]]:
         if plugin not in used:
             raise unknown_name("plugin in --set", plugin, sorted(used))
     for choice in attacks:
-        norms = registry().load("attack", choice.entry.name).norms
-        if spec.norm not in norms:
-            raise InputError(
-                f"norm of attack {choice.entry.name!r}",
-                expected=f"one of {', '.join(sorted(norms))}",
-                got=repr(spec.norm),
-                remedy="choose another --norm or --attack",
-            )
+        attack: Attack = registry().load("attack", choice.entry.name)(**choice.params)
+        attack.check(Threat(spec.norm, 0.0))
     return defenses, attacks
 
 
@@ -238,7 +234,15 @@ def _choose(kind: Kind, label: str, spec: RunSpec, heirs: tuple[str, ...] = ()) 
     if init in (*heirs, label):
         raise InputError(f"init_from of {label!r}", expected="a defense that does not start from it", got=repr(init))
     start = _choose("defense", init, spec, (*heirs, label)) if init else None
-    return Choice(label, entry, values, cls(**values).passes_per_image(), start)
+    instance = cls(**values)
+    return Choice(label, entry, values, instance.passes_per_image(), start, _traits(instance))
+
+
+def _traits(plugin: Configurable) -> frozenset[str]:
+    if not isinstance(plugin, Attack):
+        return frozenset()
+    traits = {"minimal_norm": plugin.minimal_norm, "black_box": not plugin.gradients}
+    return frozenset(name for name, holds in traits.items() if holds)
 
 
 def _lineage(choice: Choice) -> Iterator[str]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from advbench.api import Attack, Progress, Threat
+from advbench.ascent import distances, within
 from advbench.classifier import Classifier, as_classifier, isolated_rng
 from advbench.datasets import check_images, check_labels
 from advbench.errors import InputError, PluginError
@@ -31,11 +32,13 @@ class Crafted:
         images: shaped as the clean ones, on their device.
         forward_passes: per example.
         backward_passes: per example.
+        vanished_gradients: the share of the images' gradients, over all steps, that were exactly zero.
     """
 
     images: Tensor
-    forward_passes: float
-    backward_passes: float
+    forward_passes: float = 0.0
+    backward_passes: float = 0.0
+    vanished_gradients: float = 0.0
 
 
 def craft(
@@ -46,6 +49,8 @@ def craft(
     threat: Threat,
     *,
     seed: int = 0,
+    targets: Tensor | None = None,
+    nearest: bool = False,
     batch_size: int = BATCH_SIZE,
     report: Report = lambda _: None,
 ) -> Crafted:
@@ -61,39 +66,50 @@ def craft(
         y: labels `(count,)`, int64.
         threat: norm and eps.
         seed: of the attack's draws and noise.
+        targets: classes `(count,)` that the images are to be taken for; any wrong class where None.
+        nearest: leave what a minimal-norm attack found where it is, at whatever distance, instead of moving it
+            into the threat's ball.
         batch_size: images that are attacked together and share their draws.
         report: called after each batch with the images done.
 
     Raises:
-        InputError: images, labels or a threat that cannot be attacked.
+        InputError: images, labels, targets or a threat that cannot be attacked.
         PluginError: the attack left ball, box, shape or dtype, or the model's output is unusable.
     """
-    _check_attackable(attack, x, y, threat)
-    if len(x) == 0 or (threat.eps == 0 and not attack.minimal_norm):
-        return Crafted(x.clone(), 0.0, 0.0)
+    _check_attackable(attack, x, y, threat, targets)
+    nearest = nearest and attack.minimal_norm
+    if len(x) == 0 or (threat.eps == 0 and not nearest):
+        return Crafted(x.clone())
     clf, classes = _opened(model, x, probe=x[:PROBE_IMAGES])
     check_labels(y, len(x), classes, f"labels given to {type(attack).__name__}")
+    _check_targets(attack, y, targets, classes)
     parts = []
     with clf.isolated() as passes:
         for batch, start in enumerate(range(0, len(x), batch_size)):
             rows = slice(start, start + batch_size)
-            parts.append(_craft_batch(attack, clf, x[rows], y[rows], threat, derive(seed, "attack", batch)))
+            aims = None if targets is None else targets[rows].clone()
+            seed_of_batch = derive(seed, "attack", batch)
+            found = _craft_batch(attack, clf, x[rows], y[rows], threat, seed_of_batch, aims)
+            parts.append(found if nearest or not attack.minimal_norm else within(found, x[rows], threat))
             report(Progress(min(start + batch_size, len(x)), len(x)))
-    return Crafted(torch.cat(parts), passes.forward / len(x), passes.backward / len(x))
+    vanished = float(passes.vanished) / passes.gradients if passes.gradients else 0.0
+    return Crafted(torch.cat(parts), passes.forward / len(x), passes.backward / len(x), vanished)
 
 
-def _craft_batch(attack: Attack, clf: Classifier, x: Tensor, y: Tensor, threat: Threat, seed: int) -> Tensor:
+def _craft_batch(
+    attack: Attack, clf: Classifier, x: Tensor, y: Tensor, threat: Threat, seed: int, targets: Tensor | None
+) -> Tensor:
     generator = torch.Generator(x.device).manual_seed(derive(seed, "generator"))
     clf.reseed(derive(seed, "draws"))
     given = x.clone()
     with isolated_rng(derive(seed, "global"), x.device):
-        x_adv = attack.run(clf, given, y, threat, generator)
+        x_adv = attack.search(clf, given, y.clone(), threat, generator, targets)
     _check_finite(clf)
     _check_claim(attack, x, x_adv, threat)
     return x_adv.detach()
 
 
-def _check_attackable(attack: Attack, x: Tensor, y: Tensor, threat: Threat) -> None:
+def _check_attackable(attack: Attack, x: Tensor, y: Tensor, threat: Threat, targets: Tensor | None) -> None:
     name = type(attack).__name__
     if not isinstance(threat, Threat):
         raise InputError(f"threat given to {name}", expected="an advbench.Threat", got=type(threat).__name__)
@@ -101,12 +117,20 @@ def _check_attackable(attack: Attack, x: Tensor, y: Tensor, threat: Threat) -> N
     check_labels(y, len(x), None, f"labels given to {name}")
     if len(y) and int(y.min()) < 0:
         raise InputError(f"labels given to {name}", expected="classes 0 upward", got=int(y.min()))
-    if threat.norm not in attack.norms:
+    attack.check(threat, targets)
+
+
+def _check_targets(attack: Attack, y: Tensor, targets: Tensor | None, classes: int) -> None:
+    if targets is None:
+        return
+    name = type(attack).__name__
+    check_labels(targets, len(y), classes, f"targets given to {name}")
+    same = (targets == y).nonzero()
+    if len(same):
         raise InputError(
-            f"norm of attack {name}",
-            expected=f"one of {', '.join(sorted(attack.norms))}",
-            got=repr(threat.norm),
-            remedy="choose another norm or attack",
+            f"targets given to {name}",
+            expected="another class than the label for each image",
+            got=f"class {int(y[same[0, 0]])} for image {int(same[0, 0])}, which is its label",
         )
 
 
@@ -135,12 +159,6 @@ def _check_claim(attack: Attack, x: Tensor, x_adv: Tensor, threat: Threat) -> No
             expected=f"a distance of at most eps {threat.eps:.6g}",
             got=f"{distance:.8g}",
         )
-
-
-def distances(x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
-    """Distance of each image from its original in the threat's norm, `(count,)`, float64."""
-    delta = (x_adv.double() - x.double()).flatten(1)
-    return delta.abs().amax(1) if threat.norm == "linf" else delta.norm(dim=1)
 
 
 @torch.no_grad()

@@ -97,9 +97,10 @@ def make_plan(
             for eps in filter(None, spec.eps):  # eps 0 is the clean row
                 for source in defenses:
                     examples = layout.craft(source, trained[source.label], attack, eps, seed)
+                    within = eps if "minimal_norm" in attack.traits else None
                     for target in defenses:
                         what = f"{attack.label} {eps:.4g} from {source.label}"
-                        key = layout.evaluate(target, trained[target.label], examples, what, seed)
+                        key = layout.evaluate(target, trained[target.label], examples, what, seed, within)
                         layout.cells.append(Cell(target, source, attack, eps, seed, key))
     return Plan(spec, layout.tasks, tuple(layout.cells))
 
@@ -137,21 +138,27 @@ class _Layout:
         return self._add("train", inputs, needs, f"train {defense.label}, seed {seed}", cost)
 
     def craft(self, source: Choice, trained: str, attack: Choice, eps: float, seed: int) -> str:
+        """One task for each eps; of a minimal-norm attack one for all of them, without eps."""
+        every = "minimal_norm" in attack.traits
         inputs = {
             "attack": attack.identity(),
             "source": trained,
             "norm": self._spec.norm,
-            "eps": eps,
+            "eps": None if every else eps,
             "seed": seed,
             **self._judged,
         }
-        label = f"craft {attack.label} {eps:.4g} on {source.label}, seed {seed}"
+        label = f"craft {attack.label}{'' if every else f' {eps:.4g}'} on {source.label}, seed {seed}"
         return self._add("craft", inputs, (trained,), label, (attack.passes or 0.0) * self._images)
 
-    def evaluate(self, target: Choice, trained: str, examples: str | None, what: str, seed: int) -> str:
+    def evaluate(
+        self, target: Choice, trained: str, examples: str | None, what: str, seed: int, within: float | None = None
+    ) -> str:
+        """`within` is the radius to which examples of a minimal-norm attack are brought before they are judged."""
         inputs = {
             "target": trained,
             "examples": examples,
+            **({} if within is None else {"within": {"norm": self._spec.norm, "eps": within}}),
             "draws": self._spec.draws,
             "seed": seed,
             **self._judged,

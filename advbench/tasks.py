@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from advbench.api import Data, Progress, Resources, Threat, TrainContext
 from advbench.architectures import build
+from advbench.ascent import within
 from advbench.classifier import Classifier
 from advbench.datasets import Dataset, limited, load_dataset
 from advbench.errors import InputError, PluginError
@@ -29,6 +30,8 @@ from advbench.plan import DataIdentity, Task
 from advbench.registry import registry
 from advbench.seeds import derive
 from advbench.store import Store
+
+VANISHED = 0.01  # share of gradients that are exactly zero from which an evaluation is flagged
 
 Record = dict[str, Any]
 OnProgress = Callable[[Progress], None]
@@ -135,12 +138,17 @@ class Runner:
             self._classifier(inputs["source"]),
             x,
             y,
-            Threat(inputs["norm"], inputs["eps"]),
+            Threat(inputs["norm"], inputs["eps"] or 0.0),  # none: a minimal-norm attack, which has no use for it
             seed=inputs["seed"],
+            nearest=True,
             batch_size=inputs["batch_size"],
             report=on_progress,
         )
-        result = {"forward_passes": crafted.forward_passes, "backward_passes": crafted.backward_passes}
+        result = {
+            "forward_passes": crafted.forward_passes,
+            "backward_passes": crafted.backward_passes,
+            "vanished_gradients": crafted.vanished_gradients,
+        }
         return result, _tensor_bytes({"images": crafted.images})
 
     def _evaluate(self, task: Task, on_progress: OnProgress) -> tuple[dict[str, Any], bytes]:
@@ -149,7 +157,8 @@ class Runner:
         attack: dict[str, Any] = {"forward_passes": 0.0, "backward_passes": 0.0, "seconds": 0.0}
         if inputs["examples"] is not None:
             crafted = self._record(inputs["examples"])
-            x = self._tensors(inputs["examples"])["images"].to(x.device)
+            images = self._tensors(inputs["examples"])["images"].to(x.device)
+            x = within(images, x, Threat(**inputs["within"])) if "within" in inputs else images
             attack = {**crafted["result"], "seconds": crafted["seconds"]}
         clf = self._classifier(inputs["target"])
         predictions = evaluate(
@@ -163,6 +172,8 @@ class Runner:
         )
         # One draw tells nothing of the spread of draws, so the intervals cover other images alone.
         flags = ["one_draw"] if clf.stochastic and predictions.draws == 1 else []
+        if attack.get("vanished_gradients", 0.0) > VANISHED:
+            flags.append("vanished_gradients")
         return {**summary(predictions), "attack": attack, "flags": flags}, safetensors.numpy.save(predictions.arrays())
 
     def _checked_dataset(self, inputs: Mapping[str, Any]) -> Dataset:
@@ -211,6 +222,7 @@ def summary(predictions: Predictions) -> dict[str, Any]:
     draws = predictions.draw_accuracies
     return {
         "n_examples": len(predictions),
+        "classes": predictions.mean_probs.shape[1],
         "draws": predictions.draws,
         "accuracy": predictions.accuracy,
         "accuracy_interval": list(predictions.interval),

@@ -237,7 +237,7 @@ class PgdPerturbation(GradientDefense):
         return ascent.ascend(
             clf,
             x,
-            y,
+            ascent.Goal(y),
             threat,
             steps=params.steps,
             step_size=ascent.step_length(threat, params.steps, params.step_size),

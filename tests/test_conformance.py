@@ -8,9 +8,16 @@ from advbench.api import Attack, Defense
 from advbench.registry import registry
 from advbench.testing import AttackConformance, DefenseConformance
 
+FEW = {"square": "queries", "fmn": "steps"}
 CHEAP_ATTACKS = {
     "pgd": [{"steps": 3}, {"steps": 2, "restarts": 2, "loss": "dlr"}],
     "eot_pgd": [{"steps": 2, "samples": 3}],
+    "apgd": [{"steps": 5, "samples": 2}, {"steps": 3, "samples": 2, "loss": "dlr_targeted", "restarts": 2}],
+    "cw": [{"steps": 10, "search_steps": 3, "samples": 2}],
+    "fmn": [{"steps": 10, "samples": 2}],
+    "square": [{"queries": 12}],
+    "gray_box": [{"params": {"steps": 3}}, {"attack": "fmn", "params": {"steps": 5}}],
+    "worst_case": [{"attacks": ["fgsm", "square", "fmn"], "draws": 3, "params": {n: {k: 5} for n, k in FEW.items()}}],
 }
 CHEAP_DEFENSE = {"stages": (1, 1), "batch_size": 16}
 CHAIN = {"burn_in": 2, "interval": 2, "samples": 4}

@@ -15,9 +15,19 @@ def advbench_register(register: Registrar) -> None:
     """Declare the attacks."""
     register.attack("none", "advbench_attacks.none:NoAttack", "no attack: the clean images")
     register.attack("fgsm", "advbench_attacks.fgsm:FGSM", "one steepest step (Goodfellow et al. 2015)")
+    register.attack("ifgsm", "advbench_attacks.ifgsm:IFGSM", "signed steps from the clean image (Kurakin et al. 2017)")
     register.attack("pgd", "advbench_attacks.pgd:PGD", "projected gradient descent (Madry et al. 2018)")
     register.attack(
         "eot_pgd",
         "advbench_attacks.eot_pgd:EOTPGD",
         "PGD on the gradient averaged over several draws a step (Athalye et al. 2018)",
     )
+    register.attack("apgd", "advbench_attacks.apgd:APGD", "PGD that sets its own steps (Croce and Hein 2020)")
+    register.attack("cw", "advbench_attacks.cw:CW", "nearest example in l2 by Adam (Carlini and Wagner 2017)")
+    register.attack("cw_one_step", "advbench_attacks.cw_one_step:CWOneStep", "one step on the margin (Ye and Zhu 2018)")
+    register.attack("fmn", "advbench_attacks.fmn:FMN", "nearest example in linf or l2 (Pintor et al. 2021)")
+    register.attack(
+        "square", "advbench_attacks.square:Square", "black box: random squares (Andriushchenko et al. 2020)"
+    )
+    register.attack("gray_box", "advbench_attacks.gray_box:GrayBox", "any attack on one frozen draw (Wang et al. 2018)")
+    register.attack("worst_case", "advbench_attacks.worst_case:WorstCase", "each image's worst of several attacks")

@@ -24,21 +24,22 @@ class FGSM(Attack):
             default="ce", description="loss to ascend: ce (cross-entropy), margin or dlr; Goodfellow 2015: ce"
         )
 
+    targeted = True
     params: Params
 
     def passes_per_image(self) -> float:
         """One."""
         return 1.0
 
-    def run(self, clf: Classifier, x: Tensor, y: Tensor, threat: Threat, generator: torch.Generator) -> Tensor:
+    def run(
+        self,
+        clf: Classifier,
+        x: Tensor,
+        y: Tensor,
+        threat: Threat,
+        generator: torch.Generator,
+        targets: Tensor | None = None,
+    ) -> Tensor:
         """Take the step."""
-        return ascent.ascend(
-            clf,
-            x,
-            y,
-            threat,
-            steps=1,
-            step_size=threat.eps,
-            start=x,
-            loss=ascent.LOSSES[self.params.loss],
-        )
+        goal = ascent.Goal.of(y, targets)
+        return ascent.ascend(clf, x, goal, threat, steps=1, step_size=threat.eps, start=x, loss=self.params.loss)

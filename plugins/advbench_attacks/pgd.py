@@ -7,17 +7,17 @@ from torch import Tensor
 
 from advbench import api, ascent
 from advbench.api import Attack, Field, Threat
+from advbench.ascent import Goal
 from advbench.classifier import Classifier
-
-SELECTION_DRAWS = 10
 
 
 class PGD(Attack):
     """Projected gradient ascent on the loss from random starts, in linf or l2.
 
     Madry et al. 2018. On a random classifier each step draws fresh weights (Adv-BNN eq. 3) and the last
-    iterate counts; on a deterministic one the iterate of largest margin does. Of several restarts each image
-    keeps the one of largest mean margin over draws of the attack's own, never those that judge.
+    iterate counts; on a deterministic one the misclassified iterate of largest margin does, where there is one.
+    Of several restarts each image keeps the one of largest mean margin over draws of the attack's own, never
+    those that judge.
     """
 
     class Params(api.Params):
@@ -37,6 +37,7 @@ class PGD(Attack):
             default="ce", description="loss to ascend: ce (cross-entropy), margin or dlr; Madry 2018: ce"
         )
 
+    targeted = True
     params: Params
 
     @property
@@ -44,41 +45,43 @@ class PGD(Attack):
         """Draws of the weights averaged in one gradient."""
         return 1
 
+    def step_length(self, threat: Threat) -> float:
+        """Length of a step in the threat's norm."""
+        return ascent.step_length(threat, self.params.steps, self.params.step_size)
+
     def passes_per_image(self) -> float:
         """Steps times draws times restarts."""
         return float(self.params.steps * self.samples * self.params.restarts)
 
-    def run(self, clf: Classifier, x: Tensor, y: Tensor, threat: Threat, generator: torch.Generator) -> Tensor:
+    def run(
+        self,
+        clf: Classifier,
+        x: Tensor,
+        y: Tensor,
+        threat: Threat,
+        generator: torch.Generator,
+        targets: Tensor | None = None,
+    ) -> Tensor:
         """Ascend from each start; keep per image what fools best."""
-        best = self._ascend(clf, x, y, threat, generator)
+        goal = Goal.of(y, targets)
         if self.params.restarts == 1:
-            return best
-        best_margin = self._mean_margin(clf, best, y)
-        for _ in range(1, self.params.restarts):
-            candidate = self._ascend(clf, x, y, threat, generator)
-            candidate_margin = self._mean_margin(clf, candidate, y)
-            improved = candidate_margin > best_margin
-            best = torch.where(ascent.per_image(improved, x), candidate, best)
-            best_margin = torch.maximum(candidate_margin, best_margin)
-        return best
+            return self._ascend(clf, x, goal, threat, generator)
+        kept = ascent.Kept(clf, goal)
+        for _ in range(self.params.restarts):
+            kept.offer(self._ascend(clf, x, goal, threat, generator))
+        return kept.images
 
-    def _ascend(self, clf: Classifier, x: Tensor, y: Tensor, threat: Threat, generator: torch.Generator) -> Tensor:
+    def _ascend(self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator) -> Tensor:
         params = self.params
         return ascent.ascend(
             clf,
             x,
-            y,
+            goal,
             threat,
             steps=params.steps,
-            step_size=ascent.step_length(threat, params.steps, params.step_size),
+            step_size=self.step_length(threat),
             start=ascent.random_start(x, threat, generator) if params.random_start else x,
-            loss=ascent.LOSSES[params.loss],
+            loss=params.loss,
             samples=self.samples,
             keep_best=not clf.stochastic,
         )
-
-    @torch.no_grad()
-    def _mean_margin(self, clf: Classifier, x: Tensor, y: Tensor) -> Tensor:
-        """Margin of the mean softmax `(batch,)`, over draws of the attack's own."""
-        draws = clf.draws(x, SELECTION_DRAWS if clf.stochastic else 1)
-        return ascent.margin(draws.softmax(-1).mean(0), y)

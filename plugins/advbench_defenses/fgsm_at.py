@@ -38,4 +38,4 @@ class FGSMAT(ErmLoss):
     def perturb(self, clf: Classifier, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         """FGSM examples of `x`."""
         threat = Threat(self.params.norm, self.params.eps)
-        return ascent.ascend(clf, x, y, threat, steps=1, step_size=threat.eps, start=x)
+        return ascent.ascend(clf, x, ascent.Goal(y), threat, steps=1, step_size=threat.eps, start=x)

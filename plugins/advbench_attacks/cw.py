@@ -1,0 +1,127 @@
+"""The attack of Carlini and Wagner."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from advbench import api, ascent
+from advbench.api import Attack, Field, Threat
+from advbench.ascent import Goal, Kept, per_image
+from advbench.classifier import Classifier
+
+# Far enough from the box's faces that tanh has a slope there in float32.
+INNER = 1 - 1e-6
+CHECKS = 10
+ADAM = (0.9, 0.999, 1e-8)
+
+
+class CW(Attack):
+    """Carlini and Wagner's L2 attack: the nearest adversarial example, so one run serves every eps.
+
+    Carlini and Wagner 2017, "Towards evaluating the robustness of neural networks": Adam on |x' - x|^2 + c max(
+    confidence - margin(x'), 0) over w, x' = (tanh w + 1) / 2, and a binary search over c. Each image has its own
+    c, its own stop and its own best find. On a random classifier gradient and success are those of several draws,
+    and at the end each image takes the nearest point towards its find that fools fresh draws of the attack's own.
+    """
+
+    class Params(api.Params):
+        """Hyperparameters of CW."""
+
+        steps: int = Field(
+            default=100, ge=1, description="Adam steps for each c; Carlini and Wagner: 10,000, released code 1,000"
+        )
+        search_steps: int = Field(default=9, ge=1, description="values of c tried for each image; released code: 9")
+        initial_c: float = Field(
+            default=0.1, gt=0, description="first weight of the margin, in squared pixels a logit; released code: 0.001"
+        )
+        lr: float = Field(default=0.05, gt=0, description="Adam's learning rate in w; released code: 0.01")
+        confidence: float = Field(default=0.0, ge=0, description="margin to reach (kappa), in logits; CW: 0")
+        samples: int = Field(
+            default=10, ge=1, description="draws a step on a random classifier, for gradient and success"
+        )
+        abort_early: bool = Field(
+            default=True,
+            description="stop an image's descent when its objective falls by less than 1e-4 in a tenth of it",
+        )
+
+    norms = frozenset({"l2"})
+    minimal_norm = True
+    targeted = True
+    params: Params
+
+    def passes_per_image(self) -> float:
+        """Steps times values of c times draws."""
+        return float(self.params.steps * self.params.search_steps * self.params.samples)
+
+    def run(
+        self,
+        clf: Classifier,
+        x: Tensor,
+        y: Tensor,
+        threat: Threat,
+        generator: torch.Generator,
+        targets: Tensor | None = None,
+    ) -> Tensor:
+        """Search c, keeping each image's nearest adversarial example."""
+        params, goal = self.params, Goal.of(y, targets)
+        kept = Kept(clf, goal)
+        low, c = x.new_zeros(len(x)), x.new_full((len(x),), params.initial_c)
+        high = x.new_full((len(x),), torch.inf)
+        nearest = x.new_full((len(x),), torch.inf)
+        found = x.clone()
+        # What is wrong as it is needs no search.
+        settled = kept.margins_of(x) > params.confidence
+        nearest[settled] = 0.0
+        open_ = (~settled).nonzero().squeeze(1)
+        if len(open_) == 0:
+            return found
+        for _ in range(params.search_steps):
+            images, distances = self._descend(clf, x[open_], goal[open_], c[open_])
+            succeeded = distances.isfinite()
+            better = distances < nearest[open_]
+            found[open_] = torch.where(per_image(better, images), images, found[open_])
+            nearest[open_] = torch.where(better, distances, nearest[open_])
+            tried = c[open_]
+            low[open_] = torch.where(succeeded, low[open_], tried)
+            high[open_] = torch.where(succeeded, tried, high[open_])
+            middle = (low[open_] + high[open_]) / 2
+            c[open_] = torch.where(high[open_].isfinite(), middle, tried * 10).clamp_max(1e10)
+        return ascent.shorten(kept, x, found, beyond=params.confidence)
+
+    def _descend(self, clf: Classifier, x: Tensor, goal: Goal, c: Tensor) -> tuple[Tensor, Tensor]:
+        """Adam at one c for each image; the nearest adversarial examples and their distances, infinite where none."""
+        params = self.params
+        centre = torch.atanh((2 * x - 1) * INNER)
+        found, nearest = x.clone(), x.new_full((len(x),), torch.inf)
+        w, first, second = centre.clone(), torch.zeros_like(x), torch.zeros_like(x)
+        left = torch.arange(len(x), device=x.device)
+        before = x.new_full((len(x),), torch.inf)
+
+        def shortfall(logits: Tensor, rows: Tensor) -> Tensor:
+            return (params.confidence - Goal(rows).margin(logits)).clamp_min(0)
+
+        for step in range(params.steps):
+            tanh = torch.tanh(w)
+            images = (tanh + 1) / 2
+            moved = images - x[left]
+            gradient, logits = clf.input_gradient(images, goal.rows[left], shortfall, params.samples)
+            distance = moved.flatten(1).norm(dim=1)
+            reached = goal[left].mean_margin(logits) > params.confidence
+            better = reached & (distance < nearest[left])
+            found[left] = torch.where(per_image(better, x), images, found[left])
+            nearest[left] = torch.where(better, distance, nearest[left])
+            slope = (2 * moved + per_image(c[left], x) * gradient) * (1 - tanh.square()) / 2
+            first = ADAM[0] * first + (1 - ADAM[0]) * slope
+            second = ADAM[1] * second + (1 - ADAM[1]) * slope.square()
+            mean, square = first / (1 - ADAM[0] ** (step + 1)), second / (1 - ADAM[1] ** (step + 1))
+            w = w - params.lr * mean / (square.sqrt() + ADAM[2])
+            if params.abort_early and (step + 1) % max(1, params.steps // CHECKS) == 0:
+                missing = torch.stack([shortfall(draw, goal.rows[left]) for draw in logits]).mean(0)
+                objective = distance.square() + c[left] * missing
+                falls = objective < before * (1 - 1e-4)
+                before, left = objective[falls], left[falls]
+                w, first, second = w[falls], first[falls], second[falls]
+                if len(left) == 0:
+                    break
+        return found, nearest

@@ -1,0 +1,101 @@
+"""The fast minimum-norm attack."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from advbench import api, ascent
+from advbench.api import Attack, Field, Norm, Threat
+from advbench.ascent import Goal, Kept, per_image
+from advbench.classifier import Classifier
+
+
+class FMN(Attack):
+    """Fast minimum-norm attack: the nearest adversarial example in linf or l2, so one run serves every eps.
+
+    Pintor et al. 2021, "Fast minimum-norm adversarial attacks through adaptive norm constraints", Algorithm 1:
+    each image has a ball of its own, which shrinks while the image is misclassified and grows while it is not (at
+    first to where a linear model's boundary would be); gradient steps on the margin are projected into it. On a
+    random classifier gradient and success are those of several draws, and at the end each image takes the nearest
+    point towards its find that fools fresh draws of the attack's own.
+    """
+
+    class Params(api.Params):
+        """Hyperparameters of FMN."""
+
+        steps: int = Field(default=100, ge=1, description="gradient steps; FMN: 100 to 1000")
+        step_size: float = Field(
+            default=1.0,
+            gt=0,
+            description="length alpha of the first step in l2, in pixels; falls to a hundredth; FMN: 1",
+        )
+        shrinkage: float = Field(
+            default=0.05, gt=0, lt=1, description="relative change gamma of the radius in the first step; FMN: 0.05"
+        )
+        final_shrinkage: float = Field(
+            default=0.001, gt=0, lt=1, description="relative change of the radius in the last step; FMN: 0.001"
+        )
+        samples: int = Field(
+            default=10, ge=1, description="draws a step on a random classifier, for gradient and success"
+        )
+
+    minimal_norm = True
+    targeted = True
+    params: Params
+
+    def passes_per_image(self) -> float:
+        """Steps times draws."""
+        return float(self.params.steps * self.params.samples)
+
+    def run(
+        self,
+        clf: Classifier,
+        x: Tensor,
+        y: Tensor,
+        threat: Threat,
+        generator: torch.Generator,
+        targets: Tensor | None = None,
+    ) -> Tensor:
+        """Shrink and grow each image's ball; keep its nearest adversarial example."""
+        params, goal = self.params, Goal.of(y, targets)
+        loss = goal.loss("margin")
+        found, nearest = x.clone(), x.new_full((len(x),), torch.inf)
+        delta, radius = torch.zeros_like(x), x.new_full((len(x),), torch.inf)
+        for step in range(params.steps):
+            cosine = (1 + math.cos(math.pi * step / params.steps)) / 2
+            change = params.final_shrinkage + (params.shrinkage - params.final_shrinkage) * cosine
+            length = params.step_size * (0.01 + 0.99 * cosine)
+            gradient, logits = clf.input_gradient(x + delta, goal.rows, loss, params.samples)
+            reached = goal.mean_margin(logits) > 0
+            norm = _norms(delta, threat.norm)
+            better = reached & (norm < nearest)
+            found = torch.where(per_image(better, x), x + delta, found)
+            nearest = torch.where(better, norm, nearest)
+            gap = torch.stack([loss(draw, goal.rows) for draw in logits]).mean(0).abs()
+            slope = _norms(gradient, "l2" if threat.norm == "l2" else "l1").clamp_min(torch.finfo(x.dtype).tiny)
+            # At the boundary of a linear model the first estimate is exact and rounding decides: never stand still.
+            first = torch.maximum(norm + gap / slope, norm * (1 + change))
+            grown = torch.where(nearest.isfinite(), radius * (1 + change), first)
+            radius = torch.where(reached, torch.minimum(radius * (1 - change), nearest), grown)
+            delta = delta + length * ascent.steepest(gradient, Threat("l2", 1.0))
+            delta = _shrunk(delta, radius, threat.norm)
+            delta = (x + delta).clamp(0, 1) - x
+        return ascent.shorten(Kept(clf, goal), x, found)
+
+
+def _norms(delta: Tensor, norm: Norm | str) -> Tensor:
+    order = {"linf": torch.inf, "l2": 2, "l1": 1}[norm]
+    norms: Tensor = torch.linalg.vector_norm(delta.flatten(1), ord=order, dim=1)
+    return norms
+
+
+def _shrunk(delta: Tensor, radius: Tensor, norm: Norm) -> Tensor:
+    """Each change projected into the ball of its own radius around 0."""
+    limit = per_image(radius, delta)
+    if norm == "linf":
+        return delta.clamp(-limit, limit)
+    length = per_image(_norms(delta, "l2"), delta).clamp_min(torch.finfo(delta.dtype).tiny)
+    return delta * (limit / length).clamp_max(1.0)

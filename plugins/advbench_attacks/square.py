@@ -1,0 +1,179 @@
+"""The Square attack."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from advbench import api, ascent
+from advbench.api import Attack, Field, Threat
+from advbench.ascent import Goal, per_image
+from advbench.classifier import Classifier
+
+# When the share of pixels that a square covers is halved, in queries of 10,000.
+HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+
+
+class Square(Attack):
+    """Random search by squares: a black-box attack, which asks for logits and never for a gradient.
+
+    Andriushchenko et al. 2020, "Square Attack: a query-efficient black-box adversarial attack via random search",
+    Algorithms 1 to 3. A change of a random square is kept where the margin grows; in linf the square takes one
+    corner value per colour, in l2 it takes over the length that another square gives up. It sees through masked
+    gradients: what it breaks and a gradient attack does not was not robust. On a random classifier the point and
+    its change are compared at the same draw, a fresh one for each query.
+    """
+
+    class Params(api.Params):
+        """Hyperparameters of the Square attack."""
+
+        queries: int = Field(default=1000, ge=1, description="forward passes of each image; Andriushchenko: 5,000")
+        share: float = Field(
+            default=0.8, gt=0, le=1, description="share of the pixels that the first squares cover; AutoAttack: 0.8"
+        )
+
+    gradients = False
+    targeted = True
+    params: Params
+
+    def passes_per_image(self) -> float:
+        """A forward pass is about a third of a pass for a gradient; a random classifier takes two a query."""
+        return self.params.queries * 2 / 3
+
+    @torch.no_grad()
+    def run(
+        self,
+        clf: Classifier,
+        x: Tensor,
+        y: Tensor,
+        threat: Threat,
+        generator: torch.Generator,
+        targets: Tensor | None = None,
+    ) -> Tensor:
+        """Search; on a deterministic classifier an image that is misclassified is left alone."""
+        goal = Goal.of(y, targets)
+        random = _Random(x, generator)
+        found = x.clone()
+        left = torch.arange(len(x), device=x.device)
+        margins = goal.margin(clf(x))
+        if not clf.stochastic:
+            left = left[margins <= 0]
+        if len(left) == 0:
+            return found
+        candidate = _start(x, threat, random)[left]
+        best, best_margin = candidate, goal[left].margin(clf(candidate))
+        for query in range(1, self.params.queries):
+            if not clf.stochastic:
+                found[left] = best
+                open_ = best_margin <= 0
+                left, best, best_margin = left[open_], best[open_], best_margin[open_]
+                if len(left) == 0:
+                    return found
+            side = self._side(query, x)
+            change = _linf_change if threat.norm == "linf" else _l2_change
+            candidate = change(best, x[left], threat, side, random)
+            draw = clf.draw()
+            margin = goal[left].margin(clf.at(draw, candidate))
+            if clf.stochastic:
+                best_margin = goal[left].margin(clf.at(draw, best))
+            better = margin > best_margin
+            best = torch.where(per_image(better, best), candidate, best)
+            best_margin = torch.where(better, margin, best_margin)
+        found[left] = best
+        return found
+
+    def _side(self, query: int, x: Tensor) -> int:
+        """Side of the square at that query, in pixels."""
+        height, width = x.shape[2:]
+        progress = query / self.params.queries * 10_000
+        share = self.params.share / 2 ** sum(progress > mark for mark in HALVINGS)
+        return int(min(max(1, round((share * height * width) ** 0.5)), height, width))
+
+
+class _Random:
+    """Random numbers for the images that are left, of the attack's generator."""
+
+    def __init__(self, x: Tensor, generator: torch.Generator) -> None:
+        self._x = x
+        self._generator = generator
+
+    def signs(self, *shape: int) -> Tensor:
+        bits = torch.randint(0, 2, shape, generator=self._generator, device=self._x.device)
+        return (2 * bits - 1).to(self._x.dtype)
+
+    def corners(self, count: int, side: int) -> tuple[Tensor, Tensor]:
+        """First rows and columns of squares, each `(count,)`."""
+        height, width = self._x.shape[2:]
+        rows = torch.randint(0, height - side + 1, (count,), generator=self._generator, device=self._x.device)
+        columns = torch.randint(0, width - side + 1, (count,), generator=self._generator, device=self._x.device)
+        return rows, columns
+
+
+def _start(x: Tensor, threat: Threat, random: _Random) -> Tensor:
+    """Vertical stripes in linf; in l2 a grid of hills (section 3.2 and 3.3)."""
+    count, channels, height, width = x.shape
+    if threat.norm == "linf":
+        return ascent.project(x + threat.eps * random.signs(count, channels, 1, width), x, threat)
+    side = max(1, height // 5)
+    hill = _hill(side, x).repeat(-(-height // side), -(-width // side))[:height, :width]
+    tiles = random.signs(count, channels, -(-height // side), -(-width // side))
+    signs = tiles.repeat_interleave(side, 2)[:, :, :height].repeat_interleave(side, 3)[..., :width]
+    return ascent.project(x + threat.eps * ascent.steepest(hill * signs, threat), x, threat)
+
+
+def _windows(rows: Tensor, columns: Tensor, side: int, channels: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """An index that takes from images `(count, channels, height, width)` a square of each."""
+    offset = torch.arange(side, device=rows.device)
+    image = torch.arange(len(rows), device=rows.device)[:, None, None, None]
+    channel = torch.arange(channels, device=rows.device)[None, :, None, None]
+    row = (rows[:, None] + offset)[:, None, :, None]
+    column = (columns[:, None] + offset)[:, None, None, :]
+    return image, channel, row, column
+
+
+def _linf_change(best: Tensor, x: Tensor, threat: Threat, side: int, random: _Random) -> Tensor:
+    """Algorithm 2: a square of one value, -2 eps or 2 eps, for each colour; projected."""
+    count, channels = best.shape[:2]
+    window = _windows(*random.corners(count, side), side, channels)
+    changed = best.clone()
+    changed[window] += 2 * threat.eps * random.signs(count, channels, 1, 1)
+    return ascent.project(changed, x, threat)
+
+
+def _l2_change(best: Tensor, x: Tensor, threat: Threat, side: int, random: _Random) -> Tensor:
+    """Algorithm 3: one square's length goes, with what the ball leaves, into a hill in another."""
+    count, channels = best.shape[:2]
+    delta = best - x
+    given = _windows(*random.corners(count, side), side, channels)
+    taker = _windows(*random.corners(count, side), side, channels)
+    unused = (threat.eps**2 - delta.flatten(1).square().sum(1)).clamp_min(0)
+    both = torch.zeros_like(delta, dtype=torch.bool)
+    both[given] = True
+    both[taker] = True
+    length = (delta.square() * both).sum((2, 3), keepdim=True) + per_image(unused, delta) / channels
+    hill = _hill(side, x) * random.signs(count, channels, 1, 1)
+    hill = hill / hill.square().sum((2, 3), keepdim=True).sqrt()
+    old = delta[taker]
+    new = hill + old / old.square().sum((2, 3), keepdim=True).sqrt().clamp_min(torch.finfo(x.dtype).tiny)
+    new = new / new.square().sum((2, 3), keepdim=True).sqrt().clamp_min(1e-12)
+    moved = delta.clone()
+    moved[given] = 0.0
+    moved[taker] = new * length.sqrt()
+    return ascent.project(x + moved, x, threat)
+
+
+def _hill(side: int, x: Tensor) -> Tensor:
+    """The l2 attack's unit square `(side, side)`: half of it a hill, half of it a valley (eq. 2)."""
+    upper = side // 2
+    hill = x.new_zeros((side, side))
+    hill[:upper] = _mound(upper, side, x)
+    hill[upper:] = -_mound(side - upper, side, x)
+    return ascent.steepest(hill[None], Threat("l2", 1.0))[0]
+
+
+def _mound(height: int, width: int, x: Tensor) -> Tensor:
+    """Concentric rectangles that add 1 / k^2, the innermost the most."""
+    mound = x.new_zeros((height, width))
+    for k in range((min(height, width) + 1) // 2):
+        mound[k : height - k, k : width - k] += 1 / (min(height, width) // 2 + 1 - k) ** 2
+    return mound

@@ -1,0 +1,89 @@
+"""The worst of several attacks for each image, chosen by draws that do not judge."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import advbench
+from advbench import api
+from advbench.api import Attack, Field, Norm, Threat
+from advbench.ascent import Goal, Kept, within
+from advbench.classifier import Classifier
+
+DEFAULT = ("apgd", "apgd@targeted", "fmn", "square")
+DEFAULT_PARAMS = {"apgd@targeted": {"loss": "dlr_targeted"}}
+
+
+class WorstCase(Attack):
+    """Several attacks; each image keeps the example of largest mean margin over draws of the attack's own.
+
+    On a random classifier a minimum over the attacks' verdicts would report a robust model as broken: one that is
+    right with probability 0.95 whatever the input would be wrong under one of many verdicts. Here examples are
+    chosen on one set of draws and judged on another, so the choice of a lucky one buys nothing. On a deterministic
+    classifier an image that one attack broke is not given to the next; put the cheap ones first.
+    """
+
+    class Params(api.Params):
+        """Hyperparameters of the worst case."""
+
+        attacks: tuple[str, ...] = Field(
+            default=DEFAULT,
+            min_length=1,
+            description="attacks in their order, each NAME or NAME@LABEL; those that lack the norm are left out",
+        )
+        params: dict[str, dict[str, Any]] = Field(
+            default=DEFAULT_PARAMS, description="hyperparameters of each, by the name in `attacks`"
+        )
+        draws: int = Field(
+            default=50, ge=1, description="draws on which the examples of a random classifier are chosen"
+        )
+
+    targeted = True
+    params: Params
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**values)
+        chosen = self.params.params
+        for name in chosen.keys() - set(self.params.attacks) - DEFAULT_PARAMS.keys():
+            raise advbench.InputError("params of the worst case", expected="names in `attacks`", got=repr(name))
+        self.attacks: list[Attack] = [
+            advbench.get_attack(name.partition("@")[0], **chosen.get(name, {})) for name in self.params.attacks
+        ]
+
+    def passes_per_image(self) -> float | None:
+        """The sum over the attacks; none where one of them gives none."""
+        passes = [attack.passes_per_image() for attack in self.attacks]
+        return None if None in passes else float(sum(filter(None, passes)))
+
+    def check(self, threat: Threat, targets: Tensor | None = None) -> None:
+        """At least one attack must understand the threat."""
+        if not any(self._fits(attack, threat.norm, targets) for attack in self.attacks):
+            self.attacks[0].check(threat, targets)
+
+    @staticmethod
+    def _fits(attack: Attack, norm: Norm, targets: Tensor | None) -> bool:
+        return norm in attack.norms and (targets is None or attack.targeted)
+
+    def run(
+        self,
+        clf: Classifier,
+        x: Tensor,
+        y: Tensor,
+        threat: Threat,
+        generator: torch.Generator,
+        targets: Tensor | None = None,
+    ) -> Tensor:
+        """Run each attack on what is still to be broken."""
+        kept = Kept(clf, Goal.of(y, targets), self.params.draws)
+        kept.offer(x)
+        for attack in self.attacks:
+            rows = kept.unsettled()
+            if len(rows) == 0 or not self._fits(attack, threat.norm, targets):
+                continue
+            aims = None if targets is None else targets[rows]
+            found = attack.search(clf, x[rows], y[rows], threat, generator, aims)
+            kept.offer(within(found, x[rows], threat) if attack.minimal_norm else found, rows)
+        return kept.images

@@ -1,0 +1,266 @@
+"""Every attack against linear and quadratic models, where the nearest adversarial example is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import optimize
+from torch import Tensor, nn
+
+import advbench
+from advbench import ascent
+from advbench.api import Threat
+from advbench.ascent import Goal, Kept, distances, within
+from advbench.classifier import Classifier
+from advbench.harness import craft
+
+# name, hyperparameters, norms, by how much its success may come late (relative to the exact distance)
+BALL_ATTACKS = [
+    ("ifgsm", {"steps": 40, "loss": "margin"}, 0.1),
+    ("pgd", {"steps": 40, "restarts": 3, "loss": "margin"}, 0.03),
+    ("eot_pgd", {"steps": 40, "restarts": 3, "loss": "margin"}, 0.03),
+    ("apgd", {"restarts": 3, "loss": "margin"}, 0.01),
+    ("apgd", {"restarts": 3, "loss": "dlr"}, 0.01),
+    ("apgd", {"loss": "dlr_targeted"}, 0.01),
+    ("gray_box", {"params": {"steps": 40, "restarts": 3, "loss": "margin"}}, 0.03),
+    ("worst_case", {}, 0.01),
+]
+# With the loss of more than two classes its largest value in the ball may lie where no other class wins.
+TWO_CLASS_ATTACKS = [("pgd", {}, 0.01), ("eot_pgd", {}, 0.01), ("apgd", {}, 0.01), ("cw_one_step", {}, 1e-4)]
+NEAREST_ATTACKS = [("fmn", {}, "linf", 0.01), ("fmn", {}, "l2", 0.01), ("cw", {}, "l2", 0.03)]
+
+
+def images(count: int, pixels: int = 16, seed: int = 1) -> Tensor:
+    """Images far enough inside the box that a small ball does not meet it."""
+    side = int(pixels**0.5)
+    return 0.4 + 0.2 * torch.rand((count, 1, side, side), generator=torch.Generator().manual_seed(seed))
+
+
+def exact_distance(model: Any, x: Tensor, y: int, target: int | None, norm: str) -> float:
+    """The distance of an image to the nearest one of a linear model's goal, by linear or quadratic programming."""
+    weight, bias = model.weight.detach().double().numpy(), model.bias.detach().double().numpy()
+    flat = x.flatten().double().numpy()
+    goals = [target] if target is not None else [c for c in range(len(bias)) if c != y]
+    found = []
+    for goal in goals:
+        # An untargeted attack needs the goal's logit above the label's alone, a targeted one above all.
+        rivals = [c for c in range(len(bias)) if c != goal] if target is not None else [y]
+        slopes = np.stack([weight[goal] - weight[c] for c in rivals])
+        gaps = np.array([(weight[c] - weight[goal]) @ flat + bias[c] - bias[goal] for c in rivals])
+        if norm == "linf":
+            cost = np.append(np.zeros(len(flat)), 1.0)
+            ones, eye = np.ones((len(flat), 1)), np.eye(len(flat))
+            upper = np.block([[-slopes, np.zeros((len(rivals), 1))], [eye, -ones], [-eye, -ones]])
+            limits = np.concatenate([-gaps, np.zeros(2 * len(flat))])
+            found.append(optimize.linprog(cost, upper, limits, bounds=(None, None)).fun)
+        else:
+            beyond = optimize.LinearConstraint(slopes, lb=gaps)
+            start = np.full(len(flat), 1e-3)
+            nearest = optimize.minimize(lambda d: d @ d, start, jac=lambda d: 2 * d, constraints=beyond, tol=1e-12)
+            found.append(float(np.linalg.norm(nearest.x)))
+    return max(0.0, min(found))
+
+
+def labels_and_targets(model: nn.Module, x: Tensor, targeted: bool) -> tuple[Tensor, Tensor | None]:
+    """What the model says, and the class that it finds second likeliest."""
+    order = model(x).argsort(dim=1, descending=True)
+    return order[:, 0], order[:, 1] if targeted else None
+
+
+def fools(model: nn.Module, x: Tensor, y: Tensor, targets: Tensor | None) -> Tensor:
+    predicted = model(x).argmax(1)
+    return predicted == targets if targets is not None else predicted != y
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+@pytest.mark.parametrize(("count", "classes"), [(1, 2), (3, 3), (8, 7)])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize(("name", "params", "late"), BALL_ATTACKS)
+def test_ball_attacks_succeed_on_a_linear_model_from_the_exact_distance_on(
+    name: str,
+    params: dict[str, Any],
+    late: float,
+    norm: Any,
+    count: int,
+    classes: int,
+    targeted: bool,
+    linear: Callable[..., nn.Module],
+) -> None:
+    model, x = linear(classes=classes), images(count)
+    y, targets = labels_and_targets(model, x, targeted)
+    attack = advbench.get_attack(name, **params)
+    for i in range(count):
+        one = slice(i, i + 1)
+        aim = None if targets is None else targets[one]
+        exact = exact_distance(model, x[i], int(y[i]), None if aim is None else int(aim), norm)
+        for factor, fooled in ((1 - 1e-3, False), (1 + late, True)):
+            x_adv = attack(model, x[one], y[one], Threat(norm, exact * factor), targets=aim)
+            assert bool(fools(model, x_adv, y[one], aim)) == fooled, (i, exact, factor)
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize(("name", "params", "late"), TWO_CLASS_ATTACKS)
+def test_ball_attacks_on_two_classes(
+    name: str, params: dict[str, Any], late: float, norm: Any, targeted: bool, linear: Callable[..., nn.Module]
+) -> None:
+    model, x = linear(classes=2), images(8)
+    y, targets = labels_and_targets(model, x, targeted)
+    attack = advbench.get_attack(name, **params)
+    exact = torch.tensor([exact_distance(model, x[i], int(y[i]), None, norm) for i in range(8)])
+    for factor in (1 - 1e-3, 1 + late):
+        for eps in exact.tolist():  # in a batch, those whose boundary is nearer are fooled
+            x_adv = attack(model, x, y, Threat(norm, eps * factor), targets=targets)
+            assert bool((fools(model, x_adv, y, targets) == (exact < eps * factor)).all())
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+@pytest.mark.parametrize(("count", "classes"), [(1, 2), (3, 3), (8, 7)])
+@pytest.mark.parametrize(("name", "params", "norm", "late"), NEAREST_ATTACKS)
+def test_minimal_norm_attacks_find_the_exact_distance_of_a_linear_model(
+    name: str,
+    params: dict[str, Any],
+    norm: Any,
+    late: float,
+    count: int,
+    classes: int,
+    targeted: bool,
+    linear: Callable[..., nn.Module],
+) -> None:
+    model, x = linear(classes=classes), images(count)
+    y, targets = labels_and_targets(model, x, targeted)
+    threat = Threat(norm, 1.0)
+    found = craft(advbench.get_attack(name, **params), model, x, y, threat, targets=targets, nearest=True).images
+    assert bool(fools(model, found, y, targets).all())
+    for i, distance in enumerate(distances(found, x, threat).tolist()):
+        exact = exact_distance(model, x[i], int(y[i]), None if targets is None else int(targets[i]), norm)
+        assert exact * (1 - 1e-4) <= distance <= exact * (1 + late), (i, exact, distance)
+
+
+class Bowl(nn.Module):
+    """Class 1 outside a sphere around a corner region of the box, class 0 inside; every pixel is off its middle."""
+
+    def __init__(self, radius: float = 1.8, middle: float = 0.1) -> None:
+        super().__init__()
+        self.square = nn.Parameter(torch.tensor(radius**2))
+        self.middle = middle
+
+    def forward(self, x: Tensor) -> Tensor:
+        rise = (x.flatten(1) - self.middle).square().sum(1) - self.square
+        return torch.stack([-rise, rise], 1)
+
+    def exact(self, x: Tensor, norm: str) -> Tensor:
+        offset = (x - self.middle).flatten(1).abs().double()
+        if norm == "l2":
+            return self.square.detach().double().sqrt() - offset.norm(dim=1)
+        total, n = offset.sum(1), offset.shape[1]  # sum (|d_i| + t)^2 = radius^2
+        lack = offset.square().sum(1) - self.square.detach().double()
+        return (-total + (total.square() - n * lack).sqrt()) / n
+
+
+@pytest.mark.parametrize(("name", "params", "norm", "late"), NEAREST_ATTACKS)
+def test_minimal_norm_attacks_find_the_exact_distance_of_a_quadratic(
+    name: str, params: dict[str, Any], norm: Any, late: float
+) -> None:
+    model, x = Bowl(), images(8)
+    y, threat = torch.zeros(8, dtype=torch.int64), Threat(norm, 1.0)
+    found = distances(craft(advbench.get_attack(name, **params), model, x, y, threat, nearest=True).images, x, threat)
+    exact = model.exact(x, norm)
+    assert bool((found >= exact * (1 - 1e-4)).all())
+    assert bool((found <= exact * (1 + late)).all()), found / exact
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize(("name", "params", "late"), BALL_ATTACKS)
+def test_ball_attacks_succeed_on_a_quadratic_from_the_exact_distance_on(
+    name: str, params: dict[str, Any], late: float, norm: Any
+) -> None:
+    model, x = Bowl(), images(8)
+    y, attack = torch.zeros(8, dtype=torch.int64), advbench.get_attack(name, **params)
+    for i, exact in enumerate(model.exact(x, norm).tolist()):
+        for factor, fooled in ((1 - 1e-3, False), (1 + late, True)):
+            x_adv = attack(model, x[i : i + 1], y[:1], Threat(norm, exact * factor))
+            assert bool(model(x_adv).argmax(1) != 0) == fooled, (i, exact, factor)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_square_breaks_a_linear_model_a_little_beyond_the_exact_distance(
+    norm: Any, linear: Callable[..., nn.Module]
+) -> None:
+    model, x = linear(classes=3), images(8)
+    y, _ = labels_and_targets(model, x, False)
+    attack = advbench.get_attack("square", queries=1500)
+    for i in range(8):
+        exact = exact_distance(model, x[i], int(y[i]), None, norm)
+        for factor, fooled in ((0.999, False), (1.05 if norm == "linf" else 1.6, True)):
+            x_adv = attack(model, x[i : i + 1], y[i : i + 1], Threat(norm, exact * factor))
+            assert bool(model(x_adv).argmax(1) != y[i]) == fooled, (i, factor)
+
+
+def test_what_is_wrong_as_it_is_has_distance_0(linear: Callable[..., nn.Module]) -> None:
+    model, x = linear(classes=3), images(8)
+    wrong = (model(x).argmax(1) + 1) % 3
+    for name, _, norm, _ in NEAREST_ATTACKS:
+        found = craft(advbench.get_attack(name), model, x, wrong, Threat(norm, 1.0), nearest=True).images
+        assert torch.equal(found, x), name
+
+
+def test_cw_searches_each_image_apart(linear: Callable[..., nn.Module]) -> None:
+    """An image's example does not depend on how hard its neighbours are."""
+    model, x = linear(classes=3), images(8)
+    y, _ = labels_and_targets(model, x, False)
+    attack = advbench.get_attack("cw")
+    together = craft(attack, model, x, y, Threat("l2", 1.0), nearest=True).images
+    for i in range(8):
+        alone = craft(attack, model, x[i : i + 1], y[i : i + 1], Threat("l2", 1.0), nearest=True).images
+        torch.testing.assert_close(alone[0], together[i], atol=1e-4, rtol=0)
+
+
+def test_cw_reaches_the_confidence_asked_for(linear: Callable[..., nn.Module]) -> None:
+    model, x = linear(classes=3), images(8)
+    y, _ = labels_and_targets(model, x, False)
+    found = craft(advbench.get_attack("cw", confidence=0.5), model, x, y, Threat("l2", 1.0), nearest=True).images
+    assert bool((ascent.margin(model(found), y) > 0.5).all())
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_within_moves_into_the_ball_and_leaves_what_is_inside(norm: Any) -> None:
+    x, threat = images(8), Threat(norm, 0.1)
+    away = torch.linspace(0.001, 0.3, 8).view(-1, 1, 1, 1) * torch.ones_like(x)
+    moved = within((x + away).clamp(0, 1), x, threat)
+    far = distances((x + away).clamp(0, 1), x, threat) > 0.1
+    assert bool(far.any())
+    assert not bool(far.all())
+    assert torch.equal(moved[~far], (x + away).clamp(0, 1)[~far])
+    assert bool((distances(moved, x, threat) <= 0.1 + 1e-6).all())
+    torch.testing.assert_close(distances(moved[far], x[far], threat), torch.full((int(far.sum()),), 0.1).double())
+
+
+def test_targets_are_checked(linear: Callable[..., nn.Module]) -> None:
+    model, x = linear(classes=3), images(4)
+    y = torch.tensor([0, 1, 2, 0])
+    pgd = advbench.get_attack("pgd")
+    with pytest.raises(advbench.InputError, match="class 2 for image 2, which is its label"):
+        pgd(model, x, y, Threat("linf", 0.1), targets=torch.tensor([1, 2, 2, 1]))
+    with pytest.raises(advbench.InputError, match=r"classes 0\.\.2"):
+        pgd(model, x, y, Threat("linf", 0.1), targets=torch.tensor([1, 2, 3, 1]))
+    with pytest.raises(advbench.InputError, match="untargeted"):
+        advbench.get_attack("none")(model, x, y, Threat("linf", 0.1), targets=(y + 1) % 3)
+
+
+def test_shorten_looks_beyond_what_does_not_fool() -> None:
+    """Found by lucky draws at a share of the way, the boundary is at 1.3 of it."""
+    model, x = Bowl(), images(4)
+    y = torch.zeros(4, dtype=torch.int64)
+    exact = model.exact(x, "l2").view(-1, 1, 1, 1).float()
+    away = (x - model.middle) / (x - model.middle).flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    kept = Kept(Classifier(model), Goal(y))
+    for share in (1 / 1.3, 1.0, 1.7):
+        points = ascent.shorten(kept, x, x + share * exact * away)
+        torch.testing.assert_close((points - x).flatten(1).norm(dim=1), exact.flatten(), atol=1e-3, rtol=2e-3)
+        assert bool((model(points).argmax(1) == 1).all())
+    assert torch.equal(ascent.shorten(kept, x, x), x)
