@@ -236,6 +236,11 @@ class Attack(Configurable, ABC):
     targeted: ClassVar[bool] = False
     gradients: ClassVar[bool] = True
 
+    @property
+    def source(self) -> str | None:
+        """The defense on which a run crafts the examples for all others; None for each on itself."""
+        return None
+
     @abstractmethod
     def run(self, clf: Classifier, x: Tensor, y: Tensor, threat: Threat, generator: torch.Generator) -> Tensor:
         """Craft adversarial examples.

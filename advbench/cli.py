@@ -277,9 +277,14 @@ def _print_end(report: "Report", files: tuple[Path, ...]) -> None:
     _say("")
     for path in files:
         _say(str(path))
+    from advbench.report.flags import FLAGS
+
     undefined = report.affinity[report.affinity.reason != ""]
     if len(undefined):
         _complain(f"warning: {len(undefined)} affinities are undefined (NaN); affinity.csv says why")
+    doubtful = int(report.results["flags"].str.contains("|".join(FLAGS)).sum())
+    if doubtful:
+        _complain(f"warning: {doubtful} cells are to be read with doubt; leaderboard.md says why")
 
 
 def _say(line: str) -> None:

@@ -123,7 +123,8 @@ class Choice(NamedTuple):
         entry: where it comes from.
         params: its resolved hyperparameters, JSON values.
         passes: forward and backward passes that it makes for each image; None where it does not say.
-        init: the defense whose trained weights it starts from (`init_from`), if any.
+        init: of a defense, the one whose trained weights it starts from (`init_from`), if any; of an attack, the one
+            that it attacks in place of those judged (`source`), if any.
         traits: of an attack, what says how its results relate to others': `minimal_norm`, `black_box`.
     """
 
@@ -211,7 +212,7 @@ def resolve(spec: RunSpec) -> tuple[tuple[Choice, ...], tuple[Choice, ...]]:
     registry().find("architecture", spec.architecture)
     defenses = tuple(_choose("defense", label, spec) for label in spec.defenses)
     attacks = tuple(_choose("attack", label, spec) for label in spec.attacks if label != "none")
-    used = {*spec.defenses, *spec.attacks, *(label for choice in defenses for label in _lineage(choice))}
+    used = {*spec.defenses, *spec.attacks, *(label for choice in (*defenses, *attacks) for label in _lineage(choice))}
     for plugin in spec.set:
         if plugin not in used:
             raise unknown_name("plugin in --set", plugin, sorted(used))
@@ -230,11 +231,11 @@ def _choose(kind: Kind, label: str, spec: RunSpec, heirs: tuple[str, ...] = ()) 
     except InputError as error:
         raise InputError(f"{kind} {label!r}: {error}") from error
     values = params.model_dump(mode="json")
-    init = values.get("init_from") if kind == "defense" else None
+    instance = cls(**values)
+    init = instance.source if isinstance(instance, Attack) else values.get("init_from")
     if init in (*heirs, label):
         raise InputError(f"init_from of {label!r}", expected="a defense that does not start from it", got=repr(init))
     start = _choose("defense", init, spec, (*heirs, label)) if init else None
-    instance = cls(**values)
     return Choice(label, entry, values, instance.passes_per_image(), start, _traits(instance))
 
 

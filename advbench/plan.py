@@ -95,8 +95,8 @@ def make_plan(
             layout.cells.append(Cell(target, target, None, 0.0, seed, key))
         for attack in attacks:
             for eps in filter(None, spec.eps):  # eps 0 is the clean row
-                for source in defenses:
-                    examples = layout.craft(source, trained[source.label], attack, eps, seed)
+                for source in (attack.init,) if attack.init else defenses:
+                    examples = layout.craft(source, layout.train(source, seed), attack, eps, seed)
                     within = eps if "minimal_norm" in attack.traits else None
                     for target in defenses:
                         what = f"{attack.label} {eps:.4g} from {source.label}"

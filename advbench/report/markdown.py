@@ -9,6 +9,8 @@ from typing import Any
 import pandas as pd
 from tabulate import tabulate
 
+from advbench.report.flags import FLAGS
+
 
 def format_eps(eps: float) -> str:
     """A radius as people write it: `8/255` where it is a whole number of grey levels, else decimal."""
@@ -20,7 +22,7 @@ def format_eps(eps: float) -> str:
 
 def render(results: pd.DataFrame, leaderboard: pd.DataFrame, affinity: pd.DataFrame, retention: pd.DataFrame) -> str:
     """The Markdown file of a run."""
-    sections = [_heading(results), main_table(results, leaderboard), *_failures(results)]
+    sections = [_heading(results), main_table(results, leaderboard), *_failures(results), *_doubts(results)]
     sections += _eps_tables(results, leaderboard)
     sections += _affinity_tables(affinity)
     sections += _retention_table(retention)
@@ -61,6 +63,20 @@ def _failures(results: pd.DataFrame) -> Iterator[str]:
     reasons = notes[notes.str.startswith(("failed", "missing"))].value_counts(sort=False)
     if len(reasons):
         yield "## Not computed\n\n" + "\n".join(f"- {n} cells {escape(str(r))}" for r, n in reasons.items())
+
+
+def _doubts(results: pd.DataFrame) -> Iterator[str]:
+    """The cells whose accuracy may not be what it seems, by flag."""
+    lines = []
+    for flag, meaning in FLAGS.items():
+        cells = results[[flag in text.split(";") for text in results["flags"]]]
+        if len(cells):
+            names = dict.fromkeys(
+                f"{row['defense']} under {row['attack']} {format_eps(row['eps'])}" for row in _records(cells)
+            )
+            lines.append(f"- **{escape(flag)}**: {meaning}. {escape(', '.join(names))}")
+    if lines:
+        yield "## Read with doubt\n\n" + "\n".join(lines)
 
 
 def _eps_tables(results: pd.DataFrame, leaderboard: pd.DataFrame) -> Iterator[str]:

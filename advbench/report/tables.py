@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from advbench.metrics import affinity
 from advbench.plan import Cell, Plan
+from advbench.report.flags import suspicious
 from advbench.report.markdown import main_table, render
 from advbench.store import Store
 
@@ -70,12 +72,24 @@ def collect(plan: Plan, store: Store, failed: Mapping[str, str] | None = None) -
     """
     records = {cell.key: store.read_record(cell.key) for cell in plan.cells}
     reasons = failed or {}
-    results = pd.DataFrame(
-        [_result_row(plan, cell, records[cell.key], reasons.get(cell.key)) for cell in plan.cells],
-        columns=RESULT_COLUMNS,
-    )
+    flags = suspicious(plan.cells, records, plan.spec.norm)
+    rows = [
+        _result_row(plan, cell, records[cell.key], reasons.get(cell.key), flags.get(index, []))
+        for index, cell in enumerate(plan.cells)
+    ]
+    results = pd.DataFrame(rows, columns=RESULT_COLUMNS)
+    own, mutual = np.array([[_is_own(cell), not _is_transfer(cell)] for cell in plan.cells]).T
     curves = _retention_table(plan, records)
-    return Report(results, _leaderboard_table(results, curves), _affinity_table(results), curves)
+    return Report(results, _leaderboard_table(results[own], curves), _affinity_table(results[mutual]), curves)
+
+
+def _is_own(cell: Cell) -> bool:
+    """Whether a cell says how its defense stands up to an attack: crafted on itself, or on the attack's one source."""
+    return cell.source == cell.defense or _is_transfer(cell)
+
+
+def _is_transfer(cell: Cell) -> bool:
+    return cell.attack is not None and cell.attack.init is not None
 
 
 def _identity(plan: Plan, cell: Cell) -> dict[str, Any]:
@@ -92,7 +106,7 @@ def _identity(plan: Plan, cell: Cell) -> dict[str, Any]:
     }
 
 
-def _result_row(plan: Plan, cell: Cell, record: Record | None, reason: str | None) -> dict[str, Any]:
+def _result_row(plan: Plan, cell: Cell, record: Record | None, reason: str | None, flags: list[str]) -> dict[str, Any]:
     row: dict[str, Any] = {
         **_identity(plan, cell),
         "defense_params": _one_line(cell.defense.params),
@@ -117,7 +131,7 @@ def _result_row(plan: Plan, cell: Cell, record: Record | None, reason: str | Non
         "forward_passes": attack["forward_passes"],
         "backward_passes": attack["backward_passes"],
         "seconds": round(record["seconds"] + attack["seconds"], 3),
-        "flags": ";".join(result.get("flags", [])),
+        "flags": ";".join([*result.get("flags", []), *flags]),
         "versions": _one_line(record["versions"]),
     }
 
@@ -130,7 +144,7 @@ def _retention_table(plan: Plan, records: Mapping[str, Record | None]) -> pd.Dat
     rows = []
     for cell in plan.cells:
         record = records[cell.key]
-        if record is None or cell.source != cell.defense:
+        if record is None or not _is_own(cell):
             continue
         curve = record["result"]["retention"]
         points = zip(curve["fractions"], curve["counts"], curve["accuracies"], strict=True)
@@ -176,16 +190,15 @@ def _affinity_table(results: pd.DataFrame) -> pd.DataFrame:
     return table[list(AFFINITY_COLUMNS)]
 
 
-def _leaderboard_table(results: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
-    """A row for each defense: clean accuracy, accuracy under each white-box attack, and the lowest of them.
+def _leaderboard_table(own: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
+    """A row for each defense: clean accuracy, accuracy under each attack, and the lowest of them.
 
     Several seeds: mean of accuracies and of interval ends (images are shared, so seeds do not narrow them),
     and the deviation over seeds.
     """
-    white = results[results.source == results.defense]
-    headline = white.eps.max()
+    headline = own.eps.max()
     rows = []
-    for defense, mine in white.groupby("defense", sort=False):
+    for defense, mine in own.groupby("defense", sort=False):
         row: dict[str, Any] = {
             "defense": defense,
             "dataset": mine.dataset.iloc[0],

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
-from torch import Tensor
-
-import advbench
-from advbench import api
-from advbench.api import Attack, Field, Threat
-from advbench.ascent import within
+from advbench.api import Field
 from advbench.classifier import Classifier
 from advbench.seeds import derive
+from advbench_attacks._inner import InnerAttack, InnerParams
 
 
-class GrayBox(Attack):
+class GrayBox(InnerAttack):
     """Any attack on one frozen draw of a random classifier; the whole posterior is judged.
 
     Wang et al. 2018, "Adversarial Distillation of Bayesian Neural Network Posteriors", section 5.4: the adversary
@@ -23,34 +16,13 @@ class GrayBox(Attack):
     those that judge. On a deterministic classifier it is the attack itself.
     """
 
-    class Params(api.Params):
+    class Params(InnerParams):
         """Hyperparameters of the gray-box attack."""
 
-        attack: str = Field(default="pgd", description="name of the attack on the frozen draw; APD 5.4: fgsm, pgd")
-        params: dict[str, Any] = Field(default={}, description="hyperparameters of that attack, where not its defaults")
         draw: int = Field(default=0, ge=0, description="number of the draw that the adversary holds")
 
-    targeted = True
     params: Params
 
-    def __init__(self, **values: Any) -> None:
-        super().__init__(**values)
-        self.inner = advbench.get_attack(self.params.attack, **self.params.params)
-
-    def passes_per_image(self) -> float | None:
-        """Those of the attack on the frozen draw."""
-        return self.inner.passes_per_image()
-
-    def run(
-        self,
-        clf: Classifier,
-        x: Tensor,
-        y: Tensor,
-        threat: Threat,
-        generator: torch.Generator,
-        targets: Tensor | None = None,
-    ) -> Tensor:
-        """Attack the one draw."""
-        frozen = clf.frozen(derive(self.params.draw, "gray box")) if clf.stochastic else clf
-        found = self.inner.search(frozen, x, y, threat, generator, targets)
-        return within(found, x, threat) if self.inner.minimal_norm else found
+    def attacked(self, clf: Classifier) -> Classifier:
+        """The one draw."""
+        return clf.frozen(derive(self.params.draw, "gray box")) if clf.stochastic else clf

@@ -20,6 +20,7 @@ class Corner(Attack):
 
     params: Params
     norms = frozenset({"linf"})
+    gradients = False
 
     def run(self, clf: Classifier, x: Tensor, y: Tensor, threat: Threat, generator: torch.Generator) -> Tensor:
         """Move the pixels."""

@@ -1,0 +1,95 @@
+"""Signs that an evaluation cannot be trusted, read off a run's cells (Carlini et al. 2019; Athalye et al. 2018).
+
+All of them compare 95 % intervals, so that noise alone raises none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import combinations
+from typing import Any, NamedTuple
+
+from advbench.plan import Cell
+
+Record = Mapping[str, Any]
+
+FLAGS = {
+    "one_draw": "a random defense was judged by one draw: the intervals know nothing of other draws",
+    "vanished_gradients": "over 1 % of the gradients that the attack asked for were exactly zero",
+    "single_step_stronger": "an attack of one step does more harm than this one of many",
+    "black_box_stronger": "examples made without this defense's gradients do more harm than the best made with them",
+    "rises_with_eps": "accuracy is higher than at a smaller eps",
+    "above_chance_at_eps_1": "accuracy is above chance although any image may become any other",
+    "unconverged": "accuracy was still falling at the end of a curve",
+}
+
+
+class _Seen(NamedTuple):
+    """A cell with what its record says."""
+
+    place: int
+    cell: Cell
+    low: float
+    high: float
+    classes: int
+
+    @property
+    def label(self) -> str:
+        return self.cell.attack.label if self.cell.attack else "none"
+
+    @property
+    def white_box(self) -> bool:
+        attack = self.cell.attack
+        own = self.cell.source.label == self.cell.defense.label
+        return attack is not None and own and "black_box" not in attack.traits
+
+    @property
+    def single_step(self) -> bool:
+        attack = self.cell.attack
+        return attack is not None and attack.passes is not None and attack.passes <= 1
+
+
+def suspicious(cells: Iterable[Cell], records: Mapping[str, Record | None], norm: str) -> dict[int, list[str]]:
+    """The flags that arise between cells, by the cell's position.
+
+    Args:
+        cells: of a run.
+        records: of its evaluations, by key; None where one is missing.
+        norm: of the run.
+    """
+    groups: dict[tuple[str, int], list[_Seen]] = {}
+    for index, cell in enumerate(cells):
+        record = records[cell.key]
+        if record is not None and cell.attack is not None:
+            result = record["result"]
+            low, high = result["accuracy_interval"]
+            seen = _Seen(index, cell, low, high, result["classes"])
+            groups.setdefault((cell.defense.label, cell.seed), []).append(seen)
+    found: dict[int, set[str]] = {}
+    for group in groups.values():
+        for seen, flag in _of_one_defense(group, norm):
+            found.setdefault(seen.place, set()).add(flag)
+    return {index: [flag for flag in FLAGS if flag in flags] for index, flags in found.items()}
+
+
+def _of_one_defense(group: list[_Seen], norm: str) -> Iterator[tuple[_Seen, str]]:
+    for eps in {seen.cell.eps for seen in group}:
+        yield from _at_one_eps([seen for seen in group if seen.cell.eps == eps])
+    for one, other in combinations(sorted(group, key=lambda seen: seen.cell.eps), 2):
+        same = one.label == other.label and one.cell.source.label == other.cell.source.label
+        if same and one.cell.eps < other.cell.eps and one.high < other.low:
+            yield other, "rises_with_eps"
+    for seen in group:
+        if norm == "linf" and seen.white_box and seen.cell.eps >= 1 and seen.low > 1 / seen.classes:
+            yield seen, "above_chance_at_eps_1"
+
+
+def _at_one_eps(group: list[_Seen]) -> Iterator[tuple[_Seen, str]]:
+    white = [seen for seen in group if seen.white_box]
+    quick = [seen for seen in white if seen.single_step]
+    for seen in white:
+        if not seen.single_step and any(one.high < seen.low for one in quick):
+            yield seen, "single_step_stronger"
+    best = min(white, key=lambda seen: (seen.low + seen.high, seen.place), default=None)
+    if best and any(seen.high < best.low for seen in group if not seen.white_box):
+        yield best, "black_box_stronger"

@@ -1,0 +1,57 @@
+"""What attacks that run another one share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import advbench
+from advbench import api
+from advbench.api import Attack, Field, Threat
+from advbench.ascent import within
+from advbench.classifier import Classifier
+
+
+class InnerParams(api.Params):
+    """The attack that is run, and how."""
+
+    attack: str = Field(default="pgd", description="name of the attack that is run; APD section 5.4: fgsm and pgd")
+    params: dict[str, Any] = Field(default={}, description="hyperparameters of that attack, where not its defaults")
+
+
+class InnerAttack(Attack):
+    """An attack that runs another one on a classifier of its choice."""
+
+    targeted = True
+    params: InnerParams
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**values)
+        self.inner = advbench.get_attack(self.params.attack, **self.params.params)
+
+    def attacked(self, clf: Classifier) -> Classifier:
+        """The classifier that the inner attack sees."""
+        return clf
+
+    def passes_per_image(self) -> float | None:
+        """Those of the inner attack."""
+        return self.inner.passes_per_image()
+
+    def check(self, threat: Threat, targets: Tensor | None = None) -> None:
+        """The inner attack must understand the threat."""
+        self.inner.check(threat, targets)
+
+    def run(
+        self,
+        clf: Classifier,
+        x: Tensor,
+        y: Tensor,
+        threat: Threat,
+        generator: torch.Generator,
+        targets: Tensor | None = None,
+    ) -> Tensor:
+        """Run the inner attack."""
+        found = self.inner.search(self.attacked(clf), x, y, threat, generator, targets)
+        return within(found, x, threat) if self.inner.minimal_norm else found
