@@ -333,7 +333,7 @@ class Defense(Configurable, ABC):
 
         Args:
             module: any module of torch.nn layers: images in [0, 1] in, logits `(batch, classes)` out. Its
-                weights are the starting point.
+                weights are the starting point; all of them are trained, also those that need no gradient now.
             data: the training images.
             context: seed, device, precision, progress, checkpoints; by default seed 0 on the CPU.
 

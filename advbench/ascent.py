@@ -118,8 +118,8 @@ class Goal:
         return predicted == self.rows[:, 1] if self.targeted else predicted != self.rows
 
     def mean_margin(self, logits: Tensor) -> Tensor:
-        """Margin of the mean softmax of several draws `(draws, batch, classes)`; of one draw, of its logits."""
-        return self.margin(logits[0] if len(logits) == 1 else logits.softmax(-1).mean(0))
+        """Margin of the log of the mean softmax of draws `(draws, batch, classes)`: of one draw, that of its logits."""
+        return self.margin(logits[0] if len(logits) == 1 else logits.log_softmax(-1).logsumexp(0))
 
 
 def per_image(values: Tensor, images: Tensor) -> Tensor:
@@ -151,14 +151,23 @@ def distances(x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
     return delta.abs().amax(1) if threat.norm == "linf" else delta.norm(dim=1)
 
 
-def within(x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
-    """Examples moved back into the threat's ball around `x`, each to its nearest point; those inside stay.
+def within(x_adv: Tensor, x: Tensor, threat: Threat, *, outward: bool = False) -> Tensor:
+    """Examples moved into the threat's ball around `x`: how those of a minimal-norm attack serve every eps.
 
-    How a minimal-norm attack's examples serve every eps: an image whose nearest example is further away than
-    eps is judged on the way to it.
+    What lies outside goes to the ball's nearest point. What lies inside stays: it fools a deterministic classifier.
+
+    Args:
+        x_adv: examples.
+        x: the images.
+        threat: norm and eps.
+        outward: move what lies inside on, in its direction, to the ball's surface (and into the box). On a random
+            classifier the nearest example lies where it is wrong as often as right, and a wider ball allows more.
     """
-    inside = distances(x_adv, x, threat) <= threat.eps
-    return torch.where(per_image(inside, x), x_adv, project(x_adv, x, threat))
+    distance = distances(x_adv, x, threat)
+    if outward:
+        stretch = per_image((threat.eps / distance.clamp_min(1e-12)).clamp_min(1.0).to(x.dtype), x)
+        return project(x + (x_adv - x) * stretch, x, threat)
+    return torch.where(per_image(distance <= threat.eps, x), x_adv, project(x_adv, x, threat))
 
 
 def steepest(gradient: Tensor, threat: Threat) -> Tensor:
@@ -226,7 +235,7 @@ def ascend(
     Returns:
         Images shaped as `x`, within the ball and the box.
     """
-    x_adv = start
+    x_adv, climb = start, _Climb(x, threat)
     best, best_margin = start, x.new_zeros(len(x))
     for _ in range(steps):
         gradient, logits = clf.input_gradient(x_adv, goal.rows, goal.loss(loss), samples)
@@ -235,8 +244,23 @@ def ascend(
             improved = reached > best_margin
             best = torch.where(per_image(improved, x), x_adv, best)
             best_margin = torch.where(improved, reached, best_margin)
-        x_adv = project(x_adv + step_size * steepest(gradient, threat), x, threat)
+        x_adv = climb.step(x_adv, gradient, step_size)
     return torch.where(per_image(best_margin > 0, x), best, x_adv) if keep_best else x_adv
+
+
+class _Climb:
+    """Steps inside a ball around images, whose bounds are made once."""
+
+    def __init__(self, x: Tensor, threat: Threat) -> None:
+        self._x = x
+        self._threat = threat
+        self._lower, self._upper = (x - threat.eps).clamp_(0, 1), (x + threat.eps).clamp_(0, 1)
+
+    def step(self, x_adv: Tensor, gradient: Tensor, length: float) -> Tensor:
+        """The point that a steepest step of that length leads to, projected."""
+        if self._threat.norm == "linf":
+            return gradient.sign().mul_(length).add_(x_adv).clamp_(self._lower, self._upper)
+        return project(x_adv + length * steepest(gradient, self._threat), self._x, self._threat)
 
 
 SELECTION_DRAWS = 10
@@ -248,10 +272,12 @@ class Kept:
     Attributes:
         images: the best so far.
         margins: their margins, `(batch,)`; of the mean softmax over the draws where there are several.
+        random: whether the classifier is.
     """
 
     def __init__(self, clf: Classifier, goal: Goal, draws: int = SELECTION_DRAWS) -> None:
         self._clf = clf
+        self.random = clf.stochastic
         self._goal = goal
         self._seeds = [clf.next_seed() for _ in range(draws if clf.stochastic else 1)]
         self.images: Tensor
@@ -278,12 +304,12 @@ class Kept:
     def unsettled(self) -> Tensor:
         """Indices of the images worth another run: on a deterministic classifier those that fool it not yet."""
         assert self.margins is not None, "an offer comes first"
-        if self._clf.stochastic:
+        if self.random:
             return torch.arange(len(self.margins), device=self.margins.device)
         return (self.margins <= 0).nonzero().squeeze(1)
 
 
-STRETCHES = (1.0, 1.1, 1.25, 1.5, 2.0)
+STRETCHES = (1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
 
 
 def shorten(kept: Kept, x: Tensor, found: Tensor, *, beyond: float = 0.0, rounds: int = 10) -> Tensor:
@@ -291,7 +317,7 @@ def shorten(kept: Kept, x: Tensor, found: Tensor, *, beyond: float = 0.0, rounds
 
     By bisection, at draws of the attack's own, the same for all points. What fooled the draws of a search may
     not fool these (on a random classifier the nearest of many finds is a lucky one); then the point is looked
-    for beyond it, up to twice as far, inside the box.
+    for beyond it, up to ten times as far, inside the box.
 
     Args:
         kept: holds the draws and the goal.
@@ -306,7 +332,8 @@ def shorten(kept: Kept, x: Tensor, found: Tensor, *, beyond: float = 0.0, rounds
     def at(share: Tensor) -> Tensor:
         return (x + per_image(share, x) * delta).clamp(0, 1)
 
-    high[kept.margins_of(x) > beyond] = 0.0
+    if not kept.random:
+        high[kept.margins_of(x) > beyond] = 0.0
     for stretch in STRETCHES:
         share = torch.full_like(low, stretch)
         fools = kept.margins_of(at(share)) > beyond

@@ -32,12 +32,14 @@ class Crafted:
         images: shaped as the clean ones, on their device.
         forward_passes: per example.
         backward_passes: per example.
+        random: whether the classifier that was attacked is.
         vanished_gradients: the share of the images' gradients, over all steps, that were exactly zero.
     """
 
     images: Tensor
     forward_passes: float = 0.0
     backward_passes: float = 0.0
+    random: bool = False
     vanished_gradients: float = 0.0
 
 
@@ -90,10 +92,13 @@ def craft(
             aims = None if targets is None else targets[rows].clone()
             seed_of_batch = derive(seed, "attack", batch)
             found = _craft_batch(attack, clf, x[rows], y[rows], threat, seed_of_batch, aims)
-            parts.append(found if nearest or not attack.minimal_norm else within(found, x[rows], threat))
+            if attack.minimal_norm and not nearest:
+                found = within(found, x[rows], threat, outward=clf.stochastic)
+            parts.append(found)
             report(Progress(min(start + batch_size, len(x)), len(x)))
     vanished = float(passes.vanished) / passes.gradients if passes.gradients else 0.0
-    return Crafted(torch.cat(parts), passes.forward / len(x), passes.backward / len(x), vanished)
+    costs = passes.forward / len(x), passes.backward / len(x)
+    return Crafted(torch.cat(parts), *costs, random=clf.stochastic, vanished_gradients=vanished)
 
 
 def _craft_batch(

@@ -161,6 +161,7 @@ class LoopDefense(Defense):
         method = self.for_dataset(data.name)
         context = context or TrainContext()
         saved = context.checkpoint.load() if context.checkpoint else None
+        _check_trainable(module)
         own = copy.deepcopy(module).to(context.resources.device).requires_grad_(True)
         _check_fit(own, data, context.resources.device)
         if method.params.init_from and saved is None:
@@ -198,6 +199,12 @@ class LoopDefense(Defense):
                 watch.flush()
                 next_save = _save(state, context.checkpoint, context.checkpoint_seconds)
         watch.flush()
+
+
+def _check_trainable(module: nn.Module) -> None:
+    for name, parameter in module.named_parameters():
+        if not parameter.is_floating_point():
+            raise InputError(f"parameter {name}", expected="floating point", got=parameter.dtype, remedy="use a buffer")
 
 
 def _check_data(module: nn.Module, data: Data) -> None:

@@ -42,9 +42,13 @@ class FlatLayout:
 
     def flatten(self, weights: Weights, prefix: str = "") -> Tensor:
         """The inverse of `views` on tensors named `prefix` + parameter name, `(..., size)`."""
-        parts = []
+        parts: list[Tensor] = []
         for name, shape in self._shapes.items():
             tensor = weights[prefix + name]
+            if parts and tensor.dtype != parts[0].dtype:
+                raise InputError(
+                    f"dtype of parameter {name}", expected=f"{parts[0].dtype} throughout", got=tensor.dtype
+                )
             if tensor.shape[tensor.ndim - len(shape) :] != shape:
                 raise RuntimeError(f"size mismatch for {name}: {tuple(tensor.shape)} against {tuple(shape)}")
             parts.append(tensor.reshape(*tensor.shape[: tensor.ndim - len(shape)], -1))

@@ -147,6 +147,7 @@ class Runner:
         result = {
             "forward_passes": crafted.forward_passes,
             "backward_passes": crafted.backward_passes,
+            "random": crafted.random,
             "vanished_gradients": crafted.vanished_gradients,
         }
         return result, _tensor_bytes({"images": crafted.images})
@@ -158,8 +159,10 @@ class Runner:
         if inputs["examples"] is not None:
             crafted = self._record(inputs["examples"])
             images = self._tensors(inputs["examples"])["images"].to(x.device)
-            x = within(images, x, Threat(**inputs["within"])) if "within" in inputs else images
             attack = {**crafted["result"], "seconds": crafted["seconds"]}
+            if "within" in inputs:
+                images = within(images, x, Threat(**inputs["within"]), outward=attack["random"])
+            x = images
         clf = self._classifier(inputs["target"])
         predictions = evaluate(
             clf,

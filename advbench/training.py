@@ -251,8 +251,8 @@ def last_linear(module: nn.Module) -> list[str]:
     Raises:
         InputError: the module has none.
     """
-    names = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
-    if not names:
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
+    if not layers:
         raise InputError("kl_scope 'classifier'", expected="a module with a linear layer", remedy="use 'all'")
-    prefix = names[-1] + "." if names[-1] else ""
-    return [name for name, _ in module.named_parameters() if name.startswith(prefix)]
+    own = {id(parameter) for parameter in layers[-1].parameters()}  # a tied weight is listed under its first name
+    return [name for name, parameter in module.named_parameters() if id(parameter) in own]

@@ -17,6 +17,7 @@ from advbench.api import Threat
 from advbench.ascent import Goal, Kept, distances, within
 from advbench.classifier import Classifier
 from advbench.harness import craft
+from advbench.posterior import GaussianPosterior
 
 # name, hyperparameters, norms, by how much its success may come late (relative to the exact distance)
 BALL_ATTACKS = [
@@ -264,3 +265,89 @@ def test_shorten_looks_beyond_what_does_not_fool() -> None:
         torch.testing.assert_close((points - x).flatten(1).norm(dim=1), exact.flatten(), atol=1e-3, rtol=2e-3)
         assert bool((model(points).argmax(1) == 1).all())
     assert torch.equal(ascent.shorten(kept, x, x), x)
+
+
+def random_linear(pixels: int = 64) -> tuple[Classifier, Tensor, Tensor]:
+    """A random classifier that is close to linear, images, and what its ensemble says of them."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(pixels, 10))
+    side = int(pixels**0.5)
+    x = torch.rand((128, 1, side, side), generator=torch.Generator().manual_seed(1))
+    clf = Classifier(net, GaussianPosterior(net, 0.1)).requires_grad_(False)
+    return clf, x, clf.reseed(5).draws(x, 200).softmax(-1).mean(0).argmax(1)
+
+
+@pytest.mark.parametrize(
+    ("name", "norm", "eps", "slack"), [("fmn", "linf", 0.1, 0.05), ("fmn", "l2", 0.5, 0.05), ("cw", "l2", 0.5, 0.2)]
+)
+def test_minimal_norm_attacks_use_up_the_ball_of_a_random_classifier(
+    name: str, norm: Any, eps: float, slack: float
+) -> None:
+    """Its nearest example is wrong as often as right; EOT-PGD, which has the whole ball, is the measure."""
+    clf, x, y = random_linear()
+    threat = Threat(norm, eps)
+
+    def accuracy(attack: str) -> float:
+        return advbench.evaluate(clf, advbench.get_attack(attack)(clf, x, y, threat), y, 100, seed=9).accuracy
+
+    assert accuracy(name) <= accuracy("eot_pgd") + slack < 0.9
+
+
+@pytest.mark.parametrize("params", [{}, {"confidence": 0.5}])
+def test_cw_moves_every_image_of_a_random_classifier(params: dict[str, Any]) -> None:
+    clf, x, y = random_linear()
+    attack = advbench.get_attack("cw", steps=50, search_steps=6, **params)
+    found = craft(attack, clf, x[:32], y[:32], Threat("l2", 1.0), nearest=True).images
+    assert bool((found != x[:32]).flatten(1).any(1).all())
+
+
+@pytest.mark.parametrize("name", ["fmn", "cw"])
+def test_images_at_the_corners_of_the_box_are_broken_too(name: str) -> None:
+    """Like a handwritten digit's: a pixel on a face can move one way only, and tanh has no slope there."""
+    generator = torch.Generator().manual_seed(1)
+    x = (torch.rand((32, 1, 28, 28), generator=generator) < 0.2).float()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    y = model(x).argmax(1)
+    found = craft(advbench.get_attack(name), model, x, y, Threat("l2", 1.0), nearest=True).images
+    assert bool((model(found).argmax(1) != y).all())
+
+
+@pytest.mark.parametrize("name", ["pgd", "apgd", "fmn", "cw", "square"])
+def test_an_image_on_the_boundary_is_pushed_over_it(name: str) -> None:
+    weight = torch.randn(16, generator=torch.Generator().manual_seed(0))
+    model, y = Tie(weight), torch.tensor([0, 1, 0, 1])
+    x_adv = advbench.get_attack(name)(model, torch.full((4, 1, 4, 4), 0.5), y, Threat("l2", 0.3))
+    assert bool((model(x_adv).argmax(1) != y).all())
+
+
+class Tie(nn.Module):
+    """Two classes with equal logits for a grey image."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rise = (x.flatten(1) - 0.5) @ self.weight
+        return torch.stack([rise, -rise], 1)
+
+
+class Mean(nn.Module):
+    """Brightness against a threshold: its gradient is one number, expanded to all pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(5.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rise = self.scale * (x.flatten(1).sum(1) / x[0].numel() - 0.5)
+        return torch.stack([-rise, rise], 1)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("name", ["fgsm", "ifgsm", "pgd", "eot_pgd", "apgd", "cw_one_step", "fmn", "gray_box"])
+def test_gradients_that_share_memory_are_no_obstacle(name: str, norm: Any) -> None:
+    x, y = torch.full((3, 1, 4, 4), 0.55), torch.ones(3, dtype=torch.int64)
+    x_adv = advbench.get_attack(name)(Mean(), x, y, Threat(norm, 0.1 if norm == "linf" else 0.4))
+    assert bool((Mean()(x_adv).argmax(1) == 0).all())

@@ -223,3 +223,21 @@ def test_a_users_own_net_is_trained_into_a_classifier() -> None:
     clf = advbench.get_defense("bnn", stages=(40,), batch_size=16, lr=0.02, init_std=0.05).fit(Own(), data)
     assert advbench.evaluate(clf, *data.batch(slice(None))).accuracy > 0.9
     assert math.isclose(advbench.evaluate(clf, *data.batch(slice(None)), draws=3).draws, 3)
+
+
+def test_the_last_linear_layer_is_found_where_its_weight_is_tied() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 16, bias=False), nn.ReLU(), nn.Linear(16, 16, bias=False))
+    net[3].weight = net[1].weight
+    assert last_linear(net) == ["1.weight"]
+
+
+def test_parameters_of_odd_types_are_refused_in_one_line() -> None:
+    data = small_data()
+    net = small_net()
+    net.register_parameter("count", nn.Parameter(torch.arange(3), requires_grad=False))
+    with pytest.raises(InputError, match="parameter count: expected floating point, got torch.int64"):
+        advbench.get_defense("erm", stages=(1,)).fit(net, data)
+    net = small_net()
+    net[5].double()
+    with pytest.raises(InputError, match=r"parameter 5.weight: expected torch.float32 throughout, got torch.float64"):
+        advbench.get_defense("bnn", stages=(1,)).fit(net, data)

@@ -54,4 +54,4 @@ class InnerAttack(Attack):
     ) -> Tensor:
         """Run the inner attack."""
         found = self.inner.search(self.attacked(clf), x, y, threat, generator, targets)
-        return within(found, x, threat) if self.inner.minimal_norm else found
+        return within(found, x, threat, outward=clf.stochastic) if self.inner.minimal_norm else found

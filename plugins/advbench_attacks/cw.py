@@ -10,8 +10,8 @@ from advbench.api import Attack, Field, Threat
 from advbench.ascent import Goal, Kept, per_image
 from advbench.classifier import Classifier
 
-# Far enough from the box's faces that tanh has a slope there in float32.
-INNER = 1 - 1e-6
+# The start in w of a pixel on a face of the box: near enough to cross the box in a hundred steps of 0.1.
+INNER = 1 - 1e-3
 CHECKS = 10
 ADAM = (0.9, 0.999, 1e-8)
 
@@ -21,8 +21,9 @@ class CW(Attack):
 
     Carlini and Wagner 2017, "Towards evaluating the robustness of neural networks": Adam on |x' - x|^2 + c max(
     confidence - margin(x'), 0) over w, x' = (tanh w + 1) / 2, and a binary search over c. Each image has its own
-    c, its own stop and its own best find. On a random classifier gradient and success are those of several draws,
-    and at the end each image takes the nearest point towards its find that fools fresh draws of the attack's own.
+    c, its own stop and its own best find. On a random classifier the gradient is that of several fresh draws, success
+    is judged by a set of draws that stays the same, and what is found gives the direction in which a wider ball is
+    used up.
     """
 
     class Params(api.Params):
@@ -35,7 +36,7 @@ class CW(Attack):
         initial_c: float = Field(
             default=0.1, gt=0, description="first weight of the margin, in squared pixels a logit; released code: 0.001"
         )
-        lr: float = Field(default=0.05, gt=0, description="Adam's learning rate in w; released code: 0.01")
+        lr: float = Field(default=0.1, gt=0, description="Adam's learning rate in w; released code: 0.01")
         confidence: float = Field(default=0.0, ge=0, description="margin to reach (kappa), in logits; CW: 0")
         samples: int = Field(
             default=10, ge=1, description="draws a step on a random classifier, for gradient and success"
@@ -71,13 +72,13 @@ class CW(Attack):
         nearest = x.new_full((len(x),), torch.inf)
         found = x.clone()
         # What is wrong as it is needs no search.
-        settled = kept.margins_of(x) > params.confidence
+        settled = (kept.margins_of(x) > params.confidence) & (not clf.stochastic)
         nearest[settled] = 0.0
         open_ = (~settled).nonzero().squeeze(1)
         if len(open_) == 0:
             return found
         for _ in range(params.search_steps):
-            images, distances = self._descend(clf, x[open_], goal[open_], c[open_])
+            images, distances = self._descend(clf, kept, open_, x[open_], goal[open_], c[open_])
             succeeded = distances.isfinite()
             better = distances < nearest[open_]
             found[open_] = torch.where(per_image(better, images), images, found[open_])
@@ -89,25 +90,36 @@ class CW(Attack):
             c[open_] = torch.where(high[open_].isfinite(), middle, tried * 10).clamp_max(1e10)
         return ascent.shorten(kept, x, found, beyond=params.confidence)
 
-    def _descend(self, clf: Classifier, x: Tensor, goal: Goal, c: Tensor) -> tuple[Tensor, Tensor]:
-        """Adam at one c for each image; the nearest adversarial examples and their distances, infinite where none."""
+    def _descend(
+        self, clf: Classifier, kept: Kept, rows: Tensor, x: Tensor, goal: Goal, c: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Adam at one c for each image; the nearest adversarial examples and their distances, infinite where none.
+
+        `rows` says which images these are. tanh is shifted to pass through the image itself, which may lie on a
+        face of the box, where tanh never comes to.
+        """
         params = self.params
-        centre = torch.atanh((2 * x - 1) * INNER)
+        middle = (2 * x - 1) * INNER
+        centre = torch.atanh(middle)
         found, nearest = x.clone(), x.new_full((len(x),), torch.inf)
         w, first, second = centre.clone(), torch.zeros_like(x), torch.zeros_like(x)
         left = torch.arange(len(x), device=x.device)
         before = x.new_full((len(x),), torch.inf)
 
         def shortfall(logits: Tensor, rows: Tensor) -> Tensor:
-            return (params.confidence - Goal(rows).margin(logits)).clamp_min(0)
+            lack = params.confidence - Goal(rows).margin(logits)
+            return torch.where(lack >= 0, lack, 0.0)  # with a slope on the boundary, unlike a clamp
 
         for step in range(params.steps):
             tanh = torch.tanh(w)
-            images = (tanh + 1) / 2
+            images = (x[left] + (tanh - middle[left]) / 2).clamp(0, 1)
             moved = images - x[left]
             gradient, logits = clf.input_gradient(images, goal.rows[left], shortfall, params.samples)
             distance = moved.flatten(1).norm(dim=1)
-            reached = goal[left].mean_margin(logits) > params.confidence
+            if clf.stochastic:  # a random classifier's own images give no direction, however it judges them
+                reached = (kept.margins_of(images, rows[left]) > params.confidence) & (step > 0)
+            else:
+                reached = goal[left].margin(logits[0]) > params.confidence
             better = reached & (distance < nearest[left])
             found[left] = torch.where(per_image(better, x), images, found[left])
             nearest[left] = torch.where(better, distance, nearest[left])

@@ -12,6 +12,8 @@ from advbench.api import Attack, Field, Norm, Threat
 from advbench.ascent import Goal, Kept, per_image
 from advbench.classifier import Classifier
 
+LEAST = 1e-6  # radius to begin with where an image lies on a boundary
+
 
 class FMN(Attack):
     """Fast minimum-norm attack: the nearest adversarial example in linf or l2, so one run serves every eps.
@@ -19,8 +21,8 @@ class FMN(Attack):
     Pintor et al. 2021, "Fast minimum-norm adversarial attacks through adaptive norm constraints", Algorithm 1:
     each image has a ball of its own, which shrinks while the image is misclassified and grows while it is not (at
     first to where a linear model's boundary would be); gradient steps on the margin are projected into it. On a
-    random classifier gradient and success are those of several draws, and at the end each image takes the nearest
-    point towards its find that fools fresh draws of the attack's own.
+    random classifier the gradient is that of several fresh draws, success is judged by a set of draws that stays
+    the same, and what is found gives the direction in which a wider ball is used up.
     """
 
     class Params(api.Params):
@@ -61,7 +63,7 @@ class FMN(Attack):
     ) -> Tensor:
         """Shrink and grow each image's ball; keep its nearest adversarial example."""
         params, goal = self.params, Goal.of(y, targets)
-        loss = goal.loss("margin")
+        loss, kept = goal.loss("margin"), Kept(clf, goal)
         found, nearest = x.clone(), x.new_full((len(x),), torch.inf)
         delta, radius = torch.zeros_like(x), x.new_full((len(x),), torch.inf)
         for step in range(params.steps):
@@ -69,27 +71,34 @@ class FMN(Attack):
             change = params.final_shrinkage + (params.shrinkage - params.final_shrinkage) * cosine
             length = params.step_size * (0.01 + 0.99 * cosine)
             gradient, logits = clf.input_gradient(x + delta, goal.rows, loss, params.samples)
-            reached = goal.mean_margin(logits) > 0
+            margins = kept.margins_of(x + delta) if clf.stochastic else goal.margin(logits[0])
+            reached = margins > 0
+            if clf.stochastic and step == 0:
+                reached[:] = False  # a random classifier's own images give no direction, however it judges them
             norm = _norms(delta, threat.norm)
             better = reached & (norm < nearest)
             found = torch.where(per_image(better, x), x + delta, found)
             nearest = torch.where(better, norm, nearest)
             gap = torch.stack([loss(draw, goal.rows) for draw in logits]).mean(0).abs()
             slope = _norms(gradient, "l2" if threat.norm == "l2" else "l1").clamp_min(torch.finfo(x.dtype).tiny)
-            # At the boundary of a linear model the first estimate is exact and rounding decides: never stand still.
-            first = torch.maximum(norm + gap / slope, norm * (1 + change))
+            # The first estimate may be exact, and rounding decides; or the box takes away what the ball gave: grow on.
+            wider = torch.where(radius.isfinite(), radius * (1 + change), LEAST)
+            first = torch.maximum(norm + gap / slope, wider)
             grown = torch.where(nearest.isfinite(), radius * (1 + change), first)
             radius = torch.where(reached, torch.minimum(radius * (1 - change), nearest), grown)
             delta = delta + length * ascent.steepest(gradient, Threat("l2", 1.0))
             delta = _shrunk(delta, radius, threat.norm)
             delta = (x + delta).clamp(0, 1) - x
-        return ascent.shorten(Kept(clf, goal), x, found)
+        return ascent.shorten(kept, x, found)
 
 
 def _norms(delta: Tensor, norm: Norm | str) -> Tensor:
-    order = {"linf": torch.inf, "l2": 2, "l1": 1}[norm]
-    norms: Tensor = torch.linalg.vector_norm(delta.flatten(1), ord=order, dim=1)
-    return norms
+    flat = delta.flatten(1)
+    if norm == "l2":
+        length: Tensor = flat.norm(dim=1)
+        return length
+    size = flat.abs()
+    return size.amax(1) if norm == "linf" else size.sum(1)
 
 
 def _shrunk(delta: Tensor, radius: Tensor, norm: Norm) -> Tensor:

@@ -85,5 +85,7 @@ class WorstCase(Attack):
                 continue
             aims = None if targets is None else targets[rows]
             found = attack.search(clf, x[rows], y[rows], threat, generator, aims)
-            kept.offer(within(found, x[rows], threat) if attack.minimal_norm else found, rows)
+            if attack.minimal_norm:
+                found = within(found, x[rows], threat, outward=clf.stochastic)
+            kept.offer(found, rows)
         return kept.images

@@ -1,0 +1,91 @@
+"""A model that is right with probability q, whatever the input, is reported at q: under every attack."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor, nn
+
+import advbench
+from advbench.api import Threat
+from advbench.classifier import Classifier
+
+IMAGES = 40
+DRAWS = 20
+REPETITIONS = 400
+ATTACKS: dict[str, dict[str, Any]] = {
+    "fgsm": {},
+    "ifgsm": {"steps": 2},
+    "pgd": {"steps": 2, "restarts": 3},
+    "eot_pgd": {"steps": 2, "samples": 3},
+    "apgd": {"steps": 4, "samples": 2, "restarts": 2},
+    "cw_one_step": {},
+    "fmn": {"steps": 4, "samples": 3},
+    "square": {"queries": 6},
+    "gray_box": {"params": {"steps": 2}},
+    "transfer": {"params": {"steps": 2}},
+    "worst_case": {
+        "attacks": ["fgsm", "pgd", "apgd", "fmn", "square"],
+        "params": {
+            "pgd": {"steps": 2},
+            "apgd": {"steps": 3, "samples": 2},
+            "fmn": {"steps": 2},
+            "square": {"queries": 4},
+        },
+        "draws": 10,
+    },
+}
+
+
+class Coin(nn.Module):
+    """Says the class that the first pixel holds with probability q, each image of each pass on its own."""
+
+    def __init__(self, q: float) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor(1e-3))
+        self.q = q
+
+    def forward(self, x: Tensor) -> Tensor:
+        truth = x[:, 0, 0, 0] > 0.5
+        said = truth == (torch.rand(len(x)) < self.q)
+        rise = torch.where(said, 1.0, -1.0) + self.slope * x[:, 0, 0, 1]
+        return torch.stack([-rise, rise], 1)
+
+
+def ensemble_truth(q: float) -> float:
+    """Probability that the mean softmax of K draws is right: more than half of them are."""
+    return float(stats.binom.sf(DRAWS // 2, DRAWS, q) + stats.binom.pmf(DRAWS // 2, DRAWS, q) / 2)
+
+
+def covered(name: str, params: dict[str, Any], q: float) -> tuple[float, float]:
+    """In what share of repetitions the intervals of a single draw and of the ensemble hold the truth."""
+    clf = Classifier(Coin(q), noise=True)
+    y = torch.arange(IMAGES) % 2
+    x = torch.full((IMAGES, 1, 1, 2), 0.5)
+    x[:, 0, 0, 0] = y * 1.0
+    attack, threat = advbench.get_attack(name, **params), Threat("linf", 0.4)
+    single = ensemble = 0
+    for seed in range(REPETITIONS):
+        predictions = advbench.evaluate(clf, attack(clf, x, y, threat, seed=seed), y, DRAWS, seed=seed)
+        single += predictions.draw_interval.low <= q <= predictions.draw_interval.high
+        ensemble += predictions.interval.low <= ensemble_truth(q) <= predictions.interval.high
+    return single / REPETITIONS, ensemble / REPETITIONS
+
+
+def test_intervals_cover_the_truth_under_the_worst_case() -> None:
+    """A minimum over the attacks' verdicts would report 0.95 as 0.8 and less."""
+    single, ensemble = covered("worst_case", ATTACKS["worst_case"], 0.95)
+    assert 0.92 <= single <= 0.98
+    assert ensemble >= 0.92  # above 0.98, too: an ensemble of 20 such draws is right with probability 1 - 6e-9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("q", [0.99, 0.95, 0.9, 0.5])
+@pytest.mark.parametrize("name", ATTACKS)
+def test_intervals_cover_the_truth_under_every_attack(name: str, q: float) -> None:
+    single, ensemble = covered(name, ATTACKS[name], q)
+    assert 0.92 <= single <= 0.98
+    assert ensemble >= 0.92
