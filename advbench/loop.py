@@ -161,8 +161,7 @@ class LoopDefense(Defense):
         method = self.for_dataset(data.name)
         context = context or TrainContext()
         saved = context.checkpoint.load() if context.checkpoint else None
-        _check_trainable(module)
-        own = copy.deepcopy(module).to(context.resources.device).requires_grad_(True)
+        own = _own(module).to(context.resources.device).requires_grad_(True)
         _check_fit(own, data, context.resources.device)
         if method.params.init_from and saved is None:
             _start_from(own, context.init or method._train_init(module, data, context))
@@ -173,7 +172,9 @@ class LoopDefense(Defense):
             state.restore(*saved)
         method._run(state, data.to(context.resources.device), per_epoch, context)
         state.clf.module.eval()
-        return method.finish(state).requires_grad_(False)
+        clf = method.finish(state).requires_grad_(False)
+        _check_finite(clf, data, context)
+        return clf
 
     def _train_init(self, module: nn.Module, data: Data, context: TrainContext) -> Classifier:
         name = str(self.params.init_from).partition("@")[0]
@@ -201,10 +202,36 @@ class LoopDefense(Defense):
         watch.flush()
 
 
-def _check_trainable(module: nn.Module) -> None:
+def _own(module: nn.Module) -> nn.Module:
+    """A copy to train.
+
+    Raises:
+        InputError: weights that are not float32, that are not there yet, or that cannot be copied.
+    """
     for name, parameter in module.named_parameters():
-        if not parameter.is_floating_point():
-            raise InputError(f"parameter {name}", expected="floating point", got=parameter.dtype, remedy="use a buffer")
+        if isinstance(parameter, nn.UninitializedParameter):
+            raise InputError(f"parameter {name}", expected="a value", got="none yet", remedy="pass an image once")
+        if parameter.dtype != torch.float32:
+            remedy = "train float32 weights; precision 'bfloat16' is that of the passes"
+            raise InputError(f"parameter {name}", expected="torch.float32", got=parameter.dtype, remedy=remedy)
+    try:
+        return copy.deepcopy(module)
+    except (RuntimeError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError("module to train", expected="one that copy.deepcopy can copy", got=reason) from error
+
+
+@torch.no_grad()
+def _check_finite(clf: Classifier, data: Data, context: TrainContext) -> None:
+    """What the last step made of the weights shows in no loss."""
+    x = data.batch(slice(2))[0].to(context.resources.device)
+    with isolated_rng(0, x.device), clf.isolated():
+        logits = clf.draws(x, 3)
+    for name, tensor in {**clf.export()[0], "the logits": logits}.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise PluginError(
+                f"{name} after the last step", expected="finite", got="NaN or infinity", remedy="lower lr"
+            )
 
 
 def _check_data(module: nn.Module, data: Data) -> None:

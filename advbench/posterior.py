@@ -42,13 +42,9 @@ class FlatLayout:
 
     def flatten(self, weights: Weights, prefix: str = "") -> Tensor:
         """The inverse of `views` on tensors named `prefix` + parameter name, `(..., size)`."""
-        parts: list[Tensor] = []
+        parts = []
         for name, shape in self._shapes.items():
             tensor = weights[prefix + name]
-            if parts and tensor.dtype != parts[0].dtype:
-                raise InputError(
-                    f"dtype of parameter {name}", expected=f"{parts[0].dtype} throughout", got=tensor.dtype
-                )
             if tensor.shape[tensor.ndim - len(shape) :] != shape:
                 raise RuntimeError(f"size mismatch for {name}: {tuple(tensor.shape)} against {tuple(shape)}")
             parts.append(tensor.reshape(*tensor.shape[: tensor.ndim - len(shape)], -1))
@@ -94,6 +90,10 @@ class Posterior(nn.Module, ABC):
     @abstractmethod
     def trainable(self) -> list[nn.Parameter]:
         """What an optimiser moves."""
+
+    def undecayed(self) -> list[nn.Parameter]:
+        """Of `trainable`, what a penalty on weights must leave alone; nothing by default."""
+        return []
 
     @abstractmethod
     def export(self) -> dict[str, Tensor]:
@@ -207,6 +207,10 @@ class GaussianPosterior(Posterior):
     def trainable(self) -> list[nn.Parameter]:
         """Mean and log standard deviation."""
         return [self.mean, self.log_std]
+
+    def undecayed(self) -> list[nn.Parameter]:
+        """The log standard deviation: a penalty would pull the deviation to 1."""
+        return [self.log_std]
 
     def selected(self, names: Iterable[str] | None = None) -> tuple[Tensor, Tensor]:
         """Mean and log standard deviation of the weights of those parameters, by default of all; flat."""

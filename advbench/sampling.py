@@ -50,7 +50,7 @@ def sgadald_step(
     window: float,
     damping: float,
     generator: torch.Generator,
-) -> None:
+) -> Tensor:
     """One step of stochastic-gradient adaptive Langevin dynamics, in place (BAL eq. 10).
 
     theta <- theta - lr^2 V^-1/2 gradient + N(0, 2 C lr^3 V^-1 temperature - lr^4), a negative variance being 0.
@@ -72,6 +72,10 @@ def sgadald_step(
         window: tau, in steps.
         damping: added to V^1/2, so that a weight without gradient does not run away.
         generator: of the noise.
+
+    Returns:
+        The share of weights that got noise. Where it is 0, as with eta^2 > 2 T / V^1/2 everywhere, the chain is no
+        sampler but an optimiser.
     """
     keep = 1 - 1 / window
     square.mul_(keep).addcmul_(gradient, gradient, value=1 / window)
@@ -81,6 +85,7 @@ def sgadald_step(
     std = (spread * temperature).sub_(lr**4).clamp_min_(0).sqrt_()
     noise = torch.empty_like(theta).normal_(generator=generator)
     theta.addcmul_(drift, gradient, value=-1).addcmul_(std, noise)
+    return (std > 0).float().mean()
 
 
 class ChainParams(LoopParams):
@@ -117,8 +122,8 @@ class ChainDefense(LoopDefense):
     @abstractmethod
     def move(
         self, state: TrainState, chain: int, gradient: Tensor, temperature: float, generator: torch.Generator
-    ) -> None:
-        """One step of a chain, in place on `state.tensors`."""
+    ) -> dict[str, Tensor]:
+        """One step of a chain, in place on `state.tensors`. Returns scalars to watch."""
 
     def passes_per_image(self) -> float:
         """One pass an epoch, chain and image."""
@@ -154,7 +159,7 @@ class ChainDefense(LoopDefense):
     ) -> dict[str, Tensor]:
         """Move each chain by one step on these images; `label` is the address of its noise."""
         temperature = 1 / count if self.params.temperature is None else self.params.temperature
-        losses, hits = [], []
+        rows: list[dict[str, Tensor]] = []
         for chain in range(self.params.chains):
             theta = state.tensors["chains"][chain].detach().requires_grad_(True)
             draw = Draw(state.layout.views(theta), chain)
@@ -163,10 +168,10 @@ class ChainDefense(LoopDefense):
             (gradient,) = torch.autograd.grad(loss, theta)
             if self.params.weight_decay:
                 gradient = gradient.add(theta.detach(), alpha=self.params.weight_decay)
-            self.move(state, chain, gradient, temperature, context.generator(*label, chain))
-            losses.append(loss.detach())
-            hits.append((logits.argmax(1) == y[: len(logits)]).float().mean())
-        return {"loss": torch.stack(losses).mean(), self.accuracy: torch.stack(hits).mean()}
+            watched = self.move(state, chain, gradient, temperature, context.generator(*label, chain))
+            accuracy = (logits.argmax(1) == y[: len(logits)]).float().mean()
+            rows.append({"loss": loss.detach(), self.accuracy: accuracy, **watched})
+        return {name: torch.stack([row[name] for row in rows]).mean() for name in rows[0]}
 
     def loss(self, clf: Classifier, draw: Draw, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The mean loss at a chain's weights, by default mean cross-entropy in nats; logits of the first images."""
@@ -218,10 +223,11 @@ class LangevinChains(ChainDefense):
 
     def move(
         self, state: TrainState, chain: int, gradient: Tensor, temperature: float, generator: torch.Generator
-    ) -> None:
+    ) -> dict[str, Tensor]:
         """APD eq. 4."""
         lr = self.params.lr * state.rate
         sgld_step(state.tensors["chains"][chain], gradient, lr=lr, temperature=temperature, generator=generator)
+        return {}
 
 
 class SGAdaLDParams(ChainParams):
@@ -276,11 +282,11 @@ class AdaptiveChains(ChainDefense):
 
     def move(
         self, state: TrainState, chain: int, gradient: Tensor, temperature: float, generator: torch.Generator
-    ) -> None:
-        """BAL eq. 10."""
+    ) -> dict[str, Tensor]:
+        """BAL eq. 10; watches the share of weights that got noise."""
         params = self.params
         state.tensors["moves"][chain] += 1
-        sgadald_step(
+        noisy = sgadald_step(
             state.tensors["chains"][chain],
             gradient,
             state.tensors["square"][chain],
@@ -292,3 +298,4 @@ class AdaptiveChains(ChainDefense):
             damping=params.damping,
             generator=generator,
         )
+        return {"weights with noise": noisy}

@@ -65,14 +65,14 @@ class GradientDefense(LoopDefense):
         """The classifier and its optimiser."""
         clf = Classifier(module, self.posterior(module), noise=self.noise() or False)
         params = self.params
-        trainable = clf.posterior.trainable()
+        free = clf.posterior.undecayed()
+        decayed = [p for p in clf.posterior.trainable() if all(p is not other for other in free)]
+        groups = [{"params": decayed, "weight_decay": params.weight_decay}, {"params": free, "weight_decay": 0.0}]
         optimizer: torch.optim.Optimizer
         if params.optimizer == "adam":
-            optimizer = torch.optim.Adam(trainable, lr=params.lr, weight_decay=params.weight_decay)
+            optimizer = torch.optim.Adam(groups, lr=params.lr)
         else:
-            optimizer = torch.optim.SGD(
-                trainable, lr=params.lr, momentum=params.momentum, weight_decay=params.weight_decay
-            )
+            optimizer = torch.optim.SGD(groups, lr=params.lr, momentum=params.momentum)
         return TrainState(clf, steps, {"main": optimizer})
 
     def update(self, state: TrainState, x: Tensor, y: Tensor, count: int, context: TrainContext) -> dict[str, Tensor]:

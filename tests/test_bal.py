@@ -330,3 +330,39 @@ def test_clean_images_follow_the_moved_ones_each_beside_its_own() -> None:
     assert torch.equal(y, y[:12].repeat(6))
     assert not torch.equal(moved, clean)
     torch.testing.assert_close(moved, clean, atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("preset", ["digits", "mnist", "cifar10", "gtsrb", "paper"])
+@pytest.mark.parametrize("name", ["bal", "bnn_sgadald"])
+def test_every_preset_injects_noise(name: str, preset: str) -> None:
+    """At a low temperature long steps leave no variance for it, and the chain is an optimiser."""
+    defense = advbench.get_defense(name)
+    if preset not in defense.presets:
+        pytest.skip("no such preset")
+    params = {"preset": preset, "stages": (3,), "batch_size": 16, "init_from": None, "augment": False}
+    seen: list[float] = []
+    context = TrainContext(progress=lambda progress: seen.append(progress.values["weights with noise"]))
+    advbench.get_defense(name, **params).fit(small_net(), small_data(), context)
+    assert seen[-1] > 0.05
+
+
+def test_the_images_noise_differs_from_step_to_step() -> None:
+    defense: Any = advbench.get_defense("bal", image_temperature=1.0, image_steps=1, image_lr=0.01)
+    context = TrainContext()
+    one, other = (context.generator("images", step) for step in (0, 1))
+    net = small_net().eval()
+    state = defense.begin(net, 4, 48, context)
+    x, y = small_data().batch(slice(8))
+    assert not torch.equal(defense.perturb(state, x, y, one), defense.perturb(state, x, y, other))
+    labels: list[tuple[object, ...]] = []
+
+    class Watched(TrainContext):
+        def generator(self, *label: object) -> torch.Generator:
+            labels.append(label)
+            return super().generator(*label)
+
+    for step in (0, 1):
+        state.step = step
+        defense.update(state, x, y, 48, Watched())
+    assert ("images", 0) in labels
+    assert ("images", 1) in labels

@@ -235,9 +235,148 @@ def test_parameters_of_odd_types_are_refused_in_one_line() -> None:
     data = small_data()
     net = small_net()
     net.register_parameter("count", nn.Parameter(torch.arange(3), requires_grad=False))
-    with pytest.raises(InputError, match="parameter count: expected floating point, got torch.int64"):
-        advbench.get_defense("erm", stages=(1,)).fit(net, data)
+    erm = advbench.get_defense("erm", stages=(1,))
+    with pytest.raises(InputError, match=r"parameter count: expected torch\.float32, got torch\.int64"):
+        erm.fit(net, data)
     net = small_net()
     net[5].double()
-    with pytest.raises(InputError, match=r"parameter 5.weight: expected torch.float32 throughout, got torch.float64"):
-        advbench.get_defense("bnn", stages=(1,)).fit(net, data)
+    with pytest.raises(InputError, match=r"parameter 5\.weight: expected torch\.float32, got torch\.float64"):
+        erm.fit(net, data)
+    with pytest.raises(InputError, match=r"parameter 1\.weight: expected a value, got none yet"):
+        erm.fit(nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), data)
+
+
+# Numbers that METHODS takes from the papers and their released code: (method, preset, hyperparameter, value).
+PUBLISHED = [
+    ("adv_bnn", "paper", "stages", (80, 60, 40, 20)),
+    ("adv_bnn", "paper", "lr", 0.01),
+    ("adv_bnn", "paper", "batch_size", 128),
+    ("adv_bnn", "paper", "prior_std", 0.05),
+    ("adv_bnn", "paper", "steps", 10),
+    ("adv_bnn", "paper", "eps", 8 / 256),
+    ("hierarchical_vi", None, "kl_weight", 0.1),
+    ("hierarchical_vi", None, "init_std", 0.1),
+    ("hierarchical_vi", None, "eps", 0.03),
+    ("hierarchical_vi", "paper", "stages", (30, 20, 10)),
+    ("hierarchical_vi", "paper", "batch_size", 100),
+    ("adversarial_sampling", None, "kl_weight", 0.01),
+    ("adversarial_sampling", None, "alpha", 0.02),
+    ("adversarial_sampling", None, "steps", 5),
+    ("adversarial_sampling", None, "adversarial_weight", 0.8),
+    ("bal", "paper", "image_steps", 15),
+    ("bal", "paper", "weight_steps", 15),
+    ("bal", "paper", "chains", 5),
+    ("bal", "paper", "temperature", 1e-5),
+    ("bal", "gtsrb", "temperature", 1e-7),
+    ("bal", "gtsrb", "image_chains", 5),
+    ("apd", "paper", "lr", 0.05),
+    ("apd", "paper", "weight_decay", 0.001),
+    ("apd", "paper", "batch_size", 100),
+    ("apd", "paper", "burn_in", 500),
+    ("apd", "paper", "gradient_penalty", 10.0),
+    ("apd", "paper", "critic_steps", 5),
+    ("apd", "paper", "gan_lr", 1e-4),
+    ("apd", None, "interval", 20),
+    ("rse", None, "first_std", 0.2),
+    ("rse", None, "inner_std", 0.1),
+]
+
+
+@pytest.mark.parametrize(("name", "preset", "field", "value"), PUBLISHED)
+def test_hyperparameters_are_the_published_ones(name: str, preset: str | None, field: str, value: object) -> None:
+    options = {} if preset is None else {"preset": preset}
+    assert getattr(advbench.get_defense(name, **options).params, field) == value
+
+
+def test_pgd_in_training_draws_fresh_weights_at_each_step_and_starts_at_random() -> None:
+    """Adv-BNN eq. 3: never one draw for the whole ascent."""
+    net = small_net().eval()
+    clf = Classifier(net, GaussianPosterior(net, 0.1))
+    seen: list[Tensor] = []
+    points: list[Tensor] = []
+    clf.posterior.weights = lambda noise, old=clf.posterior.weights: (seen.append(noise), old(noise))[1]  # type: ignore
+    handle = net.register_forward_pre_hook(lambda module, args: points.append(args[0].detach().clone()))
+    x, y = small_data().batch(slice(4))
+    defense = advbench.get_defense("adv_bnn", steps=4, eps=0.1)
+    defense.perturb(clf, x, y, torch.Generator().manual_seed(0))  # type: ignore[attr-defined]
+    handle.remove()
+    assert len(seen) == 4
+    assert all(not torch.equal(seen[i], seen[j]) for i in range(4) for j in range(i))
+    assert not torch.equal(points[0], x)
+    assert float((points[0] - x).abs().max()) <= 0.1 + 1e-6
+    still = advbench.get_defense("adv_bnn", steps=1, eps=0.1, random_start=False)
+    points.clear()
+    handle = net.register_forward_pre_hook(lambda module, args: points.append(args[0].detach().clone()))
+    still.perturb(clf, x, y, torch.Generator().manual_seed(0))  # type: ignore[attr-defined]
+    handle.remove()
+    assert torch.equal(points[0], x)
+
+
+@pytest.mark.parametrize(("optimizer", "momentum"), [("sgd", 0.0), ("sgd", 0.9), ("adam", 0.9)])
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_steps_are_those_of_torchs_optimiser(optimizer: str, momentum: float, decay: float) -> None:
+    """Three steps on the whole data set in one batch, so that the order has no say."""
+    data, net = small_data(12), nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
+    options = {"stages": (3,), "batch_size": 12, "lr": 0.1, "optimizer": optimizer, "momentum": momentum}
+    trained = advbench.get_defense("erm", weight_decay=decay, **options).fit(net, data)
+    own, (x, y) = copy.deepcopy(net), data.batch(slice(None))
+    expected = (
+        torch.optim.SGD(own.parameters(), lr=0.1, momentum=momentum, weight_decay=decay)
+        if optimizer == "sgd"
+        else torch.optim.Adam(own.parameters(), lr=0.1, weight_decay=decay)
+    )
+    for _ in range(3):
+        expected.zero_grad()
+        F.cross_entropy(own(x), y).backward()
+        expected.step()
+    torch.testing.assert_close(trained.module[1].weight, own[1].weight, atol=1e-5, rtol=1e-4)  # type: ignore[index]
+
+
+def test_weight_decay_leaves_deviations_alone() -> None:
+    """Decayed, a log deviation would go to 0 and the deviation to 1."""
+    options = {"stages": (60,), "batch_size": 16, "lr": 1e-2, "kl_weight": 0.0}
+
+    def deviation(decay: float) -> float:
+        clf = advbench.get_defense("bnn", weight_decay=decay, **options).fit(small_net(), small_data())
+        return float(clf.posterior.log_std.exp().mean())  # type: ignore[operator, union-attr]
+
+    assert deviation(1.0) < 1.3 * deviation(0.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "params"),
+    [
+        ("erm", {"optimizer": "sgd", "momentum": 0.0, "lr": 1e38}),
+        ("sgld", {"lr": 1e30, "burn_in": 0, "interval": 1}),
+    ],
+)
+def test_weights_that_the_last_step_made_infinite_are_an_error(name: str, params: dict[str, object]) -> None:
+    data = small_data()
+    with pytest.raises(PluginError, match=r"after the last step: expected finite"):
+        advbench.get_defense(name, stages=(1,), batch_size=len(data), **params).fit(small_net(), data)
+
+
+@pytest.mark.parametrize(("name", "passes"), [("pgd_at", 5.0), ("fgsm_at", 2.0), ("erm", 1.0), ("wrm", 16.0)])
+def test_passes_of_an_image_in_an_epoch(name: str, passes: float) -> None:
+    options = {"steps": 4} if name == "pgd_at" else {}
+    assert advbench.get_defense(name, stages=(1,), **options).passes_per_image() == passes
+
+
+def test_dropout_masks_differ_from_step_to_step() -> None:
+    """A module's own noise in training is seeded by the step, not by the training."""
+
+    class Spy(nn.Dropout):
+        masks: list[Tensor] = []
+
+        def forward(self, x: Tensor) -> Tensor:
+            dropped = super().forward(torch.ones_like(x))
+            if self.training:
+                self.masks.append(dropped)
+            return x * dropped
+
+    data = small_data(16)
+    net = nn.Sequential(nn.Flatten(), Spy(0.5), nn.Linear(36, 3))
+    advbench.get_defense("erm", stages=(3,), batch_size=16).fit(net, data)
+    assert len(Spy.masks) == 3
+    assert not torch.equal(Spy.masks[0], Spy.masks[1])
+    assert not torch.equal(Spy.masks[1], Spy.masks[2])

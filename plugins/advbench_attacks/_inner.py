@@ -53,5 +53,7 @@ class InnerAttack(Attack):
         targets: Tensor | None = None,
     ) -> Tensor:
         """Run the inner attack."""
-        found = self.inner.search(self.attacked(clf), x, y, threat, generator, targets)
+        attacked = self.attacked(clf)
+        found = self.inner.search(attacked, x, y, threat, generator, targets)
+        clf.finite = attacked.finite & clf.finite
         return within(found, x, threat, outward=clf.stochastic) if self.inner.minimal_norm else found

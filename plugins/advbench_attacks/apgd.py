@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -76,7 +77,8 @@ class APGD(Attack):
                 rows = kept.unsettled()
                 if len(rows) == 0:
                     return kept.images
-                kept.offer(self._ascend(clf, x[rows], aim[rows], goal[rows], threat, start[rows]), rows)
+                for found in self._ascend(clf, x[rows], aim[rows], goal[rows], threat, start[rows]):
+                    kept.offer(found, rows)
         return kept.images
 
     @torch.no_grad()
@@ -85,11 +87,14 @@ class APGD(Attack):
         if self.params.loss != "dlr_targeted" or goal.targeted:
             return [goal]
         draws = clf.draws(x, self.params.samples if clf.stochastic else 1)
-        order = draws.softmax(-1).mean(0).scatter(1, y[:, None], -1.0).argsort(dim=1, descending=True)
+        likely = draws.log_softmax(-1).logsumexp(0).scatter(1, y[:, None], -torch.inf)
+        order = likely.argsort(dim=1, descending=True)
         return [Goal.of(y, order[:, k]) for k in range(min(self.params.targets, order.shape[1] - 1))]
 
-    def _ascend(self, clf: Classifier, x: Tensor, aim: Goal, goal: Goal, threat: Threat, start: Tensor) -> Tensor:
-        """One run: Algorithm 1."""
+    def _ascend(
+        self, clf: Classifier, x: Tensor, aim: Goal, goal: Goal, threat: Threat, start: Tensor
+    ) -> Iterator[Tensor]:
+        """One run, Algorithm 1. Of a random classifier the last point, too: the best of noisy losses is a lucky one."""
         params = self.params
         loss = aim.loss("dlr" if params.loss == "dlr_targeted" else params.loss)
 
@@ -135,8 +140,10 @@ class APGD(Attack):
             value = torch.where(halved, best_value, value)
             rises, since = torch.zeros_like(rises), 0
         if clf.stochastic:
-            return best
-        return torch.where(per_image(fooling_margin > 0, x), fooling, best)
+            yield current
+            yield best
+        else:
+            yield torch.where(per_image(fooling_margin > 0, x), fooling, best)
 
 
 def _checkpoints(steps: int) -> list[int]:

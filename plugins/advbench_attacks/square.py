@@ -151,7 +151,9 @@ def _l2_change(best: Tensor, x: Tensor, threat: Threat, side: int, random: _Rand
     both[given] = True
     both[taker] = True
     length = (delta.square() * both).sum((2, 3), keepdim=True) + per_image(unused, delta) / channels
-    hill = _hill(side, x) * random.signs(count, channels, 1, 1)
+    hill = _hill(side, x)
+    upright = per_image(random.signs(count) > 0, x)
+    hill = torch.where(upright, hill, hill.T) * random.signs(count, channels, 1, 1)
     hill = hill / hill.square().sum((2, 3), keepdim=True).sqrt()
     old = delta[taker]
     new = hill + old / old.square().sum((2, 3), keepdim=True).sqrt().clamp_min(torch.finfo(x.dtype).tiny)

@@ -65,7 +65,11 @@ class WorstCase(Attack):
 
     @staticmethod
     def _fits(attack: Attack, norm: Norm, targets: Tensor | None) -> bool:
-        return norm in attack.norms and (targets is None or attack.targeted)
+        try:
+            attack.check(Threat(norm, 0.0), targets)
+        except advbench.InputError:
+            return False
+        return True
 
     def run(
         self,

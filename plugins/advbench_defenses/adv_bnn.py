@@ -14,8 +14,9 @@ class AdvBNN(PgdPerturbation, ElboLoss):
 
     Departures. The paper counts the KL of all weights at alpha 1 for CIFAR-10; its released code counts the
     classifier's alone (`kl_scope="classifier"`), and with all of them at alpha 1 VGG16 does not train. The
-    defaults count all weights at a small alpha. The appendix's RandLayer backward is right at alpha 1 only;
-    gradients here are autograd's. PGD starts at random, which the released code does not.
+    defaults count all weights at a small alpha, and sigma, which the paper starts at the prior's, starts below it.
+    The appendix's RandLayer backward is right at alpha 1 only; gradients here are autograd's. PGD starts at random,
+    which the released code does not.
     """
 
     class Params(AdversarialParams, BayesParams):

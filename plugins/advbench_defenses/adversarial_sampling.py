@@ -35,6 +35,11 @@ class AdversarialSampling(ElboLoss):
             default=0.02, ge=0, description="length of a step of the noise, in its standard deviations; paper: 0.02"
         )
         steps: int = Field(default=5, ge=1, description="signed steps of the noise; paper: 5")
+        kl_weight: float = Field(
+            default=0.01,
+            ge=0,
+            description="weight of the KL, dimensionless: L_r is kl_weight / N * KL in nats; paper: 0.01",
+        )
 
     # All weights at once moved by alpha * steps sigma raise the loss far more than any draw: in few epochs sigma
     # must start small.
