@@ -237,6 +237,14 @@ class Attack(Configurable, ABC):
     gradients: ClassVar[bool] = True
 
     @property
+    def pools(self) -> bool:
+        """Whether `run` takes all images of a deterministic classifier at once, to keep its batches full.
+
+        It then passes `clf.batch_size` of them at a time, and what becomes of one must not depend on the others.
+        """
+        return False
+
+    @property
     def source(self) -> str | None:
         """The defense on which a run crafts the examples for all others; None for each on itself."""
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -286,7 +287,12 @@ class Kept:
     @torch.no_grad()
     def margins_of(self, images: Tensor, rows: Tensor | None = None) -> Tensor:
         """Margin of each image `(batch,)` at those draws; `rows` says which images these are, by default all."""
-        logits = torch.stack([self._clf.at(self._clf.draw(seed), images) for seed in self._seeds])
+        starts = range(0, len(images), self._clf.batch_size) or [0]
+        draws = []
+        for draw in map(self._clf.draw, self._seeds):
+            parts = [self._clf.at(draw, images[s : s + self._clf.batch_size], offset=s) for s in starts]
+            draws.append(torch.cat(parts))
+        logits = torch.stack(draws)
         return (self._goal if rows is None else self._goal[rows]).mean_margin(logits)
 
     def offer(self, images: Tensor, rows: Tensor | None = None) -> None:
@@ -349,3 +355,46 @@ def shorten(kept: Kept, x: Tensor, found: Tensor, *, beyond: float = 0.0, rounds
         high = torch.where(fools & ~lost, middle, high)
         low = torch.where(fools, low, middle)
     return torch.where(per_image(high == 1.0, x), found, at(high))
+
+
+def ascend_until_reached(
+    clf: Classifier,
+    x: Tensor,
+    goal: Goal,
+    threat: Threat,
+    *,
+    lengths: Sequence[float],
+    start: Tensor,
+    loss: LossName = "ce",
+) -> Tensor:
+    """Ascend from each start until it reaches the goal; its place in the batch then goes to the next image.
+
+    For deterministic classifiers alone, where one pass settles whether an image reached the goal. What was wrong
+    from the start costs one pass.
+
+    Args:
+        clf: the classifier under attack.
+        x: all images, `(count, channels, height, width)` in [0, 1].
+        goal: labels and perhaps targets.
+        threat: norm and eps.
+        lengths: of the steps, in the threat's norm, in pixels in [0, 1].
+        start: where to start, within the ball and the box.
+        loss: what to ascend.
+
+    Returns:
+        Images shaped as `x`: the first iterate of each that reached the goal, or its last.
+    """
+    found, schedule = start.clone(), x.new_tensor(lengths)
+    age = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    active, waiting = age[:0], 0
+    while len(active) or waiting < len(x):
+        newcomers = torch.arange(waiting, min(waiting + clf.batch_size - len(active), len(x)), device=x.device)
+        active, waiting = torch.cat([active, newcomers]), waiting + len(newcomers)
+        gradient, logits = clf.input_gradient(found[active], goal.rows[active], goal.loss(loss))
+        left = (goal[active].margin(logits[0]) <= 0).nonzero().squeeze(1)
+        active = active[left]
+        step = per_image(schedule[age[active]], x) * steepest(gradient[left], threat)
+        found[active] = project(found[active] + step, x[active], threat)
+        age[active] += 1
+        active = active[age[active] < len(schedule)]
+    return found

@@ -80,6 +80,7 @@ class Classifier(nn.Module):
     Attributes:
         chunk: the most images that pass the module at once. Draws are made for the whole batch, so another
             chunk changes results by rounding alone. A module with noise of its own is not cut.
+        batch_size: how many images an attack passes together that is given all of them at once.
         passes: counts of images passed so far.
         finite: whether all logits and gradients were finite since it was last set to True; a bool or, so
             that no pass waits for the device, a tensor.
@@ -93,6 +94,7 @@ class Classifier(nn.Module):
         self.posterior = PointPosterior(module) if posterior is None else posterior
         self.noise = noise
         self.chunk: int | None = None
+        self.batch_size = 256
         self.passes = Passes()
         self.finite: bool | Tensor = True
         self._aliases = _aliases(module)
@@ -117,12 +119,12 @@ class Classifier(nn.Module):
     @contextmanager
     def isolated(self) -> Iterator[Passes]:
         """Count passes and watch finiteness afresh; put counts and the sequence of draws back afterwards."""
-        before = self.passes, self.finite, self._seed, self._drawn
+        before = self.passes, self.finite, self.batch_size, self._seed, self._drawn
         self.passes, self.finite = Passes(), True
         try:
             yield self.passes
         finally:
-            self.passes, self.finite, self._seed, self._drawn = before
+            self.passes, self.finite, self.batch_size, self._seed, self._drawn = before
 
     def next_seed(self) -> int:
         """The seed of the next fresh draw, which it uses up."""
@@ -257,7 +259,7 @@ class Classifier(nn.Module):
         frozen = _FrozenNoise(self.module, draw.seed) if self.noise else Classifier(self.module)
         if not isinstance(self.posterior, PointPosterior) or not self.posterior.are_modules_own(draw.weights):
             frozen.posterior = PointPosterior(self.module, weights)
-        frozen.chunk = self.chunk
+        frozen.chunk, frozen.batch_size = self.chunk, self.batch_size
         frozen.passes = self.passes  # an attack on a frozen draw is counted like any other
         return frozen
 

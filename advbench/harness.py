@@ -87,6 +87,9 @@ def craft(
     _check_targets(attack, y, targets, classes)
     parts = []
     with clf.isolated() as passes:
+        clf.batch_size = batch_size
+        if attack.pools and not clf.stochastic:
+            batch_size = len(x)
         for batch, start in enumerate(range(0, len(x), batch_size)):
             rows = slice(start, start + batch_size)
             aims = None if targets is None else targets[rows].clone()

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 import advbench
 from advbench import ascent
-from advbench.api import Threat
+from advbench.api import Data, Threat
 from advbench.ascent import distances
 from advbench.classifier import Classifier
 from advbench.harness import craft
 from advbench.posterior import GaussianPosterior
+from advbench.testing import small_data, small_net
 
 GRADIENT_ATTACKS = [("fgsm", {}), ("pgd", {}), ("pgd", {"loss": "margin", "restarts": 2}), ("eot_pgd", {})]
 
@@ -191,3 +192,38 @@ def test_restarts_are_chosen_by_draws_of_the_attack_alone() -> None:
     assert torch.equal(one, advbench.get_attack("pgd", restarts=3)(clf, x, y, Threat("linf", 0.1)))
     after = advbench.evaluate(clf, x, y, draws=5)
     assert (before.mean_probs == after.mean_probs).all()
+
+
+def trained() -> tuple[nn.Module, Tensor, Tensor]:
+    """A net that is neither robust nor hopeless at eps 0.1, and images of which it gets some wrong."""
+    data = small_data(300)
+    noisy = (data.images + 0.3 * torch.randn(data.images.shape, generator=torch.Generator().manual_seed(3))).clamp(0, 1)
+    net = advbench.get_defense("erm", stages=(5,), batch_size=32).fit(small_net(), Data(noisy, data.labels, 3)).module
+    return net, noisy, data.labels
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("eps", [0.02, 0.05, 0.1])
+def test_early_stop_costs_less_and_breaks_no_fewer(norm: Any, eps: float) -> None:
+    net, x, y = trained()
+    threat = Threat(norm, eps if norm == "linf" else 4 * eps)
+    clf = Classifier(net)
+    full = craft(advbench.get_attack("pgd"), clf, x, y, threat)
+    early = craft(advbench.get_attack("pgd", early_stop=True), clf, x, y, threat, batch_size=64)
+    robust = advbench.evaluate(clf, early.images, y).accuracy
+    assert robust <= advbench.evaluate(clf, full.images, y).accuracy
+    assert 20 * robust <= early.backward_passes <= 20 * robust + 8 * (1 - robust)
+    assert robust < advbench.evaluate(clf, x, y).accuracy < 1
+
+
+def test_early_stop_keeps_batches_full_and_results_do_not_depend_on_them() -> None:
+    net, x, y = trained()
+    sizes: list[int] = []
+    handle = net.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    attack, threat = advbench.get_attack("pgd", early_stop=True, restarts=2), Threat("linf", 0.1)
+    found = craft(attack, Classifier(net), x, y, threat, batch_size=64).images
+    handle.remove()
+    waiting = [size for size in sizes if size > 2]
+    assert max(waiting) == 64
+    assert sum(size == 64 for size in waiting) > len(waiting) / 2
+    torch.testing.assert_close(found[:64], craft(attack, Classifier(net), x[:64], y[:64], threat, batch_size=64).images)

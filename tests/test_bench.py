@@ -26,10 +26,14 @@ DATA = Data(torch.rand((256, 1, 28, 28), generator=torch.Generator().manual_seed
 
 
 def ratio(benchmark: Any, subject: Callable[[], object], floor: Callable[[], object], rounds: int = 9) -> float:
-    """Median over pairs of (subject / floor), the two in turn; kept with the benchmark's record."""
+    """Median over pairs of (subject / floor), the two in turn and in either order; kept with the benchmark's record."""
     subject()
     floor()
-    pairs = [(seconds(subject), seconds(floor)) for _ in range(rounds)]
+    pairs = []
+    for index in range(rounds):
+        first = seconds(floor if index % 2 else subject)
+        second = seconds(subject if index % 2 else floor)
+        pairs.append((second, first) if index % 2 else (first, second))
     benchmark.pedantic(subject, rounds=1)
     value = statistics.median(a / b for a, b in pairs)
     benchmark.extra_info["ratio to floor"] = round(value, 3)
@@ -166,3 +170,51 @@ def test_listing_against_starting_python(benchmark: Any, command: str) -> None:
         subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
 
     assert ratio(benchmark, lambda: run("-m", "advbench", command), lambda: run("-c", "pass"), rounds=5) < 40
+
+
+@pytest.fixture(scope="module")
+def digits_net() -> tuple[torch.nn.Module, Tensor, Tensor]:
+    """bal_cnn on digits at 28x28, and images of which 24 % are labelled so that the net is wrong."""
+    digits = advbench.load_dataset("digits")
+    parts = []
+    for part in (digits.train, digits.test):
+        images, labels = part.batch(slice(None))
+        parts.append(Data(F.interpolate(images, (28, 28), mode="bilinear"), labels, 10))
+    net = (
+        advbench.get_defense("pgd_at", stages=(3,), eps=0.1, steps=3)
+        .fit(build("bal_cnn", parts[0], 0), parts[0])
+        .module
+    )
+    x, y = parts[1].batch(slice(None))
+    x, y = x.repeat(3, 1, 1, 1), net(x).argmax(1).repeat(3)
+    wrong = torch.rand(len(y), generator=torch.Generator().manual_seed(0)) < 0.24
+    return net, x, torch.where(wrong, (y + 1) % 10, y)
+
+
+@pytest.mark.parametrize("left", [0.6, 0.15])
+def test_pgd_20_for_robust_accuracy(benchmark: Any, digits_net: Any, left: float) -> None:
+    """Early stop, where the full run leaves that share right, against 20 passes at the full run's points."""
+    net, x, y = digits_net
+    clf, full, early = Classifier(net), advbench.get_attack("pgd"), advbench.get_attack("pgd", early_stop=True)
+
+    def robust(attack: Any, eps: float) -> float:
+        return advbench.evaluate(clf, attack(clf, x, y, Threat("linf", eps)), y).accuracy
+
+    low, high = 0.0, 0.5
+    for _ in range(8):
+        middle = (low + high) / 2
+        low, high = (middle, high) if robust(full, middle) > left else (low, middle)
+    threat = Threat("linf", high)
+    batches = [(x[rows], y[rows]) for rows in (slice(s, s + 256) for s in range(0, len(x), 256))]
+    points = [(point, labels) for images, labels in batches for point in points_of(full, clf, images, labels, threat)]
+
+    def floor() -> None:
+        for point, labels in points:
+            bare_passes(net, point, labels, 1)
+
+    found = ratio(benchmark, lambda: early(clf, x, y, threat), floor, rounds=3)
+    accuracies = robust(full, high), robust(early, high)
+    sys.stdout.write(f"clean {advbench.evaluate(clf, x, y).accuracy:.3f}, left by 20 steps {accuracies[0]:.3f}, ")
+    sys.stdout.write(f"with early stop {accuracies[1]:.3f}\n")
+    assert accuracies[1] <= accuracies[0]
+    assert found < 0.8

@@ -28,14 +28,13 @@ ATTACKS: dict[str, dict[str, Any]] = {
     "gray_box": {"params": {"steps": 2}},
     "transfer": {"params": {"steps": 2}},
     "worst_case": {
-        "attacks": ["fgsm", "pgd", "apgd", "fmn", "square"],
+        "attacks": ["fgsm", "pgd", "fmn", "square"],
         "params": {
             "pgd": {"steps": 2},
-            "apgd": {"steps": 3, "samples": 2},
             "fmn": {"steps": 2},
             "square": {"queries": 4},
         },
-        "draws": 10,
+        "draws": 5,
     },
 }
 

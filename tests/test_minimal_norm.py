@@ -28,7 +28,7 @@ BALL_ATTACKS = [
     ("apgd", {"restarts": 3, "loss": "dlr"}, 0.01),
     ("apgd", {"loss": "dlr_targeted"}, 0.01),
     ("gray_box", {"params": {"steps": 40, "restarts": 3, "loss": "margin"}}, 0.03),
-    ("worst_case", {}, 0.01),
+    ("worst_case", {"params": {"apgd@targeted": {"loss": "margin"}, "square": {"queries": 20}}}, 0.01),
 ]
 # With the loss of more than two classes its largest value in the ball may lie where no other class wins.
 TWO_CLASS_ATTACKS = [("pgd", {}, 0.01), ("eot_pgd", {}, 0.01), ("apgd", {}, 0.01), ("cw_one_step", {}, 1e-4)]
