@@ -83,6 +83,8 @@ def craft(
     if len(x) == 0 or (threat.eps == 0 and not nearest):
         return Crafted(x.clone())
     clf, classes = _opened(model, x, probe=x[:PROBE_IMAGES])
+    if classes < 2:
+        raise InputError("classes of the model under attack", expected="at least 2", got=classes)
     check_labels(y, len(x), classes, f"labels given to {type(attack).__name__}")
     _check_targets(attack, y, targets, classes)
     parts = []

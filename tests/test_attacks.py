@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import math
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -227,3 +230,99 @@ def test_early_stop_keeps_batches_full_and_results_do_not_depend_on_them() -> No
     assert max(waiting) == 64
     assert sum(size == 64 for size in waiting) > len(waiting) / 2
     torch.testing.assert_close(found[:64], craft(attack, Classifier(net), x[:64], y[:64], threat, batch_size=64).images)
+
+
+# Defects of other libraries that must not be ours
+
+
+@pytest.mark.parametrize(("params", "passes"), [({}, 100), ({"loss": "dlr"}, 100), ({"steps": 20, "restarts": 3}, 60)])
+def test_auto_pgd_makes_all_its_steps(params: dict[str, Any], passes: int) -> None:
+    """On images that no step breaks: one library's version makes a tenth of them."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 4))
+    with torch.no_grad():
+        net[1].bias[0] += 1000.0
+    x, y = images(5), torch.zeros(5, dtype=torch.int64)
+    crafted = craft(advbench.get_attack("apgd", **params), Classifier(net), x, y, Threat("linf", 0.01))
+    assert crafted.backward_passes == passes
+
+
+def test_auto_pgd_leaves_alone_what_is_wrong_from_the_start() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 4))
+    x = images(6)
+    wrong = (net(x).argmax(1) + 1) % 4
+    crafted = craft(advbench.get_attack("apgd"), Classifier(net), x, wrong, Threat("linf", 0.1))
+    assert (crafted.forward_passes, crafted.backward_passes) == (1, 0)
+    assert torch.equal(crafted.images, x)
+
+
+def test_the_memory_of_eot_is_that_of_one_draw() -> None:
+    """Activations of one draw are let go before the next is made, whatever the number of samples."""
+    alive = peak = 0
+
+    class Held(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            nonlocal alive, peak
+            alive += 1
+            peak = max(peak, alive)
+            ctx.token = weakref.finalize(ctx, freed)
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+            return gradient
+
+    def freed() -> None:
+        nonlocal alive
+        alive -= 1
+
+    class Counting(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(Held.apply(x.flatten(1)))
+
+    net = Counting(16, 3)
+    clf = Classifier(net, GaussianPosterior(net, std=0.1))
+    x, y = images(3), torch.tensor([0, 1, 2])
+    peaks = []
+    for samples in (1, 2, 30):
+        gc.collect()
+        peak = alive
+        advbench.get_attack("eot_pgd", steps=2, samples=samples)(clf, x, y, Threat("linf", 0.1))
+        peaks.append(peak)
+    assert len(set(peaks)) == 1
+
+
+def test_a_model_with_one_class_is_refused() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 1))
+    with pytest.raises(advbench.InputError, match="classes of the model under attack: expected at least 2, got 1"):
+        advbench.get_attack("pgd")(net, images(2), torch.zeros(2, dtype=torch.int64), Threat("linf", 0.1))
+
+
+@pytest.mark.parametrize("gap", [20.0, 60.0])
+def test_confidence_does_not_mask_the_gradient(gap: float) -> None:
+    """Where softmax rounds to 1, its cross-entropy no longer says where the label's logit falls."""
+    weight = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, -1.0]])
+    logits = torch.tensor([[gap, 0.0, -1.0]], requires_grad=True)
+    (gradient,) = torch.autograd.grad(ascent.cross_entropy(logits, torch.tensor([0])).sum(), logits)
+    direction = gradient @ weight
+    assert float(gradient[0, 0]) < 0
+    assert float(direction[0, 0]) < 0
+    torch.testing.assert_close(gradient.double()[0, 0], -torch.exp(torch.tensor(-gap).double()) * (1 + math.exp(-1)))
+
+
+def test_cross_entropy_is_torchs() -> None:
+    logits = 3 * torch.randn((50, 7), generator=torch.Generator().manual_seed(0))
+    y = torch.arange(50) % 7
+    torch.testing.assert_close(
+        ascent.cross_entropy(logits, y), nn.functional.cross_entropy(logits, y, reduction="none")
+    )
+
+
+def test_targeted_losses_by_hand() -> None:
+    logits = torch.tensor([[3.0, 1.0, 0.5, -1.0]])
+    rows = torch.tensor([[0, 1]])
+    assert float(ascent.targeted_margin(logits, rows)) == pytest.approx(1.0 - 3.0)
+    assert float(ascent.targeted_dlr(logits, rows)) == pytest.approx((1.0 - 3.0) / (3.0 - (0.5 - 1.0) / 2))
+    assert float(ascent.targeted_dlr(logits[:, :3], rows)) == pytest.approx((1.0 - 3.0) / (3.0 - 0.5))
+    assert float(ascent.targeted_dlr(logits[:, :2], rows)) == pytest.approx(1.0 - 3.0)
+    assert float(ascent.targeted_cross_entropy(logits, rows)) == pytest.approx(float(logits.log_softmax(1)[0, 1]))
