@@ -145,6 +145,59 @@ def plan(
 
 
 @app.command()
+@_takes_spec
+def curve(
+    spec: "RunSpec",
+    *,
+    over: Annotated[str, typer.Option(help="The axis: samples, steps, restarts or draws.")],
+    values: Annotated[
+        Names | None, typer.Option(help="Values along it, comma-separated. [default: the axis's]")
+    ] = None,
+    data_root: DataRoot = None,
+    store: StoreUrl = DEFAULT_STORE,
+    out: Annotated[Path, typer.Option(help="Folder for curve.csv and curve.png.")] = DEFAULT_OUT,
+    device: Annotated[str | None, typer.Option(help="As cpu or cuda:0. [default: a GPU if there is one]")] = None,
+    chunk: Annotated[int | None, typer.Option(min=1, help="Most images in a net at once; saves memory.")] = None,
+) -> None:
+    """Run cells along one axis, at the largest eps, and say where the accuracy falls no more."""
+    from advbench.api import Resources
+    from advbench.curve import along, trace
+    from advbench.display import make_display
+    from advbench.executors.inline import InlineExecutor
+    from advbench.run import carry_out, check_writable, prepare
+    from advbench.scheduler import outstanding
+    from advbench.store import Store, write_file
+    from advbench.tasks import Runtime
+
+    opened = Store(store)
+    runs = along(spec, over, _integers(values or [], "--values"))
+    for _, one in runs:
+        prepare(one, data_root)
+    check_writable(out)
+    opened.check_writable()
+    runtime = Runtime(store, spec.dataset, data_root, Resources(_usable(device), spec.threads, chunk))
+
+    def report_of(one: "RunSpec") -> "Report":
+        plan = prepare(one, data_root)
+        waiting = outstanding(plan, opened)
+        with make_display(waiting) as display:
+            outcome, found = carry_out(
+                plan, waiting, opened, lambda: InlineExecutor(runtime, display.progressed), display
+            )
+        if outcome.failed:
+            raise typer.Exit(1)
+        return found
+
+    traced = trace(runs, over, report_of)
+    write_file(out / "curve.csv", traced.table.to_csv(index=False, lineterminator="\n").encode())
+    traced.figure(out / "curve.png")
+    for line in traced.verdicts():
+        _say(line)
+    for name in ("curve.csv", "curve.png"):
+        _say(str(out / name))
+
+
+@app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="The --out folder of a run.")] = DEFAULT_OUT,
     *,
@@ -265,11 +318,11 @@ def _radii(values: Names) -> list[float]:
         raise InputError("--eps", expected="numbers, as 0.1 or 8/255", got=repr(",".join(values))) from error
 
 
-def _integers(values: Names) -> list[int]:
+def _integers(values: Names, option: str = "--seeds") -> list[int]:
     try:
         return [int(name) for name in _names(values)]
     except ValueError as error:
-        raise InputError("--seeds", expected="whole numbers", got=repr(",".join(values))) from error
+        raise InputError(option, expected="whole numbers", got=repr(",".join(values))) from error
 
 
 def _print_end(report: "Report", files: tuple[Path, ...]) -> None:

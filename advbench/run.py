@@ -67,6 +67,25 @@ def execute(
     Raises:
         StoreError: the store or the folder cannot be written.
     """
+    outcome, report = carry_out(plan, waiting, store, make_executor, watcher, keep_examples=keep_examples)
+    write_file(out / "spec.toml", plan.spec.to_toml().encode())
+    return Finished(outcome, report, (out / "spec.toml", *write_report(report, out)))
+
+
+def carry_out(
+    plan: Plan,
+    waiting: Mapping[str, Task],
+    store: Store,
+    make_executor: Callable[[], Executor],
+    watcher: Watcher,
+    *,
+    keep_examples: bool = False,
+) -> tuple[Outcome, Report]:
+    """Run a plan; make its tables, also when cells failed.
+
+    Raises:
+        StoreError: the store cannot be written.
+    """
     hooks = registry().manager.hook
 
     def tell(task: Task, record: Record) -> None:
@@ -80,9 +99,7 @@ def execute(
         outcome = run_plan(plan, waiting, store, executor, watcher, keep_examples=keep_examples, on_finished=tell)
     finally:
         executor.close()
-    report = collect(plan, store, outcome.failed)
-    write_file(out / "spec.toml", plan.spec.to_toml().encode())
-    return Finished(outcome, report, (out / "spec.toml", *write_report(report, out)))
+    return outcome, collect(plan, store, outcome.failed)
 
 
 def write_report(report: Report, out: Path) -> tuple[Path, ...]:
