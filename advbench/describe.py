@@ -89,6 +89,8 @@ def _type_name(kind: Any) -> str:
         return _type_name(arguments[0])
     if get_origin(kind) is Literal:
         return " or ".join(map(repr, arguments))
+    if get_origin(kind) is dict:
+        return "table"
     if get_origin(kind) is tuple:
         return f"list of {_type_name(arguments[0])}"
     if arguments:  # a union
