@@ -166,10 +166,12 @@ class Configurable:
     Attributes:
         presets: named sets of hyperparameters. One named like a data set holds the defaults for it;
             `preset="paper"` among the keyword arguments picks one by hand.
+        built_on: distributions that the class wraps, whose versions results depend on.
     """
 
     Params: ClassVar[type[Params]] = Params
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    built_on: ClassVar[tuple[str, ...]] = ()
     params: Any
 
     def __init__(self, **values: Any) -> None:
@@ -331,6 +333,11 @@ class Attack(Configurable, ABC):
 
 class Defense(Configurable, ABC):
     """A training method: a module and data in, a classifier out."""
+
+    @property
+    def architecture(self) -> str | None:
+        """The registered architecture that it brings with it; None for whichever the run names."""
+        return None
 
     @abstractmethod
     def fit(self, module: nn.Module, data: Data, context: TrainContext | None = None) -> Classifier:

@@ -30,6 +30,8 @@ class Normalize(nn.Module):
 def build(name: str, data: Data, seed: int) -> nn.Module:
     """A registered architecture for the images of `data`, initialised by `seed`, normalising inside.
 
+    What makes a net may say that the net normalises by itself, by an attribute `normalizes` that is True.
+
     Args:
         name: a registered architecture.
         data: the training data; gives shape, classes, and each channel's mean and deviation.
@@ -41,7 +43,9 @@ def build(name: str, data: Data, seed: int) -> nn.Module:
     make = registry().load("architecture", name)
     channels, height, width = data.shape
     with isolated_rng(seed, "cpu"):
-        net = make(channels, height, width, data.classes)
+        net: nn.Module = make(channels, height, width, data.classes)
+    if getattr(make, "normalizes", False):
+        return net
     return nn.Sequential(Normalize(*_channel_statistics(data)), net)
 
 

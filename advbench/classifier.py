@@ -157,6 +157,9 @@ class Classifier(nn.Module):
                 draw: weights serve all images, noise inside the module is fresh at each offset.
         """
         self.passes.forward += len(x)
+        watched = x.requires_grad and torch.is_grad_enabled()
+        if watched:
+            x = x.view_as(x)
         ranges = self._chunks(len(x))
         if len(ranges) == 1:
             logits = self._logits(draw, x, offset)
@@ -169,8 +172,8 @@ class Classifier(nn.Module):
         else:
             logits = torch.cat([self._logits(draw, x[r], r.start) for r in ranges])
         self.finite = logits.detach().isfinite().all() & self.finite
-        if logits.requires_grad and x.requires_grad:
-            logits.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
+        if watched and logits.requires_grad:
+            _BackwardWatch(self, x, logits)
         return logits
 
     def input_gradient(
@@ -194,13 +197,15 @@ class Classifier(nn.Module):
             samples = 1
         total: Tensor | None = None
         logits: list[Tensor] = []
+        asked: Tensor | bool = False
         for index in range(samples):
             with torch.no_grad():
                 draw = self.draw() if draws is None else draws[index]
             parts = [self._chunk_gradient(draw, x[r], y[r], loss, r.start) for r in self._chunks(len(x))]
-            gradient = parts[0].value if len(parts) == 1 else torch.cat([part.value for part in parts])
+            gradient, found, slope = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
             total = gradient if total is None else total + gradient
-            logits.append(torch.cat([part.logits for part in parts]))
+            logits.append(found)
+            asked = _asked(slope, found) | asked
         assert total is not None, "samples >= 1"
         every = torch.stack(logits)
         largest = total.abs().flatten(1).amax(1)  # sixteen times faster than the norm of that name; NaN stays
@@ -208,10 +213,13 @@ class Classifier(nn.Module):
         self.passes.forward += samples * len(x)
         self.passes.backward += samples * len(x)
         self.passes.gradients += len(x)
-        self.passes.vanished = self.passes.vanished + (largest == 0).sum()
+        self.passes.vanished = self.passes.vanished + ((largest == 0) & asked).sum()
         return Gradient(total / samples if samples > 1 else total, every)
 
-    def _chunk_gradient(self, draw: Draw, x: Tensor, y: Tensor, loss: ExampleLoss, offset: int) -> Gradient:
+    def _chunk_gradient(
+        self, draw: Draw, x: Tensor, y: Tensor, loss: ExampleLoss, offset: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss's gradient with respect to the images, the logits, and the gradient with respect to these."""
         with torch.enable_grad():
             leaf = x.detach().requires_grad_(True)
             logits = self._logits(draw, leaf, offset)
@@ -222,10 +230,10 @@ class Classifier(nn.Module):
                     expected="logits that depend on the images through differentiable operations",
                     remedy="use an attack that needs no gradient",
                 )
-            (gradient,) = torch.autograd.grad(total, leaf, allow_unused=True)
+            gradient, slope = torch.autograd.grad(total, [leaf, logits], allow_unused=True)
         if gradient is None:
             raise PluginError("the classifier has no gradient", expected="logits that depend on the images")
-        return Gradient(gradient, logits.detach())
+        return gradient, logits.detach(), slope
 
     def _chunks(self, count: int) -> list[slice]:
         # Noise inside a module is drawn for a batch as a whole, which cutting would change.
@@ -248,9 +256,6 @@ class Classifier(nn.Module):
             return self.module(x)
         every_name = {name: weights[owner] for name, owner in self._aliases}
         return functional_call(self.module, every_name, (x,), tie_weights=False)
-
-    def _count_backward(self, gradient: Tensor) -> None:
-        self.passes.backward += len(gradient)
 
     def frozen(self, seed: int) -> Classifier:
         """The same classifier at the one draw that `seed` stands for: deterministic ever after."""
@@ -314,6 +319,36 @@ def _aliases(module: nn.Module) -> list[tuple[str, str]]:
             name = f"{prefix}.{attribute}" if prefix else attribute
             places.append((name, first.setdefault(id(parameter), name)))
     return places
+
+
+def _asked(slope: Tensor, logits: Tensor) -> Tensor:
+    """Of which images an attack asked a gradient, `(batch,)`: only such a gradient can vanish.
+
+    It may ask nothing of an image, as where that fools already: then its loss does not depend on the logits. Nor
+    does cross-entropy where the softmax is rounded to 1, but that is what is looked for.
+    """
+    return (slope != 0).any(1) | (logits.softmax(1).amax(1) == 1)
+
+
+class _BackwardWatch:
+    """Counts the backward passes of logits that others differentiate, and looks at what reaches the images."""
+
+    def __init__(self, clf: Classifier, x: Tensor, logits: Tensor) -> None:
+        self._clf = clf
+        self._logits = logits.detach()
+        logits.register_hook(self._at_logits)  # type: ignore[no-untyped-call]
+        x.register_hook(self._at_images)  # type: ignore[no-untyped-call]
+
+    def _at_logits(self, gradient: Tensor) -> None:
+        self._clf.passes.backward += len(gradient)
+        self._slope = gradient.detach()
+
+    def _at_images(self, gradient: Tensor) -> None:
+        largest = gradient.detach().abs().flatten(1).amax(1)
+        passes = self._clf.passes
+        passes.gradients += len(gradient)
+        passes.vanished = passes.vanished + ((largest == 0) & _asked(self._slope, self._logits)).sum()
+        self._clf.finite = largest.isfinite().all() & self._clf.finite
 
 
 class _FrozenNoise(Classifier):

@@ -231,9 +231,9 @@ def plugins() -> None:
     for kind in KINDS:
         entries = list(found.entries(kind))
         _say(f"{kind}s" if kind != "defense" else "defenses")
-        width = max((len(entry.name) for entry in entries), default=0)
+        width = max((len(entry.shown) for entry in entries), default=0)
         for entry in entries:
-            _say(f"  {entry.name:<{width}}  {entry.summary}  [{entry.distribution} {entry.version}]")
+            _say(f"  {entry.shown:<{width}}  {entry.summary}  [{entry.distribution} {entry.version}]")
     for problem in found.problems:
         _complain(f"plugin {problem.plugin!r} of {problem.distribution} failed to load: {problem.reason}")
     duplicates = found.duplicates()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import re
 import tomllib
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pydantic
 
-from advbench.api import Attack, Configurable, Norm, Precision, Threat
+from advbench.api import Attack, Configurable, Defense, Norm, Precision, Threat
 from advbench.errors import InputError, unknown_name
 from advbench.registry import Entry, Kind, registry
 
@@ -70,9 +71,9 @@ class RunSpec(pydantic.BaseModel):
     @pydantic.field_validator("defenses", "attacks")
     @classmethod
     def _labels(cls, values: tuple[str, ...]) -> tuple[str, ...]:
-        odd = [value for value in values if not re.fullmatch(r"\w+(@[\w.+-]+)?", value, re.ASCII)]
+        odd = [value for value in values if not re.fullmatch(r"\w+(:[\w./+-]+)?(@[\w.+-]+)?", value, re.ASCII)]
         if odd:
-            raise ValueError("names as NAME or NAME@LABEL of letters, digits and _ . + -")
+            raise ValueError("names as NAME, LIBRARY:NAME or NAME@LABEL of letters, digits and _ . / + -")
         return values
 
     @pydantic.field_validator("defenses", "attacks", "eps", "seeds")
@@ -126,6 +127,8 @@ class Choice(NamedTuple):
         init: of a defense, the one whose trained weights it starts from (`init_from`), if any; of an attack, the one
             that it attacks in place of those judged (`source`), if any.
         traits: of an attack, what says how its results relate to others': `minimal_norm`, `black_box`.
+        architecture: of a defense, the net: name, distribution and version.
+        built_on: versions of the libraries that it wraps, by distribution.
     """
 
     label: str
@@ -134,14 +137,18 @@ class Choice(NamedTuple):
     passes: float | None
     init: Choice | None = None
     traits: frozenset[str] = frozenset()
+    architecture: Mapping[str, str] = {}
+    built_on: Mapping[str, str] = {}
 
     def identity(self) -> dict[str, Any]:
         """What a key holds of it."""
+        libraries = {"built_on": dict(self.built_on)} if self.built_on else {}
         return {
             "name": self.entry.name,
             "distribution": self.entry.distribution,
             "version": self.entry.version,
             "params": dict(self.params),
+            **libraries,
         }
 
 
@@ -209,7 +216,6 @@ def resolve(spec: RunSpec) -> tuple[tuple[Choice, ...], tuple[Choice, ...]]:
             setting for a plugin that the run does not use.
     """
     registry().find("dataset", spec.dataset.partition(":")[0])
-    registry().find("architecture", spec.architecture)
     defenses = tuple(_choose("defense", label, spec) for label in spec.defenses)
     attacks = tuple(_choose("attack", label, spec) for label in spec.attacks if label != "none")
     used = {*spec.defenses, *spec.attacks, *(label for choice in (*defenses, *attacks) for label in _lineage(choice))}
@@ -236,7 +242,12 @@ def _choose(kind: Kind, label: str, spec: RunSpec, heirs: tuple[str, ...] = ()) 
     if init in (*heirs, label):
         raise InputError(f"init_from of {label!r}", expected="a defense that does not start from it", got=repr(init))
     start = _choose("defense", init, spec, (*heirs, label)) if init else None
-    return Choice(label, entry, values, instance.passes_per_image(), start, _traits(instance))
+    net: dict[str, str] = {}
+    if isinstance(instance, Defense):
+        found = registry().find("architecture", instance.architecture or spec.architecture)
+        net = {"name": found.name, "distribution": found.distribution, "version": found.version}
+    libraries = {name: importlib.metadata.version(name) for name in cls.built_on}
+    return Choice(label, entry, values, instance.passes_per_image(), start, _traits(instance), net, libraries)
 
 
 def _traits(plugin: Configurable) -> frozenset[str]:

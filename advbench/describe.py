@@ -46,18 +46,20 @@ def plugin_lines(name: str) -> Iterator[str]:
         InputError: no defense or attack has that name.
     """
     entries: list[Entry] = [e for e in registry().entries() if e.kind in ("defense", "attack")]
-    entry = next((e for e in entries if e.name == name), None)
-    if entry is None:
-        raise unknown_name("defense or attack", name, [e.name for e in entries])
+    known = (kind for kind in KINDS[:2] if registry().knows(kind, name))
+    kind = next(known, None)
+    if kind is None:
+        raise unknown_name("defense or attack", name, [e.shown for e in entries])
+    entry = registry().find(kind, name)
     cls: type[Configurable] = registry().load(entry.kind, name)
     yield f"{entry.kind} {name}, {entry.distribution} {entry.version}"
     yield ""
     yield inspect.cleandoc(cls.__doc__ or entry.summary)
-    for kind in ("norms", "minimal_norm"):
-        value = getattr(cls, kind, None)
+    for trait in ("norms", "minimal_norm"):
+        value = getattr(cls, trait, None)
         if value is not None:
             yield ""
-            yield f"{kind}: {', '.join(sorted(value)) if isinstance(value, frozenset) else value}"
+            yield f"{trait}: {', '.join(sorted(value)) if isinstance(value, frozenset) else value}"
     fields = cls.Params.model_fields
     if not fields:
         yield ""

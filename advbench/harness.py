@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -112,11 +115,38 @@ def _craft_batch(
     generator = torch.Generator(x.device).manual_seed(derive(seed, "generator"))
     clf.reseed(derive(seed, "draws"))
     given = x.clone()
-    with isolated_rng(derive(seed, "global"), x.device):
+    with _undisturbed(clf, derive(seed, "global"), x.device):
         x_adv = attack.search(clf, given, y.clone(), threat, generator, targets)
     _check_finite(clf)
     _check_claim(attack, x, x_adv, threat)
     return x_adv.detach()
+
+
+@contextmanager
+def _undisturbed(clf: Classifier, seed: int, device: torch.device) -> Iterator[None]:
+    """Run a block of foreign code; put back what such code is known to leave changed.
+
+    Modes, `requires_grad` and gradients of the model; the global random state of torch, numpy and Python, which the
+    block finds seeded; the interpreter's trace function. No parameter needs a gradient meanwhile.
+    """
+    modes = [(module, module.training) for module in clf.modules()]
+    parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in clf.parameters()]
+    numpy_state, python_state, trace = np.random.get_state(), random.getstate(), sys.gettrace()
+    try:
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+        for parameter, _, _ in parameters:
+            parameter.requires_grad_(False)
+        with isolated_rng(seed, device):
+            yield
+    finally:
+        sys.settrace(trace)
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        for parameter, needs, gradient in parameters:
+            parameter.requires_grad_(needs).grad = gradient
+        for module, mode in modes:
+            module.training = mode
 
 
 def _check_attackable(attack: Attack, x: Tensor, y: Tensor, threat: Threat, targets: Tensor | None) -> None:

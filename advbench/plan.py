@@ -73,7 +73,6 @@ def make_plan(
     spec: RunSpec,
     defenses: tuple[Choice, ...],
     attacks: tuple[Choice, ...],
-    architecture: Mapping[str, str],
     data: DataIdentity,
     core_version: str,
 ) -> Plan:
@@ -83,11 +82,10 @@ def make_plan(
         spec: a completed spec.
         defenses: its defenses, resolved.
         attacks: its attacks, resolved.
-        architecture: name, distribution and version of the net.
         data: the data set.
         core_version: the version of advbench, which is in every key.
     """
-    layout = _Layout(spec, dict(architecture), data, core_version)
+    layout = _Layout(spec, data, core_version)
     for seed in spec.seeds:
         trained = {choice.label: layout.train(choice, seed) for choice in defenses}
         for target in defenses:
@@ -108,11 +106,10 @@ def make_plan(
 class _Layout:
     """A plan in the making."""
 
-    def __init__(self, spec: RunSpec, architecture: dict[str, str], data: DataIdentity, core_version: str) -> None:
+    def __init__(self, spec: RunSpec, data: DataIdentity, core_version: str) -> None:
         self.tasks: dict[str, Task] = {}
         self.cells: list[Cell] = []
         self._spec = spec
-        self._architecture = architecture
         self._data = data
         self._images = min(spec.limit or data.test_count, data.test_count)
         self._common = {
@@ -126,7 +123,7 @@ class _Layout:
     def train(self, defense: Choice, seed: int) -> str:
         inputs: dict[str, Any] = {
             "defense": defense.identity(),
-            "architecture": self._architecture,
+            "architecture": dict(defense.architecture),
             "precision": self._spec.precision,
             "seed": seed,
         }

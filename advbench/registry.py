@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import importlib
@@ -25,7 +26,7 @@ GROUP = "advbench"
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One registered name."""
+    """One registered name, or a family of them: `library:` stands for every `library:NAME`."""
 
     kind: Kind
     name: str
@@ -33,6 +34,16 @@ class Entry:
     summary: str
     distribution: str
     version: str
+
+    @property
+    def is_family(self) -> bool:
+        """Whether `target` is a function that makes what a name of the family stands for."""
+        return self.name.endswith(":")
+
+    @property
+    def shown(self) -> str:
+        """The name for people."""
+        return f"{self.name}NAME" if self.is_family else self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +56,11 @@ class Problem:
 
 
 class Registrar:
-    """What a plugin's `advbench_register` receives; collects its declarations."""
+    """What a plugin's `advbench_register` receives; collects its declarations.
+
+    A name that ends in a colon declares a family, as `torchattacks:`: its target is a function that is given what
+    follows the colon and returns what the other kind of target names.
+    """
 
     def __init__(self, distribution: str, version: str) -> None:
         self._distribution = distribution
@@ -78,7 +93,7 @@ class Registrar:
 
     def _add(self, kind: Kind, name: str, target: str, summary: str) -> None:
         module, _, attribute = target.partition(":")
-        if not name.replace("_", "").isalnum() or not name.isascii():
+        if not name.removesuffix(":").replace("_", "").isalnum() or not name.isascii():
             raise InputError(f"{kind} name {name!r}", expected="letters, digits and underscores")
         if not (module and attribute):
             raise InputError(f"target of {kind} {name!r}", expected="'module:attribute'", got=repr(target))
@@ -146,13 +161,21 @@ class Registry:
             remedy="uninstall one of them or ask its author to rename",
         )
 
+    def _claims(self, kind: Kind, name: str) -> list[Entry]:
+        family, colon, member = name.partition(":")
+        return self._entries.get((kind, family + colon), []) if member or not colon else []
+
+    def knows(self, kind: Kind, name: str) -> bool:
+        """Whether the name is registered, or of a registered family."""
+        return bool(self._claims(kind, name))
+
     def find(self, kind: Kind, name: str) -> Entry:
-        """The entry of a name.
+        """The entry of a name; of a member of a family the family's, under the member's name.
 
         Raises:
             InputError: the name is unknown, or two plugins claim it.
         """
-        found = self._entries.get((kind, name), [])
+        found = self._claims(kind, name)
         if not found:
             remedy = "'advbench plugins' lists what is registered"
             if self.problems:
@@ -161,24 +184,27 @@ class Registry:
             raise unknown_name(kind, name, [n for k, n in self._entries if k == kind], remedy=remedy)
         if len(found) > 1:
             raise self._duplicate(found)
-        return found[0]
+        return dataclasses.replace(found[0], name=name)
 
     def load(self, kind: Kind, name: str) -> Any:
         """Import and return what a name stands for.
 
         Raises:
-            InputError: the name is unknown or claimed twice, or its target cannot be imported.
+            InputError: the name is unknown or claimed twice, its target cannot be imported, or its family has no
+                such member.
         """
         entry = self.find(kind, name)
         module, _, attribute = entry.target.partition(":")
         try:
-            return getattr(importlib.import_module(module), attribute)
+            found = getattr(importlib.import_module(module), attribute)
         except Exception as error:
             raise InputError(
                 f"{kind} {name!r} of {entry.distribution} {entry.version} cannot be loaded from "
                 f"{entry.target}: {type(error).__name__}: {error}",
                 remedy="reinstall or update that distribution",
             ) from error
+        _, _, member = name.partition(":")
+        return found(member) if member else found
 
 
 @functools.cache

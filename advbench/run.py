@@ -45,11 +45,10 @@ def prepare(spec: RunSpec, data_root: str | None = None) -> Plan:
     """
     defenses, attacks = resolve(spec)
     dataset = load_dataset(spec.dataset, data_root)
-    build(spec.architecture, dataset.train, seed=0)
-    net = registry().find("architecture", spec.architecture)
-    architecture = {"name": net.name, "distribution": net.distribution, "version": net.version}
+    for name in sorted({choice.architecture["name"] for choice in defenses}):
+        build(name, dataset.train, seed=0)
     core = registry().find("dataset", "digits").version
-    return make_plan(spec, defenses, attacks, architecture, identify(dataset), core)
+    return make_plan(spec, defenses, attacks, identify(dataset), core)
 
 
 def execute(

@@ -23,13 +23,13 @@ IMAGES = 20
 
 def choice(label: str) -> Choice:
     entry = Entry("defense", label, "m:C", "", "dist", "1")
-    return Choice(label, entry, {"a": label}, 1.0)
+    return Choice(label, entry, {"a": label}, 1.0, architecture={"name": "net"})
 
 
 def lay_out(defenses: list[str], attacks: list[str], **settings: object) -> Plan:
     spec = make_spec({"defenses": defenses, "attacks": attacks, "eps": [0.1, 8 / 255]} | settings)
     chosen = tuple(map(choice, defenses)), tuple(choice(name) for name in attacks if name != "none")
-    return make_plan(spec, *chosen, {"name": "net"}, DataIdentity("digits", "d", 10, IMAGES), "1")
+    return make_plan(spec, *chosen, DataIdentity("digits", "d", 10, IMAGES), "1")
 
 
 def predictions(right: int) -> Predictions:

@@ -51,8 +51,9 @@ def _heading(results: pd.DataFrame) -> str:
     draws = results.draws.max()
     counts = f"{images:.0f} images, up to {draws:.0f} draws" if pd.notna(images) else "no results"
     seeds = results.seed.nunique()
+    nets = " and ".join(results.architecture.unique())
     return (
-        f"# {first.dataset}, {first.architecture}, {first.norm}\n\n"
+        f"# {first.dataset}, {nets}, {first.norm}\n\n"
         f"{counts}, {seeds} seed{'s' if seeds > 1 else ''}. Accuracy of the ensemble with its 95 % interval; "
         "retention is the area under accuracy against the fraction of clean images kept, surest first."
     )

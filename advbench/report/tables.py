@@ -96,7 +96,7 @@ def _identity(plan: Plan, cell: Cell) -> dict[str, Any]:
     """The columns by which a row of any table is found."""
     return {
         "dataset": plan.spec.dataset.partition(":")[0],
-        "architecture": plan.spec.architecture,
+        "architecture": cell.defense.architecture["name"],
         "defense": cell.defense.label,
         "attack": cell.attack.label if cell.attack else "none",
         "source": cell.source.label,
