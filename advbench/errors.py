@@ -34,6 +34,24 @@ class InputError(AdvbenchError):
     """What the user gave cannot be used: a name, a value, a file, an image."""
 
 
+class MissingExtraError(InputError):
+    """A library is needed that one of advbench's extras installs.
+
+    Args:
+        needed_by: what needs it.
+        library: its distribution.
+        extra: the extra.
+    """
+
+    def __init__(self, needed_by: str, library: str = "", extra: str = "") -> None:
+        if not library:  # composed already, on its way between processes
+            super().__init__(needed_by)
+            return
+        super().__init__(
+            f"{needed_by} needs {library}, which is not installed", remedy=f"pip install 'advbench[{extra}]'"
+        )
+
+
 class PluginError(AdvbenchError):
     """A plugin broke its contract: a false claim, a wrong shape, a number that is not finite."""
 

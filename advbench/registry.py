@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlparse
 import pluggy
 
 from advbench import builtins, hookspecs
-from advbench.errors import InputError, unknown_name
+from advbench.errors import InputError, MissingExtraError, unknown_name
 
 Kind = Literal["defense", "attack", "architecture", "dataset", "posterior", "noise"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -197,6 +197,8 @@ class Registry:
         module, _, attribute = entry.target.partition(":")
         try:
             found = getattr(importlib.import_module(module), attribute)
+        except MissingExtraError:
+            raise
         except Exception as error:
             raise InputError(
                 f"{kind} {name!r} of {entry.distribution} {entry.version} cannot be loaded from "

@@ -29,12 +29,12 @@ from advbench.posterior import GaussianPosterior
 TOLERANCE = 1e-6
 
 
-def small_net(classes: int = 3) -> nn.Sequential:
-    """A net of every common layer for 1x6x6 images, with fixed weights."""
+def small_net(classes: int = 3, channels: int = 1) -> nn.Sequential:
+    """A net of every common layer for 6x6 images, with fixed weights."""
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         return nn.Sequential(
-            nn.Conv2d(1, 4, 3, padding=1),
+            nn.Conv2d(channels, 4, 3, padding=1),
             nn.BatchNorm2d(4),
             nn.ReLU(),
             nn.Dropout(0.2),
@@ -43,18 +43,26 @@ def small_net(classes: int = 3) -> nn.Sequential:
         )
 
 
-def small_data(count: int = 48, classes: int = 3) -> Data:
-    """Images 1x6x6 whose class shows in the brightness of a band of rows."""
+def small_data(count: int = 48, classes: int = 3, channels: int = 1) -> Data:
+    """Images 6x6 whose class shows in the brightness of a band of rows."""
     generator = torch.Generator().manual_seed(1)
     labels = torch.arange(count) % classes
-    images = 0.4 * torch.rand((count, 1, 6, 6), generator=generator)
+    images = 0.4 * torch.rand((count, channels, 6, 6), generator=generator)
     for label in range(classes):
         images[labels == label, :, 2 * label : 2 * label + 2] += 0.5
     return Data(images, labels, classes, "small")
 
 
 class AttackConformance:
-    """What every attack must do, on a deterministic and on a random classifier."""
+    """What every attack must do, on a deterministic and on a random classifier.
+
+    Attributes:
+        classes: of the classifier that is attacked.
+        channels: of its images.
+    """
+
+    classes = 3
+    channels = 1
 
     @pytest.fixture
     def attack(self) -> Attack:
@@ -64,7 +72,7 @@ class AttackConformance:
     @pytest.fixture(params=["deterministic", "random"])
     def clf(self, request: pytest.FixtureRequest) -> Classifier:
         """A classifier to attack."""
-        net = small_net().eval()
+        net = small_net(self.classes, self.channels).eval()
         if request.param == "deterministic":
             return Classifier(net).requires_grad_(False)
         return Classifier(net, GaussianPosterior(net, std=0.05)).requires_grad_(False)
@@ -79,7 +87,7 @@ class AttackConformance:
     @pytest.mark.parametrize("count", [1, 3, 8])
     def test_stays_in_ball_and_box(self, attack: Attack, clf: Classifier, threat: Threat, count: int) -> None:
         """Also from the corners of the box, for batches of 1, 3 and 8."""
-        x, y = small_data().batch(slice(count))
+        x, y = small_data(classes=self.classes, channels=self.channels).batch(slice(count))
         x = torch.where(x > 0.6, torch.ones_like(x), x)
         x_adv = attack(clf, x, y, threat)
         assert x_adv.shape == x.shape
@@ -90,7 +98,7 @@ class AttackConformance:
 
     def test_same_seed_same_examples(self, attack: Attack, clf: Classifier, threat: Threat) -> None:
         """Whatever the global random state and the draws made before."""
-        x, y = small_data().batch(slice(8))
+        x, y = small_data(classes=self.classes, channels=self.channels).batch(slice(8))
         first = attack(clf, x, y, threat, seed=5)
         torch.manual_seed(99)
         clf(x)
@@ -98,9 +106,9 @@ class AttackConformance:
 
     def test_leaves_everything_as_it_was(self, attack: Attack, threat: Threat) -> None:
         """Images, modes, parameters, gradients, requires_grad and the global random state."""
-        x, y = small_data().batch(slice(8))
+        x, y = small_data(classes=self.classes, channels=self.channels).batch(slice(8))
         given = x.clone()
-        net = small_net()
+        net = small_net(self.classes, self.channels)
         net[0].requires_grad_(False)
         net[3].train()
         net[1].eval()
@@ -118,18 +126,18 @@ class AttackConformance:
 
     def test_eps_zero_gives_the_images(self, attack: Attack, clf: Classifier, threat: Threat) -> None:
         """No budget, no change."""
-        x, y = small_data().batch(slice(3))
+        x, y = small_data(classes=self.classes, channels=self.channels).batch(slice(3))
         assert torch.equal(attack(clf, x, y, Threat(threat.norm, 0.0)), x)
 
     def test_batches_are_independent(self, attack: Attack, clf: Classifier, threat: Threat) -> None:
         """What a batch becomes does not depend on the batches behind it."""
-        x, y = small_data().batch(slice(8))
+        x, y = small_data(classes=self.classes, channels=self.channels).batch(slice(8))
         both = craft(attack, clf, x, y, threat, batch_size=4).images
         assert torch.equal(both[:4], craft(attack, clf, x[:4], y[:4], threat, batch_size=4).images)
 
     def test_chunks_change_by_rounding_alone(self, attack: Attack, clf: Classifier, threat: Threat) -> None:
         """Cutting a batch to fit into memory keeps its draws: nearly all pixels agree."""
-        x, y = small_data().batch(slice(8))
+        x, y = small_data(classes=self.classes, channels=self.channels).batch(slice(8))
         whole = attack(clf, x, y, threat)
         clf.chunk = 3
         close = torch.isclose(attack(clf, x, y, threat), whole, atol=1e-5)

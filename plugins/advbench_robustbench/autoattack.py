@@ -1,0 +1,109 @@
+"""AutoAttack by its authors' package."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import io
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from advbench import api
+from advbench.api import Attack, Field, Norm, Threat
+from advbench.ascent import Goal, Kept
+from advbench.classifier import Classifier
+from advbench.errors import InputError, MissingExtraError
+
+NAMES = ("pyautoattack", "autoattack")  # as the index has it, and as its repository does
+LIBRARY = next((name for name in NAMES if importlib.util.find_spec(name)), None)
+if LIBRARY is None:
+    raise MissingExtraError("attack 'autoattack'", "pyautoattack", "bridges")
+
+NORM_NAMES: Mapping[Norm, str] = {"linf": "Linf", "l2": "L2"}
+TARGETS = 9
+LEAST_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}  # how many logits the losses look at
+PASSES = {"standard": 100 + 2 * TARGETS * 100 + 5000 / 3, "plus": 15 * 100 + 2 * TARGETS * 100 + 5000 / 3, "rand": 4000}
+
+
+class AutoAttack(Attack):
+    """AutoAttack as its authors' package has it: an ensemble of APGD, FAB and Square with fixed settings.
+
+    Croce and Hein 2020, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
+    attacks". The package's attacks run with the settings of its version, each on the images that the ones before
+    left. What they left is decided here: the package looks at one noisy draw of a random classifier, by which it
+    reports robust models as broken; here each image keeps its best example by draws of the attack's own. With fewer
+    than ten classes there are fewer targets, and losses that need more logits than there are classes are left out.
+    """
+
+    class Params(api.Params):
+        """Hyperparameters of AutoAttack."""
+
+        version: Literal["standard", "plus", "rand"] | None = Field(
+            default=None,
+            description="standard, plus or rand; by default standard on a deterministic classifier and rand on a "
+            "random one, as its authors have it",
+        )
+
+    built_on = (LIBRARY,)
+    params: Params
+
+    def passes_per_image(self) -> float:
+        """An estimate for images that stay robust to the end."""
+        return PASSES[self.params.version or "rand"]
+
+    def run(self, clf: Classifier, x: Tensor, y: Tensor, threat: Threat, generator: torch.Generator) -> Tensor:
+        """Run the version's attacks in their order."""
+        with _silence():
+            suite = importlib.import_module(str(LIBRARY)).AutoAttack(
+                clf,
+                norm=NORM_NAMES[threat.norm],
+                eps=threat.eps,
+                version=self.params.version or ("rand" if clf.stochastic else "standard"),
+                seed=generator.initial_seed() % 2**31,
+                device=x.device,
+            )
+            with torch.no_grad():
+                classes = clf(x[:1]).shape[1]
+            suite.apgd_targeted.n_target_classes = suite.fab.n_target_classes = min(TARGETS, classes - 1)
+            usable = [name for name in suite.attacks_to_run if classes >= LEAST_CLASSES.get(name, 2)]
+            kept = Kept(clf, Goal.of(y))
+            kept.offer(x)
+            for name in usable:
+                rows = kept.unsettled()
+                if len(rows):
+                    found = _attack(suite, name).perturb(x[rows], y[rows])
+                    kept.offer(found.detach(), rows)
+        return kept.images
+
+
+def _attack(suite: Any, name: str) -> Any:
+    """One of the suite's attacks, as the suite sets it up before it runs it."""
+    kinds = {"apgd-ce": suite.apgd, "apgd-dlr": suite.apgd, "apgd-t": suite.apgd_targeted, "square": suite.square}
+    attack = kinds.get(name, suite.fab)
+    attack.seed = suite.seed
+    if name in ("apgd-ce", "apgd-dlr"):
+        attack.loss = name.removeprefix("apgd-")
+    elif name in ("fab", "fab-t"):
+        attack.targeted = name == "fab-t"
+        if attack.targeted:
+            attack.n_restarts = 1
+    elif name not in kinds:
+        raise InputError(f"attack {name!r} of {LIBRARY}", expected="one that advbench knows", remedy="report it")
+    return attack
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Neither prints nor log lines; the logger is as before afterwards."""
+    logger = logging.getLogger("auto-attack")
+    before, logger.disabled = logger.disabled, True
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.disabled = before

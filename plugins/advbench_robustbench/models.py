@@ -1,0 +1,239 @@
+"""RobustBench's models as defences that are trained already."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import functools
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import io
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import nn
+
+from advbench.api import Data, Defense, TrainContext
+from advbench.classifier import Classifier
+from advbench.errors import InputError, MissingExtraError, unknown_name
+
+SHAPES = {"cifar10": (3, 32, 32, 10), "cifar100": (3, 32, 32, 100), "imagenet": (3, 224, 224, 1000)}
+ALIASES = {"autoattack": "pyautoattack", "autoattack.state": "pyautoattack.state"}
+
+
+class ModelId(NamedTuple):
+    """What follows `robustbench:`, in its parts."""
+
+    dataset: str
+    threat: str
+    model: str
+
+    def __str__(self) -> str:
+        return f"robustbench:{'/'.join(self)}"
+
+
+class RobustBenchModel(Defense):
+    """A model of RobustBench (Croce et al. 2021), with the weights that its authors published.
+
+    Nothing is trained: the weights are downloaded once, by robustbench's own code, into the folder `robustbench` of
+    torch's hub folder (`TORCH_HOME` moves it), and read without unpickling. The net comes with them.
+    """
+
+    built_on = ("robustbench",)
+    id: ClassVar[ModelId]
+
+    @property
+    def architecture(self) -> str:
+        """The model's own net."""
+        return str(self.id)
+
+    def fit(self, module: nn.Module, data: Data, context: TrainContext | None = None) -> Classifier:
+        """Load the model, downloading what is not there; `module` is not used, and `data` only for its shape."""
+        del module
+        _check_images(self.id, (*data.shape, data.classes))
+        context = context or TrainContext()
+        return Classifier(_load(self.id).to(context.resources.device)).requires_grad_(False)
+
+    def passes_per_image(self) -> float:
+        """None: nothing is trained."""
+        return 0.0
+
+
+@functools.cache
+def defense(name: str) -> type[RobustBenchModel]:
+    """The model of that name.
+
+    Raises:
+        InputError: RobustBench has none.
+    """
+    return type(f"robustbench:{name}", (RobustBenchModel,), {"id": _parsed(name), "__doc__": RobustBenchModel.__doc__})
+
+
+def architecture(name: str) -> Any:
+    """A function that makes the model's net, as architectures are made.
+
+    Raises:
+        InputError: RobustBench has none.
+    """
+    model_id = _parsed(name)
+
+    def make(channels: int, height: int, width: int, classes: int) -> nn.Module:
+        _check_images(model_id, (channels, height, width, classes))
+        with _quiet():
+            return _untrained(model_id).eval()
+
+    make.normalizes = True  # type: ignore[attr-defined]
+    return make
+
+
+def _untrained(model_id: ModelId) -> nn.Module:
+    """The net, as robustbench's loader makes it before it loads weights into it."""
+    timm_name = f"{model_id.model.lower().replace('-', '_')}_{model_id.dataset}_{model_id.threat.lower()}"
+    timm = importlib.import_module("timm")
+    net: nn.Module
+    if timm.is_model(timm_name):
+        net = timm.create_model(timm_name, num_classes=SHAPES[model_id.dataset][3])
+    else:
+        net = _zoo()[model_id.dataset][model_id.threat][model_id.model]["model"]()
+    return net
+
+
+def _load(model_id: ModelId) -> nn.Module:
+    """The model by robustbench's own loader."""
+    folder = Path(torch.hub.get_dir()) / "robustbench"
+    try:
+        with _quiet():
+            loaded: nn.Module = _robustbench().load_model(
+                model_id.model, model_dir=str(folder), dataset=model_id.dataset, threat_model=model_id.threat
+            )
+    except UnpicklingError as error:
+        raise InputError(
+            f"weights of {model_id}", expected="tensors alone", got="a file that runs code when it is unpickled"
+        ) from error
+    except (OSError, *_download_errors()) as error:
+        raise InputError(
+            f"weights of {model_id} are not here and could not be downloaded ({type(error).__name__})",
+            remedy=_remedy(model_id, folder),
+        ) from error
+    return loaded
+
+
+def _remedy(model_id: ModelId, folder: Path) -> str:
+    ids = _zoo()[model_id.dataset][model_id.threat].get(model_id.model, {}).get("gdrive_id")
+    target = folder / model_id.dataset / model_id.threat / f"{model_id.model}.pt"
+    if ids is None:
+        return "its weights come from the hub of timm; run the command where that can be reached"
+    if isinstance(ids, str):
+        return f"fetch https://drive.google.com/uc?id={ids} and save it as {target}"
+    files = ", ".join(f"https://drive.google.com/uc?id={i} as {target}_m{n}.pt" for n, i in enumerate(ids))
+    return f"fetch and save {files}"
+
+
+def _download_errors() -> tuple[type[Exception], ...]:
+    gdown = importlib.import_module("gdown")
+    names = ("FileURLRetrievalError", "FolderContentsMaximumLimitError")
+    kinds = tuple(getattr(gdown.exceptions, name) for name in names if hasattr(gdown.exceptions, name))
+    return kinds or (OSError,)
+
+
+def _parsed(name: str) -> ModelId:
+    parts = name.split("/")
+    if len(parts) != 3 or not all(parts):
+        raise InputError(
+            f"robustbench:{name}",
+            expected="robustbench:DATASET/THREAT/MODEL",
+            remedy="as robustbench:cifar10/Linf/Carmon2019Unlabeled",
+        )
+    dataset, threat, model = parts
+    known: dict[str, Any] = _zoo()
+    for what, part in (("data set", dataset), ("threat", threat), ("model", model)):
+        if part not in known:
+            raise unknown_name(f"{what} of robustbench", part, known)
+        known = known[part]
+    return ModelId(dataset, threat, model)
+
+
+def _check_images(model_id: ModelId, got: tuple[int, int, int, int]) -> None:
+    expected = SHAPES[model_id.dataset]
+    if got != expected:
+        raise InputError(
+            str(model_id),
+            expected="{}x{}x{} images of {} classes".format(*expected),
+            got="{}x{}x{} and {}".format(*got),
+            remedy=f"choose --dataset {model_id.dataset} or an imagefolder of it",
+        )
+
+
+@functools.cache
+def _zoo() -> dict[str, dict[str, dict[str, Any]]]:
+    """Every model by data set and threat, named as on the command line."""
+    _robustbench()
+    found = importlib.import_module("robustbench.model_zoo").model_dicts
+    return {
+        dataset.value: {threat.value: dict(models) for threat, models in threats.items()}
+        for dataset, threats in found.items()
+    }
+
+
+@functools.cache
+def _robustbench() -> Any:
+    """robustbench's module of loaders.
+
+    Raises:
+        MissingExtraError: it is not installed.
+        InputError: another distribution wrote its own files over it.
+    """
+    try:
+        distribution = importlib.metadata.distribution("robustbench")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise MissingExtraError("the family 'robustbench:'", "robustbench", "bridges") from error
+    spoilt = _overwritten(distribution)
+    if spoilt:
+        raise InputError(
+            f"robustbench {distribution.version} is not what it says: another distribution wrote over {spoilt} "
+            "(torchattacks brings an old copy)",
+            remedy=f"pip install --force-reinstall --no-deps robustbench=={distribution.version}",
+        )
+    with _quiet(), _aliased():
+        return importlib.import_module("robustbench.utils")
+
+
+def _overwritten(distribution: importlib.metadata.Distribution) -> str | None:
+    """The first source file whose content is not the one that was installed."""
+    for file in distribution.files or []:
+        if file.hash and file.suffix == ".py":
+            path = Path(str(distribution.locate_file(file)))
+            content = path.read_bytes() if path.is_file() else b""
+            digest = hashlib.new(file.hash.mode, content).digest()
+            if base64.urlsafe_b64encode(digest).rstrip(b"=").decode() != file.hash.value:
+                return str(file)
+    return None
+
+
+@contextlib.contextmanager
+def _aliased() -> Iterator[None]:
+    """Give robustbench the module `autoattack` that it imports: the package that it requires has another name."""
+    added = {}
+    if importlib.util.find_spec("autoattack") is None:
+        added = {alias: importlib.import_module(name) for alias, name in ALIASES.items()}
+    sys.modules.update(added)
+    try:
+        yield
+    finally:
+        for alias in added:
+            del sys.modules[alias]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Neither prints nor progress bars, nor warnings about what these libraries use."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,177 @@
+"""Makes an attack of advbench out of one of torchattacks."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import io
+import math
+import re
+import warnings
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import pydantic
+import torch
+from torch import Tensor, nn
+
+from advbench import api
+from advbench.api import Attack, Field, Norm, Threat
+from advbench.classifier import Classifier
+from advbench.errors import InputError, MissingExtraError, unknown_name
+
+try:
+    import torchattacks
+except ImportError as error:
+    raise MissingExtraError("the family 'torchattacks:'", "torchattacks", "bridges") from error
+
+WRAPPERS = {"MultiAttack": "'worst_case' combines attacks", "LGV": "'transfer' attacks another defense's classifier"}
+NO_GRADIENTS = frozenset({"VANILA", "GN", "SPSA", "Square", "OnePixel", "Pixle"})
+RADII = ("eps", "max_epsilon")  # what the library calls the threat's eps
+SUPPLIED = frozenset({"self", "model", "norm", "seed", "n_classes", "verbose", *RADII})
+NORM_NAMES: Mapping[Norm, str] = {"linf": "Linf", "l2": "L2"}
+REAL = frozenset({"c", "kappa", "scale", "lam", "nsig"})  # numbers that are real though their default is whole
+CHOICES = {
+    "kernel_name": ("gaussian", "linear", "uniform"),
+    "noise_type": ("guassian", "uniform"),  # the library's spelling
+    "pixel_mapping": ("random", "similarity", "similarity_random", "distance", "distance_random"),
+    "version": ("standard", "plus", "rand"),
+}
+LOSSES = {"UPGD": ("ce", "margin", "dlr"), "APGD": ("ce", "dlr"), "Square": ("margin", "ce")}
+LOOPS = frozenset({"steps", "eot_iter", "n_restarts", "noise_batch_size", "m", "N", "num_iter_set", "nb_iter"})
+COLOUR = frozenset({"TIFGSM", "PIFGSM", "PIFGSMPP"})  # their kernels have three channels
+LEAST_CLASSES = {"APGDT": 4, "AutoAttack": 4}  # the targeted DLR loss looks at the four largest logits
+
+
+class TorchattacksAttack(Attack):
+    """Under advbench's checks; its hyperparameters are the library's but model, eps, norm, seed and classes."""
+
+    built_on = ("torchattacks",)
+    library: ClassVar[type[Any]]
+    radius: ClassVar[str | None]
+    alpha_share: ClassVar[float | None]
+
+    def passes_per_image(self) -> float | None:
+        """The product of the loops' lengths, where the attack is made of such."""
+        values = self.params.model_dump()
+        loops = [values[name] for name in values if name in LOOPS]
+        if not loops and self.library.__name__ not in ("FGSM", "FFGSM"):
+            return None
+        return float(math.prod(loops))
+
+    def run(
+        self,
+        clf: Classifier,
+        x: Tensor,
+        y: Tensor,
+        threat: Threat,
+        generator: torch.Generator,
+        targets: Tensor | None = None,
+    ) -> Tensor:
+        """Run the library's attack; what it prints and warns of goes nowhere."""
+        name = self.library.__name__
+        if name in COLOUR and x.shape[1] != 3:
+            raise InputError(f"images given to torchattacks:{name}", expected="3 channels", got=x.shape[1])
+        with torch.no_grad():
+            classes = clf(x[:1]).shape[1]
+        if name == "JSMA" and targets is None:  # knows targets alone, and takes ten classes for granted
+            targets = (y + 1) % classes
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            attack = self.library(clf, **self._settings(classes, threat, generator))
+            attack.set_device(x.device)
+            if targets is not None:
+                attack.set_mode_targeted_by_label(quiet=True)
+            found: Tensor = attack(x, y if targets is None else targets)
+        return found.detach()
+
+    def _settings(self, classes: int, threat: Threat, generator: torch.Generator) -> dict[str, Any]:
+        settings: dict[str, Any] = self.params.model_dump()
+        if self.alpha_share is not None and settings["alpha"] is None:
+            settings["alpha"] = self.alpha_share * threat.eps
+        known = inspect.signature(self.library).parameters
+        if self.radius:
+            settings[self.radius] = threat.eps
+        least = 3 if settings.get("loss") == "dlr" else LEAST_CLASSES.get(self.library.__name__, 2)
+        if classes < least:
+            raise InputError(
+                f"classes of the model under attack torchattacks:{self.library.__name__}",
+                expected=f"at least {least} for its loss",
+                got=classes,
+                remedy="'apgd' has no such limit",
+            )
+        given = {
+            "norm": NORM_NAMES[threat.norm],
+            "seed": generator.initial_seed() % 2**31,
+            "n_classes": classes,
+            "verbose": False,
+        }
+        return settings | {name: value for name, value in given.items() if name in known}
+
+
+@functools.cache
+def attack(name: str) -> type[TorchattacksAttack]:
+    """The attack of that name.
+
+    Raises:
+        InputError: torchattacks has none, or it is one that wraps others.
+    """
+    if name in WRAPPERS:
+        raise InputError(f"torchattacks:{name}", expected="an attack that needs nothing else", remedy=WRAPPERS[name])
+    names = [known for known in torchattacks.__all__ if known not in WRAPPERS]
+    if name not in names:
+        raise unknown_name("attack of torchattacks", name, names)
+    library = getattr(torchattacks, name)
+    parameters = inspect.signature(library).parameters
+    radius = next((known for known in RADII if known in parameters), None)
+    alpha = parameters.get("alpha")
+    share = alpha.default / parameters[radius].default if alpha and radius else None
+    probe = library(nn.Linear(1, 1))
+    facts = {
+        "__doc__": f"{name} of torchattacks. {TorchattacksAttack.__doc__}",
+        "Params": _params(name, parameters, share),
+        "library": library,
+        "radius": radius,
+        "alpha_share": share,
+        "norms": _norms(library, parameters),
+        "minimal_norm": radius is None,
+        "targeted": "targeted" in probe.supported_mode,
+        "gradients": name not in NO_GRADIENTS,
+    }
+    return type(f"torchattacks:{name}", (TorchattacksAttack,), facts)
+
+
+def _norms(library: type[Any], parameters: Mapping[str, inspect.Parameter]) -> frozenset[Norm]:
+    """Those that the library says; both for what knows no ball, whose finds are brought into the threat's."""
+    measure = re.search(r"Distance Measure\s*:\s*(.*)", library.__doc__ or "")
+    said: list[Norm] = [norm for norm, name in NORM_NAMES.items() if measure and name in measure[1]]
+    return frozenset(said if said and "norm" not in parameters else NORM_NAMES)
+
+
+def _params(name: str, parameters: Mapping[str, inspect.Parameter], alpha_share: float | None) -> type[api.Params]:
+    fields: dict[str, Any] = {}
+    for key, parameter in parameters.items():
+        if key in SUPPLIED:
+            continue
+        kind = _kind(name, key, parameter.default)
+        described = f"as in torchattacks.{name}"
+        if key == "alpha" and alpha_share is not None:
+            described = f"length of a step in pixels; by default {alpha_share:.4g} eps, the library's own share"
+            fields[key] = (kind | None, Field(default=None, gt=0, description=described))
+            continue
+        bounds = {"ge": 0 if kind in (float, int | float) else 1} if kind in (int, float, int | float) else {}
+        fields[key] = (kind, Field(default=parameter.default, description=described, **bounds))
+    return pydantic.create_model("Params", __base__=api.Params, **fields)
+
+
+def _kind(name: str, key: str, default: object) -> Any:
+    """The type that the library's code needs, of which its signature shows an example."""
+    choices = LOSSES.get(name) if key == "loss" else CHOICES.get(key)
+    if choices:
+        return Literal[choices]
+    if isinstance(default, tuple):
+        return tuple[int | float, ...]
+    if key in REAL:
+        return int | float
+    return type(default)
