@@ -15,7 +15,8 @@ from tabulate import tabulate
 
 from advbench.api import Configurable
 from advbench.datasets import DEFAULT_ROOT
-from advbench.errors import AdvbenchError, unknown_name
+from advbench.errors import AdvbenchError, MissingExtraError, unknown_name
+from advbench.extras import require, written_over
 from advbench.plan import Plan
 from advbench.registry import KINDS, Entry, registry
 from advbench.scheduler import outstanding
@@ -142,10 +143,13 @@ def _store_check(url: str) -> tuple[bool, str]:
 
 
 def _robustbench_check() -> tuple[bool, str]:
-    """Torchattacks installs a folder named robustbench that is not RobustBench; tell whether it is the one found."""
-    owners: Any = importlib.metadata.packages_distributions().get("robustbench", [])
-    if not owners:
-        return True, "bridges: robustbench is not installed (pip install 'advbench[bridges]')"
-    if "robustbench" not in owners:
-        return False, f"bridges: the module robustbench belongs to {', '.join(owners)}; pip install robustbench"
-    return True, f"bridges: robustbench {importlib.metadata.version('robustbench')}"
+    """Torchattacks brings a folder named robustbench of its own; tell whether the one found is RobustBench's."""
+    try:
+        found = require("robustbench", "the family 'robustbench:'", "bridges")
+    except MissingExtraError as error:
+        return True, f"bridges: {error}"
+    spoilt = written_over(found)
+    if spoilt:
+        remedy = "pip install --force-reinstall --no-deps robustbench"
+        return False, f"robustbench {found.version}: another distribution wrote over {spoilt}; {remedy}"
+    return True, f"bridges: robustbench {found.version}"

@@ -60,10 +60,11 @@ class StoreError(AdvbenchError):
     """The store cannot be read or written."""
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str], *, remedy: str = "") -> InputError:
-    """The error for a name that is not among `known`, with the nearest one as a suggestion."""
+def unknown_name(kind: str, name: str, known: Iterable[str], *, remedy: str = "", note: str = "") -> InputError:
+    """The error for a name that is not among `known`, with the nearest one as a suggestion, or else the remedy."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else remedy
     listed = ", ".join(names) if names else "none registered"
-    return InputError(f"unknown {kind} {name!r}", expected=f"one of {listed}", remedy=hint)
+    advice = "; ".join(filter(None, [hint, note]))
+    return InputError(f"unknown {kind} {name!r}", expected=f"one of {listed}", remedy=advice)

@@ -177,11 +177,14 @@ class Registry:
         """
         found = self._claims(kind, name)
         if not found:
-            remedy = "'advbench plugins' lists what is registered"
-            if self.problems:
-                broken = "; ".join(f"{p.plugin} ({p.reason})" for p in self.problems)
-                remedy = f"these plugins failed to load: {broken}"
-            raise unknown_name(kind, name, [n for k, n in self._entries if k == kind], remedy=remedy)
+            broken = "; ".join(f"{p.plugin} ({p.reason})" for p in self.problems)
+            raise unknown_name(
+                kind,
+                name,
+                [entries[0].shown for (k, _), entries in self._entries.items() if k == kind],
+                remedy="'advbench plugins' lists what is registered",
+                note=f"these plugins failed to load: {broken}" if broken else "",
+            )
         if len(found) > 1:
             raise self._duplicate(found)
         return dataclasses.replace(found[0], name=name)

@@ -11,7 +11,7 @@ from advbench.architectures import Normalize, SpatialTransformer, build
 from advbench.errors import InputError
 from advbench.registry import registry
 
-NAMES = tuple(entry.name for entry in registry().entries("architecture"))
+NAMES = tuple(entry.name for entry in registry().entries("architecture") if not entry.is_family)
 LEAST = {
     "small_cnn": 2,
     "bal_cnn": 4,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +14,7 @@ import pytest
 from conftest import Cli
 
 from advbench import hookspecs
-from advbench.errors import InputError
+from advbench.errors import InputError, MissingExtraError
 from advbench.registry import KINDS, Registrar, Registry, registry
 
 GOOD = """
@@ -54,7 +56,9 @@ def test_built_ins_are_found_with_distribution_and_version() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_name_loads(kind: str) -> None:
     for entry in registry().entries(kind):  # type: ignore[arg-type]
-        assert callable(registry().load(entry.kind, entry.name))
+        if not entry.is_family:
+            with contextlib.suppress(MissingExtraError):
+                assert callable(registry().load(entry.kind, entry.name))
 
 
 @pytest.mark.parametrize("command", ["--help", "plugins"])
@@ -110,6 +114,47 @@ def test_a_name_that_two_plugins_claim_is_an_error_that_names_both(cli: Cli, sit
     assert listed.returncode == 2
     assert "second 0.4" in listed.stderr
     assert cli("plan", "--defense", "erm", "--attack", "fgsm", env=env).returncode == 0
+
+
+FAMILY = """
+from advbench.hookspecs import hookimpl
+
+@hookimpl
+def advbench_register(register):
+    register.attack("corners:", "corners:make", "steps into a corner")
+
+def make(name):
+    from advbench import Attack, InputError
+    if name != "dark":
+        raise InputError(f"corner {name!r}", expected="dark")
+
+    class Corner(Attack):
+        \"\"\"Takes eps off each pixel.\"\"\"
+
+        def run(self, clf, x, y, threat, generator):
+            return (x - threat.eps).clamp(0, 1)
+
+    return Corner
+"""
+
+
+def test_a_family_makes_what_its_names_stand_for(cli: Cli, site: Path) -> None:
+    env = install(site, "corners", FAMILY)
+    assert re.search(r"corners:NAME +steps into a corner  \[corners 1.0\]", cli("plugins", env=env).stdout)
+    assert "Takes eps off each pixel." in cli("show", "corners:dark", env=env).stdout
+    run = cli("run", "--defense", "erm", "--attack", "corners:dark", "--set", "erm.stages=[1]", env=env)
+    assert run.returncode == 0, run.stderr
+    assert "corners:dark" in run.stdout
+    for name, line in {
+        "corners:light": "corner 'light': expected dark",
+        "corners": "unknown attack 'corners'",
+        "corners:": "names as NAME, LIBRARY:NAME or NAME@LABEL",
+        "corner:dark": "unknown attack 'corner:dark'",
+    }.items():
+        refused = cli("run", "--defense", "erm", "--attack", name, env=env)
+        assert refused.returncode == 2
+        assert line in refused.stderr
+        assert len(refused.stderr.strip().splitlines()) == 1
 
 
 def test_a_target_that_cannot_be_imported_is_one_line(cli: Cli, site: Path) -> None:

@@ -17,12 +17,12 @@ from advbench import api
 from advbench.api import Attack, Field, Norm, Threat
 from advbench.ascent import Goal, Kept
 from advbench.classifier import Classifier
-from advbench.errors import InputError, MissingExtraError
+from advbench.errors import InputError
+from advbench.extras import require
 
-NAMES = ("pyautoattack", "autoattack")  # as the index has it, and as its repository does
-LIBRARY = next((name for name in NAMES if importlib.util.find_spec(name)), None)
-if LIBRARY is None:
-    raise MissingExtraError("attack 'autoattack'", "pyautoattack", "bridges")
+# As its repository calls it, and as the index does.
+LIBRARY = "autoattack" if importlib.util.find_spec("autoattack") else "pyautoattack"
+require(LIBRARY, "attack 'autoattack'", "bridges")
 
 NORM_NAMES: Mapping[Norm, str] = {"linf": "Linf", "l2": "L2"}
 TARGETS = 9
@@ -59,7 +59,7 @@ class AutoAttack(Attack):
     def run(self, clf: Classifier, x: Tensor, y: Tensor, threat: Threat, generator: torch.Generator) -> Tensor:
         """Run the version's attacks in their order."""
         with _silence():
-            suite = importlib.import_module(str(LIBRARY)).AutoAttack(
+            suite = importlib.import_module(LIBRARY).AutoAttack(
                 clf,
                 norm=NORM_NAMES[threat.norm],
                 eps=threat.eps,

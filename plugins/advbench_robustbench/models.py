@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import functools
-import hashlib
 import importlib
-import importlib.metadata
 import importlib.util
 import io
 import sys
@@ -22,7 +19,8 @@ from torch import nn
 
 from advbench.api import Data, Defense, TrainContext
 from advbench.classifier import Classifier
-from advbench.errors import InputError, MissingExtraError, unknown_name
+from advbench.errors import InputError, unknown_name
+from advbench.extras import require, written_over
 
 SHAPES = {"cifar10": (3, 32, 32, 10), "cifar100": (3, 32, 32, 100), "imagenet": (3, 224, 224, 1000)}
 ALIASES = {"autoattack": "pyautoattack", "autoattack.state": "pyautoattack.state"}
@@ -117,7 +115,9 @@ def _load(model_id: ModelId) -> nn.Module:
         raise InputError(
             f"weights of {model_id}", expected="tensors alone", got="a file that runs code when it is unpickled"
         ) from error
-    except (OSError, *_download_errors()) as error:
+    except Exception as error:
+        if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] != "gdown":
+            raise
         raise InputError(
             f"weights of {model_id} are not here and could not be downloaded ({type(error).__name__})",
             remedy=_remedy(model_id, folder),
@@ -134,13 +134,6 @@ def _remedy(model_id: ModelId, folder: Path) -> str:
         return f"fetch https://drive.google.com/uc?id={ids} and save it as {target}"
     files = ", ".join(f"https://drive.google.com/uc?id={i} as {target}_m{n}.pt" for n, i in enumerate(ids))
     return f"fetch and save {files}"
-
-
-def _download_errors() -> tuple[type[Exception], ...]:
-    gdown = importlib.import_module("gdown")
-    names = ("FileURLRetrievalError", "FolderContentsMaximumLimitError")
-    kinds = tuple(getattr(gdown.exceptions, name) for name in names if hasattr(gdown.exceptions, name))
-    return kinds or (OSError,)
 
 
 def _parsed(name: str) -> ModelId:
@@ -184,17 +177,14 @@ def _zoo() -> dict[str, dict[str, dict[str, Any]]]:
 
 @functools.cache
 def _robustbench() -> Any:
-    """robustbench's module of loaders.
+    """Robustbench's module of loaders.
 
     Raises:
         MissingExtraError: it is not installed.
         InputError: another distribution wrote its own files over it.
     """
-    try:
-        distribution = importlib.metadata.distribution("robustbench")
-    except importlib.metadata.PackageNotFoundError as error:
-        raise MissingExtraError("the family 'robustbench:'", "robustbench", "bridges") from error
-    spoilt = _overwritten(distribution)
+    distribution = require("robustbench", "the family 'robustbench:'", "bridges")
+    spoilt = written_over(distribution)
     if spoilt:
         raise InputError(
             f"robustbench {distribution.version} is not what it says: another distribution wrote over {spoilt} "
@@ -203,18 +193,6 @@ def _robustbench() -> Any:
         )
     with _quiet(), _aliased():
         return importlib.import_module("robustbench.utils")
-
-
-def _overwritten(distribution: importlib.metadata.Distribution) -> str | None:
-    """The first source file whose content is not the one that was installed."""
-    for file in distribution.files or []:
-        if file.hash and file.suffix == ".py":
-            path = Path(str(distribution.locate_file(file)))
-            content = path.read_bytes() if path.is_file() else b""
-            digest = hashlib.new(file.hash.mode, content).digest()
-            if base64.urlsafe_b64encode(digest).rstrip(b"=").decode() != file.hash.value:
-                return str(file)
-    return None
 
 
 @contextlib.contextmanager
@@ -234,6 +212,7 @@ def _aliased() -> Iterator[None]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Neither prints nor progress bars, nor warnings about what these libraries use."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    nowhere = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         warnings.simplefilter("ignore")
         yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import inspect
 import io
 import math
@@ -19,12 +20,11 @@ from torch import Tensor, nn
 from advbench import api
 from advbench.api import Attack, Field, Norm, Threat
 from advbench.classifier import Classifier
-from advbench.errors import InputError, MissingExtraError, unknown_name
+from advbench.errors import InputError, unknown_name
+from advbench.extras import require
 
-try:
-    import torchattacks
-except ImportError as error:
-    raise MissingExtraError("the family 'torchattacks:'", "torchattacks", "bridges") from error
+require("torchattacks", "the family 'torchattacks:'", "bridges")
+torchattacks = importlib.import_module("torchattacks")
 
 WRAPPERS = {"MultiAttack": "'worst_case' combines attacks", "LGV": "'transfer' attacks another defense's classifier"}
 NO_GRADIENTS = frozenset({"VANILA", "GN", "SPSA", "Square", "OnePixel", "Pixle"})
@@ -160,8 +160,8 @@ def _params(name: str, parameters: Mapping[str, inspect.Parameter], alpha_share:
             described = f"length of a step in pixels; by default {alpha_share:.4g} eps, the library's own share"
             fields[key] = (kind | None, Field(default=None, gt=0, description=described))
             continue
-        bounds = {"ge": 0 if kind in (float, int | float) else 1} if kind in (int, float, int | float) else {}
-        fields[key] = (kind, Field(default=parameter.default, description=described, **bounds))
+        least = {int: 1, float: 0, int | float: 0}.get(kind)
+        fields[key] = (kind, Field(default=parameter.default, description=described, ge=least))
     return pydantic.create_model("Params", __base__=api.Params, **fields)
 
 
