@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -231,12 +232,14 @@ class Attack(Configurable, ABC):
             run serves every eps.
         targeted: True where `run` takes the keyword `targets`.
         gradients: False where `run` asks for logits alone (a black-box attack).
+        effort: the whole-number hyperparameter that a budget cuts, as `"steps"`; empty where there is none.
     """
 
     norms: ClassVar[frozenset[Norm]] = frozenset({"linf", "l2"})
     minimal_norm: ClassVar[bool] = False
     targeted: ClassVar[bool] = False
     gradients: ClassVar[bool] = True
+    effort: ClassVar[str] = ""
 
     @property
     def pools(self) -> bool:
@@ -288,6 +291,87 @@ class Attack(Configurable, ABC):
         if targets is None:
             return self.run(clf, x, y, threat, generator)
         return self.run(clf, x, y, threat, generator, targets=targets)  # type: ignore[call-arg]
+
+    def widen(
+        self,
+        clf: Classifier,
+        x: Tensor,
+        y: Tensor,
+        threat: Threat,
+        generator: torch.Generator,
+        found: Tensor,
+        before: Threat,
+        targets: Tensor | None = None,
+    ) -> Tensor:
+        """Attack images that resisted at a smaller eps, or at none: a step of a sweep over radii.
+
+        Called on deterministic classifiers alone, with all the images at once. By default `search`, in batches; an
+        attack that can go on from where it was saves most of its passes.
+
+        Args:
+            clf: as in `run`.
+            x: likewise.
+            y: likewise.
+            threat: likewise.
+            generator: likewise.
+            found: what was found at the smaller eps; `x` where there was none.
+            before: the smaller eps; 0 where there was none.
+            targets: as in `run`.
+        """
+        import torch
+
+        parts = []
+        for start in range(0, len(x), clf.batch_size):
+            rows = slice(start, start + clf.batch_size)
+            aims = None if targets is None else targets[rows]
+            parts.append(self.search(clf, x[rows], y[rows], threat, generator, aims))
+        return torch.cat(parts)
+
+    def queries(self, *, random: bool) -> int | None:
+        """The most forward passes that `run` or `widen` makes of an image; None where the author gives none.
+
+        A pass for a gradient counts as one, however many draws the image passes at count each.
+
+        Args:
+            random: whether the classifier under attack is.
+        """
+        return None
+
+    def within_budget(self, budget: int, *, random: bool) -> Self:
+        """The same attack, cut so that it makes at most so many forward passes of an image.
+
+        Args:
+            budget: forward passes.
+            random: whether the classifier under attack is.
+
+        Raises:
+            InputError: the attack does not say what it costs, or costs more at its least.
+        """
+        name = type(self).__name__
+        needed = self.queries(random=random)
+        if needed is None:
+            raise InputError(f"budget for attack {name}", expected="an attack that says how many passes it makes")
+        if needed <= budget:
+            return self
+        values = self.params.model_dump()
+
+        def cost(effort: int) -> int:
+            return type(self)(**{**values, self.effort: effort}).queries(random=random) or 0
+
+        efforts = range(self._least_effort(), values[self.effort]) if self.effort else range(0)
+        fitting = bisect.bisect_right(efforts, budget, key=cost)
+        if fitting:
+            return type(self)(**{**values, self.effort: efforts[fitting - 1]})
+        raise InputError(
+            f"budget for attack {name}",
+            expected=f"at least {cost(efforts[0]) if efforts else needed} passes of an image",
+            got=budget,
+            remedy="raise it, or lower the attack's other hyperparameters",
+        )
+
+    def _least_effort(self) -> int:
+        bounds = type(self).Params.model_fields[self.effort].metadata
+        return int(next((bound.ge for bound in bounds if hasattr(bound, "ge")), 1))
 
     def check(self, threat: Threat, targets: Tensor | None = None) -> None:
         """Refuse what `run` does not understand.

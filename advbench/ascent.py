@@ -316,9 +316,11 @@ class Kept:
 
 
 STRETCHES = (1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
+BISECTIONS = 10
+SHORTENING = 1 + len(STRETCHES) + BISECTIONS  # the most points of each image that `shorten` looks at
 
 
-def shorten(kept: Kept, x: Tensor, found: Tensor, *, beyond: float = 0.0, rounds: int = 10) -> Tensor:
+def shorten(kept: Kept, x: Tensor, found: Tensor, *, beyond: float = 0.0) -> Tensor:
     """The nearest point that fools on the way from each image to the example that was found for it.
 
     By bisection, at draws of the attack's own, the same for all points. What fooled the draws of a search may
@@ -330,7 +332,6 @@ def shorten(kept: Kept, x: Tensor, found: Tensor, *, beyond: float = 0.0, rounds
         x: images, `(batch, channels, height, width)`.
         found: examples; equal to the image where there is none, which then stays.
         beyond: margin above which a point counts as fooling.
-        rounds: halvings of the stretch in which the point lies.
     """
     delta = found - x
     low, high = x.new_zeros(len(x)), x.new_full((len(x),), torch.inf)
@@ -349,7 +350,7 @@ def shorten(kept: Kept, x: Tensor, found: Tensor, *, beyond: float = 0.0, rounds
             break
     lost = high.isinf()
     low, high = low.masked_fill(lost, 1.0), high.masked_fill(lost, 1.0)
-    for _ in range(rounds):
+    for _ in range(BISECTIONS):
         middle = (low + high) / 2
         fools = kept.margins_of(at(middle)) > beyond
         high = torch.where(fools & ~lost, middle, high)

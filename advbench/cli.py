@@ -51,6 +51,8 @@ SPEC_OPTIONS = {
     "batch_size": _option(int | None, "--batch-size", "Images attacked and judged together. [default: 256]"),
     "precision": _option(str | None, "--precision", "Of training: float32 or bfloat16. [default: float32]"),
     "threads": _option(int | None, "--threads", "CPU threads of a task. [default: 1]"),
+    "sweep": _option(bool | None, "--sweep/--no-sweep", "Attack eps by eps: what a smaller one broke is left alone."),
+    "budget": _option(int | None, "--budget", "Most forward passes of an image in an attack. [default: the attack's]"),
     "set": _option(Names | None, "--set", "A hyperparameter: NAME.PARAM=VALUE; repeat for more."),
 }
 

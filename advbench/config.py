@@ -58,9 +58,11 @@ class RunSpec(pydantic.BaseModel):
     batch_size: int = pydantic.Field(default=256, ge=1)
     precision: Precision = "float32"
     threads: int = pydantic.Field(default=1, ge=1, le=1024)
+    sweep: pydantic.StrictBool = False
+    budget: int | None = pydantic.Field(default=None, ge=1)
     set: dict[str, dict[str, Any]] = {}
 
-    @pydantic.field_validator("eps", "seeds", "draws", "limit", "batch_size", "threads", mode="before")
+    @pydantic.field_validator("eps", "seeds", "draws", "limit", "batch_size", "threads", "budget", mode="before")
     @classmethod
     def _numbers(cls, value: Any) -> Any:
         items = value if isinstance(value, list | tuple) else [value]
@@ -225,6 +227,8 @@ def resolve(spec: RunSpec) -> tuple[tuple[Choice, ...], tuple[Choice, ...]]:
     for choice in attacks:
         attack: Attack = registry().load("attack", choice.entry.name)(**choice.params)
         attack.check(Threat(spec.norm, 0.0))
+        if spec.budget is not None:
+            attack.within_budget(spec.budget, random=False)
     return defenses, attacks
 
 

@@ -7,13 +7,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from advbench.api import Attack, Progress, Threat
-from advbench.ascent import distances, within
+from advbench.ascent import Goal, distances, within
 from advbench.classifier import Classifier, as_classifier, isolated_rng
 from advbench.datasets import check_images, check_labels
 from advbench.errors import InputError, PluginError
@@ -25,6 +26,13 @@ BATCH_SIZE = 256
 PROBE_IMAGES = 32
 
 Report = Callable[[Progress], None]
+
+
+class Earlier(NamedTuple):
+    """What a smaller eps of a sweep left: its examples, and that eps; 0, and the images, where there was none."""
+
+    images: Tensor
+    eps: float
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,8 @@ def craft(
     seed: int = 0,
     targets: Tensor | None = None,
     nearest: bool = False,
+    earlier: Earlier | None = None,
+    budget: int | None = None,
     batch_size: int = BATCH_SIZE,
     report: Report = lambda _: None,
 ) -> Crafted:
@@ -74,12 +84,17 @@ def craft(
         targets: classes `(count,)` that the images are to be taken for; any wrong class where None.
         nearest: leave what a minimal-norm attack found where it is, at whatever distance, instead of moving it
             into the threat's ball.
+        earlier: makes this a step of a sweep: what a smaller eps broke stays as it is, and the attack goes on with
+            the rest. Without meaning for random classifiers, where no single verdict is proof, and for
+            minimal-norm attacks.
+        budget: the most forward passes of an image, on average over a batch; the attack is cut to fit.
         batch_size: images that are attacked together and share their draws.
         report: called after each batch with the images done.
 
     Raises:
-        InputError: images, labels, targets or a threat that cannot be attacked.
-        PluginError: the attack left ball, box, shape or dtype, or the model's output is unusable.
+        InputError: images, labels, targets or a threat that cannot be attacked, or a budget too small.
+        PluginError: the attack left ball, box, shape or dtype, made more passes than it said, or the model's output
+            is unusable.
     """
     _check_attackable(attack, x, y, threat, targets)
     nearest = nearest and attack.minimal_norm
@@ -90,36 +105,84 @@ def craft(
         raise InputError("classes of the model under attack", expected="at least 2", got=classes)
     check_labels(y, len(x), classes, f"labels given to {type(attack).__name__}")
     _check_targets(attack, y, targets, classes)
+    if earlier is not None and (clf.stochastic or attack.minimal_norm):
+        earlier = None
+    if budget is not None:
+        attack = attack.within_budget(budget - (earlier is not None), random=clf.stochastic)
     parts = []
     with clf.isolated() as passes:
         clf.batch_size = batch_size
-        if attack.pools and not clf.stochastic:
+        if earlier is not None or (attack.pools and not clf.stochastic):
             batch_size = len(x)
         for batch, start in enumerate(range(0, len(x), batch_size)):
             rows = slice(start, start + batch_size)
             aims = None if targets is None else targets[rows].clone()
             seed_of_batch = derive(seed, "attack", batch)
-            found = _craft_batch(attack, clf, x[rows], y[rows], threat, seed_of_batch, aims)
+            found = _craft_batch(attack, clf, x[rows], y[rows], threat, seed_of_batch, aims, earlier)
             if attack.minimal_norm and not nearest:
                 found = within(found, x[rows], threat, outward=clf.stochastic)
             parts.append(found)
             report(Progress(min(start + batch_size, len(x)), len(x)))
+        if budget is not None and passes.forward > budget * len(x):
+            raise PluginError(
+                f"attack {type(attack).__name__} left its budget",
+                expected=f"at most {budget} forward passes of an image",
+                got=f"{passes.forward / len(x):.6g}",
+                remedy="its method `queries` must name an upper bound",
+            )
     vanished = float(passes.vanished) / passes.gradients if passes.gradients else 0.0
     costs = passes.forward / len(x), passes.backward / len(x)
     return Crafted(torch.cat(parts), *costs, random=clf.stochastic, vanished_gradients=vanished)
 
 
 def _craft_batch(
-    attack: Attack, clf: Classifier, x: Tensor, y: Tensor, threat: Threat, seed: int, targets: Tensor | None
+    attack: Attack,
+    clf: Classifier,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    seed: int,
+    targets: Tensor | None,
+    earlier: Earlier | None,
 ) -> Tensor:
     generator = torch.Generator(x.device).manual_seed(derive(seed, "generator"))
     clf.reseed(derive(seed, "draws"))
     given = x.clone()
     with _undisturbed(clf, derive(seed, "global"), x.device):
-        x_adv = attack.search(clf, given, y.clone(), threat, generator, targets)
+        if earlier is None:
+            x_adv = attack.search(clf, given, y.clone(), threat, generator, targets)
+        else:
+            x_adv = _widened(attack, clf, given, y.clone(), threat, generator, targets, earlier)
     _check_finite(clf)
     _check_claim(attack, x, x_adv, threat)
     return x_adv.detach()
+
+
+def _widened(
+    attack: Attack,
+    clf: Classifier,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    generator: torch.Generator,
+    targets: Tensor | None,
+    earlier: Earlier,
+) -> Tensor:
+    """A step of a sweep: what an example of the smaller ball fools stays, the rest is attacked on."""
+    attack.check(threat, targets)
+    found, goal, size = earlier.images.clone(), Goal.of(y, targets), clf.batch_size
+    with torch.no_grad():
+        reached = [goal[rows].success(clf(found[rows])) for rows in map(slice, *_bounds(len(x), size))]
+    left = (~torch.cat(reached)).nonzero().squeeze(1)
+    if len(left):
+        aims = None if targets is None else targets[left]
+        before = Threat(threat.norm, earlier.eps)
+        found[left] = attack.widen(clf, x[left], y[left], threat, generator, found[left], before, aims)
+    return found
+
+
+def _bounds(count: int, size: int) -> tuple[range, range]:
+    return range(0, count, size), range(size, count + size, size)
 
 
 @contextmanager

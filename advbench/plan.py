@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -42,6 +43,13 @@ class Cell(NamedTuple):
     eps: float
     seed: int
     key: str
+
+
+class Swept(NamedTuple):
+    """The step of a sweep before this one: its key and eps; empty and 0 before the first."""
+
+    key: str
+    eps: float
 
 
 class DataIdentity(NamedTuple):
@@ -92,9 +100,12 @@ def make_plan(
             key = layout.evaluate(target, trained[target.label], None, "clean", seed)
             layout.cells.append(Cell(target, target, None, 0.0, seed, key))
         for attack in attacks:
+            crafted: dict[str, Swept] = {}
             for eps in filter(None, spec.eps):  # eps 0 is the clean row
                 for source in (attack.init,) if attack.init else defenses:
-                    examples = layout.craft(source, layout.train(source, seed), attack, eps, seed)
+                    before = crafted.get(source.label, Swept("", 0.0)) if spec.sweep else None
+                    examples = layout.craft(source, layout.train(source, seed), attack, eps, seed, before)
+                    crafted[source.label] = Swept(examples, eps)
                     within = eps if "minimal_norm" in attack.traits else None
                     for target in defenses:
                         what = f"{attack.label} {eps:.4g} from {source.label}"
@@ -134,9 +145,16 @@ class _Layout:
         cost = (defense.passes or 0.0) * self._data.train_count
         return self._add("train", inputs, needs, f"train {defense.label}, seed {seed}", cost)
 
-    def craft(self, source: Choice, trained: str, attack: Choice, eps: float, seed: int) -> str:
-        """One task for each eps; of a minimal-norm attack one for all of them, without eps."""
+    def craft(
+        self, source: Choice, trained: str, attack: Choice, eps: float, seed: int, before: Swept | None = None
+    ) -> str:
+        """One task for each eps, in a sweep after the one before; of a minimal-norm attack one for all, without eps."""
         every = "minimal_norm" in attack.traits
+        extra: dict[str, Any] = {} if self._spec.budget is None else {"budget": self._spec.budget}
+        needs: tuple[str, ...] = (trained,)
+        if before is not None and not every:
+            extra["sweep"] = {"after": before.key or None, "eps": before.eps}
+            needs = (*needs, before.key) if before.key else needs
         inputs = {
             "attack": attack.identity(),
             "source": trained,
@@ -144,9 +162,11 @@ class _Layout:
             "eps": None if every else eps,
             "seed": seed,
             **self._judged,
+            **extra,
         }
         label = f"craft {attack.label}{'' if every else f' {eps:.4g}'} on {source.label}, seed {seed}"
-        return self._add("craft", inputs, (trained,), label, (attack.passes or 0.0) * self._images)
+        passes = min(attack.passes or 0.0, self._spec.budget or math.inf)
+        return self._add("craft", inputs, needs, label, passes * self._images)
 
     def evaluate(
         self, target: Choice, trained: str, examples: str | None, what: str, seed: int, within: float | None = None

@@ -24,7 +24,7 @@ from advbench.ascent import within
 from advbench.classifier import Classifier
 from advbench.datasets import Dataset, limited, load_dataset
 from advbench.errors import InputError, PluginError
-from advbench.harness import craft, evaluate
+from advbench.harness import Earlier, craft, evaluate
 from advbench.metrics import Predictions, retention, uncertainty
 from advbench.plan import DataIdentity, Task
 from advbench.registry import registry
@@ -133,6 +133,11 @@ class Runner:
         chosen = inputs["attack"]
         attack = registry().load("attack", chosen["name"])(**chosen["params"])
         x, y = self._judged_images(inputs)
+        earlier = None
+        if "sweep" in inputs:
+            after = inputs["sweep"]["after"]
+            images = self._tensors(after)["images"].to(x.device) if after else x
+            earlier = Earlier(images, inputs["sweep"]["eps"])
         crafted = craft(
             attack,
             self._classifier(inputs["source"]),
@@ -141,6 +146,8 @@ class Runner:
             Threat(inputs["norm"], inputs["eps"] or 0.0),  # none: a minimal-norm attack, which has no use for it
             seed=inputs["seed"],
             nearest=True,
+            earlier=earlier,
+            budget=inputs.get("budget"),
             batch_size=inputs["batch_size"],
             report=on_progress,
         )

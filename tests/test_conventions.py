@@ -40,9 +40,7 @@ def test_ci_calls_the_readmes_test_command() -> None:
 
 
 def test_the_readmes_advbench_commands_are_understood(capsys: pytest.CaptureFixture[str]) -> None:
-    commands = [
-        shlex.split(line.partition("/bin/advbench ")[2]) for line in shell_lines() if "bin/advbench" in line
-    ]
+    commands = [shlex.split(line.partition("/bin/advbench ")[2]) for line in shell_lines() if "bin/advbench" in line]
     assert len(commands) >= 4
     for command in commands:
         name, *options = command

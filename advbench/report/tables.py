@@ -106,11 +106,21 @@ def _identity(plan: Plan, cell: Cell) -> dict[str, Any]:
     }
 
 
+def _attack_params(plan: Plan, cell: Cell) -> Mapping[str, Any]:
+    """The attack's hyperparameters, and what of the run's settings makes it another attack."""
+    if cell.attack is None:
+        return {}
+    settings: dict[str, Any] = {} if plan.spec.budget is None else {"budget": plan.spec.budget}
+    if plan.spec.sweep and "minimal_norm" not in cell.attack.traits:
+        settings["sweep"] = True
+    return {**cell.attack.params, **settings}
+
+
 def _result_row(plan: Plan, cell: Cell, record: Record | None, reason: str | None, flags: list[str]) -> dict[str, Any]:
     row: dict[str, Any] = {
         **_identity(plan, cell),
         "defense_params": _one_line(cell.defense.params),
-        "attack_params": _one_line(cell.attack.params if cell.attack else {}),
+        "attack_params": _one_line(_attack_params(plan, cell)),
         "key": cell.key,
     }
     if record is None:

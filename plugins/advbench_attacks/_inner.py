@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -38,6 +38,15 @@ class InnerAttack(Attack):
     def passes_per_image(self) -> float | None:
         """Those of the inner attack."""
         return self.inner.passes_per_image()
+
+    def queries(self, *, random: bool) -> int | None:
+        """Those of the inner attack."""
+        return self.inner.queries(random=random)
+
+    def within_budget(self, budget: int, *, random: bool) -> Self:
+        """With the inner attack cut."""
+        cut = self.inner.within_budget(budget, random=random)
+        return type(self)(**{**self.params.model_dump(), "params": cut.params.model_dump()})
 
     def check(self, threat: Threat, targets: Tensor | None = None) -> None:
         """The inner attack must understand the threat."""

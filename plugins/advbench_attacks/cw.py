@@ -7,7 +7,7 @@ from torch import Tensor
 
 from advbench import api, ascent
 from advbench.api import Attack, Field, Threat
-from advbench.ascent import Goal, Kept, per_image
+from advbench.ascent import SELECTION_DRAWS, SHORTENING, Goal, Kept, per_image
 from advbench.classifier import Classifier
 
 # The start in w of a pixel on a face of the box: near enough to cross the box in a hundred steps of 0.1.
@@ -51,9 +51,19 @@ class CW(Attack):
     targeted = True
     params: Params
 
+    effort = "steps"
+
     def passes_per_image(self) -> float:
-        """Steps times values of c times draws."""
-        return float(self.params.steps * self.params.search_steps * self.params.samples)
+        """Steps times values of c times draws, and the forward passes that judge success."""
+        params = self.params
+        return params.steps * params.search_steps * (params.samples + SELECTION_DRAWS / 3)
+
+    def queries(self, *, random: bool) -> int:
+        """A step's gradient and judgement, and the passes that shorten what was found."""
+        params = self.params
+        draws = SELECTION_DRAWS if random else 1
+        step = params.samples + draws if random else 1
+        return params.search_steps * params.steps * step + draws * (1 + SHORTENING)
 
     def run(
         self,

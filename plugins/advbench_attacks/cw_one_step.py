@@ -25,6 +25,10 @@ class CWOneStep(Attack):
         """One."""
         return 1.0
 
+    def queries(self, *, random: bool) -> int:
+        """One."""
+        return 1
+
     def run(
         self,
         clf: Classifier,

@@ -31,6 +31,10 @@ class FGSM(Attack):
         """One."""
         return 1.0
 
+    def queries(self, *, random: bool) -> int:
+        """One."""
+        return 1
+
     def run(
         self,
         clf: Classifier,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from advbench import api, ascent
 from advbench.api import Attack, Field, Norm, Threat
-from advbench.ascent import Goal, Kept, per_image
+from advbench.ascent import SELECTION_DRAWS, SHORTENING, Goal, Kept, per_image
 from advbench.classifier import Classifier
 
 LEAST = 1e-6  # radius to begin with where an image lies on a boundary
@@ -48,9 +48,17 @@ class FMN(Attack):
     targeted = True
     params: Params
 
+    effort = "steps"
+
     def passes_per_image(self) -> float:
-        """Steps times draws."""
-        return float(self.params.steps * self.params.samples)
+        """Steps times draws, and the forward passes that judge success."""
+        return self.params.steps * (self.params.samples + SELECTION_DRAWS / 3)
+
+    def queries(self, *, random: bool) -> int:
+        """A step's gradient and judgement, and the passes that shorten what was found."""
+        draws = SELECTION_DRAWS if random else 1
+        step = self.params.samples + draws if random else 1
+        return self.params.steps * step + draws * SHORTENING
 
     def run(
         self,

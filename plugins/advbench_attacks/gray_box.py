@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 from advbench.api import Field
 from advbench.classifier import Classifier
 from advbench.seeds import derive
@@ -22,6 +24,16 @@ class GrayBox(InnerAttack):
         draw: int = Field(default=0, ge=0, description="number of the draw that the adversary holds")
 
     params: Params
+
+    def queries(self, *, random: bool) -> int | None:
+        """Those of the inner attack on a classifier that is not random."""
+        del random
+        return super().queries(random=False)
+
+    def within_budget(self, budget: int, *, random: bool) -> Self:
+        """With the inner attack cut."""
+        del random
+        return super().within_budget(budget, random=False)
 
     def attacked(self, clf: Classifier) -> Classifier:
         """The one draw."""

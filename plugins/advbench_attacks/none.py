@@ -16,6 +16,10 @@ class NoAttack(Attack):
         """None."""
         return 0.0
 
+    def queries(self, *, random: bool) -> int:
+        """None."""
+        return 0
+
     def run(self, clf: Classifier, x: Tensor, y: Tensor, threat: Threat, generator: torch.Generator) -> Tensor:
         """Return `x`."""
         return x

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from advbench import api, ascent
 from advbench.api import Attack, Field, Threat
-from advbench.ascent import Goal
+from advbench.ascent import SELECTION_DRAWS, Goal
 from advbench.classifier import Classifier
 from advbench.seeds import derive
+
+WIDENING = 0.3  # share of the steps that a wider ball takes in a sweep
 
 
 class PGD(Attack):
@@ -47,6 +49,7 @@ class PGD(Attack):
         )
 
     targeted = True
+    effort = "steps"
     params: Params
 
     @property
@@ -62,6 +65,12 @@ class PGD(Attack):
         """Steps times draws times restarts."""
         return float(self.params.steps * self.samples * self.params.restarts)
 
+    def queries(self, *, random: bool) -> int:
+        """Steps times draws times restarts, and the passes that choose among restarts."""
+        params = self.params
+        choices = params.restarts * (SELECTION_DRAWS if random else 1) if params.restarts > 1 else 0
+        return params.steps * params.restarts * (self.samples if random else 1) + choices
+
     def run(
         self,
         clf: Classifier,
@@ -74,7 +83,7 @@ class PGD(Attack):
         """Ascend from each start; keep per image what fools best."""
         goal = Goal.of(y, targets)
         if self.pools and not clf.stochastic:
-            return self._until_reached(clf, x, goal, threat, generator)
+            return self._until_reached(clf, x, goal, threat, generator, x, self.params.steps)
         if self.params.restarts == 1:
             return self._ascend(clf, x, goal, threat, generator)
         kept = ascent.Kept(clf, goal)
@@ -87,18 +96,44 @@ class PGD(Attack):
         """With early stop, the places of images that are done go to others."""
         return self.params.early_stop
 
-    def _until_reached(
-        self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator
+    def widen(
+        self,
+        clf: Classifier,
+        x: Tensor,
+        y: Tensor,
+        threat: Threat,
+        generator: torch.Generator,
+        found: Tensor,
+        before: Threat,
+        targets: Tensor | None = None,
     ) -> Tensor:
-        """From the images themselves, then from random points with what is left.
+        """Early stop, from what was found at the smaller eps, stretched to the larger one.
+
+        That lies in a good direction already, so fewer steps lead as far as all of them from a new start.
+        """
+        steps = self.params.steps if before.eps == 0 else math.ceil(WIDENING * self.params.steps)
+        start = ascent.within(found, x, threat, outward=True) if before.eps else x
+        return self._until_reached(clf, x, Goal.of(y, targets), threat, generator, start, steps)
+
+    def _until_reached(
+        self,
+        clf: Classifier,
+        x: Tensor,
+        goal: Goal,
+        threat: Threat,
+        generator: torch.Generator,
+        start: Tensor,
+        steps: int,
+    ) -> Tensor:
+        """From where it is told to start, then from random points with what is left.
 
         Long first steps break what is easy at once, and later ones end where constant ones only circle.
         """
-        steps = self.params.steps
         lengths = [threat.eps * (1 + math.cos(math.pi * step / steps)) / 2 for step in range(steps)]
         found, rows = x.clone(), torch.arange(len(x), device=x.device)
         for restart in range(self.params.restarts):
-            start = self._starts(x, threat, generator, restart, clf.batch_size)[rows] if restart else x
+            if restart:
+                start = self._starts(x, threat, generator, restart, clf.batch_size)[rows]
             ascended = ascent.ascend_until_reached(
                 clf, x[rows], goal[rows], threat, lengths=lengths, start=start, loss=self.params.loss
             )

@@ -34,11 +34,16 @@ class Square(Attack):
 
     gradients = False
     targeted = True
+    effort = "queries"
     params: Params
 
     def passes_per_image(self) -> float:
         """A forward pass is about a third of a pass for a gradient; a random classifier takes two a query."""
         return self.params.queries * 2 / 3
+
+    def queries(self, *, random: bool) -> int:
+        """One for the image and one for each point; on a random classifier a second for the point it is compared to."""
+        return 2 + (self.params.queries - 1) * (2 if random else 1)
 
     @torch.no_grad()
     def run(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -58,6 +58,31 @@ class WorstCase(Attack):
         passes = [attack.passes_per_image() for attack in self.attacks]
         return None if None in passes else float(sum(filter(None, passes)))
 
+    def queries(self, *, random: bool) -> int | None:
+        """The sum over the attacks, and the passes that choose."""
+        costs = [attack.queries(random=random) for attack in self.attacks]
+        if None in costs:
+            return None
+        return sum(filter(None, costs)) + self._choosing(random=random)
+
+    def _choosing(self, *, random: bool) -> int:
+        return (1 + len(self.attacks)) * (self.params.draws if random else 1)
+
+    def within_budget(self, budget: int, *, random: bool) -> Self:
+        """Each attack may use an equal share, and what cheaper ones leave of theirs."""
+        needed = self.queries(random=random)
+        if needed is not None and needed <= budget:
+            return self
+        left = budget - self._choosing(random=random)
+        cut = dict(self.params.params)
+        named = list(zip(self.params.attacks, self.attacks, strict=True))
+        named.sort(key=lambda pair: pair[1].queries(random=random) or 0)
+        for done, (name, attack) in enumerate(named):
+            limited = attack.within_budget(max(left, 0) // (len(named) - done), random=random)
+            cut[name] = limited.params.model_dump()
+            left -= limited.queries(random=random) or 0
+        return type(self)(**{**self.params.model_dump(), "params": cut})
+
     def check(self, threat: Threat, targets: Tensor | None = None) -> None:
         """At least one attack must understand the threat."""
         if not any(self._fits(attack, threat.norm, targets) for attack in self.attacks):
@@ -92,4 +117,27 @@ class WorstCase(Attack):
             if attack.minimal_norm:
                 found = within(found, x[rows], threat, outward=clf.stochastic)
             kept.offer(found, rows)
+        return kept.images
+
+    def widen(
+        self,
+        clf: Classifier,
+        x: Tensor,
+        y: Tensor,
+        threat: Threat,
+        generator: torch.Generator,
+        found: Tensor,
+        before: Threat,
+        targets: Tensor | None = None,
+    ) -> Tensor:
+        """Each attack goes on in its own way with what is still to be broken."""
+        kept = Kept(clf, Goal.of(y, targets), self.params.draws)
+        kept.offer(found)
+        for attack in self.attacks:
+            rows = kept.unsettled()
+            if len(rows) == 0 or not self._fits(attack, threat.norm, targets):
+                continue
+            aims = None if targets is None else targets[rows]
+            wider = attack.widen(clf, x[rows], y[rows], threat, generator, found[rows], before, aims)
+            kept.offer(within(wider, x[rows], threat) if attack.minimal_norm else wider, rows)
         return kept.images

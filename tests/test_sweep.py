@@ -1,0 +1,243 @@
+"""Sweeps over radii, and budgets of passes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas
+import pytest
+import torch
+from conftest import Cli
+from torch import Tensor
+
+import advbench
+from advbench import InputError, PluginError, Threat
+from advbench.api import Attack
+from advbench.classifier import Classifier
+from advbench.harness import Earlier, craft
+from advbench.posterior import GaussianPosterior
+from advbench.testing import small_data, small_net
+
+RADII = {"linf": (0.01, 0.02, 0.04), "l2": (0.05, 0.1, 0.2)}
+ATTACKS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "fgsm": {},
+    "cw_one_step": {},
+    "ifgsm": {},
+    "pgd": {},
+    "pgd@restarts": {"steps": 6, "restarts": 3},
+    "pgd@early": {"steps": 6, "restarts": 2, "early_stop": True},
+    "eot_pgd": {"steps": 6, "samples": 4},
+    "apgd": {"steps": 20, "samples": 3},
+    "apgd@targeted": {"steps": 10, "samples": 2, "loss": "dlr_targeted", "restarts": 2},
+    "square": {"queries": 40},
+    "fmn": {"steps": 15, "samples": 3},
+    "cw": {"steps": 15, "search_steps": 3, "samples": 3},
+    "gray_box": {"params": {"steps": 6}},
+    "transfer": {"params": {"steps": 6}},
+    "worst_case": {"attacks": ["fgsm", "apgd", "square"], "params": {"apgd": {"steps": 10}, "square": {"queries": 30}}},
+}
+SMALL = ("none", "fgsm", "cw_one_step")
+
+
+def attack_of(label: str) -> Attack:
+    return advbench.get_attack(label.partition("@")[0], **ATTACKS[label])
+
+
+def classifier(*, random: bool) -> Classifier:
+    net = small_net().eval()
+    return Classifier(net, GaussianPosterior(net, std=0.05) if random else None).requires_grad_(False)
+
+
+def judged(clf: Classifier, count: int = 40) -> tuple[Tensor, Tensor]:
+    x, _ = small_data(count).batch(slice(count))
+    return x, clf.reseed(0)(x).argmax(1)
+
+
+def swept(attack: Attack, clf: Classifier, x: Tensor, y: Tensor, norm: Any) -> list[Any]:
+    """A sweep as a run makes it."""
+    steps, earlier = [], Earlier(x, 0.0)
+    for eps in RADII[norm]:
+        steps.append(craft(attack, clf, x, y, Threat(norm, eps), earlier=earlier))
+        earlier = Earlier(steps[-1].images, eps)
+    return steps
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("label", [label for label in ATTACKS if label not in ("fmn", "cw")])
+def test_a_sweep_breaks_as_much_and_costs_less(label: str, norm: str) -> None:
+    clf = classifier(random=False)
+    x, y = judged(clf)
+    attack = attack_of(label)
+    steps = swept(attack, clf, x, y, norm)
+    right = torch.ones(len(x), dtype=torch.bool)
+    left, cost, apart_cost, broken, apart_broken = [], 0.0, 0.0, 0, 0
+    for eps, step in zip(RADII[norm], steps, strict=True):
+        apart = craft(attack, clf, x, y, Threat(norm, eps))
+        now = clf(step.images).argmax(1) == y
+        assert not bool((now & ~right).any()), "what a smaller eps broke stays broken"
+        if left:
+            assert torch.equal(step.images[~right], steps[len(left) - 1].images[~right])
+        right = now
+        left.append(int(now.sum()))
+        broken += int((~now).sum())
+        apart_broken += int((clf(apart.images).argmax(1) != y).sum())
+        cost, apart_cost = cost + step.forward_passes, apart_cost + apart.forward_passes
+    assert broken >= apart_broken - 1, "of 120; random starts differ"
+    if label != "none":
+        assert left[-1] < 25
+    if label not in SMALL and "restarts" not in label:
+        assert cost < 0.9 * apart_cost
+
+
+def test_a_sweep_of_pgd_costs_under_half(linear: Any) -> None:
+    """In passes; the benchmark has the seconds."""
+    clf = Classifier(linear(classes=4, pixels=16)).requires_grad_(False)
+    x = 0.2 + 0.6 * torch.rand((300, 1, 4, 4), generator=torch.Generator().manual_seed(0))
+    y = clf(x).argmax(1)
+    attack, radii, earlier = advbench.get_attack("pgd"), (0.02, 0.05, 0.1, 0.2), Earlier(x, 0.0)
+    cost, apart = 0.0, 0.0
+    for eps in radii:
+        step = craft(attack, clf, x, y, Threat("linf", eps), earlier=earlier)
+        whole = craft(attack, clf, x, y, Threat("linf", eps))
+        assert int((clf(step.images).argmax(1) == y).sum()) <= int((clf(whole.images).argmax(1) == y).sum())
+        cost, apart, earlier = cost + step.backward_passes, apart + whole.backward_passes, Earlier(step.images, eps)
+    assert cost < 0.5 * apart
+
+
+@pytest.mark.parametrize("label", ["pgd", "eot_pgd", "apgd"])
+def test_a_sweep_changes_nothing_for_a_random_classifier(label: str) -> None:
+    """One wrong draw is no proof, so no image is left alone."""
+    clf = classifier(random=True)
+    x, y = judged(clf, 12)
+    for step, eps in zip(swept(attack_of(label), clf, x, y, "linf"), RADII["linf"], strict=True):
+        assert torch.equal(step.images, craft(attack_of(label), clf, x, y, Threat("linf", eps)).images)
+
+
+def test_a_targeted_sweep_goes_on_until_the_target() -> None:
+    clf = classifier(random=False)
+    x, y = judged(clf)
+    targets = (y + 1) % 3
+    found = craft(advbench.get_attack("pgd"), clf, x, y, Threat("linf", 0.05), targets=targets).images
+    wide = Threat("linf", 0.3)
+    step = craft(advbench.get_attack("pgd"), clf, x, y, wide, targets=targets, earlier=Earlier(found, 0.05))
+    hits = [int((clf(images).argmax(1) == targets).sum()) for images in (found, step.images)]
+    assert hits[0] < hits[1] == 40
+
+
+@pytest.mark.parametrize("random", [False, True])
+@pytest.mark.parametrize("label", ATTACKS)
+def test_an_attack_makes_no_more_passes_than_it_says(label: str, random: bool) -> None:
+    """On images that it does not break, where it makes the most."""
+    clf = classifier(random=random)
+    x, y = judged(clf, 8)
+    attack = attack_of(label)
+    norm: Any = "l2" if label == "cw" else "linf"
+    made = craft(attack, clf, x, y, Threat(norm, 1e-4), nearest=True).forward_passes
+    said = attack.queries(random=random)
+    assert said is not None
+    assert made <= said
+    if label not in ("fmn", "cw", "worst_case", "pgd@restarts", "square"):
+        assert made == said
+
+
+@pytest.mark.parametrize("random", [False, True])
+@pytest.mark.parametrize("label", [label for label in ATTACKS if label not in SMALL])
+def test_a_budget_is_kept_and_used(label: str, random: bool) -> None:
+    clf = classifier(random=random)
+    x, y = judged(clf, 8)
+    attack = attack_of(label)
+    said = attack.queries(random=random)
+    assert said is not None
+    norm: Any = "l2" if label == "cw" else "linf"
+    for budget in (said, said - 1, (2 * said) // 3):
+        try:
+            made = craft(attack, clf, x, y, Threat(norm, 1e-4), nearest=True, budget=budget).forward_passes
+            cut = attack.within_budget(budget, random=random)
+        except InputError as error:
+            assert "expected at least" in str(error)
+            continue
+        assert made <= budget
+        assert cut.queries(random=random) <= budget
+    assert attack.within_budget(said, random=random) is attack or label in ("gray_box", "transfer")
+
+
+def test_a_budget_is_used_up() -> None:
+    cut = advbench.get_attack("eot_pgd", samples=10).within_budget(95, random=True)
+    assert (cut.params.steps, cut.queries(random=True)) == (9, 90)
+    assert advbench.get_attack("eot_pgd").within_budget(95, random=False).params.steps == 20
+    assert advbench.get_attack("square").within_budget(101, random=False).params.queries == 100
+    shared = advbench.get_attack("worst_case").within_budget(700, random=False)
+    assert 600 < shared.queries(random=False) <= 700
+
+
+@pytest.mark.parametrize(
+    ("label", "budget", "message"),
+    [
+        ("eot_pgd", 3, "budget for attack EOTPGD: expected at least 4 passes of an image, got 3; raise it, or lower"),
+        ("apgd", 2, "budget for attack APGD: expected at least 36 passes"),
+        ("worst_case", 40, "budget for attack "),
+    ],
+)
+def test_a_budget_too_small_is_refused(label: str, budget: int, message: str) -> None:
+    clf = classifier(random=True)
+    x, y = judged(clf, 4)
+    with pytest.raises(InputError, match=message):
+        craft(attack_of(label), clf, x, y, Threat("linf", 0.1), budget=budget)
+
+
+class Silent(Attack):
+    """Says nothing of its cost."""
+
+    def run(self, clf: Classifier, x: Tensor, y: Tensor, threat: Threat, generator: torch.Generator) -> Tensor:
+        for _ in range(5):
+            clf(x)
+        return x
+
+
+class Lying(Silent):
+    """Says too little."""
+
+    def queries(self, *, random: bool) -> int:
+        return 2
+
+
+def test_attacks_that_say_nothing_or_too_little_are_found_out() -> None:
+    clf = classifier(random=False)
+    x, y = judged(clf, 4)
+    with pytest.raises(InputError, match="expected an attack that says how many passes it makes"):
+        craft(Silent(), clf, x, y, Threat("linf", 0.1), budget=10)
+    with pytest.raises(PluginError, match="attack Lying left its budget: expected at most 3 .*, got 5"):
+        craft(Lying(), clf, x, y, Threat("linf", 0.1), budget=3)
+
+
+def test_a_run_with_sweep_and_budget(cli: Cli, tmp_path: Any) -> None:
+    command = [
+        "run", "--defense", "erm,bnn", "--attack", "pgd,fmn", "--eps", "0.05,0.1,0.15", "--limit", "100",
+        "--set", "erm.stages=[3]", "--set", "bnn.stages=[3]", "--set", "fmn.steps=10", "--sweep", "--budget", "300",
+    ]  # fmt: skip
+    first = cli(*command)
+    assert first.returncode == 0, first.stderr
+    results = pandas.read_csv(tmp_path / "results" / "results.csv")
+    own = results[(results.attack == "pgd") & (results.source == results.defense)]
+    erm = own[own.defense == "erm"]
+    assert erm.accuracy.is_monotonic_decreasing
+    assert list(erm.forward_passes[1:] < 0.7 * erm.forward_passes.iloc[0]) == [True, True]
+    assert set(own[own.defense == "bnn"].forward_passes) == {20.0}
+    assert erm.attack_params.str.contains('"budget": 300').all()
+    assert erm.attack_params.str.contains('"sweep": true').all()
+    assert not results[results.attack == "fmn"].attack_params.str.contains("sweep").any()
+    spec = (tmp_path / "results" / "spec.toml").read_text()
+    assert "sweep = true" in spec
+    assert "budget = 300" in spec
+    again = cli("run", "--spec", "results/spec.toml")
+    assert "nothing to do" in again.stdout
+    more = cli(*command, "--attack", "pgd,fmn", "--defense", "erm,bnn,mc_dropout", "--set", "mc_dropout.stages=[3]")
+    assert more.returncode == 0, more.stderr
+    both = pandas.read_csv(tmp_path / "results" / "results.csv")
+    merged = both.merge(results, on=["defense", "source", "attack", "eps"], suffixes=("", "_before"))
+    assert len(merged) == len(results)
+    assert (merged.accuracy == merged.accuracy_before).all()
+    tight = cli(*command[:-1], "3")
+    assert tight.returncode == 2
+    assert "budget for attack FMN: expected at least" in tight.stderr
