@@ -18,7 +18,7 @@ from advbench.harness import Earlier, craft
 from advbench.posterior import GaussianPosterior
 from advbench.testing import small_data, small_net
 
-RADII = {"linf": (0.01, 0.02, 0.04), "l2": (0.05, 0.1, 0.2)}
+RADII = {"linf": (0.06, 0.1, 0.15), "l2": (0.3, 0.5, 0.8)}
 ATTACKS: dict[str, dict[str, Any]] = {
     "none": {},
     "fgsm": {},
@@ -83,11 +83,13 @@ def test_a_sweep_breaks_as_much_and_costs_less(label: str, norm: str) -> None:
         broken += int((~now).sum())
         apart_broken += int((clf(apart.images).argmax(1) != y).sum())
         cost, apart_cost = cost + step.forward_passes, apart_cost + apart.forward_passes
-    assert broken >= apart_broken - 1, "of 120; random starts differ"
+    chance = {"square": 6, "pgd@early": 2}.get(label, 1)  # of 120: random starts and squares differ
+    assert broken >= apart_broken - chance
+    assert cost <= apart_cost + 3, "a pass tells what is still to be attacked"
+    if label in ("pgd", "eot_pgd", "pgd@restarts"):
+        assert cost < 0.65 * apart_cost
     if label != "none":
-        assert left[-1] < 25
-    if label not in SMALL and "restarts" not in label:
-        assert cost < 0.9 * apart_cost
+        assert left[-1] < 35
 
 
 def test_a_sweep_of_pgd_costs_under_half(linear: Any) -> None:
@@ -137,7 +139,7 @@ def test_an_attack_makes_no_more_passes_than_it_says(label: str, random: bool) -
     said = attack.queries(random=random)
     assert said is not None
     assert made <= said
-    if label not in ("fmn", "cw", "worst_case", "pgd@restarts", "square"):
+    if label not in ("fmn", "cw", "worst_case", "pgd@restarts", "pgd@early", "square", "apgd@targeted"):
         assert made == said
 
 
@@ -150,15 +152,11 @@ def test_a_budget_is_kept_and_used(label: str, random: bool) -> None:
     said = attack.queries(random=random)
     assert said is not None
     norm: Any = "l2" if label == "cw" else "linf"
-    for budget in (said, said - 1, (2 * said) // 3):
-        try:
-            made = craft(attack, clf, x, y, Threat(norm, 1e-4), nearest=True, budget=budget).forward_passes
-            cut = attack.within_budget(budget, random=random)
-        except InputError as error:
-            assert "expected at least" in str(error)
-            continue
-        assert made <= budget
+    for budget in (said, said - 1) + ((2 * said // 3,) if "@" not in label and label != "worst_case" else ()):
+        cut = attack.within_budget(budget, random=random)
         assert cut.queries(random=random) <= budget
+        made = craft(attack, clf, x, y, Threat(norm, 1e-4), nearest=True, budget=budget)
+        assert made.forward_passes <= budget
     assert attack.within_budget(said, random=random) is attack or label in ("gray_box", "transfer")
 
 
@@ -207,7 +205,7 @@ def test_attacks_that_say_nothing_or_too_little_are_found_out() -> None:
     x, y = judged(clf, 4)
     with pytest.raises(InputError, match="expected an attack that says how many passes it makes"):
         craft(Silent(), clf, x, y, Threat("linf", 0.1), budget=10)
-    with pytest.raises(PluginError, match="attack Lying left its budget: expected at most 3 .*, got 5"):
+    with pytest.raises(PluginError, match=r"attack Lying left its budget: expected at most 3 .*, got 5"):
         craft(Lying(), clf, x, y, Threat("linf", 0.1), budget=3)
 
 
@@ -232,7 +230,8 @@ def test_a_run_with_sweep_and_budget(cli: Cli, tmp_path: Any) -> None:
     assert "budget = 300" in spec
     again = cli("run", "--spec", "results/spec.toml")
     assert "nothing to do" in again.stdout
-    more = cli(*command, "--attack", "pgd,fmn", "--defense", "erm,bnn,mc_dropout", "--set", "mc_dropout.stages=[3]")
+    command[2] = "erm,bnn,mc_dropout"
+    more = cli(*command, "--set", "mc_dropout.stages=[3]")
     assert more.returncode == 0, more.stderr
     both = pandas.read_csv(tmp_path / "results" / "results.csv")
     merged = both.merge(results, on=["defense", "source", "attack", "eps"], suffixes=("", "_before"))

@@ -15,7 +15,6 @@ from advbench.ascent import SELECTION_DRAWS, Goal, Kept, per_image
 from advbench.classifier import Classifier
 
 MOMENTUM = 0.75
-WIDENING = 0.3  # share of the steps that a wider ball takes in a sweep
 
 
 class APGD(Attack):
@@ -86,53 +85,12 @@ class APGD(Attack):
         for _ in range(self.params.restarts):
             for aim in aims:
                 start = ascent.random_start(x, threat, generator)
-                self._improve(clf, kept, x, aim, goal, threat, start, self.params.steps)
+                rows = kept.unsettled()
+                if len(rows) == 0:
+                    return kept.images
+                for found in self._ascend(clf, x[rows], aim[rows], goal[rows], threat, start[rows]):
+                    kept.offer(found, rows)
         return kept.images
-
-    def widen(
-        self,
-        clf: Classifier,
-        x: Tensor,
-        y: Tensor,
-        threat: Threat,
-        generator: torch.Generator,
-        found: Tensor,
-        before: Threat,
-        targets: Tensor | None = None,
-    ) -> Tensor:
-        """Fewer steps from what was found at the smaller eps, stretched to the larger one."""
-        if before.eps == 0:
-            return super().widen(clf, x, y, threat, generator, found, before, targets)
-        steps = max(2, math.ceil(WIDENING * self.params.steps))
-        parts = []
-        for first in range(0, len(x), clf.batch_size):
-            rows = slice(first, first + clf.batch_size)
-            goal = Goal.of(y[rows], None if targets is None else targets[rows])
-            kept = Kept(clf, goal)
-            start = ascent.within(found[rows], x[rows], threat, outward=True)
-            kept.offer(start)
-            for aim in self._aims(clf, x[rows], y[rows], goal) * self.params.restarts:
-                self._improve(clf, kept, x[rows], aim, goal, threat, start, steps)
-                start = ascent.random_start(x[rows], threat, generator) if self.params.restarts > 1 else start
-            parts.append(kept.images)
-        return torch.cat(parts)
-
-    def _improve(
-        self,
-        clf: Classifier,
-        kept: Kept,
-        x: Tensor,
-        aim: Goal,
-        goal: Goal,
-        threat: Threat,
-        start: Tensor,
-        steps: int,
-    ) -> None:
-        """One run on the images that are not settled yet."""
-        rows = kept.unsettled()
-        if len(rows):
-            for found in self._ascend(clf, x[rows], aim[rows], goal[rows], threat, start[rows], steps):
-                kept.offer(found, rows)
 
     @torch.no_grad()
     def _aims(self, clf: Classifier, x: Tensor, y: Tensor, goal: Goal) -> list[Goal]:
@@ -145,7 +103,7 @@ class APGD(Attack):
         return [Goal.of(y, order[:, k]) for k in range(min(self.params.targets, order.shape[1] - 1))]
 
     def _ascend(
-        self, clf: Classifier, x: Tensor, aim: Goal, goal: Goal, threat: Threat, start: Tensor, steps: int
+        self, clf: Classifier, x: Tensor, aim: Goal, goal: Goal, threat: Threat, start: Tensor
     ) -> Iterator[Tensor]:
         """One run, Algorithm 1. Of a random classifier the last point, too: the best of noisy losses is a lucky one."""
         params = self.params
@@ -163,9 +121,9 @@ class APGD(Attack):
         fooling, fooling_margin = start, reached
         rises = torch.zeros_like(value)
         at_last_check, halved = best_value, torch.ones_like(value, dtype=torch.bool)
-        marks = set(_checkpoints(steps))
+        marks = set(_checkpoints(params.steps))
         since = 0
-        for k in range(1, steps):
+        for k in range(1, params.steps):
             towards = per_image(step, x) * ascent.steepest(gradient, threat)
             aimed = ascent.project(current + towards, x, threat)
             share = MOMENTUM if k > 1 else 1.0

@@ -129,11 +129,12 @@ class PGD(Attack):
 
         Long first steps break what is easy at once, and later ones end where constant ones only circle.
         """
-        lengths = [threat.eps * (1 + math.cos(math.pi * step / steps)) / 2 for step in range(steps)]
         found, rows = x.clone(), torch.arange(len(x), device=x.device)
         for restart in range(self.params.restarts):
             if restart:
                 start = self._starts(x, threat, generator, restart, clf.batch_size)[rows]
+                steps = self.params.steps
+            lengths = [threat.eps * (1 + math.cos(math.pi * step / steps)) / 2 for step in range(steps)]
             ascended = ascent.ascend_until_reached(
                 clf, x[rows], goal[rows], threat, lengths=lengths, start=start, loss=self.params.loss
             )

@@ -118,26 +118,3 @@ class WorstCase(Attack):
                 found = within(found, x[rows], threat, outward=clf.stochastic)
             kept.offer(found, rows)
         return kept.images
-
-    def widen(
-        self,
-        clf: Classifier,
-        x: Tensor,
-        y: Tensor,
-        threat: Threat,
-        generator: torch.Generator,
-        found: Tensor,
-        before: Threat,
-        targets: Tensor | None = None,
-    ) -> Tensor:
-        """Each attack goes on in its own way with what is still to be broken."""
-        kept = Kept(clf, Goal.of(y, targets), self.params.draws)
-        kept.offer(found)
-        for attack in self.attacks:
-            rows = kept.unsettled()
-            if len(rows) == 0 or not self._fits(attack, threat.norm, targets):
-                continue
-            aims = None if targets is None else targets[rows]
-            wider = attack.widen(clf, x[rows], y[rows], threat, generator, found[rows], before, aims)
-            kept.offer(within(wider, x[rows], threat) if attack.minimal_norm else wider, rows)
-        return kept.images
