@@ -217,6 +217,9 @@ def _check_attackable(attack: Attack, x: Tensor, y: Tensor, threat: Threat, targ
     if not isinstance(threat, Threat):
         raise InputError(f"threat given to {name}", expected="an advbench.Threat", got=type(threat).__name__)
     _check_floating(x, f"images given to {name}")
+    for what, classes in (("labels", y), ("targets", targets)):
+        if isinstance(classes, Tensor) and classes.device != x.device:
+            raise InputError(f"{what} given to {name}", expected=f"them on {x.device}, as the images", got=classes.device)
     check_labels(y, len(x), None, f"labels given to {name}")
     if len(y) and int(y.min()) < 0:
         raise InputError(f"labels given to {name}", expected="classes 0 upward", got=int(y.min()))

@@ -18,7 +18,9 @@ from torch import Tensor
 import advbench
 from advbench.api import Data, Threat, TrainContext
 from advbench.architectures import build
+from advbench.ascent import cross_entropy
 from advbench.classifier import Classifier
+from advbench.harness import Earlier, craft
 from advbench.posterior import GaussianPosterior, perceptron
 
 pytestmark = pytest.mark.bench
@@ -220,3 +222,80 @@ def test_pgd_20_for_robust_accuracy(benchmark: Any, digits_net: Any, left: float
     sys.stdout.write(f"with early stop {accuracies[1]:.3f}\n")
     assert accuracies[1] <= accuracies[0]
     assert found < 0.8
+
+
+def peer(name: str, net: torch.nn.Module, x: Tensor, y: Tensor, eps: float, step: float) -> Callable[[], object]:
+    """PGD-20 of another library, as its users call it."""
+    if name == "torchattacks":
+        library = pytest.importorskip("torchattacks")
+        attack = library.PGD(net, eps=eps, alpha=step, steps=20, random_start=True)
+        return lambda: attack(x, y)
+    if name == "foolbox":
+        library = pytest.importorskip("foolbox")
+        model = library.PyTorchModel(net, bounds=(0, 1), device="cpu")
+        attack = library.attacks.LinfPGD(abs_stepsize=step, steps=20, random_start=True)
+        return lambda: attack(model, x, y, epsilons=eps)
+    attacks = pytest.importorskip("art.attacks.evasion")
+    from art.estimators.classification import PyTorchClassifier
+
+    loss = torch.nn.CrossEntropyLoss()
+    model = PyTorchClassifier(net, loss, input_shape=tuple(x.shape[1:]), nb_classes=10, clip_values=(0.0, 1.0))
+    settings = {"eps": eps, "eps_step": step, "max_iter": 20, "num_random_init": 1, "batch_size": len(x)}
+    attack = attacks.ProjectedGradientDescentPyTorch(model, **settings, verbose=False)
+    images, labels = x.numpy(), y.numpy()
+    return lambda: attack.generate(images, labels)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["torchattacks", "foolbox", "art"])
+def test_pgd_20_of_other_libraries(benchmark: Any, name: str) -> None:
+    """Same net, images and settings as ours, against the bare passes at the points of ours."""
+    net = build("bal_cnn", DATA, 0).eval().requires_grad_(False)
+    x, y = DATA.batch(slice(None))
+    eps, step = 0.1, 0.1 * 2.5 / 20
+    theirs = peer(name, net, x, y, eps, step)
+    attack, clf = advbench.get_attack("pgd"), Classifier(net)
+    points = points_of(attack, clf, x, y, Threat("linf", eps))
+    theirs()  # it may leave modes changed, of which the floor must not suffer
+    net.eval()
+    ratio(benchmark, theirs, lambda: passes_at(net, points, y), rounds=5)
+
+
+@pytest.mark.parametrize("radii", [(0.05, 0.1, 0.15), (0.03, 0.06, 0.09, 0.12, 0.15)])
+def test_a_sweep_against_its_cells_run_apart(benchmark: Any, digits_net: Any, radii: tuple[float, ...]) -> None:
+    net, x, y = digits_net
+    clf, attack = Classifier(net), advbench.get_attack("pgd")
+
+    def apart() -> list[Tensor]:
+        return [attack(clf, x, y, Threat("linf", eps)) for eps in radii]
+
+    def sweep() -> list[Tensor]:
+        earlier, found = Earlier(x, 0.0), []
+        for eps in radii:
+            found.append(craft(attack, clf, x, y, Threat("linf", eps), earlier=earlier).images)
+            earlier = Earlier(found[-1], eps)
+        return found
+
+    accuracies = [[advbench.evaluate(clf, images, y).accuracy for images in found] for found in (apart(), sweep())]
+    found = ratio(benchmark, sweep, apart, rounds=3)
+    sys.stdout.write(f"apart {[round(a, 4) for a in accuracies[0]]}, sweep {[round(a, 4) for a in accuracies[1]]}\n")
+    assert all(after <= before for before, after in zip(*accuracies, strict=True))
+    assert found < 0.7
+
+
+@pytest.mark.parametrize("net_name", ["bal_cnn", "fcnn1"])
+def test_draws_one_after_another_against_draws_batched(benchmark: Any, net_name: str) -> None:
+    """The gradient over ten draws as it is taken, against torch.func's vmap over the draws."""
+    net = build(net_name, DATA, 0).eval()
+    clf = Classifier(net, GaussianPosterior(net)).requires_grad_(False)
+    x, y = DATA.batch(slice(None))
+
+    def batched() -> Tensor:
+        drawn = [clf.draw().weights for _ in range(10)]
+        weights = {name: torch.stack([draw[name] for draw in drawn]) for name in drawn[0]}
+        leaf = x.detach().requires_grad_(True)
+        logits = torch.func.vmap(lambda w: torch.func.functional_call(net, w, (leaf,)))(weights)
+        loss = F.cross_entropy(logits.flatten(0, 1), y.repeat(10), reduction="sum")
+        return torch.autograd.grad(loss, leaf)[0]
+
+    ratio(benchmark, lambda: clf.input_gradient(x, y, cross_entropy, 10), batched, rounds=5)

@@ -92,6 +92,7 @@ def test_an_overshoot_within_the_tolerance_passes_unclipped() -> None:
         (X, Y.float(), r"expected int64 of shape \(6,\), got torch.float32"),
         (X, Y[:5], r"expected int64 of shape \(6,\), got torch.int64 \(5,\)"),
         (X, Y - 5, "classes 0 upward"),
+        (X, Y.to("meta"), "labels given to PGD: expected them on cpu, as the images, got meta"),
     ],
 )
 def test_images_and_labels_that_cannot_be_attacked_are_refused(x: Any, y: Any, message: str) -> None:
@@ -216,6 +217,13 @@ def test_images_that_the_model_cannot_take_are_refused_in_one_line(x: Tensor) ->
         with pytest.raises(InputError, match="the model cannot be applied to the images: expected") as error:
             refused()
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("move", [lambda net: net.double(), lambda net: net.to("meta")], ids=["dtype", "device"])
+def test_a_model_of_another_dtype_or_device_is_refused_in_one_line(move: Any) -> None:
+    with pytest.raises(InputError, match=r"cannot be applied to the images: .*, got torch.float32 .* on cpu") as error:
+        advbench.get_attack("pgd")(move(small_net().eval()), X, Y, LINF)
+    assert "\n" not in str(error.value)
 
 
 def test_a_threat_must_be_one() -> None:
