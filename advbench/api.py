@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
-import pydantic
-from pydantic import Field as Field  # noqa: PLC0414 - re-exported for plugins
-
-from advbench.errors import InputError, unknown_name
+from advbench.errors import InputError
+from advbench.hyperparameters import Configurable as Configurable  # noqa: PLC0414 - re-exported for plugins
+from advbench.hyperparameters import Field as Field  # noqa: PLC0414
+from advbench.hyperparameters import Params as Params  # noqa: PLC0414
 from advbench.seeds import derive
 
 if TYPE_CHECKING:
@@ -152,77 +152,6 @@ class TrainContext:
         return torch.Generator(device).manual_seed(derive(self.seed, "train", *labels))
 
 
-class Params(pydantic.BaseModel):
-    """Hyperparameters: keyword-only, frozen, unknown names refused. Describe each field: unit and source."""
-
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-_Params = Params  # within Configurable the name means the subclass's own
-
-
-class Configurable:
-    """A class with `Params`, an instance of which is made from keyword arguments.
-
-    Attributes:
-        presets: named sets of hyperparameters. One named like a data set holds the defaults for it;
-            `preset="paper"` among the keyword arguments picks one by hand.
-        built_on: distributions that the class wraps, whose versions results depend on.
-    """
-
-    Params: ClassVar[type[Params]] = Params
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    built_on: ClassVar[tuple[str, ...]] = ()
-    params: Any
-
-    def __init__(self, **values: Any) -> None:
-        self._given = values
-        self.params = self.resolve(values)
-
-    @classmethod
-    def resolve(cls, values: Mapping[str, Any], dataset: str = "") -> _Params:
-        """The hyperparameters that `values` stand for: defaults, then the preset's, then `values`.
-
-        Raises:
-            InputError: an unknown hyperparameter or preset, or a value of the wrong type or range.
-        """
-        given = dict(values)
-        preset = given.pop("preset", dataset if dataset in cls.presets else None)
-        if preset is not None and (not isinstance(preset, str) or preset not in cls.presets):
-            raise unknown_name(f"preset of {cls.__name__}", str(preset), cls.presets)
-        owner = cls.__name__
-        for name, value in given.items():
-            if name not in cls.Params.model_fields:
-                raise unknown_name(f"hyperparameter of {owner}", name, cls.Params.model_fields)
-            if isinstance(value, bool) and cls.Params.model_fields[name].annotation is not bool:
-                raise InputError(f"hyperparameter {name!r} of {owner}", expected="anything but a boolean", got=value)
-        try:
-            return cls.Params(**{**cls.presets.get(preset or "", {}), **given})
-        except pydantic.ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join(map(str, first["loc"])) or "values"
-            raise InputError(
-                f"hyperparameter {name!r} of {cls.__name__}",
-                expected=first["msg"][0].lower() + first["msg"][1:],
-                got=repr(first["input"]),
-            ) from error
-
-    def for_dataset(self, name: str) -> Self:
-        """The same with the defaults for that data set under what was given by hand."""
-        return type(self)(**self.resolve(self._given, name).model_dump())
-
-    def passes_per_image(self) -> float | None:
-        """An upper estimate of the forward-and-backward passes made for each image, over all epochs and steps.
-
-        For planning and progress alone. None where the author gives none.
-        """
-        return None
-
-    def __repr__(self) -> str:
-        values = ", ".join(f"{k}={v!r}" for k, v in self._given.items())
-        return f"{type(self).__name__}({values})"
-
-
 class Attack(Configurable, ABC):
     """A search for adversarial examples. The author writes `run`; calling the attack checks its claim.
 
@@ -253,6 +182,11 @@ class Attack(Configurable, ABC):
     def source(self) -> str | None:
         """The defense on which a run crafts the examples for all others; None for each on itself."""
         return None
+
+    @property
+    def parts(self) -> Mapping[str, Attack]:
+        """The attacks that it is made of, by their registered names; results depend on their versions, too."""
+        return {}
 
     @abstractmethod
     def run(self, clf: Classifier, x: Tensor, y: Tensor, threat: Threat, generator: torch.Generator) -> Tensor:
@@ -314,9 +248,9 @@ class Attack(Configurable, ABC):
             y: likewise.
             threat: likewise.
             generator: likewise.
+            targets: likewise.
             found: what was found at the smaller eps; `x` where there was none.
             before: the smaller eps; 0 where there was none.
-            targets: as in `run`.
         """
         import torch
 
@@ -353,21 +287,32 @@ class Attack(Configurable, ABC):
             raise InputError(f"budget for attack {name}", expected="an attack that says how many passes it makes")
         if needed <= budget:
             return self
-        values = self.params.model_dump()
-
-        def cost(effort: int) -> int:
-            return type(self)(**{**values, self.effort: effort}).queries(random=random) or 0
-
-        efforts = range(self._least_effort(), values[self.effort]) if self.effort else range(0)
-        fitting = bisect.bisect_right(efforts, budget, key=cost)
+        efforts = range(self._least_effort(), getattr(self.params, self.effort)) if self.effort else range(0)
+        fitting = bisect.bisect_right(efforts, budget, key=lambda effort: self._cost(effort, random=random))
         if fitting:
-            return type(self)(**{**values, self.effort: efforts[fitting - 1]})
+            return self._cut(efforts[fitting - 1])
         raise InputError(
             f"budget for attack {name}",
-            expected=f"at least {cost(efforts[0]) if efforts else needed} passes of an image",
+            expected=f"at least {self.least_queries(random=random)} passes of an image",
             got=budget,
             remedy="raise it, or lower the attack's other hyperparameters",
         )
+
+    def least_queries(self, *, random: bool) -> int | None:
+        """`queries` of the least that `within_budget` can cut the attack to.
+
+        Args:
+            random: whether the classifier under attack is.
+        """
+        if self.effort and self.queries(random=random) is not None:
+            return self._cost(min(self._least_effort(), getattr(self.params, self.effort)), random=random)
+        return self.queries(random=random)
+
+    def _cut(self, effort: int) -> Self:
+        return type(self)(**{**self.params.model_dump(), self.effort: effort})
+
+    def _cost(self, effort: int, *, random: bool) -> int:
+        return self._cut(effort).queries(random=random) or 0
 
     def _least_effort(self) -> int:
         bounds = type(self).Params.model_fields[self.effort].metadata

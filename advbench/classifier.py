@@ -82,6 +82,7 @@ class Classifier(nn.Module):
             chunk changes results by rounding alone. A module with noise of its own is not cut.
         batch_size: how many images an attack passes together that is given all of them at once.
         passes: counts of images passed so far.
+        labels: of the images under attack, where it is known that these are passed as they are.
         finite: whether all logits and gradients were finite since it was last set to True; a bool or, so
             that no pass waits for the device, a tensor.
     """
@@ -97,6 +98,7 @@ class Classifier(nn.Module):
         self.batch_size = 256
         self.passes = Passes()
         self.finite: bool | Tensor = True
+        self.labels: Tensor | None = None
         self._aliases = _aliases(module)
         self._seed = 0
         self._drawn = 0
@@ -119,12 +121,12 @@ class Classifier(nn.Module):
     @contextmanager
     def isolated(self) -> Iterator[Passes]:
         """Count passes and watch finiteness afresh; put counts and the sequence of draws back afterwards."""
-        before = self.passes, self.finite, self.batch_size, self._seed, self._drawn
-        self.passes, self.finite = Passes(), True
+        before = self.passes, self.finite, self.labels, self.batch_size, self._seed, self._drawn
+        self.passes, self.finite, self.labels = Passes(), True, None
         try:
             yield self.passes
         finally:
-            self.passes, self.finite, self.batch_size, self._seed, self._drawn = before
+            self.passes, self.finite, self.labels, self.batch_size, self._seed, self._drawn = before
 
     def next_seed(self) -> int:
         """The seed of the next fresh draw, which it uses up."""
@@ -205,7 +207,7 @@ class Classifier(nn.Module):
             gradient, found, slope = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
             total = gradient if total is None else total + gradient
             logits.append(found)
-            asked = _asked(slope, found) | asked
+            asked = _asked(slope, found, y) | asked
         assert total is not None, "samples >= 1"
         every = torch.stack(logits)
         largest = total.abs().flatten(1).amax(1)  # sixteen times faster than the norm of that name; NaN stays
@@ -321,33 +323,55 @@ def _aliases(module: nn.Module) -> list[tuple[str, str]]:
     return places
 
 
-def _asked(slope: Tensor, logits: Tensor) -> Tensor:
+def _asked(slope: Tensor, logits: Tensor, rows: Tensor | None) -> Tensor:
     """Of which images an attack asked a gradient, `(batch,)`: only such a gradient can vanish.
 
     It may ask nothing of an image, as where that fools already: then its loss does not depend on the logits. Nor
     does cross-entropy where the softmax is rounded to 1, but that is what is looked for.
+
+    Args:
+        slope: gradient with respect to the logits, `(batch, classes)`.
+        logits: likewise.
+        rows: labels, or labels and targets, `(batch, 2)`; None where they are not known.
     """
-    return (slope != 0).any(1) | (logits.softmax(1).amax(1) == 1)
+    asked = (slope != 0).any(1)
+    if rows is None:
+        return asked
+    predicted = logits.argmax(1)
+    open_ = predicted == rows if rows.ndim == 1 else predicted != rows[:, 1]
+    return asked | (open_ & (logits.softmax(1).amax(1) == 1))
+
+
+def _is_batched(gradient: Tensor) -> bool:
+    functorch = torch._C._functorch
+    return functorch.is_functorch_wrapped_tensor(gradient) or functorch.is_legacy_batchedtensor(gradient)
 
 
 class _BackwardWatch:
-    """Counts the backward passes of logits that others differentiate, and looks at what reaches the images."""
+    """Counts the backward passes of logits that others differentiate, and looks at what reaches the images.
+
+    A gradient that torch.func takes for several vectors at once cannot be looked at, and is counted once.
+    """
 
     def __init__(self, clf: Classifier, x: Tensor, logits: Tensor) -> None:
         self._clf = clf
         self._logits = logits.detach()
+        self._rows = clf.labels if clf.labels is not None and len(clf.labels) == len(logits) else None
+        self._slope: Tensor | None = None
         logits.register_hook(self._at_logits)  # type: ignore[no-untyped-call]
         x.register_hook(self._at_images)  # type: ignore[no-untyped-call]
 
     def _at_logits(self, gradient: Tensor) -> None:
-        self._clf.passes.backward += len(gradient)
-        self._slope = gradient.detach()
+        self._clf.passes.backward += len(self._logits)
+        self._slope = None if _is_batched(gradient) else gradient.detach()
 
     def _at_images(self, gradient: Tensor) -> None:
+        if self._slope is None or _is_batched(gradient):
+            return
         largest = gradient.detach().abs().flatten(1).amax(1)
         passes = self._clf.passes
         passes.gradients += len(gradient)
-        passes.vanished = passes.vanished + ((largest == 0) & _asked(self._slope, self._logits)).sum()
+        passes.vanished = passes.vanished + ((largest == 0) & _asked(self._slope, self._logits, self._rows)).sum()
         self._clf.finite = largest.isfinite().all() & self._clf.finite
 
 

@@ -139,7 +139,7 @@ class Choice(NamedTuple):
     passes: float | None
     init: Choice | None = None
     traits: frozenset[str] = frozenset()
-    architecture: Mapping[str, str] = {}
+    architecture: Mapping[str, Any] = {}
     built_on: Mapping[str, str] = {}
 
     def identity(self) -> dict[str, Any]:
@@ -228,8 +228,18 @@ def resolve(spec: RunSpec) -> tuple[tuple[Choice, ...], tuple[Choice, ...]]:
         attack: Attack = registry().load("attack", choice.entry.name)(**choice.params)
         attack.check(Threat(spec.norm, 0.0))
         if spec.budget is not None:
-            attack.within_budget(spec.budget, random=False)
+            _check_budget(attack, spec.budget, sweep=spec.sweep)
     return defenses, attacks
+
+
+def _check_budget(attack: Attack, budget: int, *, sweep: bool) -> None:
+    """A random classifier may need more, but whether one will be attacked is not known yet."""
+    judging = int(sweep and not attack.minimal_norm)
+    least = attack.least_queries(random=False)
+    if least is not None and least + judging > budget:
+        expected = f"at least {least + judging} passes of an image" + (", one of them for the sweep" if judging else "")
+        raise InputError(f"--budget for attack {type(attack).__name__}", expected=expected, got=budget)
+    attack.within_budget(budget, random=False)
 
 
 def _choose(kind: Kind, label: str, spec: RunSpec, heirs: tuple[str, ...] = ()) -> Choice:
@@ -246,12 +256,32 @@ def _choose(kind: Kind, label: str, spec: RunSpec, heirs: tuple[str, ...] = ()) 
     if init in (*heirs, label):
         raise InputError(f"init_from of {label!r}", expected="a defense that does not start from it", got=repr(init))
     start = _choose("defense", init, spec, (*heirs, label)) if init else None
-    net: dict[str, str] = {}
-    if isinstance(instance, Defense):
-        found = registry().find("architecture", instance.architecture or spec.architecture)
-        net = {"name": found.name, "distribution": found.distribution, "version": found.version}
-    libraries = {name: importlib.metadata.version(name) for name in cls.built_on}
+    net = _net(instance.architecture or spec.architecture) if isinstance(instance, Defense) else {}
+    libraries = _libraries(instance, entry.distribution)
     return Choice(label, entry, values, instance.passes_per_image(), start, _traits(instance), net, libraries)
+
+
+def _net(name: str) -> dict[str, Any]:
+    """What a key holds of an architecture; what makes it may name, as `built_on`, libraries whose code it is."""
+    entry = registry().find("architecture", name)
+    libraries = _versions(getattr(registry().load("architecture", name), "built_on", ()))
+    net = {"name": entry.name, "distribution": entry.distribution, "version": entry.version}
+    return {**net, "built_on": libraries} if libraries else net
+
+
+def _libraries(plugin: Configurable, distribution: str) -> dict[str, str]:
+    """Versions of what a plugin of that distribution wraps, and of other distributions whose attacks it is made of."""
+    found = _versions(plugin.built_on)
+    for name, part in plugin.parts.items() if isinstance(plugin, Attack) else ():
+        entry = registry().find("attack", name)
+        found |= _libraries(part, entry.distribution)
+        if entry.distribution != distribution:
+            found[entry.distribution] = entry.version
+    return found
+
+
+def _versions(distributions: Iterable[str]) -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in distributions}
 
 
 def _traits(plugin: Configurable) -> frozenset[str]:

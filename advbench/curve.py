@@ -96,6 +96,9 @@ def along(spec: RunSpec, axis: str, values: Sequence[int] = ()) -> list[tuple[in
     chosen = sorted(set(values or AXES[axis]))
     if chosen[0] < 1 or len(chosen) < 2:
         raise InputError("--values", expected="at least two whole numbers >= 1", got=",".join(map(str, values)))
+    if spec.budget is not None or spec.sweep:
+        option = "--sweep" if spec.budget is None else "--budget"
+        raise InputError(option, expected=f"none in a curve, which it would bend along {axis}")
     base = spec.model_copy(update={"eps": spec.eps[-1:]})
     if axis == "draws":
         return [(value, base.model_copy(update={"draws": value})) for value in chosen]

@@ -1,13 +1,17 @@
-"""Libraries that only extras install: whether one is there, and whether it is what it says."""
+"""Libraries that only extras install: whether one is there, whether it is what it says, and calling it."""
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import importlib.metadata
+from collections.abc import Iterator
 from pathlib import Path
 
-from advbench.errors import MissingExtraError
+from advbench.errors import MissingExtraError, PluginError
+
+FAILURES = (ArithmeticError, AssertionError, IndexError, RuntimeError, TypeError, ValueError)
 
 
 def require(distribution: str, needed_by: str, extra: str) -> importlib.metadata.Distribution:
@@ -25,6 +29,24 @@ def require(distribution: str, needed_by: str, extra: str) -> importlib.metadata
         return importlib.metadata.distribution(distribution)
     except importlib.metadata.PackageNotFoundError as error:
         raise MissingExtraError(needed_by, distribution, extra) from error
+
+
+@contextlib.contextmanager
+def calling(what: str) -> Iterator[None]:
+    """Run another library's code; what goes wrong in it is one line, whose cause keeps the traceback.
+
+    Args:
+        what: the code that is run, for the error.
+
+    Raises:
+        PluginError: the library failed. Running out of memory is no failure of the library and stays what it is.
+    """
+    try:
+        yield
+    except FAILURES as error:
+        if type(error).__name__ == "OutOfMemoryError":
+            raise
+        raise PluginError(f"{what} failed", got=f"{type(error).__name__}: {error}") from error
 
 
 def written_over(distribution: importlib.metadata.Distribution) -> str | None:

@@ -147,6 +147,7 @@ def _craft_batch(
 ) -> Tensor:
     generator = torch.Generator(x.device).manual_seed(derive(seed, "generator"))
     clf.reseed(derive(seed, "draws"))
+    clf.labels = y if targets is None else torch.stack([y, targets], 1)
     given = x.clone()
     with _undisturbed(clf, derive(seed, "global"), x.device):
         if earlier is None:
@@ -219,7 +220,9 @@ def _check_attackable(attack: Attack, x: Tensor, y: Tensor, threat: Threat, targ
     _check_floating(x, f"images given to {name}")
     for what, classes in (("labels", y), ("targets", targets)):
         if isinstance(classes, Tensor) and classes.device != x.device:
-            raise InputError(f"{what} given to {name}", expected=f"them on {x.device}, as the images", got=classes.device)
+            raise InputError(
+                f"{what} given to {name}", expected=f"them on {x.device}, as the images", got=classes.device
+            )
     check_labels(y, len(x), None, f"labels given to {name}")
     if len(y) and int(y.min()) < 0:
         raise InputError(f"labels given to {name}", expected="classes 0 upward", got=int(y.min()))

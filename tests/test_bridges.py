@@ -20,7 +20,7 @@ from conftest import Cli
 from torch import Tensor, nn
 
 import advbench
-from advbench import Data, InputError, Threat
+from advbench import Data, InputError, PluginError, Threat
 from advbench.api import Attack
 from advbench.classifier import Classifier
 from advbench.extras import written_over
@@ -186,6 +186,45 @@ def test_gradients_that_vanish_through_a_bridge_are_noticed_and_only_these() -> 
 
 
 @needs_libraries
+@pytest.mark.parametrize("name", ["cw", "torchattacks:CW", "torchattacks:EADEN"])
+@pytest.mark.parametrize("scale", [1.0, 10.0, 60.0])
+def test_a_loss_that_asks_nothing_of_broken_images_is_no_vanished_gradient(name: str, scale: float) -> None:
+    """Even where the logits are so far apart that the softmax of broken images is rounded to 1."""
+    clf, x = linear(4), images(16)
+    with torch.no_grad():
+        clf.module[1].weight.mul_(scale)
+        clf.module[1].bias.fill_(50 * scale)  # torchattacks takes the largest of the logits and 0
+    y = clf(x).argmax(1)
+    y[:4] = (y[:4] + 1) % 4
+    assert advbench.craft(advbench.get_attack(name), clf, x, y, Threat("l2", 0.5)).vanished_gradients < 0.01
+
+
+@needs_libraries
+@pytest.mark.parametrize("name", ["torchattacks:PGDL2", "torchattacks:APGD", "autoattack"])
+def test_rounding_on_large_images_is_mended(name: str) -> None:
+    class Flat(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([part.mean((1, 2, 3)) for part in x.split(45, dim=2)], 1)
+
+    x = torch.rand((2, 3, 224, 224), generator=torch.Generator().manual_seed(0))
+    attack = advbench.get_attack(name, **({} if name == "autoattack" else {"steps": 5}))
+    found = attack(Flat(), x, torch.tensor([0, 1]), Threat("l2", 3.0))
+    assert float((found.double() - x.double()).flatten(1).norm(dim=1).max()) <= 3.0 + 1e-6
+
+
+@needs_libraries
+def test_a_failure_inside_the_library_is_one_line() -> None:
+    net = small_net(4, 3).double()
+    x, y = images(3).double().repeat(1, 1, 2, 2)[:, :, :6, :6], torch.tensor([0, 1, 2])
+    for name in ("torchattacks:TIFGSM", "autoattack"):
+        with pytest.raises(
+            PluginError, match=r"(torchattacks:TIFGSM|apgd-ce of \w+) failed: got RuntimeError: "
+        ) as caught:
+            advbench.get_attack(name)(net.eval(), x, y, Threat("linf", 0.1))
+        assert "\n" not in str(caught.value)
+
+
+@needs_libraries
 def test_targets_are_passed_on() -> None:
     clf, x = linear(5), images(8)
     y = clf(x).argmax(1)
@@ -206,6 +245,9 @@ def test_targets_are_passed_on() -> None:
         ("torchattacks:PGD", {"steps": 2.5}, "hyperparameter 'steps' of torchattacks:PGD"),
         ("torchattacks:PGD", {"steps": 0}, "hyperparameter 'steps' of torchattacks:PGD"),
         ("torchattacks:APGD", {"loss": "cw"}, "hyperparameter 'loss' of torchattacks:APGD: .*'ce' or 'dlr'"),
+        ("torchattacks:EADEN", {"max_iterations": 4}, "hyperparameter 'max_iterations' of torchattacks:EADEN"),
+        ("torchattacks:DIFGSM", {"resize_rate": 1.0}, "hyperparameter 'resize_rate' of torchattacks:DIFGSM"),
+        ("torchattacks:Pixle", {"x_dimensions": [1]}, "hyperparameter 'x_dimensions"),
         ("torchattacks:", {}, "unknown attack 'torchattacks:'"),
         ("autoattack", {"version": "fast"}, "hyperparameter 'version' of AutoAttack"),
         ("robustbench:cifar10/Linf/Standart", {}, "unknown model of robustbench 'Standart': .*did you mean 'Standard'"),
@@ -241,8 +283,20 @@ def test_the_librarys_version_is_in_the_key() -> None:
 
     from advbench.config import make_spec, resolve
 
-    _, (choice,) = resolve(make_spec({"defenses": ["erm"], "attacks": ["torchattacks:PGD"]}))
-    assert choice.identity()["built_on"] == {"torchattacks": importlib.metadata.version("torchattacks")}
+    def built_on(name: str, **params: Any) -> Any:
+        _, (choice,) = resolve(make_spec({"defenses": ["erm"], "attacks": [name], "set": {name: params}}))
+        return choice.identity().get("built_on")
+
+    version = importlib.metadata.version
+    theirs = {"torchattacks": version("torchattacks")}
+    assert built_on("torchattacks:PGD") == theirs
+    assert built_on("gray_box", attack="torchattacks:PGD") == theirs
+    assert built_on("transfer", attack="worst_case", params={"attacks": ["fgsm", "torchattacks:PGD"]}) == theirs
+    both = built_on("worst_case", attacks=["autoattack", "torchattacks:PGD"])
+    assert both == {**theirs, "pyautoattack": version("pyautoattack")}
+    assert built_on("worst_case") is None
+    (defense,), _ = resolve(make_spec({"defenses": ["erm"], "attacks": ["fgsm"], "architecture": MODEL}))
+    assert defense.architecture["built_on"] == {"robustbench": version("robustbench"), "timm": version("timm")}
 
 
 MODEL = "robustbench:cifar10/Linf/Rade2021Helper_R18_ddpm"

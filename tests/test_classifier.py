@@ -183,3 +183,19 @@ def test_weights_of_another_architecture_are_neither_broadcast_nor_cut(stored: n
     tensors, values = Classifier(stored).export()
     with pytest.raises(InputError, match="stored classifier does not fit the module"):
         Classifier.load(module, tensors, values)
+
+
+def test_gradients_of_several_vectors_at_once_go_through_the_watch() -> None:
+    """As torch.func and `is_grads_batched` take them; they are counted, and their values are right."""
+    clf = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(4, 3))).requires_grad_(False)
+    x = torch.rand((2, 1, 2, 2), generator=torch.Generator().manual_seed(0), requires_grad=True)
+    weight = clf.module[1].weight
+    with clf.isolated() as passes:
+        logits = clf(x)
+        vectors = torch.eye(3)[:, None].expand(3, 2, 3)
+        (batched,) = torch.autograd.grad(logits, x, vectors, is_grads_batched=True)
+        torch.testing.assert_close(batched.flatten(2), weight[:, None].expand(3, 2, 4))
+        assert passes.backward == 2
+        jacobian = torch.func.jacrev(lambda z: clf(z).sum(0))(x.detach())
+        torch.testing.assert_close(jacobian.flatten(2), weight[:, None].expand(3, 2, 4))
+        assert clf.finite

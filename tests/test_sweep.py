@@ -165,8 +165,20 @@ def test_a_budget_is_used_up() -> None:
     assert (cut.params.steps, cut.queries(random=True)) == (9, 90)
     assert advbench.get_attack("eot_pgd").within_budget(95, random=False).params.steps == 20
     assert advbench.get_attack("square").within_budget(101, random=False).params.queries == 100
-    shared = advbench.get_attack("worst_case").within_budget(700, random=False)
-    assert 600 < shared.queries(random=False) <= 700
+    for budget, random in ((700, False), (1000, True), (300, False)):
+        shared = advbench.get_attack("worst_case").within_budget(budget, random=random)
+        assert 0.85 * budget < shared.queries(random=random) <= budget
+    costly = {"pgd": {"steps": 1000}, "cw": {"search_steps": 100}}
+    uneven = advbench.get_attack("worst_case", attacks=["pgd", "cw"], params=costly).within_budget(200, random=False)
+    assert uneven.queries(random=False) <= 200
+
+
+def test_steps_of_a_given_length_stay_as_they_are_in_a_sweep() -> None:
+    clf = classifier(random=False)
+    x, y = judged(clf)
+    attack = advbench.get_attack("pgd", step_size=1e-3, random_start=False)
+    step = craft(attack, clf, x, y, Threat("linf", 0.15), earlier=Earlier(x, 0.0))
+    assert float((step.images - x).abs().max()) <= 20 * 1e-3 * 0.15 + 1e-6
 
 
 @pytest.mark.parametrize(
@@ -174,7 +186,7 @@ def test_a_budget_is_used_up() -> None:
     [
         ("eot_pgd", 3, "budget for attack EOTPGD: expected at least 4 passes of an image, got 3; raise it, or lower"),
         ("apgd", 2, "budget for attack APGD: expected at least 36 passes"),
-        ("worst_case", 40, "budget for attack "),
+        ("worst_case", 40, "budget for attack WorstCase: expected at least 253 passes of an image, got 40"),
     ],
 )
 def test_a_budget_too_small_is_refused(label: str, budget: int, message: str) -> None:
@@ -239,4 +251,10 @@ def test_a_run_with_sweep_and_budget(cli: Cli, tmp_path: Any) -> None:
     assert (merged.accuracy == merged.accuracy_before).all()
     tight = cli(*command[:-1], "3")
     assert tight.returncode == 2
-    assert "budget for attack FMN: expected at least" in tight.stderr
+    assert "--budget for attack FMN: expected at least 20 passes of an image" in tight.stderr
+    single = cli("run", "--defense", "erm", "--attack", "fgsm", "--sweep", "--budget", "1")
+    assert single.returncode == 2
+    assert "attack FGSM: expected at least 2 passes of an image, one of them for the sweep, got 1" in single.stderr
+    bent = cli("curve", "--defense", "erm", "--attack", "pgd", "--over", "steps", "--budget", "5")
+    assert (bent.returncode, len(bent.stderr.splitlines())) == (2, 1)
+    assert "--budget: expected none in a curve" in bent.stderr

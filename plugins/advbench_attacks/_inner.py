@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Self
 
 import torch
@@ -31,6 +32,11 @@ class InnerAttack(Attack):
         super().__init__(**values)
         self.inner = advbench.get_attack(self.params.attack, **self.params.params)
 
+    @property
+    def parts(self) -> Mapping[str, Attack]:
+        """The inner attack."""
+        return {self.params.attack: self.inner}
+
     def attacked(self, clf: Classifier) -> Classifier:
         """The classifier that the inner attack sees."""
         return clf
@@ -42,6 +48,10 @@ class InnerAttack(Attack):
     def queries(self, *, random: bool) -> int | None:
         """Those of the inner attack."""
         return self.inner.queries(random=random)
+
+    def least_queries(self, *, random: bool) -> int | None:
+        """Those of the inner attack."""
+        return self.inner.least_queries(random=random)
 
     def within_budget(self, budget: int, *, random: bool) -> Self:
         """With the inner attack cut."""

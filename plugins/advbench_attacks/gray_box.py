@@ -30,6 +30,11 @@ class GrayBox(InnerAttack):
         del random
         return super().queries(random=False)
 
+    def least_queries(self, *, random: bool) -> int | None:
+        """Those of the inner attack on a classifier that is not random."""
+        del random
+        return super().least_queries(random=False)
+
     def within_budget(self, budget: int, *, random: bool) -> Self:
         """With the inner attack cut."""
         del random

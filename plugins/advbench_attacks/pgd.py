@@ -13,7 +13,7 @@ from advbench.ascent import SELECTION_DRAWS, Goal
 from advbench.classifier import Classifier
 from advbench.seeds import derive
 
-WIDENING = 0.3  # share of the steps that a wider ball takes in a sweep
+WIDENING = 0.35  # share of the steps that a wider ball takes in a sweep
 
 
 class PGD(Attack):
@@ -109,8 +109,11 @@ class PGD(Attack):
     ) -> Tensor:
         """Early stop, from what was found at the smaller eps, stretched to the larger one.
 
-        That lies in a good direction already, so fewer steps lead as far as all of them from a new start.
+        That lies in a good direction already, so fewer steps lead as far as all of them from a new start. Steps of a
+        length that was given stay as they are, and start anew.
         """
+        if self.params.step_size is not None:
+            return super().widen(clf, x, y, threat, generator, found, before, targets)
         steps = self.params.steps if before.eps == 0 else math.ceil(WIDENING * self.params.steps)
         start = ascent.within(found, x, threat, outward=True) if before.eps else x
         return self._until_reached(clf, x, Goal.of(y, targets), threat, generator, start, steps)

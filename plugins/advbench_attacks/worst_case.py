@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Self
 
 import torch
@@ -53,6 +54,11 @@ class WorstCase(Attack):
             advbench.get_attack(name.partition("@")[0], **chosen.get(name, {})) for name in self.params.attacks
         ]
 
+    @property
+    def parts(self) -> Mapping[str, Attack]:
+        """The attacks, those of one name once."""
+        return {name.partition("@")[0]: attack for name, attack in zip(self.params.attacks, self.attacks, strict=True)}
+
     def passes_per_image(self) -> float | None:
         """The sum over the attacks; none where one of them gives none."""
         passes = [attack.passes_per_image() for attack in self.attacks]
@@ -69,19 +75,24 @@ class WorstCase(Attack):
         return (1 + len(self.attacks)) * (self.params.draws if random else 1)
 
     def within_budget(self, budget: int, *, random: bool) -> Self:
-        """Each attack may use an equal share, and what cheaper ones leave of theirs."""
-        needed = self.queries(random=random)
-        if needed is not None and needed <= budget:
-            return self
-        left = budget - self._choosing(random=random)
-        cut = dict(self.params.params)
+        """Each attack gets the least that it needs and an equal share of the rest, or what cheaper ones leave of it."""
+        needed, least = self.queries(random=random), self.least_queries(random=random)
+        if needed is None or least is None or needed <= budget or least > budget:
+            return super().within_budget(budget, random=random)
+        left, cut = budget - least, dict(self.params.params)
         named = list(zip(self.params.attacks, self.attacks, strict=True))
         named.sort(key=lambda pair: pair[1].queries(random=random) or 0)
         for done, (name, attack) in enumerate(named):
-            limited = attack.within_budget(max(left, 0) // (len(named) - done), random=random)
+            share = (attack.least_queries(random=random) or 0) + left // (len(named) - done)
+            limited = attack.within_budget(share, random=random)
             cut[name] = limited.params.model_dump()
-            left -= limited.queries(random=random) or 0
+            left -= (limited.queries(random=random) or 0) - (attack.least_queries(random=random) or 0)
         return type(self)(**{**self.params.model_dump(), "params": cut})
+
+    def least_queries(self, *, random: bool) -> int | None:
+        """The sum of what the attacks can be cut to, and the passes that choose."""
+        least = [attack.least_queries(random=random) for attack in self.attacks]
+        return None if None in least else sum(filter(None, least)) + self._choosing(random=random)
 
     def check(self, threat: Threat, targets: Tensor | None = None) -> None:
         """At least one attack must understand the threat."""

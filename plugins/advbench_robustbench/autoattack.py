@@ -15,10 +15,10 @@ from torch import Tensor
 
 from advbench import api
 from advbench.api import Attack, Field, Norm, Threat
-from advbench.ascent import Goal, Kept
+from advbench.ascent import Goal, Kept, settled
 from advbench.classifier import Classifier
 from advbench.errors import InputError
-from advbench.extras import require
+from advbench.extras import calling, require
 
 # As its repository calls it, and as the index does.
 LIBRARY = "autoattack" if importlib.util.find_spec("autoattack") else "pyautoattack"
@@ -76,9 +76,10 @@ class AutoAttack(Attack):
             for name in usable:
                 rows = kept.unsettled()
                 if len(rows):
-                    found = _attack(suite, name).perturb(x[rows], y[rows])
+                    with calling(f"{name} of {LIBRARY}"):
+                        found = _attack(suite, name).perturb(x[rows], y[rows])
                     kept.offer(found.detach(), rows)
-        return kept.images
+        return settled(kept.images, x, threat)
 
 
 def _attack(suite: Any, name: str) -> Any:

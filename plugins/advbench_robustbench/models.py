@@ -23,6 +23,7 @@ from advbench.errors import InputError, unknown_name
 from advbench.extras import require, written_over
 
 SHAPES = {"cifar10": (3, 32, 32, 10), "cifar100": (3, 32, 32, 100), "imagenet": (3, 224, 224, 1000)}
+LIBRARIES = ("robustbench", "timm")  # whose code the nets are
 ALIASES = {"autoattack": "pyautoattack", "autoattack.state": "pyautoattack.state"}
 
 
@@ -44,7 +45,7 @@ class RobustBenchModel(Defense):
     torch's hub folder (`TORCH_HOME` moves it), and read without unpickling. The net comes with them.
     """
 
-    built_on = ("robustbench",)
+    built_on = LIBRARIES
     id: ClassVar[ModelId]
 
     @property
@@ -88,6 +89,7 @@ def architecture(name: str) -> Any:
             return _untrained(model_id).eval()
 
     make.normalizes = True  # type: ignore[attr-defined]
+    make.built_on = LIBRARIES  # type: ignore[attr-defined]
     return make
 
 

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from advbench import api
 from advbench.api import Attack, Field, Norm, Threat
+from advbench.ascent import settled
 from advbench.classifier import Classifier
 from advbench.errors import InputError, unknown_name
-from advbench.extras import require
+from advbench.extras import calling, require
 
 require("torchattacks", "the family 'torchattacks:'", "bridges")
 torchattacks = importlib.import_module("torchattacks")
@@ -37,6 +38,13 @@ CHOICES = {
     "noise_type": ("guassian", "uniform"),  # the library's spelling
     "pixel_mapping": ("random", "similarity", "similarity_random", "distance", "distance_random"),
     "version": ("standard", "plus", "rand"),
+}
+BOUNDS = {
+    "max_iterations": {"ge": 10},  # the library looks at every tenth of them
+    "resize_rate": {"gt": 0, "lt": 1},
+    "diversity_prob": {"ge": 0, "le": 1},
+    "prob": {"ge": 0, "le": 1},
+    "rho": {"gt": 0, "lt": 1},
 }
 LOSSES = {"UPGD": ("ce", "margin", "dlr"), "APGD": ("ce", "dlr"), "Square": ("margin", "ce")}
 LOOPS = frozenset({"steps", "eot_iter", "n_restarts", "noise_batch_size", "m", "N", "num_iter_set", "nb_iter"})
@@ -83,8 +91,9 @@ class TorchattacksAttack(Attack):
             attack.set_device(x.device)
             if targets is not None:
                 attack.set_mode_targeted_by_label(quiet=True)
-            found: Tensor = attack(x, y if targets is None else targets)
-        return found.detach()
+            with calling(f"torchattacks:{name}"):
+                found: Tensor = attack(x, y if targets is None else targets).detach()
+        return found if self.minimal_norm else settled(found, x, threat)
 
     def _settings(self, classes: int, threat: Threat, generator: torch.Generator) -> dict[str, Any]:
         settings: dict[str, Any] = self.params.model_dump()
@@ -161,7 +170,8 @@ def _params(name: str, parameters: Mapping[str, inspect.Parameter], alpha_share:
             fields[key] = (kind | None, Field(default=None, gt=0, description=described))
             continue
         least = {int: 1, float: 0, int | float: 0}.get(kind)
-        fields[key] = (kind, Field(default=parameter.default, description=described, ge=least))
+        bounds: dict[str, Any] = BOUNDS.get(key, {"ge": least})
+        fields[key] = (kind, Field(default=parameter.default, description=described, **bounds))
     return pydantic.create_model("Params", __base__=api.Params, **fields)
 
 
@@ -171,7 +181,7 @@ def _kind(name: str, key: str, default: object) -> Any:
     if choices:
         return Literal[choices]
     if isinstance(default, tuple):
-        return tuple[int | float, ...]
+        return tuple[int | float, int | float]
     if key in REAL:
         return int | float
     return type(default)
