@@ -46,6 +46,13 @@ class Passes:
     gradients: int = 0
     vanished: int | Tensor = 0
 
+    def add(self, other: Passes) -> None:
+        """Count what another counted as well."""
+        self.forward += other.forward
+        self.backward += other.backward
+        self.gradients += other.gradients
+        self.vanished = self.vanished + other.vanished
+
 
 class Draw(NamedTuple):
     """One draw from a classifier: weights, and the seed of the noise inside the module."""
@@ -99,6 +106,7 @@ class Classifier(nn.Module):
         self.passes = Passes()
         self.finite: bool | Tensor = True
         self.labels: Tensor | None = None
+        self._isolated = False
         self._aliases = _aliases(module)
         self._seed = 0
         self._drawn = 0
@@ -120,13 +128,22 @@ class Classifier(nn.Module):
 
     @contextmanager
     def isolated(self) -> Iterator[Passes]:
-        """Count passes and watch finiteness afresh; put counts and the sequence of draws back afterwards."""
+        """Count passes and watch finiteness afresh; put counts and the sequence of draws back afterwards.
+
+        A block inside another, as where an attack calls an attack, counts for that as well.
+        """
+        outer = self._isolated
         before = self.passes, self.finite, self.labels, self.batch_size, self._seed, self._drawn
-        self.passes, self.finite, self.labels = Passes(), True, None
+        self.passes, self.finite, self.labels, self._isolated = Passes(), True, None, True
         try:
             yield self.passes
         finally:
+            inner, finite = self.passes, self.finite
             self.passes, self.finite, self.labels, self.batch_size, self._seed, self._drawn = before
+            self._isolated = outer
+            if outer:
+                self.passes.add(inner)
+                self.finite = finite & self.finite
 
     def next_seed(self) -> int:
         """The seed of the next fresh draw, which it uses up."""

@@ -97,14 +97,12 @@ def craft(
             is unusable.
     """
     _check_attackable(attack, x, y, threat, targets)
-    nearest = nearest and attack.minimal_norm
+    _check_settings(attack, x, threat, earlier, budget, batch_size)
+    nearest, x = nearest and attack.minimal_norm, x.detach()
     if len(x) == 0 or (threat.eps == 0 and not nearest):
         return Crafted(x.clone())
     clf, classes = _opened(model, x, probe=x[:PROBE_IMAGES])
-    if classes < 2:
-        raise InputError("classes of the model under attack", expected="at least 2", got=classes)
-    check_labels(y, len(x), classes, f"labels given to {type(attack).__name__}")
-    _check_targets(attack, y, targets, classes)
+    _check_classes(attack, y, targets, classes)
     if earlier is not None and (clf.stochastic or attack.minimal_norm):
         earlier = None
     if budget is not None:
@@ -123,15 +121,9 @@ def craft(
                 found = within(found, x[rows], threat, outward=clf.stochastic)
             parts.append(found)
             report(Progress(min(start + batch_size, len(x)), len(x)))
-        if budget is not None and passes.forward > budget * len(x):
-            raise PluginError(
-                f"attack {type(attack).__name__} left its budget",
-                expected=f"at most {budget} forward passes of an image",
-                got=f"{passes.forward / len(x):.6g}",
-                remedy="its method `queries` must name an upper bound",
-            )
     vanished = float(passes.vanished) / passes.gradients if passes.gradients else 0.0
     costs = passes.forward / len(x), passes.backward / len(x)
+    _check_budget(attack, budget, costs[0])
     return Crafted(torch.cat(parts), *costs, random=clf.stochastic, vanished_gradients=vanished)
 
 
@@ -200,7 +192,7 @@ def _undisturbed(clf: Classifier, seed: int, device: torch.device) -> Iterator[N
         np.random.seed(seed % 2**32)
         random.seed(seed)
         for parameter, _, _ in parameters:
-            parameter.requires_grad_(False)
+            parameter.requires_grad_(False).grad = None
         with isolated_rng(seed, device):
             yield
     finally:
@@ -229,10 +221,48 @@ def _check_attackable(attack: Attack, x: Tensor, y: Tensor, threat: Threat, targ
     attack.check(threat, targets)
 
 
-def _check_targets(attack: Attack, y: Tensor, targets: Tensor | None, classes: int) -> None:
+def _check_settings(
+    attack: Attack, x: Tensor, threat: Threat, earlier: Earlier | None, budget: int | None, batch_size: int
+) -> None:
+    name = type(attack).__name__
+    for what, number in (("budget", 1 if budget is None else budget), ("batch_size", batch_size)):
+        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+            raise InputError(f"{what} given to {name}", expected="a whole number >= 1", got=number)
+    if earlier is None:
+        return
+    images = earlier.images
+    if not 0 <= earlier.eps <= threat.eps:
+        raise InputError(f"eps before a sweep's step of {name}", expected=f"0 to {threat.eps:.6g}", got=earlier.eps)
+    if (images.shape, images.dtype, images.device) != (x.shape, x.dtype, x.device):
+        raise InputError(
+            f"examples before a sweep's step of {name}",
+            expected=f"{x.dtype} {tuple(x.shape)} on {x.device}",
+            got=f"{images.dtype} {tuple(images.shape)} on {images.device}",
+        )
+    within_ball = float(distances(images, x, Threat(threat.norm, earlier.eps)).max()) if len(x) else 0.0
+    if within_ball > earlier.eps + TOLERANCE:
+        raise InputError(
+            f"examples before a sweep's step of {name}", expected=f"in a ball of {earlier.eps:.6g}", got=within_ball
+        )
+
+
+def _check_budget(attack: Attack, budget: int | None, made: float) -> None:
+    if budget is not None and made > budget:
+        raise PluginError(
+            f"attack {type(attack).__name__} left its budget",
+            expected=f"at most {budget} forward passes of an image",
+            got=f"{made:.6g}",
+            remedy="its method `queries` must name an upper bound",
+        )
+
+
+def _check_classes(attack: Attack, y: Tensor, targets: Tensor | None, classes: int) -> None:
+    name = type(attack).__name__
+    if classes < 2:
+        raise InputError("classes of the model under attack", expected="at least 2", got=classes)
+    check_labels(y, len(y), classes, f"labels given to {name}")
     if targets is None:
         return
-    name = type(attack).__name__
     check_labels(targets, len(y), classes, f"targets given to {name}")
     same = (targets == y).nonzero()
     if len(same):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -199,3 +200,36 @@ def test_gradients_of_several_vectors_at_once_go_through_the_watch() -> None:
         jacobian = torch.func.jacrev(lambda z: clf(z).sum(0))(x.detach())
         torch.testing.assert_close(jacobian.flatten(2), weight[:, None].expand(3, 2, 4))
         assert clf.finite
+
+
+def test_passes_of_an_attack_inside_an_attack_count_for_both() -> None:
+    class Outer(advbench.Attack):
+        """Calls another attack as anybody would."""
+
+        def run(self, clf: Any, x: Any, y: Any, threat: Any, generator: Any) -> Any:
+            clf(x)
+            return advbench.get_attack("pgd", steps=7)(clf, x, y, threat)
+
+    clf = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(4, 3))).requires_grad_(False)
+    x = torch.rand((5, 1, 2, 2), generator=torch.Generator().manual_seed(0))
+    crafted = advbench.craft(Outer(), clf, x, torch.zeros(5, dtype=torch.int64), advbench.Threat("linf", 0.1))
+    assert crafted.backward_passes == 7
+    assert crafted.forward_passes == 1 + 2 / 5 + 7  # two images tell the inner harness how many classes there are
+    assert clf.passes.forward == 0
+
+
+def test_gradients_that_a_caller_holds_survive_an_attack_that_zeroes_them() -> None:
+    class Zeroing(advbench.Attack):
+        """Zeroes gradients in place, as optimisers' users do."""
+
+        def run(self, clf: Any, x: Any, y: Any, threat: Any, generator: Any) -> Any:
+            clf.zero_grad(set_to_none=False)
+            return x
+
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    x = torch.rand((5, 1, 2, 2), generator=torch.Generator().manual_seed(0))
+    net(x).sum().backward()
+    before = net[1].weight.grad.clone()
+    Zeroing()(net, x, torch.zeros(5, dtype=torch.int64), advbench.Threat("linf", 0.1))
+    assert torch.equal(net[1].weight.grad, before)
+    assert float(before.abs().sum()) > 0

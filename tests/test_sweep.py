@@ -196,6 +196,24 @@ def test_a_budget_too_small_is_refused(label: str, budget: int, message: str) ->
         craft(attack_of(label), clf, x, y, Threat("linf", 0.1), budget=budget)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"earlier": Earlier(torch.zeros(4, 1, 6, 6), 0.3)}, "expected 0 to 0.1, got 0.3"),
+        ({"earlier": Earlier(torch.zeros(3, 1, 6, 6), 0.05)}, r"expected torch.float32 \(4, 1, 6, 6\) on cpu, got"),
+        ({"earlier": Earlier(torch.zeros(4, 1, 6, 6), 0.05)}, "expected in a ball of 0.05"),
+        ({"budget": "5"}, "budget given to PGD: expected a whole number >= 1, got 5"),
+        ({"budget": True}, "budget given to PGD: expected a whole number >= 1, got True"),
+        ({"batch_size": 0}, "batch_size given to PGD: expected a whole number >= 1, got 0"),
+    ],
+)
+def test_odd_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    clf = classifier(random=False)
+    x, y = judged(clf, 4)
+    with pytest.raises(InputError, match=message):
+        craft(advbench.get_attack("pgd"), clf, x, y, Threat("linf", 0.1), **settings)
+
+
 class Silent(Attack):
     """Says nothing of its cost."""
 
