@@ -13,7 +13,7 @@ from torch import Tensor
 from advbench.api import Threat
 from advbench.classifier import Classifier, ExampleLoss
 
-ROUNDING = 1e-5  # relative error of a length that a library computes in float32
+ROUNDING = 1e-5  # error of a pixel, and relative error of a length, that a library makes in float32
 
 LossName = Literal["ce", "margin", "dlr"]
 
@@ -173,11 +173,18 @@ def within(x_adv: Tensor, x: Tensor, threat: Threat, *, outward: bool = False) -
     return torch.where(per_image(distance <= threat.eps, x), x_adv, project(x_adv, x, threat))
 
 
+def settled_in_box(x_adv: Tensor) -> Tensor:
+    """Examples of another library, of which pixels outside [0, 1] by float32 rounding alone are put onto its face."""
+    clipped = x_adv.clamp(0, 1)
+    return torch.where((x_adv - clipped).abs() <= ROUNDING, clipped, x_adv)
+
+
 def settled(x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
     """Examples of another library, of which those outside the ball by float32 rounding alone are projected onto it.
 
     Such libraries sum in float32, which on large images goes wrong by more than the harness lets pass.
     """
+    x_adv = settled_in_box(x_adv)
     excess = distances(x_adv, x, threat) / max(threat.eps, torch.finfo(x.dtype).tiny) - 1
     rounding = (excess > 0) & (excess <= ROUNDING)
     return torch.where(per_image(rounding, x), project(x_adv, x, threat), x_adv)

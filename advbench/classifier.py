@@ -190,7 +190,8 @@ class Classifier(nn.Module):
             logits = torch.cat(parts)
         else:
             logits = torch.cat([self._logits(draw, x[r], r.start) for r in ranges])
-        self.finite = logits.detach().isfinite().all() & self.finite
+        # Of images that are not finite no model makes logits that are; whoever made these is found out elsewhere.
+        self.finite = (logits.detach().isfinite().all() | ~x.detach().isfinite().all()) & self.finite
         if watched and logits.requires_grad:
             _BackwardWatch(self, x, logits)
         return logits
@@ -389,7 +390,8 @@ class _BackwardWatch:
         passes = self._clf.passes
         passes.gradients += len(gradient)
         passes.vanished = passes.vanished + ((largest == 0) & _asked(self._slope, self._logits, self._rows)).sum()
-        self._clf.finite = largest.isfinite().all() & self._clf.finite
+        told = ~self._logits.isfinite().all()  # by the pass forward
+        self._clf.finite = (largest.isfinite().all() | told) & self._clf.finite
 
 
 class _FrozenNoise(Classifier):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from advbench.api import Attack, Progress, Threat
 from advbench.ascent import Goal, distances, within
-from advbench.classifier import Classifier, as_classifier, isolated_rng
+from advbench.classifier import Classifier, Passes, as_classifier, isolated_rng
 from advbench.datasets import check_images, check_labels
 from advbench.errors import InputError, PluginError
 from advbench.metrics import Predictions
@@ -53,6 +53,12 @@ class Crafted:
     random: bool = False
     vanished_gradients: float = 0.0
 
+    @classmethod
+    def of(cls, images: Tensor, passes: Passes, *, random: bool) -> Crafted:
+        """With the costs of an attack on all the images."""
+        share = float(passes.vanished) / passes.gradients if passes.gradients else 0.0
+        return cls(images, passes.forward / len(images), passes.backward / len(images), random, share)
+
 
 def craft(
     attack: Attack,
@@ -84,17 +90,15 @@ def craft(
         targets: classes `(count,)` that the images are to be taken for; any wrong class where None.
         nearest: leave what a minimal-norm attack found where it is, at whatever distance, instead of moving it
             into the threat's ball.
-        earlier: makes this a step of a sweep: what a smaller eps broke stays as it is, and the attack goes on with
-            the rest. Without meaning for random classifiers, where no single verdict is proof, and for
-            minimal-norm attacks.
+        earlier: makes this a step of a sweep: what a smaller eps broke stays, the rest is attacked on. Not used for
+            random classifiers, where no single verdict is proof, and for minimal-norm attacks.
         budget: the most forward passes of an image, on average over a batch; the attack is cut to fit.
         batch_size: images that are attacked together and share their draws.
         report: called after each batch with the images done.
 
     Raises:
-        InputError: images, labels, targets or a threat that cannot be attacked, or a budget too small.
-        PluginError: the attack left ball, box, shape or dtype, made more passes than it said, or the model's output
-            is unusable.
+        InputError: images, labels, targets, a threat or a budget with which no attack is possible.
+        PluginError: the attack left ball, box, shape, dtype or budget, or the model's output is unusable.
     """
     _check_attackable(attack, x, y, threat, targets)
     _check_settings(attack, x, threat, earlier, budget, batch_size)
@@ -103,28 +107,20 @@ def craft(
         return Crafted(x.clone())
     clf, classes = _opened(model, x, probe=x[:PROBE_IMAGES])
     _check_classes(attack, y, targets, classes)
-    if earlier is not None and (clf.stochastic or attack.minimal_norm):
-        earlier = None
-    if budget is not None:
-        attack = attack.within_budget(budget - (earlier is not None), random=clf.stochastic)
-    parts = []
+    earlier = None if clf.stochastic or attack.minimal_norm else earlier
+    attack, parts = _within(attack, budget, earlier, clf), []
     with clf.isolated() as passes:
         clf.batch_size = batch_size
-        if earlier is not None or (attack.pools and not clf.stochastic):
-            batch_size = len(x)
-        for batch, start in enumerate(range(0, len(x), batch_size)):
-            rows = slice(start, start + batch_size)
+        batch_size = len(x) if earlier or (attack.pools and not clf.stochastic) else batch_size
+        for batch, rows in enumerate(map(slice, *_bounds(len(x), batch_size))):
             aims = None if targets is None else targets[rows].clone()
-            seed_of_batch = derive(seed, "attack", batch)
-            found = _craft_batch(attack, clf, x[rows], y[rows], threat, seed_of_batch, aims, earlier)
+            found = _craft_batch(attack, clf, x[rows], y[rows], threat, derive(seed, "attack", batch), aims, earlier)
             if attack.minimal_norm and not nearest:
                 found = within(found, x[rows], threat, outward=clf.stochastic)
             parts.append(found)
-            report(Progress(min(start + batch_size, len(x)), len(x)))
-    vanished = float(passes.vanished) / passes.gradients if passes.gradients else 0.0
-    costs = passes.forward / len(x), passes.backward / len(x)
-    _check_budget(attack, budget, costs[0])
-    return Crafted(torch.cat(parts), *costs, random=clf.stochastic, vanished_gradients=vanished)
+            report(Progress(min(rows.stop, len(x)), len(x)))
+    _check_budget(attack, budget, passes.forward / len(x))
+    return Crafted.of(torch.cat(parts), passes, random=clf.stochastic)
 
 
 def _craft_batch(
@@ -244,6 +240,11 @@ def _check_settings(
         raise InputError(
             f"examples before a sweep's step of {name}", expected=f"in a ball of {earlier.eps:.6g}", got=within_ball
         )
+
+
+def _within(attack: Attack, budget: int | None, earlier: Earlier | None, clf: Classifier) -> Attack:
+    """The attack, cut to the budget, of which a sweep takes a pass to see what is to be attacked."""
+    return attack if budget is None else attack.within_budget(budget - (earlier is not None), random=clf.stochastic)
 
 
 def _check_budget(attack: Attack, budget: int | None, made: float) -> None:

@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlparse
 import pluggy
 
 from advbench import builtins, hookspecs
-from advbench.errors import InputError, MissingExtraError, unknown_name
+from advbench.errors import AdvbenchError, InputError, unknown_name
 
 Kind = Literal["defense", "attack", "architecture", "dataset", "posterior", "noise"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -200,7 +200,9 @@ class Registry:
         module, _, attribute = entry.target.partition(":")
         try:
             found = getattr(importlib.import_module(module), attribute)
-        except MissingExtraError:
+            _, _, member = name.partition(":")
+            return found(member) if member else found
+        except AdvbenchError:
             raise
         except Exception as error:
             raise InputError(
@@ -208,8 +210,6 @@ class Registry:
                 f"{entry.target}: {type(error).__name__}: {error}",
                 remedy="reinstall or update that distribution",
             ) from error
-        _, _, member = name.partition(":")
-        return found(member) if member else found
 
 
 @functools.cache

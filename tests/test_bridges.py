@@ -24,6 +24,7 @@ from advbench import Data, InputError, PluginError, Threat
 from advbench.api import Attack
 from advbench.classifier import Classifier
 from advbench.extras import written_over
+from advbench.posterior import GaussianPosterior
 from advbench.testing import AttackConformance, small_data, small_net
 
 HERE = importlib.util.find_spec("torchattacks") is not None
@@ -213,6 +214,31 @@ def test_rounding_on_large_images_is_mended(name: str) -> None:
 
 
 @needs_libraries
+@pytest.mark.parametrize("name", ["NIFGSM", "SINIFGSM", "VNIFGSM", "MIFGSM"])
+def test_a_zero_gradient_fails_no_cell_but_is_noticed(name: str) -> None:
+    class Loud(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return 1e5 * x.flatten(1)[:, :4]
+
+    x = images(6)
+    y = Loud()(x).argmax(1)
+    crafted = advbench.craft(advbench.get_attack(f"torchattacks:{name}"), Loud(), x, y, Threat("linf", 0.01))
+    assert bool(crafted.images.isfinite().all())
+
+
+@needs_libraries
+@pytest.mark.parametrize("name", ["EADL1", "EADEN"])
+def test_rounding_at_the_faces_of_the_box_is_mended(name: str) -> None:
+    net = small_net(3, 1).eval()
+    clf = Classifier(net, GaussianPosterior(net, std=0.05)).requires_grad_(False)
+    x, y = small_data(24).batch(slice(24))
+    attack = advbench.get_attack(f"torchattacks:{name}", max_iterations=10, binary_search_steps=2)
+    for images_ in (x, x.round()):
+        found = attack(clf, images_, y, Threat("l2", 0.5))
+        assert 0 <= float(found.min()) <= float(found.max()) <= 1
+
+
+@needs_libraries
 def test_a_failure_inside_the_library_is_one_line() -> None:
     net = small_net(4, 3).double()
     x, y = images(3).double().repeat(1, 1, 2, 2)[:, :, :6, :6], torch.tensor([0, 1, 2])
@@ -386,6 +412,25 @@ def test_weights_that_would_run_code_are_refused(zoo: tuple[Path, Data], tmp_pat
     with pytest.raises(InputError, match="expected tensors alone, got a file that runs code when it is unpickled"):
         advbench.get_defense(MODEL).fit(nn.Identity(), data)
     assert not (tmp_path / "touched").exists()
+
+
+@needs_libraries
+@pytest.mark.parametrize("content", [b"", b"<html>quota exceeded</html>", b"PK\x03\x04 and no more"])
+def test_weights_that_are_spoilt_on_disk_are_one_line(zoo: tuple[Path, Data], content: bytes) -> None:
+    path, data = zoo
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=rf"weights of {MODEL} cannot be read: .*; delete .* and run again, or fetch "):
+        advbench.get_defense(MODEL).fit(nn.Identity(), data)
+
+
+@needs_libraries
+def test_weights_of_another_net_are_one_line(zoo: tuple[Path, Data]) -> None:
+    path, data = zoo
+    path.parent.mkdir(parents=True)
+    torch.save({"state_dict": nn.Linear(2, 2).state_dict()}, path)
+    with pytest.raises(InputError, match="cannot be read: expected the published weights, got RuntimeError"):
+        advbench.get_defense(MODEL).fit(nn.Identity(), data)
 
 
 @needs_libraries

@@ -24,6 +24,7 @@ from advbench.extras import require, written_over
 
 SHAPES = {"cifar10": (3, 32, 32, 10), "cifar100": (3, 32, 32, 100), "imagenet": (3, 224, 224, 1000)}
 LIBRARIES = ("robustbench", "timm")  # whose code the nets are
+SPOILT = (RuntimeError, EOFError, AttributeError, KeyError, TypeError, ValueError, UnpicklingError)
 ALIASES = {"autoattack": "pyautoattack", "autoattack.state": "pyautoattack.state"}
 
 
@@ -108,33 +109,39 @@ def _untrained(model_id: ModelId) -> nn.Module:
 def _load(model_id: ModelId) -> nn.Module:
     """The model by robustbench's own loader."""
     folder = Path(torch.hub.get_dir()) / "robustbench"
+    target = folder / model_id.dataset / model_id.threat / model_id.model
     try:
         with _quiet():
             loaded: nn.Module = _robustbench().load_model(
                 model_id.model, model_dir=str(folder), dataset=model_id.dataset, threat_model=model_id.threat
             )
-    except UnpicklingError as error:
+    except SPOILT as error:
+        if "Unsupported global" in str(error):
+            reason = "tensors alone, got a file that runs code when it is unpickled"
+        else:
+            reason = f"the published weights, got {type(error).__name__}: {str(error).partition(chr(10))[0][:100]}"
         raise InputError(
-            f"weights of {model_id}", expected="tensors alone", got="a file that runs code when it is unpickled"
+            f"weights of {model_id} cannot be read",
+            expected=reason,
+            remedy=f"delete {target}*.pt* and run again, or {_remedy(model_id, target)}",
         ) from error
     except Exception as error:
         if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] != "gdown":
             raise
         raise InputError(
             f"weights of {model_id} are not here and could not be downloaded ({type(error).__name__})",
-            remedy=_remedy(model_id, folder),
+            remedy=_remedy(model_id, target),
         ) from error
     return loaded
 
 
-def _remedy(model_id: ModelId, folder: Path) -> str:
+def _remedy(model_id: ModelId, target: Path) -> str:
     ids = _zoo()[model_id.dataset][model_id.threat].get(model_id.model, {}).get("gdrive_id")
-    target = folder / model_id.dataset / model_id.threat / f"{model_id.model}.pt"
     if ids is None:
         return "its weights come from the hub of timm; run the command where that can be reached"
     if isinstance(ids, str):
-        return f"fetch https://drive.google.com/uc?id={ids} and save it as {target}"
-    files = ", ".join(f"https://drive.google.com/uc?id={i} as {target}_m{n}.pt" for n, i in enumerate(ids))
+        return f"fetch https://drive.google.com/uc?id={ids} and save it as {target}.pt"
+    files = ", ".join(f"https://drive.google.com/uc?id={i} as {target}.pt_m{n}.pt" for n, i in enumerate(ids))
     return f"fetch and save {files}"
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from advbench import api
 from advbench.api import Attack, Field, Norm, Threat
-from advbench.ascent import settled
+from advbench.ascent import per_image, settled, settled_in_box
 from advbench.classifier import Classifier
 from advbench.errors import InputError, unknown_name
 from advbench.extras import calling, require
@@ -93,7 +93,9 @@ class TorchattacksAttack(Attack):
                 attack.set_mode_targeted_by_label(quiet=True)
             with calling(f"torchattacks:{name}"):
                 found: Tensor = attack(x, y if targets is None else targets).detach()
-        return found if self.minimal_norm else settled(found, x, threat)
+        # Some divide by the mean of a gradient that may be zero; what is then no image is no find either.
+        found = torch.where(per_image(found.flatten(1).isfinite().all(1), x), found, x)
+        return settled_in_box(found) if self.minimal_norm else settled(found, x, threat)
 
     def _settings(self, classes: int, threat: Threat, generator: torch.Generator) -> dict[str, Any]:
         settings: dict[str, Any] = self.params.model_dump()
