@@ -185,7 +185,7 @@ class Attack(Configurable, ABC):
 
     @property
     def parts(self) -> Mapping[str, Attack]:
-        """The attacks that it is made of, by their registered names; results depend on their versions, too."""
+        """The attacks that it is made of, by NAME or NAME@LABEL; results depend on their versions, too."""
         return {}
 
     @abstractmethod
@@ -222,9 +222,10 @@ class Attack(Configurable, ABC):
             InputError: the attack does not understand the threat's norm, or targets.
         """
         self.check(threat, targets)
-        if targets is None:
-            return self.run(clf, x, y, threat, generator)
-        return self.run(clf, x, y, threat, generator, targets=targets)  # type: ignore[call-arg]
+        with clf.attacked(y, targets):
+            if targets is None:
+                return self.run(clf, x, y, threat, generator)
+            return self.run(clf, x, y, threat, generator, targets=targets)  # type: ignore[call-arg]
 
     def widen(
         self,

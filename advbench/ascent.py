@@ -144,8 +144,12 @@ def project(x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
         return x_adv.clamp(x - threat.eps, x + threat.eps).clamp_(0, 1)
     delta = x_adv - x
     scale = threat.eps / lengths(delta).clamp_min(torch.finfo(x.dtype).tiny)
-    inside = 1 - 4 * torch.finfo(x.dtype).eps  # what rounding may add on the way back to the images
-    return (x + delta * torch.where(scale < 1, scale * inside, 1.0)).clamp_(0, 1)
+    inside = 1 - 4 * torch.finfo(x.dtype).eps  # what rounding the scale may add
+    delta = delta * torch.where(scale < 1, scale * inside, 1.0)
+    moved = x + delta
+    # Rounded towards the image: up and down at will adds up to more than the tolerance over many alike pixels.
+    longer = (moved - x).abs() > delta.abs()
+    return torch.where(longer, torch.nextafter(moved, x), moved).clamp_(0, 1)
 
 
 def distances(x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:

@@ -89,7 +89,7 @@ class Classifier(nn.Module):
             chunk changes results by rounding alone. A module with noise of its own is not cut.
         batch_size: how many images an attack passes together that is given all of them at once.
         passes: counts of images passed so far.
-        labels: of the images under attack, where it is known that these are passed as they are.
+        labels: of the images under attack, `(batch,)`, or with targets, `(batch, 2)`; None where not known.
         finite: whether all logits and gradients were finite since it was last set to True; a bool or, so
             that no pass waits for the device, a tensor.
     """
@@ -133,17 +133,26 @@ class Classifier(nn.Module):
         A block inside another, as where an attack calls an attack, counts for that as well.
         """
         outer = self._isolated
-        before = self.passes, self.finite, self.labels, self.batch_size, self._seed, self._drawn
-        self.passes, self.finite, self.labels, self._isolated = Passes(), True, None, True
+        before = self.passes, self.finite, self.batch_size, self._seed, self._drawn
+        self.passes, self.finite, self._isolated = Passes(), True, True
         try:
             yield self.passes
         finally:
             inner, finite = self.passes, self.finite
-            self.passes, self.finite, self.labels, self.batch_size, self._seed, self._drawn = before
+            self.passes, self.finite, self.batch_size, self._seed, self._drawn = before
             self._isolated = outer
             if outer:
                 self.passes.add(inner)
                 self.finite = finite & self.finite
+
+    @contextmanager
+    def attacked(self, y: Tensor, targets: Tensor | None = None) -> Iterator[None]:
+        """Note, for a block, of which labels and targets `(batch,)` the images are that pass."""
+        before, self.labels = self.labels, y if targets is None else torch.stack([y, targets], 1)
+        try:
+            yield
+        finally:
+            self.labels = before
 
     def next_seed(self) -> int:
         """The seed of the next fresh draw, which it uses up."""
@@ -194,6 +203,9 @@ class Classifier(nn.Module):
         self.finite = (logits.detach().isfinite().all() | ~x.detach().isfinite().all()) & self.finite
         if watched and logits.requires_grad:
             _BackwardWatch(self, x, logits)
+        elif watched:  # somebody wants a gradient, and the model lets none through
+            self.passes.gradients += len(x)
+            self.passes.vanished = self.passes.vanished + len(x)
         return logits
 
     def input_gradient(
@@ -350,14 +362,13 @@ def _asked(slope: Tensor, logits: Tensor, rows: Tensor | None) -> Tensor:
     Args:
         slope: gradient with respect to the logits, `(batch, classes)`.
         logits: likewise.
-        rows: labels, or labels and targets, `(batch, 2)`; None where they are not known.
+        rows: labels, or labels and targets, `(batch, 2)`; None where they are not known, and doubt prevails.
     """
-    asked = (slope != 0).any(1)
-    if rows is None:
-        return asked
-    predicted = logits.argmax(1)
-    open_ = predicted == rows if rows.ndim == 1 else predicted != rows[:, 1]
-    return asked | (open_ & (logits.softmax(1).amax(1) == 1))
+    rounded = logits.softmax(1).amax(1) == 1
+    if rows is not None:
+        predicted = logits.argmax(1)
+        rounded &= predicted == rows if rows.ndim == 1 else predicted != rows[:, 1]
+    return (slope != 0).any(1) | rounded
 
 
 def _is_batched(gradient: Tensor) -> bool:

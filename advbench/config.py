@@ -273,7 +273,7 @@ def _libraries(plugin: Configurable, distribution: str) -> dict[str, str]:
     """Versions of what a plugin of that distribution wraps, and of other distributions whose attacks it is made of."""
     found = _versions(plugin.built_on)
     for name, part in plugin.parts.items() if isinstance(plugin, Attack) else ():
-        entry = registry().find("attack", name)
+        entry = registry().find("attack", name.partition("@")[0])
         found |= _libraries(part, entry.distribution)
         if entry.distribution != distribution:
             found[entry.distribution] = entry.version

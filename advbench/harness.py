@@ -135,7 +135,6 @@ def _craft_batch(
 ) -> Tensor:
     generator = torch.Generator(x.device).manual_seed(derive(seed, "generator"))
     clf.reseed(derive(seed, "draws"))
-    clf.labels = y if targets is None else torch.stack([y, targets], 1)
     given = x.clone()
     with _undisturbed(clf, derive(seed, "global"), x.device):
         if earlier is None:

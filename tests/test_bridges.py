@@ -24,6 +24,7 @@ from advbench import Data, InputError, PluginError, Threat
 from advbench.api import Attack
 from advbench.classifier import Classifier
 from advbench.extras import written_over
+from advbench.harness import Earlier
 from advbench.posterior import GaussianPosterior
 from advbench.testing import AttackConformance, small_data, small_net
 
@@ -182,6 +183,18 @@ def test_gradients_that_vanish_through_a_bridge_are_noticed_and_only_these() -> 
         return advbench.craft(advbench.get_attack(name), clf, x, y, Threat(norm, 0.01)).vanished_gradients
 
     assert share("torchattacks:PGD", Classifier(Loud()), "linf") > 0.5
+    assert share("autoattack", Classifier(Loud()), "linf") > 0.01
+    for inner in ("worst_case", "gray_box"):
+        x, y = images(8), Loud()(images(8)).argmax(1)
+        y[0] = (y[0] + 1) % 4  # one is wrong from the start, and left alone
+        theirs = {"attacks": ["torchattacks:PGD"]} if inner == "worst_case" else {"attack": "torchattacks:PGD"}
+        crafted = advbench.craft(advbench.get_attack(inner, **theirs), Loud(), x, y, Threat("linf", 0.01))
+        assert crafted.vanished_gradients > 0.5
+    step = Earlier(images(8), 0.0)
+    crafted = advbench.craft(
+        advbench.get_attack("torchattacks:PGD"), Loud(), x, y, Threat("linf", 0.01), earlier=step, batch_size=3
+    )
+    assert crafted.vanished_gradients > 0.5
     assert share("torchattacks:PGD", linear(4), "linf") == 0
     assert share("torchattacks:CW", linear(4), "l2") == 0
 
@@ -248,6 +261,17 @@ def test_a_failure_inside_the_library_is_one_line() -> None:
         ) as caught:
             advbench.get_attack(name)(net.eval(), x, y, Threat("linf", 0.1))
         assert "\n" not in str(caught.value)
+
+
+@needs_libraries
+def test_a_model_that_cuts_the_gradient_is_noticed_whatever_else_a_loss_depends_on() -> None:
+    class Cut(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.detach().flatten(1)[:, :4]
+
+    x = images(8)
+    crafted = advbench.craft(advbench.get_attack("torchattacks:CW"), Cut(), x, Cut()(x).argmax(1), Threat("l2", 0.5))
+    assert crafted.vanished_gradients == 1.0
 
 
 @needs_libraries
@@ -321,6 +345,9 @@ def test_the_librarys_version_is_in_the_key() -> None:
     both = built_on("worst_case", attacks=["autoattack", "torchattacks:PGD"])
     assert both == {**theirs, "pyautoattack": version("pyautoattack")}
     assert built_on("worst_case") is None
+    twice = {"gray_box@a": {"attack": "torchattacks:PGD"}}
+    for attacks in (["gray_box@a", "gray_box@b"], ["gray_box@b", "gray_box@a"]):
+        assert built_on("worst_case", attacks=attacks, params=twice) == theirs
     (defense,), _ = resolve(make_spec({"defenses": ["erm"], "attacks": ["fgsm"], "architecture": MODEL}))
     assert defense.architecture["built_on"] == {"robustbench": version("robustbench"), "timm": version("timm")}
 

@@ -238,7 +238,9 @@ def test_within_moves_into_the_ball_and_leaves_what_is_inside(norm: Any) -> None
     assert not bool(far.all())
     assert torch.equal(moved[~far], (x + away).clamp(0, 1)[~far])
     assert bool((distances(moved, x, threat) <= 0.1 + 1e-6).all())
-    torch.testing.assert_close(distances(moved[far], x[far], threat), torch.full((int(far.sum()),), 0.1).double())
+    torch.testing.assert_close(
+        distances(moved[far], x[far], threat), torch.full((int(far.sum()),), 0.1).double(), atol=1e-6, rtol=0
+    )
 
 
 def test_targets_are_checked(linear: Callable[..., nn.Module]) -> None:

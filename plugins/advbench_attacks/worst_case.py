@@ -48,6 +48,10 @@ class WorstCase(Attack):
     def __init__(self, **values: Any) -> None:
         super().__init__(**values)
         chosen = self.params.params
+        repeated = sorted({name for name in self.params.attacks if self.params.attacks.count(name) > 1})
+        if repeated:
+            expected = "each name once; NAME@LABEL has one attack several times"
+            raise advbench.InputError("attacks of the worst case", expected=expected, got=", ".join(repeated))
         for name in chosen.keys() - set(self.params.attacks) - DEFAULT_PARAMS.keys():
             raise advbench.InputError("params of the worst case", expected="names in `attacks`", got=repr(name))
         self.attacks: list[Attack] = [
@@ -56,8 +60,8 @@ class WorstCase(Attack):
 
     @property
     def parts(self) -> Mapping[str, Attack]:
-        """The attacks, those of one name once."""
-        return {name.partition("@")[0]: attack for name, attack in zip(self.params.attacks, self.attacks, strict=True)}
+        """The attacks."""
+        return dict(zip(self.params.attacks, self.attacks, strict=True))
 
     def passes_per_image(self) -> float | None:
         """The sum over the attacks; none where one of them gives none."""

@@ -76,7 +76,7 @@ class AutoAttack(Attack):
             for name in usable:
                 rows = kept.unsettled()
                 if len(rows):
-                    with calling(f"{name} of {LIBRARY}"):
+                    with calling(f"{name} of {LIBRARY}"), clf.attacked(y[rows]):
                         found = _attack(suite, name).perturb(x[rows], y[rows])
                     kept.offer(found.detach(), rows)
         return settled(kept.images, x, threat)

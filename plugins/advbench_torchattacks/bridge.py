@@ -40,7 +40,6 @@ CHOICES = {
     "version": ("standard", "plus", "rand"),
 }
 BOUNDS = {
-    "max_iterations": {"ge": 10},  # the library looks at every tenth of them
     "resize_rate": {"gt": 0, "lt": 1},
     "diversity_prob": {"ge": 0, "le": 1},
     "prob": {"ge": 0, "le": 1},
@@ -172,6 +171,8 @@ def _params(name: str, parameters: Mapping[str, inspect.Parameter], alpha_share:
             fields[key] = (kind | None, Field(default=None, gt=0, description=described))
             continue
         least = {int: 1, float: 0, int | float: 0}.get(kind)
+        if name in ("EADL1", "EADEN") and key == "max_iterations":
+            least = 10  # the library looks at every tenth of them
         bounds: dict[str, Any] = BOUNDS.get(key, {"ge": least})
         fields[key] = (kind, Field(default=parameter.default, description=described, **bounds))
     return pydantic.create_model("Params", __base__=api.Params, **fields)
