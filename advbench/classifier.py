@@ -199,8 +199,10 @@ class Classifier(nn.Module):
             logits = torch.cat(parts)
         else:
             logits = torch.cat([self._logits(draw, x[r], r.start) for r in ranges])
-        # Of images that are not finite no model makes logits that are; whoever made these is found out elsewhere.
-        self.finite = (logits.detach().isfinite().all() | ~x.detach().isfinite().all()) & self.finite
+        finite = logits.detach().isfinite().all()
+        if watched:  # of what another library's attack makes of a zero gradient no model makes finite logits
+            finite = finite | ~x.detach().isfinite().all()
+        self.finite = finite & self.finite
         if watched and logits.requires_grad:
             _BackwardWatch(self, x, logits)
         elif watched:  # somebody wants a gradient, and the model lets none through

@@ -14,6 +14,7 @@ from advbench.errors import AdvbenchError, InputError
 
 if TYPE_CHECKING:
     from advbench.config import RunSpec
+    from advbench.plan import Plan
     from advbench.report import Report
 
 app = typer.Typer(
@@ -172,15 +173,13 @@ def curve(
     from advbench.tasks import Runtime
 
     opened = Store(store)
-    runs = along(spec, over, _integers(values or [], "--values"))
-    for _, one in runs:
-        prepare(one, data_root)
+    chosen = along(spec, over, _integers(values or [], "--values"))
+    plans = [(value, prepare(one, data_root)) for value, one in chosen]
     check_writable(out)
     opened.check_writable()
     runtime = Runtime(store, spec.dataset, data_root, Resources(_usable(device), spec.threads, chunk))
 
-    def report_of(one: "RunSpec") -> "Report":
-        plan = prepare(one, data_root)
+    def report_of(plan: "Plan") -> "Report":
         waiting = outstanding(plan, opened)
         with make_display(waiting) as display:
             outcome, found = carry_out(
@@ -190,7 +189,7 @@ def curve(
             raise typer.Exit(1)
         return found
 
-    traced = trace(runs, over, report_of)
+    traced = trace(plans, over, report_of)
     write_file(out / "curve.csv", traced.table.to_csv(index=False, lineterminator="\n").encode())
     traced.figure(out / "curve.png")
     for line in traced.verdicts():

@@ -10,6 +10,7 @@ import pandas as pd
 
 from advbench.config import RunSpec
 from advbench.errors import InputError
+from advbench.plan import Plan
 from advbench.registry import registry
 from advbench.report.tables import Report
 
@@ -116,17 +117,17 @@ def _with(spec: RunSpec, name: str, value: int) -> RunSpec:
     return spec.model_copy(update={"set": settings})
 
 
-def trace(runs: Iterable[tuple[int, RunSpec]], axis: str, report_of: Callable[[RunSpec], Report]) -> Curve:
+def trace(plans: Iterable[tuple[int, Plan]], axis: str, report_of: Callable[[Plan], Report]) -> Curve:
     """Make the curve.
 
     Args:
-        runs: what `along` gave.
-        axis: likewise.
-        report_of: carries a spec out and gives its tables.
+        plans: the runs that `along` gave, laid out, with their values.
+        axis: along which.
+        report_of: carries a plan out and gives its tables.
     """
     parts = []
-    for value, spec in runs:
-        results = report_of(spec).results
+    for value, plan in plans:
+        results = report_of(plan).results
         attacked = results[results.attack != "none"]
         own = attacked[attacked.source == attacked.defense]
         parts.append((own if len(own) else attacked).assign(axis=axis, value=value))

@@ -45,17 +45,21 @@ class InnerAttack(Attack):
         """Those of the inner attack."""
         return self.inner.passes_per_image()
 
+    def sees_random(self, *, random: bool) -> bool:
+        """Whether the classifier that the inner attack sees is random."""
+        return random
+
     def queries(self, *, random: bool) -> int | None:
         """Those of the inner attack."""
-        return self.inner.queries(random=random)
+        return self.inner.queries(random=self.sees_random(random=random))
 
     def least_queries(self, *, random: bool) -> int | None:
         """Those of the inner attack."""
-        return self.inner.least_queries(random=random)
+        return self.inner.least_queries(random=self.sees_random(random=random))
 
     def within_budget(self, budget: int, *, random: bool) -> Self:
         """With the inner attack cut."""
-        cut = self.inner.within_budget(budget, random=random)
+        cut = self.inner.within_budget(budget, random=self.sees_random(random=random))
         return type(self)(**{**self.params.model_dump(), "params": cut.params.model_dump()})
 
     def check(self, threat: Threat, targets: Tensor | None = None) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Self
-
 from advbench.api import Field
 from advbench.classifier import Classifier
 from advbench.seeds import derive
@@ -25,20 +23,10 @@ class GrayBox(InnerAttack):
 
     params: Params
 
-    def queries(self, *, random: bool) -> int | None:
-        """Those of the inner attack on a classifier that is not random."""
+    def sees_random(self, *, random: bool) -> bool:
+        """A draw is not."""
         del random
-        return super().queries(random=False)
-
-    def least_queries(self, *, random: bool) -> int | None:
-        """Those of the inner attack on a classifier that is not random."""
-        del random
-        return super().least_queries(random=False)
-
-    def within_budget(self, budget: int, *, random: bool) -> Self:
-        """With the inner attack cut."""
-        del random
-        return super().within_budget(budget, random=False)
+        return False
 
     def attacked(self, clf: Classifier) -> Classifier:
         """The one draw."""

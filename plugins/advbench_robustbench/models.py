@@ -116,13 +116,12 @@ def _load(model_id: ModelId) -> nn.Module:
                 model_id.model, model_dir=str(folder), dataset=model_id.dataset, threat_model=model_id.threat
             )
     except SPOILT as error:
-        if "Unsupported global" in str(error):
-            reason = "tensors alone, got a file that runs code when it is unpickled"
-        else:
-            reason = f"the published weights, got {type(error).__name__}: {str(error).partition(chr(10))[0][:100]}"
+        runs_code = "Unsupported global" in str(error)
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:100]}"
         raise InputError(
             f"weights of {model_id} cannot be read",
-            expected=reason,
+            expected="tensors alone" if runs_code else "the published weights",
+            got="a file that runs code when it is unpickled" if runs_code else reason,
             remedy=f"delete {target}*.pt* and run again, or {_remedy(model_id, target)}",
         ) from error
     except Exception as error:
