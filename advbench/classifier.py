@@ -90,8 +90,7 @@ class Classifier(nn.Module):
         batch_size: how many images an attack passes together that is given all of them at once.
         passes: counts of images passed so far.
         labels: of the images under attack, `(batch,)`, or with targets, `(batch, 2)`; None where not known.
-        finite: whether all logits and gradients were finite since it was last set to True; a bool or, so
-            that no pass waits for the device, a tensor.
+        finite: whether logits and gradients were finite since it was set to True; a tensor, so no pass waits.
     """
 
     def __init__(self, module: nn.Module, posterior: Posterior | None = None, *, noise: bool | Noise = False) -> None:

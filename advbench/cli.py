@@ -1,21 +1,38 @@
 """The command line: options, progress, exit codes (0 done, 1 cells failed, 2 bad input, 130 interrupted)."""
 
-import functools
-import inspect
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
 from advbench.errors import AdvbenchError, InputError
+from advbench.options import (
+    DEFAULT_OUT,
+    DEFAULT_STORE,
+    DataRoot,
+    Names,
+    StoreUrl,
+    integers,
+    make_spec,
+    takes_execution,
+    takes_spec,
+)
 
 if TYPE_CHECKING:
     from advbench.config import RunSpec
+    from advbench.execution import Execution
     from advbench.plan import Plan
     from advbench.report import Report
+    from advbench.run import Settings
+    from advbench.scheduler import Outcome
+    from advbench.store import Store
+    from advbench.tasks import Runtime
 
 app = typer.Typer(
     name="advbench",
@@ -25,112 +42,54 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich takes [default: ...] for markup
 )
-
-Names = list[str]
-DataRoot = Annotated[str | None, typer.Option(help="Folder that holds the data sets.")]
-StoreUrl = Annotated[str, typer.Option("--store", envvar="ADVBENCH_STORE", help="Where results are kept.")]
-DEFAULT_STORE = ".advbench/store"
-DEFAULT_OUT = Path("results")
-
-
-def _option(kind: object, flag: str, text: str) -> Any:
-    return Annotated[kind, typer.Option(flag, help=text)]
-
-
-# The options that make a spec, by the name of its field.
-SPEC_OPTIONS = {
-    "file": _option(Path | None, "--spec", "TOML file with the settings; options override it."),
-    "defenses": _option(Names | None, "--defense", "Defenses to train: NAME or NAME@LABEL, comma-separated."),
-    "attacks": _option(Names | None, "--attack", "Attacks to run, likewise."),
-    "dataset": _option(str | None, "--dataset", "Data set. [default: digits]"),
-    "architecture": _option(str | None, "--arch", "Net. [default: the data set's]"),
-    "norm": _option(str | None, "--norm", "linf or l2. [default: linf]"),
-    "eps": _option(Names | None, "--eps", "Radii, as 0.1 or 8/255, comma-separated. [default: the data set's]"),
-    "seeds": _option(Names | None, "--seeds", "Seeds; each trains its own models. [default: 0]"),
-    "draws": _option(int | None, "--draws", "Draws that judge a random classifier. [default: 20]"),
-    "limit": _option(int | None, "--limit", "Judge on a fixed stratified subset of this many test images."),
-    "batch_size": _option(int | None, "--batch-size", "Images attacked and judged together. [default: 256]"),
-    "precision": _option(str | None, "--precision", "Of training: float32 or bfloat16. [default: float32]"),
-    "threads": _option(int | None, "--threads", "CPU threads of a task. [default: 1]"),
-    "sweep": _option(bool | None, "--sweep/--no-sweep", "Attack eps by eps: what a smaller one broke is left alone."),
-    "budget": _option(int | None, "--budget", "Most forward passes of an image in an attack. [default: the attack's]"),
-    "set": _option(Names | None, "--set", "A hyperparameter: NAME.PARAM=VALUE; repeat for more."),
-}
-
-
-def _takes_spec(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace a command's first parameter, a spec, by the options that make one."""
-    signature = inspect.signature(command)
-    own = list(signature.parameters.values())[1:]
-
-    @functools.wraps(command)
-    def wrapped(**values: Any) -> None:
-        command(_spec(**{name: values.pop(name) for name in SPEC_OPTIONS}), **values)
-
-    options = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-        for name, annotation in SPEC_OPTIONS.items()
-    ]
-    wrapped.__signature__ = signature.replace(parameters=[*options, *own])  # type: ignore[attr-defined]
-    wrapped.__annotations__ = {p.name: p.annotation for p in [*options, *own]}
-    return wrapped
+LogJson = Annotated[bool, typer.Option("--log-json", help="Tell what happens as lines of JSON, on standard error.")]
 
 
 @app.command()
-@_takes_spec
+@takes_spec
+@takes_execution
 def run(
     spec: "RunSpec",
+    execution: "Execution",
     *,
-    data_root: DataRoot = None,
-    executor: Annotated[str, typer.Option(help="Where tasks run: inline, in this process.")] = "inline",
-    store: StoreUrl = DEFAULT_STORE,
     out: Annotated[Path, typer.Option(help="Folder for spec, tables and leaderboard.")] = DEFAULT_OUT,
-    device: Annotated[str | None, typer.Option(help="As cpu or cuda:0. [default: a GPU if there is one]")] = None,
-    chunk: Annotated[int | None, typer.Option(min=1, help="Most images in a net at once; saves memory.")] = None,
-    checkpoint_seconds: Annotated[float, typer.Option(min=0, help="Least time between a training's saves.")] = 30.0,
-    keep_examples: Annotated[bool, typer.Option(help="Keep adversarial examples in the store.")] = False,
+    keep_examples: Annotated[bool, typer.Option("--keep-examples", help="Keep adversarial examples.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again what failed before.")] = False,
+    log_json: LogJson = False,
 ) -> None:
     """Train, attack, judge, and write the leaderboard; what the store already has is not done again."""
-    if executor != "inline":
-        raise InputError("--executor", expected="inline", got=repr(executor))
-    from advbench.api import Resources
-    from advbench.display import make_display
-    from advbench.executors.inline import InlineExecutor
-    from advbench.run import check_writable, execute, prepare
-    from advbench.scheduler import outstanding
-    from advbench.store import Store
-    from advbench.tasks import Runtime
+    from advbench.run import Settings, check_writable, prepare, write_out
 
-    opened = Store(store)
-    plan = prepare(spec, data_root)
+    _tell_as(json=log_json)
+    store = execution.open_store()
+    plan = prepare(spec, execution.data_root)
+    runtime = execution.runtime(spec.dataset, spec.threads)
     check_writable(out)
-    opened.check_writable()
-    runtime = Runtime(
-        store, spec.dataset, data_root, Resources(_usable(device), spec.threads, chunk), checkpoint_seconds
-    )
-    waiting = outstanding(plan, opened)
-    with make_display(waiting) as display:
-        finished = execute(
-            plan,
-            waiting,
-            opened,
-            lambda: InlineExecutor(runtime, display.progressed),
-            display,
-            out,
-            keep_examples=keep_examples,
-        )
-    _print_end(finished.report, finished.files)
-    outcome = finished.outcome
-    if outcome.run or outcome.failed:
-        _say(f"{len(outcome.run)} tasks run, {len(outcome.skipped)} done before, {len(outcome.failed)} failed")
-    else:
-        _say(f"nothing to do: all {len(outcome.skipped)} tasks were done before")
+    store.check_writable()
+    outcome = _carry_out(plan, execution, runtime, store, Settings(keep_examples, retry_failed))
+    report, files = write_out(plan, store, outcome, out)
+    _print_end(report, files)
+    _say(outcome.summary())
+    for line in outcome.why(plan.tasks):
+        _complain(line)
     if outcome.failed:
         raise typer.Exit(1)
 
 
+def _carry_out(
+    plan: "Plan", execution: "Execution", runtime: "Runtime", store: "Store", settings: "Settings"
+) -> "Outcome":
+    from advbench.display import make_display
+    from advbench.run import carry_out
+    from advbench.scheduler import outstanding
+
+    waiting = outstanding(plan, store)
+    with make_display(plan.tasks, waiting, as_json=_tells_json()) as display:
+        return carry_out(plan, waiting, store, lambda: execution.start(runtime, display.moved), display, settings)
+
+
 @app.command()
-@_takes_spec
+@takes_spec
 def plan(
     spec: "RunSpec",
     *,
@@ -148,48 +107,62 @@ def plan(
 
 
 @app.command()
-@_takes_spec
+def status(
+    *,
+    store: StoreUrl = DEFAULT_STORE,
+    last: Annotated[int, typer.Option(min=0, help="How many runs that have ended are shown.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="As one JSON list, for programs.")] = False,
+) -> None:
+    """Show the runs that use a store, from any terminal or machine that reaches it."""
+    import json
+
+    from advbench.status import runs_now, status_lines
+    from advbench.store import Store
+
+    found = runs_now(Store(store).storage, last)
+    if as_json:
+        _say(json.dumps(found, indent=1))
+        return
+    for line in status_lines(found, store):
+        _say(line)
+
+
+@app.command()
+@takes_spec
+@takes_execution
 def curve(
     spec: "RunSpec",
+    execution: "Execution",
     *,
     over: Annotated[str, typer.Option(help="The axis: samples, steps, restarts or draws.")],
     values: Annotated[
         Names | None, typer.Option(help="Values along it, comma-separated. [default: the axis's]")
     ] = None,
-    data_root: DataRoot = None,
-    store: StoreUrl = DEFAULT_STORE,
     out: Annotated[Path, typer.Option(help="Folder for curve.csv and curve.png.")] = DEFAULT_OUT,
-    device: Annotated[str | None, typer.Option(help="As cpu or cuda:0. [default: a GPU if there is one]")] = None,
-    chunk: Annotated[int | None, typer.Option(min=1, help="Most images in a net at once; saves memory.")] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again what failed before.")] = False,
+    log_json: LogJson = False,
 ) -> None:
     """Run cells along one axis, at the largest eps, and say where the accuracy falls no more."""
-    from advbench.api import Resources
     from advbench.curve import along, trace
-    from advbench.display import make_display
-    from advbench.executors.inline import InlineExecutor
-    from advbench.run import carry_out, check_writable, prepare
-    from advbench.scheduler import outstanding
-    from advbench.store import Store, write_file
-    from advbench.tasks import Runtime
+    from advbench.plan import merged
+    from advbench.report import collect
+    from advbench.run import Settings, check_writable, prepare
+    from advbench.storage import write_file
 
-    opened = Store(store)
-    chosen = along(spec, over, _integers(values or [], "--values"))
-    plans = [(value, prepare(one, data_root)) for value, one in chosen]
+    _tell_as(json=log_json)
+    store = execution.open_store()
+    chosen = along(spec, over, integers(values or [], "--values"))
+    plans = [(value, prepare(one, execution.data_root)) for value, one in chosen]
+    runtime = execution.runtime(spec.dataset, spec.threads)
     check_writable(out)
-    opened.check_writable()
-    runtime = Runtime(store, spec.dataset, data_root, Resources(_usable(device), spec.threads, chunk))
-
-    def report_of(plan: "Plan") -> "Report":
-        waiting = outstanding(plan, opened)
-        with make_display(waiting) as display:
-            outcome, found = carry_out(
-                plan, waiting, opened, lambda: InlineExecutor(runtime, display.progressed), display
-            )
-        if outcome.failed:
-            raise typer.Exit(1)
-        return found
-
-    traced = trace(plans, over, report_of)
+    store.check_writable()
+    whole = merged([each for _, each in plans])
+    outcome = _carry_out(whole, execution, runtime, store, Settings(retry_failed=retry_failed))
+    if outcome.failed:
+        for line in outcome.why(whole.tasks):
+            _complain(line)
+        raise typer.Exit(1)
+    traced = trace(plans, over, lambda each: collect(each, store))
     write_file(out / "curve.csv", traced.table.to_csv(index=False, lineterminator="\n").encode())
     traced.figure(out / "curve.png")
     for line in traced.verdicts():
@@ -210,7 +183,7 @@ def report(
     from advbench.run import check_writable, prepare, write_report
     from advbench.store import Store
 
-    spec = _spec(folder / "spec.toml")
+    spec = make_spec(folder / "spec.toml")
     check_writable(folder)
     tables = collect(prepare(spec, data_root), Store(store))
     if tables.results.accuracy.isna().all():
@@ -268,64 +241,6 @@ def doctor(*, store: StoreUrl = DEFAULT_STORE, data_root: DataRoot = None) -> No
         raise typer.Exit(1)
 
 
-def _spec(file: Path | None, **options: Any) -> "RunSpec":
-    from advbench.config import make_spec, parse_settings, parse_toml
-
-    values: dict[str, Any] = {} if file is None else parse_toml(file)
-    items = options.pop("set", None)
-    readers = {"defenses": _names, "attacks": _names, "eps": _radii, "seeds": _integers}
-    for name, value in options.items():
-        if value is not None:
-            values[name] = readers[name](value) if name in readers else value
-    for plugin, params in parse_settings(items or []).items():
-        given = values.setdefault("set", {})
-        if not isinstance(given, dict) or not isinstance(given.get(plugin, {}), dict):
-            raise InputError("setting 'set'", expected="a table for each plugin", got=repr(given))
-        given[plugin] = {**given.get(plugin, {}), **params}
-    for name, option in (("defenses", "--defense"), ("attacks", "--attack")):
-        if not values.get(name):
-            raise InputError(f"no {name}", remedy=f"name at least one with {option}; 'advbench plugins' lists them")
-    return make_spec(values)
-
-
-def _usable(device: str | None) -> str:
-    """The device, or a GPU if there is one.
-
-    Raises:
-        InputError: torch cannot use it.
-    """
-    import torch
-
-    if device is None:
-        return "cuda:0" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(1, device=device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(
-            "--device", expected="one that torch can use here, as cpu or cuda:0", got=repr(device)
-        ) from error
-    return device
-
-
-def _names(values: Names) -> list[str]:
-    return [name.strip() for value in values for name in value.split(",") if name.strip()]
-
-
-def _radii(values: Names) -> list[float]:
-    try:
-        ratios = [name.split("/") if name.count("/") == 1 else [name, "1"] for name in _names(values)]
-        return [float(above) / float(below) for above, below in ratios]
-    except (ValueError, ZeroDivisionError) as error:
-        raise InputError("--eps", expected="numbers, as 0.1 or 8/255", got=repr(",".join(values))) from error
-
-
-def _integers(values: Names, option: str = "--seeds") -> list[int]:
-    try:
-        return [int(name) for name in _names(values)]
-    except ValueError as error:
-        raise InputError(option, expected="whole numbers", got=repr(",".join(values))) from error
-
-
 def _print_end(report: "Report", files: tuple[Path, ...]) -> None:
     _say(report.summary())
     _say("")
@@ -346,7 +261,26 @@ def _say(line: str) -> None:
 
 
 def _complain(line: str) -> None:
-    typer.echo(line, err=True)
+    if _tells_json():
+        from advbench.display import json_line
+
+        kind, _, message = line.partition(": ")
+        known = kind in ("error", "warning")
+        typer.echo(json_line(kind if known else "note", message=message if known else line), err=True)
+    else:
+        typer.echo(line, err=True)
+
+
+_how: dict[str, bool] = {}
+
+
+def _tell_as(*, json: bool) -> None:
+    """How this call of the command line tells what is not its result."""
+    _how["json"] = json
+
+
+def _tells_json() -> bool:
+    return _how.get("json", False)
 
 
 def _show_warning(
@@ -367,12 +301,26 @@ _USAGE_ERROR: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; expected failures become one line and an exit code."""
-    with warnings.catch_warnings():
+    _tell_as(json=False)
+    with warnings.catch_warnings(), _termination():
         warnings.showwarning = _show_warning
         code = _run(arguments)
     if code == 130:
         _complain("interrupted; the same command goes on from here")
     return code
+
+
+@contextmanager
+def _termination() -> Iterator[None]:
+    """A polite request to end, as batch systems send it, is treated as the keyboard's interrupt."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run(arguments: list[str] | None) -> int:

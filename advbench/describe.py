@@ -14,30 +14,53 @@ import pydantic
 from tabulate import tabulate
 
 from advbench.api import Configurable
+from advbench.backlog import longest_chain
 from advbench.datasets import DEFAULT_ROOT
+from advbench.display import duration
 from advbench.errors import AdvbenchError, MissingExtraError, unknown_name
 from advbench.extras import require, written_over
+from advbench.journal import measured
 from advbench.plan import Plan
 from advbench.registry import KINDS, Entry, registry
-from advbench.scheduler import outstanding
+from advbench.scheduler import failed_before, outstanding
 from advbench.store import Store
 
 
 def plan_lines(plan: Plan, store: Store, *, every_task: bool) -> Iterator[str]:
-    """Tasks by kind: how many, how many the store has, and the passes that the others cost."""
+    """Tasks by kind: how many, how many have to run, what those cost by passes, and by what such tasks took before."""
     waiting = outstanding(plan, store)
+    known = measured(store.storage)
+    estimator = known.estimator()
     rows = []
-    for kind in ("train", "craft", "evaluate"):
-        all_of = [task for task in plan.tasks.values() if task.kind == kind]
+    for kind in ("train", "craft", "evaluate", "all"):
+        all_of = [task for task in plan.tasks.values() if kind in ("all", task.kind)]
         to_do = [task for task in all_of if task.key in waiting]
-        rows.append([kind, len(all_of), len(to_do), f"{sum(task.cost for task in to_do):,.0f}"])
-    rows.append(["all", len(plan.tasks), len(waiting), f"{sum(task.cost for task in waiting.values()):,.0f}"])
-    headers = ["task", "planned", "to run", "passes of an image"]
-    yield tabulate(rows, headers=headers, tablefmt="github", colalign=("left", "right", "right", "right"))
+        peaks = [peak for task in to_do if (like := known.of(task)) and (peak := like.peak)]
+        passes = f"{sum(task.cost for task in to_do):,.0f}"
+        rows.append(
+            [kind, len(all_of), len(to_do), passes, _time(estimator.total(to_do)), _size(max(peaks, default=0))]
+        )
+    headers = ["task", "planned", "to run", "passes of an image", "time on one worker", "memory of a task"]
+    yield tabulate(rows, headers=headers, tablefmt="github", colalign=("left", *["right"] * 5))
     yield f"{len(plan.cells)} rows in results.csv; what is planned and not to run is done already or not needed"
+    failed = failed_before(plan, waiting, store)
+    if failed:
+        yield f"{len(failed)} of the tasks to run failed in an earlier run; only --retry-failed tries them again"
+    if estimator.total(waiting.values()) is not None and waiting:
+        yield f"the longest chain of tasks takes {_time(longest_chain(waiting, estimator))}, on any number of workers"
     if every_task:
         for task in waiting.values():
-            yield f"{task.key[:12]}  {task.label}"
+            needs = ", ".join(need[:12] for need in task.needs if need in waiting)
+            took = _time(estimator.seconds(task))
+            yield f"{task.key[:12]}  {task.label}  ({took}{f'; after {needs}' if needs else ''})"
+
+
+def _time(seconds: float | None) -> str:
+    return "not measured" if seconds is None else duration(seconds)
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**20:,.0f} MiB" if count else "not measured"
 
 
 def plugin_lines(name: str) -> Iterator[str]:

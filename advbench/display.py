@@ -1,25 +1,30 @@
-"""How a run shows itself: a live display on a terminal, plain lines elsewhere."""
+"""How a run shows itself: a live display on a terminal, plain lines elsewhere, JSON lines for programs."""
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from advbench.api import Progress as TaskProgress
 from advbench.plan import Task
 from advbench.tasks import Record
 
+JSON_PROGRESS = 5.0  # least seconds between two lines of JSON on one task's progress
 
-def make_display(waiting: Mapping[str, Task]) -> PlainDisplay:
+
+def make_display(tasks: Mapping[str, Task], waiting: Mapping[str, Task], *, as_json: bool = False) -> PlainDisplay:
     """The display of the tasks that will run, fit for standard error: live on a terminal, plain otherwise."""
     console = Console(stderr=True)
-    return LiveDisplay(console, waiting) if console.is_terminal else PlainDisplay(console, waiting)
+    kind = JsonDisplay if as_json else LiveDisplay if console.is_terminal else PlainDisplay
+    return kind(console, tasks, waiting)
 
 
 class PlainDisplay:
@@ -27,15 +32,18 @@ class PlainDisplay:
 
     Args:
         console: where to write.
-        waiting: the tasks that will run.
+        tasks: all tasks of the run, by key.
+        waiting: those that will run.
     """
 
-    def __init__(self, console: Console, waiting: Mapping[str, Task]) -> None:
+    def __init__(self, console: Console, tasks: Mapping[str, Task], waiting: Mapping[str, Task]) -> None:
         self._console = console
+        self._tasks = tasks
         self._waiting = waiting
         self._ended = 0
         self._cost = sum(task.cost for task in waiting.values())
         self._spent = 0.0
+        self._left: float | None = None
         self._started = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -49,13 +57,29 @@ class PlainDisplay:
     def started(self, task: Task) -> None:
         """Nothing is written before there is something to say."""
 
+    def began(self, task: Task, place: str) -> None:
+        """Nothing either."""
+
+    def moved(self, key: str, progress: TaskProgress) -> None:
+        """A task that runs in this process got further."""
+        self.progressed(self._tasks[key], progress)
+
     def progressed(self, task: Task, progress: TaskProgress) -> None:
         """Steps are not written as lines."""
+
+    def said(self, task: Task, line: str) -> None:
+        """Write what a task printed."""
+        self._print(f"{task.label} | {line}")
 
     def finished(self, task: Task, record: Record) -> None:
         """Write what the task found."""
         self._end(task)
         self._line(f"{task.label}: {found(record)}")
+
+    def elsewhere(self, task: Task) -> None:
+        """Write that another driver did the task."""
+        self._end(task)
+        self._line(f"{task.label}: done by another driver")
 
     def skipped(self, task: Task) -> None:
         """Count the task; what failed has said why."""
@@ -66,34 +90,42 @@ class PlainDisplay:
         self._end(task)
         self._line(f"{task.label}: failed: {reason}")
         if trace is not None:
-            self._console.print(trace, markup=False, highlight=False)
+            self._print(trace)
+
+    def forecast(self, seconds_left: float | None) -> None:
+        """Remember the time left."""
+        self._left = seconds_left
 
     def _end(self, task: Task) -> None:
         self._ended += 1
         self._spent += task.cost
 
     def _line(self, text: str) -> None:
-        head = f"[{self._ended}/{len(self._waiting)}]"
         left = self.seconds_left()
         tail = f" (about {duration(left)} left)" if left is not None and left >= 1 else ""
-        self._console.print(f"{head} {text}{tail}", markup=False, highlight=False, soft_wrap=True)
+        self._print(f"[{self._ended}/{len(self._waiting)}] {text}{tail}")
+
+    def _print(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def seconds_left(self, share_of_running: float = 0.0) -> float | None:
-        """Time left if the passes to come take as long as those so far; None while nothing has been spent."""
+        """Time left by what tasks of the kind took; else as if passes went on as fast; None while nothing is known."""
         spent = self._spent + share_of_running
-        if spent <= 0 or self._ended == len(self._waiting):
+        if self._ended >= len(self._waiting):
             return None
-        return (time.monotonic() - self._started) / spent * (self._cost - spent)
+        if self._left is not None:
+            return self._left
+        return (time.monotonic() - self._started) / spent * (self._cost - spent) if spent > 0 else None
 
 
 class LiveDisplay(PlainDisplay):
-    """A bar over all tasks and one over the running task, with its latest values."""
+    """A bar over all tasks and one for each running task, with where it runs and its latest values."""
 
-    def __init__(self, console: Console, waiting: Mapping[str, Task]) -> None:
-        super().__init__(console, waiting)
+    def __init__(self, console: Console, tasks: Mapping[str, Task], waiting: Mapping[str, Task]) -> None:
+        super().__init__(console, tasks, waiting)
         self._bars = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=20),
             TaskProgressColumn(),
             TimeElapsedColumn(),
             TextColumn("{task.fields[note]}"),
@@ -101,7 +133,9 @@ class LiveDisplay(PlainDisplay):
             transient=True,
         )
         self._all = self._bars.add_task(f"{len(waiting)} tasks", total=max(self._cost, 1e-9), note="")
-        self._one = self._bars.add_task("", total=1, note="", visible=False)
+        self._running: dict[str, TaskID] = {}
+        self._places: dict[str, str] = {}
+        self._shares: dict[str, float] = {}
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -113,22 +147,124 @@ class LiveDisplay(PlainDisplay):
         """Clear the bars."""
         self._bars.stop()
 
-    def started(self, task: Task) -> None:
-        """Show the task."""
-        self._bars.reset(self._one, total=1, description=escape(task.label), note="", visible=True)
+    def began(self, task: Task, place: str) -> None:
+        """Show the task, anew where it is tried again."""
+        self._forget(task)
+        self._places[task.key] = place
+        self._running[task.key] = self._bars.add_task(f"  {escape(task.label)}", total=1, note=escape(place))
 
     def progressed(self, task: Task, progress: TaskProgress) -> None:
-        """Move both bars."""
+        """Move the task's bar and that of all."""
+        bar = self._running.get(task.key)
+        if bar is None:
+            return
         values = "  ".join(f"{name} {value:.4g}" for name, value in progress.values.items())
-        self._bars.update(self._one, completed=progress.step, total=progress.total, note=escape(values))
-        share = task.cost * progress.step / max(progress.total, 1)
-        left = self.seconds_left(share)
-        note = "" if left is None else f"about {duration(left)} left"
-        self._bars.update(self._all, completed=self._spent + share, note=note)
+        note = escape("  ".join(filter(None, [self._places[task.key], values])))
+        self._bars.update(bar, completed=progress.step, total=max(progress.total, 1), note=note)
+        self._shares[task.key] = task.cost * progress.step / max(progress.total, 1)
+        self._refresh()
+
+    def forecast(self, seconds_left: float | None) -> None:
+        """Show the time left."""
+        super().forecast(seconds_left)
+        self._refresh()
 
     def _end(self, task: Task) -> None:
         super()._end(task)
-        self._bars.update(self._all, completed=self._spent, description=f"{self._ended}/{len(self._waiting)} tasks")
+        self._forget(task)
+        self._refresh()
+
+    def _forget(self, task: Task) -> None:
+        bar = self._running.pop(task.key, None)
+        self._shares.pop(task.key, None)
+        if bar is not None:
+            self._bars.remove_task(bar)
+
+    def _refresh(self) -> None:
+        share = sum(self._shares.values())
+        left = self.seconds_left(share)
+        rate = 60 * self._ended / max(time.monotonic() - self._started, 1e-9)
+        notes = [f"{len(self._running)} running", f"{rate:.3g} tasks a minute" if self._ended else ""]
+        notes.append("" if left is None else f"about {duration(left)} left")
+        about = f"{self._ended}/{len(self._waiting)} tasks"
+        self._bars.update(
+            self._all, completed=self._spent + share, description=about, note=", ".join(filter(None, notes))
+        )
+
+
+class JsonDisplay(PlainDisplay):
+    """A line of JSON for each thing that happens: `time`, `event`, and what belongs to it."""
+
+    def __init__(self, console: Console, tasks: Mapping[str, Task], waiting: Mapping[str, Task]) -> None:
+        super().__init__(console, tasks, waiting)
+        self._next: dict[str, float] = {}
+        self._write("plan", tasks=len(tasks), to_run=len(waiting))
+
+    def started(self, task: Task) -> None:
+        """The task was handed to a worker."""
+        self._write("started", task)
+
+    def began(self, task: Task, place: str) -> None:
+        """A worker began with it."""
+        self._write("began", task, place=place)
+
+    def progressed(self, task: Task, progress: TaskProgress) -> None:
+        """It got further; told every few seconds."""
+        now = time.monotonic()
+        if now >= self._next.get(task.key, 0.0):
+            self._next[task.key] = now + JSON_PROGRESS
+            self._write("progressed", task, step=progress.step, total=progress.total, values=dict(progress.values))
+
+    def said(self, task: Task, line: str) -> None:
+        """It printed a line."""
+        self._write("said", task, line=line)
+
+    def finished(self, task: Task, record: Record) -> None:
+        """It is done."""
+        self._end(task)
+        result = record["result"]
+        scores = {name: result[name] for name in ("accuracy", "accuracy_interval", "training") if name in result}
+        self._write("finished", task, seconds=record["seconds"], memory=record["memory"], ran=record["ran"], **scores)
+
+    def elsewhere(self, task: Task) -> None:
+        """Another driver did it."""
+        self._end(task)
+        self._write("elsewhere", task)
+
+    def skipped(self, task: Task) -> None:
+        """It will not run, since one that it needs failed."""
+        self._end(task)
+        self._write("skipped", task)
+
+    def failed(self, task: Task, reason: str, trace: str | None) -> None:
+        """It failed."""
+        self._end(task)
+        self._write("failed", task, reason=reason, trace=trace)
+
+    def forecast(self, seconds_left: float | None) -> None:
+        """The time left changed."""
+        super().forecast(seconds_left)
+        self._write("forecast", ended=self._ended, of=len(self._waiting), seconds_left=seconds_left)
+
+    def _write(self, event: str, task: Task | None = None, **values: Any) -> None:
+        about = {} if task is None else {"task": task.label, "kind": task.kind, "key": task.key}
+        self._console.file.write(json_line(event, **about, **values) + "\n")
+        self._console.file.flush()
+
+
+def json_line(event: str, **values: Any) -> str:
+    """An event as a line of JSON; numbers that JSON lacks are null."""
+    stamp = datetime.now(UTC).isoformat(timespec="milliseconds")
+    line = json.dumps({"time": stamp, "event": event, **values}, ensure_ascii=False)
+    return line if "NaN" not in line and "Infinity" not in line else json.dumps(_finite(json.loads(line)))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and value - value != 0 else value
 
 
 def found(record: Mapping[str, Any]) -> str:

@@ -60,6 +60,22 @@ class StoreError(AdvbenchError):
     """The store cannot be read or written."""
 
 
+class GoneError(AdvbenchError):
+    """What a task reads has left the store since the run was planned; making it again mends that.
+
+    Args:
+        key: the task whose result is gone.
+    """
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        super().__init__(f"result {key[:12]} is gone from the store", remedy="run the same command again")
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        """Keep the key when the error travels between processes."""
+        return type(self), (self.key,)
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str], *, remedy: str = "", note: str = "") -> InputError:
     """The error for a name that is not among `known`, with the nearest one as a suggestion, or else the remedy."""
     names = sorted(known)

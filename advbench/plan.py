@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -24,6 +24,8 @@ class Task:
         needs: keys of the tasks whose artifacts it reads.
         label: for people.
         cost: forward-and-backward passes of an image that it makes, roughly; for progress and plans.
+        net: the architecture that it runs.
+        profile: alike in tasks that take the same time and memory: all but seed, radius and weights are the same.
     """
 
     kind: TaskKind
@@ -32,6 +34,17 @@ class Task:
     needs: tuple[str, ...]
     label: str
     cost: float
+    net: str = ""
+    profile: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """The task as JSON values."""
+        return {**vars(self), "needs": list(self.needs), "inputs": dict(self.inputs)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Task:
+        """The task that `to_json` described."""
+        return cls(**{**values, "needs": tuple(values["needs"])})
 
 
 class Cell(NamedTuple):
@@ -114,6 +127,12 @@ def make_plan(
     return Plan(spec, layout.tasks, tuple(layout.cells))
 
 
+def merged(plans: Sequence[Plan]) -> Plan:
+    """The tasks of several plans as one, which fills no cells of its own."""
+    tasks = {key: task for plan in plans for key, task in plan.tasks.items()}
+    return Plan(plans[0].spec, tasks, ())
+
+
 class _Layout:
     """A plan in the making."""
 
@@ -130,8 +149,13 @@ class _Layout:
             "threads": spec.threads,
         }
         self._judged = {"images": self._images, "batch_size": spec.batch_size}
+        self._trained: dict[tuple[str, int], str] = {}
+        self._profiles: dict[tuple[str, ...], str] = {}
 
     def train(self, defense: Choice, seed: int) -> str:
+        known = self._trained.get((defense.label, seed))
+        if known is not None:
+            return known
         inputs: dict[str, Any] = {
             "defense": defense.identity(),
             "architecture": dict(defense.architecture),
@@ -143,7 +167,9 @@ class _Layout:
             needs = (self.train(defense.init, seed),)
             inputs["init"] = needs[0]
         cost = (defense.passes or 0.0) * self._data.train_count
-        return self._add("train", inputs, needs, f"train {defense.label}, seed {seed}", cost)
+        key = self._add("train", inputs, needs, f"train {defense.label}, seed {seed}", cost, defense)
+        self._trained[defense.label, seed] = key
+        return key
 
     def craft(
         self, source: Choice, trained: str, attack: Choice, eps: float, seed: int, before: Swept | None = None
@@ -166,7 +192,7 @@ class _Layout:
         }
         label = f"craft {attack.label}{'' if every else f' {eps:.4g}'} on {source.label}, seed {seed}"
         passes = min(attack.passes or 0.0, self._spec.budget or math.inf)
-        return self._add("craft", inputs, needs, label, passes * self._images)
+        return self._add("craft", inputs, needs, label, passes * self._images, source, attack)
 
     def evaluate(
         self, target: Choice, trained: str, examples: str | None, what: str, seed: int, within: float | None = None
@@ -183,10 +209,32 @@ class _Layout:
         needs = (trained,) if examples is None else (trained, examples)
         label = f"evaluate {target.label} on {what}, seed {seed}"
         forward_share = 1 / 3  # a backward pass costs about two forward ones
-        return self._add("evaluate", inputs, needs, label, forward_share * self._spec.draws * self._images)
+        return self._add("evaluate", inputs, needs, label, forward_share * self._spec.draws * self._images, target)
 
-    def _add(self, kind: TaskKind, inputs: dict[str, Any], needs: tuple[str, ...], label: str, cost: float) -> str:
+    def _add(
+        self, kind: TaskKind, inputs: dict[str, Any], needs: tuple[str, ...], label: str, cost: float, *plugins: Choice
+    ) -> str:
         inputs = {"kind": kind, **inputs, **self._common}
         key = content_key(inputs)
-        self.tasks.setdefault(key, Task(kind, inputs, key, needs, label, cost))
+        if key not in self.tasks:
+            net = str(plugins[0].architecture["name"])
+            self.tasks[key] = Task(kind, inputs, key, needs, label, cost, net, self._profile(kind, plugins))
         return key
+
+    def _profile(self, kind: TaskKind, plugins: tuple[Choice, ...]) -> str:
+        """What takes the same time and memory, by the defense whose net runs and the attack, if one does."""
+        names = (kind, *(plugin.label for plugin in plugins))
+        if names not in self._profiles:
+            settings = {"precision": self._spec.precision, "norm": self._spec.norm, "draws": self._spec.draws}
+            about = {
+                "kind": kind,
+                "plugins": [plugin.identity() for plugin in plugins],
+                "architecture": dict(plugins[0].architecture),
+                "budget": self._spec.budget,
+                "sweep": self._spec.sweep,
+                **settings,
+                **self._judged,
+                **self._common,
+            }
+            self._profiles[names] = content_key(about)
+        return self._profiles[names]

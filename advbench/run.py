@@ -12,29 +12,29 @@ from advbench.config import RunSpec, resolve
 from advbench.datasets import load_dataset
 from advbench.errors import InputError
 from advbench.executors import Executor
+from advbench.journal import Journal, State
 from advbench.plan import Plan, Task, make_plan
 from advbench.registry import registry
 from advbench.report import Report, collect
-from advbench.scheduler import Outcome, Watcher, run_plan
-from advbench.store import Store, write_file
+from advbench.scheduler import Outcome, Scheduler, Watcher, failed_before
+from advbench.storage import write_file
+from advbench.store import Store
 from advbench.tasks import Record, identify
 
 FILES = ("spec.toml", "results.csv", "leaderboard.csv", "leaderboard.md", "affinity.csv", "retention.csv")
 
 
 @dataclass(frozen=True)
-class Finished:
-    """What a run left.
+class Settings:
+    """How a plan is carried out.
 
     Attributes:
-        outcome: which tasks ran, were skipped, failed.
-        report: the tables.
-        files: the files written.
+        keep_examples: keep adversarial examples after their last use.
+        retry_failed: try again what failed by its own fault in an earlier run.
     """
 
-    outcome: Outcome
-    report: Report
-    files: tuple[Path, ...]
+    keep_examples: bool = False
+    retry_failed: bool = False
 
 
 def prepare(spec: RunSpec, data_root: str | None = None) -> Plan:
@@ -51,54 +51,81 @@ def prepare(spec: RunSpec, data_root: str | None = None) -> Plan:
     return make_plan(spec, defenses, attacks, identify(dataset), core)
 
 
-def execute(
-    plan: Plan,
-    waiting: Mapping[str, Task],
-    store: Store,
-    make_executor: Callable[[], Executor],
-    watcher: Watcher,
-    out: Path,
-    *,
-    keep_examples: bool = False,
-) -> Finished:
-    """Run a plan and write its files, also when cells failed.
-
-    Raises:
-        StoreError: the store or the folder cannot be written.
-    """
-    outcome, report = carry_out(plan, waiting, store, make_executor, watcher, keep_examples=keep_examples)
-    write_file(out / "spec.toml", plan.spec.to_toml().encode())
-    return Finished(outcome, report, (out / "spec.toml", *write_report(report, out)))
-
-
 def carry_out(
     plan: Plan,
     waiting: Mapping[str, Task],
     store: Store,
     make_executor: Callable[[], Executor],
     watcher: Watcher,
-    *,
-    keep_examples: bool = False,
-) -> tuple[Outcome, Report]:
-    """Run a plan; make its tables, also when cells failed.
+    settings: Settings = Settings(),
+) -> Outcome:
+    """Run a plan, while its journal says so to whoever asks.
+
+    Args:
+        plan: the run.
+        waiting: its tasks that have to run; see `advbench.scheduler.outstanding`.
+        store: where results are.
+        make_executor: gives what they run on; not called where nothing waits.
+        watcher: is told how it goes.
+        settings: how.
 
     Raises:
         StoreError: the store cannot be written.
     """
-    hooks = registry().manager.hook
-
-    def tell(task: Task, record: Record) -> None:
-        try:
-            hooks.advbench_task_finished(task=task, record=record)
-        except Exception as error:
-            warnings.warn(f"a tracker failed on {task.label}: {type(error).__name__}: {error}", stacklevel=2)
-
-    executor = make_executor()
+    if not waiting:
+        return Outcome(skipped=list(plan.tasks))
+    failed = {} if settings.retry_failed else failed_before(plan, waiting, store)
+    journal = Journal(store.storage, _about(plan))
+    journal.open()
+    state: State = "stopped"
     try:
-        outcome = run_plan(plan, waiting, store, executor, watcher, keep_examples=keep_examples, on_finished=tell)
+        executor = make_executor()
+        try:
+            outcome = Scheduler(
+                plan,
+                waiting,
+                store,
+                journal,
+                watcher,
+                failed=failed,
+                keep_examples=settings.keep_examples,
+                on_finished=_tell_trackers,
+            ).run(executor)
+        finally:
+            executor.close()
+        state = "failed" if outcome.failed else "done"
+    except KeyboardInterrupt:
+        state = "interrupted"
+        raise
     finally:
-        executor.close()
-    return outcome, collect(plan, store, outcome.failed)
+        journal.close(state)
+    return outcome
+
+
+def _tell_trackers(task: Task, record: Record) -> None:
+    try:
+        registry().manager.hook.advbench_task_finished(task=task, record=record)
+    except Exception as error:
+        warnings.warn(f"a tracker failed on {task.label}: {type(error).__name__}: {error}", stacklevel=2)
+
+
+def _about(plan: Plan) -> str:
+    spec = plan.spec
+    return f"{', '.join(spec.defenses)} under {', '.join(spec.attacks)} on {spec.dataset.partition(':')[0]}"
+
+
+def write_out(plan: Plan, store: Store, outcome: Outcome, out: Path) -> tuple[Report, tuple[Path, ...]]:
+    """Make a run's tables and write its files, also when cells failed.
+
+    Returns:
+        The tables, and the files written.
+
+    Raises:
+        StoreError: the folder cannot be written.
+    """
+    report = collect(plan, store, outcome.failed)
+    write_file(out / "spec.toml", plan.spec.to_toml().encode())
+    return report, (out / "spec.toml", *write_report(report, out))
 
 
 def write_report(report: Report, out: Path) -> tuple[Path, ...]:

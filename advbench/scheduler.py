@@ -1,18 +1,28 @@
-"""Runs a plan: skips what is done, starts what is ready, and lets a failure stop only what depends on it."""
+"""Runs a plan: skips what is done, starts what is ready, longest first, and lets a failure stop only what needs it."""
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from advbench.errors import AdvbenchError, StoreError
-from advbench.executors import Executor
+from advbench.api import Progress
+from advbench.backlog import Backlog, ExamplesInUse
+from advbench.errors import StoreError
+from advbench.executors import Began, Event, Executor, Failure, Moved, Said
+from advbench.journal import Journal, Liveness
+from advbench.leases import Leases
 from advbench.plan import Plan, Task
 from advbench.store import Store
 from advbench.tasks import Record
+
+TICK = 1.0  # longest time between two looks at the journal and at other drivers' tasks, in seconds
+TELL = 2.0  # seconds between two updates of what others see of the run
+NEEDS = "needs a task that failed: "
+ELSEWHERE = 2.0  # seconds between two looks at what another driver works on
+LOSSES = 3  # how often what a task reads may vanish before that is an error
 
 
 class Watcher(Protocol):
@@ -21,8 +31,20 @@ class Watcher(Protocol):
     def started(self, task: Task) -> None:
         """A task was handed to the executor."""
 
+    def began(self, task: Task, place: str) -> None:
+        """A worker began with a task."""
+
+    def progressed(self, task: Task, progress: Progress) -> None:
+        """A running task got further."""
+
+    def said(self, task: Task, line: str) -> None:
+        """A running task printed a line."""
+
     def finished(self, task: Task, record: Record) -> None:
         """A task is done and stored."""
+
+    def elsewhere(self, task: Task) -> None:
+        """A task is done and stored, by another driver."""
 
     def skipped(self, task: Task) -> None:
         """A task will not run, since one that it needs failed."""
@@ -30,20 +52,49 @@ class Watcher(Protocol):
     def failed(self, task: Task, reason: str, trace: str | None) -> None:
         """A task failed; `trace` is the traceback where the failure is a bug."""
 
+    def forecast(self, seconds_left: float | None) -> None:
+        """What is left will take about so long; None where that cannot be told."""
+
 
 @dataclass
 class Outcome:
     """How a run ended.
 
     Attributes:
-        run: keys of the tasks that ran to their end.
+        run: keys of the tasks that ran to their end here.
+        elsewhere: keys of the tasks that other drivers did meanwhile.
         skipped: keys of the tasks that did not have to run.
         failed: why each failed task failed, by key; dependents name the task that failed them.
+        before: those of them that failed in an earlier run and were not tried again.
     """
 
     run: list[str] = field(default_factory=list)
+    elsewhere: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    before: set[str] = field(default_factory=set)
+
+    def summary(self) -> str:
+        """How many tasks ended how, in one line."""
+        if not (self.run or self.elsewhere or self.failed):
+            return f"nothing to do: all {len(self.skipped)} tasks were done before"
+        elsewhere = f"{len(self.elsewhere)} by other drivers, " if self.elsewhere else ""
+        return f"{len(self.run)} tasks run, {elsewhere}{len(self.skipped)} done before, {len(self.failed)} failed"
+
+    def why(self, tasks: Mapping[str, Task]) -> Iterator[str]:
+        """What failed by its own fault and why, alike reasons once; and what can be done."""
+        reasons: dict[str, list[str]] = {}
+        for key, reason in self.failed.items():
+            if not reason.startswith(NEEDS):
+                reasons.setdefault(reason, []).append(tasks[key].label)
+        for reason, labels in reasons.items():
+            others = f" and {len(labels) - 1} like it" if len(labels) > 1 else ""
+            yield f"failed: {labels[0]}{others}: {reason}"
+        stopped = sum(reason.startswith(NEEDS) for reason in self.failed.values())
+        if stopped:
+            yield f"{stopped} tasks need one of those"
+        if self.before:
+            yield f"{len(self.before)} failed in an earlier run and were not tried again; --retry-failed tries them"
 
 
 def outstanding(plan: Plan, store: Store) -> dict[str, Task]:
@@ -52,103 +103,282 @@ def outstanding(plan: Plan, store: Store) -> dict[str, Task]:
     Evaluations without a record; then whatever they read that is not there: a training's classifier, or
     examples, which are dropped after their last use.
     """
+    evaluated = store.done(task.key for task in plan.tasks.values() if task.kind == "evaluate")
     wanted: set[str] = set()
     read: set[str] = set()
     for task in reversed(list(plan.tasks.values())):
-        judges = task.kind == "evaluate"
-        if (judges or task.key in read) and not store.is_done(task.key, with_artifact=not judges):
+        if task.kind == "evaluate":
+            missing = task.key not in evaluated
+        else:
+            missing = task.key in read and not store.is_done(task.key, with_artifact=True)
+        if missing:
             wanted.add(task.key)
             read.update(task.needs)
     return {key: task for key, task in plan.tasks.items() if key in wanted}
 
 
-def run_plan(
-    plan: Plan,
-    waiting: Mapping[str, Task],
-    store: Store,
-    executor: Executor,
-    watcher: Watcher,
-    *,
-    keep_examples: bool = False,
-    on_finished: Callable[[Task, Record], None] = lambda task, record: None,
-) -> Outcome:
-    """Run what waits.
+def failed_before(plan: Plan, waiting: Mapping[str, Task], store: Store) -> dict[str, str]:
+    """Why those of the waiting tasks failed that failed by their own fault in an earlier run, by key."""
+    known = store.failed_keys() & waiting.keys() if waiting else set()
+    found = {key: store.read_failure(key) for key in plan.tasks if key in known}
+    return {key: failure["reason"] for key, failure in found.items() if failure}
+
+
+class Scheduler:
+    """One run of a plan.
 
     Args:
         plan: the tasks.
         waiting: those that have to run; see `outstanding`.
         store: where their results are.
-        executor: where they run.
+        journal: this driver's entry in the store, opened.
         watcher: is told how it goes.
+        failed: tasks not to be tried, with the reason, by key; see `failed_before`.
         keep_examples: keep adversarial examples after their last use.
-        on_finished: called after each task that ran to its end.
-
-    Raises:
-        StoreError: the store cannot be written; what is done stays done.
+        on_finished: called after each task that ran to its end here.
+        liveness: tells whether other drivers live.
     """
-    waiting = dict(waiting)
-    outcome = Outcome(skipped=[key for key in plan.tasks if key not in waiting])
-    examples = _ExamplesInUse(plan, waiting, store, keep=keep_examples)
-    running: dict[Future[Record], Task] = {}
-    while waiting or running:
-        for task in _ready(waiting, running, executor.capacity):
-            del waiting[task.key]
-            blame = next((key for key in task.needs if key in outcome.failed), None)
-            if blame is not None:
-                outcome.failed[task.key] = f"needs a task that failed: {plan.tasks[blame].label}"
-                watcher.skipped(task)
-                examples.release(task)
-                continue
-            watcher.started(task)
-            running[executor.submit(task)] = task
-        done, _ = wait(running, return_when=FIRST_COMPLETED)
-        for future in done:
-            task = running.pop(future)
-            error = future.exception()
-            if error is None:
-                outcome.run.append(task.key)
-                watcher.finished(task, future.result())
-                on_finished(task, future.result())
-            elif isinstance(error, StoreError):
-                raise error
-            else:
-                outcome.failed[task.key] = f"{type(error).__name__}: {error}"
-                expected = isinstance(error, AdvbenchError)
-                trace = None if expected else "".join(traceback.format_exception(error))
-                watcher.failed(task, " ".join(str(error).split()), trace)
-            examples.release(task)
-    return outcome
 
-
-def _ready(waiting: dict[str, Task], running: dict[Future[Record], Task], capacity: int) -> list[Task]:
-    """As many waiting tasks as there is room for whose needs neither wait nor run."""
-    busy = set(waiting) | {task.key for task in running.values()}
-    room = capacity - len(running)
-    ready: list[Task] = []
-    for task in waiting.values():
-        if len(ready) >= room:
-            break
-        if busy.isdisjoint(task.needs):
-            ready.append(task)
-    return ready
-
-
-class _ExamplesInUse:
-    """Drops crafted examples once no outstanding task needs them."""
-
-    def __init__(self, plan: Plan, waiting: dict[str, Task], store: Store, *, keep: bool) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        waiting: Mapping[str, Task],
+        store: Store,
+        journal: Journal,
+        watcher: Watcher,
+        *,
+        failed: Mapping[str, str] | None = None,
+        keep_examples: bool = False,
+        on_finished: Callable[[Task, Record], None] = lambda task, record: None,
+        liveness: Liveness | None = None,
+    ) -> None:
+        self._tasks = plan.tasks
         self._store = store
-        self._keep = keep
-        self._users: dict[str, set[str]] = {k: set() for k, t in plan.tasks.items() if t.kind == "craft"}
-        for task in waiting.values():
-            for key in task.needs:
-                if key in self._users:
-                    self._users[key].add(task.key)
+        self._journal = journal
+        self._watcher = watcher
+        self._on_finished = on_finished
+        self._liveness = liveness or Liveness(store.storage)
+        self._leases = Leases(store.storage, journal.id, self._liveness)
+        self._backlog = Backlog(waiting, journal.measurements.estimator())
+        self._examples = ExamplesInUse(plan.tasks, waiting)
+        self._keep_examples = keep_examples
+        self._failed_before = dict(failed or {})
+        self._running: dict[str, _Running] = {}
+        self._foreign: dict[str, float] = {}
+        self._losses: dict[str, int] = {}
+        self._told = -TELL
+        self._began = time.monotonic()
+        self._passes = 0.0
+        self.outcome = Outcome(skipped=[key for key in plan.tasks if key not in waiting])
 
-    def release(self, task: Task) -> None:
-        for key in task.needs:
-            users = self._users.get(key)
-            if users is not None:
-                users.discard(task.key)
-                if not users and not self._keep:
-                    self._store.drop_artifact(key)
+    def run(self, executor: Executor) -> Outcome:
+        """Run what waits.
+
+        Raises:
+            StoreError: the store cannot be written; what is done stays done.
+        """
+        try:
+            while self._backlog or self._running or self._foreign:
+                self._journal.check()
+                self._start(executor)
+                self._tell(executor)
+                if self._running:
+                    for event in executor.wait(TICK):
+                        self._take(event)
+                elif self._foreign:
+                    time.sleep(TICK)
+                self._look_elsewhere()
+        except StoreError:
+            raise  # nothing more can be written
+        except BaseException:
+            self._give_up()
+            raise
+        if not self._keep_examples:
+            self._drop(self._examples.kept())
+        self._tell(executor, force=True)
+        return self.outcome
+
+    def _give_up(self) -> None:
+        """Give the leases back on the way out, as far as the store answers at once."""
+        self._store.storage.patience = 0.0
+        with suppress(StoreError):
+            self._leases.release_all()
+
+    def _start(self, executor: Executor) -> None:
+        while (task := self._backlog.first()) is not None:
+            if self._blamed(task):
+                continue
+            known = self._journal.measurements.of(task)
+            if not executor.has_room(known):
+                return
+            self._backlog.take()
+            if not self._leases.acquire(task.key):
+                self._foreign[task.key] = time.monotonic() + ELSEWHERE
+            elif self._is_done(task):
+                self._leases.release(task.key)
+                self._done_elsewhere(task)
+            else:
+                self._running[task.key] = _Running()
+                self._watcher.started(task)
+                executor.start(task, known)
+
+    def _is_done(self, task: Task) -> bool:
+        return self._store.is_done(task.key, with_artifact=task.kind != "evaluate")
+
+    def _blamed(self, task: Task) -> bool:
+        """Whether the first task need not be tried: it failed before, or one that it needs failed."""
+        blame = next((key for key in task.needs if key in self.outcome.failed), None)
+        if blame is not None:
+            self.outcome.failed[task.key] = f"{NEEDS}{self._tasks[blame].label}"
+            self._watcher.skipped(task)
+        elif task.key in self._failed_before:
+            reason = self._failed_before[task.key]
+            self.outcome.failed[task.key] = reason
+            self.outcome.before.add(task.key)
+            self._watcher.failed(task, reason, None)
+        else:
+            return False
+        self._backlog.take()
+        self._close(task)
+        return True
+
+    def _take(self, event: Event) -> None:
+        task = self._tasks[event.key]
+        if isinstance(event, Began):
+            self._running[event.key] = _Running(event.place, time.monotonic())
+            self._watcher.began(task, event.place)
+        elif isinstance(event, Moved):
+            self._running[event.key].share = event.progress.step / max(event.progress.total, 1)
+            self._watcher.progressed(task, event.progress)
+        elif isinstance(event, Said):
+            self._watcher.said(task, event.line)
+        else:
+            del self._running[event.key]
+            if event.record is not None:
+                self._finish(task, event.record)
+            elif event.failure is not None:
+                self._fail(task, event.failure)
+
+    def _finish(self, task: Task, record: Record) -> None:
+        self._journal.measurements.add(task, record)
+        self._passes += task.cost
+        self.outcome.run.append(task.key)
+        self._leases.release(task.key)
+        self._store.drop_failure(task.key)
+        self._watcher.finished(task, record)
+        self._on_finished(task, record)
+        self._close(task)
+
+    def _fail(self, task: Task, failure: Failure) -> None:
+        if failure.cause == "store":
+            raise StoreError(failure.reason)
+        self._leases.release(task.key)
+        gone = self._tasks.get(failure.gone or "")
+        self._losses[task.key] = self._losses.get(task.key, 0) + 1
+        if gone is not None and self._losses[task.key] <= LOSSES:
+            self._backlog.again(task, gone, underway=gone.key in self._running or gone.key in self._foreign)
+            return
+        if failure.lasting:
+            kept = {"label": task.label, "cause": failure.cause, "reason": failure.reason, "trace": failure.trace}
+            self._store.write_failure(task.key, kept)
+        self.outcome.failed[task.key] = failure.reason
+        self._watcher.failed(task, failure.reason, failure.trace)
+        self._close(task)
+
+    def _look_elsewhere(self) -> None:
+        """Tasks that another driver has: done by now, or free again?"""
+        now = time.monotonic()
+        for key in [key for key, due in self._foreign.items() if due <= now]:
+            task = self._tasks[key]
+            if self._is_done(task):
+                del self._foreign[key]
+                self._done_elsewhere(task)
+            elif self._leases.acquire(key):
+                self._leases.release(key)
+                del self._foreign[key]
+                self._backlog.put(task)
+            else:
+                self._foreign[key] = now + ELSEWHERE
+
+    def _done_elsewhere(self, task: Task) -> None:
+        self.outcome.elsewhere.append(task.key)
+        self._watcher.elsewhere(task)
+        self._close(task)
+
+    def _close(self, task: Task) -> None:
+        """A task has ended, one way or the other."""
+        self._backlog.close(task.key)
+        free = self._examples.release(task)
+        if not self._keep_examples:
+            self._drop(free)
+
+    def _drop(self, keys: list[str]) -> None:
+        """Drop examples, unless another driver may still read them; the last driver drops what is left then."""
+        if keys and self._liveness.others(self._journal.id):
+            self._examples.keep(keys)
+            return
+        for key in keys:
+            self._store.drop_artifact(key)
+
+    def _tell(self, executor: Executor, *, force: bool = False) -> None:
+        """Bring the journal's entry and the watcher up to date now and then; the journal's thread writes it."""
+        now = time.monotonic()
+        if now - self._told < TELL and not force:
+            return
+        self._told = now
+        left = self._seconds_left(executor.places, now)
+        outcome, seconds = self.outcome, max(now - self._began, 1e-9)
+        self._journal.values = {
+            "tasks": {
+                "planned": len(self._tasks),
+                "done before": len(outcome.skipped),
+                "done": len(outcome.run),
+                "done elsewhere": len(outcome.elsewhere),
+                "failed": len(outcome.failed),
+                "running": len(self._running),
+                "waiting": len(self._backlog) + len(self._foreign),
+            },
+            "places": executor.places,
+            "passes_per_second": round(self._passes / seconds, 1),
+            "tasks_per_minute": round(60 * len(outcome.run) / seconds, 1),
+            "seconds_left": None if left is None else round(left, 1),
+            "running": [running.shown(self._tasks[key], now) for key, running in self._running.items()],
+            "failures": [
+                {"task": self._tasks[key].label, "reason": reason} for key, reason in [*outcome.failed.items()][:20]
+            ],
+        }
+        self._watcher.forecast(left)
+
+    def _seconds_left(self, places: int, now: float) -> float | None:
+        """What is left, if the workers share it evenly; no less than what the longest running task has left."""
+        estimator = self._journal.measurements.estimator()
+        waiting = estimator.total(self._backlog)
+        running = [
+            None if (all_of_it := estimator.seconds(self._tasks[key])) is None else running.left(all_of_it, now)
+            for key, running in self._running.items()
+        ]
+        if waiting is None or None in running:
+            return None
+        rest = [seconds for seconds in running if seconds is not None]
+        return max([(waiting + sum(rest)) / places, *rest])
+
+
+@dataclass
+class _Running:
+    """A task that an executor has: where it runs, since when, and how much of it is done."""
+
+    place: str = ""
+    since: float | None = None
+    share: float = 0.0
+
+    def left(self, seconds: float, now: float) -> float:
+        """Seconds to its end, if it takes so many in all."""
+        if self.since is None:
+            return seconds
+        by_clock = max(seconds - (now - self.since), 0.0)
+        return min(by_clock, seconds * (1 - self.share)) if self.share else by_clock
+
+    def shown(self, task: Task, now: float) -> dict[str, object]:
+        """What `advbench status` tells of it."""
+        seconds = None if self.since is None else round(now - self.since, 1)
+        return {"task": task.label, "place": self.place, "seconds": seconds, "share": round(self.share, 3)}

@@ -7,10 +7,12 @@ import importlib.metadata
 import json
 import os
 import platform
+import socket
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import safetensors.numpy
@@ -18,17 +20,19 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from advbench import memory
 from advbench.api import Data, Progress, Resources, Threat, TrainContext
 from advbench.architectures import build
 from advbench.ascent import within
 from advbench.classifier import Classifier
 from advbench.datasets import Dataset, limited, load_dataset
-from advbench.errors import InputError, PluginError
+from advbench.errors import GoneError, InputError, PluginError
 from advbench.harness import Earlier, craft, evaluate
 from advbench.metrics import Predictions, retention, uncertainty
 from advbench.plan import DataIdentity, Task
 from advbench.registry import registry
 from advbench.seeds import derive
+from advbench.storage import PATIENCE
 from advbench.store import Store
 
 VANISHED = 0.01  # share of gradients that are exactly zero from which an evaluation is flagged
@@ -47,6 +51,9 @@ class Runtime:
         data_root: the folder of the data sets.
         resources: device, threads and chunk.
         checkpoint_seconds: the least time between two saved states of a training.
+        patience: seconds for which a store's server is tried again.
+        libraries: versions that the run was planned with, by distribution; a worker must have the same.
+        place: what the worker is called, as in a record's `ran`.
     """
 
     store_url: str
@@ -54,6 +61,9 @@ class Runtime:
     data_root: str | None = None
     resources: Resources = field(default_factory=Resources)
     checkpoint_seconds: float = 30.0
+    patience: float = PATIENCE
+    libraries: Mapping[str, str] = field(default_factory=dict)
+    place: str = ""
 
 
 def identify(dataset: Dataset) -> DataIdentity:
@@ -67,31 +77,87 @@ class Runner:
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
-        self.store = Store(runtime.store_url)
+        self.store = Store(runtime.store_url, runtime.patience)
+        self._resources = runtime.resources
         self._classifier = functools.lru_cache(maxsize=8)(self._load_classifier)
         self._judged = functools.lru_cache(maxsize=1)(self._load_judged)
 
     def run(self, task: Task, on_progress: OnProgress = lambda _: None) -> Record:
         """Run a task whose needs are met; store its artifact and record; return the record.
 
+        What the task prints goes to standard error. When memory runs out, the task is done again with half
+        the chunk, down to one image at once.
+
         Raises:
+            GoneError: what it reads has left the store.
             AdvbenchError: the task cannot be done, in one line.
         """
+        self._check_versions(task)
+        device = self.runtime.resources.device
+        at = time.time()
         started = time.perf_counter()
-        with _numerics(self.runtime.resources):
-            work = {"train": self._train, "craft": self._craft, "evaluate": self._evaluate}[task.kind]
-            result, artifact = work(task, on_progress)
+        memory.reset_peak(device)
+        with _numerics(self.runtime.resources), redirect_stdout(sys.stderr):
+            result, artifact = self._in_chunks(task, on_progress)
         record: Record = {
             "kind": task.kind,
             "inputs": dict(task.inputs),
             "result": result,
             "artifact": self.store.write_artifact(task.key, artifact),
             "seconds": round(time.perf_counter() - started, 3),
-            "versions": versions(self.runtime.resources.device),
+            "memory": {"peak": memory.peak(device), "device": memory.total(device)},
+            "ran": {
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                "place": self.runtime.place or device,
+                "started": round(at, 3),
+                "chunk": self._resources.chunk,
+            },
+            "versions": versions(device),
         }
         self.store.write_record(task.key, record)
-        self.store.drop_partial(task.key)
+        if task.kind == "train":
+            self.store.drop_partial(task.key)
         return record
+
+    def _in_chunks(self, task: Task, on_progress: OnProgress) -> tuple[dict[str, Any], bytes]:
+        work = {"train": self._train, "craft": self._craft, "evaluate": self._evaluate}[task.kind]
+        resources = self.runtime.resources
+        largest = task.inputs.get("batch_size") or task.inputs["defense"]["params"].get("batch_size", 256)
+        tried: list[str] = []
+        reason = ""
+        for chunk in memory.halvings(resources.chunk, largest):
+            self._resources = replace(resources, chunk=chunk)
+            try:
+                return work(task, on_progress)
+            except Exception as error:
+                if not memory.exhausted(error):
+                    raise
+                reason = str(error).partition("\n")[0] or type(error).__name__
+            tried.append(str(chunk or largest))
+            memory.reset_peak(resources.device)
+        raise PluginError(
+            f"memory of {resources.device} ran out with {', '.join(tried)} images at once ({reason})",
+            remedy="take a smaller net or batch size, or a device with more memory",
+        )
+
+    def _check_versions(self, task: Task) -> None:
+        """Refuse to mix versions: the same key must mean the same code on every machine."""
+        here = {name: importlib.metadata.version(name) for name in self.runtime.libraries}
+        planned = dict(self.runtime.libraries)
+        for kind in ("defense", "attack"):
+            chosen = task.inputs.get(kind)
+            if chosen is not None:
+                entry = registry().find(kind, chosen["name"])
+                here[entry.distribution] = entry.version
+                planned[chosen["distribution"]] = chosen["version"]
+        if here != planned:
+            raise InputError(
+                f"versions on {socket.gethostname()}",
+                expected=", ".join(f"{name} {version}" for name, version in sorted(planned.items())),
+                got=", ".join(f"{name} {version}" for name, version in sorted(here.items())),
+                remedy="install the same on every machine",
+            )
 
     def dataset(self) -> Dataset:
         """The run's data set."""
@@ -112,11 +178,11 @@ class Runner:
         context = TrainContext(
             seed=inputs["seed"],
             precision=inputs["precision"],
-            resources=self.runtime.resources,
+            resources=self._resources,
             progress=watch,
             checkpoint=_StoreSlot(self.store, task.key),
             checkpoint_seconds=self.runtime.checkpoint_seconds,
-            init=self._classifier(inputs["init"]) if "init" in inputs else None,
+            init=self._at_hand(inputs["init"]) if "init" in inputs else None,
         )
         clf = defense.fit(module, data, context)
         if not isinstance(clf, Classifier):
@@ -140,7 +206,7 @@ class Runner:
             earlier = Earlier(images, inputs["sweep"]["eps"])
         crafted = craft(
             attack,
-            self._classifier(inputs["source"]),
+            self._at_hand(inputs["source"]),
             x,
             y,
             Threat(inputs["norm"], inputs["eps"] or 0.0),  # none: a minimal-norm attack, which has no use for it
@@ -170,7 +236,7 @@ class Runner:
             if "within" in inputs:
                 images = within(images, x, Threat(**inputs["within"]), outward=attack["random"])
             x = images
-        clf = self._classifier(inputs["target"])
+        clf = self._at_hand(inputs["target"])
         predictions = evaluate(
             clf,
             x,
@@ -205,13 +271,13 @@ class Runner:
     def _record(self, key: str) -> Record:
         record = self.store.read_record(key)
         if record is None:
-            raise InputError(f"result {key[:12]} is gone from the store", remedy="run the same command again")
+            raise GoneError(key)
         return record
 
     def _tensors(self, key: str) -> dict[str, Tensor]:
         raw = self.store.read_artifact(key)
         if raw is None:
-            raise InputError(f"artifact {key[:12]} is gone from the store", remedy="run the same command again")
+            raise GoneError(key)
         return safetensors.torch.load(raw)
 
     def _load_classifier(self, key: str) -> Classifier:
@@ -220,8 +286,11 @@ class Runner:
         data = self._checked_dataset(inputs).train
         module = build(inputs["architecture"]["name"], data, derive(inputs["seed"], "init"))
         clf = Classifier.load(module, self._tensors(key), record["result"]["classifier"])
-        clf = clf.to(self.runtime.resources.device)
-        clf.chunk = self.runtime.resources.chunk
+        return clf.to(self.runtime.resources.device)
+
+    def _at_hand(self, key: str) -> Classifier:
+        clf = self._classifier(key)
+        clf.chunk = self._resources.chunk
         return clf
 
 

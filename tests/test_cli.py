@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from advbench.cli import SPEC_OPTIONS, main
+from advbench.cli import main
+from advbench.options import SPEC_OPTIONS
 
 QUICK = ["--defense", "erm", "--attack", "fgsm", "--eps", "0.1", "--limit", "20", "--set", "erm.stages=[1]"]
 
@@ -51,8 +52,8 @@ BAD = {
     "unknown option": (["--epsilon", "1"], "[Nn]o such option.*--epsilon"),
     "option that is no number": (["--draws", "many"], "[Ii]nvalid value for.*draws"),
     "unreadable spec": (["--spec", "absent.toml"], "spec file absent.toml: expected readable TOML, got No such file"),
-    "executor": (["--executor", "slurm"], "--executor: expected inline, got 'slurm'"),
-    "device": (["--device", "tpu9"], "--device: expected one that torch can use"),
+    "executor": (["--executor", "slurm"], "--executor: expected inline, local or ray, got 'slurm'"),
+    "device": (["--device", "tpu9"], "--device: expected ones that torch can use"),
     "store": (["--store", "nosuch://x"], "store 'nosuch://x': expected a folder or fsspec URL"),
     "absent data": (["--dataset", "npz:absent.npz"], "data set 'npz:absent.npz': expected an existing path"),
     "net too deep": (["--arch", "vgg16"], "architecture 'vgg16': expected images of at least 32x32, got 8x8"),

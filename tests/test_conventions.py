@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,8 @@ import pytest
 
 import advbench
 from advbench import hookspecs
-from advbench.cli import SPEC_OPTIONS, main
+from advbench.cli import main
+from advbench.options import EXECUTION_OPTIONS, SPEC_OPTIONS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -62,7 +64,8 @@ def test_the_readme_documents_every_hook_option_and_module() -> None:
     house = README[README.index("## How it is built") :]
     modules = {p.stem for p in (ROOT / "advbench").glob("*.py")} - {"__init__", "__main__"}
     assert {name for name in modules if f"`{name}" not in house} == set()
-    flags = {flag for option in SPEC_OPTIONS.values() for flag in option.__metadata__[0].param_decls}
+    options = [*SPEC_OPTIONS.values(), *(kind for kind, _ in EXECUTION_OPTIONS.values())]
+    flags = {flag for option in options for flag in typing.get_args(option)[1].param_decls}
     assert {flag for flag in flags if f"`{flag}" not in README} == set()
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,15 @@ import pytest
 import torch
 from rich.console import Console
 
-from advbench.api import Resources
 from advbench.config import make_spec
 from advbench.display import PlainDisplay
-from advbench.executors.inline import InlineExecutor
+from advbench.execution import Execution
 from advbench.registry import registry
-from advbench.report.tables import RESULT_COLUMNS
-from advbench.run import Finished, execute, prepare
-from advbench.scheduler import outstanding
-from advbench.store import Store, StoreWarning
-from advbench.tasks import Runtime
+from advbench.report.tables import RESULT_COLUMNS, Report
+from advbench.run import carry_out, prepare, write_out
+from advbench.scheduler import Outcome, outstanding
+from advbench.storage import StoreWarning
+from advbench.store import Store
 
 SPEC: dict[str, Any] = {
     "defenses": ["erm", "adv_bnn"],
@@ -44,18 +44,28 @@ OPTIONS = (
 ).split()
 
 
+@dataclass
+class Finished:
+    """What a run left."""
+
+    outcome: Outcome
+    report: Report
+
+
 def run(folder: Path, store: str | None = None, chunk: int | None = None, **changes: Any) -> Finished:
     """Run the spec with changes, in this process."""
     values: dict[str, Any] = {**SPEC, **changes}
     used = {*values["defenses"], *values["attacks"]}
     values["set"] = {name: params for name, params in values["set"].items() if name in used}
     spec = make_spec(values)
-    url = store or str(folder / "store")
+    execution = Execution(store or str(folder / "store"), executor="inline", device="cpu", chunk=chunk)
+    opened = execution.open_store()
     plan = prepare(spec)
-    waiting = outstanding(plan, Store(url))
-    display = PlainDisplay(Console(quiet=True), waiting)
-    runtime = Runtime(url, spec.dataset, None, Resources("cpu", spec.threads, chunk))
-    return execute(plan, waiting, Store(url), lambda: InlineExecutor(runtime), display, folder / "out")
+    waiting = outstanding(plan, opened)
+    display = PlainDisplay(Console(quiet=True), plan.tasks, waiting)
+    runtime = execution.runtime(spec.dataset, spec.threads)
+    outcome = carry_out(plan, waiting, opened, lambda: execution.start(runtime, display.moved), display)
+    return Finished(outcome, write_out(plan, opened, outcome, folder / "out")[0])
 
 
 def results(folder: Path) -> str:

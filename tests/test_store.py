@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from advbench.errors import StoreError
 from advbench.keys import SCHEMA, canonical, content_key
-from advbench.store import Store, StoreWarning, write_file
+from advbench.storage import StoreWarning, write_file
+from advbench.store import Store
 
 KEY, OTHER = content_key("a task"), content_key("another task")
 RECORD = {"kind": "evaluate", "accuracy": 0.8125, "seeds": [0, 1], "note": "adv_bnn größer 東京", "reason": None}

@@ -1,0 +1,171 @@
+"""How and where a run computes: from options to a store and an executor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from advbench.api import Progress, Resources
+from advbench.errors import InputError
+from advbench.executors import Executor
+from advbench.storage import PATIENCE
+from advbench.store import Store
+from advbench.tasks import Runtime, versions
+
+EXECUTORS = ("inline", "local", "ray")
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How and where tasks run. No result depends on it but by rounding.
+
+    Attributes:
+        store: URL of the store.
+        data_root: folder of the data sets.
+        executor: `inline`, `local` or `ray`.
+        workers: worker processes for each device; by default as many as there are cores for.
+        address: of a Ray cluster; by default Ray is started on this machine.
+        gpus_per_task: the part of a GPU that a task asks Ray for; by default what it was measured to need.
+        device: torch devices, comma-separated; by default all GPUs, or the CPU where there is none.
+        chunk: the most images that pass a net at once.
+        checkpoint_seconds: the least time between two saved states of a training.
+        time_limit: seconds that a task may take.
+        retries: how often a task is tried again whose worker died.
+        patience: seconds for which a store's server is tried again.
+
+    Raises:
+        InputError: options that do not go together.
+    """
+
+    store: str
+    data_root: str | None = None
+    executor: str = "local"
+    workers: int | None = None
+    address: str | None = None
+    gpus_per_task: float | None = None
+    device: str | None = None
+    chunk: int | None = None
+    checkpoint_seconds: float = 30.0
+    time_limit: float | None = None
+    retries: int = 2
+    patience: float = PATIENCE
+
+    def __post_init__(self) -> None:
+        if self.executor not in EXECUTORS:
+            raise InputError("--executor", expected="inline, local or ray", got=repr(self.executor))
+        for option, value, users in (
+            ("--workers", self.workers, ("local", "ray")),
+            ("--time-limit", self.time_limit, ("local", "ray")),
+            ("--address", self.address, ("ray",)),
+            ("--gpus-per-task", self.gpus_per_task, ("ray",)),
+        ):
+            if value is not None and self.executor not in users:
+                raise InputError(option, expected=f"--executor {' or '.join(users)} with it", got=repr(self.executor))
+        share = self.gpus_per_task
+        if share is not None and share > 1 and share != int(share):
+            raise InputError("--gpus-per-task", expected="a part of a GPU, or a whole number of them", got=share)
+        for option, number in (("--time-limit", self.time_limit), ("--store-patience", self.patience)):
+            if number is not None and not math.isfinite(number):
+                raise InputError(option, expected="a number of seconds", got=number)
+
+    def open_store(self) -> Store:
+        """The store.
+
+        Raises:
+            StoreError: no file system answers to its URL.
+        """
+        return Store(self.store, self.patience)
+
+    def runtime(self, dataset: str, threads: int) -> Runtime:
+        """What the tasks of a run are given.
+
+        Args:
+            dataset: the run's data set.
+            threads: CPU threads of a task.
+
+        Raises:
+            InputError: torch cannot use a device.
+        """
+        return Runtime(
+            self.open_store().storage.absolute,
+            _absolute_dataset(dataset),
+            _absolute(self.data_root),
+            Resources(self._devices()[0], threads, self.chunk),
+            self.checkpoint_seconds,
+            self.patience,
+            {name: version for name, version in versions("cpu").items() if name in ("advbench", "torch", "numpy")},
+        )
+
+    def _devices(self) -> list[str]:
+        return _devices(self.device, all_of_them=self.executor == "local")
+
+    def start(self, runtime: Runtime, on_progress: Callable[[str, Progress], None]) -> Executor:
+        """The executor.
+
+        Args:
+            runtime: what tasks run with.
+            on_progress: for the inline executor: called with the running task's key and its progress.
+
+        Raises:
+            MissingExtraError: it needs a library that is not installed.
+            InputError: no Ray cluster answers at the address.
+        """
+        threads = runtime.resources.threads
+        if self.executor == "inline":
+            from advbench.executors.inline import InlineExecutor
+
+            return InlineExecutor(runtime, on_progress)
+        if self.executor == "local":
+            from advbench.executors.local import LocalExecutor, devices
+
+            pool = devices(self._devices(), threads, self.workers)
+            return LocalExecutor(runtime, pool, time_limit=self.time_limit, retries=self.retries)
+        from advbench.executors.ray import RayExecutor
+
+        return RayExecutor(
+            runtime,
+            address=self.address,
+            cpus=None if self.workers is None else self.workers * threads,
+            gpus_per_task=self.gpus_per_task,
+            wants_gpu=self.device != "cpu",
+            time_limit=self.time_limit,
+            retries=self.retries,
+        )
+
+
+def _devices(chosen: str | None, *, all_of_them: bool) -> list[str]:
+    """The devices asked for, or the GPUs, or the CPU.
+
+    Raises:
+        InputError: torch cannot use one of them.
+    """
+    import torch
+
+    if chosen is None:
+        found = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+        return (found if all_of_them else found[:1]) or ["cpu"]
+    names = [name.strip() for name in chosen.split(",") if name.strip()]
+    for name in names or [chosen]:
+        try:
+            torch.empty(1, device=name).cpu()
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            expected = "ones that torch can use here, as cpu or cuda:0,cuda:1"
+            raise InputError("--device", expected=expected, got=repr(name)) from error
+    if len(set(names)) != len(names) or (len(names) > 1 and not all_of_them):
+        expected = "each device once" if all_of_them else "one device, or --executor local"
+        raise InputError("--device", expected=expected, got=repr(chosen))
+    return names
+
+
+def _absolute(path: str | None) -> str | None:
+    """A path as it is understood from any folder, as a worker's may be another one."""
+    return None if path is None else str(Path(path).expanduser().absolute())
+
+
+def _absolute_dataset(name: str) -> str:
+    kind, colon, path = name.partition(":")
+    if path and Path(path).expanduser().exists():
+        return f"{kind}{colon}{_absolute(path)}"
+    return name

@@ -1,0 +1,255 @@
+"""Runs tasks on Ray: on this machine, or on a cluster by its address."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+from advbench.api import Progress, Resources
+from advbench.errors import InputError
+from advbench.executors import Began, Cause, Ended, Event, Failure, Moved, attempt, from_json, one_line, to_json
+from advbench.extras import require
+from advbench.journal import Measured
+from advbench.plan import Task
+from advbench.tasks import Runner, Runtime
+
+HEADROOM = 1.1  # of a measured peak
+MOVES = 1.0  # seconds between two reports of a task's progress, and between two looks at the cluster
+
+
+class RayExecutor:
+    """Tasks as Ray's tasks: Ray places, queues and retries them.
+
+    A task asks for its CPU threads and, where the cluster has GPUs, for a part of one: what it needed last
+    time, or a whole one where nobody knows. Each worker sees the GPU that Ray gives it as its first.
+
+    Args:
+        runtime: what tasks run with; each worker finds its own device.
+        address: of a cluster, or None to start Ray on this machine.
+        cpus: CPUs of the Ray on this machine; by default all.
+        gpus_per_task: the part of a GPU that every task asks for, in place of what is measured.
+        wants_gpu: whether tasks run on GPUs where the cluster has some.
+        time_limit: seconds that a task may take, or None.
+        retries: how often Ray tries a task again whose worker or node died.
+
+    Raises:
+        MissingExtraError: Ray is not installed.
+        InputError: no cluster answers at the address.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        *,
+        address: str | None = None,
+        cpus: int | None = None,
+        gpus_per_task: float | None = None,
+        wants_gpu: bool = True,
+        time_limit: float | None = None,
+        retries: int = 2,
+    ) -> None:
+        require("ray", "--executor ray", "ray")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        import ray
+
+        self._ray: Any = ray
+        self._runtime = runtime
+        self._gpus_per_task = gpus_per_task
+        self._wants_gpu = wants_gpu
+        self._time_limit = time_limit
+        self._running: dict[Any, tuple[Task, float]] = {}
+        self._deadlines: dict[str, float] = {}
+        self._looked = -math.inf
+        self._resources: Mapping[str, float] = {}
+        self._started = not ray.is_initialized()
+        if self._started:
+            self._connect(address, cpus)
+        self._run = ray.remote(max_retries=retries, retry_exceptions=False)(run_task)
+        here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+            ray.get_runtime_context().get_node_id(), soft=False
+        )
+        self._news: Any = ray.remote(_News).options(num_cpus=0, scheduling_strategy=here).remote()
+
+    def _connect(self, address: str | None, cpus: int | None) -> None:
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
+        try:
+            if address is None:
+                self._ray.init(address="local", num_cpus=cpus, **quiet)
+            else:
+                del quiet["include_dashboard"]
+                self._ray.init(address=address, **quiet)
+        except (ConnectionError, ValueError, RuntimeError, self._ray.exceptions.RayError) as error:
+            if address is None:
+                raise
+            raise InputError(
+                "--address",
+                expected="that of a running Ray cluster, as host:6379",
+                got=f"{address!r} ({one_line(str(error))})",
+                remedy="start one: ray start --head",
+            ) from error
+
+    @property
+    def places(self) -> int:
+        """As many tasks as the cluster's CPUs and GPUs hold now."""
+        found = self._cluster()
+        by_cpu = int(found.get("CPU", 0)) // self._runtime.resources.threads
+        share = self._gpus_per_task or 1.0
+        return max(1, min(by_cpu, int(found.get("GPU", 0) / share)) if self._on_gpus() else by_cpu)
+
+    def _cluster(self) -> Mapping[str, float]:
+        if time.monotonic() - self._looked > MOVES:
+            self._resources = self._ray.cluster_resources()
+            self._looked = time.monotonic()
+        return self._resources
+
+    def _on_gpus(self) -> bool:
+        return self._wants_gpu and self._cluster().get("GPU", 0) > 0
+
+    def _share(self, known: Measured | None) -> float:
+        """The part of a GPU that a task asks for, in hundredths."""
+        if not self._on_gpus():
+            return 0.0
+        if self._gpus_per_task is not None:
+            return self._gpus_per_task
+        if known is None or known.peak is None or known.memory is None:
+            return 1.0
+        return min(1.0, math.ceil(100 * HEADROOM * known.peak / known.memory) / 100)
+
+    def has_room(self, known: Measured | None) -> bool:
+        """Ray queues what does not run; a queue as long as what runs keeps every place busy."""
+        packed = max(1.0, 1 / self._share(known)) if self._on_gpus() else 1.0
+        return len(self._running) < 2 * self.places * packed
+
+    def start(self, task: Task, known: Measured | None) -> None:
+        """Hand the task to Ray."""
+        reference = self._run.options(
+            num_cpus=self._runtime.resources.threads, num_gpus=self._share(known), name=task.label
+        ).remote(json.dumps(task.to_json()), _packed(self._runtime), self._news)
+        self._running[reference] = (task, time.monotonic())
+
+    def wait(self, seconds: float) -> Iterator[Event]:
+        """What ended, what began and got further since, and what takes too long."""
+        references = list(self._running)
+        ready: list[Any] = []
+        if references:
+            ready, _ = self._ray.wait(references, num_returns=1, timeout=min(seconds, MOVES))
+            if ready:
+                ready, _ = self._ray.wait(references, num_returns=len(references), timeout=0)
+        yield from self._told()
+        for reference in ready:
+            task, _ = self._running.pop(reference)
+            self._deadlines.pop(task.key, None)
+            yield self._result(reference, task)
+        yield from self._late()
+
+    def _told(self) -> Iterator[Event]:
+        """What workers have told since; tasks that ended already are left out."""
+        live = {task.key for task, _ in self._running.values()}
+        for key, place, progress in self._ray.get(self._news.drain.remote()):
+            if key not in live:
+                continue
+            if progress is None:
+                if self._time_limit is not None:
+                    self._deadlines[key] = time.monotonic() + self._time_limit
+                yield Began(key, place)
+            else:
+                yield Moved(key, Progress(*progress))
+
+    def _late(self) -> Iterator[Event]:
+        now = time.monotonic()
+        for reference, (task, _) in list(self._running.items()):
+            if self._deadlines.get(task.key, math.inf) <= now:
+                self._ray.cancel(reference, force=True)
+                del self._running[reference], self._deadlines[task.key]
+                reason = f"took longer than the time limit of {self._time_limit:g} s"
+                yield Ended(task.key, failure=Failure("timeout", reason))
+
+    def _result(self, reference: Any, task: Task) -> Ended:
+        errors = self._ray.exceptions
+        try:
+            return from_json(json.loads(self._ray.get(reference)))
+        except errors.RayError as error:
+            cause: Cause = "bug" if isinstance(error, errors.RayTaskError) else "crash"
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            reason = f"the worker died: {type(error).__name__}: {lines[0] if lines else ''}"
+            return Ended(task.key, failure=Failure(cause, one_line(reason), str(error) if cause == "bug" else None))
+
+    def close(self) -> None:
+        """Cancel what runs; end the Ray that was started here, or leave the cluster."""
+        for reference in self._running:
+            self._ray.cancel(reference, force=True)
+        self._running.clear()
+        if self._started:
+            self._ray.shutdown()
+        else:
+            self._ray.kill(self._news)
+
+
+class _News:
+    """An actor on the driver's machine that keeps what workers tell until the driver asks."""
+
+    def __init__(self) -> None:
+        self._began: list[tuple[str, str, Any]] = []
+        self._moved: dict[str, tuple[str, str, Any]] = {}
+
+    def tell(self, key: str, place: str, progress: Any) -> None:
+        if progress is None:
+            self._began.append((key, place, None))
+        else:
+            self._moved[key] = (key, place, progress)
+
+    def drain(self) -> list[tuple[str, str, Any]]:
+        told = [*self._began, *self._moved.values()]
+        self._began.clear()
+        self._moved.clear()
+        return told
+
+
+def _packed(runtime: Runtime) -> str:
+    return json.dumps(asdict(runtime))
+
+
+_runners: dict[tuple[str, str, str], Runner] = {}
+
+
+def run_task(task: str, runtime: str, news: Any) -> str:
+    """Run a task in a Ray worker.
+
+    Args:
+        task: the task, as JSON.
+        runtime: what it runs with, as JSON.
+        news: the driver's actor for reports.
+
+    Returns:
+        How it ended, as JSON.
+    """
+    import ray
+    import torch
+
+    about = ray.get_runtime_context()
+    gpus = about.get_accelerator_ids().get("GPU", [])
+    device = "cuda:0" if gpus and torch.cuda.is_available() else "cpu"
+    place = f"node {about.get_node_id()[:8]}" + (f" GPU {','.join(map(str, gpus))}" if gpus else "")
+    which = (runtime, device, place)
+    if which not in _runners:
+        values = json.loads(runtime)
+        resources = replace(Resources(**values.pop("resources")), device=device)
+        _runners.clear()
+        _runners[which] = Runner(Runtime(**{**values, "resources": resources, "place": place}))
+    parsed = Task.from_json(json.loads(task))
+    news.tell.remote(parsed.key, place, None)
+    following = time.monotonic() + MOVES
+
+    def on_progress(progress: Progress) -> None:
+        nonlocal following
+        if time.monotonic() >= following:
+            following = time.monotonic() + MOVES
+            news.tell.remote(parsed.key, place, [progress.step, progress.total, dict(progress.values)])
+
+    return json.dumps(to_json(attempt(_runners[which], parsed, on_progress)))

@@ -1,0 +1,83 @@
+"""Who works on what: several drivers share a store, and each task is done once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+from advbench.journal import Liveness
+from advbench.storage import Storage
+
+
+class Leases:
+    """A driver's leases on tasks.
+
+    A lease is a file that names its driver and holds as long as that driver lives. The lease after a dead
+    driver's carries the next number, and of several drivers who want it one creates it; nobody ever removes
+    or overwrites what another may hold.
+
+    Layout: `leases/<2>/<key>.<number>.json`, the highest number holding.
+
+    Args:
+        storage: where.
+        driver: the id under which this driver's journal is kept; it must be open.
+        liveness: tells whether other drivers live.
+    """
+
+    def __init__(self, storage: Storage, driver: str, liveness: Liveness) -> None:
+        self._storage = storage
+        self._driver = driver
+        self._liveness = liveness
+        self.held: set[str] = set()
+
+    def acquire(self, key: str) -> bool:
+        """Take the lease on a task, unless a living driver has it. Look then whether the task is done."""
+        taken = self._create(key, 0) or self._succeed(key)
+        if taken:
+            self.held.add(key)
+        return taken
+
+    def release(self, key: str) -> None:
+        """Give a lease back, once the task's record is written or the task was given up."""
+        self.held.discard(key)
+        for name in self._names(key):
+            self._storage.remove(name)
+
+    def release_all(self) -> None:
+        """Give all leases back."""
+        for key in list(self.held):
+            self.release(key)
+
+    def _succeed(self, key: str) -> bool:
+        names = self._names(key)
+        if not names:
+            return False  # given back this moment; the next try gets it
+        if self._liveness.alive(holder(self._storage, names[-1])):
+            return False
+        return self._create(key, _number(names[-1]) + 1)
+
+    def _create(self, key: str, number: int) -> bool:
+        raw = json.dumps({"driver": self._driver}).encode()
+        return self._storage.create(f"leases/{key[:2]}/{key}.{number}.json", raw)
+
+    def _names(self, key: str) -> list[str]:
+        """The lease files of a task, the one that holds last."""
+        return in_order(n for n in self._storage.names(f"leases/{key[:2]}") if n.startswith(f"leases/{key[:2]}/{key}."))
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Lease files by number; unfinished writes are left out."""
+    return sorted((n for n in names if n.endswith(".json") and not n.rpartition("/")[2].startswith(".")), key=_number)
+
+
+def holder(storage: Storage, name: str) -> str:
+    """The driver that a lease names; empty where it cannot be read, or is gone."""
+    try:
+        return str(json.loads(storage.read(name) or b"{}").get("driver", ""))
+    except (ValueError, AttributeError):
+        return ""
+
+
+def _number(name: str) -> int:
+    number = name.split(".")[-2]
+    return int(number) if number.isdecimal() else 0

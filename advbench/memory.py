@@ -1,0 +1,60 @@
+"""Memory of a task: what it needed at most, when it ran out, and what there is."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
+
+
+def total(device: str) -> int | None:
+    """Bytes that a device has in all, or None where that is not known."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def reset_peak(device: str) -> None:
+    """Begin to measure; gives what is cached on a GPU back to it, so that another process can have it."""
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with contextlib.suppress(OSError):
+            _CLEAR.write_text("5")  # Linux resets the process's peak
+
+
+def peak(device: str) -> int | None:
+    """The most bytes since `reset_peak`: reserved on a GPU, resident in this process on a CPU; None if unknown."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.max_memory_reserved(device))
+    try:
+        line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        return None
+    return int(line.split()[1]) * 1024
+
+
+def exhausted(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU or on the CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def halvings(chunk: int | None, largest: int) -> Iterator[int | None]:
+    """Chunks to try when memory runs out: the one asked for, then halves of what passes at once, down to 1."""
+    yield chunk
+    size = min(chunk or largest, largest)
+    while size > 1:
+        size //= 2
+        yield size
