@@ -111,7 +111,9 @@ def attempt(runner: Runner, task: Task, on_progress: OnProgress) -> Ended:
         cause: Cause = "input" if isinstance(error, InputError) else "plugin"
         return Ended(task.key, failure=Failure(cause, one_line(str(error))))
     except (Exception, SystemExit) as error:
-        trace = "".join(traceback.format_exception(error))[-TRACE_LENGTH:]
+        trace = "".join(traceback.format_exception(error))
+        if len(trace) > TRACE_LENGTH:
+            trace = f"{trace[: TRACE_LENGTH // 2]}\n[...]\n{trace[-TRACE_LENGTH // 2 :]}"
         message = f"{type(error).__name__}: {error}"
         return Ended(task.key, failure=Failure("bug", one_line(message), trace))
 
