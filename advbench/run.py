@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from advbench.storage import write_file
 from advbench.store import Store
 from advbench.tasks import Record, identify
 
+TRACKER_FAILURES = 3  # in a row, after which a tracker is left alone
 FILES = ("spec.toml", "results.csv", "leaderboard.csv", "leaderboard.md", "affinity.csv", "retention.csv")
 
 
@@ -89,7 +91,7 @@ def carry_out(
                 watcher,
                 failed=failed,
                 keep_examples=settings.keep_examples,
-                on_finished=_tell_trackers,
+                on_finished=_Trackers().tell,
             ).run(executor)
         finally:
             executor.close()
@@ -102,11 +104,28 @@ def carry_out(
     return outcome
 
 
-def _tell_trackers(task: Task, record: Record) -> None:
-    try:
-        registry().manager.hook.advbench_task_finished(task=task, record=record)
-    except Exception as error:
-        warnings.warn(f"a tracker failed on {task.label}: {type(error).__name__}: {error}", stacklevel=2)
+class _Trackers:
+    """Tells each tracker of finished tasks; one that fails is warned of, and left alone once it failed often."""
+
+    def __init__(self) -> None:
+        self._failures: Counter[str] = Counter()
+
+    def tell(self, task: Task, record: Record) -> None:
+        given = {"task": task, "record": record}
+        for tracker in registry().manager.hook.advbench_task_finished.get_hookimpls():
+            name = tracker.plugin_name
+            if self._failures[name] >= TRACKER_FAILURES:
+                continue
+            try:
+                tracker.function(*(given[argument] for argument in tracker.argnames))
+            except Exception as error:
+                self._failures[name] += 1
+                last = self._failures[name] == TRACKER_FAILURES
+                end = "; it is told of no more tasks in this run" if last else ""
+                message = f"a tracker failed on {task.label}: {type(error).__name__}: {error}{end}"
+                warnings.warn(message, stacklevel=2)
+            else:
+                self._failures[name] = 0
 
 
 def _about(plan: Plan) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
@@ -82,9 +83,10 @@ class RayExecutor:
             if address is None:
                 self._ray.init(address="local", num_cpus=cpus, **quiet)
             else:
+                _knock(address)
                 del quiet["include_dashboard"]
                 self._ray.init(address=address, **quiet)
-        except (ConnectionError, ValueError, RuntimeError, self._ray.exceptions.RayError) as error:
+        except (OSError, ValueError, RuntimeError, self._ray.exceptions.RayError) as error:
             if address is None:
                 raise
             raise InputError(
@@ -209,6 +211,17 @@ class _News:
         self._began.clear()
         self._moved.clear()
         return told
+
+
+def _knock(address: str) -> None:
+    """Find out at once that nobody answers at `host:port`, which Ray itself tries for minutes.
+
+    Raises:
+        OSError: nobody does.
+    """
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=5).close()
 
 
 def _packed(runtime: Runtime) -> str:

@@ -1,0 +1,115 @@
+"""Ray: the same bytes as from one process, a cluster that loses a node, GPUs by fractions."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+pytest.importorskip("ray")
+
+RUN = (
+    "--defense erm,adv_bnn --attack fgsm,pgd --eps 0.05,0.15 --limit 40 --draws 4 --set erm.stages=[3] "
+    "--set adv_bnn.stages=[3] --set adv_bnn.steps=2 --set pgd.steps=3"
+).split()
+TASKS = 2 + 8 + 2 + 16
+
+
+def start(folder: Path, *options: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "advbench", "run", *RUN, *options],
+        cwd=folder,
+        env=dict(os.environ),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def advbench(folder: Path, *options: str) -> tuple[int, str, str]:
+    process = start(folder, *options)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def results(folder: Path) -> str:
+    return pd.read_csv(folder / "results" / "results.csv", dtype=str).drop(columns="seconds").to_csv(index=False)
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in (folder / ".advbench" / "store" / "records").rglob("*.json")]
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The results from one process."""
+    folder = tmp_path_factory.mktemp("reference")
+    code, _, err = advbench(folder, "--executor", "inline")
+    assert code == 0, err
+    return results(folder)
+
+
+@pytest.fixture
+def cluster() -> Iterator[Any]:
+    """Ray nodes on this machine: a head that runs nothing, and three that have a CPU and four logical GPUs each."""
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0})
+    made.workers = [made.add_node(num_cpus=2, num_gpus=4) for _ in range(3)]
+    yield made
+    made.shutdown()
+
+
+def test_ray_on_this_machine_gives_the_same_bytes_and_keeps_quiet(reference: str, tmp_path: Path) -> None:
+    code, out, err = advbench(tmp_path, "--executor", "ray", "--workers", "2")
+    assert code == 0, err
+    assert results(tmp_path) == reference
+    assert out.splitlines()[0].startswith("| defense")
+    assert "Traceback" not in err
+    assert err.startswith("[1/28] ")
+
+
+def test_a_node_that_goes_away_costs_nothing_but_time(cluster: Any, reference: str, tmp_path: Path) -> None:
+    process = start(tmp_path, "--executor", "ray", "--address", cluster.address, "--device", "cpu")
+    end = time.monotonic() + 200
+    while len(records(tmp_path)) < 4:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    cluster.remove_node(cluster.workers[0], allow_graceful=False)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert results(tmp_path) == reference
+    assert len({record["ran"]["place"] for record in records(tmp_path)}) >= 2
+
+
+def test_fractions_of_gpus_never_overlap_and_all_are_used(cluster: Any, reference: str, tmp_path: Path) -> None:
+    options = ["--executor", "ray", "--address", cluster.address, "--gpus-per-task", "0.5", "--seeds", "0,1,2"]
+    code, _, err = advbench(tmp_path, *options)
+    assert code == 0, err
+    by_gpu: dict[str, list[tuple[float, float]]] = {}
+    for record in records(tmp_path):
+        node, _, gpu = record["ran"]["place"].partition(" GPU ")
+        assert gpu in ("0", "1", "2", "3")
+        began = record["ran"]["started"]
+        by_gpu.setdefault(f"{node} {gpu}", []).append((began, began + record["seconds"]))
+    assert sum(map(len, by_gpu.values())) == 3 * TASKS
+    for spans in by_gpu.values():
+        moments = [begin for begin, _ in spans]
+        assert max(sum(begin <= moment < end for begin, end in spans) for moment in moments) <= 2
+    assert len({place.split(" GPU")[0].split()[1] for place in by_gpu}) == 3
+
+
+def test_an_address_where_no_cluster_answers_is_one_line(tmp_path: Path) -> None:
+    code, _, err = advbench(tmp_path, "--executor", "ray", "--address", "127.0.0.1:1")
+    assert code == 2
+    assert err.strip().splitlines()[-1].startswith("error: --address: expected that of a running Ray cluster")
+    assert "Traceback" not in err
