@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
+from advbench import store_commands
 from advbench.errors import AdvbenchError, InputError
 from advbench.options import (
     DEFAULT_OUT,
@@ -42,6 +43,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich takes [default: ...] for markup
 )
+app.add_typer(store_commands.app)
 LogJson = Annotated[bool, typer.Option("--log-json", help="Tell what happens as lines of JSON, on standard error.")]
 
 

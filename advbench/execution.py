@@ -75,8 +75,13 @@ class Execution:
 
         Raises:
             StoreError: no file system answers to its URL.
+            InputError: workers would not see it.
         """
-        return Store(self.store, self.patience)
+        store = Store(self.store, self.patience)
+        if self.executor != "inline" and not store.storage.shared:
+            expected = "one that other processes see"
+            raise InputError(f"store {self.store!r}", expected=expected, remedy="or choose --executor inline")
+        return store
 
     def runtime(self, dataset: str, threads: int) -> Runtime:
         """What the tasks of a run are given.

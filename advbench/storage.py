@@ -7,16 +7,21 @@ import os
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 
 from advbench.errors import StoreError
 
+AT_ONCE = 16  # requests to a server
 PATIENCE = 120.0  # seconds for which a server that does not answer is tried again
+
+FINAL = (FileNotFoundError, FileExistsError, PermissionError, TypeError, NotImplementedError)  # time mends none
 
 T = TypeVar("T")
 
@@ -57,6 +62,11 @@ class Storage:
         """The URL as it is understood from any folder."""
         return self._root if self._local else self.url
 
+    @property
+    def shared(self) -> bool:
+        """Whether other processes see the same files."""
+        return not isinstance(self._fs, MemoryFileSystem)
+
     def unusable(self, got: str) -> StoreError:
         """The error of a store that cannot be used at all."""
         return StoreError(
@@ -69,7 +79,7 @@ class Storage:
     def read(self, name: str) -> bytes | None:
         """The bytes under a name, or None where there are none."""
         try:
-            raw: bytes = self._persist("read", name, self._fs.cat_file)
+            raw: bytes = self._persist("read", name, self._fs.cat_file, FileNotFoundError)
         except FileNotFoundError:
             return None
         return raw
@@ -93,7 +103,7 @@ class Storage:
         """
         act = _create_locally if self._local else self._create_remotely
         try:
-            self._persist("write", name, lambda path: act(path, raw))
+            self._persist("write", name, lambda path: act(path, raw), FileExistsError)
         except FileExistsError:
             return not self._local and self.read(name) == raw
         return True
@@ -104,15 +114,23 @@ class Storage:
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
         with contextlib.suppress(FileNotFoundError):
-            self._persist("remove", name, self._fs.rm_file)
+            self._persist("remove", name, self._fs.rm_file, FileNotFoundError)
 
     def names(self, folder: str) -> list[str]:
         """Names of all files below a folder, sorted; those of unfinished writes, which begin with a dot, too."""
         try:
-            paths = self._persist("list", folder, self._find)
+            paths = self._persist("list", folder, self._find, FileNotFoundError)
         except FileNotFoundError:
             return []
         return sorted(path[len(self._root) + 1 :] for path in paths)
+
+    def each(self, act: Callable[[str], T], items: Sequence[str]) -> Iterator[T]:
+        """Do something for many items, in their order; for a server's files several at a time."""
+        if self._local or len(items) < 2:
+            yield from map(act, items)
+            return
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            yield from pool.map(act, items)
 
     def _find(self, path: str) -> list[str]:
         if self._local:
@@ -121,20 +139,18 @@ class Storage:
         found: list[str] = self._fs.find(path)
         return found
 
-    def _persist(self, action: str, name: str, act: Callable[[str], T]) -> T:
-        """Do it; of a server's failures none but the last counts."""
+    def _persist(self, action: str, name: str, act: Callable[[str], T], passed: type[OSError] | tuple[()] = ()) -> T:
+        """Do it; of a server's failures none but the last counts, and what is `passed` is an answer."""
         path = f"{self._root}/{name}"
         told = False
         for pause in _pauses(0.0 if self._local else self.patience):
             try:
                 return act(path)
-            except (FileNotFoundError, FileExistsError) as error:
-                if action == "write" and isinstance(error, FileNotFoundError):
-                    raise self._failure(action, path, error) from error  # as a bucket that is not there
+            except passed:
                 raise
             except Exception as error:
                 expected = not self._local or isinstance(error, OSError)
-                if pause is None or isinstance(error, PermissionError | TypeError | NotImplementedError):
+                if pause is None or isinstance(error, FINAL):
                     if not expected:
                         raise
                     raise self._failure(action, path, error) from error
@@ -167,7 +183,11 @@ def _pauses(patience: float) -> Iterator[float | None]:
 def _create_locally(path: str, raw: bytes) -> None:
     """A link is made or refused in one step, and shows the whole file at once."""
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    if not target.parent.is_dir():
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise NotADirectoryError(error.errno, "a file where a folder should be", path) from error
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
         temporary.write_bytes(raw)

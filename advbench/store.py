@@ -88,8 +88,11 @@ class Store:
         return self.read_record(key) is not None
 
     def done(self, keys: Iterable[str]) -> set[str]:
-        """Which of many tasks have a record; by a listing, so that only damage costs a read of each."""
-        return {key for key in keys if self.is_done(key, with_artifact=False)}
+        """Which of many tasks have a record that can be trusted; those that a listing lacks are not asked for."""
+        listed = set(self.storage.names("records"))
+        there = [key for key in keys if self._record_path(key) in listed]
+        found = self.storage.each(lambda key: self.is_done(key, with_artifact=False), there)
+        return {key for key, done in zip(there, found, strict=True) if done}
 
     # Artifacts
 

@@ -70,7 +70,8 @@ def collect(plan: Plan, store: Store, failed: Mapping[str, str] | None = None) -
         store: its records.
         failed: why each failed task failed, by key; shown in the cells that it was to fill.
     """
-    records = {cell.key: store.read_record(cell.key) for cell in plan.cells}
+    keys = [cell.key for cell in plan.cells]
+    records = dict(zip(keys, store.storage.each(store.read_record, keys), strict=True))
     reasons = failed or {}
     flags = suspicious(plan.cells, records, plan.spec.norm)
     rows = [

@@ -1,0 +1,357 @@
+"""Where tasks run: what fits on a device, what memory does to a task, what workers say and how they end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from advbench import memory
+from advbench.api import Progress, Resources
+from advbench.config import make_spec
+from advbench.errors import GoneError, InputError, PluginError, StoreError
+from advbench.execution import Execution
+from advbench.executors import Began, Ended, Failure, Moved, Said, attempt, from_json, one_line, to_json
+from advbench.executors.local import Device, LocalExecutor, devices
+from advbench.journal import Measured
+from advbench.plan import Plan, Task
+from advbench.run import prepare
+from advbench.tasks import Runner, Runtime
+
+GIB = 2**30
+
+
+def known(peak: int | None) -> Measured:
+    return Measured("train", "net", 1.0, 1.0, peak, None, 0.0)
+
+
+class Pool(LocalExecutor):
+    """A pool that starts no processes."""
+
+    def _send(self, worker: Any) -> None:
+        worker.tries += 1
+
+
+def pool(*found: Device) -> Pool:
+    return Pool(Runtime("store", "digits"), list(found))
+
+
+def task(name: str) -> Task:
+    return Task("train", {}, name, (), name, 1.0)
+
+
+def busy(executor: LocalExecutor) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for worker in executor._workers:
+        counts[worker.device.name] = counts.get(worker.device.name, 0) + (worker.task is not None)
+    return counts
+
+
+def test_a_task_nobody_knows_has_a_gpu_to_itself() -> None:
+    executor = pool(Device("cuda:0", 4, 10 * GIB, probes=True))
+    executor.start(task("a"), None)
+    assert not executor.has_room(None)
+    assert not executor.has_room(known(GIB))
+
+
+def test_tasks_are_packed_by_what_they_needed() -> None:
+    executor = pool(Device("cuda:0", 8, 10 * GIB, probes=True), Device("cuda:1", 8, 10 * GIB, probes=True))
+    started = 0
+    while executor.has_room(known(2 * GIB)):
+        executor.start(task(f"t{started}"), known(2 * GIB))
+        started += 1
+    assert busy(executor) == {"cuda:0": 3, "cuda:1": 3}, "2.2 GiB with headroom, and a context each: 3 in 10 GiB"
+    assert executor.has_room(known(GIB // 2))
+    assert not executor.has_room(known(GIB))
+    assert not executor.has_room(None)
+
+
+def test_a_task_larger_than_a_device_gets_one_to_itself() -> None:
+    executor = pool(Device("cuda:0", 4, GIB, probes=True))
+    assert executor.has_room(known(50 * GIB))
+    executor.start(task("a"), known(50 * GIB))
+    assert not executor.has_room(known(1))
+
+
+def test_cpu_workers_share_the_machine_without_a_probe() -> None:
+    executor = pool(Device("cpu", 3, 16 * GIB))
+    for name in "abc":
+        assert executor.has_room(None)
+        executor.start(task(name), None)
+    assert not executor.has_room(None)
+    executor = pool(Device("cpu", 3, 16 * GIB))
+    executor.start(task("large"), known(12 * GIB))
+    assert not executor.has_room(known(6 * GIB))
+    assert executor.has_room(known(GIB))
+
+
+def test_as_many_workers_as_do_not_fight_for_cores() -> None:
+    cores = len(os.sched_getaffinity(0))
+    assert [device.workers for device in devices(["cpu"], 1, None)] == [cores]
+    assert [device.workers for device in devices(["cpu"], 2 * cores, None)] == [1]
+    assert [device.workers for device in devices(["cpu"], 1, 7)] == [7]
+    assert (devices(["cpu"], 1, 1)[0].memory or 0) > GIB
+
+
+def test_chunks_are_halved_down_to_one() -> None:
+    assert list(memory.halvings(None, 20)) == [None, 10, 5, 2, 1]
+    assert list(memory.halvings(8, 20)) == [8, 4, 2, 1]
+    assert list(memory.halvings(64, 4)) == [64, 2, 1]
+    assert list(memory.halvings(1, 4)) == [1]
+
+
+def test_memory_that_ran_out_is_recognised() -> None:
+    assert memory.exhausted(torch.OutOfMemoryError("CUDA out of memory"))
+    assert memory.exhausted(MemoryError())
+    with pytest.raises(RuntimeError) as told:
+        torch.empty(10**16)
+    assert memory.exhausted(told.value)
+    assert not memory.exhausted(RuntimeError("shape mismatch"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux resets a process's peak")
+def test_the_peak_of_a_task_is_its_own() -> None:
+    memory.reset_peak("cpu")
+    before = memory.peak("cpu") or 0
+    large = torch.ones(64 * 2**20)
+    during = memory.peak("cpu") or 0
+    del large
+    memory.reset_peak("cpu")
+    after = memory.peak("cpu") or 0
+    assert during - before > 200 * 2**20
+    assert during - after > 200 * 2**20
+
+
+# Tasks in this process
+
+
+def runner_of(folder: Path, chunk: int | None = None, **options: Any) -> Runner:
+    return Runner(replace(Runtime(str(folder), "digits", resources=Resources(chunk=chunk)), **options))
+
+
+def tasks_of(plan: Plan, kind: str) -> list[Task]:
+    return [each for each in plan.tasks.values() if each.kind == kind]
+
+
+SPEC = make_spec({"defenses": ["erm"], "attacks": ["fgsm"], "eps": [0.1], "limit": 20, "set": {"erm": {"stages": [1]}}})
+
+
+def hungry(runner: Runner, room: int) -> Runner:
+    """The same, with memory for crafting on so many images at once."""
+    real = runner._craft
+
+    def craft(task: Task, on_progress: Any) -> Any:
+        if (runner._resources.chunk or task.inputs["batch_size"]) > room:
+            raise torch.OutOfMemoryError("Tried to allocate 7 GiB\nand more")
+        return real(task, on_progress)
+
+    runner._craft = craft  # type: ignore[method-assign]
+    return runner
+
+
+def test_out_of_memory_halves_the_chunk_and_changes_rounding_alone(tmp_path: Path) -> None:
+    plan = prepare(make_spec({**SPEC.model_dump(), "attacks": ["pgd"], "batch_size": 20}))
+    (train,), (craft,) = tasks_of(plan, "train"), tasks_of(plan, "craft")
+    images = []
+    for folder, room in ((tmp_path / "ample", 100), (tmp_path / "scarce", 5)):
+        runner = hungry(runner_of(folder), room)
+        runner.run(train)
+        record = runner.run(craft)
+        assert record["ran"]["chunk"] == (None if room == 100 else 5)
+        images.append(runner._tensors(craft.key)["images"])
+    assert torch.allclose(images[0], images[1], atol=1e-5)
+    with pytest.raises(
+        PluginError, match=r"memory of cpu ran out with 20, 10, 5, 2, 1 images at once \(Tried to .*GiB\)"
+    ):
+        hungry(runner_of(tmp_path / "ample"), 0).run(craft)
+
+
+def test_a_failure_says_whose_it_is_and_travels_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = prepare(SPEC)
+    runner = runner_of(tmp_path)
+    causes: dict[str, BaseException] = {
+        "gone": GoneError("k" * 64),
+        "store": StoreError("disk full"),
+        "input": InputError("bad"),
+        "plugin": PluginError("shape"),
+        "bug": ZeroDivisionError("\x1b[31mred\n" * 1000),
+    }
+    for cause, error in causes.items():
+
+        def fail(task: Task, progress: Any, error: BaseException = error) -> None:
+            raise error
+
+        monkeypatch.setattr(runner, "run", fail)
+        ended = attempt(runner, tasks_of(plan, "train")[0], lambda progress: None)
+        assert ended.failure is not None
+        assert ended.failure.cause == cause
+        assert ended.failure.reason.isprintable()
+        assert len(ended.failure.reason) <= 500
+        assert (ended.failure.trace is not None) is (cause == "bug")
+        assert ended.failure.lasting is (cause in ("plugin", "bug"))
+        assert from_json(to_json(ended)) == ended
+    assert Ended("k", failure=Failure("gone", "x", gone="k" * 64)).failure is not None
+    assert one_line("a\n b\x00\u202e") == "a b??"
+
+
+def test_an_interrupt_is_nobodys_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = runner_of(tmp_path)
+
+    def interrupted(task: Task, progress: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        attempt(runner, tasks_of(prepare(SPEC), "train")[0], lambda progress: None)
+
+
+def test_workers_must_have_the_versions_of_the_plan(tmp_path: Path) -> None:
+    train = tasks_of(prepare(SPEC), "train")[0]
+    with pytest.raises(InputError, match=r"versions on .*: expected .*torch 0\.1.*, got .*; install the same"):
+        runner_of(tmp_path, libraries={"torch": "0.1"}).run(train)
+    other = {**train.inputs["defense"], "version": "9.9"}
+    with pytest.raises(InputError, match=r"expected advbench 9\.9, got advbench 0\.1"):
+        runner_of(tmp_path).run(replace(train, inputs={**train.inputs, "defense": other}))
+
+
+def test_what_a_task_prints_goes_to_standard_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runner = runner_of(tmp_path)
+
+    def talk(task: Task, on_progress: Any) -> Any:
+        sys.stdout.write("hello\n")
+        return {}, b""
+
+    runner._train = talk  # type: ignore[method-assign]
+    runner.run(tasks_of(prepare(SPEC), "train")[0])
+    assert capsys.readouterr() == ("", "hello\n")
+
+
+# Real workers
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Iterator[LocalExecutor]:
+    runtime = Execution(str(tmp_path / "store"), device="cpu").runtime("digits", 1)
+    executor = LocalExecutor(runtime, devices(["cpu"], 1, 1), retries=1)
+    yield executor
+    executor.close()
+
+
+def events(executor: LocalExecutor, seconds: float = 60) -> Iterator[Any]:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        for event in executor.wait(1.0):
+            yield event
+            if isinstance(event, Ended):
+                return
+    raise AssertionError("the task did not end")
+
+
+def test_a_worker_tells_what_it_does_and_is_used_again(local: LocalExecutor) -> None:
+    plan = prepare(make_spec({**SPEC.model_dump(), "set": {"erm": {"stages": [30]}}}))
+    first, second = tasks_of(plan, "train")[0], tasks_of(plan, "evaluate")[0]
+    local.start(first, None)
+    told = list(events(local))
+    assert told[0] == Began(first.key, "cpu")
+    assert any(isinstance(event, Moved) and event.progress.total > 100 for event in told)
+    assert told[-1].record["ran"]["pid"] != os.getpid()
+    assert local.has_room(None)
+    local.start(second, None)
+    *_, ended = events(local)
+    assert ended.record["ran"]["pid"] == told[-1].record["ran"]["pid"]
+
+
+def test_an_idle_worker_that_was_killed_is_replaced(local: LocalExecutor) -> None:
+    plan = prepare(SPEC)
+    local.start(tasks_of(plan, "train")[0], None)
+    *_, ended = events(local)
+    os.kill(ended.record["ran"]["pid"], signal.SIGKILL)
+    time.sleep(0.2)
+    local.start(tasks_of(plan, "evaluate")[0], None)
+    *_, after = events(local)
+    assert after.record["ran"]["pid"] != ended.record["ran"]["pid"]
+
+
+def test_a_warning_of_a_worker_is_passed_on(local: LocalExecutor, tmp_path: Path) -> None:
+    plan = prepare(SPEC)
+    train = tasks_of(plan, "train")[0]
+    local.start(train, None)
+    list(events(local))
+    for path in (tmp_path / "store" / "records").rglob("*.json"):
+        path.write_text("damaged")
+    local.start(tasks_of(plan, "evaluate")[0], None)
+    told = list(events(local))
+    assert any(isinstance(event, Said) and "is damaged or foreign" in event.line for event in told)
+    assert told[-1].failure.gone == train.key
+
+
+def test_no_thread_or_process_is_left(tmp_path: Path) -> None:
+    code = """
+import threading
+from advbench.execution import Execution
+from advbench.executors.local import LocalExecutor, devices
+from advbench.run import prepare
+from advbench.config import make_spec
+if __name__ == "__main__":
+    plan = prepare(make_spec({"defenses": ["erm"], "attacks": ["fgsm"], "set": {"erm": {"stages": [1]}}}))
+    executor = LocalExecutor(Execution("store", device="cpu").runtime("digits", 1), devices(["cpu"], 1, 1))
+    executor.start(next(iter(plan.tasks.values())), None)
+    executor.close()
+    assert threading.active_count() == 1
+"""
+    (tmp_path / "script.py").write_text(code)
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+BAD = {
+    "inline with workers": ({"executor": "inline", "workers": 2}, "--workers: expected --executor local or ray"),
+    "inline with a limit": (
+        {"executor": "inline", "time_limit": 3.0},
+        "--time-limit: expected --executor local or ray",
+    ),
+    "local with an address": ({"address": "a:1"}, "--address: expected --executor ray with it"),
+    "part above one": ({"executor": "ray", "gpus_per_task": 1.5}, "--gpus-per-task: expected a part of a GPU"),
+    "no number": ({"time_limit": float("nan")}, "--time-limit: expected a number of seconds, got nan"),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), BAD.values(), ids=BAD)
+def test_options_that_do_not_go_together_are_one_line(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Execution("store", **options)
+
+
+def test_a_store_that_workers_do_not_see_is_refused() -> None:
+    with pytest.raises(InputError, match=r"store 'memory://x': expected one that other processes see; or choose"):
+        Execution("memory://x").open_store()
+    assert Execution("memory://x", executor="inline").open_store()
+
+
+@pytest.mark.parametrize("device", ["cpu,cpu", "tpu9", "", "cuda:99"])
+def test_devices_that_cannot_be_used_are_one_line(device: str) -> None:
+    with pytest.raises(InputError, match="--device: expected"):
+        Execution("store", device=device).runtime("digits", 1)
+
+
+def test_progress_of_a_task_that_runs_here_goes_straight_to_the_display(tmp_path: Path) -> None:
+    told: list[tuple[str, Progress]] = []
+    execution = Execution(str(tmp_path), executor="inline", device="cpu")
+    executor = execution.start(execution.runtime("digits", 1), lambda key, progress: told.append((key, progress)))
+    train = tasks_of(prepare(SPEC), "train")[0]
+    executor.start(train, None)
+    assert not executor.has_room(None)
+    assert [type(event) for event in executor.wait(1.0)] == [Began, Ended]
+    assert told
+    assert told[0][0] == train.key
