@@ -11,6 +11,7 @@ import dataclasses
 import time
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -18,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advbench import api
+from advbench import api, memory
 from advbench.api import CheckpointSlot, Data, Defense, Field, Progress, TrainContext
 from advbench.classifier import Classifier, isolated_rng
 from advbench.datasets import check_images, check_labels
@@ -176,6 +177,24 @@ class LoopDefense(Defense):
         _check_finite(clf, data, context)
         return clf
 
+    def separable(self, clf: Classifier) -> bool:
+        """Whether a step can pass its images in chunks, as memory allows, and differ by rounding alone."""
+        return False
+
+    @contextmanager
+    def _enough_memory(self, state: TrainState, x: Tensor) -> Iterator[None]:
+        """Refuse a step that does not fit in memory, and that no chunk would make smaller."""
+        try:
+            yield
+        except Exception as error:
+            if not memory.exhausted(error) or self.separable(state.clf):
+                raise
+            raise PluginError(
+                f"memory of {x.device} ran out in training step {state.step + 1}, on {len(x)} images of shape "
+                f"{tuple(x.shape[1:])} ({str(error).partition(chr(10))[0]})",
+                remedy="lower batch_size, or take a smaller net or a device with more memory",
+            ) from error
+
     def _train_init(self, module: nn.Module, data: Data, context: TrainContext) -> Classifier:
         name = str(self.params.init_from).partition("@")[0]
         base: Defense = registry().load("defense", name)()
@@ -193,7 +212,7 @@ class LoopDefense(Defense):
             if self.params.augment:
                 x = crop_and_flip(x, context.generator("augment", state.step))
             state.clf.reseed(derive(context.seed, "weights", state.step))
-            with isolated_rng(derive(context.seed, "module", state.step), x.device):
+            with isolated_rng(derive(context.seed, "module", state.step), x.device), self._enough_memory(state, x):
                 watch.add(self.update(state, x, y, len(data), context))
             state.step += 1
             if context.checkpoint and time.monotonic() >= next_save:

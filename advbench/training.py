@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from advbench import api, ascent
 from advbench.api import Field, Threat, TrainContext
@@ -75,21 +77,38 @@ class GradientDefense(LoopDefense):
             optimizer = torch.optim.SGD(groups, lr=params.lr, momentum=params.momentum)
         return TrainState(clf, steps, {"main": optimizer})
 
+    def separable(self, clf: Classifier) -> bool:
+        """Whether the loss is a mean over images at shared draws, so that it can be summed over chunks of them."""
+        own = type(self).loss in (ErmLoss.loss, VariationalLoss.loss)
+        coupled = any(isinstance(part, _BatchNorm) for part in clf.module.modules())
+        return own and not coupled and not clf.noise
+
     def update(self, state: TrainState, x: Tensor, y: Tensor, count: int, context: TrainContext) -> dict[str, Tensor]:
-        """One step: perturb, evaluate the loss, descend."""
+        """One step: perturb, evaluate the loss, descend. Chunks share the step's draws, so only rounding differs."""
         generator = context.generator("perturb", state.step)
         optimizer = state.optimizers["main"]
         optimizer.zero_grad(set_to_none=True)
+        clf = state.clf
+        chunk = (context.resources.chunk if self.separable(clf) else None) or len(x)
+        clf.chunk = context.resources.chunk
         with autocast(context):
-            state.clf.module.eval()
-            x = self.perturb(state.clf, x, y, generator)
-            state.clf.module.train()
-            terms, logits = self.loss(state.clf, x, y, count)
-        total = torch.stack([term.float() for term in terms.values()]).sum()
-        total.backward()  # type: ignore[no-untyped-call]
+            clf.module.eval()
+            x = self.perturb(clf, x, y, generator)
+            clf.module.train()
+        sums: dict[str, Tensor] = {}
+        for begin in range(0, len(x), chunk):
+            images, labels = x[begin : begin + chunk], y[begin : begin + chunk]
+            with autocast(context), clf.isolated() if len(images) < len(x) else nullcontext():
+                terms, logits = self.loss(clf, images, labels, count)
+            share = len(images) / len(x)
+            total = torch.stack([term.float() for term in terms.values()]).sum()
+            (total * share).backward()  # type: ignore[no-untyped-call]
+            accuracy = (logits.argmax(1) == labels).float().mean()
+            for name, value in {**terms, self.accuracy: accuracy}.items():
+                part = value.detach() * share
+                sums[name] = sums[name] + part if name in sums else part
         optimizer.step()
-        accuracy = (logits.argmax(1) == y).float().mean()
-        return {**{name: term.detach() for name, term in terms.items()}, self.accuracy: accuracy}
+        return sums
 
 
 class ErmLoss(GradientDefense):

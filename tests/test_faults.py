@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -37,6 +38,9 @@ class Hostile(Attack):
         how = self.params.how
         if how == "hang":
             time.sleep(10_000)
+        if how == "spate":
+            while True:
+                os.write(1, b"line\\n" * 30000)
         if how == "exit":
             sys.exit(1)
         if how == "vanish":
@@ -66,6 +70,7 @@ class Hostile(Attack):
 """
 MISDEEDS = {
     "hang": r"took longer than the time limit of 8 s",
+    "spate": r"took longer than the time limit of 8 s",
     "exit": r"SystemExit: 1",
     "vanish": r"the worker died in each of 2 tries: exit code 0",
     "segfault": r"the worker died in each of 2 tries: SIGSEGV",
@@ -111,14 +116,16 @@ def test_hostile_plugins_fail_their_own_cells_alone_and_say_why(
     done = advbench(tmp_path, "run", *options, *sets, *faults, env=hostile)
     assert done.returncode == 1, done.stderr
     frame = pd.read_csv(tmp_path / "results" / "results.csv", keep_default_na=False).set_index("attack")
-    for how, reason in (
-        MISDEEDS.items() if executor == "local" else [("nans", MISDEEDS["nans"]), ("hang", MISDEEDS["hang"])]
-    ):
-        said = [line for line in done.stderr.splitlines() if line.startswith(f"failed: craft hostile@{how} ")]
-        assert len(said) == 1, (how, done.stderr)
-        assert len(said[0]) < 700
-        assert pd.Series(said).str.contains(reason).all(), said
+    kept = [json.loads(path.read_text()) for path in (tmp_path / ".advbench/store/failures").rglob("*.json")]
+    reasons = {failure["label"]: failure["reason"] for failure in kept}
+    alike = MISDEEDS if executor == "local" else {how: MISDEEDS[how] for how in ("nans", "hang", "exit", "huge")}
+    for how, reason in alike.items():
+        assert re.search(reason, reasons[f"craft hostile@{how} 0.1 on erm, seed 0"]), (how, reasons)
         assert frame.loc[f"hostile@{how}", "flags"].startswith("failed: needs a task that failed")
+    summary = [line for line in done.stderr.splitlines() if line.startswith("failed: ")]
+    if executor == "local":
+        assert [line for line in summary if " on erm, seed 0 and 1 like it: took longer" in line]
+    assert max(map(len, summary)) < 700
     for how in HARMLESS:
         assert frame.loc[f"hostile@{how}", "accuracy"] != ""
     assert "to the descriptor" not in done.stdout

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import advbench
-from advbench.api import Data, Progress, TrainContext
+from advbench.api import Data, Progress, Resources, TrainContext
 from advbench.architectures import vgg16
 from advbench.classifier import Classifier
 from advbench.errors import InputError, PluginError
@@ -380,3 +380,31 @@ def test_dropout_masks_differ_from_step_to_step() -> None:
     assert len(Spy.masks) == 3
     assert not torch.equal(Spy.masks[0], Spy.masks[1])
     assert not torch.equal(Spy.masks[1], Spy.masks[2])
+
+
+@pytest.mark.parametrize(("name", "params"), [("erm", {}), ("adv_bnn", {"steps": 2}), ("wrm", {"init_from": None})])
+def test_a_smaller_chunk_changes_a_training_by_rounding_alone(name: str, params: dict[str, Any]) -> None:
+    data = advbench.load_dataset("digits").train
+    data = Data(data.images[:200], data.labels[:200], data.classes, data.name)
+    found = []
+    for chunk in (None, 50, 7):
+        net = advbench.build_architecture("small_cnn", data, seed=0)
+        defense = advbench.get_defense(name, stages=(1,), optimizer="sgd", lr=0.05, **params)
+        clf = defense.fit(net, data, TrainContext(resources=Resources(chunk=chunk)))
+        found.append(torch.cat([tensor.flatten() for tensor in clf.export()[0].values()]))
+    assert not torch.equal(found[0], found[2])
+    assert torch.allclose(found[0], found[1], atol=2e-5)
+    assert torch.allclose(found[0], found[2], atol=2e-5)
+
+
+def test_a_step_that_no_chunk_makes_smaller_says_what_did_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = advbench.load_dataset("digits").train
+    for name, params in (("rse", {}), ("sgld", {"samples": 2, "interval": 1, "burn_in": 1})):
+        defense = advbench.get_defense(name, stages=(1,), **params)
+
+        def full(*_: Any) -> Any:
+            raise torch.OutOfMemoryError("Tried to allocate 7 GiB")
+
+        monkeypatch.setattr(type(defense), "update", full)
+        with pytest.raises(PluginError, match=r"memory of cpu ran out in training step 1, on \d+ images of shape"):
+            defense.fit(advbench.build_architecture("small_cnn", data, seed=0), data)

@@ -580,6 +580,13 @@ def test_a_driver_that_begins_meanwhile_stops_the_sweep(done: Done, monkeypatch:
     assert sorted(run["state"] for run in runs(done.store.storage)) == ["done", "done", "stopped"]
 
 
+def test_an_import_that_was_killed_leaves_no_journal_for_long(done: Done) -> None:
+    dead = entry(state="running", upkeep="import")
+    done.store.storage.write(f"runs/{dead['id']}.json", json.dumps(dead).encode())
+    collect_garbage(done.store)
+    assert dead["id"] not in {run["id"] for run in runs(done.store.storage)}
+
+
 def test_two_sweeps_do_not_meet(done: Done) -> None:
     journal = Journal(done.store.storage, "store gc", {"upkeep": "gc"})
     journal.open()
@@ -699,6 +706,8 @@ def test_a_file_that_is_there_is_replaced_only_by_force(done: Done, tmp_path: Pa
     assert command("export", tmp_path / "folder.tar", "--store", done.root, "--force") == 2
     assert command("export", tmp_path / "a.zip", "--store", done.root) == 2
     assert "a name that ends in .tar or .tar.gz" in capsys.readouterr().err
+    assert command("export", tmp_path / ("a" * 300 + ".tar"), "--store", done.root) == 2
+    assert re.fullmatch(r"error: cannot write [^\n]*: File name too long; [^\n]*\n", capsys.readouterr().err)
 
 
 def test_an_export_that_fails_leaves_what_was_there(done: Done, tmp_path: Path, capsys: Capture) -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 HEADROOM = 1.1  # of a measured peak
 CONTEXT = 600 * 2**20  # bytes that a process takes on a GPU beside its tensors
 MOVES = 0.2  # least seconds between two reports of a task's progress
+READS = 16  # of 64 KiB of a worker's output, before others get their turn
 LINES = 50  # lines of a task that are passed on
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -210,8 +211,13 @@ class LocalExecutor:
             yield from self._died(worker)
 
     def _said(self, worker: _Worker) -> Iterator[Event]:
-        """The lines that the worker printed since; of many the first are passed on, the last remembered."""
-        while worker.output is not None and worker.output.poll():
+        """The lines that the worker printed since; of many the first are passed on, the last remembered.
+
+        Only so much is read at a time that a worker which prints without end holds up nobody.
+        """
+        for _ in range(READS):
+            if worker.output is None or not worker.output.poll():
+                return
             raw = os.read(worker.output.fileno(), 65536)
             if not raw:
                 worker.output.close()

@@ -27,7 +27,7 @@ from advbench.upkeep.survey import artifact_name, flaw_of, in_parallel, parse_re
 
 BLOCK = 512  # bytes; a tar consists of whole blocks
 RECORD_LIMIT = 2**26  # most bytes of a record in a tar
-INFLATION = 100  # most bytes that a compressed one may stand for; the digests in records allow far fewer
+INFLATION = 100  # most bytes that a byte of a compressed file may stand for; digests in records allow far fewer
 CIRCUMSTANCES = ("seconds", "memory", "ran", "versions")  # what a record says of how it came to be
 
 
@@ -95,12 +95,12 @@ def export(
     """
     if not path.name.endswith((".tar", ".tar.gz")):
         raise InputError(f"file {path}", expected="a name that ends in .tar or .tar.gz")
-    if path.is_dir() or (os.path.lexists(path) and not force):
+    if os.path.isdir(path) or (os.path.lexists(path) and not force):
         raise InputError(f"file {path} is there already", remedy="name another, or replace it with --force")
     if keys is None:
         placed = map(place, store.storage.names("records"))
         keys = {key for sort, key in placed if sort == "records"}
-    without = {kind for kind, wanted in (("train", models), ("craft", examples)) if not wanted}
+    without = [kind for kind, wanted in (("train", models), ("craft", examples)) if not wanted]
     artifacts = absent = 0
     sizes: dict[str, int] = {}
     with _replaced(path) as file, tempfile.TemporaryFile() as records:
@@ -334,7 +334,7 @@ def _members(path: Path) -> Iterator[_Member]:
                 member = tarfile.TarInfo.frombuf(head, "utf-8", "strict")
                 sort, key = place(member.name)
                 if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or sort not in ("records", "artifacts"):
-                    raise _unfit(path, f"{shown(member.name)!r}, which does not belong there")
+                    raise _unfit(path, f"{shown(member.name)}, which does not belong there")
                 room -= member.size
                 if member.size < 0 or room < 0 or (sort == "records" and member.size > RECORD_LIMIT):
                     raise _unfit(path, f"{member.name} with {member.size} bytes, more than can be there")

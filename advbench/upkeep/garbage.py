@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -75,9 +76,13 @@ def collect_garbage(
         leases = Leases(store.storage, journal.id, liveness)
         removed = sweep.carry_out(leases, lambda: _refuse_use(store, liveness, silence, journal.id))
         journal.check()
-        for name in _sweeps(store, journal.id):
-            store.storage.remove(name)
+        for run in runs(store.storage):  # earlier sweeps, which this one replaces, and imports that were killed
+            if is_run(run, run["id"]) and "upkeep" in run and run["id"] != journal.id and not liveness.of(run):
+                store.storage.remove(f"runs/{run['id']}.json")
         state = "done"
+    except KeyboardInterrupt:
+        state = "interrupted"
+        raise
     finally:
         journal.close(state)
     return removed
@@ -157,9 +162,9 @@ class _Sweep:
         items = survey.items["artifacts"]
         crafted = {key for key, task in survey.tasks.items() if task.kind == "craft"}
         survey.items["artifacts"] = [item for item in items if item[1] not in crafted]
-        for name, key in items:
-            if key in crafted:
-                yield "examples", Found("artifacts", name, key, survey.size(name))
+        gone = (item for item in items if item[1] in crafted)
+        for found in in_parallel(lambda item: Found("artifacts", *item, survey.size(item[0])), gone):
+            yield "examples", found
 
     def _journals(self) -> Iterator[Garbage]:
         """Damaged ones, and runs' but the last; all have ended or died."""
@@ -178,17 +183,12 @@ class _Sweep:
             yield "leases", Found("leases", in_order(each)[-1], key, sum(map(self._survey.size, each)))
 
 
-def _sweeps(store: Store, own: str) -> list[str]:
-    """Journals of earlier sweeps, which this one's takes the place of, and of imports that were killed."""
-    return [f"runs/{run['id']}.json" for run in runs(store.storage) if "upkeep" in run and run["id"] != own]
-
-
 def _damaged(found: Iterable[Found]) -> Iterator[Garbage]:
     return ((f"damaged {each.sort}", each) for each in found if each.problem == "damaged")
 
 
 def _checked(garbage: Iterable[Garbage], check: Callable[[], None]) -> Iterator[Garbage]:
-    last = 0.0
+    last = -math.inf
     for each in garbage:
         if time.monotonic() - last > CHECK:
             check()
