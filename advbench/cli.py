@@ -3,6 +3,7 @@
 import signal
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,9 +61,9 @@ def run(
     log_json: LogJson = False,
 ) -> None:
     """Train, attack, judge, and write the leaderboard; what the store already has is not done again."""
+    del log_json  # `main` has seen it, so that errors in other options are told so, too
     from advbench.run import Settings, check_writable, prepare, write_out
 
-    _tell_as(json=log_json)
     store = execution.open_store()
     plan = prepare(spec, execution.data_root)
     runtime = execution.runtime(spec.dataset, spec.threads)
@@ -87,7 +88,9 @@ def _carry_out(
 
     waiting = outstanding(plan, store)
     with make_display(plan.tasks, waiting, as_json=_tells_json()) as display:
-        return carry_out(plan, waiting, store, lambda: execution.start(runtime, display.moved), display, settings)
+        return carry_out(
+            plan, waiting, store, lambda: execution.start(runtime, display.moved, display.printed), display, settings
+        )
 
 
 @app.command()
@@ -145,13 +148,13 @@ def curve(
     log_json: LogJson = False,
 ) -> None:
     """Run cells along one axis, at the largest eps, and say where the accuracy falls no more."""
+    del log_json
     from advbench.curve import along, trace
     from advbench.plan import merged
     from advbench.report import collect
     from advbench.run import Settings, check_writable, prepare
     from advbench.storage import write_file
 
-    _tell_as(json=log_json)
     store = execution.open_store()
     chosen = along(spec, over, integers(values or [], "--values"))
     plans = [(value, prepare(one, execution.data_root)) for value, one in chosen]
@@ -267,7 +270,7 @@ def _complain(line: str) -> None:
         from advbench.display import json_line
 
         kind, _, message = line.partition(": ")
-        known = kind in ("error", "warning")
+        known = kind in ("error", "warning", "bug")
         typer.echo(json_line(kind if known else "note", message=message if known else line), err=True)
     else:
         typer.echo(line, err=True)
@@ -303,7 +306,7 @@ _USAGE_ERROR: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; expected failures become one line and an exit code."""
-    _tell_as(json=False)
+    _tell_as(json="--log-json" in (sys.argv[1:] if arguments is None else arguments))
     with warnings.catch_warnings(), _termination():
         warnings.showwarning = _show_warning
         code = _run(arguments)
@@ -336,6 +339,11 @@ def _run(arguments: list[str] | None) -> int:
         return 2
     except (KeyboardInterrupt, typer.Abort):
         return 130  # some versions of typer raise for an interrupt, others return this code
+    except Exception:
+        if not _tells_json():
+            raise
+        _complain(f"bug: {traceback.format_exc()}")
+        return 1
     return code if isinstance(code, int) else 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -22,7 +23,7 @@ JSON_PROGRESS = 5.0  # least seconds between two lines of JSON on one task's pro
 
 def make_display(tasks: Mapping[str, Task], waiting: Mapping[str, Task], *, as_json: bool = False) -> PlainDisplay:
     """The display of the tasks that will run, fit for standard error: live on a terminal, plain otherwise."""
-    console = Console(stderr=True)
+    console = Console(file=sys.stderr)  # now: what tasks print to standard error later comes here through `said`
     kind = JsonDisplay if as_json else LiveDisplay if console.is_terminal else PlainDisplay
     return kind(console, tasks, waiting)
 
@@ -63,6 +64,10 @@ class PlainDisplay:
     def moved(self, key: str, progress: TaskProgress) -> None:
         """A task that runs in this process got further."""
         self.progressed(self._tasks[key], progress)
+
+    def printed(self, key: str, line: str) -> None:
+        """A task that runs in this process printed a line."""
+        self.said(self._tasks[key], line)
 
     def progressed(self, task: Task, progress: TaskProgress) -> None:
         """Steps are not written as lines."""

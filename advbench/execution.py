@@ -106,12 +106,15 @@ class Execution:
     def _devices(self) -> list[str]:
         return _devices(self.device, all_of_them=self.executor == "local")
 
-    def start(self, runtime: Runtime, on_progress: Callable[[str, Progress], None]) -> Executor:
+    def start(
+        self, runtime: Runtime, on_progress: Callable[[str, Progress], None], on_line: Callable[[str, str], None]
+    ) -> Executor:
         """The executor.
 
         Args:
             runtime: what tasks run with.
             on_progress: for the inline executor: called with the running task's key and its progress.
+            on_line: likewise, with a line that it printed.
 
         Raises:
             MissingExtraError: it needs a library that is not installed.
@@ -121,7 +124,7 @@ class Execution:
         if self.executor == "inline":
             from advbench.executors.inline import InlineExecutor
 
-            return InlineExecutor(runtime, on_progress)
+            return InlineExecutor(runtime, on_progress, on_line)
         if self.executor == "local":
             from advbench.executors.local import LocalExecutor, devices
 

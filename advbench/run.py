@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,7 +118,8 @@ class _Trackers:
             if self._failures[name] >= TRACKER_FAILURES:
                 continue
             try:
-                tracker.function(*(given[argument] for argument in tracker.argnames))
+                with chdir("."):
+                    tracker.function(*(given[argument] for argument in tracker.argnames))
             except Exception as error:
                 self._failures[name] += 1
                 last = self._failures[name] == TRACKER_FAILURES

@@ -348,7 +348,9 @@ def test_devices_that_cannot_be_used_are_one_line(device: str) -> None:
 def test_progress_of_a_task_that_runs_here_goes_straight_to_the_display(tmp_path: Path) -> None:
     told: list[tuple[str, Progress]] = []
     execution = Execution(str(tmp_path), executor="inline", device="cpu")
-    executor = execution.start(execution.runtime("digits", 1), lambda key, progress: told.append((key, progress)))
+    executor = execution.start(
+        execution.runtime("digits", 1), lambda key, progress: told.append((key, progress)), lambda *_: None
+    )
     train = tasks_of(prepare(SPEC), "train")[0]
     executor.start(train, None)
     assert not executor.has_room(None)

@@ -62,6 +62,13 @@ class Hostile(Attack):
                 def __init__(self, one, two):
                     super().__init__(one)
             raise Odd("cannot be pickled\\x1b[31m\\n", 2)
+        if how == "leak":
+            torch.set_grad_enabled(False)
+            torch.set_default_dtype(torch.float64)
+            torch.set_num_threads(7)
+            x.zero_()
+            y.zero_()
+            return x
         if how == "chatter":
             print("to python's output")
             os.write(1, b"to the descriptor\\n" * 2000)
@@ -380,3 +387,48 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_space(
     ballast.unlink()
     assert start(tmp_path, store=str(small_disk / "store")).wait(200) == 0
     assert results(tmp_path / "results") == reference
+
+
+def test_what_a_plugin_leaves_behind_reaches_no_other_task(hostile: dict[str, str], tmp_path: Path) -> None:
+    found = []
+    for first in ("hostile,", ""):
+        folder = tmp_path / (first or "alone")
+        folder.mkdir()
+        options = f"--defense erm,bnn --attack {first}fgsm --eps 0.1 --limit 20 --set bnn.stages=[1]".split()
+        leak = ["--set", "hostile.how=leak"] if first else []
+        done = advbench(folder, "run", *options, "--set", "erm.stages=[1]", *leak, env=hostile)
+        frame = pd.read_csv(folder / "results" / "results.csv", dtype=str)
+        found.append(frame[frame.attack != "hostile"].drop(columns="seconds").reset_index(drop=True))
+        assert "craft fgsm 0.1 on bnn, seed 0: failed" not in done.stderr
+    pd.testing.assert_frame_equal(*found)
+
+
+def test_with_log_json_every_line_on_standard_error_is_json(hostile: dict[str, str], tmp_path: Path) -> None:
+    how = "--defense erm --attack hostile --eps 0.1 --limit 20 --set erm.stages=[1] --log-json".split()
+    for options, events in (
+        ([*how, "--set", "hostile.how=chatter", "--executor", "inline"], {"plan", "began", "said", "finished"}),
+        ([*how, "--set", "hostile.how=huge", "--executor", "local"], {"failed", "skipped", "note", "forecast"}),
+        ([*how, "--nonsense"], {"error"}),
+        ([*how, "--executor", "foo"], {"error"}),
+        ([*how, "--device", "tpu9"], {"error"}),
+    ):
+        done = advbench(tmp_path, "run", *options, env=hostile)
+        told = {json.loads(line)["event"] for line in done.stderr.splitlines()}
+        assert events <= told
+        assert (told == {"error"}) is (done.returncode == 2)
+        assert "to python" not in done.stdout
+
+
+def test_a_plugin_that_moves_about_moves_nothing(tmp_path: Path) -> None:
+    code = HOSTILE.replace(
+        'if how == "hang":', 'if how == "move":\n            os.chdir("/")\n        if how == "hang":'
+    )
+    code = code.replace('if how == "exit":', 'if how == "mute":\n            raise Mute\n        if how == "exit":')
+    code += "\nclass Mute(BaseException):\n    def __str__(self):\n        raise RuntimeError\n"
+    env = install(tmp_path, "hostile", code)
+    options = "--defense erm --attack hostile@move,hostile@mute --eps 0.1 --limit 20 --set erm.stages=[1]".split()
+    sets = "--set hostile@move.how=move --set hostile@mute.how=mute --executor inline".split()
+    done = advbench(tmp_path, "run", *options, *sets, env=env)
+    assert done.returncode == 1, done.stderr
+    assert "failed: craft hostile@mute 0.1 on erm, seed 0: Mute, which cannot say what it is" in done.stderr
+    assert (tmp_path / "results" / "results.csv").exists()

@@ -110,12 +110,20 @@ def attempt(runner: Runner, task: Task, on_progress: OnProgress) -> Ended:
     except AdvbenchError as error:
         cause: Cause = "input" if isinstance(error, InputError) else "plugin"
         return Ended(task.key, failure=Failure(cause, one_line(str(error))))
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         trace = "".join(traceback.format_exception(error))
         if len(trace) > TRACE_LENGTH:
             trace = f"{trace[: TRACE_LENGTH // 2]}\n[...]\n{trace[-TRACE_LENGTH // 2 :]}"
-        message = f"{type(error).__name__}: {error}"
-        return Ended(task.key, failure=Failure("bug", one_line(message), trace))
+        return Ended(task.key, failure=Failure("bug", one_line(_message(error)), trace))
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return f"{type(error).__name__}, which cannot say what it is"
 
 
 def one_line(text: str) -> str:

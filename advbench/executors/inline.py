@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from io import TextIOBase
 
 from advbench.api import Progress
-from advbench.executors import Began, Ended, Event, attempt
+from advbench.executors import Began, Ended, Event, attempt, one_line
 from advbench.journal import Measured
 from advbench.plan import Task
 from advbench.tasks import Runner, Runtime
@@ -18,13 +20,20 @@ class InlineExecutor:
     Args:
         runtime: where tasks run and with what.
         on_progress: called with the running task's key and its progress.
+        on_line: called with the running task's key and a line that it printed.
     """
 
     places = 1
 
-    def __init__(self, runtime: Runtime, on_progress: Callable[[str, Progress], None] = lambda key, progress: None):
+    def __init__(
+        self,
+        runtime: Runtime,
+        on_progress: Callable[[str, Progress], None] = lambda key, progress: None,
+        on_line: Callable[[str, str], None] = lambda key, line: None,
+    ) -> None:
         self._runner = Runner(runtime)
         self._on_progress = on_progress
+        self._on_line = on_line
         self._queue: deque[Task] = deque()
 
     def has_room(self, known: Measured | None) -> bool:
@@ -43,8 +52,28 @@ class InlineExecutor:
             yield self._run(task)
 
     def _run(self, task: Task) -> Ended:
-        return attempt(self._runner, task, lambda progress: self._on_progress(task.key, progress))
+        printed = _Lines(lambda line: self._on_line(task.key, line))
+        with redirect_stdout(printed), redirect_stderr(printed), chdir("."):
+            return attempt(self._runner, task, lambda progress: self._on_progress(task.key, progress))
 
     def close(self) -> None:
         """Nothing is held."""
         self._queue.clear()
+
+
+class _Lines(TextIOBase):
+    """Passes whole lines on, of those that are written to it."""
+
+    def __init__(self, on_line: Callable[[str], None]) -> None:
+        self._on_line = on_line
+        self._rest = ""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        *lines, rest = (self._rest + text).split("\n")
+        self._rest = rest[-65536:]
+        for line in filter(None, map(one_line, lines)):
+            self._on_line(line)
+        return len(text)
