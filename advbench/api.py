@@ -61,7 +61,8 @@ class Resources:
     Attributes:
         device: a torch device, as in `"cpu"` or `"cuda:0"`.
         threads: CPU threads of a task. Fixed, because a sum over threads rounds differently.
-        chunk: the most images that pass a net at once; None for the whole logical batch.
+        chunk: the most images that pass a net at once; None for the whole logical batch. A training is cut
+            only where memory runs out.
     """
 
     device: str = "cpu"

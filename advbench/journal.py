@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +21,7 @@ from advbench.plan import Task
 from advbench.storage import Storage
 
 BEAT = 5.0  # seconds between two beats of a driver
+LOOK = 2.0  # seconds between two looks whether other drivers live
 SILENCE = 60.0  # seconds without a beat after which a driver on another machine is dead
 
 State = Literal["running", "done", "failed", "interrupted", "stopped"]
@@ -248,12 +249,16 @@ def read_run(storage: Storage, driver: str) -> Run | None:
     return found if isinstance(found, dict) and found.get("id") == driver else None
 
 
-def runs(storage: Storage) -> Iterator[Run]:
-    """All entries, in no order."""
-    for name in storage.names("runs"):
-        found = read_run(storage, name.removeprefix("runs/").removesuffix(".json"))
-        if found is not None:
-            yield found
+def runs(storage: Storage, without: Set[str] = frozenset()) -> Iterator[Run]:
+    """All entries but some, in no order.
+
+    Args:
+        storage: where.
+        without: the ids of drivers that are left out, unread.
+    """
+    drivers = [name.removeprefix("runs/").removesuffix(".json") for name in storage.names("runs")]
+    wanted = [driver for driver in drivers if driver not in without]
+    yield from filter(None, storage.each(lambda driver: read_run(storage, driver), wanted))
 
 
 class Liveness:
@@ -271,6 +276,9 @@ class Liveness:
         self._storage = storage
         self._silence = silence
         self._seen: dict[str, tuple[int, float]] = {}
+        self._ended: set[str] = set()
+        self._looked = -LOOK
+        self._others = False
 
     def alive(self, driver: str) -> bool:
         """Whether a driver lives, by its entry now."""
@@ -278,12 +286,19 @@ class Liveness:
         return run is not None and self.of(run)
 
     def of(self, run: Run) -> bool:
-        """Whether the driver of an entry lives."""
-        if run.get("state") != "running":
+        """Whether the driver of an entry lives; one that has ended will not come back."""
+        try:
+            ended = run["state"] != "running"
+            if not ended and run["machine"] == machine():
+                ended = born(int(run["pid"])) != run["born"]
+            beats, now = int(run["beats"]), time.monotonic()
+        except (KeyError, TypeError, ValueError):
+            ended = True  # no driver wrote that
+        if ended:
+            self._ended.add(run["id"])
             return False
-        if run.get("machine") == machine():
-            return bool(born(int(run["pid"])) == run["born"])
-        beats, now = int(run["beats"]), time.monotonic()
+        if run["machine"] == machine():
+            return True
         known = self._seen.get(run["id"])
         if known is None or known[0] != beats:
             self._seen[run["id"]] = (beats, now)
@@ -291,5 +306,9 @@ class Liveness:
         return now - known[1] <= self._silence
 
     def others(self, own: str) -> bool:
-        """Whether any other driver lives."""
-        return any(run["id"] != own and self.of(run) for run in runs(self._storage))
+        """Whether any other driver lives; looked up every few seconds."""
+        now = time.monotonic()
+        if now - self._looked >= LOOK:
+            self._looked = now
+            self._others = any(self.of(run) for run in runs(self._storage, without={own, *self._ended}))
+        return self._others

@@ -28,24 +28,27 @@ class Leases:
         self._storage = storage
         self._driver = driver
         self._liveness = liveness
-        self.held: set[str] = set()
+        self._held: dict[str, int] = {}
 
     def acquire(self, key: str) -> bool:
         """Take the lease on a task, unless a living driver has it. Look then whether the task is done."""
-        taken = self._create(key, 0) or self._succeed(key)
-        if taken:
-            self.held.add(key)
-        return taken
+        return self._create(key, 0) or self._succeed(key)
 
     def release(self, key: str) -> None:
-        """Give a lease back, once the task's record is written or the task was given up."""
-        self.held.discard(key)
-        for name in self._names(key):
-            self._storage.remove(name)
+        """Give a lease back, once the task's record is written or the task was given up.
+
+        Those before it, of dead drivers, go too. One after it is that of a driver that took this one for dead;
+        then all stay until that driver gives its own back, as a free first number is a free task.
+        """
+        own = self._held.pop(key, -1)
+        names = self._names(key)
+        if names and _number(names[-1]) <= own:
+            for name in names:
+                self._storage.remove(name)
 
     def release_all(self) -> None:
         """Give all leases back."""
-        for key in list(self.held):
+        for key in list(self._held):
             self.release(key)
 
     def _succeed(self, key: str) -> bool:
@@ -58,7 +61,10 @@ class Leases:
 
     def _create(self, key: str, number: int) -> bool:
         raw = json.dumps({"driver": self._driver}).encode()
-        return self._storage.create(f"leases/{key[:2]}/{key}.{number}.json", raw)
+        taken = self._storage.create(f"leases/{key[:2]}/{key}.{number}.json", raw)
+        if taken:
+            self._held[key] = number
+        return taken
 
     def _names(self, key: str) -> list[str]:
         """The lease files of a task, the one that holds last."""
@@ -74,7 +80,7 @@ def holder(storage: Storage, name: str) -> str:
     """The driver that a lease names; empty where it cannot be read, or is gone."""
     try:
         return str(json.loads(storage.read(name) or b"{}").get("driver", ""))
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return ""
 
 

@@ -70,7 +70,10 @@ EXECUTION_OPTIONS: dict[str, tuple[Any, Any]] = {
         _option(str | None, "--device", "As cpu or cuda:0,cuda:1. [default: all GPUs, or the CPU where none is]"),
         None,
     ),
-    "chunk": (_option(int | None, "--chunk", "Most images in a net at once; saves memory.", min=1), None),
+    "chunk": (
+        _option(int | None, "--chunk", "Most images in a net at once, in attacks and judging; saves memory.", min=1),
+        None,
+    ),
     "checkpoint_seconds": (
         _option(float, "--checkpoint-seconds", "Least time between a training's saves.", min=0),
         30.0,

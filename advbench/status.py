@@ -28,7 +28,7 @@ def runs_now(storage: Storage, last: int) -> list[Run]:
     alive = {run["id"] for run in going}
     ended = [run for run in found if run["id"] not in alive][:last]
     for run in ended:
-        if run["state"] == "running":
+        if run.get("state") == "running":
             run["state"] = "dead"
     shown = [*going, *ended]
     return [{name: value for name, value in run.items() if name != "measured"} for run in shown]
@@ -54,12 +54,13 @@ def status_lines(found: Sequence[Run], url: str) -> Iterator[str]:
     for index, run in enumerate(found):
         if index:
             yield ""
-        yield f"{run['state']}: {run['about']}"
-        yield f"  {run['host']}, process {run['pid']}, started {run['started']}, last word {run['updated']}"
+        yield f"{run.get('state')}: {run.get('about')}"
+        where = f"{run.get('host')}, process {run.get('pid')}"
+        yield f"  {where}, started {run.get('started')}, last word {run.get('updated')}"
         tasks = run.get("tasks", {})
         if tasks:
             yield "  tasks: " + ", ".join(f"{count} {name}" for name, count in tasks.items() if count)
-        if run["state"] == "running":
+        if run.get("state") == "running":
             yield from _going(run)
         for failure in run.get("failures", []):
             yield f"  failed: {failure['task']}: {failure['reason']}"

@@ -126,7 +126,9 @@ class Runner:
         largest = task.inputs.get("batch_size") or task.inputs["defense"]["params"].get("batch_size", 256)
         tried: list[str] = []
         reason = ""
-        for chunk in memory.halvings(resources.chunk, largest):
+        # A training amplifies rounding, so it is cut only where memory leaves no choice.
+        first = None if task.kind == "train" else resources.chunk
+        for chunk in memory.halvings(first, largest):
             self._resources = replace(resources, chunk=chunk)
             try:
                 return work(task, on_progress)

@@ -294,19 +294,20 @@ def test_a_warning_of_a_worker_is_passed_on(local: LocalExecutor, tmp_path: Path
     assert told[-1].failure.gone == train.key
 
 
-def test_no_thread_or_process_is_left(tmp_path: Path) -> None:
+def test_a_script_without_a_guard_runs_once_and_leaves_no_thread(tmp_path: Path) -> None:
     code = """
 import threading
 from advbench.execution import Execution
 from advbench.executors.local import LocalExecutor, devices
 from advbench.run import prepare
 from advbench.config import make_spec
-if __name__ == "__main__":
-    plan = prepare(make_spec({"defenses": ["erm"], "attacks": ["fgsm"], "set": {"erm": {"stages": [1]}}}))
-    executor = LocalExecutor(Execution("store", device="cpu").runtime("digits", 1), devices(["cpu"], 1, 1))
-    executor.start(next(iter(plan.tasks.values())), None)
-    executor.close()
-    assert threading.active_count() == 1
+plan = prepare(make_spec({"defenses": ["erm"], "attacks": ["fgsm"], "set": {"erm": {"stages": [1]}}}))
+executor = LocalExecutor(Execution("store", device="cpu").runtime("digits", 1), devices(["cpu"], 1, 1))
+executor.start(next(iter(plan.tasks.values())), None)
+while not any(event.__class__.__name__ == "Ended" for event in executor.wait(1.0)):
+    pass
+executor.close()
+assert threading.active_count() == 1
 """
     (tmp_path / "script.py").write_text(code)
     done = subprocess.run(

@@ -298,8 +298,27 @@ def test_a_living_drivers_task_is_waited_for_and_a_dead_ones_is_taken_over(store
     assert leases.acquire(key)
     assert not Leases(store.storage, other("running", store), silent).acquire(key)
     assert store.storage.names("leases") == [f"leases/{key[:2]}/{key}.{number}.json" for number in (0, 1)]
+    woken = Leases(store.storage, theirs, silent)
+    woken._held[key] = 0
+    woken.release(key)
+    assert not Leases(store.storage, other("running", store), silent).acquire(key), "the one after it holds"
     leases.release(key)
     assert store.storage.names("leases") == []
+
+
+def test_only_drivers_that_may_live_are_looked_up_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    for index in range(20):
+        other("done", store, started=str(index))
+    other("running", store, born="1")
+    store.storage.write("runs/odd.json", b'{"id": "odd", "state": "running"}')
+    monkeypatch.setattr("advbench.journal.LOOK", 0.0)
+    liveness = Liveness(store.storage)
+    assert not liveness.others("me")
+    reads: list[str] = []
+    real = store.storage.read
+    monkeypatch.setattr(store.storage, "read", lambda name: reads.append(name) or real(name))
+    assert not liveness.others("me")
+    assert reads == []
 
 
 def test_tasks_of_another_driver_are_taken_from_the_store(store: Store) -> None:
@@ -313,7 +332,7 @@ def test_tasks_of_another_driver_are_taken_from_the_store(store: Store) -> None:
 
         def wait(self, seconds: float) -> Iterator[Event]:
             yield from super().wait(seconds)
-            if GRID[1].key in held.held and len(self.began) == 5:
+            if GRID[1].key in held._held and len(self.began) == 5:
                 digest = store.write_artifact(GRID[1].key, b"theirs")
                 store.write_record(GRID[1].key, {"kind": "train", "inputs": {}, "result": {}, "artifact": digest})
                 held.release(GRID[1].key)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from advbench import memory
@@ -29,6 +30,7 @@ HEADROOM = 1.1  # of a measured peak
 CONTEXT = 600 * 2**20  # bytes that a process takes on a GPU beside its tensors
 MOVES = 0.2  # least seconds between two reports of a task's progress
 READS = 16  # of 64 KiB of a worker's output, before others get their turn
+START = 300.0  # seconds within which a worker must begin with a task
 LINES = 50  # lines of a task that are passed on
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -85,6 +87,7 @@ class _Worker:
     share: float = 0.0
     deadline: float | None = None
     tries: int = 0
+    began: bool = False
     lines: int = 0
     rest: bytes = b""
     last: list[str] = field(default_factory=list)
@@ -155,6 +158,8 @@ class LocalExecutor:
         """Hand the worker its task, in a new process where it has none."""
         assert worker.task is not None, "only a worker with a task is sent one"
         worker.tries += 1
+        worker.began = False
+        worker.deadline = time.monotonic() + START
         worker.lines = 0
         worker.last.clear()
         message = json.dumps(worker.task.to_json()).encode()
@@ -175,7 +180,7 @@ class LocalExecutor:
         worker.process = self._context.Process(
             target=work, args=(theirs, printed, runtime), name=f"advbench {worker.place}", daemon=False
         )
-        with _few_threads(runtime.resources.threads):
+        with _few_threads(runtime.resources.threads), _without_main():
             worker.process.start()
         theirs.close()
         printed.close()
@@ -196,7 +201,8 @@ class LocalExecutor:
         now = time.monotonic()
         for worker in self._workers:
             if worker.deadline is not None and worker.deadline <= now and worker.task is not None:
-                yield from self._end(worker, "timeout", f"took longer than the time limit of {self._time_limit:g} s")
+                limit = f"took longer than the time limit of {self._time_limit:g} s" if worker.began else ""
+                yield from self._end(worker, "timeout", limit or f"no worker began with it within {START:g} s")
 
     def _listen(self, worker: _Worker) -> Iterator[Event]:
         dead = not worker.process.is_alive()
@@ -235,8 +241,8 @@ class LocalExecutor:
         if task is None or message["key"] != task.key:
             return
         if "began" in message:
-            if self._time_limit is not None:
-                worker.deadline = time.monotonic() + self._time_limit
+            worker.began = True
+            worker.deadline = None if self._time_limit is None else time.monotonic() + self._time_limit
             yield Began(task.key, worker.place)
         elif "progress" in message:
             yield Moved(task.key, Progress(*message["progress"]))
@@ -250,7 +256,6 @@ class LocalExecutor:
         if worker.task is None:
             return
         if worker.tries <= self._retries:
-            worker.deadline = None
             self._send(worker)
             return
         said = f"; it last said: {worker.last[-1]}" if worker.last else ""
@@ -311,6 +316,17 @@ def _few_threads(threads: int) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Start a process that does not import the script that started this one, as it needs nothing of it."""
+    before = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = before
 
 
 def _told(code: int | None) -> str:

@@ -25,6 +25,8 @@ RESULT_COLUMNS = (
     "draw_accuracy_min draw_accuracy_max forward_passes backward_passes seconds flags key versions"
 ).split()
 
+COUNTS = ("n_examples", "draws")
+
 
 @dataclass(frozen=True)
 class Report:
@@ -78,7 +80,7 @@ def collect(plan: Plan, store: Store, failed: Mapping[str, str] | None = None) -
         _result_row(plan, cell, records[cell.key], reasons.get(cell.key), flags.get(index, []))
         for index, cell in enumerate(plan.cells)
     ]
-    results = pd.DataFrame(rows, columns=RESULT_COLUMNS)
+    results = pd.DataFrame(rows, columns=RESULT_COLUMNS).astype(dict.fromkeys(COUNTS, "Int64"))
     own, mutual = np.array([[_is_own(cell), not _is_transfer(cell)] for cell in plan.cells]).T
     curves = _retention_table(plan, records)
     return Report(results, _leaderboard_table(results[own], curves), _affinity_table(results[mutual]), curves)
