@@ -113,3 +113,25 @@ def test_an_address_where_no_cluster_answers_is_one_line(tmp_path: Path) -> None
     assert code == 2
     assert err.strip().splitlines()[-1].startswith("error: --address: expected that of a running Ray cluster")
     assert "Traceback" not in err
+
+
+LARGE = (
+    "run --defense erm,bnn,pgd_at,adv_bnn,mc_dropout,rse --attack fgsm,pgd,eot_pgd,apgd --eps 0.02,0.05,0.1,0.15 "
+    "--seeds 0,1 --limit 100 --draws 5 --set erm.stages=[3] --set bnn.stages=[3] --set pgd_at.stages=[3] "
+    "--set pgd_at.steps=3 --set adv_bnn.stages=[3] --set adv_bnn.steps=3 --set mc_dropout.stages=[3] "
+    "--set rse.stages=[3] --set pgd.steps=5 --set eot_pgd.steps=4 --set eot_pgd.samples=3 --set apgd.steps=5"
+).split()
+
+
+@pytest.mark.slow
+def test_a_large_grid_has_the_same_bytes_from_every_executor(tmp_path: Path) -> None:
+    found = []
+    for how in (["inline"], ["local", "--workers", "2"], ["ray", "--workers", "2"]):
+        folder = tmp_path / how[0]
+        folder.mkdir()
+        command = [sys.executable, "-m", "advbench", *LARGE, "--executor", *how]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        found.append(results(folder))
+    assert found[0].count("\n") == 1 + 2 * 6 + 2 * 4 * 4 * 6 * 6
+    assert found[1:] == found[:1] * 2
