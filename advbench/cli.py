@@ -105,9 +105,10 @@ def plan(
     """Show what a run would do and what it would cost, without doing it."""
     from advbench.describe import plan_lines
     from advbench.run import prepare
+    from advbench.storage import BRIEF
     from advbench.store import Store
 
-    for line in plan_lines(prepare(spec, data_root), Store(store), every_task=tasks):
+    for line in plan_lines(prepare(spec, data_root), Store(store, BRIEF), every_task=tasks):
         _say(line)
 
 
@@ -122,9 +123,10 @@ def status(
     import json
 
     from advbench.status import runs_now, status_lines
+    from advbench.storage import BRIEF
     from advbench.store import Store
 
-    found = runs_now(Store(store).storage, last)
+    found = runs_now(Store(store, BRIEF).storage, last)
     if as_json:
         _say(json.dumps(found, indent=1))
         return
@@ -186,11 +188,14 @@ def report(
     """Write a run's tables anew from the store; cells that are not there yet are shown as missing."""
     from advbench.report import collect
     from advbench.run import check_writable, prepare, write_report
+    from advbench.scheduler import failures
+    from advbench.storage import BRIEF
     from advbench.store import Store
 
     spec = make_spec(folder / "spec.toml")
     check_writable(folder)
-    tables = collect(prepare(spec, data_root), Store(store))
+    opened, plan = Store(store, BRIEF), prepare(spec, data_root)
+    tables = collect(plan, opened, failures(plan, opened))
     if tables.results.accuracy.isna().all():
         raise InputError(
             f"store {store!r} has none of this run's results",

@@ -23,6 +23,7 @@ from advbench.journal import measured
 from advbench.plan import Plan
 from advbench.registry import KINDS, Entry, registry
 from advbench.scheduler import failed_before, outstanding
+from advbench.storage import BRIEF
 from advbench.store import Store
 
 
@@ -159,7 +160,7 @@ def _version(name: str) -> tuple[bool, str]:
 
 def _store_check(url: str) -> tuple[bool, str]:
     try:
-        Store(url).check_writable()
+        Store(url, BRIEF).check_writable()
     except AdvbenchError as error:
         return False, str(error)
     return True, f"store {url} can be written and read"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 import os
 import socket
 import threading
@@ -24,6 +25,18 @@ BEAT = 5.0  # seconds between two beats of a driver
 LOOK = 2.0  # seconds between two looks whether other drivers live
 SILENCE = 60.0  # seconds without a beat after which a driver on another machine is dead
 
+ENTRY = {  # what every entry holds
+    "id": str,
+    "about": str,
+    "state": str,
+    "host": str,
+    "machine": str,
+    "pid": int,
+    "beats": int,
+    "started": str,
+    "updated": str,
+    "measured": dict,
+}
 State = Literal["running", "done", "failed", "interrupted", "stopped"]
 Run = dict[str, Any]
 
@@ -76,6 +89,19 @@ class Measured:
     memory: int | None
     at: float
 
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Measured:
+        """The measurement that JSON values describe.
+
+        Raises:
+            TypeError: they describe none.
+        """
+        found = cls(**values)
+        numbers = (found.seconds, found.cost, found.at, found.peak or 0, found.memory or 0)
+        if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
+            raise TypeError("a measurement is made of numbers")
+        return found
+
 
 class Measurements:
     """What tasks of each profile took, and what others will take by that."""
@@ -91,8 +117,9 @@ class Measurements:
 
     def merged(self, run: Run) -> None:
         """Take over what a run has measured; of two measurements the later counts."""
-        with contextlib.suppress(TypeError, AttributeError):
-            self._merge({profile: Measured(**entry) for profile, entry in run.get("measured", {}).items()})
+        for profile, entry in run["measured"].items():
+            with contextlib.suppress(TypeError, ValueError):
+                self._merge({profile: Measured.of(entry)})
 
     def _merge(self, entries: Mapping[str, Measured]) -> None:
         for profile, entry in entries.items():
@@ -241,12 +268,13 @@ def _iso(seconds: float) -> str:
 
 
 def read_run(storage: Storage, driver: str) -> Run | None:
-    """A driver's entry, or None where there is none that can be read."""
+    """A driver's entry, or None where there is none that a driver of this version can have written."""
     try:
         found = json.loads(storage.read(f"runs/{driver}.json") or b"null")
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) and found.get("id") == driver else None
+    sound = isinstance(found, dict) and all(isinstance(found.get(name), kind) for name, kind in ENTRY.items())
+    return found if sound and found["id"] == driver else None
 
 
 def runs(storage: Storage, without: Set[str] = frozenset()) -> Iterator[Run]:
@@ -287,18 +315,13 @@ class Liveness:
 
     def of(self, run: Run) -> bool:
         """Whether the driver of an entry lives; one that has ended will not come back."""
-        try:
-            ended = run["state"] != "running"
-            if not ended and run["machine"] == machine():
-                ended = born(int(run["pid"])) != run["born"]
-            beats, now = int(run["beats"]), time.monotonic()
-        except (KeyError, TypeError, ValueError):
-            ended = True  # no driver wrote that
-        if ended:
+        here = run["machine"] == machine()
+        if run["state"] != "running" or (here and born(run["pid"]) != run.get("born")):
             self._ended.add(run["id"])
             return False
-        if run["machine"] == machine():
+        if here:
             return True
+        beats, now = run["beats"], time.monotonic()
         known = self._seen.get(run["id"])
         if known is None or known[0] != beats:
             self._seen[run["id"]] = (beats, now)

@@ -124,6 +124,16 @@ def failed_before(plan: Plan, waiting: Mapping[str, Task], store: Store) -> dict
     return {key: failure["reason"] for key, failure in found.items() if failure}
 
 
+def failures(plan: Plan, store: Store) -> dict[str, str]:
+    """Why tasks of a plan failed in earlier runs, and those that need them, by key."""
+    found = failed_before(plan, plan.tasks, store)
+    for key, task in plan.tasks.items():
+        blame = next((need for need in task.needs if need in found), None)
+        if blame is not None:
+            found.setdefault(key, f"{NEEDS}{plan.tasks[blame].label}")
+    return found
+
+
 class Scheduler:
     """One run of a plan.
 

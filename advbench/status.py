@@ -17,7 +17,7 @@ def runs_now(storage: Storage, last: int) -> list[Run]:
     A run whose driver died without a word has the state `dead`. Of a driver on another machine that can only
     be told by watching it for longer than its beats are apart.
     """
-    found = sorted(runs(storage), key=lambda run: str(run.get("started")), reverse=True)
+    found = sorted(runs(storage), key=lambda run: run["started"], reverse=True)
     liveness = Liveness(storage, silence=2 * BEAT)
     going = [run for run in found if liveness.of(run)]
     silent = {run["id"] for run in going if _looks_silent(run)}
@@ -28,7 +28,7 @@ def runs_now(storage: Storage, last: int) -> list[Run]:
     alive = {run["id"] for run in going}
     ended = [run for run in found if run["id"] not in alive][:last]
     for run in ended:
-        if run.get("state") == "running":
+        if run["state"] == "running":
             run["state"] = "dead"
     shown = [*going, *ended]
     return [{name: value for name, value in run.items() if name != "measured"} for run in shown]
@@ -38,7 +38,7 @@ def _looks_silent(run: Run) -> bool:
     """Whether a run's last word is old by this machine's clock; clocks may differ, so it gets another chance."""
     try:
         return abs((datetime.now(UTC) - datetime.fromisoformat(run["updated"])).total_seconds()) > 3 * BEAT
-    except (KeyError, ValueError):
+    except (TypeError, ValueError):
         return True
 
 
@@ -54,13 +54,12 @@ def status_lines(found: Sequence[Run], url: str) -> Iterator[str]:
     for index, run in enumerate(found):
         if index:
             yield ""
-        yield f"{run.get('state')}: {run.get('about')}"
-        where = f"{run.get('host')}, process {run.get('pid')}"
-        yield f"  {where}, started {run.get('started')}, last word {run.get('updated')}"
+        yield f"{run['state']}: {run['about']}"
+        yield f"  {run['host']}, process {run['pid']}, started {run['started']}, last word {run['updated']}"
         tasks = run.get("tasks", {})
         if tasks:
             yield "  tasks: " + ", ".join(f"{count} {name}" for name, count in tasks.items() if count)
-        if run.get("state") == "running":
+        if run["state"] == "running":
             yield from _going(run)
         for failure in run.get("failures", []):
             yield f"  failed: {failure['task']}: {failure['reason']}"

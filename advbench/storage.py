@@ -20,6 +20,7 @@ from advbench.errors import StoreError
 
 AT_ONCE = 16  # requests to a server
 PATIENCE = 120.0  # seconds for which a server that does not answer is tried again
+BRIEF = 10.0  # the same, where somebody waits for an answer
 
 FINAL = (FileNotFoundError, FileExistsError, PermissionError, TypeError, NotImplementedError)  # time mends none
 
@@ -52,7 +53,7 @@ class Storage:
             raise self.unusable("an empty name")
         try:
             self._fs, root = fsspec.core.url_to_fs(url)
-        except (OSError, ValueError, ImportError) as error:
+        except Exception as error:  # whatever the file system's library raises
             raise self.unusable(f"{type(error).__name__}: {error}") from error
         self._root = root.rstrip("/")
         self._local = isinstance(self._fs, LocalFileSystem)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+import os
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from rich.console import Console
 from torch import Tensor
 
 import advbench
@@ -20,8 +23,13 @@ from advbench.api import Data, Threat, TrainContext
 from advbench.architectures import build
 from advbench.ascent import cross_entropy
 from advbench.classifier import Classifier
+from advbench.config import make_spec
+from advbench.display import PlainDisplay
+from advbench.execution import Execution
 from advbench.harness import Earlier, craft
 from advbench.posterior import GaussianPosterior, perceptron
+from advbench.run import carry_out, prepare
+from advbench.scheduler import outstanding
 
 pytestmark = pytest.mark.bench
 DATA = Data(torch.rand((256, 1, 28, 28), generator=torch.Generator().manual_seed(0)), torch.arange(256) % 10, 10)
@@ -311,3 +319,51 @@ def test_draws_one_after_another_against_draws_batched(benchmark: Any, net_name:
     clf.reseed(0)
     torch.testing.assert_close(batched() / 10, one_by_one, atol=1e-5, rtol=1e-3)
     ratio(benchmark, lambda: clf.input_gradient(x, y, cross_entropy, 10), batched, rounds=5)
+
+
+# The grid
+
+
+def grid(folder: Path, workers: int, **values: Any) -> tuple[float, list[dict[str, Any]]]:
+    """Carry out a run with worker processes; wall-clock seconds from the first task's start to the end, and records."""
+    spec = make_spec({"attacks": ["fgsm"], "eps": [0.1], **values})
+    execution = Execution(str(folder), executor="local", workers=workers, device="cpu")
+    store, plan = execution.open_store(), prepare(spec)
+    waiting = outstanding(plan, store)
+    display = PlainDisplay(Console(quiet=True), plan.tasks, waiting)
+    runtime = execution.runtime(spec.dataset, spec.threads)
+    outcome = carry_out(plan, waiting, store, lambda: execution.start(runtime, display.moved, display.printed), display)
+    ended = time.time()
+    records = [store.read_record(key) or {} for key in outcome.run]
+    return ended - min(record["ran"]["started"] for record in records), records
+
+
+def test_two_workers_on_two_cores(benchmark: Any, tmp_path: Path) -> None:
+    """At least 0.9 of twice the throughput of one: trainings of one thread each, which no data set's load precedes."""
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs two cores")
+    trainings = {"defenses": ["erm"], "limit": 10, "set": {"erm": {"stages": [60]}}}
+    pairs = []
+    for index in range(3):
+        one, _ = grid(tmp_path / f"one{index}", 1, seeds=list(range(10 * index, 10 * index + 8)), **trainings)
+        two, _ = grid(tmp_path / f"two{index}", 2, seeds=list(range(10 * index, 10 * index + 8)), **trainings)
+        pairs.append(one / two)
+    value = statistics.median(pairs)
+    benchmark.pedantic(lambda: None, rounds=1)
+    benchmark.extra_info["throughput of two workers by that of one"] = round(value, 3)
+    sys.stdout.write(
+        f"\ntwo workers: {value:.3f} times the throughput of one ({', '.join(f'{p:.3f}' for p in pairs)})\n"
+    )
+    assert value >= 1.8
+
+
+def test_what_the_grid_adds_to_its_tasks(benchmark: Any, tmp_path: Path) -> None:
+    """At most 50 ms a task, from choosing it to its record, over small tasks of one worker."""
+    seeds, eps = [0, 1], [round(0.01 * step, 2) for step in range(1, 13)]
+    small = {"defenses": ["erm", "bnn"], "limit": 20, "draws": 2, "seeds": seeds, "eps": eps}
+    wall, records = grid(tmp_path, 1, **small, set={"erm": {"stages": [1]}, "bnn": {"stages": [1]}})
+    value = (wall - sum(record["seconds"] for record in records)) / len(records)
+    benchmark.pedantic(lambda: None, rounds=1)
+    benchmark.extra_info["seconds a task"] = round(value, 4)
+    sys.stdout.write(f"\nthe grid adds {1000 * value:.1f} ms to each of {len(records)} tasks\n")
+    assert value <= 0.05

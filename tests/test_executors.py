@@ -316,6 +316,19 @@ assert threading.active_count() == 1
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_workers_that_cannot_be_started_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = Execution(str(tmp_path / "store"), device="cpu").runtime("digits", 1)
+    executor = LocalExecutor(runtime, devices(["cpu"], 1, 3))
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(type(executor._context), "Process", full)
+    with pytest.raises(InputError, match=r"--workers: expected .* start, got 3 \(.*Too many open files\); take fewer"):
+        executor.start(tasks_of(prepare(SPEC), "train")[0], None)
+    executor.close()
+
+
 BAD = {
     "inline with workers": ({"executor": "inline", "workers": 2}, "--workers: expected --executor local or ray"),
     "inline with a limit": (

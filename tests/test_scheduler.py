@@ -306,11 +306,28 @@ def test_a_living_drivers_task_is_waited_for_and_a_dead_ones_is_taken_over(store
     assert store.storage.names("leases") == []
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"beats": "x"},
+        {"pid": None},
+        {"host": 3},
+        {"measured": []},
+        {"measured": {"p": {"seconds": "abc"}}},
+        {"id": "x"},
+    ],
+)
+def test_a_foreign_entry_counts_as_absent(changes: dict[str, Any], store: Store) -> None:
+    driver = other("running", store, machine="another", **changes)
+    assert len(list(runs(store.storage))) == ("p" in str(changes.get("measured")))
+    run(plan_of(*GRID), store, FakeExecutor(store), liveness=Liveness(store.storage, silence=0.0))
+    assert driver
+
+
 def test_only_drivers_that_may_live_are_looked_up_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     for index in range(20):
         other("done", store, started=str(index))
     other("running", store, born="1")
-    store.storage.write("runs/odd.json", b'{"id": "odd", "state": "running"}')
     monkeypatch.setattr("advbench.journal.LOOK", 0.0)
     liveness = Liveness(store.storage)
     assert not liveness.others("me")

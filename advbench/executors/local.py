@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from advbench import memory
 from advbench.api import Progress
+from advbench.errors import InputError
 from advbench.executors import Began, Ended, Event, Failure, Moved, Said, attempt, from_json, one_line, to_json
 from advbench.journal import Measured
 from advbench.plan import Task
@@ -175,16 +176,29 @@ class LocalExecutor:
             resources=replace(self._runtime.resources, device=worker.device.name),
             place=worker.place,
         )
-        ours, theirs = self._context.Pipe()
-        output, printed = self._context.Pipe(duplex=False)
-        worker.process = self._context.Process(
-            target=work, args=(theirs, printed, runtime), name=f"advbench {worker.place}", daemon=False
-        )
-        with _few_threads(runtime.resources.threads), _without_main():
-            worker.process.start()
+        ends: list[Connection] = []
+        try:
+            ends += self._context.Pipe()
+            ends += self._context.Pipe(duplex=False)
+            ours, theirs, output, printed = ends
+            process = self._context.Process(
+                target=work, args=(theirs, printed, runtime), name=f"advbench {worker.place}", daemon=False
+            )
+            with _few_threads(runtime.resources.threads), _without_main():
+                process.start()
+        except OSError as error:
+            for end in ends:
+                end.close()
+            expected = "as many as this machine can start"
+            raise InputError(
+                "--workers",
+                expected=expected,
+                got=f"{len(self._workers)} ({error})",
+                remedy="take fewer (or: ulimit -n)",
+            ) from error
         theirs.close()
         printed.close()
-        worker.line, worker.output, worker.rest = ours, output, b""
+        worker.process, worker.line, worker.output, worker.rest = process, ours, output, b""
 
     def wait(self, seconds: float) -> Iterator[Event]:
         """What workers report, print and die of."""
