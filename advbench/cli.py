@@ -75,7 +75,10 @@ def run(
     _say(outcome.summary())
     for line in outcome.why(plan.tasks):
         _complain(line)
-    if outcome.failed:
+    missing = int(report.results["flags"].eq("missing").sum())
+    if missing:
+        _complain(f"warning: {missing} cells have left the store since they were judged; run the same command again")
+    if outcome.failed or missing:
         raise typer.Exit(1)
 
 

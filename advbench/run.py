@@ -77,7 +77,11 @@ def carry_out(
     """
     if not waiting:
         return Outcome(skipped=list(plan.tasks))
-    failed = {} if settings.retry_failed else failed_before(plan, waiting, store)
+    failed = failed_before(plan, waiting, store)
+    if settings.retry_failed:
+        for key in failed:
+            store.drop_failure(key)
+        failed = {}
     journal = Journal(store.storage, _about(plan))
     journal.open()
     state: State = "stopped"

@@ -236,20 +236,18 @@ class Scheduler:
         return self._store.is_done(task.key, with_artifact=task.kind != "evaluate")
 
     def _blamed(self, task: Task) -> bool:
-        """Whether the first task need not be tried: it failed before, or one that it needs failed."""
+        """Whether the first task need not be tried: one that it needs failed, or it failed before."""
         blame = next((key for key in task.needs if key in self.outcome.failed), None)
-        if blame is not None:
-            self.outcome.failed[task.key] = f"{NEEDS}{self._tasks[blame].label}"
-            self._watcher.skipped(task)
-        elif task.key in self._failed_before:
-            reason = self._failed_before[task.key]
-            self.outcome.failed[task.key] = reason
-            self.outcome.before.add(task.key)
-            self._watcher.failed(task, reason, None)
-        else:
+        if blame is None and task.key not in self._failed_before:
             return False
         self._backlog.take()
-        self._close(task)
+        if blame is None:
+            self.outcome.before.add(task.key)
+            self._failed(task, self._failed_before[task.key], None)
+        else:
+            self.outcome.failed[task.key] = f"{NEEDS}{self._tasks[blame].label}"
+            self._watcher.skipped(task)
+            self._close(task)
         return True
 
     def _take(self, event: Event) -> None:
@@ -274,7 +272,6 @@ class Scheduler:
         self._passes += task.cost
         self.outcome.run.append(task.key)
         self._leases.release(task.key)
-        self._store.drop_failure(task.key)
         self._watcher.finished(task, record)
         self._on_finished(task, record)
         self._close(task)
@@ -291,8 +288,11 @@ class Scheduler:
         if failure.lasting:
             kept = {"label": task.label, "cause": failure.cause, "reason": failure.reason, "trace": failure.trace}
             self._store.write_failure(task.key, kept)
-        self.outcome.failed[task.key] = failure.reason
-        self._watcher.failed(task, failure.reason, failure.trace)
+        self._failed(task, failure.reason, failure.trace)
+
+    def _failed(self, task: Task, reason: str, trace: str | None) -> None:
+        self.outcome.failed[task.key] = reason
+        self._watcher.failed(task, reason, trace)
         self._close(task)
 
     def _look_elsewhere(self) -> None:
@@ -304,9 +304,13 @@ class Scheduler:
                 del self._foreign[key]
                 self._done_elsewhere(task)
             elif self._leases.acquire(key):
+                failure = self._store.read_failure(key)
                 self._leases.release(key)
                 del self._foreign[key]
-                self._backlog.put(task)
+                if failure is None:
+                    self._backlog.put(task)
+                else:
+                    self._failed(task, failure["reason"], None)
             else:
                 self._foreign[key] = now + ELSEWHERE
 

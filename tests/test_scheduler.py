@@ -174,8 +174,9 @@ def test_a_failure_stops_what_needs_it_alone_and_is_kept(store: Store) -> None:
         "5 tasks need one of those",
         "1 failed in an earlier run and were not tried again; --retry-failed tries them",
     ]
-    run(plan, store, FakeExecutor(store))
-    assert store.failed_keys() == set()
+    third = FakeExecutor(store)
+    run(plan, store, third)
+    assert len(third.began) == 6
 
 
 @pytest.mark.parametrize("cause", ["input", "gone"])
@@ -360,6 +361,27 @@ def test_tasks_of_another_driver_are_taken_from_the_store(store: Store) -> None:
     assert "long" not in executor.began
     assert len(outcome.run) == len(GRID) - 1
     assert store.is_done(GRID[4].key, with_artifact=True), "the other driver lives and may still read examples"
+
+
+def test_what_failed_at_another_driver_is_not_tried_again(store: Store) -> None:
+    plan = plan_of(*GRID)
+    held = Leases(store.storage, other("running", store), Liveness(store.storage))
+    assert held.acquire(GRID[1].key)
+
+    class Other(FakeExecutor):
+        """The other driver's task fails meanwhile."""
+
+        def wait(self, seconds: float) -> Iterator[Event]:
+            yield from super().wait(seconds)
+            if len(self.began) == 5 and not self._running:
+                store.write_failure(GRID[1].key, {"reason": "took too long"})
+                held.release(GRID[1].key)
+
+    executor = Other(store)
+    outcome = run(plan, store, executor)
+    assert outcome.failed[GRID[1].key] == "took too long"
+    assert len(outcome.failed) == 3
+    assert "long" not in executor.began
 
 
 def test_measurements_outlive_their_run(store: Store) -> None:
