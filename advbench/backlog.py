@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from advbench.journal import Estimator
 from advbench.plan import Task
@@ -27,7 +27,7 @@ class Backlog:
         self._open: dict[str, set[str]] = {}
         for task in waiting.values():
             self._wait_for(task, {need for need in task.needs if need in waiting})
-        ways = _ways(waiting, self._users, estimator)
+        ways = _ways(waiting, self._users, estimator.weight)
         self._order = {key: (task.kind != "evaluate", -ways[key], i) for i, (key, task) in enumerate(waiting.items())}
         self._ready: list[tuple[tuple[bool, float, int], str]] = []
         for key, needs in self._open.items():
@@ -80,20 +80,27 @@ class Backlog:
         heapq.heappush(self._ready, (self._order[key], key))
 
 
-def longest_chain(waiting: Mapping[str, Task], estimator: Estimator) -> float:
-    """Seconds of the longest chain of tasks that need each other."""
+def longest_chain(tasks: Mapping[str, Task], weight: Callable[[Task], float]) -> float:
+    """Seconds of the longest chain of tasks that need each other.
+
+    Args:
+        tasks: each after those that it needs.
+        weight: seconds of a task.
+    """
     users: dict[str, set[str]] = {}
-    for task in waiting.values():
+    for task in tasks.values():
         for need in task.needs:
             users.setdefault(need, set()).add(task.key)
-    return max(_ways(waiting, users, estimator).values(), default=0.0)
+    return max(_ways(tasks, users, weight).values(), default=0.0)
 
 
-def _ways(waiting: Mapping[str, Task], users: Mapping[str, set[str]], estimator: Estimator) -> dict[str, float]:
+def _ways(
+    waiting: Mapping[str, Task], users: Mapping[str, set[str]], weight: Callable[[Task], float]
+) -> dict[str, float]:
     """For each task the time from its start to the end of the longest chain of tasks that need it."""
     ways: dict[str, float] = {}
     for key, task in reversed(list(waiting.items())):
-        ways[key] = estimator.weight(task) + max((ways[user] for user in users.get(key, ())), default=0.0)
+        ways[key] = weight(task) + max((ways[user] for user in users.get(key, ())), default=0.0)
     return ways
 
 

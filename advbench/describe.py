@@ -48,7 +48,8 @@ def plan_lines(plan: Plan, store: Store, *, every_task: bool) -> Iterator[str]:
     if failed:
         yield f"{len(failed)} of the tasks to run failed in an earlier run; only --retry-failed tries them again"
     if estimator.total(waiting.values()) is not None and waiting:
-        yield f"the longest chain of tasks takes {_time(longest_chain(waiting, estimator))}, on any number of workers"
+        chain = _time(longest_chain(waiting, estimator.weight))
+        yield f"the longest chain of tasks takes {chain}, on any number of workers"
     if every_task:
         for task in waiting.values():
             needs = ", ".join(need[:12] for need in task.needs if need in waiting)

@@ -18,6 +18,7 @@ from advbench.api import Progress as TaskProgress
 from advbench.plan import Task
 from advbench.tasks import Record
 
+WAITING = 60.0  # seconds between two lines that say that other drivers are waited for
 JSON_PROGRESS = 5.0  # least seconds between two lines of JSON on one task's progress
 
 
@@ -45,6 +46,7 @@ class PlainDisplay:
         self._cost = sum(task.cost for task in waiting.values())
         self._spent = 0.0
         self._left: float | None = None
+        self._says_again = time.monotonic() + 2.0
         self._started = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -97,6 +99,13 @@ class PlainDisplay:
         if trace is not None:
             self._print(trace)
 
+    def waits(self, count: int) -> None:
+        """Write, now and then, that other drivers are waited for."""
+        now = time.monotonic()
+        if now >= self._says_again:
+            self._says_again = now + WAITING
+            self._print(f"waiting for {count} tasks that other drivers work on (advbench status shows them)")
+
     def forecast(self, seconds_left: float | None) -> None:
         """Remember the time left."""
         self._left = seconds_left
@@ -108,7 +117,7 @@ class PlainDisplay:
     def _line(self, text: str) -> None:
         left = self.seconds_left()
         tail = f" (about {duration(left)} left)" if left is not None and left >= 1 else ""
-        self._print(f"[{self._ended}/{len(self._waiting)}] {text}{tail}")
+        self._print(f"[{self._ended}/{max(self._ended, len(self._waiting))}] {text}{tail}")
 
     def _print(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -245,6 +254,13 @@ class JsonDisplay(PlainDisplay):
         """It failed."""
         self._end(task)
         self._write("failed", task, reason=reason, trace=trace)
+
+    def waits(self, count: int) -> None:
+        """Other drivers are waited for."""
+        now = time.monotonic()
+        if now >= self._says_again:
+            self._says_again = now + WAITING
+            self._write("waits", tasks=count)
 
     def forecast(self, seconds_left: float | None) -> None:
         """The time left changed."""

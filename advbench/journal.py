@@ -22,6 +22,7 @@ from advbench.plan import Task
 from advbench.storage import Storage
 
 BEAT = 5.0  # seconds between two beats of a driver
+GAP = 20.0  # seconds without a look after which a driver's silence is counted anew
 LOOK = 2.0  # seconds between two looks whether other drivers live
 SILENCE = 60.0  # seconds without a beat after which a driver on another machine is dead
 
@@ -289,21 +290,31 @@ def runs(storage: Storage, without: Set[str] = frozenset()) -> Iterator[Run]:
     yield from filter(None, storage.each(lambda driver: read_run(storage, driver), wanted))
 
 
+@dataclass
+class _Beats:
+    """What was seen of a driver: its beats, since when they are so many, and when that was looked at last."""
+
+    count: int
+    since: float
+    looked: float
+
+
 class Liveness:
     """Tells whether drivers live.
 
-    One on this machine lives while its process does. One elsewhere lives while its beats go on: it is dead
-    when they have not changed for `silence` seconds of this process's own clock, so clocks may differ.
+    One lives while its beats go on: it is dead when they have not changed for `silence` seconds of this
+    process's own clock, in which it kept looking, so clocks may differ and outages are nobody's death. One on
+    this machine is dead as soon as its process is.
 
     Args:
         storage: where the drivers' entries are.
-        silence: seconds without a beat after which a driver elsewhere is dead.
+        silence: seconds without a beat after which a driver is dead.
     """
 
     def __init__(self, storage: Storage, silence: float = SILENCE) -> None:
         self._storage = storage
         self._silence = silence
-        self._seen: dict[str, tuple[int, float]] = {}
+        self._seen: dict[str, _Beats] = {}
         self._ended: set[str] = set()
         self._looked = -LOOK
         self._others = False
@@ -319,14 +330,12 @@ class Liveness:
         if run["state"] != "running" or (here and born(run["pid"]) != run.get("born")):
             self._ended.add(run["id"])
             return False
-        if here:
-            return True
         beats, now = run["beats"], time.monotonic()
         known = self._seen.get(run["id"])
-        if known is None or known[0] != beats:
-            self._seen[run["id"]] = (beats, now)
-            return True
-        return now - known[1] <= self._silence
+        if known is None or known.count != beats or now - known.looked > GAP:
+            known = self._seen[run["id"]] = _Beats(beats, now, now)
+        known.looked = now
+        return now - known.since <= self._silence
 
     def others(self, own: str) -> bool:
         """Whether any other driver lives; looked up every few seconds."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from advbench.api import Progress
-from advbench.backlog import Backlog, ExamplesInUse
+from advbench.backlog import Backlog, ExamplesInUse, longest_chain
 from advbench.errors import StoreError
 from advbench.executors import Began, Event, Executor, Failure, Moved, Said
 from advbench.journal import Journal, Liveness
@@ -20,6 +20,7 @@ from advbench.tasks import Record
 
 TICK = 1.0  # longest time between two looks at the journal and at other drivers' tasks, in seconds
 TELL = 2.0  # seconds between two updates of what others see of the run
+SOME = 0.05  # share of a task from which its own progress tells how long it takes
 NEEDS = "needs a task that failed: "
 ELSEWHERE = 2.0  # seconds between two looks at what another driver works on
 LOSSES = 3  # how often what a task reads may vanish before that is an error
@@ -51,6 +52,9 @@ class Watcher(Protocol):
 
     def failed(self, task: Task, reason: str, trace: str | None) -> None:
         """A task failed; `trace` is the traceback where the failure is a bug."""
+
+    def waits(self, count: int) -> None:
+        """Nothing can be done here before other drivers have done so many tasks."""
 
     def forecast(self, seconds_left: float | None) -> None:
         """What is left will take about so long; None where that cannot be told."""
@@ -163,6 +167,7 @@ class Scheduler:
         liveness: Liveness | None = None,
     ) -> None:
         self._tasks = plan.tasks
+        self._order = list(waiting)
         self._store = store
         self._journal = journal
         self._watcher = watcher
@@ -196,6 +201,7 @@ class Scheduler:
                     for event in executor.wait(TICK):
                         self._take(event)
                 elif self._foreign:
+                    self._watcher.waits(len(self._foreign))
                     time.sleep(TICK)
                 self._look_elsewhere()
         except StoreError:
@@ -364,17 +370,17 @@ class Scheduler:
         self._watcher.forecast(left)
 
     def _seconds_left(self, places: int, now: float) -> float | None:
-        """What is left, if the workers share it evenly; no less than what the longest running task has left."""
+        """What is left, if the workers share it evenly; no less than the longest chain of tasks."""
         estimator = self._journal.measurements.estimator()
+        running = {key: task.left(estimator.seconds(self._tasks[key]), now) for key, task in self._running.items()}
         waiting = estimator.total(self._backlog)
-        running = [
-            None if (all_of_it := estimator.seconds(self._tasks[key])) is None else running.left(all_of_it, now)
-            for key, running in self._running.items()
-        ]
-        if waiting is None or None in running:
+        if waiting is None or None in running.values():
             return None
-        rest = [seconds for seconds in running if seconds is not None]
-        return max([(waiting + sum(rest)) / places, *rest])
+        keys = {*running, *(task.key for task in self._backlog)}
+        left = {key: seconds or 0.0 for key, seconds in running.items()}
+        tasks = {key: self._tasks[key] for key in self._order if key in keys}
+        chain = longest_chain(tasks, lambda task: left.get(task.key, estimator.weight(task)))
+        return max((waiting + sum(left.values())) / max(places, 1), chain)
 
 
 @dataclass
@@ -385,12 +391,13 @@ class _Running:
     since: float | None = None
     share: float = 0.0
 
-    def left(self, seconds: float, now: float) -> float:
-        """Seconds to its end, if it takes so many in all."""
+    def left(self, seconds: float | None, now: float) -> float | None:
+        """Seconds to its end: by its own progress, once there is some; else if it takes as long as others did."""
         if self.since is None:
             return seconds
-        by_clock = max(seconds - (now - self.since), 0.0)
-        return min(by_clock, seconds * (1 - self.share)) if self.share else by_clock
+        if self.share >= SOME:
+            return (now - self.since) * (1 - self.share) / self.share
+        return None if seconds is None else max(seconds - (now - self.since), 0.0)
 
     def shown(self, task: Task, now: float) -> dict[str, object]:
         """What `advbench status` tells of it."""

@@ -10,6 +10,8 @@ from advbench.display import duration
 from advbench.journal import BEAT, Liveness, Run, runs
 from advbench.storage import Storage
 
+PAUSE = 2 * BEAT + 1  # seconds in which a driver that lives has given a sign
+
 
 def runs_now(storage: Storage, last: int) -> list[Run]:
     """The runs that go on, and the last of those that ended, the newest first.
@@ -22,7 +24,7 @@ def runs_now(storage: Storage, last: int) -> list[Run]:
     going = [run for run in found if liveness.of(run)]
     silent = {run["id"] for run in going if _looks_silent(run)}
     if silent:
-        time.sleep(2 * BEAT + 1)
+        time.sleep(PAUSE)
         again = {run["id"]: run for run in runs(storage)}
         going = [run for run in going if run["id"] not in silent or liveness.of(again.get(run["id"], run))]
     alive = {run["id"] for run in going}

@@ -246,7 +246,7 @@ def local(tmp_path: Path) -> Iterator[LocalExecutor]:
     executor.close()
 
 
-def events(executor: LocalExecutor, seconds: float = 60) -> Iterator[Any]:
+def events(executor: LocalExecutor, seconds: float = 400) -> Iterator[Any]:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         for event in executor.wait(1.0):
@@ -311,7 +311,7 @@ assert threading.active_count() == 1
 """
     (tmp_path / "script.py").write_text(code)
     done = subprocess.run(
-        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +16,8 @@ import pandas as pd
 import pytest
 
 pytest.importorskip("ray")
+# One after another: each of these keeps all cores busy by itself.
+pytestmark = pytest.mark.xdist_group("processes")
 
 RUN = (
     "--defense erm,adv_bnn --attack fgsm,pgd --eps 0.05,0.15 --limit 40 --draws 4 --set erm.stages=[3] "
@@ -36,7 +39,7 @@ def start(folder: Path, *options: str) -> subprocess.Popen[str]:
 
 def advbench(folder: Path, *options: str) -> tuple[int, str, str]:
     process = start(folder, *options)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=500)
     return process.returncode, out, err
 
 
@@ -79,13 +82,13 @@ def test_ray_on_this_machine_gives_the_same_bytes_and_keeps_quiet(reference: str
 
 def test_a_node_that_goes_away_costs_nothing_but_time(cluster: Any, reference: str, tmp_path: Path) -> None:
     process = start(tmp_path, "--executor", "ray", "--address", cluster.address, "--device", "cpu")
-    end = time.monotonic() + 200
+    end = time.monotonic() + 400
     while len(records(tmp_path)) < 4:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end
         time.sleep(0.05)
     cluster.remove_node(cluster.workers[0], allow_graceful=False)
-    _, err = process.communicate(timeout=300)
+    _, err = process.communicate(timeout=500)
     assert process.returncode == 0, err
     assert results(tmp_path) == reference
     assert len({record["ran"]["place"] for record in records(tmp_path)}) >= 2
@@ -106,6 +109,48 @@ def test_fractions_of_gpus_never_overlap_and_all_are_used(cluster: Any, referenc
         moments = [begin for begin, _ in spans]
         assert max(sum(begin <= moment < end for begin, end in spans) for moment in moments) <= 2
     assert len({place.split(" GPU")[0].split()[1] for place in by_gpu}) == 3
+
+
+def test_a_task_that_no_node_holds_is_one_line(tmp_path: Path) -> None:
+    code, _, err = advbench(tmp_path, "--executor", "ray", "--threads", "64")
+    assert code == 2
+    assert "error: --threads: expected at most" in err
+    assert "the CPUs of the largest Ray node, got 64" in err
+
+
+def test_a_polite_end_and_the_death_of_what_only_watches(reference: str, tmp_path: Path) -> None:
+    process = start(tmp_path, "--executor", "ray", "--workers", "2")
+    end = time.monotonic() + 400
+    while len(records(tmp_path)) < 2:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=400)
+    assert process.returncode == 130
+    assert (out, err.splitlines()[-1]) == ("", "interrupted; the same command goes on from here")
+    assert "Traceback" not in err
+    process = start(tmp_path, "--executor", "ray", "--workers", "2")
+    while process.poll() is None and not (watchers := processes("ray::_News")):
+        assert time.monotonic() < end + 400
+        time.sleep(0.05)
+    for pid in watchers:
+        os.kill(pid, signal.SIGKILL)
+    out, err = process.communicate(timeout=500)
+    assert process.returncode == 0, err
+    assert results(tmp_path) == reference
+
+
+def processes(name: str) -> list[int]:
+    """Processes whose title begins so."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if path.read_bytes().startswith(name.encode()):
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
 
 
 def test_an_address_where_no_cluster_answers_is_one_line(tmp_path: Path) -> None:

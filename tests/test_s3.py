@@ -24,6 +24,8 @@ from advbench.store import Store
 
 pytest.importorskip("s3fs")
 pytest.importorskip("moto")
+# One after another: each of these keeps all cores busy by itself.
+pytestmark = pytest.mark.xdist_group("processes")
 
 RUN = (
     "--defense erm,adv_bnn --attack fgsm,pgd --eps 0.05,0.15 --limit 40 --draws 4 --set erm.stages=[3] "
@@ -139,7 +141,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The results with a store in a folder."""
     folder = tmp_path_factory.mktemp("reference")
     process = start(folder)
-    _, err = process.communicate(timeout=200)
+    _, err = process.communicate(timeout=500)
     assert process.returncode == 0, err
     return results(folder)
 
@@ -192,7 +194,7 @@ def test_a_run_on_s3_gives_the_same_bytes_through_an_outage_of_10_seconds(
 ) -> None:
     process = start(tmp_path, "--store", "s3://results/run")
     records = Storage("s3://results/run")
-    end = time.monotonic() + 120
+    end = time.monotonic() + 400
     while len(records.names("records")) < 3:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end
@@ -200,13 +202,13 @@ def test_a_run_on_s3_gives_the_same_bytes_through_an_outage_of_10_seconds(
     time.sleep(10)
     assert process.poll() is None, process.communicate()
     gate.open()
-    out, err = process.communicate(timeout=200)
+    out, err = process.communicate(timeout=500)
     assert process.returncode == 0, err
     assert "does not answer; it is tried again" in err
     assert "Traceback" not in err
     assert results(tmp_path) == reference
     again = start(tmp_path, "--store", "s3://results/run")
-    out, _ = again.communicate(timeout=100)
+    out, _ = again.communicate(timeout=400)
     assert "nothing to do" in out
     assert not Storage("s3://results/run").names("leases")
 
@@ -217,7 +219,7 @@ def test_a_server_that_stays_away_is_one_line_and_nothing_is_torn(gate: Gate, re
     while len(records.names("records")) < 3:
         assert process.poll() is None, process.communicate()
     gate.close()
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=400)
     assert process.returncode == 2
     last = err.strip().splitlines()[-1]
     assert re.match(r"error: cannot \w+ results/away/.* in the store: .*; see to the server, then run the same", last)
@@ -226,7 +228,7 @@ def test_a_server_that_stays_away_is_one_line_and_nothing_is_torn(gate: Gate, re
     for name in records.names("records"):
         assert Store("s3://results/away").read_record(name.rpartition("/")[2].removesuffix(".json"))
     again = start(tmp_path, "--store", "s3://results/away")
-    again.communicate(timeout=200)
+    again.communicate(timeout=500)
     assert again.returncode == 0
     assert results(tmp_path) == reference
 

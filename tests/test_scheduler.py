@@ -128,7 +128,7 @@ def test_long_tasks_come_first_and_evaluations_before_all(store: Store) -> None:
     outcome = run(plan_of(*GRID), store, executor)
     assert executor.began == "long,judge long,short,judge short,craft b,judge b,craft a,judge a".split(",")
     assert [*outcome.failed, *outcome.skipped] == []
-    assert longest_chain({t.key: t for t in GRID}, Measurements().estimator()) == pytest.approx(9.1)
+    assert longest_chain({t.key: t for t in GRID}, Measurements().estimator().weight) == pytest.approx(9.1)
 
 
 def test_measured_times_count_for_more_than_passes() -> None:
@@ -273,6 +273,21 @@ def test_a_driver_here_lives_as_long_as_its_process(store: Store) -> None:
     assert not liveness.alive(other("running", store, pid=pid, born=birth))
     assert not liveness.alive(other("running", store, born="1")), "the process id was given to another process"
     assert not liveness.alive("nobody")
+
+
+def test_a_driver_that_hangs_is_dead_but_an_outage_is_not_its_silence(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = other("running", store)
+    liveness = Liveness(store.storage, silence=0.2)
+    assert liveness.alive(driver)
+    time.sleep(0.15)
+    assert liveness.alive(driver)
+    time.sleep(0.15)
+    assert not liveness.alive(driver), "its process is there, but stopped"
+    monkeypatch.setattr("advbench.journal.GAP", 0.1)
+    time.sleep(0.2)
+    assert liveness.alive(driver), "nobody looked meanwhile"
 
 
 def test_a_driver_elsewhere_lives_as_long_as_its_beats_change(store: Store) -> None:

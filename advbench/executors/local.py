@@ -272,7 +272,8 @@ class LocalExecutor:
         if worker.tries <= self._retries:
             self._send(worker)
             return
-        said = f"; it last said: {worker.last[-1]}" if worker.last else ""
+        last = [*worker.last, *filter(None, [one_line(worker.rest.decode(errors="replace"))])]
+        said = f"; it last said: {last[-1]}" if last else ""
         tried = "" if worker.tries == 1 else f" in each of {worker.tries} tries"
         yield from self._end(worker, "crash", one_line(f"the worker died{tried}: {_told(code)}{said}"))
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import socket
+import threading
 import time
+import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -20,6 +24,7 @@ from advbench.plan import Task
 from advbench.tasks import Runner, Runtime
 
 HEADROOM = 1.1  # of a measured peak
+PATIENCE = 10.0  # seconds for the driver's own actor to answer
 MOVES = 1.0  # seconds between two reports of a task's progress, and between two looks at the cluster
 
 
@@ -68,14 +73,17 @@ class RayExecutor:
         self._deadlines: dict[str, float] = {}
         self._looked = -math.inf
         self._resources: Mapping[str, float] = {}
+        self._news: Any = None
         self._started = not ray.is_initialized()
         if self._started:
-            self._connect(address, cpus)
+            with _own_signals():
+                self._connect(address, cpus)
+        self._check_size(may_grow=address is not None)
         self._run = ray.remote(max_retries=retries, retry_exceptions=False)(run_task)
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=False
         )
-        self._news: Any = ray.remote(_News).options(num_cpus=0, scheduling_strategy=here).remote()
+        self._news = ray.remote(_News).options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote()
 
     def _connect(self, address: str | None, cpus: int | None) -> None:
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
@@ -95,6 +103,26 @@ class RayExecutor:
                 got=f"{address!r} ({one_line(str(error))})",
                 remedy="start one: ray start --head",
             ) from error
+
+    def _check_size(self, *, may_grow: bool) -> None:
+        """Refuse tasks that no node can ever hold; a cluster may still get a larger one, so there it is a warning.
+
+        Raises:
+            InputError: the Ray on this machine is too small for a task.
+        """
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        asked: dict[str, tuple[str, float]] = {"CPU": ("--threads", self._runtime.resources.threads)}
+        if self._on_gpus() and self._gpus_per_task is not None:
+            asked["GPU"] = ("--gpus-per-task", self._gpus_per_task)
+        for kind, (option, count) in asked.items():
+            largest = max((node.get(kind, 0.0) for node in nodes), default=0.0)
+            if count > largest:
+                expected = f"at most {largest:g}, the {kind}s of the largest Ray node"
+                error = InputError(option, expected=expected, got=f"{count:g}")
+                if not may_grow:
+                    self.close()
+                    raise error
+                warnings.warn(f"{error}; tasks wait until the cluster has a node that holds them", stacklevel=2)
 
     @property
     def places(self) -> int:
@@ -153,7 +181,11 @@ class RayExecutor:
     def _told(self) -> Iterator[Event]:
         """What workers have told since; tasks that ended already are left out."""
         live = {task.key for task, _ in self._running.values()}
-        for key, place, progress in self._ray.get(self._news.drain.remote()):
+        try:
+            told = self._ray.get(self._news.drain.remote(), timeout=PATIENCE)
+        except self._ray.exceptions.RayError:
+            return  # it died and is started anew; what it knew was for watching alone
+        for key, place, progress in told:
             if key not in live:
                 continue
             if progress is None:
@@ -189,7 +221,7 @@ class RayExecutor:
         self._running.clear()
         if self._started:
             self._ray.shutdown()
-        else:
+        elif self._news is not None:
             self._ray.kill(self._news)
 
 
@@ -211,6 +243,20 @@ class _News:
         self._began.clear()
         self._moved.clear()
         return told
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep the handlers of signals that Ray replaces when it starts."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _knock(address: str) -> None:

@@ -1,0 +1,152 @@
+"""What people and programs see of a run: status, plan, displays."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from test_scheduler import dead_process, other
+
+from advbench.api import Progress
+from advbench.cli import main
+from advbench.display import JsonDisplay, LiveDisplay, PlainDisplay, json_line
+from advbench.plan import Task
+from advbench.scheduler import _Running
+from advbench.status import runs_now, status_lines
+from advbench.store import Store
+
+QUICK = "--defense erm --attack fgsm --eps 0.1 --limit 20 --set erm.stages=[1]".split()
+TASK = Task("train", {}, "k" * 64, (), "train [erm], seed 0", 10.0)
+RECORD = {
+    "kind": "train",
+    "seconds": 1.5,
+    "result": {"training": {"loss": float("nan")}},
+    "memory": {"peak": 5, "device": 9},
+    "ran": {"pid": 1},
+}
+TASKS = {"planned": 4, "done": 1, "failed": 1, "running": 1, "waiting": 1, "done elsewhere": 0}
+SHOWN: dict[str, Any] = {
+    "about": "erm under fgsm on digits",
+    "tasks": TASKS,
+    "places": 2,
+    "tasks_per_minute": 3.5,
+    "seconds_left": 100.0,
+    "running": [{"task": "train erm, seed 0", "place": "cpu worker 1", "seconds": 12.0, "share": 0.25}],
+    "failures": [{"task": "train bnn, seed 0", "reason": "no luck"}],
+}
+
+
+def test_status_tells_what_runs_what_died_and_what_ended(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    pid, birth = dead_process()
+    other("running", store, started="3", **SHOWN)
+    other("running", store, started="2", pid=pid, born=birth)
+    for index in range(5):
+        other("done", store, started=f"1{index}")
+    found = runs_now(store.storage, 3)
+    assert [(run["state"], run["started"]) for run in found] == [
+        ("running", "3"),
+        ("dead", "2"),
+        ("done", "14"),
+        ("done", "13"),
+    ]
+    text = "\n".join(status_lines(found, str(tmp_path)))
+    assert text.startswith("running: erm under fgsm on digits\n")
+    assert "  tasks: 4 planned, 1 done, 1 failed, 1 running, 1 waiting\n" in text
+    assert "  2 workers, 3.5 tasks a minute, about 2 min left\n" in text
+    assert "  on cpu worker 1: train erm, seed 0, 12 s, 25 %\n" in text
+    assert "  failed: train bnn, seed 0: no luck\n" in text
+    assert len(runs_now(store.storage, 0)) == 1
+
+
+def test_status_of_a_silent_driver_elsewhere_takes_a_second_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(str(tmp_path))
+    monkeypatch.setattr("advbench.status.BEAT", 0.05)
+    monkeypatch.setattr("advbench.status.PAUSE", 0.2)
+    other("running", store, machine="another", updated="2020-01-01T00:00:00+00:00")
+    assert [run["state"] for run in runs_now(store.storage, 3)] == ["dead"]
+
+
+def test_status_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = ["--store", str(tmp_path / "store")]
+    assert main(["status", *store]) == 0
+    assert capsys.readouterr().out == f"no run has used the store {tmp_path / 'store'}\n"
+    assert main(["run", *QUICK, *store, "--out", str(tmp_path / "out")]) == 0
+    capsys.readouterr()
+    assert main(["status", *store]) == 0
+    assert "done: erm under fgsm on digits" in capsys.readouterr().out
+    assert main(["status", *store, "--json"]) == 0
+    (run,) = json.loads(capsys.readouterr().out)
+    assert (run["state"], run["tasks"]["done"]) == ("done", 4)
+
+
+def test_a_plan_knows_times_and_memory_once_they_were_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = ["--store", str(tmp_path / "store")]
+    assert main(["plan", *QUICK, *store, "--tasks"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("not measured") == 2 * 4 + 4
+    assert not (tmp_path / "store").exists()
+    assert main(["run", *QUICK, *store, "--out", str(tmp_path / "out")]) == 0
+    capsys.readouterr()
+    assert main(["plan", *QUICK, *store, "--seeds", "0,1", "--tasks"]) == 0
+    out = capsys.readouterr().out
+    assert "not measured" not in out
+    assert "MiB" in out
+    assert "| all      |         8 |        4 |" in out
+    assert "the longest chain of tasks takes" in out
+    assert "; after " in out
+
+
+@pytest.mark.parametrize("kind", [PlainDisplay, LiveDisplay, JsonDisplay])
+def test_a_display_tells_everything_and_survives_odd_text(kind: type[PlainDisplay]) -> None:
+    file = io.StringIO()
+    console = Console(file=file, width=200, force_terminal=kind is LiveDisplay)
+    with kind(console, {TASK.key: TASK}, {TASK.key: TASK}) as display:
+        display.started(TASK)
+        display.began(TASK, "cpu [1]")
+        display.moved(TASK.key, Progress(1, 4, {"loss [/]": float("inf")}))
+        display.printed(TASK.key, "[bold]odd[/nothing]")
+        display.forecast(100.0)
+        display._says_again = 0.0
+        display.waits(3)
+        display.waits(2)
+        display.began(TASK, "another")
+        if kind is LiveDisplay:
+            time.sleep(0.3)
+        display.finished(TASK, RECORD)
+        display.failed(TASK, "no [/luck]", "Traceback [/here]")
+        display.skipped(TASK)
+        display.elsewhere(TASK)
+    text = file.getvalue()
+    for word in ("[bold]odd[/nothing]", "no [/luck]", "Traceback [/here]"):
+        assert word in text
+    if kind is JsonDisplay:
+        events = [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]
+        assert [event["event"] for event in events] == (
+            "plan started began progressed said forecast waits began finished failed skipped elsewhere".split()
+        )
+        assert events[8]["training"] == {"loss": None}
+        assert all(event["key"] == TASK.key for event in events if "task" in event)
+
+
+def test_a_line_of_json_is_one_line_of_json() -> None:
+    line = json_line("x", text="NaN\nInfinity\u2028", number=float("-inf"))
+    assert "\n" not in line
+    assert json.loads(line)["number"] is None
+    assert json.loads(line)["text"] == "NaN\nInfinity\u2028"
+
+
+def test_the_time_left_of_a_task_is_told_by_its_own_progress() -> None:
+    assert _Running("here", 0.0, 0.25).left(1000.0, 10.0) == pytest.approx(30.0)
+    assert _Running("here", 0.0, 0.01).left(50.0, 10.0) == pytest.approx(40.0)
+    assert _Running("here", 0.0, 0.01).left(None, 10.0) is None
+    assert _Running().left(50.0, 10.0) == 50.0
