@@ -285,15 +285,16 @@ class Scheduler:
     def _fail(self, task: Task, failure: Failure) -> None:
         if failure.cause == "store":
             raise StoreError(failure.reason)
-        self._leases.release(task.key)
         gone = self._tasks.get(failure.gone or "")
         self._losses[task.key] = self._losses.get(task.key, 0) + 1
         if gone is not None and self._losses[task.key] <= LOSSES:
+            self._leases.release(task.key)
             self._backlog.again(task, gone, underway=gone.key in self._running or gone.key in self._foreign)
             return
         if failure.lasting:
             kept = {"label": task.label, "cause": failure.cause, "reason": failure.reason, "trace": failure.trace}
             self._store.write_failure(task.key, kept)
+        self._leases.release(task.key)  # now that whoever takes it next sees why it failed
         self._failed(task, failure.reason, failure.trace)
 
     def _failed(self, task: Task, reason: str, trace: str | None) -> None:
