@@ -337,10 +337,10 @@ class Liveness:
         known.looked = now
         return now - known.since <= self._silence
 
-    def others(self, own: str) -> bool:
-        """Whether any other driver lives; looked up every few seconds."""
+    def others(self, own: str, *, lately: bool = True) -> bool:
+        """Whether any other driver lives: now, or by a look in the last seconds if `lately` is enough."""
         now = time.monotonic()
-        if now - self._looked >= LOOK:
+        if now - self._looked >= LOOK or not lately:
             self._looked = now
             self._others = any(self.of(run) for run in runs(self._storage, without={own, *self._ended}))
         return self._others

@@ -84,20 +84,21 @@ def carry_out(
         failed = {}
     journal = Journal(store.storage, _about(plan))
     journal.open()
+    scheduler = Scheduler(
+        plan,
+        waiting,
+        store,
+        journal,
+        watcher,
+        failed=failed,
+        keep_examples=settings.keep_examples,
+        on_finished=_Trackers().tell,
+    )
     state: State = "stopped"
     try:
         executor = make_executor()
         try:
-            outcome = Scheduler(
-                plan,
-                waiting,
-                store,
-                journal,
-                watcher,
-                failed=failed,
-                keep_examples=settings.keep_examples,
-                on_finished=_Trackers().tell,
-            ).run(executor)
+            outcome = scheduler.run(executor)
         finally:
             executor.close()
         state = "failed" if outcome.failed else "done"
@@ -106,6 +107,7 @@ def carry_out(
         raise
     finally:
         journal.close(state)
+    scheduler.drop_left()
     return outcome
 
 

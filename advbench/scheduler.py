@@ -209,10 +209,18 @@ class Scheduler:
         except BaseException:
             self._give_up()
             raise
-        if not self._keep_examples:
-            self._drop(self._examples.kept())
         self._tell(executor, force=True)
         return self.outcome
+
+    def drop_left(self) -> None:
+        """Drop the examples that were left for other drivers, unless one still lives; call it with the journal closed.
+
+        Of drivers that end together none is then seen as living by the others, so the last of them drops what is left.
+        """
+        keys = self._examples.kept()
+        if keys and not self._liveness.others(self._journal.id, lately=False):
+            for key in keys:
+                self._store.drop_artifact(key)
 
     def _give_up(self) -> None:
         """Give the leases back on the way out, as far as the store answers at once."""
@@ -334,7 +342,7 @@ class Scheduler:
             self._drop(free)
 
     def _drop(self, keys: list[str]) -> None:
-        """Drop examples, unless another driver may still read them; the last driver drops what is left then."""
+        """Drop examples, unless another driver may still read them; see `drop_left`."""
         if keys and self._liveness.others(self._journal.id):
             self._examples.keep(keys)
             return

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from typing import Any
 import pandas as pd
 import pytest
 from test_registry import install
+
+from advbench.cli import main
 
 # One after another: each of these keeps all cores busy by itself.
 pytestmark = pytest.mark.xdist_group("processes")
@@ -316,7 +319,7 @@ def test_workers_die_with_their_driver(tmp_path: Path) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupt_ends_workers_leases_and_run_cleanly(how: signal.Signals, reference: str, tmp_path: Path) -> None:
     hearing = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
     command = [sys.executable, "-c", f"{hearing}from advbench.cli import script; script()", "run", *GRID]
@@ -437,7 +440,9 @@ def test_a_plugin_that_moves_about_moves_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "results" / "results.csv").exists()
 
 
-def test_a_pickle_in_any_place_that_the_store_reads_stays_bytes(tmp_path: Path) -> None:
+def test_a_pickle_in_any_place_that_the_store_reads_stays_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import pickle
 
     from test_store import Harmful
@@ -457,6 +462,10 @@ def test_a_pickle_in_any_place_that_the_store_reads_stays_bytes(tmp_path: Path) 
         path.write_bytes(planted)
     done = advbench(tmp_path, "run", *options)
     assert done.returncode == before == 0, done.stderr
+    monkeypatch.chdir(tmp_path)
+    for path in places:
+        path.write_bytes(planted)
     for command in ("status", "plan --defense erm --attack fgsm", "store verify", "store gc", "report results"):
-        advbench(tmp_path, *command.split())
+        with warnings.catch_warnings(action="ignore"):
+            main(command.split())
     assert not (tmp_path / "opened").exists()

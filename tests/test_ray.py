@@ -94,6 +94,7 @@ def test_a_node_that_goes_away_costs_nothing_but_time(cluster: Any, reference: s
     assert len({record["ran"]["place"] for record in records(tmp_path)}) >= 2
 
 
+@pytest.mark.slow
 def test_fractions_of_gpus_never_overlap_and_all_are_used(cluster: Any, reference: str, tmp_path: Path) -> None:
     options = ["--executor", "ray", "--address", cluster.address, "--gpus-per-task", "0.5", "--seeds", "0,1,2"]
     code, _, err = advbench(tmp_path, *options)
@@ -111,6 +112,7 @@ def test_fractions_of_gpus_never_overlap_and_all_are_used(cluster: Any, referenc
     assert len({place.split(" GPU")[0].split()[1] for place in by_gpu}) == 3
 
 
+@pytest.mark.slow
 def test_a_task_that_no_node_holds_is_one_line(tmp_path: Path) -> None:
     code, _, err = advbench(tmp_path, "--executor", "ray", "--threads", "64")
     assert code == 2
@@ -118,6 +120,7 @@ def test_a_task_that_no_node_holds_is_one_line(tmp_path: Path) -> None:
     assert "the CPUs of the largest Ray node, got 64" in err
 
 
+@pytest.mark.slow
 def test_a_polite_end_and_the_death_of_what_only_watches(reference: str, tmp_path: Path) -> None:
     process = start(tmp_path, "--executor", "ray", "--workers", "2")
     end = time.monotonic() + 400

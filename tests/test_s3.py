@@ -213,6 +213,7 @@ def test_a_run_on_s3_gives_the_same_bytes_through_an_outage_of_10_seconds(
     assert not Storage("s3://results/run").names("leases")
 
 
+@pytest.mark.slow
 def test_a_server_that_stays_away_is_one_line_and_nothing_is_torn(gate: Gate, reference: str, tmp_path: Path) -> None:
     process = start(tmp_path, "--store", "s3://results/away", "--store-patience", "4")
     records = Storage("s3://results/away")

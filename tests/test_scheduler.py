@@ -99,11 +99,13 @@ class Watcher:
 def run(plan: Plan, store: Store, executor: Any, **options: Any) -> Outcome:
     journal = Journal(store.storage)
     journal.open()
+    scheduler = Scheduler(plan, outstanding(plan, store), store, journal, Watcher(), **options)
     try:
-        scheduler = Scheduler(plan, outstanding(plan, store), store, journal, Watcher(), **options)
-        return scheduler.run(executor)
+        outcome = scheduler.run(executor)
     finally:
         journal.close("done")
+    scheduler.drop_left()
+    return outcome
 
 
 @pytest.fixture
@@ -376,6 +378,23 @@ def test_tasks_of_another_driver_are_taken_from_the_store(store: Store) -> None:
     assert "long" not in executor.began
     assert len(outcome.run) == len(GRID) - 1
     assert store.is_done(GRID[4].key, with_artifact=True), "the other driver lives and may still read examples"
+
+
+def test_drivers_that_end_together_leave_no_examples(store: Store) -> None:
+    plan = plan_of(*GRID)
+    journals = [Journal(store.storage), Journal(store.storage)]
+    for journal in journals:
+        journal.open()
+    schedulers = [Scheduler(plan, outstanding(plan, store), store, each, Watcher()) for each in journals]
+    for scheduler in schedulers:
+        scheduler.run(FakeExecutor(store))
+    assert store.is_done(GRID[4].key, with_artifact=True)
+    journals[0].close("done")
+    schedulers[0].drop_left()
+    assert store.is_done(GRID[4].key, with_artifact=True), "the other has not ended"
+    journals[1].close("done")
+    schedulers[1].drop_left()
+    assert not store.is_done(GRID[4].key, with_artifact=True)
 
 
 def test_what_failed_at_another_driver_is_not_tried_again(store: Store) -> None:
