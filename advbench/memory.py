@@ -23,10 +23,16 @@ def total(device: str) -> int | None:
         return None
 
 
-def reset_peak(device: str) -> None:
-    """Begin to measure; gives what is cached on a GPU back to it, so that another process can have it."""
+def release(device: str) -> None:
+    """Give what is cached on a GPU back to it, so that another process can have it."""
     if device.startswith("cuda"):
         torch.cuda.empty_cache()
+
+
+def reset_peak(device: str) -> None:
+    """Begin to measure, with nothing cached."""
+    release(device)
+    if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
     else:
         with contextlib.suppress(OSError):

@@ -115,6 +115,7 @@ class Runner:
             },
             "versions": versions(device),
         }
+        memory.release(device)
         self.store.write_record(task.key, record)
         if task.kind == "train":
             self.store.drop_partial(task.key)

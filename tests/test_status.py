@@ -150,3 +150,22 @@ def test_the_time_left_of_a_task_is_told_by_its_own_progress() -> None:
     assert _Running("here", 0.0, 0.01).left(50.0, 10.0) == pytest.approx(40.0)
     assert _Running("here", 0.0, 0.01).left(None, 10.0) is None
     assert _Running().left(50.0, 10.0) == 50.0
+
+
+def test_a_plan_and_a_report_tell_what_failed_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from advbench.config import make_spec
+    from advbench.run import prepare
+
+    spec = {"defenses": ["erm"], "attacks": ["fgsm"], "eps": [0.1], "limit": 20, "set": {"erm": {"stages": [1]}}}
+    (craft,) = [task for task in prepare(make_spec(spec)).tasks.values() if task.kind == "craft"]
+    store = ["--store", str(tmp_path / "store")]
+    Store(store[1]).write_failure(craft.key, {"reason": "no luck"})
+    assert main(["plan", *QUICK, *store]) == 0
+    assert "1 of the tasks to run failed in an earlier run; only --retry-failed" in capsys.readouterr().out
+    out = tmp_path / "out"
+    assert main(["run", *QUICK, *store, "--out", str(out)]) == 1
+    before = (out / "results.csv").read_bytes()
+    assert b"failed: needs a task that failed: craft fgsm 0.1 on erm, seed 0" in before
+    assert main(["report", str(out), *store]) == 1
+    assert (out / "results.csv").read_bytes() == before
+    capsys.readouterr()
