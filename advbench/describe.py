@@ -26,6 +26,8 @@ from advbench.scheduler import failed_before, outstanding
 from advbench.storage import BRIEF
 from advbench.store import Store
 
+EXTRAS = {"ray": "ray", "s3fs": "s3", "mlflow": "mlflow"}  # libraries and what installs them
+
 
 def plan_lines(plan: Plan, store: Store, *, every_task: bool) -> Iterator[str]:
     """Tasks by kind: how many, how many have to run, what those cost by passes, and by what such tasks took before."""
@@ -149,7 +151,16 @@ def doctor_lines(store: str, data_root: str | None) -> Iterator[tuple[bool, str]
     root = Path(data_root) if data_root else DEFAULT_ROOT.expanduser()
     present = sorted(p.name for p in root.iterdir()) if root.is_dir() else []
     yield True, f"data in {root}: {', '.join(present) if present else 'nothing yet; digits needs none'}"
+    for name in EXTRAS:
+        yield True, _extra(name)
     yield _robustbench_check()
+
+
+def _extra(name: str) -> str:
+    try:
+        return f"extra {EXTRAS[name]}: {name} {importlib.metadata.version(name)}"
+    except importlib.metadata.PackageNotFoundError:
+        return f"extra {EXTRAS[name]}: not installed; pip install 'advbench[{EXTRAS[name]}]'"
 
 
 def _version(name: str) -> tuple[bool, str]:

@@ -16,7 +16,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
-from advbench.errors import StoreError
+from advbench.errors import MissingExtraError, StoreError
 
 AT_ONCE = 16  # requests to a server
 PATIENCE = 120.0  # seconds for which a server that does not answer is tried again
@@ -44,6 +44,7 @@ class Storage:
 
     Raises:
         StoreError: no file system answers to the URL.
+        MissingExtraError: its library is not installed.
     """
 
     def __init__(self, url: str, patience: float = PATIENCE) -> None:
@@ -53,6 +54,10 @@ class Storage:
             raise self.unusable("an empty name")
         try:
             self._fs, root = fsspec.core.url_to_fs(url)
+        except ImportError as error:
+            if url.startswith("s3://"):
+                raise MissingExtraError(f"store {url!r}", "s3fs", "s3") from error
+            raise self.unusable(str(error)) from error
         except Exception as error:  # whatever the file system's library raises
             raise self.unusable(f"{type(error).__name__}: {error}") from error
         self._root = root.rstrip("/")

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from advbench.errors import StoreError
+from advbench.errors import MissingExtraError, StoreError
 from advbench.keys import SCHEMA, canonical, content_key
 from advbench.storage import StoreWarning, write_file
 from advbench.store import Store
@@ -354,7 +354,7 @@ def test_write_that_runs_out_of_space_leaves_the_old_file(store: Store, tmp_path
     before = {path: path.read_bytes() for path in files(tmp_path)}
     code = f"""
 import resource, signal
-from advbench.errors import StoreError
+from advbench.errors import MissingExtraError, StoreError
 from advbench.store import Store
 store = Store({store.url!r})
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -416,6 +416,19 @@ def test_unknown_protocol_is_refused_in_one_line(url: str) -> None:
     with pytest.raises(StoreError, match=r"^store [^\n]*expected a folder or fsspec URL[^\n]*with --store$") as caught:
         Store(url)
     assert "nope" in str(caught.value)
+
+
+def test_a_store_whose_library_is_missing_says_which_extra_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)  # type: ignore[attr-defined]
+    with pytest.raises(MissingExtraError, match=r"^store 's3://b/x' needs s3fs, .*; pip install 'advbench\[s3\]'$"):
+        Store("s3://b/x")
+
+
+@pytest.mark.parametrize("url", ["github://a/b", "reference://"])
+def test_whatever_a_file_system_raises_is_one_line(url: str) -> None:
+    with pytest.raises(StoreError, match=r"^store [^\n]*with --store$"):
+        Store(url)
 
 
 def test_usable_store_is_writable_and_the_probe_goes(any_store: Store, tmp_path: Path) -> None:
