@@ -22,7 +22,6 @@ class Backlog:
 
     def __init__(self, waiting: Mapping[str, Task], estimator: Estimator) -> None:
         self._waiting = dict(waiting)
-        self._tasks = dict(waiting)
         self._users: dict[str, set[str]] = {}
         self._open: dict[str, set[str]] = {}
         for task in waiting.values():
@@ -66,7 +65,6 @@ class Backlog:
         self._waiting[task.key] = task
         self._wait_for(task, {need.key})
         if not underway and need.key not in self._waiting:
-            self._tasks[need.key] = need
             self._open.setdefault(need.key, set())
             self._order[need.key] = (False, self._order[task.key][1], 0)
             self.put(need)

@@ -24,7 +24,7 @@ from advbench.storage import Storage
 BEAT = 5.0  # seconds between two beats of a driver
 GAP = 20.0  # seconds without a look after which a driver's silence is counted anew
 LOOK = 2.0  # seconds between two looks whether other drivers live
-SILENCE = 60.0  # seconds without a beat after which a driver on another machine is dead
+SILENCE = 60.0  # seconds without a beat after which a driver is dead
 
 ENTRY = {  # what every entry holds
     "id": str,
@@ -274,8 +274,18 @@ def read_run(storage: Storage, driver: str) -> Run | None:
         found = json.loads(storage.read(f"runs/{driver}.json") or b"null")
     except (ValueError, RecursionError):
         return None
-    sound = isinstance(found, dict) and all(isinstance(found.get(name), kind) for name, kind in ENTRY.items())
-    return found if sound and found["id"] == driver else None
+    return found if is_entry(found, driver) else None
+
+
+def is_entry(found: object, driver: str) -> bool:
+    """Whether this is what that driver writes into the store."""
+    return (
+        isinstance(found, dict)
+        and all(type(found.get(name)) is kind for name, kind in ENTRY.items())
+        and found["id"] == driver
+        and "born" in found
+        and 0 < found["pid"] < 2**31
+    )
 
 
 def runs(storage: Storage, without: Set[str] = frozenset()) -> Iterator[Run]:

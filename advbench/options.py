@@ -49,7 +49,7 @@ SPEC_OPTIONS = {
     "set": _option(Names | None, "--set", "A hyperparameter: NAME.PARAM=VALUE; repeat for more."),
 }
 
-# The options that make an execution, by the name of its field; a missing default is that of the field.
+# The options that make an execution, by the name of its field, with the field's default.
 EXECUTION_OPTIONS: dict[str, tuple[Any, Any]] = {
     "data_root": (DataRoot, None),
     "store": (StoreUrl, DEFAULT_STORE),

@@ -389,7 +389,7 @@ class Scheduler:
         left = {key: seconds or 0.0 for key, seconds in running.items()}
         tasks = {key: self._tasks[key] for key in self._order if key in keys}
         chain = longest_chain(tasks, lambda task: left.get(task.key, estimator.weight(task)))
-        return max((waiting + sum(left.values())) / max(places, 1), chain)
+        return max((waiting + sum(left.values())) / places, chain)
 
 
 @dataclass

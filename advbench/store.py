@@ -59,16 +59,11 @@ class Store:
 
     def read_record(self, key: str) -> dict[str, Any] | None:
         """The record of a task, or None where there is none that can be trusted."""
-        raw = self.storage.read(self._record_path(key))
+        raw = self.storage.read(record_name(key))
         if raw is None:
             return None
-        try:
-            record: dict[str, Any] = json.loads(raw)
-            digest = record.pop("sha256")
-            sound = record["key"] == key and record["schema"] == SCHEMA and digest == content_key(record)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            sound = False
-        if not sound:
+        record = parse_record(key, raw)
+        if record is None or record["schema"] != SCHEMA:
             self._distrust("record", key)
             return None
         return record
@@ -77,9 +72,7 @@ class Store:
         """Store the record of a finished task; write its artifact first."""
         body = {**record, "key": key, "schema": SCHEMA}
         body["sha256"] = content_key(body)
-        self.storage.write(
-            self._record_path(key), json.dumps(body, indent=1, sort_keys=True, ensure_ascii=False).encode()
-        )
+        self.storage.write(record_name(key), json.dumps(body, indent=1, sort_keys=True, ensure_ascii=False).encode())
 
     def is_done(self, key: str, *, with_artifact: bool) -> bool:
         """Whether the task's record exists and, if that is asked for, the artifact that it vouches for."""
@@ -90,7 +83,7 @@ class Store:
     def done(self, keys: Iterable[str]) -> set[str]:
         """Which of many tasks have a record that can be trusted; those that a listing lacks are not asked for."""
         listed = set(self.storage.names("records"))
-        there = [key for key in keys if self._record_path(key) in listed]
+        there = [key for key in keys if record_name(key) in listed]
         found = self.storage.each(lambda key: self.is_done(key, with_artifact=False), there)
         return {key for key, done in zip(there, found, strict=True) if done}
 
@@ -101,7 +94,7 @@ class Store:
         record = self.read_record(key)
         if record is None:
             return None
-        raw = self.storage.read(self._artifact_path(key))
+        raw = self.storage.read(artifact_name(key))
         if raw is None:
             return None
         if hashlib.sha256(raw).hexdigest() != record.get("artifact"):
@@ -112,12 +105,12 @@ class Store:
 
     def write_artifact(self, key: str, raw: bytes) -> str:
         """Store an artifact; returns its SHA-256, which belongs into the record under `artifact`."""
-        self.storage.write(self._artifact_path(key), raw)
+        self.storage.write(artifact_name(key), raw)
         return hashlib.sha256(raw).hexdigest()
 
     def drop_artifact(self, key: str) -> None:
         """Remove an artifact that nothing needs any more; its record stays."""
-        self.storage.remove(self._artifact_path(key))
+        self.storage.remove(artifact_name(key))
 
     # Why tasks failed
 
@@ -166,14 +159,6 @@ class Store:
     # Files
 
     @staticmethod
-    def _record_path(key: str) -> str:
-        return f"records/{key[:2]}/{key}.json"
-
-    @staticmethod
-    def _artifact_path(key: str) -> str:
-        return f"artifacts/{key[:2]}/{key}.safetensors"
-
-    @staticmethod
     def _failure_path(key: str) -> str:
         return f"failures/{key[:2]}/{key}.json"
 
@@ -184,3 +169,24 @@ class Store:
     def _distrust(self, what: str, key: str) -> None:
         message = f"{what} {key[:12]} in {self.url} is damaged or foreign; it counts as absent"
         warnings.warn(message, StoreWarning, stacklevel=3)
+
+
+def record_name(key: str) -> str:
+    """Where a task's record is."""
+    return f"records/{key[:2]}/{key}.json"
+
+
+def artifact_name(key: str) -> str:
+    """Where a task's artifact is."""
+    return f"artifacts/{key[:2]}/{key}.safetensors"
+
+
+def parse_record(key: str, raw: bytes) -> dict[str, Any] | None:
+    """A record, of any schema, if its digest and key fit; else None."""
+    try:
+        record: dict[str, Any] = json.loads(raw)
+        digest = record.pop("sha256")
+        sound = record["key"] == key and "schema" in record and digest == content_key(record)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    return record if sound else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from advbench.execution import Execution
 from advbench.executors import Began, Ended, Failure, Moved, Said, attempt, from_json, one_line, to_json
 from advbench.executors.local import Device, LocalExecutor, devices
 from advbench.journal import Measured
+from advbench.options import EXECUTION_OPTIONS
 from advbench.plan import Plan, Task
 from advbench.run import prepare
 from advbench.tasks import Runner, Runtime
@@ -345,6 +347,13 @@ BAD = {
 def test_options_that_do_not_go_together_are_one_line(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Execution("store", **options)
+
+
+def test_options_and_execution_have_the_same_defaults() -> None:
+    fields = {field.name: field.default for field in dataclasses.fields(Execution)}
+    assert {name: default for name, (_, default) in EXECUTION_OPTIONS.items() if name != "store"} == {
+        name: default for name, default in fields.items() if name != "store"
+    }
 
 
 def test_a_store_that_workers_do_not_see_is_refused() -> None:

@@ -84,7 +84,7 @@ class Executor(Protocol):
 
     @property
     def places(self) -> int:
-        """How many tasks run at once at most; 0 while that is not known."""
+        """How many tasks run at once at most; at least 1."""
 
     def has_room(self, known: Measured | None) -> bool:
         """Whether a task can be started now that needs what is known of its like; None where that is nothing."""

@@ -22,8 +22,8 @@ from advbench.errors import InputError, StoreError
 from advbench.journal import Journal
 from advbench.keys import SCHEMA, content_key
 from advbench.storage import Storage, StoreWarning
-from advbench.store import Store
-from advbench.upkeep.survey import artifact_name, flaw_of, in_parallel, parse_record, place, record_name, shown
+from advbench.store import Store, artifact_name, parse_record, record_name
+from advbench.upkeep.survey import flaw_of, in_parallel, place, shown
 
 BLOCK = 512  # bytes; a tar consists of whole blocks
 RECORD_LIMIT = 2**26  # most bytes of a record in a tar

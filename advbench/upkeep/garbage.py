@@ -13,7 +13,7 @@ from advbench.journal import SILENCE, Journal, Liveness, State, machine, runs
 from advbench.leases import Leases, in_order
 from advbench.storage import StoreWarning
 from advbench.store import Store
-from advbench.upkeep.survey import Found, Survey, in_parallel, is_run
+from advbench.upkeep.survey import Found, Survey, in_parallel
 
 CHECK = 5.0  # seconds between two looks whether a driver has begun to use the store
 JOURNALS = 20  # of runs that have ended, which are kept for people
@@ -77,7 +77,7 @@ def collect_garbage(
         removed = sweep.carry_out(leases, lambda: _refuse_use(store, liveness, silence, journal.id))
         journal.check()
         for run in runs(store.storage):  # earlier sweeps, which this one replaces, and imports that were killed
-            if is_run(run, run["id"]) and "upkeep" in run and run["id"] != journal.id and not liveness.of(run):
+            if "upkeep" in run and run["id"] != journal.id and not liveness.of(run):
                 store.storage.remove(f"runs/{run['id']}.json")
         state = "done"
     except KeyboardInterrupt:
@@ -169,7 +169,7 @@ class _Sweep:
     def _journals(self) -> Iterator[Garbage]:
         """Damaged ones, and runs' but the last; all have ended or died."""
         yield from _damaged(self._survey.entries("runs"))
-        entries = (run for run in runs(self._storage) if is_run(run, run["id"]) and "upkeep" not in run)
+        entries = (run for run in runs(self._storage) if "upkeep" not in run)
         for _, driver in sorted(((run["started"], run["id"]) for run in entries), reverse=True)[JOURNALS:]:
             name = f"runs/{driver}.json"
             yield "journals", Found("runs", name, driver, self._survey.size(name))
@@ -203,9 +203,7 @@ def _refuse_use(store: Store, liveness: Liveness, silence: float, own: str = "")
         InputError: one does.
     """
     beats: dict[str, int] = {}
-    while living := [
-        run for run in runs(store.storage) if run["id"] != own and is_run(run, run["id"]) and liveness.of(run)
-    ]:
+    while living := [run for run in runs(store.storage) if run["id"] != own and liveness.of(run)]:
         for run in living:
             if run["machine"] == machine() or beats.get(run["id"], run["beats"]) != run["beats"]:
                 who = f"run {run['id'][:8]} ({run.get('about')}), process {run['pid']} on {run.get('host')}"

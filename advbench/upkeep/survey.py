@@ -10,15 +10,16 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import fsspec
 import safetensors
 from fsspec.implementations.local import LocalFileSystem
 
 from advbench.errors import StoreError
-from advbench.keys import SCHEMA, content_key
-from advbench.store import Store
+from advbench.journal import is_entry
+from advbench.keys import SCHEMA
+from advbench.store import Store, artifact_name, parse_record, record_name
 
 THREADS = 8  # files that are read, written or removed at once, and so about the most that are held in memory
 AGE = timedelta(hours=1)  # from which a temporary file's writer is taken for dead
@@ -160,7 +161,7 @@ class Survey:
 
     def entries(self, folder: Literal["failures", "leases", "runs"]) -> Iterator[Found]:
         """What is JSON without a digest."""
-        belongs = {"failures": _is_failure, "leases": _is_lease, "runs": is_run}[folder]
+        belongs = {"failures": _is_failure, "leases": _is_lease, "runs": is_entry}[folder]
         foreign: Verdict = ("damaged", "it does not hold what belongs there")
         return self._judged(folder, lambda key, raw: SOUND if belongs(_parsed(raw), key) else foreign)
 
@@ -239,27 +240,6 @@ def place(name: str) -> tuple[Sort, str]:
     return "foreign", ""
 
 
-def record_name(key: str) -> str:
-    """Where a task's record is."""
-    return f"records/{key[:2]}/{key}.json"
-
-
-def artifact_name(key: str) -> str:
-    """Where a task's artifact is."""
-    return f"artifacts/{key[:2]}/{key}.safetensors"
-
-
-def parse_record(key: str, raw: bytes) -> dict[str, Any] | None:
-    """A record, of any schema, if its digest and key fit; else None."""
-    try:
-        record: dict[str, Any] = json.loads(raw)
-        digest = record.pop("sha256")
-        sound = record["key"] == key and "schema" in record and digest == content_key(record)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
-    return record if sound else None
-
-
 def flaw_of(raw: bytes, digest: str) -> str:
     """What is wrong with an artifact of which a record gives the SHA-256; empty if nothing is."""
     if hashlib.sha256(raw).hexdigest() != digest:
@@ -269,19 +249,6 @@ def flaw_of(raw: bytes, digest: str) -> str:
     except safetensors.SafetensorError as error:
         return f"it is no safetensors file ({error})"
     return ""
-
-
-def is_run(entry: object, driver: str) -> bool:
-    """Whether this is a driver's entry in the store."""
-    texts = dict.fromkeys(("about", "state", "host", "machine", "started", "updated"), str)
-    kinds: dict[str, type] = {**texts, "pid": int, "beats": int}
-    return (
-        isinstance(entry, dict)
-        and entry.get("id") == driver
-        and "born" in entry
-        and all(type(entry.get(name)) is kind for name, kind in kinds.items())
-        and 0 < entry["pid"] < 2**31
-    )
 
 
 def _is_failure(entry: object, key: str) -> bool:
