@@ -41,7 +41,8 @@ class RunSpec(pydantic.BaseModel):
     """What a run computes. Two equal specs on the same data and versions give the same results.
 
     A defense or attack is the name of a plugin, or `name@label` to have one plugin several times with
-    different hyperparameters.
+    different hyperparameters. `affinity` names the attacks whose examples every other defense is judged on, too;
+    None for all of them.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -60,6 +61,7 @@ class RunSpec(pydantic.BaseModel):
     threads: int = pydantic.Field(default=1, ge=1, le=1024)
     sweep: pydantic.StrictBool = False
     budget: int | None = pydantic.Field(default=None, ge=1)
+    affinity: tuple[str, ...] | None = None
     set: dict[str, dict[str, Any]] = {}
 
     @pydantic.field_validator("eps", "seeds", "draws", "limit", "batch_size", "threads", "budget", mode="before")
@@ -78,10 +80,10 @@ class RunSpec(pydantic.BaseModel):
             raise ValueError("names as NAME, LIBRARY:NAME or NAME@LABEL of letters, digits and _ . / + -")
         return values
 
-    @pydantic.field_validator("defenses", "attacks", "eps", "seeds")
+    @pydantic.field_validator("defenses", "attacks", "eps", "seeds", "affinity")
     @classmethod
-    def _distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        repeated = sorted({str(v) for v in values if values.count(v) > 1})
+    def _distinct(cls, values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+        repeated = sorted({str(v) for v in values or () if (values or ()).count(v) > 1})
         if repeated:
             raise ValueError(f"each value once; repeated: {', '.join(repeated)}")
         return values
@@ -100,6 +102,9 @@ class RunSpec(pydantic.BaseModel):
         eps = self.eps or EPS.get(kind, {"linf": COLOUR_EPS["linf"], "l2": COLOUR_EPS["l2"]})[self.norm]
         for value in eps:
             Threat(self.norm, value)
+        for name in self.affinity or ():
+            if name not in self.attacks:
+                raise unknown_name("attack for the affinity matrix", name, kept)
         architecture = self.architecture or DEFAULT_ARCHITECTURES.get(kind, "small_cnn")
         return self.model_copy(
             update={
@@ -218,9 +223,8 @@ def resolve(spec: RunSpec) -> tuple[tuple[Choice, ...], tuple[Choice, ...]]:
             setting for a plugin that the run does not use.
     """
     registry().find("dataset", spec.dataset.partition(":")[0])
-    defenses = tuple(_choose("defense", label, spec) for label in spec.defenses)
-    attacks = tuple(_choose("attack", label, spec) for label in spec.attacks if label != "none")
-    used = {*spec.defenses, *spec.attacks, *(label for choice in (*defenses, *attacks) for label in _lineage(choice))}
+    defenses, attacks = _choices(spec)
+    used = _used(spec)
     for plugin in spec.set:
         if plugin not in used:
             raise unknown_name("plugin in --set", plugin, sorted(used))
@@ -230,6 +234,32 @@ def resolve(spec: RunSpec) -> tuple[tuple[Choice, ...], tuple[Choice, ...]]:
         if spec.budget is not None:
             _check_budget(attack, spec.budget, sweep=spec.sweep)
     return defenses, attacks
+
+
+def narrowed(spec: RunSpec, whole: RunSpec, names: Iterable[str]) -> RunSpec:
+    """The spec without settings for plugins that it leaves out of a whole run.
+
+    Args:
+        spec: a part of the whole, which has the settings of all of it.
+        whole: a run.
+        names: of the plugins whose settings are not needed if the part does not use them.
+
+    Raises:
+        InputError: an unknown plugin or hyperparameter, or a bad value.
+    """
+    left_out = _used(whole).intersection(names) - _used(spec)
+    return spec.model_copy(update={"set": {name: v for name, v in spec.set.items() if name not in left_out}})
+
+
+def _choices(spec: RunSpec) -> tuple[tuple[Choice, ...], tuple[Choice, ...]]:
+    defenses = tuple(_choose("defense", label, spec) for label in spec.defenses)
+    return defenses, tuple(_choose("attack", label, spec) for label in spec.attacks if label != "none")
+
+
+def _used(spec: RunSpec) -> set[str]:
+    """Labels of the plugins that a run uses."""
+    chosen = [choice for kind in _choices(spec) for choice in kind]
+    return {*spec.defenses, *spec.attacks, *(label for choice in chosen for label in _lineage(choice))}
 
 
 def _check_budget(attack: Attack, budget: int, *, sweep: bool) -> None:

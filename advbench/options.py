@@ -46,6 +46,11 @@ SPEC_OPTIONS = {
     "threads": _option(int | None, "--threads", "CPU threads of a task. [default: 1]"),
     "sweep": _option(bool | None, "--sweep/--no-sweep", "Attack eps by eps: what a smaller one broke is left alone."),
     "budget": _option(int | None, "--budget", "Most forward passes of an image in an attack. [default: the attack's]"),
+    "affinity": _option(
+        Names | None,
+        "--affinity",
+        "Attacks whose examples every other defense is judged on, too; none for none. [default: all]",
+    ),
     "set": _option(Names | None, "--set", "A hyperparameter: NAME.PARAM=VALUE; repeat for more."),
 }
 
@@ -144,23 +149,37 @@ def make_spec(file: Path | None, **options: Any) -> RunSpec:
 
     values: dict[str, Any] = {} if file is None else config.parse_toml(file)
     items = options.pop("set", None)
-    readers = {"defenses": _names, "attacks": _names, "eps": _radii, "seeds": integers}
+    whole = dict(values)
+    readers = {"defenses": _names, "attacks": _names, "eps": _radii, "seeds": integers, "affinity": _attacks_or_none}
     for name, value in options.items():
         if value is not None:
             values[name] = readers[name](value) if name in readers else value
-    for plugin, params in config.parse_settings(items or []).items():
+    settings = config.parse_settings(items or [])
+    for plugin, params in settings.items():
         given = values.setdefault("set", {})
         if not isinstance(given, dict) or not isinstance(given.get(plugin, {}), dict):
             raise InputError("setting 'set'", expected="a table for each plugin", got=repr(given))
-        given[plugin] = {**given.get(plugin, {}), **params}
+        values["set"] = {**given, plugin: {**given.get(plugin, {}), **params}}
     for name, option in (("defenses", "--defense"), ("attacks", "--attack")):
         if not values.get(name):
             raise InputError(f"no {name}", remedy=f"name at least one with {option}; 'advbench plugins' lists them")
-    return config.make_spec(values)
+    if all(values[name] == whole.get(name) for name in ("defenses", "attacks")):
+        return config.make_spec(values)
+    # A part of the file's run: what it says of the rest is not needed.
+    if "affinity" in whole and options.get("affinity") is None:
+        values["affinity"] = [name for name in whole["affinity"] if name in values["attacks"]]
+    spec = config.make_spec(values)
+    names = set(whole.get("set", {})) - set(settings)
+    return config.narrowed(spec, config.make_spec({**values, **whole}), names) if names else spec
 
 
 def _names(values: Names) -> list[str]:
     return [name.strip() for value in values for name in value.split(",") if name.strip()]
+
+
+def _attacks_or_none(values: Names) -> list[str]:
+    names = _names(values)
+    return [] if names == ["none"] else names
 
 
 def _radii(values: Names) -> list[float]:

@@ -120,7 +120,8 @@ def make_plan(
                     examples = layout.craft(source, layout.train(source, seed), attack, eps, seed, before)
                     crafted[source.label] = Swept(examples, eps)
                     within = eps if "minimal_norm" in attack.traits else None
-                    for target in defenses:
+                    alone = not attack.init and spec.affinity is not None and attack.label not in spec.affinity
+                    for target in (source,) if alone else defenses:
                         what = f"{attack.label} {eps:.4g} from {source.label}"
                         key = layout.evaluate(target, trained[target.label], examples, what, seed, within)
                         layout.cells.append(Cell(target, source, attack, eps, seed, key))
