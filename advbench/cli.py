@@ -255,7 +255,9 @@ def doctor(*, store: StoreUrl = DEFAULT_STORE, data_root: DataRoot = None) -> No
 
 
 def _print_end(report: "Report", files: tuple[Path, ...]) -> None:
-    _say(report.summary())
+    from advbench.report.markdown import main_table
+
+    _say(main_table(report))
     _say("")
     for path in files:
         _say(str(path))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from advbench.config import Choice, RunSpec
@@ -65,6 +65,20 @@ class Swept(NamedTuple):
     eps: float
 
 
+class Judged(NamedTuple):
+    """What an evaluation judges.
+
+    Attributes:
+        examples: key of the adversarial examples.
+        clean: key of the evaluation of the same target on the images that they were made of.
+        within: the radius to which examples of a minimal-norm attack are brought before they are judged.
+    """
+
+    examples: str
+    clean: str
+    within: float | None
+
+
 class DataIdentity(NamedTuple):
     """What keys and costs need to know of a data set.
 
@@ -83,11 +97,23 @@ class DataIdentity(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """The tasks of a run in an order that respects their needs, and the cells that they fill."""
+    """A run, laid out.
+
+    Attributes:
+        spec: what is computed.
+        tasks: in an order that respects their needs, by key.
+        cells: the rows of `results.csv` that they fill.
+        trained: keys of the trainings by defense and seed.
+        parameters: how many weights each architecture has.
+        data: the data set; None of plans that were merged.
+    """
 
     spec: RunSpec
     tasks: Mapping[str, Task]
     cells: tuple[Cell, ...]
+    trained: Mapping[tuple[str, int], str] = field(default_factory=dict)
+    parameters: Mapping[str, int] = field(default_factory=dict)
+    data: DataIdentity | None = None
 
 
 def make_plan(
@@ -96,6 +122,7 @@ def make_plan(
     attacks: tuple[Choice, ...],
     data: DataIdentity,
     core_version: str,
+    parameters: Mapping[str, int] | None = None,
 ) -> Plan:
     """Lay out a run: train each defense, craft on each as source, evaluate on each as target.
 
@@ -105,13 +132,13 @@ def make_plan(
         attacks: its attacks, resolved.
         data: the data set.
         core_version: the version of advbench, which is in every key.
+        parameters: how many weights each architecture has.
     """
     layout = _Layout(spec, data, core_version)
     for seed in spec.seeds:
         trained = {choice.label: layout.train(choice, seed) for choice in defenses}
-        for target in defenses:
-            key = layout.evaluate(target, trained[target.label], None, "clean", seed)
-            layout.cells.append(Cell(target, target, None, 0.0, seed, key))
+        clean = {t.label: layout.evaluate(t, trained[t.label], None, "clean", seed) for t in defenses}
+        layout.cells += [Cell(target, target, None, 0.0, seed, clean[target.label]) for target in defenses]
         for attack in attacks:
             crafted: dict[str, Swept] = {}
             for eps in filter(None, spec.eps):  # eps 0 is the clean row
@@ -123,9 +150,12 @@ def make_plan(
                     alone = not attack.init and spec.affinity is not None and attack.label not in spec.affinity
                     for target in (source,) if alone else defenses:
                         what = f"{attack.label} {eps:.4g} from {source.label}"
-                        key = layout.evaluate(target, trained[target.label], examples, what, seed, within)
+                        judged = Judged(examples, clean[target.label], within)
+                        key = layout.evaluate(target, trained[target.label], judged, what, seed)
                         layout.cells.append(Cell(target, source, attack, eps, seed, key))
-    return Plan(spec, layout.tasks, tuple(layout.cells))
+    labels = {choice.label for choice in defenses}
+    models = {which: key for which, key in layout.trained.items() if which[0] in labels}
+    return Plan(spec, layout.tasks, tuple(layout.cells), models, parameters or {}, data)
 
 
 def merged(plans: Sequence[Plan]) -> Plan:
@@ -150,11 +180,11 @@ class _Layout:
             "threads": spec.threads,
         }
         self._judged = {"images": self._images, "batch_size": spec.batch_size}
-        self._trained: dict[tuple[str, int], str] = {}
+        self.trained: dict[tuple[str, int], str] = {}
         self._profiles: dict[tuple[str, ...], str] = {}
 
     def train(self, defense: Choice, seed: int) -> str:
-        known = self._trained.get((defense.label, seed))
+        known = self.trained.get((defense.label, seed))
         if known is not None:
             return known
         inputs: dict[str, Any] = {
@@ -169,7 +199,7 @@ class _Layout:
             inputs["init"] = needs[0]
         cost = (defense.passes or 0.0) * self._data.train_count
         key = self._add("train", inputs, needs, f"train {defense.label}, seed {seed}", cost, defense)
-        self._trained[defense.label, seed] = key
+        self.trained[defense.label, seed] = key
         return key
 
     def craft(
@@ -195,19 +225,21 @@ class _Layout:
         passes = min(attack.passes or 0.0, self._spec.budget or math.inf)
         return self._add("craft", inputs, needs, label, passes * self._images, source, attack)
 
-    def evaluate(
-        self, target: Choice, trained: str, examples: str | None, what: str, seed: int, within: float | None = None
-    ) -> str:
-        """`within` is the radius to which examples of a minimal-norm attack are brought before they are judged."""
+    def evaluate(self, target: Choice, trained: str, judged: Judged | None, what: str, seed: int) -> str:
+        """One task for each target and set of examples; None for the clean images.
+
+        That it also reads the evaluation of the clean images is not in the key, whose other inputs name it.
+        """
+        within = judged and judged.within
         inputs = {
             "target": trained,
-            "examples": examples,
+            "examples": judged and judged.examples,
             **({} if within is None else {"within": {"norm": self._spec.norm, "eps": within}}),
             "draws": self._spec.draws,
             "seed": seed,
             **self._judged,
         }
-        needs = (trained,) if examples is None else (trained, examples)
+        needs = (trained, judged.examples, judged.clean) if judged else (trained,)
         label = f"evaluate {target.label} on {what}, seed {seed}"
         forward_share = 1 / 3  # a backward pass costs about two forward ones
         return self._add("evaluate", inputs, needs, label, forward_share * self._spec.draws * self._images, target)

@@ -17,14 +17,13 @@ from advbench.executors import Executor
 from advbench.journal import Journal, State
 from advbench.plan import Plan, Task, make_plan
 from advbench.registry import registry
-from advbench.report import Report, collect
+from advbench.report import FILES, Report, collect
 from advbench.scheduler import Outcome, Scheduler, Watcher, failed_before
 from advbench.storage import write_file
 from advbench.store import Store
 from advbench.tasks import Record, identify
 
 TRACKER_FAILURES = 3  # in a row, after which a tracker is left alone
-FILES = ("spec.toml", "results.csv", "leaderboard.csv", "leaderboard.md", "affinity.csv", "retention.csv")
 
 
 @dataclass(frozen=True)
@@ -48,10 +47,11 @@ def prepare(spec: RunSpec, data_root: str | None = None) -> Plan:
     """
     defenses, attacks = resolve(spec)
     dataset = load_dataset(spec.dataset, data_root)
+    parameters = {}
     for name in sorted({choice.architecture["name"] for choice in defenses}):
-        build(name, dataset.train, seed=0)
+        parameters[name] = sum(weights.numel() for weights in build(name, dataset.train, seed=0).parameters())
     core = registry().find("dataset", "digits").version
-    return make_plan(spec, defenses, attacks, identify(dataset), core)
+    return make_plan(spec, defenses, attacks, identify(dataset), core, parameters)
 
 
 def carry_out(
@@ -171,7 +171,7 @@ def check_writable(out: Path) -> None:
         InputError: it cannot.
     """
     probe = out / ".advbench-write-test"
-    for name in FILES:
+    for name in ("spec.toml", *FILES):
         if (out / name).is_dir():
             raise InputError(f"output folder {out}", expected=f"no folder named {name} in it", remedy="move it away")
     try:

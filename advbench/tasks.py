@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import functools
 import importlib.metadata
 import json
@@ -15,6 +16,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import safetensors.numpy
 import safetensors.torch
 import torch
@@ -28,13 +30,14 @@ from advbench.classifier import Classifier
 from advbench.datasets import Dataset, limited, load_dataset
 from advbench.errors import GoneError, InputError, PluginError
 from advbench.harness import Earlier, craft, evaluate
-from advbench.metrics import Predictions, retention, uncertainty
+from advbench.metrics import Predictions, calibration, detection, histogram, retention, shared_spread, uncertainty
 from advbench.plan import DataIdentity, Task
 from advbench.registry import registry
 from advbench.seeds import derive
 from advbench.storage import PATIENCE
 from advbench.store import Store
 
+ENTROPIES = ("total", "aleatoric", "epistemic")  # measures of uncertainty of which whole distributions are kept
 VANISHED = 0.01  # share of gradients that are exactly zero from which an evaluation is flagged
 
 Record = dict[str, Any]
@@ -253,7 +256,16 @@ class Runner:
         flags = ["one_draw"] if clf.stochastic and predictions.draws == 1 else []
         if attack.get("vanished_gradients", 0.0) > VANISHED:
             flags.append("vanished_gradients")
-        return {**summary(predictions), "attack": attack, "flags": flags}, safetensors.numpy.save(predictions.arrays())
+        clean = None if inputs["examples"] is None else self._clean(task)
+        result = {**summary(predictions, clean), "attack": attack, "flags": flags}
+        return result, safetensors.numpy.save(predictions.arrays())
+
+    def _clean(self, task: Task) -> Predictions | None:
+        """What the same draws say of the clean images, if the task was planned with that."""
+        for key in task.needs:
+            if key not in (task.inputs["target"], task.inputs["examples"]):
+                return read_predictions(self.store, key)
+        return None
 
     def _checked_dataset(self, inputs: Mapping[str, Any]) -> Dataset:
         dataset = self.dataset()
@@ -297,14 +309,36 @@ class Runner:
         return clf
 
 
-def summary(predictions: Predictions) -> dict[str, Any]:
-    """The metrics of one cell as JSON values: accuracies, intervals, uncertainty, retention."""
-    measures = uncertainty(predictions)
-    curve = retention(predictions.ensemble_correct, measures.total)
+def read_predictions(store: Store, key: str) -> Predictions:
+    """What an evaluation stored.
+
+    Raises:
+        GoneError: the store has it no more.
+    """
+    raw = store.read_artifact(key)
+    if raw is None:
+        raise GoneError(key)
+    return Predictions(**safetensors.numpy.load(raw))
+
+
+def summary(predictions: Predictions, clean: Predictions | None = None) -> dict[str, Any]:
+    """The metrics of one cell as JSON values: all that reports say of it.
+
+    Args:
+        predictions: of the cell's images.
+        clean: by the same draws, of the images before the attack; None where those are the cell's own.
+    """
+    measures = uncertainty(predictions)._asdict()
+    entropies = {name: measures[name] for name in ENTROPIES}
     draws = predictions.draw_accuracies
+    classes = predictions.mean_probs.shape[1]
+    found = {}
+    if clean is not None:
+        before = uncertainty(clean)._asdict()
+        found = {"detection": {name: detection(before[name], measures[name])._asdict() for name in measures}}
     return {
         "n_examples": len(predictions),
-        "classes": predictions.mean_probs.shape[1],
+        "classes": classes,
         "draws": predictions.draws,
         "accuracy": predictions.accuracy,
         "accuracy_interval": list(predictions.interval),
@@ -312,8 +346,13 @@ def summary(predictions: Predictions) -> dict[str, Any]:
         "draw_accuracy_interval": list(predictions.draw_interval),
         "draw_accuracy_min": float(draws.min()),
         "draw_accuracy_max": float(draws.max()),
-        "uncertainty": {name: float(values.mean()) for name, values in measures._asdict().items()},
-        "retention": curve._asdict(),
+        "right": base64.b64encode(np.packbits(predictions.ensemble_correct).tobytes()).decode(),
+        "draw_variance": shared_spread(predictions).variance,
+        "uncertainty": {name: float(values.mean()) for name, values in measures.items()},
+        "histograms": {name: histogram(values, classes) for name, values in entropies.items()},
+        "retention": {name: retention(predictions.ensemble_correct, v)._asdict() for name, v in entropies.items()},
+        "calibration": calibration(predictions)._asdict(),
+        **found,
     }
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from advbench.api import Data
-from advbench.architectures import Normalize, SpatialTransformer, build
+from advbench.architectures import MaxPool, Normalize, SpatialTransformer, build
 from advbench.errors import InputError
 from advbench.registry import registry
 
@@ -217,3 +217,20 @@ def inner(net: nn.Module) -> nn.Sequential:
     layers = net.get_submodule("1")
     assert isinstance(layers, nn.Sequential)
     return layers
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("size", [(8, 8), (7, 9), (2, 3)])
+def test_pooling_is_torchs_to_the_bit(dtype: torch.dtype, size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, *size).relu().mul(4).round().to(dtype)  # with many ties
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    pooled, expected = MaxPool()(ours), torch.nn.functional.max_pool2d(theirs, 2)
+    weight = torch.randn(expected.shape).to(dtype)
+    pooled.backward(weight)
+    expected.backward(weight)
+    assert torch.equal(pooled, expected)
+    assert torch.equal(MaxPool()(x), expected)
+    assert ours.grad is not None
+    assert theirs.grad is not None
+    assert torch.equal(ours.grad, theirs.grad)

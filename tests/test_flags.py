@@ -17,6 +17,7 @@ from advbench.harness import craft, evaluate
 from advbench.plan import Cell
 from advbench.registry import Entry
 from advbench.report.flags import FLAGS, suspicious
+from advbench.report.judgements import judgement_of
 from advbench.tasks import VANISHED, summary
 
 COUNT = 200
@@ -96,7 +97,13 @@ def cells(
             crafted = craft(attack, model, x, y, Threat("linf", eps))
             key = f"{name} {eps}"
             records[key] = {
-                "result": {**summary(evaluate(model, crafted.images, y, 2)), "share": crafted.vanished_gradients}
+                "result": {
+                    **summary(evaluate(model, crafted.images, y, 2)),
+                    "attack": {"forward_passes": 0.0, "backward_passes": 0.0, "seconds": 0.0},
+                    "share": crafted.vanished_gradients,
+                },
+                "seconds": 0.0,
+                "versions": {},
             }
             found.append(Cell(target, target, choice, eps, 0, key))
     return records, found
@@ -105,7 +112,8 @@ def cells(
 def flags(model: nn.Module, attacks: dict[str, dict[str, object]], radii: list[float]) -> set[str]:
     """All flags of a run."""
     records, found = cells(model, attacks, radii)
-    raised = {flag for some in suspicious(found, records, "linf").values() for flag in some}
+    judged = [judgement_of(records[cell.key]) for cell in found]
+    raised = {flag for some in suspicious(found, judged, "linf").values() for flag in some}
     vanished = any(record["result"]["share"] > VANISHED for record in records.values())  # type: ignore[index]
     return raised | ({"vanished_gradients"} if vanished else set())
 

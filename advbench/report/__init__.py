@@ -1,4 +1,6 @@
-"""From records to tables: results, leaderboard, affinity and retention, as CSV and Markdown."""
+"""From records to tables, figures and a page."""
 
+from advbench.report.tables import FILES as FILES
 from advbench.report.tables import Report as Report
 from advbench.report.tables import collect as collect
+from advbench.report.tables import read_report as read_report

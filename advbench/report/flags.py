@@ -5,13 +5,12 @@ All of them compare 95 % intervals, so that noise alone raises none.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from advbench.plan import Cell
-
-Record = Mapping[str, Any]
+from advbench.report.judgements import Judgement
 
 FLAGS = {
     "one_draw": "a random defense was judged by one draw: the intervals know nothing of other draws",
@@ -49,21 +48,18 @@ class _Seen(NamedTuple):
         return attack is not None and attack.passes is not None and attack.passes <= 1
 
 
-def suspicious(cells: Iterable[Cell], records: Mapping[str, Record | None], norm: str) -> dict[int, list[str]]:
+def suspicious(cells: Sequence[Cell], judged: Sequence[Judgement | None], norm: str) -> dict[int, list[str]]:
     """The flags that arise between cells, by the cell's position.
 
     Args:
         cells: of a run.
-        records: of its evaluations, by key; None where one is missing.
+        judged: how each was judged; None where that is missing.
         norm: of the run.
     """
     groups: dict[tuple[str, int], list[_Seen]] = {}
-    for index, cell in enumerate(cells):
-        record = records[cell.key]
-        if record is not None and cell.attack is not None:
-            result = record["result"]
-            low, high = result["accuracy_interval"]
-            seen = _Seen(index, cell, low, high, result["classes"])
+    for index, (cell, judgement) in enumerate(zip(cells, judged, strict=True)):
+        if judgement is not None and cell.attack is not None:
+            seen = _Seen(index, cell, *judgement.interval, judgement.classes)
             groups.setdefault((cell.defense.label, cell.seed), []).append(seen)
     found: dict[int, set[str]] = {}
     for group in groups.values():

@@ -1,67 +1,85 @@
-"""The tables of a run, as data frames made from records alone."""
+"""The tables of a run, as data frames made from records, or read back from its files."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from advbench.metrics import affinity
+from advbench.errors import InputError
 from advbench.plan import Cell, Plan
+from advbench.report import uncertainty
 from advbench.report.flags import suspicious
-from advbench.report.markdown import main_table, render
+from advbench.report.judgements import NUMBERS, Judgement, is_own, judgements
+from advbench.report.ranks import leaderboard_table, with_own_source
+from advbench.report.transfers import COLUMNS as AFFINITY_COLUMNS
+from advbench.report.transfers import affinity_table
 from advbench.store import Store
-
-Record = Mapping[str, Any]
 
 RESULT_COLUMNS = (
     "dataset architecture defense defense_params attack attack_params source norm eps seed n_examples draws "
     "accuracy accuracy_low accuracy_high draw_accuracy_mean draw_accuracy_low draw_accuracy_high "
     "draw_accuracy_min draw_accuracy_max forward_passes backward_passes seconds flags key versions"
 ).split()
-
+MODEL_COLUMNS = "defense seed architecture parameters posterior seconds key versions".split()
 COUNTS = ("n_examples", "draws")
+MEASURED = ("results", "models", "affinity", "retention", "uncertainty", "histograms")
+FILES = (*(f"{name}.csv" for name in MEASURED), "leaderboard.csv", "leaderboard.md")
+TEXTS = "defense defense_params attack attack_params source flags key versions reason images measure counts posterior"
 
 
 @dataclass(frozen=True)
 class Report:
-    """The tables of a run.
+    """The tables of a run; all but the leaderboard, which follows from them, are measured.
 
     Attributes:
         results: a row for each (source, target, attack, eps, seed), columns as `RESULT_COLUMNS`.
-        leaderboard: a row for each defense, the most robust first.
+        models: a row for each (defense, seed): its net's weights, how long it trained, the key of its training.
         affinity: a row for each (attack, eps, seed, source, target).
-        retention: a row for each (defense, attack, eps, seed, fraction kept); clean and white-box.
+        retention: a row for each (defense, attack, eps, seed, measure, fraction kept); clean and white-box.
+        uncertainty: a row for each (defense, attack, eps, seed): calibration, uncertainty, detection; and for each
+            (defense, seed) and set of out-of-distribution images.
+        histograms: likewise, for each measure of uncertainty in nats.
     """
 
     results: pd.DataFrame
-    leaderboard: pd.DataFrame
+    models: pd.DataFrame
     affinity: pd.DataFrame
     retention: pd.DataFrame
+    uncertainty: pd.DataFrame
+    histograms: pd.DataFrame
+
+    @cached_property
+    def leaderboard(self) -> pd.DataFrame:
+        """A row for each defense, the most robust first."""
+        return leaderboard_table(self.results, self.retention, self.models)
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The tables that were measured, by the name of their file."""
+        return {f"{name}.csv": getattr(self, name) for name in MEASURED}
+
+    def files(self) -> dict[str, str]:
+        """The text of each file by its name: all tables as CSV, and the leaderboard as Markdown too."""
+        frames = {**self.tables(), "leaderboard.csv": self.leaderboard}
+        return {**{name: to_csv(frame) for name, frame in frames.items()}, "leaderboard.md": self.markdown()}
 
     def markdown(self) -> str:
         """The leaderboard and what it rests on, for people."""
-        return render(self.results, self.leaderboard, self.affinity, self.retention)
+        from advbench.report.markdown import render
 
-    def summary(self) -> str:
-        """The main table, for the end of a run."""
-        return main_table(self.results, self.leaderboard)
+        return render(self)
 
-    def files(self) -> dict[str, str]:
-        """The text of each file by its name."""
-        frames = {
-            "results.csv": self.results,
-            "leaderboard.csv": self.leaderboard,
-            "affinity.csv": self.affinity,
-            "retention.csv": self.retention,
-        }
-        texts = {name: frame.to_csv(index=False, lineterminator="\n") for name, frame in frames.items()}
-        return {**texts, "leaderboard.md": self.markdown()}
+
+def to_csv(frame: pd.DataFrame) -> str:
+    """A table as CSV, in which every number reads back as it was."""
+    text: str = frame.to_csv(index=False, lineterminator="\n")
+    return text
 
 
 def collect(plan: Plan, store: Store, failed: Mapping[str, str] | None = None) -> Report:
@@ -72,27 +90,73 @@ def collect(plan: Plan, store: Store, failed: Mapping[str, str] | None = None) -
         store: its records.
         failed: why each failed task failed, by key; shown in the cells that it was to fill.
     """
-    keys = [cell.key for cell in plan.cells]
-    records = dict(zip(keys, store.storage.each(store.read_record, keys), strict=True))
-    reasons = failed or {}
-    flags = suspicious(plan.cells, records, plan.spec.norm)
-    rows = [
-        _result_row(plan, cell, records[cell.key], reasons.get(cell.key), flags.get(index, []))
-        for index, cell in enumerate(plan.cells)
-    ]
-    results = pd.DataFrame(rows, columns=RESULT_COLUMNS).astype(dict.fromkeys(COUNTS, "Int64"))
-    own, mutual = np.array([[_is_own(cell), not _is_transfer(cell)] for cell in plan.cells]).T
-    curves = _retention_table(plan, records)
-    return Report(results, _leaderboard_table(results[own], curves), _affinity_table(results[mutual]), curves)
+    judged = list(judgements(plan, store))
+    results = _results(plan, judged, failed or {})
+    apart = with_own_source(results)
+    mutual = ~results.attack.isin(apart)
+    details = list(_details(plan, judged))
+    return Report(
+        results=results,
+        models=_models(plan, store),
+        affinity=affinity_table(results[mutual], [j for j, kept in zip(judged, mutual, strict=True) if kept]),
+        retention=uncertainty.retention_table(details),
+        uncertainty=uncertainty.uncertainty_table(details),
+        histograms=uncertainty.histogram_table(details),
+    )
 
 
-def _is_own(cell: Cell) -> bool:
-    """Whether a cell says how its defense stands up to an attack: crafted on itself, or on the attack's one source."""
-    return cell.source == cell.defense or _is_transfer(cell)
+def read_report(folder: Path) -> Report:
+    """The tables that a folder holds; `results.csv` must be there, from which the affinities follow if need be.
+
+    Raises:
+        InputError: a file cannot be read, or lacks a column.
+    """
+    results = _read(folder / "results.csv", RESULT_COLUMNS)
+    mutual = ~results.attack.isin(with_own_source(results))
+    found = {
+        name: _read(folder / f"{name}.csv", columns) if (folder / f"{name}.csv").exists() else None
+        for name, columns in (
+            ("models", MODEL_COLUMNS),
+            ("affinity", AFFINITY_COLUMNS),
+            ("retention", uncertainty.RETENTION_COLUMNS),
+            ("uncertainty", uncertainty.UNCERTAINTY_COLUMNS),
+            ("histograms", uncertainty.HISTOGRAM_COLUMNS),
+        )
+    }
+    if found["affinity"] is None:
+        found["affinity"] = affinity_table(results[mutual])
+    empty = {
+        "models": MODEL_COLUMNS,
+        "retention": uncertainty.RETENTION_COLUMNS,
+        "uncertainty": uncertainty.UNCERTAINTY_COLUMNS,
+        "histograms": uncertainty.HISTOGRAM_COLUMNS,
+    }
+    frames = {name: pd.DataFrame(columns=empty[name]) if frame is None else frame for name, frame in found.items()}
+    return Report(results=results, **frames)
 
 
-def _is_transfer(cell: Cell) -> bool:
-    return cell.attack is not None and cell.attack.init is not None
+def _read(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    texts = dict.fromkeys(TEXTS.split(), str)
+    try:
+        frame = pd.read_csv(
+            path,
+            dtype=texts,
+            keep_default_na=False,
+            na_values={name: [""] for name in _numeric(columns)},
+            float_precision="round_trip",
+        )
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error).partition("\n")[0]
+        raise InputError(f"table {path}", expected="a CSV file that advbench wrote", got=reason) from error
+    missing = [name for name in columns if name not in frame]
+    if missing:
+        raise InputError(f"table {path}", expected=f"columns {', '.join(columns)}", got=f"no {', '.join(missing)}")
+    return frame.astype({name: "Int64" for name in COUNTS if name in frame})
+
+
+def _numeric(columns: Sequence[str]) -> list[str]:
+    texts = {*TEXTS.split(), "dataset", "architecture", "norm"}
+    return [name for name in columns if name not in texts]
 
 
 def _identity(plan: Plan, cell: Cell) -> dict[str, Any]:
@@ -119,136 +183,67 @@ def _attack_params(plan: Plan, cell: Cell) -> Mapping[str, Any]:
     return {**cell.attack.params, **settings}
 
 
-def _result_row(plan: Plan, cell: Cell, record: Record | None, reason: str | None, flags: list[str]) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        **_identity(plan, cell),
-        "defense_params": _one_line(cell.defense.params),
-        "attack_params": _one_line(_attack_params(plan, cell)),
-        "key": cell.key,
-    }
-    if record is None:
-        return row | {"flags": f"failed: {reason}" if reason else "missing", "versions": ""}
-    result = record["result"]
-    attack = result["attack"]
-    return row | {
-        "n_examples": result["n_examples"],
-        "draws": result["draws"],
-        "accuracy": result["accuracy"],
-        "accuracy_low": result["accuracy_interval"][0],
-        "accuracy_high": result["accuracy_interval"][1],
-        "draw_accuracy_mean": result["draw_accuracy"],
-        "draw_accuracy_low": result["draw_accuracy_interval"][0],
-        "draw_accuracy_high": result["draw_accuracy_interval"][1],
-        "draw_accuracy_min": result["draw_accuracy_min"],
-        "draw_accuracy_max": result["draw_accuracy_max"],
-        "forward_passes": attack["forward_passes"],
-        "backward_passes": attack["backward_passes"],
-        "seconds": round(record["seconds"] + attack["seconds"], 3),
-        "flags": ";".join([*result.get("flags", []), *flags]),
-        "versions": _one_line(record["versions"]),
-    }
+def _results(plan: Plan, judged: Sequence[Judgement | None], reasons: Mapping[str, str]) -> pd.DataFrame:
+    """`results.csv`, column by column."""
+    cells = plan.cells
+    columns: dict[str, Any] = {name: [] for name in RESULT_COLUMNS}
+    doubts = suspicious(cells, judged, plan.spec.norm)
+    params: dict[tuple[str, str], str] = {}
+    absent = (None,) * len(NUMBERS)
+    for index, (cell, judgement) in enumerate(zip(cells, judged, strict=True)):
+        for name, value in _identity(plan, cell).items():
+            columns[name].append(value)
+        attack = columns["attack"][-1]
+        for kind, label, values in (
+            ("defense", cell.defense.label, cell.defense.params),
+            ("attack", attack, None),
+        ):
+            if (kind, label) not in params:
+                params[kind, label] = _one_line(_attack_params(plan, cell) if values is None else values)
+            columns[f"{kind}_params"].append(params[kind, label])
+        for name, number in zip(NUMBERS, judgement.numbers if judgement else absent, strict=True):
+            columns[name].append(number)
+        reason = reasons.get(cell.key)
+        if judgement:
+            columns["flags"].append(";".join([*judgement.flags, *doubts.get(index, ())]))
+        else:
+            columns["flags"].append(f"failed: {reason}" if reason else "missing")
+        columns["key"].append(cell.key)
+        columns["versions"].append(judgement.versions if judgement else "")
+    frame = pd.DataFrame(columns, columns=RESULT_COLUMNS)
+    floats = [name for name in NUMBERS if name not in COUNTS]
+    return frame.astype({**dict.fromkeys(COUNTS, "Int64"), **dict.fromkeys(floats, "float64")})
 
 
 def _one_line(values: Mapping[str, Any]) -> str:
     return json.dumps(dict(values), sort_keys=True)
 
 
-def _retention_table(plan: Plan, records: Mapping[str, Record | None]) -> pd.DataFrame:
+def _details(plan: Plan, judged: Sequence[Judgement | None]) -> Iterator[tuple[dict[str, Any], Mapping[str, Any]]]:
+    """What the records of a defense's own cells say in detail."""
+    for cell, judgement in zip(plan.cells, judged, strict=True):
+        if judgement is not None and judgement.details is not None and is_own(cell):
+            images = "clean" if cell.attack is None else "attacked"
+            yield {**_identity(plan, cell), "images": images, "classes": judgement.classes}, judgement.details
+
+
+def _models(plan: Plan, store: Store) -> pd.DataFrame:
     rows = []
-    for cell in plan.cells:
-        record = records[cell.key]
-        if record is None or not _is_own(cell):
-            continue
-        curve = record["result"]["retention"]
-        points = zip(curve["fractions"], curve["counts"], curve["accuracies"], strict=True)
-        for kept, count, accuracy in points:
-            rows.append(
-                _identity(plan, cell) | {"kept": kept, "n_kept": count, "accuracy": accuracy, "area": curve["area"]}
-            )
-    columns = "dataset architecture defense attack source norm eps seed".split()
-    return pd.DataFrame(rows, columns=[*columns, "kept", "n_kept", "accuracy", "area"])
-
-
-AFFINITY_COLUMNS = (
-    "dataset",
-    "architecture",
-    "attack",
-    "norm",
-    "eps",
-    "seed",
-    "source",
-    "target",
-    "affinity",
-    "clean_accuracy",
-    "transfer_accuracy",
-    "white_box_accuracy",
-    "reason",
-)
-
-
-def _affinity_table(results: pd.DataFrame) -> pd.DataFrame:
-    """Adv-BNN eq. 17 for every pair; undefined values keep the reason."""
-    attacked = results[results.attack != "none"].rename(columns={"defense": "target", "accuracy": "transfer_accuracy"})
-    cell = ["attack", "eps", "target", "seed"]
-    white = attacked[attacked.source == attacked.target].set_index(cell).transfer_accuracy
-    clean = results[results.attack == "none"].set_index(["defense", "seed"]).accuracy
-    pairs = pd.MultiIndex.from_frame(attacked[["target", "seed"]])
-    table = attacked.assign(
-        clean_accuracy=clean.reindex(pairs).to_numpy(),
-        white_box_accuracy=white.reindex(pd.MultiIndex.from_frame(attacked[cell])).to_numpy(),
-    )
-    accuracies = table[["clean_accuracy", "transfer_accuracy", "white_box_accuracy"]].astype(float).to_numpy()
-    rhos = [affinity(*row) for row in accuracies.tolist()]
-    table = table.assign(affinity=[rho.value for rho in rhos], reason=[rho.reason for rho in rhos])
-    return table[list(AFFINITY_COLUMNS)]
-
-
-def _leaderboard_table(own: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
-    """A row for each defense: clean accuracy, accuracy under each attack, and the lowest of them.
-
-    Several seeds: mean of accuracies and of interval ends (images are shared, so seeds do not narrow them),
-    and the deviation over seeds.
-    """
-    headline = own.eps.max()
-    rows = []
-    for defense, mine in own.groupby("defense", sort=False):
-        row: dict[str, Any] = {
-            "defense": defense,
-            "dataset": mine.dataset.iloc[0],
-            "architecture": mine.architecture.iloc[0],
-            "norm": mine.norm.iloc[0],
-            "seeds": mine.seed.nunique(),
-            "n_examples": mine.n_examples.max(),
-            "draws": mine.draws.max(),
-            **_accuracy_columns("clean", mine[mine.attack == "none"]),
-        }
-        at_headline: dict[str, float] = {}
-        for (attack, eps), cells in mine[mine.attack != "none"].groupby(["attack", "eps"], sort=False):
-            columns = _accuracy_columns(f"{attack}@{eps:.10g}", cells)
-            row |= columns
-            if eps == headline:
-                at_headline[str(attack)] = next(iter(columns.values()))
-        # The lowest of some attacks says nothing as long as another one is missing.
-        missing = any(map(math.isnan, at_headline.values())) or not at_headline
-        worst_attack = "" if missing else min(at_headline, key=lambda attack: at_headline[attack])
-        worst = math.nan if missing else at_headline[worst_attack]
-        clean_curves = curves[(curves.defense == defense) & (curves.attack == "none")]
-        complete = clean_curves.seed.nunique() == mine.seed.nunique()
-        area = clean_curves.area.mean() if complete else math.nan
-        failed = int((~mine.accuracy.notna()).sum())
+    for (label, seed), key in plan.trained.items():
+        record = store.read_record(key)
+        architecture = next(cell.defense.architecture["name"] for cell in plan.cells if cell.defense.label == label)
+        classifier = record["result"]["classifier"] if record else {}
         rows.append(
-            row | {"worst": worst, "worst_attack": worst_attack, "retention_area": area, "failed_cells": failed}
+            {
+                "defense": label,
+                "seed": seed,
+                "architecture": architecture,
+                "parameters": plan.parameters.get(architecture),
+                "posterior": classifier.get("posterior", ""),
+                "seconds": record["seconds"] if record else math.nan,
+                "key": key,
+                "versions": _one_line(record["versions"]) if record else "",
+            }
         )
-    frame = pd.DataFrame(rows)
-    order = ["worst", "clean"] if frame.worst.notna().any() else ["clean"]
-    return frame.sort_values(order, ascending=False, kind="stable", na_position="last")
-
-
-def _accuracy_columns(name: str, cells: pd.DataFrame) -> dict[str, float]:
-    """Mean accuracy and interval over seeds; NaN as soon as one seed is missing, never a mean of the rest."""
-    mean = {
-        name: cells.accuracy.mean(skipna=False),
-        f"{name}_low": cells.accuracy_low.mean(skipna=False),
-        f"{name}_high": cells.accuracy_high.mean(skipna=False),
-    }
-    return mean | ({f"{name}_sd": cells.accuracy.std(ddof=1, skipna=False)} if len(cells) > 1 else {})
+    frame = pd.DataFrame(rows, columns=MODEL_COLUMNS)
+    return frame.astype({"parameters": "Int64"})

@@ -1,4 +1,4 @@
-"""Pure functions of predictions: accuracies and their intervals, affinity, uncertainty, retention, detection."""
+"""What the draws of a classifier say of images, and intervals of the accuracies that follow."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from advbench.errors import InputError
 Floats = NDArray[np.floating]
 Bools = NDArray[np.bool_]
 
-RETENTION_FRACTIONS = (0.2, 0.4, 0.6, 0.8, 1.0)
 CONFIDENCE = 0.95
 RESAMPLES = 200
 
@@ -190,18 +189,30 @@ def ensemble_interval(predictions: Predictions) -> Interval:
     flips. In simulations with 20 draws and 50 images it covers in 92 to 98 % of cases; in 90 % where draws are
     so unlike that many of them are wrong on nearly all images.
     """
-    count, draws, share = len(predictions), predictions.draws, predictions.resampled_share
+    count, share = len(predictions), predictions.resampled_share
     mean = predictions.accuracy
     if mean in (0.0, 1.0):
         mean = float(share.mean())  # what other draws would have found
-    if draws == 1 or mean in (0.0, 1.0) or np.isin(share, (0.0, 1.0)).all():
+    if predictions.draws == 1 or mean in (0.0, 1.0) or np.isin(share, (0.0, 1.0)).all():
         return wilson(predictions.accuracy, count)
-    flips = float((share * (1 - share)).mean()) / count
-    spread = float(predictions.resampled_accuracy.var(ddof=1))
-    shared = Spread(max(0.0, spread - flips) * draws / (draws - 1), draws - 1)
     image_part = Spread(mean * (1 - mean) / count, math.inf)
-    low, high = _combined(mean, shared, image_part, Spread(0.0, math.inf), least=image_part.variance)
+    low, high = _combined(
+        mean, shared_spread(predictions), image_part, Spread(0.0, math.inf), least=image_part.variance
+    )
     return Interval(min(low, predictions.accuracy), max(high, predictions.accuracy))
+
+
+def shared_spread(predictions: Predictions) -> Spread:
+    """Variance of the ensemble's accuracy by what the choice of K draws does to all images alike; 0 of one draw.
+
+    The variance over bootstrap resamples of the draws, times K / (K - 1), less the part that is single images' flips.
+    """
+    draws, share = predictions.draws, predictions.resampled_share
+    if draws == 1:
+        return Spread(0.0, 1)
+    flips = float((share * (1 - share)).mean()) / len(predictions)
+    spread = float(predictions.resampled_accuracy.var(ddof=1))
+    return Spread(max(0.0, spread - flips) * draws / (draws - 1), draws - 1)
 
 
 def _resampled(probs: Floats, mean: Floats, labels: NDArray[np.int64]) -> Bools:
@@ -234,131 +245,3 @@ def _combined(mean: float, draws: Spread, images: Spread, rest: Spread, *, least
     scatter = sum(part.variance**2 / part.freedom for part in (draws, images, rest))
     freedom = variance**2 / scatter if scatter else math.inf
     return wilson(mean, mean * (1 - mean) / variance, freedom)
-
-
-class Affinity(NamedTuple):
-    """How well attacks on A transfer to B, and the reason where that is undefined (then the value is NaN)."""
-
-    value: float
-    reason: str = ""
-
-
-def affinity(clean: float, transfer: float, white_box: float) -> Affinity:
-    """rho[A -> B] = (Acc[B] - Acc[B|A]) / (Acc[B] - Acc[B|B]) (Adv-BNN eq. 17).
-
-    All three of one target B on the same images at one eps, as fractions: 0 where attacks on A do nothing to
-    B, 1 where they hurt as much as attacks on B itself.
-
-    Args:
-        clean: accuracy of B on clean images, Acc[B].
-        transfer: accuracy of B on examples crafted on A, Acc[B|A].
-        white_box: accuracy of B on examples crafted on itself, Acc[B|B].
-    """
-    if not all(map(math.isfinite, (clean, transfer, white_box))):
-        return Affinity(math.nan, "an accuracy is missing")
-    if clean - white_box <= 0:
-        return Affinity(math.nan, "the attack on the target itself does not lower its accuracy")
-    return Affinity((clean - transfer) / (clean - white_box))
-
-
-class Uncertainty(NamedTuple):
-    """Measures of uncertainty of each image, each `(N,)`; entropies in nats.
-
-    Attributes:
-        total: entropy of the mean softmax, H(mean p).
-        aleatoric: mean of the draws' entropies, mean H(p_k).
-        epistemic: total - aleatoric, the mutual information of label and weights (BALD).
-        variation_ratio: 1 - votes for the commonest class / K.
-        model_variance: mean(p_k . p_k) - mean(p) . mean(p), approximate model variance.
-    """
-
-    total: Floats
-    aleatoric: Floats
-    epistemic: Floats
-    variation_ratio: Floats
-    model_variance: Floats
-
-
-def uncertainty(predictions: Predictions) -> Uncertainty:
-    """The measures of uncertainty of each image, larger for less certain."""
-    mean = predictions.mean_probs.astype(np.float64)
-    total = special.entr(mean).sum(1)
-    aleatoric = predictions.mean_entropy.astype(np.float64)
-    return Uncertainty(
-        total=total,
-        aleatoric=aleatoric,
-        epistemic=np.maximum(total - aleatoric, 0.0),
-        variation_ratio=1 - predictions.votes.max(1) / predictions.draws,
-        model_variance=np.maximum(predictions.mean_square - np.square(mean).sum(1), 0.0),
-    )
-
-
-class Retention(NamedTuple):
-    """Accuracy on the surest images.
-
-    Attributes:
-        fractions: of images kept.
-        counts: images kept.
-        accuracies: the ensemble's accuracy on them.
-        area: under accuracy against fraction, by trapezoids from 0 (where the curve starts level) to 1.
-    """
-
-    fractions: tuple[float, ...]
-    counts: tuple[int, ...]
-    accuracies: tuple[float, ...]
-    area: float
-
-
-def retention(correct: Bools, scores: Floats, fractions: tuple[float, ...] = RETENTION_FRACTIONS) -> Retention:
-    """Rank images by uncertainty, keep the surest, and see how many of them are right.
-
-    Images of equal uncertainty share their place: each counts with the mean of the group, so the order in
-    which they came has no say.
-
-    Args:
-        correct: `(N,)`.
-        scores: uncertainty `(N,)`, larger for less certain.
-        fractions: of images to keep, ascending, in (0, 1].
-    """
-    order = np.argsort(scores, kind="stable")
-    _, group, size = np.unique(scores[order], return_inverse=True, return_counts=True)
-    mean_of_group = np.bincount(group, correct[order].astype(np.float64)) / size
-    right = np.cumsum(mean_of_group[group])
-    counts = tuple(max(1, round(fraction * len(correct))) for fraction in fractions)
-    accuracies = tuple(float(right[n - 1] / n) for n in counts)
-    area = float(np.trapezoid([accuracies[0], *accuracies], [0.0, *fractions]))
-    return Retention(fractions, counts, accuracies, area)
-
-
-class Detection(NamedTuple):
-    """Quality of a score that should be larger for positives, as fractions.
-
-    Attributes:
-        auroc: area under the receiver operating characteristic.
-        aupr_positive: average precision for the positives (AUPR+).
-        aupr_negative: average precision for the negatives under the negated score (AUPR-).
-    """
-
-    auroc: float
-    aupr_positive: float
-    aupr_negative: float
-
-
-def detection(negatives: Floats, positives: Floats) -> Detection:
-    """How well a score tells positives (adversarial or out-of-distribution inputs) from negatives (APD 5.3).
-
-    Args:
-        negatives: scores of ordinary inputs, `(N,)`.
-        positives: scores of the inputs to detect, `(M,)`, expected to be larger.
-    """
-    from sklearn.metrics import average_precision_score, roc_auc_score
-
-    if not (len(negatives) and len(positives)):
-        raise InputError("detection", expected="at least one positive and one negative score", got="none")
-    scores = np.concatenate([negatives, positives])
-    positive = np.repeat([False, True], [len(negatives), len(positives)])
-    return Detection(
-        auroc=float(roc_auc_score(positive, scores)),
-        aupr_positive=float(average_precision_score(positive, scores)),
-        aupr_negative=float(average_precision_score(~positive, -scores)),
-    )

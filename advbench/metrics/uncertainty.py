@@ -1,0 +1,163 @@
+"""How sure a classifier is, whether it is right to be, and what its doubt finds out."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from scipy import special
+
+from advbench.errors import InputError
+from advbench.metrics.predictions import Bools, Floats, Predictions
+
+RETENTION_FRACTIONS = (0.2, 0.4, 0.6, 0.8, 1.0)
+BINS = 20  # of a histogram of uncertainty
+CONFIDENCE_BINS = 15  # of the calibration error
+
+
+class Uncertainty(NamedTuple):
+    """Measures of uncertainty of each image, each `(N,)`; entropies in nats.
+
+    Attributes:
+        total: entropy of the mean softmax, H(mean p).
+        aleatoric: mean of the draws' entropies, mean H(p_k).
+        epistemic: total - aleatoric, the mutual information of label and weights (BALD).
+        variation_ratio: 1 - votes for the commonest class / K.
+        model_variance: mean(p_k . p_k) - mean(p) . mean(p), approximate model variance.
+    """
+
+    total: Floats
+    aleatoric: Floats
+    epistemic: Floats
+    variation_ratio: Floats
+    model_variance: Floats
+
+
+def uncertainty(predictions: Predictions) -> Uncertainty:
+    """The measures of uncertainty of each image, larger for less certain."""
+    mean = predictions.mean_probs.astype(np.float64)
+    total = special.entr(mean).sum(1)
+    aleatoric = predictions.mean_entropy.astype(np.float64)
+    return Uncertainty(
+        total=total,
+        aleatoric=aleatoric,
+        epistemic=np.maximum(total - aleatoric, 0.0),
+        variation_ratio=1 - predictions.votes.max(1) / predictions.draws,
+        model_variance=np.maximum(predictions.mean_square - np.square(mean).sum(1), 0.0),
+    )
+
+
+class Calibration(NamedTuple):
+    """How far a classifier's probabilities can be taken at their word; 0 is best in all.
+
+    Attributes:
+        ece: expected calibration error, as a fraction: mean distance between confidence and accuracy over 15 bins of
+            equal width, weighted by their images (Guo et al. 2017, eq. 3).
+        nll: negative log-likelihood of the labels, mean over images, nats; probabilities are taken as at least 1.2e-7.
+        brier: squared distance between probabilities and the label's one-hot vector, summed over classes, mean over
+            images, in [0, 2] (Brier 1950).
+    """
+
+    ece: float
+    nll: float
+    brier: float
+
+
+def calibration(predictions: Predictions) -> Calibration:
+    """Calibration of the mean softmax."""
+    probs, labels = predictions.mean_probs.astype(np.float64), predictions.labels
+    confidence = probs.max(1)
+    bins = np.minimum((confidence * CONFIDENCE_BINS).astype(np.int64), CONFIDENCE_BINS - 1)
+    # The distance of two means over the same bin, weighted by its images, is that of two sums over all images.
+    gaps = np.bincount(bins, confidence - predictions.ensemble_correct, CONFIDENCE_BINS)
+    likelihood = np.clip(probs[np.arange(len(labels)), labels], np.finfo(np.float32).eps, 1.0)
+    one_hot = np.eye(probs.shape[1])[labels]
+    return Calibration(
+        ece=float(np.abs(gaps).sum() / len(labels)),
+        nll=float(-np.log(likelihood).mean()),
+        brier=float(np.square(probs - one_hot).sum(1).mean()),
+    )
+
+
+def histogram(scores: Floats, classes: int) -> tuple[int, ...]:
+    """How many images have which uncertainty: counts in 20 bins of equal width from 0 to ln(classes) nats.
+
+    Args:
+        scores: entropies, or differences of them, `(N,)`, nats.
+        classes: of the classifier.
+    """
+    top = math.log(classes)
+    counts, _ = np.histogram(np.clip(scores, 0.0, top), bins=BINS, range=(0.0, top))
+    return tuple(counts.tolist())
+
+
+class Retention(NamedTuple):
+    """Accuracy on the surest images.
+
+    Attributes:
+        fractions: of images kept.
+        counts: images kept.
+        accuracies: the ensemble's accuracy on them.
+        area: under accuracy against fraction, by trapezoids from 0 (where the curve starts level) to 1.
+    """
+
+    fractions: tuple[float, ...]
+    counts: tuple[int, ...]
+    accuracies: tuple[float, ...]
+    area: float
+
+
+def retention(correct: Bools, scores: Floats, fractions: tuple[float, ...] = RETENTION_FRACTIONS) -> Retention:
+    """Rank images by uncertainty, keep the surest, and see how many of them are right.
+
+    Images of equal uncertainty share their place: each counts with the mean of the group, so the order in
+    which they came has no say.
+
+    Args:
+        correct: `(N,)`.
+        scores: uncertainty `(N,)`, larger for less certain.
+        fractions: of images to keep, ascending, in (0, 1].
+    """
+    order = np.argsort(scores, kind="stable")
+    _, group, size = np.unique(scores[order], return_inverse=True, return_counts=True)
+    mean_of_group = np.bincount(group, correct[order].astype(np.float64)) / size
+    right = np.cumsum(mean_of_group[group])
+    counts = tuple(max(1, round(fraction * len(correct))) for fraction in fractions)
+    accuracies = tuple(float(right[n - 1] / n) for n in counts)
+    area = float(np.trapezoid([accuracies[0], *accuracies], [0.0, *fractions]))
+    return Retention(fractions, counts, accuracies, area)
+
+
+class Detection(NamedTuple):
+    """Quality of a score that should be larger for positives, as fractions.
+
+    Attributes:
+        auroc: area under the receiver operating characteristic.
+        aupr_positive: average precision for the positives (AUPR+).
+        aupr_negative: average precision for the negatives under the negated score (AUPR-).
+    """
+
+    auroc: float
+    aupr_positive: float
+    aupr_negative: float
+
+
+def detection(negatives: Floats, positives: Floats) -> Detection:
+    """How well a score tells positives (adversarial or out-of-distribution inputs) from negatives (APD 5.3).
+
+    Args:
+        negatives: scores of ordinary inputs, `(N,)`.
+        positives: scores of the inputs to detect, `(M,)`, expected to be larger.
+    """
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    if not (len(negatives) and len(positives)):
+        raise InputError("detection", expected="at least one positive and one negative score", got="none")
+    scores = np.concatenate([negatives, positives])
+    positive = np.repeat([False, True], [len(negatives), len(positives)])
+    return Detection(
+        auroc=float(roc_auc_score(positive, scores)),
+        aupr_positive=float(average_precision_score(positive, scores)),
+        aupr_negative=float(average_precision_score(~positive, -scores)),
+    )

@@ -1,0 +1,144 @@
+"""What a store's records say of a plan's cells, cut down to what tables need."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from advbench.errors import GoneError
+from advbench.metrics import Bools
+from advbench.plan import Cell, Plan
+from advbench.store import Store
+from advbench.tasks import read_predictions, summary
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """How a cell was judged.
+
+    Attributes:
+        numbers: the columns of `results.csv` that are measured, but for `flags` and `versions`.
+        classes: of the classifier.
+        flags: raised by the cell itself.
+        versions: as one line of JSON.
+        right: whether the ensemble is right on each image, as bits; None where the record is too old to say.
+        draw_variance: variance of the accuracy from the choice of draws.
+        details: what a record says of uncertainty: `retention`, `histograms`, `calibration`, `uncertainty`,
+            `detection`; None for transfers.
+    """
+
+    numbers: tuple[Any, ...]
+    classes: int
+    flags: tuple[str, ...]
+    versions: str
+    right: bytes | None
+    draw_variance: float
+    details: Mapping[str, Any] | None
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Of the ensemble's accuracy."""
+        return self.numbers[3], self.numbers[4]
+
+    def correct(self) -> Bools | None:
+        """Whether the ensemble is right on each image, `(N,)`."""
+        if self.right is None:
+            return None
+        bits = np.frombuffer(base64.b64decode(self.right), np.uint8)
+        result: Bools = np.unpackbits(bits, count=self.numbers[0]).astype(np.bool_)
+        return result
+
+
+DETAILS = ("retention", "histograms", "calibration", "uncertainty", "detection")
+NUMBERS = (
+    "n_examples draws accuracy accuracy_low accuracy_high draw_accuracy_mean draw_accuracy_low draw_accuracy_high "
+    "draw_accuracy_min draw_accuracy_max forward_passes backward_passes seconds"
+).split()
+
+
+def judgements(plan: Plan, store: Store) -> Iterator[Judgement | None]:
+    """One for each cell of the plan, in its order; None where there is no record.
+
+    Records of before they held all this are completed from the predictions that were stored with them, if those are
+    still there.
+    """
+    clean = {(cell.defense.label, cell.seed): cell.key for cell in plan.cells if cell.attack is None}
+    cells = {cell.key: cell for cell in plan.cells}
+    known: dict[str, str] = {}
+
+    def judge(key: str) -> Judgement | None:
+        record = store.read_record(key)
+        if record is None:
+            return None
+        cell = cells[key]
+        if "calibration" not in record["result"]:
+            record = _completed(record, key, clean.get((cell.defense.label, cell.seed)), cell, store)
+        return judgement_of(record, known, with_details=is_own(cell))
+
+    return store.storage.each(judge, [cell.key for cell in plan.cells])
+
+
+def is_own(cell: Cell) -> bool:
+    """Whether a cell says how its defense stands up to an attack: crafted on itself, or on the attack's one source."""
+    return cell.source.label == cell.defense.label or (cell.attack is not None and cell.attack.init is not None)
+
+
+def judgement_of(record: Record, known: dict[str, str] | None = None, *, with_details: bool = True) -> Judgement:
+    """What a record says of a cell.
+
+    Args:
+        record: of an evaluation.
+        known: texts that are kept once, however many cells have them.
+        with_details: whether what it says of uncertainty is kept.
+    """
+    known = {} if known is None else known
+    result = record["result"]
+    attack = result["attack"]
+    versions = json.dumps(record["versions"], sort_keys=True)
+    right = result.get("right")
+    return Judgement(
+        numbers=(
+            result["n_examples"],
+            result["draws"],
+            result["accuracy"],
+            *result["accuracy_interval"],
+            result["draw_accuracy"],
+            *result["draw_accuracy_interval"],
+            result["draw_accuracy_min"],
+            result["draw_accuracy_max"],
+            attack["forward_passes"],
+            attack["backward_passes"],
+            round(record["seconds"] + attack["seconds"], 3),
+        ),
+        classes=result["classes"],
+        flags=tuple(result.get("flags", ())),
+        versions=known.setdefault(versions, versions),
+        right=None if right is None else right.encode(),
+        draw_variance=result.get("draw_variance", 0.0),
+        details={name: result[name] for name in DETAILS if name in result} if with_details else None,
+    )
+
+
+def _completed(record: Record, key: str, clean_key: str | None, cell: Cell, store: Store) -> dict[str, Any]:
+    """A record with all that a new one holds, as far as its artifact still tells."""
+    old = dict(record["result"])
+    try:
+        predictions = read_predictions(store, key)
+    except GoneError:
+        if "fractions" in old.get("retention", {}):
+            old["retention"] = {"total": old["retention"]}
+        return {**record, "result": old}
+    clean = None
+    if cell.attack is not None and clean_key is not None:
+        try:
+            clean = read_predictions(store, clean_key)
+        except GoneError:
+            clean = None
+    return {**record, "result": {**old, **summary(predictions, clean)}}

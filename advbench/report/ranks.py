@@ -1,0 +1,120 @@
+"""The leaderboard: a row for each defense, ranked by its lowest accuracy at the largest radius."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from advbench.report.flags import FLAGS
+
+
+def own_rows(results: pd.DataFrame) -> pd.Series[bool]:
+    """Which rows say how a defense stands up to an attack: crafted on itself, or on the attack's one source."""
+    own = results.source == results.defense
+    return own | results.attack.isin(with_own_source(results))
+
+
+def with_own_source(results: pd.DataFrame) -> list[str]:
+    """The attacks that have a source of their own: some defense has no row of theirs crafted on itself."""
+    own = results.source == results.defense
+    pairs = results[["attack", "defense"]].drop_duplicates()
+    crafted = set(results[own][["attack", "defense"]].itertuples(index=False, name=None))
+    return list(dict.fromkeys(row[0] for row in pairs.itertuples(index=False, name=None) if row not in crafted))
+
+
+def leaderboard_table(results: pd.DataFrame, retention: pd.DataFrame, models: pd.DataFrame) -> pd.DataFrame:
+    """A row for each defense: clean accuracy, accuracy under each attack, the lowest of them, and its rank.
+
+    Several seeds: mean of accuracies and of interval ends (images are shared, so seeds do not narrow them),
+    and the deviation over seeds.
+    """
+    own = results[own_rows(results)]
+    headline = own.eps.max()
+    areas = _areas(retention)
+    rows = []
+    for defense, mine in own.groupby("defense", sort=False):
+        columns = {"clean": accuracy_columns("clean", mine[mine.attack == "none"])}
+        at_headline: dict[str, dict[str, float]] = {}
+        for (attack, eps), cells in mine[mine.attack != "none"].groupby(["attack", "eps"], sort=False):
+            name = f"{attack}@{eps:.10g}"
+            columns[name] = accuracy_columns(name, cells)
+            if eps == headline:
+                at_headline[str(attack)] = accuracy_columns("worst", cells)
+        seeds = mine.seed.nunique()
+        known = models[models.defense == defense].parameters.dropna()
+        area, complete = areas.get(str(defense), (math.nan, 0))
+        rows.append(
+            {
+                "defense": defense,
+                "dataset": mine.dataset.iloc[0],
+                "architecture": mine.architecture.iloc[0],
+                "parameters": int(known.iloc[0]) if len(known) else pd.NA,
+                "norm": mine.norm.iloc[0],
+                "seeds": seeds,
+                "n_examples": mine.n_examples.max(),
+                "draws": mine.draws.max(),
+                **{name: value for each in columns.values() for name, value in each.items()},
+                **_worst(at_headline),
+                "retention_area": area if complete == seeds else math.nan,
+                "passes_to_predict": mine.draws.max(),
+                "flags": _flags(mine["flags"]),
+                "failed_cells": int(mine.accuracy.isna().sum()),
+            }
+        )
+    return _ranked(pd.DataFrame(rows))
+
+
+def accuracy_columns(name: str, cells: pd.DataFrame) -> dict[str, float]:
+    """Mean accuracy and interval over seeds; NaN as soon as one seed is missing, never a mean of the rest."""
+    mean = {
+        name: cells.accuracy.mean(skipna=False),
+        f"{name}_low": cells.accuracy_low.mean(skipna=False),
+        f"{name}_high": cells.accuracy_high.mean(skipna=False),
+    }
+    return mean | ({f"{name}_sd": cells.accuracy.std(ddof=1, skipna=False)} if len(cells) > 1 else {})
+
+
+def ranks(lows: Sequence[float], highs: Sequence[float]) -> list[int | None]:
+    """Ranks with ties: one more than the number of others whose whole interval lies above one's own.
+
+    So two whose intervals overlap are never told apart by each other, and a rank says how many are surely better. It
+    is None where there is no interval.
+    """
+    ends = np.sort([low for low in lows if not math.isnan(low)])
+    better = len(ends) - np.searchsorted(ends, highs, side="right")
+    missing = np.isnan(np.asarray(highs, np.float64))
+    return [None if lost else 1 + int(count) for lost, count in zip(missing, better, strict=True)]
+
+
+def _ranked(frame: pd.DataFrame) -> pd.DataFrame:
+    judged = "worst" if frame.worst.notna().any() else "clean"
+    found = ranks(frame[f"{judged}_low"].tolist(), frame[f"{judged}_high"].tolist())
+    frame.insert(0, "rank", pd.Series(found, dtype="Int64"))
+    order = ["worst", "clean"] if judged == "worst" else ["clean"]
+    return frame.sort_values(order, ascending=False, kind="stable", na_position="last", ignore_index=True)
+
+
+def _worst(at_headline: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """The lowest accuracy; that of some attacks says nothing as long as another one is missing."""
+    names = ("worst", "worst_low", "worst_high")
+    if not at_headline or any(math.isnan(columns["worst"]) for columns in at_headline.values()):
+        return {**dict.fromkeys(names, math.nan), "worst_attack": ""}
+    attack = min(at_headline, key=lambda name: at_headline[name]["worst"])
+    return {**at_headline[attack], "worst_attack": attack}
+
+
+def _areas(retention: pd.DataFrame) -> dict[str, tuple[float, int]]:
+    """Each defense's area under retention on clean images, mean over seeds, and over how many."""
+    clean = retention[(retention.attack == "none") & (retention.measure == "total")]
+    grouped = clean.groupby("defense", sort=False)
+    return {str(name): (rows.area.mean(), rows.seed.nunique()) for name, rows in grouped}
+
+
+def _flags(notes: pd.Series[str]) -> str:
+    """The flags of a defense's cells, each once."""
+    raised = {flag for note in notes.unique() for flag in note.split(";")}
+    return ";".join(flag for flag in FLAGS if flag in raised)

@@ -1,0 +1,89 @@
+"""The affinity of every pair of defenses (Adv-BNN eq. 17), with intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from advbench.metrics import Affinity, Bools, affinity, affinity_intervals, resampled_accuracies
+from advbench.report.judgements import Judgement
+
+COLUMNS = (
+    "dataset architecture attack norm eps seed source target affinity affinity_low affinity_high clean_accuracy "
+    "transfer_accuracy white_box_accuracy reason"
+).split()
+UNBOUNDED = "no interval: in over 2.5 % of resamples the attack on the target itself does not lower its accuracy"
+ABSENT = -1  # in place of the position of a row that is not there
+
+Positions = NDArray[np.int64]
+
+
+def affinity_table(results: pd.DataFrame, judged: Sequence[Judgement | None] = ()) -> pd.DataFrame:
+    """A row for each (attack, eps, seed, source, target); undefined values keep the reason.
+
+    Args:
+        results: rows of `results.csv`, without those of attacks that have a source of their own.
+        judged: what lies behind each row; without it there are no intervals.
+    """
+    triples = _triples(results)
+    accuracy = np.append(results.accuracy.to_numpy(np.float64, na_value=math.nan), math.nan)[triples]
+    rhos = [affinity(*row) for row in accuracy.tolist()]
+    ends = np.full((len(triples), 2), math.nan)
+    if len(judged):
+        ends = _intervals(triples, [None if each is None else each.correct() for each in judged], judged)
+    table = results.iloc[triples[:, 1]].rename(columns={"defense": "target"})
+    table = table.assign(
+        affinity=[rho.value for rho in rhos],
+        affinity_low=ends[:, 0],
+        affinity_high=ends[:, 1],
+        clean_accuracy=accuracy[:, 0],
+        transfer_accuracy=accuracy[:, 1],
+        white_box_accuracy=accuracy[:, 2],
+        reason=[_reason(rho, low, known=len(judged) > 0) for rho, low in zip(rhos, ends[:, 0], strict=True)],
+    )
+    return table[COLUMNS].reset_index(drop=True)
+
+
+def _reason(rho: Affinity, low: float, *, known: bool) -> str:
+    return rho.reason or (UNBOUNDED if known and math.isnan(low) else "")
+
+
+def _triples(results: pd.DataFrame) -> Positions:
+    """For each attacked row the positions of three: the target clean, itself, and the target's own, `(pairs, 3)`."""
+    columns = (results[name].tolist() for name in ("attack", "eps", "seed", "source", "defense"))
+    rows = list(zip(*columns, strict=True))
+    place = {row: index for index, row in enumerate(rows)}
+    found = [
+        (
+            place.get(("none", 0.0, seed, target, target), ABSENT),
+            index,
+            place.get((attack, eps, seed, target, target), ABSENT),
+        )
+        for index, (attack, eps, seed, _, target) in enumerate(rows)
+        if attack != "none"
+    ]
+    return np.array(found, np.int64).reshape(-1, 3)
+
+
+def _intervals(
+    triples: Positions, correct: list[Bools | None], judged: Sequence[Judgement | None]
+) -> NDArray[np.float64]:
+    """95 % intervals of the affinities whose three cells are all known image by image."""
+    ends = np.full((len(triples), 2), math.nan)
+    known = np.array([row is not None for row in correct] + [False])
+    pairs = np.flatnonzero(known[triples].all(1))
+    step = 2**14  # pairs at a time, to bound memory
+    for some in (pairs[start : start + step] for start in range(0, len(pairs), step)):
+        used, inverse = np.unique(triples[some], return_inverse=True)
+        table = np.stack([row for index in used if (row := correct[index]) is not None])
+        spreads = np.array([each.draw_variance for index in used if (each := judged[index]) is not None])
+        accuracies = resampled_accuracies(table, spreads)
+        clean, transfer, white = (accuracies[column] for column in inverse.reshape(-1, 3).T)
+        ends[some] = affinity_intervals(clean, transfer, white)
+    itself = triples[:, 1] == triples[:, 2]
+    ends[itself & ~np.isnan(ends[:, 0])] = 1.0
+    return ends
