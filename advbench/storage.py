@@ -85,7 +85,7 @@ class Storage:
     def read(self, name: str) -> bytes | None:
         """The bytes under a name, or None where there are none."""
         try:
-            raw: bytes = self._persist("read", name, self._fs.cat_file, FileNotFoundError)
+            raw: bytes = self._persist("read", name, _read if self._local else self._fs.cat_file, FileNotFoundError)
         except FileNotFoundError:
             return None
         return raw
@@ -184,6 +184,11 @@ def _pauses(patience: float) -> Iterator[float | None]:
         yield pause
         pause = min(2 * pause, 5.0)
     yield None
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb", buffering=0) as file:
+        return file.read()
 
 
 def _create_locally(path: str, raw: bytes) -> None:

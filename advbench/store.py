@@ -9,9 +9,14 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import pydantic_core
+
 from advbench.errors import StoreError
-from advbench.keys import SCHEMA, content_key
+from advbench.keys import SCHEMA, canonical, content_key
 from advbench.storage import PATIENCE, Storage, StoreWarning
+
+SEAL = b',"sha256":"%s"}'  # how the bytes of a record end
+SEAL_SIZE = len(SEAL % (b"0" * 64))
 
 
 class Store:
@@ -70,9 +75,7 @@ class Store:
 
     def write_record(self, key: str, record: Mapping[str, Any]) -> None:
         """Store the record of a finished task; write its artifact first."""
-        body = {**record, "key": key, "schema": SCHEMA}
-        body["sha256"] = content_key(body)
-        self.storage.write(record_name(key), json.dumps(body, indent=1, sort_keys=True, ensure_ascii=False).encode())
+        self.storage.write(record_name(key), record_bytes({**record, "key": key, "schema": SCHEMA}))
 
     def is_done(self, key: str, *, with_artifact: bool) -> bool:
         """Whether the task's record exists and, if that is asked for, the artifact that it vouches for."""
@@ -181,12 +184,21 @@ def artifact_name(key: str) -> str:
     return f"artifacts/{key[:2]}/{key}.safetensors"
 
 
+def record_bytes(body: Mapping[str, Any]) -> bytes:
+    """A record as it is stored: canonical JSON, with its own SHA-256 as the last entry."""
+    raw = canonical(dict(body))
+    return raw[:-1] + SEAL % hashlib.sha256(raw).hexdigest().encode()
+
+
 def parse_record(key: str, raw: bytes) -> dict[str, Any] | None:
     """A record, of any schema, if its digest and key fit; else None."""
     try:
-        record: dict[str, Any] = json.loads(raw)
+        sealed = hashlib.sha256(raw[:-SEAL_SIZE] + b"}").hexdigest()
+        record: dict[str, Any] = pydantic_core.from_json(raw)
         digest = record.pop("sha256")
-        sound = record["key"] == key and "schema" in record and digest == content_key(record)
+        # Where the bytes are not those that `record_bytes` makes, the content decides.
+        sound = raw.endswith(SEAL % sealed.encode()) or digest == content_key(record)
+        sound = sound and record["key"] == key and "schema" in record
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return record if sound else None

@@ -8,13 +8,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import safetensors.numpy
 
 from advbench.config import Choice, make_spec
-from advbench.metrics import Predictions
+from advbench.errors import InputError
+from advbench.metrics import Predictions, wilson
 from advbench.plan import DataIdentity, Plan, make_plan
 from advbench.registry import Entry
-from advbench.report import Report, collect
+from advbench.report import Report, collect, read_report
 from advbench.report.markdown import format_eps
+from advbench.report.ranks import ranks
 from advbench.store import Store
 from advbench.tasks import summary
 
@@ -45,7 +48,8 @@ def fill(plan: Plan, store: Store, right: dict[tuple[str, str, str], int], skip:
         attack = cell.attack.label if cell.attack else "none"
         if attack in skip:
             continue
-        result = summary(predictions(right[(cell.source.label, cell.defense.label, attack)]))
+        clean = predictions(right[(cell.defense.label, cell.defense.label, "none")]) if cell.attack else None
+        result = summary(predictions(right[(cell.source.label, cell.defense.label, attack)]), clean)
         costs = {"forward_passes": 3.0, "backward_passes": 2.0, "seconds": 0.5}
         record = {
             "kind": "evaluate",
@@ -148,6 +152,117 @@ def test_a_run_without_attacks_has_a_leaderboard_of_clean_accuracies(tmp_path: P
     assert list(report.leaderboard.defense) == ["a", "b"]
     assert "0.900 [" in report.markdown()
     assert report.affinity.empty
+
+
+def test_tables_read_back_are_the_tables(report: Report, tmp_path: Path) -> None:
+    for name, raw in report.contents():
+        (tmp_path / name).write_bytes(raw)
+    back = read_report(tmp_path)
+    assert back.files() == report.files()
+
+
+def test_results_alone_give_all_that_follows_from_them(report: Report, tmp_path: Path) -> None:
+    (tmp_path / "results.csv").write_text(report.files()["results.csv"])
+    back = read_report(tmp_path)
+    assert back.affinity.affinity.tolist() == pytest.approx(report.affinity.affinity.tolist(), nan_ok=True)
+    assert back.affinity.affinity_low.isna().all()
+    assert back.leaderboard.worst.tolist() == report.leaderboard.worst.tolist()
+    assert back.retention.empty
+    assert "| 1      | b " in back.markdown()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("a,b\n1,2\n", "no column dataset"),
+        ("", "No columns"),
+        ('"', "EOF"),
+        ("eps\n", "no column"),
+    ],
+)
+def test_what_is_no_table_is_refused_in_one_line(tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / "results.csv").write_text(content)
+    with pytest.raises(InputError, match=said) as caught:
+        read_report(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_absent_table_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="No such file"):
+        read_report(tmp_path)
+
+
+def test_affinities_have_intervals_that_hold_them(report: Report) -> None:
+    rho = report.affinity[report.affinity.eps == 0.1].set_index(["source", "target"])
+    value, low, high = rho.loc[("b", "a"), ["affinity", "affinity_low", "affinity_high"]]
+    assert low <= value <= high
+    assert -1e-9 <= low < high
+    assert (rho.affinity_low["a", "a"], rho.affinity_high["a", "a"]) == (1.0, 1.0)
+    assert math.isnan(rho.affinity_low["a", "b"])
+
+
+def test_records_of_before_are_completed_from_their_predictions(tmp_path: Path) -> None:
+    plan, store = lay_out(["a", "b"], ["fgsm"]), Store(str(tmp_path))
+    fill(plan, store, RIGHT)
+    whole = collect(plan, store).files()
+    for cell in plan.cells:
+        record = store.read_record(cell.key)
+        assert record is not None
+        attack = cell.attack.label if cell.attack else "none"
+        found = predictions(RIGHT[cell.source.label, cell.defense.label, attack])
+        record["artifact"] = store.write_artifact(cell.key, safetensors.numpy.save(found.arrays()))
+        result = record["result"]
+        result["retention"] = result["retention"]["total"]
+        for name in ("calibration", "detection", "histograms", "right", "draw_variance"):
+            result.pop(name, None)
+        store.write_record(cell.key, record)
+    assert collect(plan, store).files() == whole
+    for cell in plan.cells:
+        store.drop_artifact(cell.key)
+    left = collect(plan, store)
+    assert left.leaderboard.retention_area.notna().all()
+    assert left.uncertainty.ece.isna().all()
+    assert left.affinity.affinity_low.isna().all()
+
+
+@pytest.mark.parametrize(
+    ("intervals", "expected"),
+    [
+        ([(0.8, 0.9), (0.5, 0.6), (0.1, 0.2)], [1, 2, 3]),
+        ([(0.1, 0.2), (0.8, 0.9), (0.5, 0.6)], [3, 1, 2]),
+        ([(0.5, 0.7), (0.6, 0.8), (0.65, 0.9)], [1, 1, 1]),
+        # The middle one overlaps both others, which do not overlap each other.
+        ([(0.7, 0.9), (0.5, 0.75), (0.3, 0.6)], [1, 1, 2]),
+        ([(0.5, 0.5), (0.5, 0.5)], [1, 1]),
+        ([(0.5, 0.6), (0.4, 0.5)], [1, 1]),
+        ([(math.nan, math.nan), (0.4, 0.5)], [None, 1]),
+        ([], []),
+    ],
+)
+def test_ranks_are_shared_where_intervals_overlap(
+    intervals: list[tuple[float, float]], expected: list[int | None]
+) -> None:
+    assert ranks([low for low, _ in intervals], [high for _, high in intervals]) == expected
+
+
+def test_ranks_count_those_that_are_surely_better() -> None:
+    generator = np.random.default_rng(0)
+    lows = generator.random(200)
+    highs = lows + generator.random(200) / 5
+    expected = [1 + sum(low > high for low in lows) for high in highs]
+    assert ranks(lows.tolist(), highs.tolist()) == expected
+
+
+def test_equal_defenses_are_seldom_told_apart() -> None:
+    """Ten defenses of the same truth: by the overlap of 95 % intervals luck parts fewer than one pair in a hundred."""
+    generator = np.random.default_rng(0)
+    parted = 0
+    for _ in range(400):
+        right = generator.binomial(500, 0.6, 10)
+        found = [wilson(each / 500, 500) for each in right]
+        # A rank is one more than the number of pairs in which the other one is surely better.
+        parted += sum(rank - 1 for rank in ranks([i.low for i in found], [i.high for i in found]) if rank)
+    assert 0 < parted / (400 * 45) < 0.01
 
 
 @pytest.mark.parametrize(

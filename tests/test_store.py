@@ -206,7 +206,7 @@ def test_foreign_content_of_a_record_counts_as_absent(store: Store, raw: bytes) 
     [
         (b"0.8125", b"0.9125"),
         (b'"evaluate"', b'"evaluatf"'),
-        (b'"schema": %d' % SCHEMA, b'"schema": %d' % (SCHEMA + 1)),
+        (b'"schema":%d' % SCHEMA, b'"schema":%d' % (SCHEMA + 1)),
         (b"null", b"true"),
         (b'"accuracy"', b'"accuracz"'),
     ],
@@ -490,3 +490,13 @@ def fill(store: Store) -> Paths:
 
 def files(folder: Path) -> list[Path]:
     return sorted(Path(root) / name for root, _, names in os.walk(folder) for name in names)
+
+
+def test_a_record_laid_out_otherwise_is_the_same_record(store: Store) -> None:
+    """As earlier versions wrote it, and as a person's editor might leave it."""
+    path, sound = fill(store).record, store.read_record(KEY)
+    path.write_text(json.dumps(json.loads(path.read_bytes()), indent=1, sort_keys=True))
+    assert store.read_record(KEY) == sound
+    path.write_text(path.read_text().replace("0.8125", "0.9125"))
+    with pytest.warns(StoreWarning, match="record"):
+        assert store.read_record(KEY) is None

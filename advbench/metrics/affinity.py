@@ -40,7 +40,7 @@ def affinity(clean: float, transfer: float, white_box: float) -> Affinity:
 
 def resampled_accuracies(
     correct: Bools, spreads: Floats, resamples: int = RESAMPLES, seed: int = 0
-) -> NDArray[np.float32]:
+) -> NDArray[np.float64]:
     """Accuracies of many cells at bootstrap resamples of their images, the same images in all cells.
 
     Cells of one resample belong together, so differences between them are paired. What the choice of draws does to a
@@ -54,15 +54,17 @@ def resampled_accuracies(
         seed: of the resamples.
 
     Returns:
-        `(cells, resamples)`, float32.
+        `(cells, resamples)`, float64.
     """
     generator = np.random.default_rng(seed)
     count = correct.shape[1]
-    weights = generator.multinomial(count, np.full(count, 1 / count), resamples).astype(np.float32) / np.float32(count)
-    accuracies: NDArray[np.float32] = correct.astype(np.float32) @ weights.T
+    weights = generator.multinomial(count, np.full(count, 1 / count), resamples)
+    # Sums of whole numbers are exact in float32, so their order, which differs between machines, has no say.
+    right = correct.astype(np.float32) @ weights.astype(np.float32).T
+    accuracies: NDArray[np.float64] = right.astype(np.float64) / count
     random = np.flatnonzero(spreads > 0)
-    noise = generator.standard_normal((len(random), resamples), np.float32)
-    accuracies[random] += noise * np.sqrt(spreads[random], dtype=np.float32)[:, None]
+    noise = generator.standard_normal((len(random), resamples))
+    accuracies[random] += noise * np.sqrt(spreads[random])[:, None]
     return accuracies
 
 

@@ -69,12 +69,18 @@ def suspicious(cells: Sequence[Cell], judged: Sequence[Judgement | None], norm: 
 
 
 def _of_one_defense(group: list[_Seen], norm: str) -> Iterator[tuple[_Seen, str]]:
-    for eps in {seen.cell.eps for seen in group}:
-        yield from _at_one_eps([seen for seen in group if seen.cell.eps == eps])
-    for one, other in combinations(sorted(group, key=lambda seen: seen.cell.eps), 2):
-        same = one.label == other.label and one.cell.source.label == other.cell.source.label
-        if same and one.cell.eps < other.cell.eps and one.high < other.low:
-            yield other, "rises_with_eps"
+    radii: dict[float, list[_Seen]] = {}
+    for seen in group:
+        radii.setdefault(seen.cell.eps, []).append(seen)
+    for alike in radii.values():
+        yield from _at_one_eps(alike)
+    lines: dict[tuple[str, str], list[_Seen]] = {}
+    for seen in sorted(group, key=lambda seen: seen.cell.eps):
+        lines.setdefault((seen.label, seen.cell.source.label), []).append(seen)
+    for line in lines.values():
+        for one, other in combinations(line, 2):
+            if one.cell.eps < other.cell.eps and one.high < other.low:
+                yield other, "rises_with_eps"
     for seen in group:
         if norm == "linf" and seen.white_box and seen.cell.eps >= 1 and seen.low > 1 / seen.classes:
             yield seen, "above_chance_at_eps_1"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,7 @@ class Judgement:
     """How a cell was judged.
 
     Attributes:
-        numbers: the columns of `results.csv` that are measured, but for `flags` and `versions`.
+        numbers: what `NUMBERS` names, columns of `results.csv`.
         classes: of the classifier.
         flags: raised by the cell itself.
         versions: as one line of JSON.
@@ -34,7 +35,7 @@ class Judgement:
             `detection`; None for transfers.
     """
 
-    numbers: tuple[Any, ...]
+    numbers: array[float]
     classes: int
     flags: tuple[str, ...]
     versions: str
@@ -47,12 +48,10 @@ class Judgement:
         """Of the ensemble's accuracy."""
         return self.numbers[3], self.numbers[4]
 
-    def correct(self) -> Bools | None:
-        """Whether the ensemble is right on each image, `(N,)`."""
-        if self.right is None:
-            return None
-        bits = np.frombuffer(base64.b64decode(self.right), np.uint8)
-        result: Bools = np.unpackbits(bits, count=self.numbers[0]).astype(np.bool_)
+    def correct(self) -> Bools:
+        """Whether the ensemble is right on each image, `(N,)`; needs `right`."""
+        bits = np.frombuffer(base64.b64decode(self.right or b""), np.uint8)
+        result: Bools = np.unpackbits(bits, count=int(self.numbers[0])).astype(np.bool_)
         return result
 
 
@@ -104,18 +103,21 @@ def judgement_of(record: Record, known: dict[str, str] | None = None, *, with_de
     versions = json.dumps(record["versions"], sort_keys=True)
     right = result.get("right")
     return Judgement(
-        numbers=(
-            result["n_examples"],
-            result["draws"],
-            result["accuracy"],
-            *result["accuracy_interval"],
-            result["draw_accuracy"],
-            *result["draw_accuracy_interval"],
-            result["draw_accuracy_min"],
-            result["draw_accuracy_max"],
-            attack["forward_passes"],
-            attack["backward_passes"],
-            round(record["seconds"] + attack["seconds"], 3),
+        numbers=array(
+            "d",
+            (
+                result["n_examples"],
+                result["draws"],
+                result["accuracy"],
+                *result["accuracy_interval"],
+                result["draw_accuracy"],
+                *result["draw_accuracy_interval"],
+                result["draw_accuracy_min"],
+                result["draw_accuracy_max"],
+                attack["forward_passes"],
+                attack["backward_passes"],
+                round(record["seconds"] + attack["seconds"], 3),
+            ),
         ),
         classes=result["classes"],
         flags=tuple(result.get("flags", ())),

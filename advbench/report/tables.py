@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from advbench.errors import InputError
@@ -28,10 +30,14 @@ RESULT_COLUMNS = (
     "draw_accuracy_min draw_accuracy_max forward_passes backward_passes seconds flags key versions"
 ).split()
 MODEL_COLUMNS = "defense seed architecture parameters posterior seconds key versions".split()
-COUNTS = ("n_examples", "draws")
+COUNTS = ("n_examples", "draws", "parameters")  # missing where there is no result
+WHOLE = ("seed", "n_kept")
 MEASURED = ("results", "models", "affinity", "retention", "uncertainty", "histograms")
 FILES = (*(f"{name}.csv" for name in MEASURED), "leaderboard.csv", "leaderboard.md")
-TEXTS = "defense defense_params attack attack_params source flags key versions reason images measure counts posterior"
+TEXTS = (
+    "dataset architecture defense defense_params attack attack_params source target norm flags key versions reason "
+    "images measure counts posterior"
+).split()
 
 
 @dataclass(frozen=True)
@@ -66,8 +72,14 @@ class Report:
 
     def files(self) -> dict[str, str]:
         """The text of each file by its name: all tables as CSV, and the leaderboard as Markdown too."""
-        frames = {**self.tables(), "leaderboard.csv": self.leaderboard}
-        return {**{name: to_csv(frame) for name, frame in frames.items()}, "leaderboard.md": self.markdown()}
+        return {name: raw.decode() for name, raw in self.contents()}
+
+    def contents(self) -> Iterator[tuple[str, bytes]]:
+        """Name and bytes of each file, one at a time: of a large grid they take more memory than the tables."""
+        for name, frame in self.tables().items():
+            yield name, _csv_bytes(frame)
+        yield "leaderboard.csv", _csv_bytes(self.leaderboard)
+        yield "leaderboard.md", self.markdown().encode()
 
     def markdown(self) -> str:
         """The leaderboard and what it rests on, for people."""
@@ -78,8 +90,13 @@ class Report:
 
 def to_csv(frame: pd.DataFrame) -> str:
     """A table as CSV, in which every number reads back as it was."""
-    text: str = frame.to_csv(index=False, lineterminator="\n")
-    return text
+    return _csv_bytes(frame).decode()
+
+
+def _csv_bytes(frame: pd.DataFrame) -> bytes:
+    file = io.BytesIO()  # a file of text would take four times the memory
+    frame.to_csv(file, index=False, lineterminator="\n", mode="wb")
+    return file.getvalue()
 
 
 def collect(plan: Plan, store: Store, failed: Mapping[str, str] | None = None) -> Report:
@@ -136,27 +153,29 @@ def read_report(folder: Path) -> Report:
 
 
 def _read(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    texts = dict.fromkeys(TEXTS.split(), str)
     try:
-        frame = pd.read_csv(
-            path,
-            dtype=texts,
-            keep_default_na=False,
-            na_values={name: [""] for name in _numeric(columns)},
-            float_precision="round_trip",
-        )
+        raw = pd.read_csv(path, dtype=str, keep_default_na=False)
+        missing = [name for name in columns if name not in raw]
+        if missing:
+            raise ValueError(f"no column {', '.join(missing)}")
+        # Python's own conversion gives back every bit, which not all versions of pandas do.
+        return pd.DataFrame({str(name): _column(str(name), raw[name].tolist()) for name in raw})
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error).partition("\n")[0]
         raise InputError(f"table {path}", expected="a CSV file that advbench wrote", got=reason) from error
-    missing = [name for name in columns if name not in frame]
-    if missing:
-        raise InputError(f"table {path}", expected=f"columns {', '.join(columns)}", got=f"no {', '.join(missing)}")
-    return frame.astype({name: "Int64" for name in COUNTS if name in frame})
 
 
-def _numeric(columns: Sequence[str]) -> list[str]:
-    texts = {*TEXTS.split(), "dataset", "architecture", "norm"}
-    return [name for name in columns if name not in texts]
+def _column(name: str, values: list[str]) -> Any:
+    if name in TEXTS:
+        return pd.Series(values, dtype=str)
+    try:
+        if name in WHOLE:
+            return pd.Series([int(value) for value in values], dtype=np.int64)
+        if name in COUNTS:
+            return pd.array([int(value) if value else None for value in values], dtype="Int64")
+        return np.array([float(value) if value else math.nan for value in values], np.float64)
+    except ValueError as error:
+        raise ValueError(f"{error} in column {name}") from error
 
 
 def _identity(plan: Plan, cell: Cell) -> dict[str, Any]:
@@ -185,34 +204,37 @@ def _attack_params(plan: Plan, cell: Cell) -> Mapping[str, Any]:
 
 def _results(plan: Plan, judged: Sequence[Judgement | None], reasons: Mapping[str, str]) -> pd.DataFrame:
     """`results.csv`, column by column."""
-    cells = plan.cells
-    columns: dict[str, Any] = {name: [] for name in RESULT_COLUMNS}
-    doubts = suspicious(cells, judged, plan.spec.norm)
-    params: dict[tuple[str, str], str] = {}
-    absent = (None,) * len(NUMBERS)
-    for index, (cell, judgement) in enumerate(zip(cells, judged, strict=True)):
-        for name, value in _identity(plan, cell).items():
-            columns[name].append(value)
-        attack = columns["attack"][-1]
-        for kind, label, values in (
-            ("defense", cell.defense.label, cell.defense.params),
-            ("attack", attack, None),
-        ):
-            if (kind, label) not in params:
-                params[kind, label] = _one_line(_attack_params(plan, cell) if values is None else values)
-            columns[f"{kind}_params"].append(params[kind, label])
-        for name, number in zip(NUMBERS, judgement.numbers if judgement else absent, strict=True):
-            columns[name].append(number)
+    doubts = suspicious(plan.cells, judged, plan.spec.norm)
+    params: dict[str, str] = {}
+    texts: dict[str, list[Any]] = {name: [] for name in RESULT_COLUMNS if name not in NUMBERS}
+    for index, (cell, judgement) in enumerate(zip(plan.cells, judged, strict=True)):
+        row = _identity(plan, cell)
+        for kind in ("defense", "attack"):
+            name = f"{kind} {row[kind]}"
+            if name not in params:
+                params[name] = _one_line(cell.defense.params if kind == "defense" else _attack_params(plan, cell))
+            row[f"{kind}_params"] = params[name]
+        row |= {"key": cell.key, "versions": judgement.versions if judgement else ""}
         reason = reasons.get(cell.key)
         if judgement:
-            columns["flags"].append(";".join([*judgement.flags, *doubts.get(index, ())]))
+            row["flags"] = ";".join([*judgement.flags, *doubts.get(index, ())])
         else:
-            columns["flags"].append(f"failed: {reason}" if reason else "missing")
-        columns["key"].append(cell.key)
-        columns["versions"].append(judgement.versions if judgement else "")
-    frame = pd.DataFrame(columns, columns=RESULT_COLUMNS)
-    floats = [name for name in NUMBERS if name not in COUNTS]
-    return frame.astype({**dict.fromkeys(COUNTS, "Int64"), **dict.fromkeys(floats, "float64")})
+            row["flags"] = f"failed: {reason}" if reason else "missing"
+        for name, column in texts.items():
+            column.append(row[name])
+    absent = (math.nan,) * len(NUMBERS)
+    columns: dict[str, Any] = {**texts}
+    for place, name in enumerate(NUMBERS):
+        found = ((each.numbers if each else absent)[place] for each in judged)
+        columns[name] = np.fromiter(found, np.float64, len(judged))
+    for name in COUNTS[:2]:
+        columns[name] = pd.array(columns[name], dtype="Int64")
+    return pd.DataFrame(columns, columns=RESULT_COLUMNS)
+
+
+def planned(plan: Plan) -> pd.DataFrame:
+    """The rows of `results.csv` that a plan leads to, before anything of them is known."""
+    return _results(plan, [None] * len(plan.cells), {})
 
 
 def _one_line(values: Mapping[str, Any]) -> str:

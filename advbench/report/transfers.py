@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from advbench.metrics import Affinity, Bools, affinity, affinity_intervals, resampled_accuracies
+from advbench.metrics import Affinity, affinity, affinity_intervals, resampled_accuracies
 from advbench.report.judgements import Judgement
 
 COLUMNS = (
@@ -34,7 +34,7 @@ def affinity_table(results: pd.DataFrame, judged: Sequence[Judgement | None] = (
     rhos = [affinity(*row) for row in accuracy.tolist()]
     ends = np.full((len(triples), 2), math.nan)
     if len(judged):
-        ends = _intervals(triples, [None if each is None else each.correct() for each in judged], judged)
+        ends = _intervals(triples, judged)
     table = results.iloc[triples[:, 1]].rename(columns={"defense": "target"})
     table = table.assign(
         affinity=[rho.value for rho in rhos],
@@ -69,19 +69,17 @@ def _triples(results: pd.DataFrame) -> Positions:
     return np.array(found, np.int64).reshape(-1, 3)
 
 
-def _intervals(
-    triples: Positions, correct: list[Bools | None], judged: Sequence[Judgement | None]
-) -> NDArray[np.float64]:
+def _intervals(triples: Positions, judged: Sequence[Judgement | None]) -> NDArray[np.float64]:
     """95 % intervals of the affinities whose three cells are all known image by image."""
     ends = np.full((len(triples), 2), math.nan)
-    known = np.array([row is not None for row in correct] + [False])
+    known = np.array([each is not None and each.right is not None for each in judged] + [False])
     pairs = np.flatnonzero(known[triples].all(1))
-    step = 2**14  # pairs at a time, to bound memory
+    step = 2**11  # pairs at a time, to bound memory
     for some in (pairs[start : start + step] for start in range(0, len(pairs), step)):
         used, inverse = np.unique(triples[some], return_inverse=True)
-        table = np.stack([row for index in used if (row := correct[index]) is not None])
-        spreads = np.array([each.draw_variance for index in used if (each := judged[index]) is not None])
-        accuracies = resampled_accuracies(table, spreads)
+        cells = [each for index in used if (each := judged[index]) is not None]
+        spreads = np.array([each.draw_variance for each in cells])
+        accuracies = resampled_accuracies(np.stack([each.correct() for each in cells]), spreads)
         clean, transfer, white = (accuracies[column] for column in inverse.reshape(-1, 3).T)
         ends[some] = affinity_intervals(clean, transfer, white)
     itself = triples[:, 1] == triples[:, 2]

@@ -35,10 +35,15 @@ def retention_table(rows: Iterable[tuple[Row, Row]]) -> pd.DataFrame:
     columns: list[tuple[Any, ...]] = []
     for identity, details in rows:
         head = tuple(identity[name] for name in IDENTITY)
-        for measure, curve in details.get("retention", {}).items():
+        for measure, curve in _in_order(details, "retention"):
             points = zip(curve["fractions"], curve["counts"], curve["accuracies"], strict=True)
             columns += [(*head, *point, curve["area"], measure) for point in points]
     return pd.DataFrame(columns, columns=RETENTION_COLUMNS)
+
+
+def _in_order(details: Row, name: str) -> list[tuple[str, Any]]:
+    found = details.get(name, {})
+    return [(measure, found[measure]) for measure in ENTROPIES if measure in found]
 
 
 def uncertainty_table(rows: Iterable[tuple[Row, Row]]) -> pd.DataFrame:
@@ -72,6 +77,6 @@ def histogram_table(rows: Iterable[tuple[Row, Row]]) -> pd.DataFrame:
             " ".join(map(str, counts)),
         )
         for identity, details in rows
-        for measure, counts in details.get("histograms", {}).items()
+        for measure, counts in _in_order(details, "histograms")
     ]
     return pd.DataFrame(found, columns=HISTOGRAM_COLUMNS)
