@@ -16,6 +16,7 @@ def advbench_register(register: Registrar) -> None:
     for name, summary in {
         "digits": "scikit-learn's handwritten digits, 8x8 grey, 10 classes; embedded, nothing to download",
         "mnist": "MNIST, 28x28 grey, 10 classes",
+        "notmnist": "notMNIST, letters as 28x28 grey, 10 classes; nothing to download it from",
         "fashion_mnist": "Fashion-MNIST, 28x28 grey, 10 classes",
         "cifar10": "CIFAR-10, 32x32 colour, 10 classes",
         "cifar100": "CIFAR-100, 32x32 colour, 100 classes",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from advbench import store_commands
+from advbench import leaderboard_commands, store_commands
 from advbench.errors import AdvbenchError, InputError
 from advbench.options import (
     DEFAULT_OUT,
@@ -22,6 +22,7 @@ from advbench.options import (
     StoreUrl,
     integers,
     make_spec,
+    names,
     takes_execution,
     takes_spec,
 )
@@ -45,6 +46,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich takes [default: ...] for markup
 )
 app.add_typer(store_commands.app)
+app.add_typer(leaderboard_commands.app)
 LogJson = Annotated[bool, typer.Option("--log-json", help="Tell what happens as lines of JSON, on standard error.")]
 
 
@@ -66,7 +68,7 @@ def run(
 
     store = execution.open_store()
     plan = prepare(spec, execution.data_root)
-    runtime = execution.runtime(spec.dataset, spec.threads)
+    runtime = execution.runtime(spec.dataset, spec.threads, spec.ood)
     check_writable(out)
     store.check_writable()
     outcome = _carry_out(plan, execution, runtime, store, Settings(keep_examples, retry_failed))
@@ -163,7 +165,7 @@ def curve(
     store = execution.open_store()
     chosen = along(spec, over, integers(values or [], "--values"))
     plans = [(value, prepare(one, execution.data_root)) for value, one in chosen]
-    runtime = execution.runtime(spec.dataset, spec.threads)
+    runtime = execution.runtime(spec.dataset, spec.threads, spec.ood)
     check_writable(out)
     store.check_writable()
     whole = merged([each for _, each in plans])
@@ -185,16 +187,29 @@ def curve(
 def report(
     folder: Annotated[Path, typer.Argument(help="The --out folder of a run.")] = DEFAULT_OUT,
     *,
+    formats: Annotated[
+        list[str] | None,
+        typer.Option("--format", help="csv, md, html, latex, svg, pdf or png, comma-separated. [default: csv,md,html]"),
+    ] = None,
+    reference: Annotated[
+        list[Path] | None,
+        typer.Option("--reference", help="RobustBench's JSON of a model, or a folder of them, for the page."),
+    ] = None,
     data_root: DataRoot = None,
     store: StoreUrl = DEFAULT_STORE,
 ) -> None:
-    """Write a run's tables anew from the store; cells that are not there yet are shown as missing."""
+    """Write a run's report anew from the store; cells that are not there yet are shown as missing."""
     from advbench.report import collect
+    from advbench.report.output import DEFAULT, check_formats
+    from advbench.report.references import read_references
     from advbench.run import check_writable, prepare, write_report
     from advbench.scheduler import failures
     from advbench.storage import BRIEF
     from advbench.store import Store
 
+    chosen = names(formats) if formats else DEFAULT
+    check_formats(chosen)
+    references = read_references(reference or [])
     spec = make_spec(folder / "spec.toml")
     check_writable(folder)
     opened, plan = Store(store, BRIEF), prepare(spec, data_root)
@@ -204,7 +219,7 @@ def report(
             f"store {store!r} has none of this run's results",
             remedy="name the run's store with --store, or compute them: advbench run --spec FOLDER/spec.toml",
         )
-    _print_end(tables, write_report(tables, folder))
+    _print_end(tables, write_report(tables, folder, spec, chosen, references))
     if tables.results.accuracy.isna().any():
         raise typer.Exit(1)
 

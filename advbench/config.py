@@ -42,7 +42,8 @@ class RunSpec(pydantic.BaseModel):
 
     A defense or attack is the name of a plugin, or `name@label` to have one plugin several times with
     different hyperparameters. `affinity` names the attacks whose examples every other defense is judged on, too;
-    None for all of them.
+    None for all of them. `ood` names data sets whose images every defense is shown as well, to see whether its
+    uncertainty finds them out; their pixel values are multiplied by `ood_scale`.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -62,9 +63,13 @@ class RunSpec(pydantic.BaseModel):
     sweep: pydantic.StrictBool = False
     budget: int | None = pydantic.Field(default=None, ge=1)
     affinity: tuple[str, ...] | None = None
+    ood: tuple[str, ...] = ()
+    ood_scale: float = pydantic.Field(default=1.0, gt=0)
     set: dict[str, dict[str, Any]] = {}
 
-    @pydantic.field_validator("eps", "seeds", "draws", "limit", "batch_size", "threads", "budget", mode="before")
+    @pydantic.field_validator(
+        "eps", "seeds", "draws", "limit", "batch_size", "threads", "budget", "ood_scale", mode="before"
+    )
     @classmethod
     def _numbers(cls, value: Any) -> Any:
         items = value if isinstance(value, list | tuple) else [value]
@@ -80,7 +85,7 @@ class RunSpec(pydantic.BaseModel):
             raise ValueError("names as NAME, LIBRARY:NAME or NAME@LABEL of letters, digits and _ . / + -")
         return values
 
-    @pydantic.field_validator("defenses", "attacks", "eps", "seeds", "affinity")
+    @pydantic.field_validator("defenses", "attacks", "eps", "seeds", "affinity", "ood")
     @classmethod
     def _distinct(cls, values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
         repeated = sorted({str(v) for v in values or () if (values or ()).count(v) > 1})

@@ -200,6 +200,23 @@ def load_mnist(root: Path, path: str) -> Dataset:
     return _torchvision("mnist", "MNIST", root, path, {"train": True}, {"train": False})
 
 
+def load_notmnist(root: Path, path: str) -> Dataset:
+    """Letters A to J of notMNIST: the 10,000 of `NotMNIST/raw/t10k-*-ubyte`, MNIST's format, split 80/20 by class."""
+    from torchvision.datasets.mnist import read_image_file, read_label_file
+
+    _no_path("notmnist", path)
+    folder = root / "NotMNIST" / "raw"
+    try:
+        images = read_image_file(str(folder / "t10k-images-idx3-ubyte"))
+        labels = read_label_file(str(folder / "t10k-labels-idx1-ubyte"))
+    except Exception as error:  # torchvision asserts what it reads
+        raise InputError(
+            f"data set 'notmnist' cannot be read from {folder} ({type(error).__name__})",
+            remedy="put t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte there, or name the root with --data-root",
+        ) from error
+    return _split_pool("notmnist", images.unsqueeze(1), labels)
+
+
 def load_fashion_mnist(root: Path, path: str) -> Dataset:
     """Fashion-MNIST, 60,000 + 10,000."""
     return _torchvision("fashion_mnist", "FashionMNIST", root, path, {"train": True}, {"train": False})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,12 +83,13 @@ class Execution:
             raise InputError(f"store {self.store!r}", expected=expected, remedy="or choose --executor inline")
         return store
 
-    def runtime(self, dataset: str, threads: int) -> Runtime:
+    def runtime(self, dataset: str, threads: int, foreign: Sequence[str] = ()) -> Runtime:
         """What the tasks of a run are given.
 
         Args:
             dataset: the run's data set.
             threads: CPU threads of a task.
+            foreign: data sets whose images defenses are to find out.
 
         Raises:
             InputError: torch cannot use a device.
@@ -101,6 +102,7 @@ class Execution:
             self.checkpoint_seconds,
             self.patience,
             {name: version for name, version in versions("cpu").items() if name in ("advbench", "torch", "numpy")},
+            tuple(map(_absolute_dataset, foreign)),
         )
 
     def _devices(self) -> list[str]:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from advbench.api import Attack, Progress, Threat
@@ -353,15 +354,62 @@ def evaluate(
         InputError: images or labels that cannot be judged, or draws < 1.
         PluginError: the model's output has the wrong shape or is not finite.
     """
-    if not isinstance(draws, int) or draws < 1:
-        raise InputError("draws", expected="at least 1", got=repr(draws))
     _check_floating(x, "images to evaluate")
     if len(x) == 0:
         raise InputError("images to evaluate", expected="at least one", got=0)
     clf, classes = _opened(model, x)
     check_labels(y, len(x), classes, "labels to evaluate")
+    return _judged(clf, x, y.cpu().numpy(), draws, seed=seed, batch_size=batch_size, report=report)
+
+
+@torch.no_grad()
+def judge(
+    model: nn.Module,
+    x: Tensor,
+    draws: int = 20,
+    *,
+    seed: int = 0,
+    batch_size: int = BATCH_SIZE,
+    report: Report = lambda _: None,
+) -> Predictions:
+    """As `evaluate`, of images that belong to no class and may leave [0, 1]: only their uncertainty means anything.
+
+    Args:
+        model: a `Classifier` or any `nn.Module` on [0, 1] images.
+        x: images `(count, channels, height, width)`, float32.
+        draws: number of draws K.
+        seed: of the draws; with the same one they are those of `evaluate`.
+        batch_size: images that pass the net together.
+        report: called after each draw.
+
+    Returns:
+        Predictions with labels of -1, which no prediction is.
+
+    Raises:
+        InputError: no images, or draws < 1.
+        PluginError: the model's output has the wrong shape or is not finite.
+    """
+    if len(x) == 0:
+        raise InputError("images to evaluate", expected="at least one", got=0)
+    clf, _ = _opened(model, x)
+    labels = np.full(len(x), -1, np.int64)
+    return _judged(clf, x, labels, draws, seed=seed, batch_size=batch_size, report=report)
+
+
+def _judged(
+    clf: Classifier,
+    x: Tensor,
+    labels: NDArray[np.int64],
+    draws: int,
+    *,
+    seed: int,
+    batch_size: int,
+    report: Report,
+) -> Predictions:
+    if not isinstance(draws, int) or draws < 1:
+        raise InputError("draws", expected="at least 1", got=repr(draws))
     draws = draws if clf.stochastic else 1
-    probs, labels, right = [], y.cpu().numpy(), 0.0
+    probs, right = [], 0.0
     with clf.isolated():
         for k in range(draws):
             draw = clf.draw(derive(seed, "judge", k))

@@ -51,6 +51,10 @@ SPEC_OPTIONS = {
         "--affinity",
         "Attacks whose examples every other defense is judged on, too; none for none. [default: all]",
     ),
+    "ood": _option(
+        Names | None, "--ood", "Data sets whose images the defenses should be unsure about. [default: none]"
+    ),
+    "ood_scale": _option(float | None, "--ood-scale", "Factor on the pixel values of those. [default: 1]"),
     "set": _option(Names | None, "--set", "A hyperparameter: NAME.PARAM=VALUE; repeat for more."),
 }
 
@@ -150,7 +154,14 @@ def make_spec(file: Path | None, **options: Any) -> RunSpec:
     values: dict[str, Any] = {} if file is None else config.parse_toml(file)
     items = options.pop("set", None)
     whole = dict(values)
-    readers = {"defenses": _names, "attacks": _names, "eps": _radii, "seeds": integers, "affinity": _attacks_or_none}
+    readers = {
+        "defenses": names,
+        "attacks": names,
+        "eps": _radii,
+        "seeds": integers,
+        "affinity": _attacks_or_none,
+        "ood": names,
+    }
     for name, value in options.items():
         if value is not None:
             values[name] = readers[name](value) if name in readers else value
@@ -169,22 +180,23 @@ def make_spec(file: Path | None, **options: Any) -> RunSpec:
     if "affinity" in whole and options.get("affinity") is None:
         values["affinity"] = [name for name in whole["affinity"] if name in values["attacks"]]
     spec = config.make_spec(values)
-    names = set(whole.get("set", {})) - set(settings)
-    return config.narrowed(spec, config.make_spec({**values, **whole}), names) if names else spec
+    plugins = set(whole.get("set", {})) - set(settings)
+    return config.narrowed(spec, config.make_spec({**values, **whole}), plugins) if plugins else spec
 
 
-def _names(values: Names) -> list[str]:
+def names(values: Names) -> list[str]:
+    """Names, comma-separated or repeated."""
     return [name.strip() for value in values for name in value.split(",") if name.strip()]
 
 
 def _attacks_or_none(values: Names) -> list[str]:
-    names = _names(values)
-    return [] if names == ["none"] else names
+    found = names(values)
+    return [] if found == ["none"] else found
 
 
 def _radii(values: Names) -> list[float]:
     try:
-        ratios = [name.split("/") if name.count("/") == 1 else [name, "1"] for name in _names(values)]
+        ratios = [name.split("/") if name.count("/") == 1 else [name, "1"] for name in names(values)]
         return [float(above) / float(below) for above, below in ratios]
     except (ValueError, ZeroDivisionError) as error:
         raise InputError("--eps", expected="numbers, as 0.1 or 8/255", got=repr(",".join(values))) from error
@@ -197,6 +209,6 @@ def integers(values: Names, option: str = "--seeds") -> list[int]:
         InputError: one is none.
     """
     try:
-        return [int(name) for name in _names(values)]
+        return [int(name) for name in names(values)]
     except ValueError as error:
         raise InputError(option, expected="whole numbers", got=repr(",".join(values))) from error

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any, Literal, NamedTuple
 
 from advbench.config import Choice, RunSpec
+from advbench.foreign import Foreign
 from advbench.keys import SCHEMA, content_key
 
 TaskKind = Literal["train", "craft", "evaluate"]
@@ -54,6 +56,15 @@ class Cell(NamedTuple):
     source: Choice
     attack: Choice | None
     eps: float
+    seed: int
+    key: str
+
+
+class ForeignCell(NamedTuple):
+    """What one defense makes of the images of another data set."""
+
+    defense: Choice
+    name: str
     seed: int
     key: str
 
@@ -106,6 +117,7 @@ class Plan:
         trained: keys of the trainings by defense and seed.
         parameters: how many weights each architecture has.
         data: the data set; None of plans that were merged.
+        foreign: what defenses make of other data sets' images.
     """
 
     spec: RunSpec
@@ -114,6 +126,7 @@ class Plan:
     trained: Mapping[tuple[str, int], str] = field(default_factory=dict)
     parameters: Mapping[str, int] = field(default_factory=dict)
     data: DataIdentity | None = None
+    foreign: tuple[ForeignCell, ...] = ()
 
 
 def make_plan(
@@ -123,6 +136,7 @@ def make_plan(
     data: DataIdentity,
     core_version: str,
     parameters: Mapping[str, int] | None = None,
+    foreign: Sequence[Foreign] = (),
 ) -> Plan:
     """Lay out a run: train each defense, craft on each as source, evaluate on each as target.
 
@@ -133,12 +147,16 @@ def make_plan(
         data: the data set.
         core_version: the version of advbench, which is in every key.
         parameters: how many weights each architecture has.
+        foreign: the data sets of `spec.ood`.
     """
     layout = _Layout(spec, data, core_version)
     for seed in spec.seeds:
         trained = {choice.label: layout.train(choice, seed) for choice in defenses}
         clean = {t.label: layout.evaluate(t, trained[t.label], None, "clean", seed) for t in defenses}
         layout.cells += [Cell(target, target, None, 0.0, seed, clean[target.label]) for target in defenses]
+        for other, target in product(foreign, defenses):
+            key = layout.show(target, trained[target.label], other, clean[target.label], seed)
+            layout.foreign.append(ForeignCell(target, other.name, seed, key))
         for attack in attacks:
             crafted: dict[str, Swept] = {}
             for eps in filter(None, spec.eps):  # eps 0 is the clean row
@@ -155,7 +173,7 @@ def make_plan(
                         layout.cells.append(Cell(target, source, attack, eps, seed, key))
     labels = {choice.label for choice in defenses}
     models = {which: key for which, key in layout.trained.items() if which[0] in labels}
-    return Plan(spec, layout.tasks, tuple(layout.cells), models, parameters or {}, data)
+    return Plan(spec, layout.tasks, tuple(layout.cells), models, parameters or {}, data, tuple(layout.foreign))
 
 
 def merged(plans: Sequence[Plan]) -> Plan:
@@ -170,6 +188,7 @@ class _Layout:
     def __init__(self, spec: RunSpec, data: DataIdentity, core_version: str) -> None:
         self.tasks: dict[str, Task] = {}
         self.cells: list[Cell] = []
+        self.foreign: list[ForeignCell] = []
         self._spec = spec
         self._data = data
         self._images = min(spec.limit or data.test_count, data.test_count)
@@ -241,8 +260,25 @@ class _Layout:
         }
         needs = (trained, judged.examples, judged.clean) if judged else (trained,)
         label = f"evaluate {target.label} on {what}, seed {seed}"
-        forward_share = 1 / 3  # a backward pass costs about two forward ones
-        return self._add("evaluate", inputs, needs, label, forward_share * self._spec.draws * self._images, target)
+        return self._add("evaluate", inputs, needs, label, self._judging(self._images), target)
+
+    def show(self, target: Choice, trained: str, other: Foreign, clean: str, seed: int) -> str:
+        """One task for each target and foreign data set."""
+        images = min(other.images, self._images)
+        inputs = {
+            "target": trained,
+            "examples": None,
+            "foreign": {"name": other.name, "sha256": other.digest, "scale": other.scale},
+            "draws": self._spec.draws,
+            "seed": seed,
+            **self._judged,
+            "images": images,
+        }
+        label = f"evaluate {target.label} on {other.name}, seed {seed}"
+        return self._add("evaluate", inputs, (trained, clean), label, self._judging(images), target)
+
+    def _judging(self, images: int) -> float:
+        return self._spec.draws * images / 3  # a backward pass costs about two forward ones
 
     def _add(
         self, kind: TaskKind, inputs: dict[str, Any], needs: tuple[str, ...], label: str, cost: float, *plugins: Choice

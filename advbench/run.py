@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from advbench.architectures import build
-from advbench.config import RunSpec, resolve
-from advbench.datasets import load_dataset
+from advbench.config import Choice, RunSpec, resolve
+from advbench.datasets import Dataset, load_dataset
 from advbench.errors import InputError
 from advbench.executors import Executor
+from advbench.foreign import Foreign, foreign_images, identify_foreign
 from advbench.journal import Journal, State
-from advbench.plan import Plan, Task, make_plan
+from advbench.plan import DataIdentity, Plan, Task, make_plan
 from advbench.registry import registry
 from advbench.report import FILES, Report, collect
+from advbench.report.output import DEFAULT, PAGE, contents
+from advbench.report.references import Reference
 from advbench.scheduler import Outcome, Scheduler, Watcher, failed_before
 from advbench.storage import write_file
 from advbench.store import Store
@@ -47,11 +52,21 @@ def prepare(spec: RunSpec, data_root: str | None = None) -> Plan:
     """
     defenses, attacks = resolve(spec)
     dataset = load_dataset(spec.dataset, data_root)
-    parameters = {}
-    for name in sorted({choice.architecture["name"] for choice in defenses}):
-        parameters[name] = sum(weights.numel() for weights in build(name, dataset.train, seed=0).parameters())
     core = registry().find("dataset", "digits").version
-    return make_plan(spec, defenses, attacks, identify(dataset), core, parameters)
+    foreign = [identify_foreign(name, data_root, spec.ood_scale) for name in spec.ood]
+    for name in spec.ood:
+        foreign_images(name, data_root, 1, dataset.test.shape, spec.ood_scale)
+    return make_plan(spec, defenses, attacks, identify(dataset), core, count_parameters(defenses, dataset), foreign)
+
+
+def count_parameters(defenses: Iterable[Choice], dataset: Dataset) -> dict[str, int]:
+    """How many weights each of the defenses' nets has on a data set, by the net's name.
+
+    Raises:
+        InputError: a net that the images do not fit.
+    """
+    names = sorted({choice.architecture["name"] for choice in defenses})
+    return {name: sum(weights.numel() for weights in build(name, dataset.train, seed=0).parameters()) for name in names}
 
 
 def carry_out(
@@ -151,15 +166,55 @@ def write_out(plan: Plan, store: Store, outcome: Outcome, out: Path) -> tuple[Re
         StoreError: the folder cannot be written.
     """
     report = collect(plan, store, outcome.failed)
-    write_file(out / "spec.toml", plan.spec.to_toml().encode())
-    return report, (out / "spec.toml", *write_report(report, out))
-
-
-def write_report(report: Report, out: Path) -> tuple[Path, ...]:
-    """Write the tables into a folder; returns their paths."""
-    paths = []
-    for name, text in report.files().items():
+    texts = {"spec.toml": plan.spec.to_toml()}
+    if plan.data is not None:
+        texts["data.json"] = identity_text(plan.data, foreign_of(plan))
+    for name, text in texts.items():
         write_file(out / name, text.encode())
+    return report, (*(out / name for name in texts), *write_report(report, out, plan.spec))
+
+
+def identity_text(data: DataIdentity, foreign: Sequence[Foreign] = ()) -> str:
+    """The content of `data.json`: what keys hold of data sets, from which they can be checked without them.
+
+    Args:
+        data: the data set.
+        foreign: those whose images are shown as well.
+    """
+    values: dict[str, Any] = {
+        "name": data.name,
+        "sha256": data.digest,
+        "train_count": data.train_count,
+        "test_count": data.test_count,
+    }
+    if foreign:
+        values["foreign"] = [
+            {"name": each.name, "sha256": each.digest, "images": each.images, "scale": each.scale} for each in foreign
+        ]
+    return json.dumps(values, indent=1) + "\n"
+
+
+def foreign_of(plan: Plan) -> tuple[Foreign, ...]:
+    """The foreign data sets of a plan, with as many images as are shown."""
+    found = {}
+    for cell in plan.foreign:
+        inputs = plan.tasks[cell.key].inputs
+        shown = inputs["foreign"]
+        found[cell.name] = Foreign(shown["name"], shown["sha256"], inputs["images"], shown["scale"])
+    return tuple(found.values())
+
+
+def write_report(
+    report: Report,
+    out: Path,
+    spec: RunSpec,
+    formats: Collection[str] = DEFAULT,
+    references: Sequence[Reference] = (),
+) -> tuple[Path, ...]:
+    """Write a report into a folder, in all of these formats; returns the files' paths."""
+    paths = []
+    for name, raw in contents(report, formats, spec, references):
+        write_file(out / name, raw)
         paths.append(out / name)
     return tuple(paths)
 
@@ -171,7 +226,7 @@ def check_writable(out: Path) -> None:
         InputError: it cannot.
     """
     probe = out / ".advbench-write-test"
-    for name in ("spec.toml", *FILES):
+    for name in ("spec.toml", "data.json", PAGE, *FILES):
         if (out / name).is_dir():
             raise InputError(f"output folder {out}", expected=f"no folder named {name} in it", remedy="move it away")
     try:

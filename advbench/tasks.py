@@ -29,7 +29,8 @@ from advbench.ascent import within
 from advbench.classifier import Classifier
 from advbench.datasets import Dataset, limited, load_dataset
 from advbench.errors import GoneError, InputError, PluginError
-from advbench.harness import Earlier, craft, evaluate
+from advbench.foreign import foreign_images
+from advbench.harness import Earlier, craft, evaluate, judge
 from advbench.metrics import Predictions, calibration, detection, histogram, retention, shared_spread, uncertainty
 from advbench.plan import DataIdentity, Task
 from advbench.registry import registry
@@ -51,6 +52,7 @@ class Runtime:
     Attributes:
         store_url: the store.
         dataset: the data set's name, with its path if it has one.
+        foreign: likewise, the data sets whose images are to be found out.
         data_root: the folder of the data sets.
         resources: device, threads and chunk.
         checkpoint_seconds: the least time between two saved states of a training.
@@ -66,6 +68,7 @@ class Runtime:
     checkpoint_seconds: float = 30.0
     patience: float = PATIENCE
     libraries: Mapping[str, str] = field(default_factory=dict)
+    foreign: tuple[str, ...] = ()
     place: str = ""
 
 
@@ -79,6 +82,7 @@ class Runner:
     """Runs tasks in this process, one at a time; keeps the data and the last nets at hand."""
 
     def __init__(self, runtime: Runtime) -> None:
+        memory.keep()
         self.runtime = runtime
         self.store = Store(runtime.store_url, runtime.patience)
         self._resources = runtime.resources
@@ -233,6 +237,8 @@ class Runner:
 
     def _evaluate(self, task: Task, on_progress: OnProgress) -> tuple[dict[str, Any], bytes]:
         inputs = task.inputs
+        if "foreign" in inputs:
+            return self._show(task, on_progress)
         x, y = self._judged_images(inputs)
         attack: dict[str, Any] = {"forward_passes": 0.0, "backward_passes": 0.0, "seconds": 0.0}
         if inputs["examples"] is not None:
@@ -259,6 +265,31 @@ class Runner:
         clean = None if inputs["examples"] is None else self._clean(task)
         result = {**summary(predictions, clean), "attack": attack, "flags": flags}
         return result, safetensors.numpy.save(predictions.arrays())
+
+    def _show(self, task: Task, on_progress: OnProgress) -> tuple[dict[str, Any], bytes]:
+        """What a defense makes of another data set's images."""
+        inputs, wanted = task.inputs, task.inputs["foreign"]
+        root = self.runtime.data_root
+        fitting = [n for n in self.runtime.foreign if load_dataset(n, root).digest == wanted["sha256"]]
+        if not fitting:
+            raise InputError(
+                f"data set {wanted['name']!r} changed since the run was planned", remedy="run the same command again"
+            )
+        shape = self._checked_dataset(inputs).test.shape
+        x = foreign_images(fitting[0], root, inputs["images"], shape, wanted["scale"])
+        x = x.to(self.runtime.resources.device)
+        predictions = judge(
+            self._at_hand(inputs["target"]),
+            x,
+            inputs["draws"],
+            seed=inputs["seed"],
+            batch_size=inputs["batch_size"],
+            report=on_progress,
+        )
+        clean = self._clean(task)
+        result = summary(predictions, clean)
+        kept = ("n_examples", "classes", "draws", "uncertainty", "histograms", "detection")
+        return {name: result[name] for name in kept if name in result}, safetensors.numpy.save(predictions.arrays())
 
     def _clean(self, task: Task) -> Predictions | None:
         """What the same draws say of the clean images, if the task was planned with that."""

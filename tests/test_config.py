@@ -11,8 +11,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from advbench import config
-from advbench.config import RunSpec, make_spec, parse_settings, parse_toml
+from advbench.config import RunSpec, make_spec, parse_settings, parse_toml, resolve
 from advbench.errors import InputError
+from advbench.options import make_spec as make
+from advbench.plan import DataIdentity, make_plan
 
 MINIMAL: dict[str, Any] = {"defenses": ["erm"], "attacks": ["pgd"]}
 
@@ -37,6 +39,9 @@ SPECS = st.fixed_dictionaries(
         "seeds": st.lists(st.integers(0, 2**70), min_size=1, max_size=4, unique=True),
         "draws": st.integers(1, 10**6),
         "limit": st.integers(1, 10**6) | st.none(),
+        "affinity": st.just(()) | st.none(),
+        "ood": st.lists(st.sampled_from(["digits", "npz:a.npz"]), unique=True),
+        "ood_scale": st.floats(1e-6, 1e6),
         "batch_size": st.integers(1, 10**6),
         "precision": st.sampled_from(["float32", "bfloat16"]),
         "threads": st.integers(1, 64),
@@ -349,3 +354,45 @@ def reread(spec: RunSpec, folder: Path) -> RunSpec:
     values = parse_toml(path)
     assert values == tomllib.loads(path.read_bytes().decode())
     return make_spec(values)
+
+
+def test_affinity_names_attacks_of_the_run() -> None:
+    values = {"defenses": ["erm"], "attacks": ["fgsm", "pgd"]}
+    assert make_spec(values).affinity is None
+    assert make_spec({**values, "affinity": []}).affinity == ()
+    spec = make_spec({**values, "affinity": ["pgd"]})
+    assert spec.affinity == ("pgd",)
+    with pytest.raises(InputError, match="did you mean 'pgd'"):
+        make_spec({**values, "affinity": ["pdg"]})
+
+
+@pytest.mark.parametrize(("affinity", "pairs"), [(None, 8), (("fgsm",), 6), ((), 4)])
+def test_affinity_says_which_attacks_cross(affinity: tuple[str, ...] | None, pairs: int) -> None:
+    spec = make_spec({"defenses": ["erm", "bnn"], "attacks": ["fgsm", "pgd"], "eps": [0.1]})
+    spec = spec.model_copy(update={"affinity": affinity})
+    plan = make_plan(spec, *resolve(spec), DataIdentity("digits", "d", 10, 10), "1")
+    attacked = [cell for cell in plan.cells if cell.attack]
+    assert len(attacked) == pairs
+    crossed = {cell.attack.label for cell in attacked if cell.attack and cell.source != cell.defense}
+    assert crossed == set(("fgsm", "pgd") if affinity is None else affinity)
+    keys = {cell.key for cell in attacked}
+    whole = make_plan(spec.model_copy(update={"affinity": None}), *resolve(spec), plan.data, "1")  # type: ignore[arg-type]
+    assert keys <= {cell.key for cell in whole.cells}  # a cell's key does not depend on what else is run
+
+
+def test_a_part_of_a_specs_run_drops_settings_that_it_has_no_use_for(tmp_path: Path) -> None:
+    file = tmp_path / "spec.toml"
+    file.write_text(
+        'defenses = ["erm", "bnn"]\nattacks = ["pgd", "fgsm"]\naffinity = ["pgd"]\n'
+        '[set.bnn]\ninit_from = "erm@start"\n[set."erm@start"]\nstages = [3]\n[set.pgd]\nsteps = 3\n'
+    )
+    assert set(make(file, defenses=["bnn"]).set) == {"bnn", "erm@start", "pgd"}
+    part = make(file, defenses=["erm"], attacks=["fgsm"])
+    assert part.set == {}
+    assert part.affinity == ()
+    assert make(file).affinity == ("pgd",)
+    with pytest.raises(InputError, match="unknown plugin in --set 'pgd'"):
+        config.resolve(make(file, attacks=["fgsm"], set=["pgd.steps=4"]))
+    file.write_text(file.read_text().replace("[set.pgd]", "[set.pdg]"))
+    with pytest.raises(InputError, match="unknown plugin in --set 'pdg'"):
+        config.resolve(make(file, defenses=["erm"]))

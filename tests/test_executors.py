@@ -133,6 +133,30 @@ def test_the_peak_of_a_task_is_its_own() -> None:
     assert during - after > 200 * 2**20
 
 
+def test_memory_that_is_kept_needs_no_new_pages() -> None:
+    """In a process of its own, as the setting stays."""
+    code = """
+import resource, sys
+import torch
+from advbench import memory
+if sys.argv[1] == "keep":
+    memory.keep()
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    torch.ones(2**24)
+before = faults()
+for _ in range(20):
+    torch.ones(2**24)
+print(faults() - before)
+"""
+    made = {
+        how: int(subprocess.run([sys.executable, "-c", code, how], check=True, capture_output=True, text=True).stdout)
+        for how in ("keep", "leave")
+    }
+    assert made["keep"] < 0.1 * made["leave"]
+
+
 # Tasks in this process
 
 

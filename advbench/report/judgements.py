@@ -13,7 +13,7 @@ import numpy as np
 
 from advbench.errors import GoneError
 from advbench.metrics import Bools
-from advbench.plan import Cell, Plan
+from advbench.plan import Cell, ForeignCell, Plan
 from advbench.store import Store
 from advbench.tasks import read_predictions, summary
 
@@ -82,6 +82,14 @@ def judgements(plan: Plan, store: Store) -> Iterator[Judgement | None]:
         return judgement_of(record, known, with_details=is_own(cell))
 
     return store.storage.each(judge, [cell.key for cell in plan.cells])
+
+
+def found_out(plan: Plan, store: Store) -> Iterator[tuple[ForeignCell, int, Mapping[str, Any]]]:
+    """What records say of foreign images: the cell, the classes, the details; what is missing is left out."""
+    for cell in plan.foreign:
+        record = store.read_record(cell.key)
+        if record is not None:
+            yield cell, record["result"]["classes"], record["result"]
 
 
 def is_own(cell: Cell) -> bool:

@@ -18,7 +18,7 @@ from advbench.errors import InputError
 from advbench.plan import Cell, Plan
 from advbench.report import uncertainty
 from advbench.report.flags import suspicious
-from advbench.report.judgements import NUMBERS, Judgement, is_own, judgements
+from advbench.report.judgements import NUMBERS, Judgement, found_out, is_own, judgements
 from advbench.report.ranks import leaderboard_table, with_own_source
 from advbench.report.transfers import COLUMNS as AFFINITY_COLUMNS
 from advbench.report.transfers import affinity_table
@@ -111,7 +111,7 @@ def collect(plan: Plan, store: Store, failed: Mapping[str, str] | None = None) -
     results = _results(plan, judged, failed or {})
     apart = with_own_source(results)
     mutual = ~results.attack.isin(apart)
-    details = list(_details(plan, judged))
+    details = [*_details(plan, judged), *_foreign(plan, store)]
     return Report(
         results=results,
         models=_models(plan, store),
@@ -247,6 +247,13 @@ def _details(plan: Plan, judged: Sequence[Judgement | None]) -> Iterator[tuple[d
         if judgement is not None and judgement.details is not None and is_own(cell):
             images = "clean" if cell.attack is None else "attacked"
             yield {**_identity(plan, cell), "images": images, "classes": judgement.classes}, judgement.details
+
+
+def _foreign(plan: Plan, store: Store) -> Iterator[tuple[dict[str, Any], Mapping[str, Any]]]:
+    """What the records say of images of other data sets."""
+    for cell, classes, details in found_out(plan, store):
+        identity = _identity(plan, Cell(cell.defense, cell.defense, None, 0.0, cell.seed, cell.key))
+        yield {**identity, "attack": f"ood:{cell.name}", "images": "ood", "classes": classes}, details
 
 
 def _models(plan: Plan, store: Store) -> pd.DataFrame:

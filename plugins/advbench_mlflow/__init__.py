@@ -33,7 +33,7 @@ LABELS = {
         r"evaluate (?P<defense>\S+) on (clean|(?P<attack>\S+) (?P<eps>\S+) from (?P<source>\S+)), .*"
     ),
 }
-UNMEASURED = {"classifier", "classes", "retention"}  # of a result: what is no measurement, or more than its area
+UNMEASURED = {"classifier", "classes", "histograms", "retention"}  # of a result: what is no single measurement
 
 _missing: set[str] = set()
 
@@ -121,6 +121,7 @@ def _values(task: Task) -> dict[str, Any]:
         **{name: inputs.get(name) for name in PLAIN},
         **(label.groupdict() if label else {}),
         **({"attack": "none", "eps": "0"} if clean else {}),
+        **({"foreign": inputs["foreign"]["name"]} if "foreign" in inputs else {}),
     }
     for plugin in filter(None, (inputs.get("defense"), inputs.get("attack"))):
         values |= {f"{plugin['name']}.{param}": value for param, value in plugin["params"].items()}
@@ -133,8 +134,8 @@ def _measured(result: Mapping[str, Any]) -> dict[str, Any]:
     for name in [name for name in values if name.endswith("_interval")]:
         ends = zip(("low", "high"), values.pop(name), strict=True)
         values |= {f"{name.removesuffix('interval')}{end}": value for end, value in ends}
-    if "retention" in result:
-        values["retention"] = result["retention"]["area"]
+    if "retention" in result:  # its area
+        values["retention"] = result["retention"]["total"]["area"]
     return values
 
 

@@ -1,0 +1,78 @@
+"""Images from outside a classifier's data: what it should be unsure about."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from advbench.datasets import limited, load_dataset
+from advbench.errors import InputError
+
+LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
+
+
+class Foreign(NamedTuple):
+    """A data set whose test images are shown to classifiers of another one.
+
+    Attributes:
+        name: its registered name, without path.
+        digest: SHA-256 of its content.
+        images: how many test images it has.
+        scale: factor on their pixel values; APD section 5.2.3: 5.
+    """
+
+    name: str
+    digest: str
+    images: int
+    scale: float
+
+
+def identify_foreign(name: str, root: str | None, scale: float) -> Foreign:
+    """What a plan needs to know of a foreign data set.
+
+    Args:
+        name: as `load_dataset` takes it.
+        root: the folder of the data sets.
+        scale: factor on the pixel values.
+
+    Raises:
+        InputError: it is absent or malformed.
+    """
+    dataset = load_dataset(name, root)
+    return Foreign(name.partition(":")[0], dataset.digest, len(dataset.test), scale)
+
+
+def foreign_images(name: str, root: str | None, count: int, shape: tuple[int, int, int], scale: float) -> Tensor:
+    """Test images of another data set, brought to the shape that a classifier takes.
+
+    Resized (bilinear, with antialiasing); colour becomes luminance where one channel is wanted, grey is repeated where
+    three are.
+
+    Args:
+        name: as `load_dataset` takes it.
+        root: the folder of the data sets.
+        count: how many at most: a fixed stratified subset.
+        shape: channels, height, width.
+        scale: factor on the pixel values, which may so leave [0, 1].
+
+    Returns:
+        `(count, *shape)`, float32.
+
+    Raises:
+        InputError: the data set is absent or malformed, or its channels cannot be made to fit.
+    """
+    test = limited(load_dataset(name, root).test, count)
+    images, _ = test.batch(slice(None))
+    channels, height, width = shape
+    if images.shape[1] == 3 and channels == 1:
+        images = (images * torch.tensor(LUMINANCE).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    elif images.shape[1] == 1 and channels == 3:
+        images = images.expand(-1, 3, -1, -1)
+    elif images.shape[1] != channels:
+        raise InputError(f"images of {name!r}", expected=f"1, 3 or {channels} channels", got=images.shape[1])
+    if images.shape[2:] != (height, width):
+        images = F.interpolate(images, (height, width), mode="bilinear", antialias=True).clamp(0, 1)
+    return images * scale

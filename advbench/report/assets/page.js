@@ -1,0 +1,250 @@
+"use strict";
+(() => {
+  const at = (id) => document.getElementById(id);
+  const all = (selector, inside = document) => [...inside.querySelectorAll(selector)];
+  let parsed;
+  const data = () => (parsed ??= JSON.parse(at("data").textContent));
+
+  function element(name, text, properties = {}) {
+    const made = Object.assign(document.createElement(name), properties);
+    if (text !== undefined) made.textContent = text;
+    return made;
+  }
+
+  // Theme
+  const root = document.documentElement;
+  const screen = matchMedia("(prefers-color-scheme: dark)");
+  const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : screen.matches);
+  const nameTheme = () => {
+    at("theme").textContent = isDark() ? "Light theme" : "Dark theme";
+  };
+  at("theme").addEventListener("click", () => {
+    root.dataset.theme = isDark() ? "light" : "dark";
+    try {
+      localStorage.setItem("advbench-theme", root.dataset.theme);
+    } catch {
+      /* it holds for this visit */
+    }
+    nameTheme();
+  });
+  screen.addEventListener("change", nameTheme);
+  nameTheme();
+
+  // The main table: sorting, filters, eps
+  const board = at("board");
+  const heads = all("thead th", board);
+  const say = (text) => {
+    at("said").textContent = text;
+  };
+
+  function sortBy(place, direction) {
+    const numeric = all("tbody td, tbody th", board).some((cell) => cell.cellIndex === place && cell.dataset.v);
+    const keyOf = (row) => {
+      const cell = row.cells[place];
+      if (!numeric) return cell.textContent;
+      const value = Number(cell.dataset.v);
+      return cell.dataset.v === "" || Number.isNaN(value) ? null : value;
+    };
+    for (const body of board.tBodies) {
+      const rows = [...body.rows].filter((row) => !row.classList.contains("heading"));
+      const keyed = rows.map((row) => [keyOf(row), row]);
+      // What is missing stays last, whichever way.
+      keyed.sort(([one], [other]) => {
+        if (one === null || other === null) return (one === null) - (other === null);
+        const order = numeric ? one - other : one.localeCompare(other);
+        return direction === "ascending" ? order : -order;
+      });
+      body.append(...keyed.map(([, row]) => row));
+    }
+    for (const head of heads) head.removeAttribute("aria-sort");
+    heads[place].setAttribute("aria-sort", direction);
+  }
+
+  board.tHead.addEventListener("click", (event) => {
+    const button = event.target.closest(".sort");
+    if (!button) return;
+    const head = button.closest("th");
+    const was = head.getAttribute("aria-sort");
+    const ups = ["rank", "defense", "net", "flags"];
+    const first = ups.includes(button.dataset.column) && !head.dataset.attack ? "ascending" : "descending";
+    const next = was ? (was === "ascending" ? "descending" : "ascending") : first;
+    sortBy(head.cellIndex, next);
+    say(`Sorted by ${button.textContent}, ${next}.`);
+  });
+
+  at("controls").addEventListener("submit", (event) => event.preventDefault());
+  at("find").addEventListener("input", () => {
+    const words = at("find").value.toLowerCase().split(/\s+/).filter(Boolean);
+    const rows = all("tbody tr", board).filter((row) => !row.classList.contains("heading"));
+    for (const row of rows) {
+      const text = row.dataset.text.toLowerCase();
+      row.hidden = !words.every((word) => text.includes(word));
+    }
+    say(words.length ? `${rows.filter((row) => !row.hidden).length} of ${rows.length} rows are shown.` : "");
+  });
+
+  for (const box of all("input[data-attack]")) {
+    box.addEventListener("change", () => {
+      for (const cell of all(`[data-attack="${box.dataset.attack}"]`, board)) cell.hidden = !box.checked;
+    });
+  }
+
+  at("eps")?.addEventListener("change", () => {
+    const { cells, eps, attacks, defenses, notes } = data();
+    const chosen = at("eps").value;
+    for (const span of all(".eps", board)) span.textContent = eps[chosen][0];
+    for (const button of all("td[data-attack] .number", board)) {
+      const [defense, attack] = button.dataset.cell.split(",");
+      const key = `${defense},${attack},${chosen}`;
+      const [text, interval, note] = cells[key];
+      const missing = interval === "";
+      button.dataset.cell = key;
+      button.classList.toggle("bad", missing);
+      button.closest("td").dataset.v = missing ? "" : text;
+      button.title = notes[note];
+      const label = `${defenses[defense].name}, ${attacks[attack].name}`;
+      button.setAttribute("aria-label", `${label}: ${text} ${interval || notes[note]}, what lies behind it`);
+      button.replaceChildren(element("strong", text));
+      if (interval) button.append(" ", element("small", interval));
+    }
+    const sorted = heads.find((head) => head.hasAttribute("aria-sort"));
+    if (sorted?.dataset.attack) sortBy(sorted.cellIndex, sorted.getAttribute("aria-sort"));
+    say(`Attacks at eps ${eps[chosen][0]}; rank and lowest stay those at the largest.`);
+  });
+
+  // What lies behind a number
+  const decimals = (value, digits = 4) => (value === null ? "n/a" : value.toFixed(digits));
+
+  function list(pairs) {
+    const made = element("dl");
+    for (const [term, text] of pairs) made.append(element("dt", term), element("dd", text));
+    return made;
+  }
+
+  function command(defense, attack, eps, seeds) {
+    const { command: base, attacks, eps: radii, defenses } = data();
+    const attacked = attack < 0 ? "--attack none" : `${attacks[attack].option} --eps ${radii[eps][1]}`;
+    return `${base} ${defenses[defense].option} ${attacked} --seeds ${seeds.join(",")}`;
+  }
+
+  function seedTable(rows) {
+    const titles = ["seed", "source", "images", "draws", "accuracy", "one draw", "draws from, to", "passes", "seconds"];
+    const table = element("table");
+    const head = element("tr");
+    for (const title of titles) head.append(element("th", title, { scope: "col" }));
+    head.firstChild.className = "first";
+    const caption = element("caption");
+    caption.append(element("span", "For each seed; passes are forward and backward ones of the attack, for an image."));
+    table.append(caption);
+    table.append(element("thead"), element("tbody"));
+    table.tHead.append(head);
+    for (const row of rows) {
+      const [seed, source, images, draws, mean, low, high, one, oneLow, oneHigh, least, most, forward, backward, spent] = row;
+      const line = element("tr");
+      line.append(element("th", seed, { scope: "row" }));
+      const texts = [
+        source, images ?? "n/a", draws ?? "n/a",
+        `${decimals(mean)} [${decimals(low)}, ${decimals(high)}]`,
+        `${decimals(one)} [${decimals(oneLow)}, ${decimals(oneHigh)}]`,
+        `${decimals(least)}, ${decimals(most)}`,
+        `${forward ?? "n/a"}, ${backward ?? "n/a"}`, decimals(spent, 2),
+      ];
+      line.append(...texts.map((text) => element("td", text)));
+      table.tBodies[0].append(line);
+    }
+    const scroll = element("div", undefined, { className: "scroll", tabIndex: 0, role: "region" });
+    scroll.setAttribute("aria-label", "Seeds");
+    scroll.append(table);
+    return scroll;
+  }
+
+  function behind(key) {
+    const [defense, attack, eps] = key.split(",").map(Number);
+    const { cells, rows, notes, versions, defenses, attacks, eps: radii, dataset, norm } = data();
+    const [text, interval, note, start, end] = cells[key];
+    const judged = defenses[defense];
+    const which = attack < 0 ? "clean" : `${attacks[attack].name}, ${norm} eps ${radii[eps][0]}`;
+    const mine = rows.slice(start, end);
+    at("behind-title").textContent = `${judged.name}, ${which}`;
+    const parts = [
+      list([
+        ["accuracy", `${text} ${interval || notes[note]}`],
+        ["dataset", dataset], ["net", `${judged.net}, ${judged.weights} weights`],
+        ["norm, eps", attack < 0 ? "none" : `${norm}, ${radii[eps][0]}`],
+      ]),
+    ];
+    if (mine.length) {
+      parts.push(element("h3", "The command that repeats it"));
+      const code = element("pre");
+      code.append(element("code", command(defense, attack, eps, mine.map((row) => row[0]))));
+      parts.push(code, seedTable(mine));
+    }
+    for (const row of mine) {
+      const about = [["key", row[16]], ["versions", versions[row[17]] || "not known"]];
+      if (notes[row[15]]) about.push(["flags", notes[row[15]]]);
+      parts.push(element("h3", `Seed ${row[0]}`), list(about));
+    }
+    parts.push(element("h3", `Defense ${judged.name}`), list(judged.params));
+    for (const [seed, posterior, spent, trained] of judged.models) {
+      const about = [["posterior", posterior || "not known"], ["seconds", decimals(spent, 2)], ["key", trained]];
+      parts.push(element("h3", `Training, seed ${seed}`), list(about));
+    }
+    if (attack >= 0) parts.push(element("h3", `Attack ${attacks[attack].name}`), list(attacks[attack].params));
+    at("behind-body").replaceChildren(...parts);
+    at("behind").showModal();
+    at("behind").scrollTop = 0;
+  }
+
+  board.addEventListener("click", (event) => {
+    const button = event.target.closest("[data-cell]");
+    if (button) behind(button.dataset.cell);
+  });
+  at("behind").addEventListener("click", (event) => {
+    if (event.target === at("behind")) at("behind").close();
+  });
+
+  // Figures: one at a time
+  for (const select of all("select[data-shows]")) {
+    const figures = all(`figure[data-of="${select.dataset.shows}"]`);
+    const show = () => {
+      for (const figure of figures) figure.hidden = figure.dataset.at !== select.value;
+    };
+    select.addEventListener("change", show);
+    show();
+  }
+
+  // Affinity
+  function drawAffinity() {
+    const { attacks, eps, reasons } = data().affinity;
+    const place = Number(at("affinity-eps").value);
+    const { name, values, lows, highs } = attacks[at("affinity-attack").value];
+    const table = at("affinity");
+    at("affinity-which").textContent = `${name} ${eps[place]}`;
+    const size = table.tBodies[0].rows.length;
+    [...table.tBodies[0].rows].forEach((row, from) => {
+      for (let to = 0; to < size; to += 1) {
+        const index = from * size + to;
+        const value = values[place][index];
+        const cell = row.cells[to + 1];
+        const low = place === eps.length - 1 ? lows[index] : null;
+        cell.removeAttribute("title");
+        if (typeof value !== "number") {
+          cell.className = "none";
+          cell.textContent = value ? "n/a" : "not run";
+          cell.title = value ? reasons[value[0]] : "not part of the run";
+          continue;
+        }
+        cell.className = `a${Math.min(10, Math.max(0, Math.floor(value / 100 + 0.5)))}`;
+        cell.textContent = (value / 1000).toFixed(2);
+        if (typeof low === "number") {
+          const ends = `[${(low / 1000).toFixed(2)}, ${(highs[index] / 1000).toFixed(2)}]`;
+          cell.append(element("small", ends));
+        } else if (low) cell.title = reasons[low[0]];
+      }
+    });
+  }
+  at("affinity-attack")?.addEventListener("change", drawAffinity);
+  at("affinity-eps")?.addEventListener("change", drawAffinity);
+
+  root.dataset.ready = "yes";
+})();

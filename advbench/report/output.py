@@ -1,0 +1,93 @@
+"""A report as files: tables, leaderboard, page and figures."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
+
+from matplotlib.figure import Figure
+
+from advbench.config import RunSpec
+from advbench.errors import unknown_name
+from advbench.report import figures
+from advbench.report.latex import render_latex
+from advbench.report.page import render_page
+from advbench.report.references import Reference
+from advbench.report.svg import svg
+from advbench.report.tables import Report
+
+FORMATS = {
+    "csv": "every table, and the leaderboard",
+    "md": "the leaderboard, leaderboard.md",
+    "html": "the page, leaderboard.html",
+    "latex": "the main table, leaderboard.tex",
+    "svg": "the figures, in figures/",
+    "pdf": "likewise",
+    "png": "likewise",
+}
+DEFAULT = ("csv", "md", "html")
+PAGE = "leaderboard.html"
+
+
+def check_formats(names: Collection[str]) -> None:
+    """Refuse what is no format.
+
+    Raises:
+        InputError: with what was probably meant.
+    """
+    for name in names:
+        if name not in FORMATS:
+            raise unknown_name("format", name, FORMATS)
+
+
+def contents(
+    report: Report, formats: Collection[str], spec: RunSpec | None = None, references: Sequence[Reference] = ()
+) -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of each file, one at a time; the same bytes for the same report and versions of libraries.
+
+    Args:
+        report: the tables.
+        formats: keys of `FORMATS`.
+        spec: of the run.
+        references: models judged elsewhere, for the page.
+    """
+    for name, raw in report.contents():
+        if name.rpartition(".")[2] in formats:
+            yield name, raw
+    if "html" in formats:
+        yield PAGE, render_page(report, spec, references).encode()
+    if "latex" in formats:
+        yield "leaderboard.tex", render_latex(report).encode()
+    drawn = [form for form in ("svg", "pdf", "png") if form in formats]
+    for name, draw in _figures(report).items() if drawn else ():
+        figure = draw()
+        for form in drawn:
+            yield f"figures/{name}.{form}", _drawn(figure, form)
+
+
+def _figures(report: Report) -> dict[str, Callable[[], Figure]]:
+    """Each figure that the tables allow, by the name of its file."""
+    results, affinity = report.results, report.affinity
+    found: dict[str, Callable[[], Figure]] = {}
+    for attack in map(str, results[results.attack != "none"].attack.unique()):
+        name = re.sub(r"[^\w.+-]", "-", attack)
+        found[f"security-{name}"] = partial(figures.security_curves, report, attack)
+        if not report.retention.empty:
+            found[f"retention-{name}"] = partial(figures.retention_curves, report, attack)
+        if not report.histograms.empty:
+            found[f"uncertainty-{name}"] = partial(figures.uncertainty_histograms, report, attack)
+        cells = affinity[affinity.attack == attack]
+        if (cells.source != cells.target).any():
+            found[f"affinity-{name}"] = partial(figures.affinity_heatmap, report, attack)
+    return found
+
+
+def _drawn(figure: Figure, form: str) -> bytes:
+    if form == "svg":
+        return svg(figure).encode()
+    file = io.BytesIO()
+    undated = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Producer": None, "Creator": None}}[form]
+    figure.savefig(file, format=form, dpi=150, metadata=undated, bbox_inches="tight")
+    return file.getvalue()

@@ -1,0 +1,145 @@
+"""The leaderboard as one HTML file, which needs nothing else: no server, no network."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+import matplotlib
+from matplotlib.figure import Figure
+
+from advbench.config import RunSpec
+from advbench.report import figures, page_tables
+from advbench.report.flags import FLAGS
+from advbench.report.markdown import RANKING, explanation, format_eps
+from advbench.report.markdown import title as title_of
+from advbench.report.page_data import Board
+from advbench.report.references import Reference
+from advbench.report.tables import FILES, Report
+
+FEW = 3  # attacks whose every figure is drawn; of more, uncertainty is drawn under the strongest alone
+
+Drawings = list[tuple[str, str]]
+
+
+def render_page(
+    report: Report, spec: RunSpec | None = None, references: Sequence[Reference] = (), title: str = "", name: str = ""
+) -> str:
+    """The page: the leaderboard with what lies behind each number, figures, and the tables it rests on.
+
+    The same text for the same input and version of matplotlib. It can be sorted, filtered and asked; without scripts
+    it shows the tables at the largest eps, and all figures. Every text of the tables is escaped.
+
+    Args:
+        report: the tables.
+        spec: of the run, if it lies beside the page as `spec.toml`, which the commands shown then name; without it
+            they name every setting that the tables know.
+        references: models judged elsewhere, shown where they were judged on the same data under the same norm.
+        title: heading; by default data, nets and norm.
+        name: of the board.
+    """
+    board = Board(report, spec)
+    affinity = page_tables.affinity_data(report, board.names)
+    crossed = [attack["name"] for attack in affinity["attacks"]]
+    alike, left_out = board.references(references)
+    drawn = _figures(board)
+    scripts = [_asset("theme.js"), _asset("page.js")]
+    style = _asset("page.css")
+    policy = (
+        f"default-src 'none'; script-src {' '.join(map(_digest, scripts))}; style-src {_digest(style)}; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    return _template().render(
+        title=title or title_of(report),
+        name=name,
+        explanation=explanation(report),
+        ranking=RANKING,
+        policy=policy,
+        css=style,
+        theme=scripts[0],
+        script=scripts[1],
+        matplotlib=matplotlib.__version__ if any(drawn.values()) else "",
+        rows=board.rows(),
+        names=board.names,
+        attacks=board.attacks,
+        radii=list(map(format_eps, board.radii)),
+        headline=format_eps(board.radii[-1]) if board.radii else "",
+        meanings=FLAGS,
+        failures=board.failures(),
+        doubts=board.doubts(),
+        references=alike,
+        left_out=left_out,
+        format_eps=format_eps,
+        squares=page_tables.affinity_squares(affinity, 0, len(board.names)) if crossed else [],
+        crossed=crossed,
+        crossed_radii=affinity["eps"],
+        reasons=affinity["reasons"],
+        retention=page_tables.retention_table(report),
+        calibration=page_tables.calibration_table(report),
+        detection=page_tables.detection_table(report),
+        files=FILES if spec is None else ("spec.toml", *FILES),
+        data=_json({**board.data(), "affinity": affinity}),
+        **drawn,
+    )
+
+
+def without_figures(html: str) -> str:
+    """A page without what matplotlib drew and without its version, so that pages of two versions can be compared."""
+    bare = re.sub(r"<!-- figure -->.*?<!-- /figure -->\n?", "", html, flags=re.DOTALL)
+    return re.sub(r'<meta name="matplotlib"[^>]*>\n?', "", bare)
+
+
+def _figures(board: Board) -> dict[str, Drawings]:
+    """The page's figures, by what they show, each with the name of its attack."""
+    report = board.report
+    attacks = board.attacks
+    if len(attacks) > FEW:
+        worst = Counter(name for name in report.leaderboard.worst_attack if name in attacks)
+        attacks = [worst.most_common(1)[0][0] if worst else attacks[-1]]
+    drawn: dict[str, Drawings] = {
+        "security": _drawn(report, board.attacks, figures.security_curves),
+        "retention_figures": [],
+        "histograms": [],
+    }
+    if not report.retention.empty:
+        drawn["retention_figures"] = _drawn(report, attacks, figures.retention_curves)
+    if not report.histograms.empty:
+        drawn["histograms"] = _drawn(
+            report, [*attacks, *figures.foreign_images(report)], figures.uncertainty_histograms
+        )
+    return drawn
+
+
+def _drawn(report: Report, attacks: Sequence[str], draw: Callable[[Report, str], Figure]) -> Drawings:
+    return [(attack, figures.svg(draw(report, attack), alone=False)) for attack in attacks]
+
+
+@cache
+def _template() -> jinja2.Template:
+    return jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    ).from_string(_asset("page.html.j2"))
+
+
+@cache
+def _asset(name: str) -> str:
+    return (files("advbench.report") / "assets" / name).read_text("utf-8")
+
+
+def _digest(text: str) -> str:
+    """An inline script or style, as a content security policy names it."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _json(values: dict[str, Any]) -> str:
+    """JSON that no HTML parser takes for the end of its element."""
+    text = json.dumps(values, separators=(",", ":"), allow_nan=False)
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")

@@ -1,0 +1,292 @@
+"""What the leaderboard's page shows, as plain values: the rows of its tables, and the data that its script reads."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from advbench.config import RunSpec
+from advbench.report.flags import FLAGS
+from advbench.report.markdown import accuracy_text, format_eps, number_text
+from advbench.report.ranks import own_rows
+from advbench.report.references import Reference
+from advbench.report.tables import Report
+
+Cells = dict[tuple[str, str, float], list[dict[str, Any]]]
+ROW_NUMBERS = (
+    "accuracy accuracy_low accuracy_high draw_accuracy_mean draw_accuracy_low draw_accuracy_high draw_accuracy_min "
+    "draw_accuracy_max forward_passes backward_passes seconds"
+).split()
+
+
+class Shown(NamedTuple):
+    """A cell of the main table.
+
+    Attributes:
+        text: an accuracy, or why there is none, in a word.
+        interval: of 95 %, with the deviation over seeds; empty where there is no accuracy.
+        note: why there is no accuracy.
+        key: where the script finds what lies behind it: positions of defense, attack (-1: clean) and eps.
+        order: what the column is sorted by; empty where there is no accuracy.
+    """
+
+    text: str
+    interval: str
+    note: str
+    key: str
+    order: str
+
+
+class Row(NamedTuple):
+    """A defense in the main table."""
+
+    place: int
+    rank: str
+    defense: str
+    net: str
+    weights: str
+    seeds: int
+    clean: Shown
+    attacked: tuple[Shown, ...]
+    lowest: Shown
+    lowest_attack: str
+    retention: str
+    passes: str
+    flags: tuple[str, ...]
+
+
+class Board:
+    """A report, made ready to be shown.
+
+    Args:
+        report: the tables.
+        spec: of the run, if a spec file lies beside the page.
+    """
+
+    def __init__(self, report: Report, spec: RunSpec | None) -> None:
+        self.report = report
+        self.spec = spec
+        results = report.results
+        attacked = results[results.attack != "none"]
+        self.names: list[str] = list(report.leaderboard.defense)
+        self.attacks: list[str] = list(attacked.attack.unique())
+        self.radii: list[float] = sorted(map(float, attacked.eps.unique()))
+        self.seeds: list[int] = sorted(map(int, results.seed.unique()))
+        self._cells: Cells = {}
+        for row in records(results[own_rows(results)]):
+            self._cells.setdefault((row["defense"], row["attack"], row["eps"]), []).append(row)
+        self._records = {row["defense"]: row for row in records(report.leaderboard)}
+
+    @property
+    def headline(self) -> int:
+        """The position of the largest eps, at which defenses are ranked; -1 in a run without attacks."""
+        return len(self.radii) - 1
+
+    def rows(self) -> list[Row]:
+        """The main table at the headline eps, the most robust defense first."""
+        return [self._row(place, name) for place, name in enumerate(self.names)]
+
+    def _row(self, place: int, name: str) -> Row:
+        record = self._records[name]
+        attacked = tuple(self.shown(place, attack, self.headline) for attack in range(len(self.attacks)))
+        worst = str(record["worst_attack"])
+        lowest = Shown(number_text(record["worst"]), "", "an accuracy is missing", "", "")
+        if worst in self.attacks:
+            lowest = attacked[self.attacks.index(worst)]
+        return Row(
+            place=place,
+            rank="n/a" if pd.isna(record["rank"]) else str(record["rank"]),
+            defense=name,
+            net=str(record["architecture"]),
+            weights=_count(record["parameters"]),
+            seeds=int(record["seeds"]),
+            clean=self.shown(place, -1, -1),
+            attacked=attacked,
+            lowest=lowest,
+            lowest_attack=worst if worst in self.attacks else "",
+            retention=number_text(record["retention_area"]),
+            passes=_count(record["passes_to_predict"]),
+            flags=tuple(filter(None, record["flags"].split(";"))),
+        )
+
+    def shown(self, place: int, attack: int, eps: int) -> Shown:
+        """The accuracy of a defense under an attack at an eps, all by position; attack -1 is none."""
+        name = self.names[place]
+        which, radius = ("none", 0.0) if attack < 0 else (self.attacks[attack], self.radii[eps])
+        text = accuracy_text(self._records[name], "clean" if attack < 0 else f"{which}@{radius:.10g}")
+        key = f"{place},{attack},{eps}"
+        if text != "failed":
+            value, _, interval = text.partition(" ")
+            return Shown(value, interval, "", key, value)
+        notes = [row["flags"] for row in self._cells.get((name, which, radius), []) if math.isnan(row["accuracy"])]
+        note = notes[0] if notes else "not part of the run"
+        return Shown(note.partition(":")[0] if notes else "not run", "", note, key, "")
+
+    def failures(self) -> list[tuple[str, int]]:
+        """Why cells are missing, and how many."""
+        notes = self.report.results["flags"]
+        counted = notes[notes.str.startswith(("failed", "missing"))].value_counts(sort=False)
+        return [(str(reason), int(count)) for reason, count in counted.items()]
+
+    def doubts(self) -> list[tuple[str, str, list[str]]]:
+        """The flags that were raised, what they mean, and by which cells."""
+        results = self.report.results
+        noted = results[results["flags"].ne("") & ~results["flags"].str.startswith(("failed", "missing"))]
+        cells = list(zip(noted.defense, noted.attack, noted.eps, noted["flags"].str.split(";"), strict=True))
+        found = []
+        for flag, meaning in FLAGS.items():
+            where = dict.fromkeys(
+                f"{cell[0]} under {cell[1]} {format_eps(cell[2])}" for cell in cells if flag in cell[3]
+            )
+            if where:
+                found.append((flag, meaning, list(where)))
+        return found
+
+    def references(self, references: Sequence[Reference]) -> tuple[list[Reference], int]:
+        """Those judged on the same data under the same norm, the most robust first, and how many others there are."""
+        first = self.report.results.iloc[0]
+        alike = [one for one in references if one.dataset == first.dataset and one.norm in ("", first.norm)]
+        ordered = sorted(alike, key=lambda one: (one.robust is None, -(one.robust or 0.0), one.model))
+        return ordered, len(references) - len(alike)
+
+    def data(self) -> dict[str, Any]:
+        """What the script needs to show any eps, and what lies behind each number."""
+        rows: list[list[Any]] = []
+        versions: dict[str, int] = {}
+        notes: dict[str, int] = {}
+        cells = {}
+        for place, attack, eps in self._places():
+            shown = self.shown(place, attack, eps)
+            which, radius = ("none", 0.0) if attack < 0 else (self.attacks[attack], self.radii[eps])
+            behind = self._cells.get((self.names[place], which, radius), [])
+            start = len(rows)
+            for row in behind:
+                version = versions.setdefault(row["versions"], len(versions))
+                note = notes.setdefault(row["flags"], len(notes))
+                counts = [_whole(row["n_examples"]), _whole(row["draws"])]
+                numbers = [_rounded(row[name]) for name in ROW_NUMBERS]
+                rows.append([row["seed"], row["source"], *counts, *numbers, note, row["key"], version])
+            note = notes.setdefault(shown.note, len(notes))
+            cells[shown.key] = [shown.text, shown.interval, note, start, len(rows)]
+        first = self.report.results.iloc[0]
+        return {
+            "dataset": first.dataset,
+            "norm": first.norm,
+            "command": _base_command(self.report.results, self.spec),
+            "eps": [[format_eps(eps), repr(eps)] for eps in self.radii],
+            "attacks": [self._attack(name) for name in self.attacks],
+            "defenses": [self._defense(name) for name in self.names],
+            "cells": cells,
+            "rows": rows,
+            "notes": list(notes),
+            "versions": list(versions),
+        }
+
+    def _places(self) -> Iterator[tuple[int, int, int]]:
+        for place in range(len(self.names)):
+            yield place, -1, -1
+            for attack in range(len(self.attacks)):
+                yield from ((place, attack, eps) for eps in range(len(self.radii)))
+
+    def _attack(self, name: str) -> dict[str, Any]:
+        params = _params(next(row["attack_params"] for row in self._any(1, name)))
+        return {"name": name, "params": _pairs(params), "option": self._options("attack", name, params)}
+
+    def _defense(self, name: str) -> dict[str, Any]:
+        record, models = self._records[name], self.report.models
+        params = _params(next(row["defense_params"] for row in self._any(0, name)))
+        mine = models[models.defense == name]
+        trained = zip(mine.seed, mine.posterior, mine.seconds, mine.key, strict=True)
+        return {
+            "name": name,
+            "net": record["architecture"],
+            "weights": _count(record["parameters"]),
+            "params": _pairs(params),
+            "option": self._options("defense", name, params),
+            "models": [[int(seed), str(kind), _rounded(spent), str(key)] for seed, kind, spent, key in trained],
+        }
+
+    def _any(self, part: int, name: str) -> Iterator[dict[str, Any]]:
+        return (row for key, rows in self._cells.items() if key[part] == name for row in rows)
+
+    def _options(self, kind: str, name: str, params: Mapping[str, Any]) -> str:
+        """The options that choose a plugin, and without a spec file its hyperparameters."""
+        chosen = f"--{kind} {shlex.quote(name)}"
+        if self.spec is not None:
+            return chosen
+        run = {"budget": "--budget {}", "sweep": "--sweep"} if kind == "attack" else {}
+        settings = [run[key].format(value) for key, value in params.items() if key in run]
+        settings += [
+            "--set " + shlex.quote(f"{name}.{key}={_toml(value)}")
+            for key, value in params.items()
+            if key not in run and value is not None
+        ]
+        return " ".join([chosen, *settings])
+
+
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table as dicts by column."""
+    return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
+
+
+def command(data: Mapping[str, Any], key: str) -> str:
+    """The command that repeats a cell, as the page's script puts it together.
+
+    Args:
+        data: of `Board.data`.
+        key: of the cell.
+    """
+    place, attack, eps = map(int, key.split(","))
+    first, last = data["cells"][key][3:5]
+    seeds = ",".join(str(row[0]) for row in data["rows"][first:last])
+    attacked = f"{data['attacks'][attack]['option']} --eps {data['eps'][eps][1]}" if attack >= 0 else "--attack none"
+    return f"{data['command']} {data['defenses'][place]['option']} {attacked} --seeds {seeds}"
+
+
+def _base_command(results: pd.DataFrame, spec: RunSpec | None) -> str:
+    if spec is not None:
+        return "advbench run --spec spec.toml"
+    first = results.iloc[0]
+    parts = ["advbench run", f"--dataset {shlex.quote(first.dataset)}", f"--arch {shlex.quote(first.architecture)}"]
+    parts.append(f"--norm {first.norm}")
+    images, draws = results.n_examples.max(), results.draws.max()
+    # Draws of a classifier that has none to make are 1, whatever the run asked for.
+    parts += [] if pd.isna(images) else [f"--limit {images}", f"--draws {draws}"]
+    return " ".join(parts)
+
+
+def _params(text: str) -> dict[str, Any]:
+    try:
+        values = json.loads(text)
+    except ValueError:
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _pairs(params: Mapping[str, Any]) -> list[list[str]]:
+    return [[name, json.dumps(value)] for name, value in params.items()]
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items() if v is not None) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value)
+
+
+def _rounded(value: float) -> float | None:
+    return None if math.isnan(value) else round(float(value), 4)
+
+
+def _whole(value: Any) -> int | None:
+    return None if pd.isna(value) else int(value)
+
+
+def _count(value: Any) -> str:
+    return "n/a" if pd.isna(value) else f"{value:,.0f}"

@@ -1,0 +1,154 @@
+"""The leaderboard's figures: what they draw, and as what text."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from xml.etree import ElementTree
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from reports import HOSTILE, made_report
+
+from advbench.errors import InputError
+from advbench.report import Report
+from advbench.report import figures as drawing
+from advbench.report.figures import (
+    affinity_heatmap,
+    affinity_matrix,
+    retention_curves,
+    security_curves,
+    svg,
+    uncertainty_histograms,
+)
+
+DRAWN: list[Callable[[Report, str], Figure]] = [
+    security_curves,
+    retention_curves,
+    affinity_heatmap,
+    uncertainty_histograms,
+]
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    return made_report()
+
+
+def words(text: str) -> set[str]:
+    return {
+        "".join(node.itertext()).strip()
+        for node in ElementTree.fromstring(text).iter("{http://www.w3.org/2000/svg}text")
+    }
+
+
+def test_security_curves_go_from_clean_to_the_largest_eps(report: Report) -> None:
+    (axes,) = security_curves(report, "fgsm").axes
+    first = axes.lines[0]
+    assert list(first.get_xdata()) == pytest.approx([0.0, 8 / 255, 0.05])
+    # 0.9 - 0.25 * steps of eps, for the first defense under the first attack.
+    assert list(first.get_ydata()) == pytest.approx([0.9, 0.775, 0.65])
+    assert len(axes.collections) == 3
+    assert axes.get_xlabel() == "eps (linf, pixels in [0, 1])"
+
+
+def test_retention_is_drawn_clean_and_attacked(report: Report) -> None:
+    clean, attacked = retention_curves(report, "pgd").axes
+    assert (clean.get_title(), attacked.get_title()) == ("clean images", "under pgd 0.05")
+    assert list(clean.lines[0].get_xdata()) == [0.2, 0.6, 1.0]
+    assert list(clean.lines[0].get_ydata()) == pytest.approx([0.98, 0.94, 0.9])
+    # What failed has no curve.
+    assert len(attacked.lines[2].get_xdata()) == 0
+
+
+def test_the_heatmap_shows_numbers_and_hatches_what_has_none(report: Report) -> None:
+    axes = affinity_heatmap(report, "fgsm").axes[0]
+    matrix = affinity_matrix(report.affinity.query("attack == 'fgsm' and eps == 0.05"), ["adv_bnn", "pgd_at", "erm"])
+    assert [text.get_text() for text in axes.texts] == [f"{value:.2f}" for value in matrix.ravel()]
+    # A transfer lowers the target's accuracy half as far as its own attack does.
+    assert matrix == pytest.approx(np.full((3, 3), 0.5) + 0.5 * np.eye(3), abs=1e-3)
+    failed = affinity_heatmap(report, "pgd").axes[0]
+    assert [text.get_text() for text in failed.texts].count("n/a") == 3
+    assert sum(patch.get_hatch() is not None for patch in failed.patches) == 3
+
+
+def test_the_mean_over_seeds_is_missing_with_one_seed() -> None:
+    cells = made_report(seeds=(0, 1)).affinity.query("attack == 'fgsm' and eps == 0.05").copy()
+    names = ["adv_bnn", "pgd_at"]
+    one = (cells.seed == 1) & (cells.source == "adv_bnn") & (cells.target == "pgd_at")
+    cells.loc[one, "affinity"] = 0.9
+    assert affinity_matrix(cells, names)[0, 1] == pytest.approx(0.7, abs=1e-3)
+    cells.loc[one, "affinity"] = math.nan
+    assert math.isnan(affinity_matrix(cells, names)[0, 1])
+
+
+def test_histograms_are_shares_of_the_images(report: Report) -> None:
+    figure = uncertainty_histograms(report, "fgsm", "epistemic")
+    assert [axes.get_title() for axes in figure.axes] == ["adv_bnn", "pgd_at", "erm"]
+    values, edges, _ = figure.axes[0].patches[0].get_data()
+    assert list(values) == pytest.approx([181 / 200] + [1 / 200] * 19)
+    assert (edges[0], edges[-1]) == pytest.approx((0.0, math.log(10)))
+
+
+def test_foreign_images_have_histograms_too(report: Report) -> None:
+    clean = report.histograms[report.histograms.attack == "none"]
+    foreign = clean.assign(attack="ood:svhn", images="ood", counts=" ".join(["10"] * 20))
+    shown = replace(report, histograms=pd.concat([report.histograms, foreign]))
+    first = uncertainty_histograms(shown, "ood:svhn").axes[0]
+    # Filled and outlined, clean and then foreign.
+    assert list(first.patches[2].get_data().values) == pytest.approx([1 / 20] * 20)  # type: ignore[attr-defined]
+    assert "ood:svhn" in words(svg(uncertainty_histograms(shown, "ood:svhn")))
+
+
+@pytest.mark.parametrize("draw", DRAWN)
+def test_a_figure_is_the_same_text_every_time(draw: Callable[[Report, str], Figure], report: Report) -> None:
+    with matplotlib.rc_context({"lines.linewidth": 9, "font.size": 30, "text.parse_math": True}):
+        text = svg(draw(report, "fgsm"))
+    assert text == svg(draw(report, "fgsm"))
+    assert "adv_bnn" in words(text)
+    assert "currentColor" in text
+    assert "#010203" not in text
+    assert "date" not in text.lower()
+
+
+def test_figures_of_one_page_share_no_id_and_need_no_style(report: Report) -> None:
+    texts = [svg(draw(report, attack), alone=False) for draw in DRAWN for attack in ("fgsm", "pgd")]
+    ids = [name for text in texts for name in re.findall(r'\bid="([^"]*)"', text)]
+    assert len(ids) == len(set(ids))
+    for text in texts:
+        assert "style" not in text
+        used = set(re.findall(r'(?:href="#|url\(#)([^")]*)', text))
+        assert used <= set(re.findall(r'\bid="([^"]*)"', text))
+
+
+def test_names_are_drawn_as_they_are() -> None:
+    names = ["_hidden", "$a$", "<b>&", "a_name_that_is_too_long_for_any_legend"]
+    shown = words(svg(security_curves(made_report(names), "fgsm")))
+    assert {"_hidden", "$a$", "<b>&", "a_name_that_is…ny_legend"} <= shown
+    for draw in DRAWN:
+        ElementTree.fromstring(svg(draw(made_report(HOSTILE), "fgsm")))
+
+
+def test_more_defenses_than_can_be_told_apart_are_cut_and_said_so() -> None:
+    report = made_report([f"defense_{index}" for index in range(drawing.MOST + 2)], ["fgsm"], [0.1])
+    (axes,) = security_curves(report, "fgsm").axes
+    assert len(axes.lines) == drawing.MOST
+    assert len({(line.get_color(), line.get_marker()) for line in axes.lines}) == drawing.MOST
+    assert axes.get_title() == "accuracy under fgsm; the first 15 of 17"
+
+
+def test_what_the_tables_lack_is_named(report: Report) -> None:
+    for draw in DRAWN:
+        with pytest.raises(InputError, match="did you mean 'fgsm'"):
+            draw(report, "fgms")
+    with pytest.raises(InputError, match="unknown measure"):
+        uncertainty_histograms(report, "fgsm", "variation_ratio")
+    with pytest.raises(InputError, match="eps of the affinities"):
+        affinity_heatmap(report, "fgsm", 0.07)
+    with pytest.raises(InputError, match=r"rows in retention\.csv"):
+        retention_curves(replace(report, retention=report.retention.iloc[:0]), "fgsm")

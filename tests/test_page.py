@@ -1,0 +1,473 @@
+"""The leaderboard's page: its data, and what a browser makes of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from reports import HOSTILE, IMAGES, made_report
+
+from advbench.options import make_spec as spec_of_options
+from advbench.report import Report
+from advbench.report.page import render_page, without_figures
+from advbench.report.page_data import Board, command
+from advbench.report.references import Reference
+
+REFERENCE = Reference(
+    model="Known2020<Model>",
+    name="A paper & its title",
+    authors="A. Author",
+    venue="ICML 2020",
+    link="https://example.org/paper",
+    architecture="WideResNet",
+    dataset="digits",
+    norm="linf",
+    eps=8 / 255,
+    clean=0.8969,
+    robust=0.5953,
+    judged_by="AutoAttack",
+    passes=1,
+    additional_data=True,
+    unreliable=False,
+    footnote="",
+)
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    return made_report()
+
+
+@pytest.fixture(scope="module")
+def html(report: Report) -> str:
+    return render_page(report, references=[REFERENCE], name="made")
+
+
+def data_of(html: str) -> dict[str, Any]:
+    (text,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)
+    values: dict[str, Any] = json.loads(text)
+    return values
+
+
+def test_a_cell_holds_its_accuracy_interval_and_record(html: str, report: Report) -> None:
+    data = data_of(html)
+    names = [defense["name"] for defense in data["defenses"]]
+    place, attack, eps = names.index("pgd_at"), 1, 0
+    text, interval, _, start, end = data["cells"][f"{place},{attack},{eps}"]
+    # eps 8/255 is the smaller of the two: 0.9 - 0.25 * (1/2 + 1/2 + 1/3)
+    assert (data["eps"][eps][0], data["attacks"][attack]["name"]) == ("8/255", "pgd")
+    assert (text, interval) == ("0.567", "[0.517, 0.617]")
+    (row,) = data["rows"][start:end]
+    assert row[:7] == [0, "pgd_at", IMAGES, 20, 0.5667, 0.5167, 0.6167]
+    assert row[16] == hashlib.sha256(f"pgd_at pgd_at pgd {8 / 255} 0".encode()).hexdigest()
+    assert data["versions"][row[17]] == '{"torch": "2"}'
+    assert data["defenses"][place]["models"] == [[0, "gaussian", 5.0, "key of pgd_at"]]
+
+
+def test_affinities_are_thousandths_and_reasons(html: str, report: Report) -> None:
+    data = data_of(html)
+    names = [defense["name"] for defense in data["defenses"]]
+    pgd = next(each for each in data["affinity"]["attacks"] if each["name"] == "pgd")
+    size = len(names)
+    source, target = names.index("erm"), names.index("pgd_at")
+    cells = report.affinity[(report.affinity.attack == "pgd") & (report.affinity.eps == 0.05)]
+    known = cells.set_index(["source", "target"]).affinity["erm", "pgd_at"]
+    assert pgd["values"][1][source * size + target] == round(1000 * known) == 500
+    assert pgd["lows"][source * size + target] == 400
+    # Nothing is known of what failed.
+    (reason,) = pgd["values"][1][target * size + source]
+    assert data["affinity"]["reasons"][reason] == "an accuracy is missing"
+
+
+def without_details(report: Report) -> Report:
+    """What a folder that holds `results.csv` alone reads as, but for the affinities."""
+    empty = {name: getattr(report, name).iloc[:0] for name in ("models", "retention", "uncertainty", "histograms")}
+    return replace(report, **empty, affinity=report.affinity.iloc[:0])
+
+
+def test_what_failed_is_shown_with_its_reason(html: str) -> None:
+    assert "<strong>failed</strong>" in html
+    assert "failed: Error: &lt;b&gt;bad&lt;/b&gt; &amp; worse" in html
+    assert "<b>" not in html
+    assert "3 cells failed: Error" in html
+    assert html.count("<td></td>") == 0
+
+
+def test_references_are_marked_and_others_counted(report: Report) -> None:
+    other = replace(REFERENCE, dataset="cifar10")
+    html = render_page(without_details(report), references=[other, REFERENCE])
+    assert "Known2020&lt;Model&gt;" in html
+    assert "not ranked" in html
+    assert re.search(r"<strong>0\.595</strong> <small>AutoAttack, eps 8/255</small>", html)
+    assert "1 models reported elsewhere are left out" in html
+
+
+LISTS = {"--defense": "defenses", "--attack": "attacks", "--eps": "eps", "--seeds": "seeds"}
+SINGLE: dict[str, tuple[str, type]] = {
+    "--dataset": ("dataset", str),
+    "--arch": ("architecture", str),
+    "--norm": ("norm", str),
+    "--limit": ("limit", int),
+    "--draws": ("draws", int),
+}
+
+
+@pytest.mark.parametrize("with_spec", [True, False])
+def test_the_command_shown_makes_a_spec_of_that_cell(report: Report, with_spec: bool, tmp_path: Path) -> None:
+    whole = spec_of_options(None, defenses=["erm,pgd_at,adv_bnn"], attacks=["fgsm,pgd"], eps=["8/255,0.05"])
+    (tmp_path / "spec.toml").write_text(whole.to_toml())
+    data = Board(report, whole if with_spec else None).data()
+    key = next(key for key in data["cells"] if key.endswith(",1,0") and not data["cells"][key][2])
+    program, run, *words = shlex.split(command(data, key))
+    assert (program, run) == ("advbench", "run")
+    given = options(words)
+    assert given.pop("--spec", "") == ("spec.toml" if with_spec else "")
+    values: dict[str, Any] = {name: given[flag] for flag, name in LISTS.items() if flag in given}
+    values |= {name: kind(given[flag][0]) for flag, (name, kind) in SINGLE.items() if flag in given}
+    spec = spec_of_options(tmp_path / "spec.toml" if with_spec else None, **values)
+    assert (spec.attacks, spec.eps, spec.seeds, spec.dataset) == (("pgd",), (8 / 255,), (0,), "digits")
+    assert spec.defenses == (data["defenses"][int(key[0])]["name"],)
+    if not with_spec:
+        assert given["--set"][:2] == [f"{spec.defenses[0]}.lr=0.001", f"{spec.defenses[0]}.stages=[40, 10]"]
+        assert (spec.limit, spec.draws) == (IMAGES, 20)
+
+
+def options(words: list[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for flag, value in zip(words[::2], words[1::2], strict=True):
+        if flag == "--spec":
+            found[flag] = value
+        else:
+            found.setdefault(flag, []).append(value)
+    return found
+
+
+@pytest.fixture(scope="module")
+def hostile_html() -> str:
+    return render_page(made_report(HOSTILE, attacks=HOSTILE[:2]), title=HOSTILE[0], name=HOSTILE[1])
+
+
+def test_hostile_names_stay_text(hostile_html: str) -> None:
+    html = hostile_html
+    assert len(re.findall(r"<script", html)) == 3  # the theme's, the data's, the page's
+    assert len(re.findall(r"</script>", html)) == 3
+    assert sorted(defense["name"] for defense in data_of(html)["defenses"]) == sorted(HOSTILE)
+    assert "alert(1)" in html
+    assert "{{ 7 * 7 }}" in html
+
+
+def test_the_same_tables_give_the_same_bytes(html: str, report: Report) -> None:
+    assert render_page(made_report(), references=[REFERENCE], name="made") == html
+    assert not re.search(r"20\d\d-\d\d-\d\d|\d\d:\d\d:\d\d", html)
+
+
+def test_pages_compare_without_what_matplotlib_drew(html: str) -> None:
+    bare = without_figures(html)
+    assert "<svg" in html
+    assert "<svg" not in bare
+    assert "matplotlib" not in bare
+    assert data_of(bare) == data_of(html)
+
+
+def test_a_page_of_results_alone_and_one_without_attacks(report: Report) -> None:
+    alone = without_details(report)
+    assert "<h2>Retention" not in render_page(alone)
+    clean = replace(alone, results=report.results[report.results.attack == "none"])
+    assert "0.900" in render_page(clean)
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(one: str, other: str) -> float:
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_text_is_legible_in_both_themes_and_on_the_matrix(html: str) -> None:
+    (style,) = re.findall(r"<style>(.*?)</style>", html, re.DOTALL)
+    blocks = re.findall(r"\{([^{}]*--paper:[^{}]*)\}", style)
+    themes = [dict(re.findall(r"--(\w+): (#\w{6})", block)) for block in blocks]
+    assert len(themes) == 3
+    assert themes[1] == themes[2]
+    for theme in themes:
+        for ink in ("ink", "quiet", "link", "warn"):
+            assert all(contrast(theme[ink], theme[paper]) >= 4.5 for paper in ("paper", "shade", "mark"))
+        for line in ("#0072b2", "#d55e00", "#009e73", "#cc79a7"):
+            assert contrast(line, theme["paper"]) >= 2.9
+    squares = re.findall(r"td\.a\d+ \{ background: (#\w{6}); color: #(\w)", style)
+    assert len(squares) == 11
+    assert all(contrast(colour, f"#{digit * 6}") >= 4.5 for colour, digit in squares)
+
+
+def big_report() -> Report:
+    """50 defenses, 6 attacks, 8 eps, every transfer."""
+    names = [f"defense_{index:02}" for index in range(50)]
+    return made_report(names, [f"attack_{index}" for index in range(6)], [index / 100 for index in range(1, 9)])
+
+
+@pytest.fixture(scope="module")
+def big_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("big") / "index.html"
+    path.write_text(render_page(big_report()))
+    return path
+
+
+@pytest.mark.xdist_group("browser")
+def test_a_big_page_is_small(big_page: Path) -> None:
+    assert big_page.stat().st_size < 3_000_000
+
+
+# A browser
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or ""
+DRIVER = shutil.which("chromedriver") or ""
+in_browser = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER), reason="no chromium and chromedriver (Debian's packages chromium and chromium-driver)"
+)
+FLAGS_OF_CHROMIUM = "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --hide-scrollbars"
+
+
+class Browser:
+    """A headless Chromium."""
+
+    def __init__(self) -> None:
+        from selenium import webdriver
+        from selenium.webdriver.chrome.service import Service
+
+        chosen = webdriver.ChromeOptions()
+        chosen.binary_location = CHROMIUM
+        for flag in FLAGS_OF_CHROMIUM.split():
+            chosen.add_argument(flag)
+        chosen.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+        self.driver = webdriver.Chrome(options=chosen, service=Service(DRIVER))
+        self.driver.set_script_timeout(120)
+
+    def open(self, path: Path, width: int = 1440, scheme: str = "light") -> None:
+        """Show a page to a screen of that width, light or dark."""
+        metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        feature = {"name": "prefers-color-scheme", "value": scheme}
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+        self.driver.get(path.as_uri())
+
+    def run(self, script: str, *arguments: object) -> Any:
+        return self.driver.execute_script(script, *arguments)
+
+    def click(self, selector: str, text: str = "") -> None:
+        """Click as a person does: where it is, on what is on top there."""
+        found = self.driver.find_elements("css selector", selector)
+        element = next(one for one in found if text in one.text)
+        self.run("arguments[0].scrollIntoView({block: 'center', inline: 'center'})", element)
+        element.click()
+
+    def texts(self, selector: str) -> list[str]:
+        script = (
+            "return [...document.querySelectorAll(arguments[0])].filter(e => e.checkVisibility()).map(e => e.innerText)"
+        )
+        return list(self.run(script, selector))
+
+    def complaints(self) -> list[str]:
+        return [entry["message"] for entry in self.driver.get_log("browser")]
+
+    def requested(self) -> list[str]:
+        """What the page fetched, or tried to, since this was last asked."""
+        entries = (json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance"))
+        return [e["params"]["request"]["url"] for e in entries if e["method"] == "Network.requestWillBeSent"]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    started = Browser()
+    yield started
+    started.driver.quit()
+
+
+@pytest.fixture(scope="module")
+def page(html: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "index.html"
+    path.write_text(html)
+    return path
+
+
+BOARD = "#board tbody:first-of-type th"
+
+
+@in_browser
+@pytest.mark.xdist_group("browser")
+def test_it_opens_from_a_disk_and_fetches_nothing(browser: Browser, page: Path) -> None:
+    browser.requested()
+    browser.open(page)
+    assert browser.run("return document.documentElement.dataset.ready") == "yes"
+    assert [url for url in browser.requested() if not url.startswith("data:,")] == [page.as_uri()]
+    assert browser.complaints() == []
+    assert browser.texts(BOARD) == ["adv_bnn", "pgd_at", "erm"]
+
+
+@in_browser
+@pytest.mark.xdist_group("browser")
+def test_columns_sort_both_ways_and_missing_cells_stay_last(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    browser.click("#board .sort", "defense")
+    assert browser.texts(BOARD) == ["adv_bnn", "erm", "pgd_at"]
+    assert browser.run("return document.querySelector('#board .first').ariaSort") == "ascending"
+    browser.click("#board .sort", "defense")
+    assert browser.texts(BOARD) == ["pgd_at", "erm", "adv_bnn"]
+    browser.click("#board .sort", "pgd 0.05")
+    assert browser.texts(BOARD) == ["adv_bnn", "pgd_at", "erm"]
+    browser.click("#board .sort", "pgd 0.05")
+    assert browser.texts(BOARD) == ["pgd_at", "adv_bnn", "erm"]
+    assert browser.run("return document.querySelectorAll('[aria-sort]').length") == 1
+    assert browser.texts("#said") == ["Sorted by pgd 0.05, ascending."]
+
+
+@in_browser
+@pytest.mark.xdist_group("browser")
+def test_rows_and_columns_are_filtered_and_eps_is_chosen(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    browser.driver.find_element("id", "find").send_keys("BNN small")
+    assert browser.texts(BOARD) == ["adv_bnn"]
+    assert browser.texts("#said") == ["1 of 4 rows are shown."]
+    browser.driver.find_element("id", "find").clear()
+    browser.open(page)
+    browser.click("input[data-attack='0']")
+    assert not [text for text in browser.texts("#board thead th") if text.startswith("fgsm")]
+    browser.run("const s = document.getElementById('eps'); s.value = 0; s.dispatchEvent(new Event('change'))")
+    assert any(text.startswith("pgd 8/255") for text in browser.texts("#board thead th"))
+    # 0.9 - 0.25 * (1/2 + 1/2 + 2/3), which failed at the larger eps.
+    assert browser.texts("#board tr[data-text^='erm'] td[data-attack='1'] strong") == ["0.483"]
+
+
+@in_browser
+@pytest.mark.xdist_group("browser")
+def test_a_number_opens_what_lies_behind_it(browser: Browser, page: Path, report: Report) -> None:
+    browser.open(page)
+    browser.click("#board tr[data-text^='pgd_at'] td[data-attack='1'] .number")
+    (text,) = browser.texts("#behind")
+    assert "pgd_at, pgd, linf eps 0.05" in text
+    row = report.results.query("defense == 'pgd_at' and source == 'pgd_at' and attack == 'pgd' and eps == 0.05").iloc[0]
+    assert row.key in text
+    (shown,) = browser.texts("#behind code")
+    data = data_of(page.read_text())
+    assert shown == command(data, f"{[d['name'] for d in data['defenses']].index('pgd_at')},1,1")
+    assert browser.run("return document.activeElement.closest('dialog') !== null")
+    browser.click("#behind button", "Close")
+    assert browser.texts("#behind") == []
+    browser.click("#board tr[data-text^='erm'] td[data-attack='1'] .number")
+    assert "failed: Error: <b>bad</b> & worse" in browser.texts("#behind")[0]
+    assert browser.complaints() == []
+
+
+@in_browser
+@pytest.mark.xdist_group("browser")
+def test_affinities_are_drawn_as_they_were_written(browser: Browser, page: Path) -> None:
+    """The script's own drawing of the first matrix is that of the file."""
+    browser.open(page)
+    written = browser.run("return document.querySelector('#affinity tbody').innerHTML")
+    change = "const s = document.getElementById('affinity-eps'); s.value = arguments[0];"
+    browser.run(change + "s.dispatchEvent(new Event('change'))", "0")
+    assert browser.texts("#affinity-which") == ["fgsm 8/255"]
+    assert "[" not in browser.texts("#affinity tbody")[0]
+    browser.run(change + "s.dispatchEvent(new Event('change'))", "1")
+    drawn = browser.run("return document.querySelector('#affinity tbody').innerHTML")
+    assert re.sub(r"\s+", "", drawn) == re.sub(r"\s+", "", written)
+
+
+@in_browser
+@pytest.mark.xdist_group("browser")
+def test_the_theme_switches_and_stays(browser: Browser, page: Path) -> None:
+    paper = "return getComputedStyle(document.documentElement).backgroundColor"
+    browser.open(page, scheme="light")
+    browser.run("localStorage.clear()")
+    browser.open(page, scheme="light")
+    light = browser.run(paper)
+    browser.click("#theme", "Dark theme")
+    dark = browser.run(paper)
+    assert dark != light
+    browser.open(page, scheme="light")
+    assert browser.run(paper) == dark
+    browser.run("localStorage.clear()")
+    browser.open(page, scheme="dark")
+    assert browser.run(paper) == dark
+
+
+@in_browser
+@pytest.mark.xdist_group("browser")
+@pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (1440, "dark")])
+def test_it_is_accessible_and_fits_the_screen(browser: Browser, page: Path, width: int, scheme: str) -> None:
+    browser.open(page, width, scheme)
+    assert browser.run("return document.documentElement.scrollWidth") <= width
+    assert violations(browser) == []
+    browser.click("#board tbody .number")
+    assert browser.run("return document.documentElement.scrollWidth") <= width
+    assert violations(browser) == []
+    assert browser.complaints() == []
+
+
+def violations(browser: Browser) -> list[str]:
+    """What axe-core objects to, of what it can decide."""
+    from importlib.resources import files
+
+    browser.run((files("axe_core_python") / "axe.min.js").read_text("utf-8") + ";window.axe = axe")
+    found = browser.driver.execute_async_script(
+        "const done = arguments[0];"
+        "axe.run(document).then(r => done(r.violations), e => done([{id: String(e), nodes: []}]))"
+    )
+    return [f"{each['id']}: {[node['html'][:200] for node in each['nodes'][:3]]}" for each in found]
+
+
+@in_browser
+@pytest.mark.xdist_group("browser")
+def test_hostile_names_are_shown_as_text(browser: Browser, hostile_html: str, tmp_path: Path) -> None:
+    path = tmp_path / "index.html"
+    path.write_text(hostile_html)
+    browser.open(path, 390)
+    assert browser.texts(BOARD) == list(HOSTILE)
+    assert browser.texts("h1") == [HOSTILE[0]]
+    browser.click("#board tbody .number")
+    assert browser.texts("#behind-title") == [f"{HOSTILE[0]}, clean"]
+    assert browser.run("return document.documentElement.scrollWidth") <= 390
+    assert browser.complaints() == []
+
+
+@in_browser
+@pytest.mark.xdist_group("browser")
+def test_without_scripts_tables_and_figures_are_there(browser: Browser, page: Path) -> None:
+    browser.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    try:
+        browser.open(page)
+        assert browser.driver.find_element("css selector", BOARD).is_displayed()
+        drawn = browser.driver.find_elements("css selector", "figure svg")
+        assert len(drawn) == 6
+        assert all(one.is_displayed() for one in drawn)
+        assert not browser.driver.find_element("id", "controls").is_displayed()
+    finally:
+        browser.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
+@in_browser
+@pytest.mark.slow
+def test_a_big_page_is_sorted_within_a_second(browser: Browser, big_page: Path) -> None:
+    """From navigation to the end of a sort, the best of three."""
+    spent = []
+    for _ in range(3):
+        browser.open(page := big_page)
+        spent.append(
+            browser.run(
+                "document.querySelector('#board .sort').click(); document.body.getBoundingClientRect();"
+                "return performance.now()"
+            )
+        )
+    assert page.stat().st_size < 3_000_000
+    assert min(spent) < 1000, spent
