@@ -25,6 +25,7 @@ from advbench.cli import main
 from advbench.keys import content_key
 from advbench.store import Store
 
+pytestmark = pytest.mark.xdist_group("submissions")  # which share one fixture
 OPTIONS = (
     "--attack fgsm,pgd --limit 40 --draws 4 --executor inline --device cpu --set pgd.steps=2 --set pgd.restarts=1"
 ).split()

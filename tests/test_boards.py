@@ -18,8 +18,10 @@ from advbench.boards.check import check, check_content
 from advbench.boards.findings import Findings
 from advbench.boards.identity import data_at_hand, plan_as_made, read_identity
 from advbench.cli import main
+from advbench.errors import InputError
 from advbench.metrics import wilson
 
+pytestmark = pytest.mark.xdist_group("boards")  # which share one fixture
 ROOT = Path(__file__).parent.parent
 OPTIONS = (
     "--attack fgsm,pgd --eps 0.05,0.15 --limit 40 --draws 4 --executor inline --device cpu "
@@ -350,6 +352,23 @@ def test_a_flag_that_was_taken_away_is_found(board: Path) -> None:
 
     edit(board, "results", change)
     assert any("the flags are not those that the intervals raise" in line for line in contents(board))
+
+
+def test_keys_are_checked_without_the_data(
+    board: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of a data set that would have to be downloaded: what `data.json` says of it is enough."""
+
+    def absent(*_: object) -> None:
+        raise InputError("the data set is not here")
+
+    monkeypatch.setattr("advbench.boards.identity.load_dataset", absent)
+    monkeypatch.setattr("advbench.boards.check.load_dataset", absent)
+    assert main(["leaderboard", "check", str(board)]) == 0
+    assert capsys.readouterr().out.strip().endswith("the data set was not at hand")
+    (board / "data.json").unlink()
+    assert main(["leaderboard", "check", str(board)]) == 2
+    assert "the data set is not here" in capsys.readouterr().err
 
 
 # Computed anew

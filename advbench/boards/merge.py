@@ -91,9 +91,10 @@ def merge(folder: Path, path: Path, *, replacing: bool = False, data_root: str |
 
 def _told(board: Board, label: str, *, finished: bool = False) -> Merged:
     results = board.results
-    ours = results[(results.defense == label) | (results.source == label)]
-    missing = int(ours["flags"].eq("missing").sum())
-    return Merged(label, len(ours) - missing, missing, finished)
+    missing = results["flags"].eq("missing")
+    involved = (results.defense == label) | (results.source == label)
+    rows = int(((results.defense == label) & ~missing).sum())
+    return Merged(label, rows, int((involved & missing).sum()), finished)
 
 
 def _joined(board: Board, parcel: Parcel, theirs: Plan, findings: Findings) -> dict[str, bytes]:

@@ -160,7 +160,7 @@ def _costs_agree(result: Record, crafted: Record | None, inputs: Mapping[str, An
     if crafted is None:
         return False
     # How long it took is not compared: examples that were dropped are made again.
-    return {name: value for name, value in attack.items() if name != "seconds"} == crafted["result"]
+    return bool({name: value for name, value in attack.items() if name != "seconds"} == crafted["result"])
 
 
 def _predictions(store: Store, task: Task, dataset: Dataset | None) -> Predictions:
