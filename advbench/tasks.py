@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import functools
 import importlib.metadata
 import json
@@ -16,7 +15,6 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import safetensors.numpy
 import safetensors.torch
 import torch
@@ -31,14 +29,14 @@ from advbench.datasets import Dataset, limited, load_dataset
 from advbench.errors import GoneError, InputError, PluginError
 from advbench.foreign import foreign_images
 from advbench.harness import Earlier, craft, evaluate, judge
-from advbench.metrics import Predictions, calibration, detection, histogram, retention, shared_spread, uncertainty
+from advbench.metrics import Predictions
 from advbench.plan import DataIdentity, Task
 from advbench.registry import registry
 from advbench.seeds import derive
 from advbench.storage import PATIENCE
 from advbench.store import Store
+from advbench.summary import read_predictions, summary
 
-ENTROPIES = ("total", "aleatoric", "epistemic")  # measures of uncertainty of which whole distributions are kept
 VANISHED = 0.01  # share of gradients that are exactly zero from which an evaluation is flagged
 
 Record = dict[str, Any]
@@ -338,53 +336,6 @@ class Runner:
         clf = self._classifier(key)
         clf.chunk = self._resources.chunk
         return clf
-
-
-def read_predictions(store: Store, key: str) -> Predictions:
-    """What an evaluation stored.
-
-    Raises:
-        GoneError: the store has it no more.
-    """
-    raw = store.read_artifact(key)
-    if raw is None:
-        raise GoneError(key)
-    return Predictions(**safetensors.numpy.load(raw))
-
-
-def summary(predictions: Predictions, clean: Predictions | None = None) -> dict[str, Any]:
-    """The metrics of one cell as JSON values: all that reports say of it.
-
-    Args:
-        predictions: of the cell's images.
-        clean: by the same draws, of the images before the attack; None where those are the cell's own.
-    """
-    measures = uncertainty(predictions)._asdict()
-    entropies = {name: measures[name] for name in ENTROPIES}
-    draws = predictions.draw_accuracies
-    classes = predictions.mean_probs.shape[1]
-    found = {}
-    if clean is not None:
-        before = uncertainty(clean)._asdict()
-        found = {"detection": {name: detection(before[name], measures[name])._asdict() for name in measures}}
-    return {
-        "n_examples": len(predictions),
-        "classes": classes,
-        "draws": predictions.draws,
-        "accuracy": predictions.accuracy,
-        "accuracy_interval": list(predictions.interval),
-        "draw_accuracy": predictions.draw_accuracy,
-        "draw_accuracy_interval": list(predictions.draw_interval),
-        "draw_accuracy_min": float(draws.min()),
-        "draw_accuracy_max": float(draws.max()),
-        "right": base64.b64encode(np.packbits(predictions.ensemble_correct).tobytes()).decode(),
-        "draw_variance": shared_spread(predictions).variance,
-        "uncertainty": {name: float(values.mean()) for name, values in measures.items()},
-        "histograms": {name: histogram(values, classes) for name, values in entropies.items()},
-        "retention": {name: retention(predictions.ensemble_correct, v)._asdict() for name, v in entropies.items()},
-        "calibration": calibration(predictions)._asdict(),
-        **found,
-    }
 
 
 def versions(device: str) -> dict[str, str]:

@@ -45,7 +45,7 @@ def test_the_readmes_advbench_commands_are_understood(capsys: pytest.CaptureFixt
     commands = [shlex.split(line.partition("/bin/advbench ")[2]) for line in shell_lines() if "bin/advbench" in line]
     assert len(commands) >= 4
     for command in commands:
-        words = 2 if command[0] == "store" else 1
+        words = 2 if command[0] in ("store", "leaderboard") else 1
         assert main([*command[:words], "--help"]) == 0
         shown = capsys.readouterr().out
         assert all(option in shown for option in command[words:] if option.startswith("--"))

@@ -18,7 +18,8 @@ from advbench.plan import Cell
 from advbench.registry import Entry
 from advbench.report.flags import FLAGS, suspicious
 from advbench.report.judgements import judgement_of
-from advbench.tasks import VANISHED, summary
+from advbench.summary import summary
+from advbench.tasks import VANISHED
 
 COUNT = 200
 

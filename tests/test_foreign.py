@@ -16,7 +16,7 @@ from advbench.errors import InputError
 from advbench.foreign import foreign_images, identify_foreign
 from advbench.metrics import uncertainty
 from advbench.store import Store
-from advbench.tasks import read_predictions
+from advbench.summary import read_predictions
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from advbench.report import Report, collect, read_report
 from advbench.report.markdown import format_eps
 from advbench.report.ranks import ranks
 from advbench.store import Store
-from advbench.tasks import summary
+from advbench.summary import summary
 
 IMAGES = 20
 

@@ -87,7 +87,8 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_writes_the_promised_files_and_columns(reference: Path) -> None:
     out = reference / "out"
     names = {"spec.toml", "results.csv", "leaderboard.csv", "leaderboard.md", "affinity.csv", "retention.csv"}
-    assert {path.name for path in out.iterdir()} == names
+    more = {"data.json", "models.csv", "uncertainty.csv", "histograms.csv", "leaderboard.html"}
+    assert {path.name for path in out.iterdir()} == names | more
     frame = pd.read_csv(out / "results.csv")
     assert list(frame.columns) == RESULT_COLUMNS
     assert list(frame.columns) == [

@@ -20,7 +20,8 @@ from advbench.errors import AdvbenchError
 from advbench.metrics import Predictions
 from advbench.plan import Plan, Task
 from advbench.store import Store
-from advbench.tasks import VANISHED, read_predictions, summary
+from advbench.summary import read_predictions, summary
+from advbench.tasks import VANISHED
 
 # Settings in which a submission differs from its board; of data sets, whose path may differ, the identity counts.
 FREE = ("defenses", "set", "dataset", "ood")

@@ -15,7 +15,7 @@ from advbench.errors import GoneError
 from advbench.metrics import Bools
 from advbench.plan import Cell, ForeignCell, Plan
 from advbench.store import Store
-from advbench.tasks import read_predictions, summary
+from advbench.summary import read_predictions, summary
 
 Record = Mapping[str, Any]
 

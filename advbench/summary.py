@@ -1,0 +1,62 @@
+"""What a record says of predictions: all that reports need of them."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from advbench.errors import GoneError
+from advbench.metrics import Predictions, calibration, detection, histogram, retention, shared_spread, uncertainty
+from advbench.store import Store
+
+ENTROPIES = ("total", "aleatoric", "epistemic")  # measures of uncertainty of which whole distributions are kept
+
+
+def read_predictions(store: Store, key: str) -> Predictions:
+    """What an evaluation stored.
+
+    Raises:
+        GoneError: the store has it no more.
+    """
+    raw = store.read_artifact(key)
+    if raw is None:
+        raise GoneError(key)
+    return Predictions(**safetensors.numpy.load(raw))
+
+
+def summary(predictions: Predictions, clean: Predictions | None = None) -> dict[str, Any]:
+    """The metrics of one cell as JSON values: all that reports say of it.
+
+    Args:
+        predictions: of the cell's images.
+        clean: by the same draws, of the images before the attack; None where those are the cell's own.
+    """
+    measures = uncertainty(predictions)._asdict()
+    entropies = {name: measures[name] for name in ENTROPIES}
+    draws = predictions.draw_accuracies
+    classes = predictions.mean_probs.shape[1]
+    found = {}
+    if clean is not None:
+        before = uncertainty(clean)._asdict()
+        found = {"detection": {name: detection(before[name], measures[name])._asdict() for name in measures}}
+    return {
+        "n_examples": len(predictions),
+        "classes": classes,
+        "draws": predictions.draws,
+        "accuracy": predictions.accuracy,
+        "accuracy_interval": list(predictions.interval),
+        "draw_accuracy": predictions.draw_accuracy,
+        "draw_accuracy_interval": list(predictions.draw_interval),
+        "draw_accuracy_min": float(draws.min()),
+        "draw_accuracy_max": float(draws.max()),
+        "right": base64.b64encode(np.packbits(predictions.ensemble_correct).tobytes()).decode(),
+        "draw_variance": shared_spread(predictions).variance,
+        "uncertainty": {name: float(values.mean()) for name, values in measures.items()},
+        "histograms": {name: histogram(values, classes) for name, values in entropies.items()},
+        "retention": {name: retention(predictions.ensemble_correct, v)._asdict() for name, v in entropies.items()},
+        "calibration": calibration(predictions)._asdict(),
+        **found,
+    }
