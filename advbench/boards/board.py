@@ -169,7 +169,8 @@ def _adopt(folder: Path, references: Iterable[Path]) -> None:
 
 def pages(board: Board) -> dict[str, str]:
     """The text of every file that follows from a board's spec and tables, by name."""
-    html = render_page(board.report, board.spec, read_references(board.references))
+    beside = [file.relative_to(board.folder).as_posix() for file in board.data_files()]
+    html = render_page(board.report, board.spec, read_references(board.references), beside=beside)
     texts = {"README.md": readme(board), "index.html": html}
     left = {name for name in RUN_FILES if (board.folder / name).is_file()}
     if left:

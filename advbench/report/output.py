@@ -53,11 +53,13 @@ def contents(
         spec: of the run.
         references: models judged elsewhere, for the page.
     """
+    beside = [] if spec is None else ["spec.toml", "data.json"]
     for name, raw in report.contents():
         if name.rpartition(".")[2] in formats:
+            beside.append(name)
             yield name, raw
     if "html" in formats:
-        yield PAGE, render_page(report, spec, references).encode()
+        yield PAGE, render_page(report, spec, references, beside=beside).encode()
     if "latex" in formats:
         yield "leaderboard.tex", render_latex(report).encode()
     drawn = [form for form in ("svg", "pdf", "png") if form in formats]

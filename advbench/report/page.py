@@ -23,7 +23,7 @@ from advbench.report.markdown import RANKING, explanation, format_eps
 from advbench.report.markdown import title as title_of
 from advbench.report.page_data import Board
 from advbench.report.references import Reference
-from advbench.report.tables import FILES, Report
+from advbench.report.tables import Report
 
 FEW = 3  # attacks whose every figure is drawn; of more, uncertainty is drawn under the strongest alone
 
@@ -31,7 +31,12 @@ Drawings = list[tuple[str, str]]
 
 
 def render_page(
-    report: Report, spec: RunSpec | None = None, references: Sequence[Reference] = (), title: str = "", name: str = ""
+    report: Report,
+    spec: RunSpec | None = None,
+    references: Sequence[Reference] = (),
+    title: str = "",
+    name: str = "",
+    beside: Sequence[str] = (),
 ) -> str:
     """The page: the leaderboard with what lies behind each number, figures, and the tables it rests on.
 
@@ -45,27 +50,18 @@ def render_page(
         references: models judged elsewhere, shown where they were judged on the same data under the same norm.
         title: heading; by default data, nets and norm.
         name: of the board.
+        beside: files that lie beside the page, which links to them.
     """
     board = Board(report, spec)
     affinity = page_tables.affinity_data(report, board.names)
     crossed = [attack["name"] for attack in affinity["attacks"]]
     alike, left_out = board.references(references)
     drawn = _figures(board)
-    scripts = [_asset("theme.js"), _asset("page.js")]
-    style = _asset("page.css")
-    policy = (
-        f"default-src 'none'; script-src {' '.join(map(_digest, scripts))}; style-src {_digest(style)}; "
-        "base-uri 'none'; form-action 'none'"
-    )
     return _template().render(
         title=title or title_of(report),
         name=name,
         explanation=explanation(report),
         ranking=RANKING,
-        policy=policy,
-        css=style,
-        theme=scripts[0],
-        script=scripts[1],
         matplotlib=matplotlib.__version__ if any(drawn.values()) else "",
         rows=board.rows(),
         names=board.names,
@@ -85,10 +81,21 @@ def render_page(
         retention=page_tables.retention_table(report),
         calibration=page_tables.calibration_table(report),
         detection=page_tables.detection_table(report),
-        files=FILES if spec is None else ("spec.toml", *FILES),
+        files=beside,
         data=_json({**board.data(), "affinity": affinity}),
         **drawn,
+        **_inlined(),
     )
+
+
+def _inlined() -> dict[str, str]:
+    """Style and scripts, and the policy that allows these alone."""
+    theme, script, style = map(_asset, ("theme.js", "page.js", "page.css"))
+    policy = (
+        f"default-src 'none'; script-src {_digest(theme)} {_digest(script)}; style-src {_digest(style)}; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    return {"theme": theme, "script": script, "css": style, "policy": policy}
 
 
 def without_figures(html: str) -> str:
