@@ -33,7 +33,7 @@ class Normalize(nn.Module):
 class MaxPool(nn.Module):
     """The largest value of each 2x2 block; a last odd row or column is left out.
 
-    `nn.MaxPool2d(2)` to the bit, gradients too. On the CPU that takes up to half of a small net's forward pass, as
+    `nn.MaxPool2d(2)` to the bit on finite values, gradients too. On the CPU that takes up to half of a small net's forward pass, as
     torch's kernel reads single values there; strided views are read by whole vectors.
     """
 
@@ -73,6 +73,9 @@ class _BlockMaximum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         x, pooled = ctx.saved_tensors
+        if torch.is_grad_enabled():  # the gradient is to be differentiated in turn
+            (through,) = torch.autograd.grad(F.max_pool2d(x, 2), x, gradient, create_graph=True)
+            return through
         even = x.shape[-2] % 2 == 0 and x.shape[-1] % 2 == 0
         spread = torch.empty_like(x) if even else torch.zeros_like(x)
         left = torch.ones_like(pooled, dtype=torch.bool)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import PurePath
 from typing import NamedTuple
 
 import torch
@@ -19,30 +22,54 @@ class Foreign(NamedTuple):
 
     Attributes:
         name: its registered name, without path.
+        label: what tables call it: that name, and the file or folder where several have it.
         digest: SHA-256 of its content.
         images: how many test images it has.
         scale: factor on their pixel values; APD section 5.2.3: 5.
     """
 
     name: str
+    label: str
     digest: str
     images: int
     scale: float
 
 
-def identify_foreign(name: str, root: str | None, scale: float) -> Foreign:
-    """What a plan needs to know of a foreign data set.
+def identify_foreign(names: Sequence[str], root: str | None, scale: float) -> list[Foreign]:
+    """What a plan needs to know of foreign data sets.
 
     Args:
-        name: as `load_dataset` takes it.
+        names: as `load_dataset` takes them.
         root: the folder of the data sets.
         scale: factor on the pixel values.
 
     Raises:
-        InputError: it is absent or malformed.
+        InputError: one is absent or malformed, or two are the same.
     """
-    dataset = load_dataset(name, root)
-    return Foreign(name.partition(":")[0], dataset.digest, len(dataset.test), scale)
+    found: dict[str, Foreign] = {}
+    for name, label in zip(names, foreign_labels(names), strict=True):
+        dataset = load_dataset(name, root)
+        if dataset.digest in found:
+            raise InputError(f"--ood {name!r}", expected="each data set once", got="the same images twice")
+        kind = name.partition(":")[0]
+        found[dataset.digest] = Foreign(kind, label, dataset.digest, len(dataset.test), scale)
+    return list(found.values())
+
+
+def foreign_labels(names: Sequence[str]) -> list[str]:
+    """What tables call foreign data sets: the registered name, and the file or folder where several have it.
+
+    Raises:
+        InputError: two would be called the same.
+    """
+    kinds = Counter(name.partition(":")[0] for name in names)
+    labels = []
+    for name in names:
+        kind, _, path = name.partition(":")
+        labels.append(kind if kinds[kind] == 1 else f"{kind}:{PurePath(path).name}")
+    if len(set(labels)) < len(labels):
+        raise InputError("--ood", expected="files or folders of different names", got=", ".join(names))
+    return labels
 
 
 def foreign_images(name: str, root: str | None, count: int, shape: tuple[int, int, int], scale: float) -> Tensor:

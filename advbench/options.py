@@ -177,7 +177,7 @@ def make_spec(file: Path | None, **options: Any) -> RunSpec:
     if all(values[name] == whole.get(name) for name in ("defenses", "attacks")):
         return config.make_spec(values)
     # A part of the file's run: what it says of the rest is not needed.
-    if "affinity" in whole and options.get("affinity") is None:
+    if isinstance(whole.get("affinity"), list) and options.get("affinity") is None:
         values["affinity"] = [name for name in whole["affinity"] if name in values["attacks"]]
     spec = config.make_spec(values)
     plugins = set(whole.get("set", {})) - set(settings)

@@ -156,7 +156,7 @@ def make_plan(
         layout.cells += [Cell(target, target, None, 0.0, seed, clean[target.label]) for target in defenses]
         for other, target in product(foreign, defenses):
             key = layout.show(target, trained[target.label], other, clean[target.label], seed)
-            layout.foreign.append(ForeignCell(target, other.name, seed, key))
+            layout.foreign.append(ForeignCell(target, other.label, seed, key))
         for attack in attacks:
             crafted: dict[str, Swept] = {}
             for eps in filter(None, spec.eps):  # eps 0 is the clean row
@@ -274,7 +274,7 @@ class _Layout:
             **self._judged,
             "images": images,
         }
-        label = f"evaluate {target.label} on {other.name}, seed {seed}"
+        label = f"evaluate {target.label} on {other.label}, seed {seed}"
         return self._add("evaluate", inputs, (trained, clean), label, self._judging(images), target)
 
     def _judging(self, images: int) -> float:

@@ -53,7 +53,7 @@ def prepare(spec: RunSpec, data_root: str | None = None) -> Plan:
     defenses, attacks = resolve(spec)
     dataset = load_dataset(spec.dataset, data_root)
     core = registry().find("dataset", "digits").version
-    foreign = [identify_foreign(name, data_root, spec.ood_scale) for name in spec.ood]
+    foreign = identify_foreign(spec.ood, data_root, spec.ood_scale)
     for name in spec.ood:
         foreign_images(name, data_root, 1, dataset.test.shape, spec.ood_scale)
     return make_plan(spec, defenses, attacks, identify(dataset), core, count_parameters(defenses, dataset), foreign)
@@ -189,7 +189,14 @@ def identity_text(data: DataIdentity, foreign: Sequence[Foreign] = ()) -> str:
     }
     if foreign:
         values["foreign"] = [
-            {"name": each.name, "sha256": each.digest, "images": each.images, "scale": each.scale} for each in foreign
+            {
+                "name": each.name,
+                "label": each.label,
+                "sha256": each.digest,
+                "images": each.images,
+                "scale": each.scale,
+            }
+            for each in foreign
         ]
     return json.dumps(values, indent=1) + "\n"
 
@@ -200,7 +207,7 @@ def foreign_of(plan: Plan) -> tuple[Foreign, ...]:
     for cell in plan.foreign:
         inputs = plan.tasks[cell.key].inputs
         shown = inputs["foreign"]
-        found[cell.name] = Foreign(shown["name"], shown["sha256"], inputs["images"], shown["scale"])
+        found[cell.name] = Foreign(shown["name"], cell.name, shown["sha256"], inputs["images"], shown["scale"])
     return tuple(found.values())
 
 

@@ -47,9 +47,22 @@ def test_channels_that_cannot_fit_are_refused(colours: str) -> None:
 
 
 def test_the_identity_names_content_and_scale_not_the_path(colours: str) -> None:
-    found = identify_foreign(colours, None, 5.0)
-    assert (found.name, found.images, found.scale) == ("npz", 30, 5.0)
+    (found,) = identify_foreign([colours], None, 5.0)
+    assert (found.name, found.label, found.images, found.scale) == ("npz", "npz", 30, 5.0)
     assert len(found.digest) == 64
+
+
+def test_files_of_one_kind_are_told_apart_by_their_names(colours: str, tmp_path: Path) -> None:
+    with np.load(tmp_path / "c.npz") as arrays:
+        np.savez(tmp_path / "d.npz", **{name: arrays[name][::-1] for name in arrays})
+        (tmp_path / "e").mkdir()
+        np.savez(tmp_path / "e" / "c.npz", **{name: arrays[name][::-1] for name in arrays})
+    found = identify_foreign([colours, f"npz:{tmp_path / 'd.npz'}", "digits"], None, 1.0)
+    assert [other.label for other in found] == ["npz:c.npz", "npz:d.npz", "digits"]
+    with pytest.raises(InputError, match="different names"):
+        identify_foreign([colours, f"npz:{tmp_path / 'e' / 'c.npz'}"], None, 1.0)
+    with pytest.raises(InputError, match="each data set once"):
+        identify_foreign([f"npz:{tmp_path / 'd.npz'}", f"npz:{tmp_path / 'e' / 'c.npz'}"], None, 1.0)
 
 
 def test_notmnist_says_what_to_put_where(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,13 @@ import safetensors.numpy
 
 from advbench.config import Choice, make_spec
 from advbench.errors import InputError
-from advbench.metrics import Predictions, wilson
+from advbench.metrics import Predictions, uncertainty, wilson
 from advbench.plan import DataIdentity, Plan, make_plan
 from advbench.registry import Entry
 from advbench.report import Report, collect, read_report
-from advbench.report.markdown import format_eps
 from advbench.report.ranks import ranks
-from advbench.store import Store
+from advbench.report.texts import format_eps
+from advbench.store import Store, record_name
 from advbench.summary import summary
 
 IMAGES = 20
@@ -95,7 +96,7 @@ def test_leaderboard_ranks_by_the_lowest_accuracy_at_the_headline_eps(report: Re
 
 def test_retention_is_that_of_the_constructed_predictions(report: Report) -> None:
     curve = report.retention[(report.retention.defense == "a") & (report.retention.attack == "fgsm")]
-    curve = curve[curve.eps == 0.1].set_index("kept")
+    curve = curve[(curve.eps == 0.1) & (curve.measure == "total")].set_index("kept")
     # 10 of 20 are right, and surer (0.95 against 0.9).
     assert curve.accuracy.to_dict() == pytest.approx({0.2: 1.0, 0.4: 1.0, 0.6: 10 / 12, 0.8: 10 / 16, 1.0: 0.5})
     assert set(curve.n_kept) == {4, 8, 12, 16, 20}
@@ -270,3 +271,55 @@ def test_equal_defenses_are_seldom_told_apart() -> None:
 )
 def test_radii_are_written_as_people_write_them(eps: float, text: str) -> None:
     assert format_eps(eps) == text
+
+
+def test_a_table_never_shows_the_mean_of_some_seeds_alone(tmp_path: Path) -> None:
+    plan, store = lay_out(["a", "b"], ["fgsm"], seeds=[0, 1]), Store(str(tmp_path))
+    fill(plan, store, RIGHT)
+    for cell in plan.cells:
+        if cell.defense.label == "a" and cell.seed == 1:
+            store.storage.remove(record_name(cell.key))
+    report = collect(plan, store)
+    text = report.markdown()
+    rows = [line for line in text.splitlines() if line.startswith("| a ")]
+    # After the main table and the eps table: calibration (2), detection, retention (2), affinity.
+    assert len(rows) >= 6
+    for row in rows:
+        cells = [cell.strip() for cell in row.split("|")[2:-1]]
+        measured = [cell for cell in cells if re.match(r"\d\.\d{3}", cell)]
+        assert measured == [], row
+    assert report.leaderboard.set_index("defense")["rank"].isna()["a"]
+
+
+def test_draws_that_agree_have_no_epistemic_uncertainty() -> None:
+    generator = np.random.default_rng(0)
+    logits = generator.normal(size=(1, 300, 10)) * 4
+    probs = (np.exp(logits) / np.exp(logits).sum(2, keepdims=True)).astype(np.float32)
+    for draws in (1, 20):
+        found = uncertainty(Predictions.from_probs(np.repeat(probs, draws, 0), np.zeros(300, np.int64)))
+        assert (found.epistemic == 0).all()
+        assert (found.model_variance == 0).all()
+        assert (found.aleatoric == found.total).all()
+
+
+def test_a_defense_whose_attacks_failed_has_no_rank(tmp_path: Path) -> None:
+    plan, store = lay_out(["a", "b"], ["fgsm"]), Store(str(tmp_path))
+    fill(plan, store, RIGHT, skip=("fgsm",))
+    report = collect(plan, store)
+    assert report.leaderboard["rank"].isna().all()
+    assert "Ranked by the lowest accuracy at the largest eps" in report.markdown()
+
+
+def test_several_seeds_leave_an_affinity_undefined_if_one_does(tmp_path: Path) -> None:
+    plan, store = lay_out(["a", "b"], ["fgsm"], seeds=[0, 1], eps=[0.1]), Store(str(tmp_path))
+    fill(plan, store, RIGHT)
+    cells = {(c.source.label, c.defense.label, c.seed): c.key for c in plan.cells if c.attack}
+    record = store.read_record(cells["b", "b", 0])
+    assert record is not None
+    record["result"] |= summary(predictions(10))  # now defined for seed 0, still not for seed 1
+    store.write_record(cells["b", "b", 0], record)
+    report = collect(plan, store)
+    values = report.affinity[(report.affinity.source == "a") & (report.affinity.target == "b")].affinity
+    assert values.isna().tolist() == [False, True]
+    table = report.markdown().partition("## Affinity")[2]
+    assert re.search(r"\| a +\| 1\.000 +\| n/a +\|", table)

@@ -18,15 +18,17 @@ from advbench.config import RunSpec, make_spec, parse_toml
 from advbench.errors import InputError
 from advbench.report import Report, read_report
 from advbench.report.judgements import NUMBERS
-from advbench.report.markdown import escape, render
+from advbench.report.markdown import render
 from advbench.report.output import PAGE
 from advbench.report.page import render_page
 from advbench.report.references import read_references
 from advbench.report.tables import COUNTS, MEASURED, RESULT_COLUMNS
+from advbench.report.texts import escape
 from advbench.storage import write_file
 
 SPEC = "spec.toml"
 DATA = "data.json"
+ABOUT = "about.md"
 PAGES = ("README.md", "index.html")
 RUN_FILES = (
     "leaderboard.csv",
@@ -49,6 +51,7 @@ class Board:
         report: the tables.
         present: names of the measured tables' files that are there.
         references: files and folders with results of others, as RobustBench describes them.
+        about: what those who made it say of it, from `about.md`, as Markdown; the page shows it as plain paragraphs.
     """
 
     folder: Path
@@ -56,6 +59,7 @@ class Board:
     report: Report
     present: tuple[str, ...]
     references: tuple[Path, ...]
+    about: str = ""
 
     @property
     def results(self) -> pd.DataFrame:
@@ -64,7 +68,7 @@ class Board:
 
     def data_files(self) -> tuple[Path, ...]:
         """The files that the pages are made of, in a fixed order."""
-        names = (SPEC, DATA, *(f"{name}.csv" for name in MEASURED))
+        names = (SPEC, DATA, ABOUT, *(f"{name}.csv" for name in MEASURED))
         return (*(self.folder / name for name in names if (self.folder / name).is_file()), *self.references)
 
 
@@ -87,7 +91,15 @@ def load_board(folder: Path) -> Board:
         report=read_tables(folder),
         present=tuple(f"{name}.csv" for name in MEASURED if (folder / f"{name}.csv").is_file()),
         references=tuple(sorted(path for path in references.rglob("*") if path.is_file())),
+        about=_read_about(folder / ABOUT),
     )
+
+
+def _read_about(path: Path) -> str:
+    try:
+        return path.read_text("utf-8").strip() if path.is_file() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"file {path}", expected="readable text", got=str(error)) from error
 
 
 def read_tables(folder: Path) -> Report:
@@ -170,7 +182,8 @@ def _adopt(folder: Path, references: Iterable[Path]) -> None:
 def pages(board: Board) -> dict[str, str]:
     """The text of every file that follows from a board's spec and tables, by name."""
     beside = [file.relative_to(board.folder).as_posix() for file in board.data_files()]
-    html = render_page(board.report, board.spec, read_references(board.references), beside=beside)
+    references = read_references(board.references)
+    html = render_page(board.report, board.spec, references, beside=beside, about=board.about)
     texts = {"README.md": readme(board), "index.html": html}
     left = {name for name in RUN_FILES if (board.folder / name).is_file()}
     if left:
@@ -181,7 +194,7 @@ def pages(board: Board) -> dict[str, str]:
 
 def readme(board: Board) -> str:
     """The leaderboard as Markdown, and how the board came to be."""
-    return f"{render(board.report)}\n{_about(board)}"
+    return f"{render(board.report, board.about)}\n{_origin(board)}"
 
 
 def stated_versions(text: str) -> dict[str, str]:
@@ -199,7 +212,7 @@ def release(version: str) -> str:
     return version.partition("+")[0]
 
 
-def _about(board: Board) -> str:
+def _origin(board: Board) -> str:
     rows = [stated_versions(text) for text in board.results.versions.unique()]
     made_with = [f"{name} {_several(rows, name)}" for name in LIBRARIES]
     root = "" if board.spec.dataset == "digits" else " --data-root PATH"

@@ -12,6 +12,7 @@ import pandas as pd
 from advbench.boards.board import Board, records, stated_versions
 from advbench.boards.findings import Findings, row_name
 from advbench.boards.rows import Place, Row, place, place_of
+from advbench.foreign import foreign_labels
 from advbench.metrics import BINS, RETENTION_FRACTIONS
 from advbench.plan import Plan
 from advbench.report.judgements import is_own
@@ -188,7 +189,7 @@ def _check_histograms(board: Board, own: Mapping[Place, Row], findings: Findings
 
 def _is_foreign(row: Row, board: Board, own: Mapping[Place, Row]) -> bool:
     """Whether a row is about images of other data, shown to a defense that has results."""
-    names = [f"ood:{name.partition(':')[0]}" for name in board.spec.ood]
+    names = [f"ood:{label}" for label in foreign_labels(board.spec.ood)]
     clean = (row["source"], row["defense"], "none", row["eps"], row["seed"])
     return row["images"] == "ood" and row["attack"] in names and clean in own
 

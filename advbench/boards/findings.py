@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from advbench.report.markdown import format_eps
+from advbench.report.texts import format_eps
 
 
 class Findings:

@@ -76,7 +76,7 @@ def parse_identity(raw: bytes) -> Identity:
     if not isinstance(others, list) or len(others) > 100:
         raise ValueError(f"foreign {others!r}")
     data = _taken(values, {"name": str, "sha256": str, "train_count": int, "test_count": int})
-    kinds = {"name": str, "sha256": str, "images": int, "scale": float}
+    kinds = {"name": str, "label": str, "sha256": str, "images": int, "scale": float}
     return Identity(DataIdentity(*data), tuple(Foreign(*_taken(each, kinds)) for each in others))
 
 
@@ -114,7 +114,7 @@ def identify_data(spec: RunSpec, data_root: str | None) -> Identity:
     Raises:
         InputError: it is absent or malformed.
     """
-    foreign = (identify_foreign(name, data_root, spec.ood_scale) for name in spec.ood)
+    foreign = identify_foreign(spec.ood, data_root, spec.ood_scale)
     return Identity(identify(load_dataset(spec.dataset, data_root)), tuple(foreign))
 
 

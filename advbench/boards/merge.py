@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from advbench.boards import staging
-from advbench.boards.board import DATA, RUN_FILES, SPEC, Board, load_board, pages, records
+from advbench.boards.board import ABOUT, DATA, RUN_FILES, SPEC, Board, load_board, pages, records
 from advbench.boards.check import check, check_content
 from advbench.boards.findings import Findings, row_name
 from advbench.boards.identity import lay_out, version_of
@@ -113,7 +113,7 @@ def _joined(board: Board, parcel: Parcel, theirs: Plan, findings: Findings) -> d
     texts |= {name: to_csv(frame) for name, frame in tables.tables().items() if name in board.present}
     with tempfile.TemporaryDirectory(prefix="advbench-board-") as name:
         draft = Path(name)
-        for file in (*board.references, *(board.folder / each for each in RUN_FILES)):
+        for file in (*board.references, *(board.folder / each for each in (ABOUT, *RUN_FILES))):
             if file.is_file():
                 write_file(draft / file.relative_to(board.folder), file.read_bytes())
         for file_name, text in texts.items():

@@ -12,6 +12,7 @@ from advbench.errors import InputError
 from advbench.metrics.predictions import Bools, Floats, Predictions
 
 RETENTION_FRACTIONS = (0.2, 0.4, 0.6, 0.8, 1.0)
+ROUNDING = 2e-6  # of differences of entropies, or of squares, kept in float32
 BINS = 20  # of a histogram of uncertainty
 CONFIDENCE_BINS = 15  # of the calibration error
 
@@ -35,16 +36,23 @@ class Uncertainty(NamedTuple):
 
 
 def uncertainty(predictions: Predictions) -> Uncertainty:
-    """The measures of uncertainty of each image, larger for less certain."""
+    """The measures of uncertainty of each image, larger for less certain.
+
+    Differences within the rounding of what is stored are 0: they would be ranked otherwise, and draws that agree, or a
+    single one, would seem to disagree.
+    """
     mean = predictions.mean_probs.astype(np.float64)
     total = special.entr(mean).sum(1)
     aleatoric = predictions.mean_entropy.astype(np.float64)
+    disagreement = total - aleatoric
+    variance = predictions.mean_square - np.square(mean).sum(1)
+    agree = disagreement < ROUNDING
     return Uncertainty(
         total=total,
-        aleatoric=aleatoric,
-        epistemic=np.maximum(total - aleatoric, 0.0),
+        aleatoric=np.where(agree, total, aleatoric),
+        epistemic=np.where(agree, 0.0, disagreement),
         variation_ratio=1 - predictions.votes.max(1) / predictions.draws,
-        model_variance=np.maximum(predictions.mean_square - np.square(mean).sum(1), 0.0),
+        model_variance=np.where(variance < ROUNDING, 0.0, variance),
     )
 
 

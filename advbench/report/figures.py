@@ -19,9 +19,9 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from advbench.errors import InputError, unknown_name
-from advbench.report.markdown import format_eps
 from advbench.report.svg import INK, house_style, svg
 from advbench.report.tables import Report
+from advbench.report.texts import format_eps
 from advbench.report.uncertainty import ENTROPIES, MEASURES
 
 MOST = 15  # lines or panels that colours, line styles and space still tell apart

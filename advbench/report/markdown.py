@@ -9,31 +9,30 @@ from typing import Any
 import pandas as pd
 from tabulate import tabulate
 
+from advbench.report import details
 from advbench.report.flags import FLAGS
 from advbench.report.tables import Report
-
-RANKING = (
-    "Ranked by the lowest accuracy at the largest eps. A rank is one more than the number of defenses whose whole "
-    "interval lies above the defense's own, so those that the intervals do not tell apart may share it."
-)
+from advbench.report.texts import accuracy_text, count_text, escape, format_eps, number_text
 
 
-def format_eps(eps: float) -> str:
-    """A radius as people write it: `8/255` where it is a whole number of grey levels, else decimal."""
-    levels = eps * 255
-    if eps > 0 and abs(levels - round(levels)) < 1e-9 and f"{eps:.3g}" != f"{eps:.9g}":
-        return f"{round(levels)}/255"
-    return f"{eps:.4g}"
+def render(report: Report, about: str = "") -> str:
+    """The Markdown file of a run.
 
-
-def render(report: Report) -> str:
-    """The Markdown file of a run."""
+    Args:
+        report: the tables.
+        about: what else there is to say of it, as Markdown.
+    """
     results, leaderboard = report.results, report.leaderboard
-    sections = [f"# {title(report)}", explanation(report), main_table(report), RANKING]
+    sections = [
+        f"# {title(report)}",
+        *([about] if about else []),
+        explanation(report),
+        main_table(report),
+        ranking(report),
+    ]
     sections += [*_failures(results), *_doubts(results), *_eps_tables(results, leaderboard)]
-    sections += [*_affinity_tables(report.affinity), *_uncertainty_tables(report.uncertainty)]
-    sections += _retention_table(report.retention)
-    return "\n\n".join(sections) + "\n"
+    sections += [*_affinity_tables(report.affinity), *_detail_tables(report)]
+    return "\n\n".join(filter(None, sections)) + "\n"
 
 
 def main_table(report: Report) -> str:
@@ -52,15 +51,25 @@ def main_rows(report: Report) -> list[dict[str, str]]:
     for record in _records(report.leaderboard):
         row = {"rank": "n/a" if pd.isna(record["rank"]) else str(record["rank"]), "defense": record["defense"]}
         if several_nets:
-            row |= {"net": record["architecture"], "weights": _count(record["parameters"])}
+            row |= {"net": record["architecture"], "weights": count_text(record["parameters"])}
         row["clean"] = accuracy_text(record, "clean")
         for attack in attacks:
             row[f"{attack} {format_eps(headline)}"] = accuracy_text(record, f"{attack}@{headline:.10g}")
         if len(attacks) > 1:
             row["lowest"] = f"{number_text(record['worst'])} ({record['worst_attack'] or 'failed'})"
-        row |= {"retention": number_text(record["retention_area"]), "passes": _count(record["passes_to_predict"])}
+        row |= {"retention": number_text(record["retention_area"]), "passes": count_text(record["passes_to_predict"])}
         rows.append(row | ({"flags": record["flags"].replace(";", ", ")} if flagged else {}))
     return rows
+
+
+def ranking(report: Report) -> str:
+    """How the defenses are ranked."""
+    attacked = (report.results.attack != "none").any()
+    by = "the lowest accuracy at the largest eps" if attacked else "the accuracy on clean images"
+    return (
+        f"Ranked by {by}. A rank is one more than the number of defenses whose whole interval lies above the defense's "
+        "own, so those that the intervals do not tell apart may share it."
+    )
 
 
 def title(report: Report) -> str:
@@ -125,7 +134,8 @@ def _affinity_tables(affinity: pd.DataFrame) -> Iterator[str]:
     crossed = headline[headline.source != headline.target].attack.unique()
     for attack, cells in headline[headline.attack.isin(crossed)].groupby("attack", sort=False):
         labels = list(cells.target.unique())
-        mean = cells.groupby(["source", "target"]).affinity.mean()
+        undefined = cells.affinity.isna().groupby([cells.source, cells.target]).any()
+        mean = cells.groupby(["source", "target"]).affinity.mean().where(~undefined)
         rows = [
             {"from \\ to": source} | {target: number_text(mean.get((source, target), math.nan)) for target in labels}
             for source in labels
@@ -137,86 +147,28 @@ def _affinity_tables(affinity: pd.DataFrame) -> Iterator[str]:
         )
 
 
-def _retention_table(retention: pd.DataFrame) -> Iterator[str]:
-    if retention.empty:
-        return
-    total = retention[retention.measure == "total"]
-    shown = total[(total.eps == 0) | (total.eps == total.eps.max())]
-    rows = []
-    for (defense, attack, eps), cells in shown.groupby(["defense", "attack", "eps"], sort=False):
-        on = "clean" if attack == "none" else f"{attack} {format_eps(float(str(eps)))}"
-        kept = cells.groupby("kept").accuracy.mean()
-        row = {"defense": defense, "images": on} | {f"{k:.0%}": number_text(v) for k, v in kept.items()}
-        rows.append(row | {"area": number_text(cells.area.mean())})
-    yield "## Retention: accuracy on the surest images\n\n" + _table(pd.DataFrame(rows))
-
-
-def _uncertainty_tables(uncertainty: pd.DataFrame) -> Iterator[str]:
-    if uncertainty.empty:
-        return
-    shown = uncertainty[(uncertainty.eps == 0) | (uncertainty.eps == uncertainty.eps.max())]
-    judged = shown[shown.images != "ood"].groupby(["defense", "attack", "eps"], sort=False)
-    if shown.ece.notna().any():
-        rows = [
-            {"defense": defense, "images": _images(attack, eps)}
-            | {name.upper(): number_text(cells[name].mean()) for name in ("ece", "nll", "brier")}
-            | {name: number_text(cells[name].mean()) for name in ("total", "aleatoric", "epistemic")}
-            for (defense, attack, eps), cells in judged
-        ]
-        yield (
-            "## Calibration and uncertainty\n\nECE: expected calibration error; NLL: negative log-likelihood in nats; "
-            "Brier score in [0, 2]; mean entropy of the images in nats, total and its parts.\n\n"
-            + _table(pd.DataFrame(rows))
-        )
-    found = shown[shown.auroc_total.notna()].groupby(["defense", "attack", "eps"], sort=False)
-    rows = [
-        {"defense": defense, "to be found": _images(attack, eps)}
-        | {
-            f"{name} {measure}": number_text(cells[f"{column}_{measure}"].mean())
-            for measure in ("total", "epistemic")
-            for name, column in (("AUROC", "auroc"), ("AUPR+", "aupr_positive"), ("AUPR-", "aupr_negative"))
-        }
-        for (defense, attack, eps), cells in found
-    ]
-    if rows:
-        yield (
-            "## Detection\n\nHow well uncertainty tells adversarial or foreign images (positive) from clean ones; 0.5 "
-            "AUROC is chance.\n\n" + _table(pd.DataFrame(rows))
-        )
-
-
-def _images(attack: str, eps: float) -> str:
-    return "clean" if attack == "none" else attack if eps == 0 else f"{attack} {format_eps(eps)}"
+def _detail_tables(report: Report) -> Iterator[str]:
+    for heading, note, table in (
+        (
+            "Calibration and uncertainty",
+            "ECE: expected calibration error; NLL: negative log-likelihood in nats; Brier score in [0, 2]; mean "
+            "entropy of the images in nats, total and its parts.",
+            details.calibration_table(report),
+        ),
+        (
+            "Detection",
+            "How well uncertainty tells adversarial or foreign images (positive) from clean ones; 0.5 AUROC is chance.",
+            details.detection_table(report),
+        ),
+        ("Retention: accuracy on the surest images", "", details.retention_table(report)),
+    ):
+        if table.rows:
+            rows = [dict(zip(table.headings, row, strict=True)) for row in table.rows]
+            yield "\n\n".join(filter(None, (f"## {heading}", note, _table(pd.DataFrame(rows)))))
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
-
-
-def accuracy_text(record: dict[str, Any], name: str) -> str:
-    """An accuracy with its interval, and its deviation over seeds; `failed` where it is missing."""
-    value = record.get(name, math.nan)
-    if math.isnan(value):
-        return "failed"
-    text = f"{value:.3f} [{record[name + '_low']:.3f}, {record[name + '_high']:.3f}]"
-    deviation = record.get(name + "_sd", math.nan)
-    return text if math.isnan(deviation) else f"{text} sd {deviation:.3f}"
-
-
-def number_text(value: float) -> str:
-    """A number with three decimals, or n/a."""
-    return "n/a" if math.isnan(value) else f"{value:.3f}"
-
-
-def _count(value: Any) -> str:
-    return "n/a" if pd.isna(value) else f"{value:,.0f}"
-
-
-def escape(text: str) -> str:
-    """Text that Markdown and HTML show as it is."""
-    for character in "\\`*_[]<>|":
-        text = text.replace(character, "&lt;" if character == "<" else f"\\{character}")
-    return text
 
 
 def _table(frame: pd.DataFrame) -> str:

@@ -17,13 +17,14 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from advbench.config import RunSpec
-from advbench.report import figures, page_tables
+from advbench.report import details, figures
 from advbench.report.flags import FLAGS
-from advbench.report.markdown import RANKING, explanation, format_eps
+from advbench.report.markdown import explanation, ranking
 from advbench.report.markdown import title as title_of
 from advbench.report.page_data import Board
 from advbench.report.references import Reference
 from advbench.report.tables import Report
+from advbench.report.texts import format_eps
 
 FEW = 3  # attacks whose every figure is drawn; of more, uncertainty is drawn under the strongest alone
 
@@ -37,6 +38,7 @@ def render_page(
     title: str = "",
     name: str = "",
     beside: Sequence[str] = (),
+    about: str = "",
 ) -> str:
     """The page: the leaderboard with what lies behind each number, figures, and the tables it rests on.
 
@@ -51,17 +53,19 @@ def render_page(
         title: heading; by default data, nets and norm.
         name: of the board.
         beside: files that lie beside the page, which links to them.
+        about: what else there is to say, in paragraphs.
     """
     board = Board(report, spec)
-    affinity = page_tables.affinity_data(report, board.names)
+    affinity = details.affinity_data(report, board.names)
     crossed = [attack["name"] for attack in affinity["attacks"]]
     alike, left_out = board.references(references)
     drawn = _figures(board)
     return _template().render(
         title=title or title_of(report),
         name=name,
+        about=[" ".join(part.split()) for part in about.split("\n\n") if part.strip()],
         explanation=explanation(report),
-        ranking=RANKING,
+        ranking=ranking(report),
         matplotlib=matplotlib.__version__ if any(drawn.values()) else "",
         rows=board.rows(),
         names=board.names,
@@ -74,13 +78,13 @@ def render_page(
         references=alike,
         left_out=left_out,
         format_eps=format_eps,
-        squares=page_tables.affinity_squares(affinity, 0, len(board.names)) if crossed else [],
+        squares=details.affinity_squares(affinity, 0, len(board.names)) if crossed else [],
         crossed=crossed,
         crossed_radii=affinity["eps"],
         reasons=affinity["reasons"],
-        retention=page_tables.retention_table(report),
-        calibration=page_tables.calibration_table(report),
-        detection=page_tables.detection_table(report),
+        retention=details.retention_table(report),
+        calibration=details.calibration_table(report),
+        detection=details.detection_table(report),
         files=beside,
         data=_json({**board.data(), "affinity": affinity}),
         **drawn,

@@ -12,10 +12,10 @@ import pandas as pd
 
 from advbench.config import RunSpec
 from advbench.report.flags import FLAGS
-from advbench.report.markdown import accuracy_text, format_eps, number_text
 from advbench.report.ranks import own_rows
 from advbench.report.references import Reference
 from advbench.report.tables import Report
+from advbench.report.texts import accuracy_text, format_eps, number_text
 
 Cells = dict[tuple[str, str, float], list[dict[str, Any]]]
 ROW_NUMBERS = (
@@ -178,7 +178,7 @@ class Board:
             "dataset": first.dataset,
             "norm": first.norm,
             "command": _base_command(self.report.results, self.spec),
-            "eps": [[format_eps(eps), repr(eps)] for eps in self.radii],
+            "eps": [[format_eps(eps), self._radii_option(eps)] for eps in self.radii],
             "attacks": [self._attack(name) for name in self.attacks],
             "defenses": [self._defense(name) for name in self.names],
             "cells": cells,
@@ -192,6 +192,10 @@ class Board:
             yield place, -1, -1
             for attack in range(len(self.attacks)):
                 yield from ((place, attack, eps) for eps in range(len(self.radii)))
+
+    def _radii_option(self, eps: float) -> str:
+        before = [radius for radius in self.radii if radius < eps] if _swept(self.report.results) else []
+        return ",".join(map(repr, (*before, eps)))
 
     def _attack(self, name: str) -> dict[str, Any]:
         params = _params(next(row["attack_params"] for row in self._any(1, name)))
@@ -232,6 +236,11 @@ class Board:
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of a table as dicts by column."""
     return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
+
+
+def _swept(results: pd.DataFrame) -> bool:
+    """Whether a radius was attacked after the smaller ones, so that its cells come of all of them."""
+    return any(_params(text).get("sweep") for text in results.attack_params.unique())
 
 
 def command(data: Mapping[str, Any], key: str) -> str:

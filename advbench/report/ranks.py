@@ -1,4 +1,4 @@
-"""The leaderboard: a row for each defense, ranked by its lowest accuracy at the largest radius."""
+"""The leaderboard: a row for each defense, ranked by its lowest accuracy at the largest radius, or by the clean one."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def leaderboard_table(results: pd.DataFrame, retention: pd.DataFrame, models: pd
                 "failed_cells": int(mine.accuracy.isna().sum()),
             }
         )
-    return _ranked(pd.DataFrame(rows))
+    return _ranked(pd.DataFrame(rows), attacked=bool((own.attack != "none").any()))
 
 
 def accuracy_columns(name: str, cells: pd.DataFrame) -> dict[str, float]:
@@ -90,11 +90,11 @@ def ranks(lows: Sequence[float], highs: Sequence[float]) -> list[int | None]:
     return [None if lost else 1 + int(count) for lost, count in zip(missing, better, strict=True)]
 
 
-def _ranked(frame: pd.DataFrame) -> pd.DataFrame:
-    judged = "worst" if frame.worst.notna().any() else "clean"
+def _ranked(frame: pd.DataFrame, *, attacked: bool) -> pd.DataFrame:
+    judged = "worst" if attacked else "clean"
     found = ranks(frame[f"{judged}_low"].tolist(), frame[f"{judged}_high"].tolist())
     frame.insert(0, "rank", pd.Series(found, dtype="Int64"))
-    order = ["worst", "clean"] if judged == "worst" else ["clean"]
+    order = ["worst", "clean"] if attacked else ["clean"]
     return frame.sort_values(order, ascending=False, kind="stable", na_position="last", ignore_index=True)
 
 

@@ -15,9 +15,9 @@ import pandas as pd
 
 from advbench.config import RunSpec
 from advbench.errors import InputError, unknown_name
-from advbench.report.markdown import format_eps
 from advbench.report.ranks import own_rows
 from advbench.report.tables import Report
+from advbench.report.texts import format_eps
 from advbench.storage import write_file
 
 NORMS = {"linf": "Linf", "l2": "L2", "corruptions": "corruptions"}
@@ -254,7 +254,7 @@ def write_model_infos(report: Report, spec: RunSpec | None, folder: Path) -> dic
     written = {}
     for row in _records(complete):
         data, name = (quote(str(row[which]), safe="@+") for which in ("dataset", "defense"))
-        path = folder / data / NORMS[str(row["norm"])] / f"{name}.json"
+        path = folder / data / NORMS.get(str(row["norm"]), quote(str(row["norm"]), safe="")) / f"{name}.json"
         text = json.dumps(model_info(report, spec, row["defense"]), indent=2, ensure_ascii=False)
         write_file(path, f"{text}\n".encode())
         written[str(row["defense"])] = path

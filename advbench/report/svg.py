@@ -68,12 +68,17 @@ def svg(figure: Figure, *, alone: bool = True) -> str:
     text = re.sub(rf"{INK}", "currentColor", text)
     text = re.sub(r'<g id="[^"]*"', "<g", text)
     text = _own_ids(re.sub(r"\n\s*", "\n", text))
-    text = re.sub(r"(\d+\.\d{2})\d+", r"\1", text)  # hundredths of a point
+    text = re.sub(r"<[^>]*>", _rounded, text)
     text = re.sub(r"<svg[^>]*>", lambda found: _opening(found.group(), str(figure.get_label())), text, count=1)
     if alone:
         head, opening, rest = text.partition(">")
         return f"{head}{opening}\n<title>{escape(str(figure.get_label()))}</title>\n{_ALONE}{rest}"
     return text
+
+
+def _rounded(tag: re.Match[str]) -> str:
+    """A tag with its coordinates in hundredths of a point; what stands between tags is the reader's."""
+    return re.sub(r"(\d+\.\d{2})\d+", r"\1", tag.group())
 
 
 def _attributes(found: re.Match[str]) -> str:

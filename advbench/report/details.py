@@ -1,4 +1,4 @@
-"""The page's tables below the main one: affinity, retention, calibration, detection."""
+"""The tables below the main one, as texts: affinity, retention, calibration, detection."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from advbench.report.figures import affinity_matrix
-from advbench.report.markdown import format_eps, number_text
 from advbench.report.tables import Report
+from advbench.report.texts import format_eps, number_text
 from advbench.report.uncertainty import CALIBRATION, ENTROPIES, SCORES
 
 HEADINGS = {"auroc": "AUROC", "aupr_positive": "AUPR+", "aupr_negative": "AUPR-"}
@@ -105,8 +105,8 @@ def retention_table(report: Report) -> Table:
     if shown.empty:
         return Table([], [])
     kept = sorted(shown.kept.unique())
-    found = shown.groupby(["defense", "attack", "eps"], sort=False)
-    curves = shown.groupby(["defense", "attack", "eps", "kept"], sort=False).accuracy.mean().to_dict()
+    seeds = report.results.seed.nunique()
+    curves = _mean(shown, ["defense", "attack", "eps", "kept"], ["accuracy"], seeds).accuracy.to_dict()
     rows = [
         [
             str(key[0]),
@@ -114,7 +114,7 @@ def retention_table(report: Report) -> Table:
             *(number_text(curves.get((*key, fraction), math.nan)) for fraction in kept),
             number_text(area),
         ]
-        for key, area in found.area.mean().items()
+        for key, area in _mean(shown, ["defense", "attack", "eps"], ["area"], seeds).area.items()
         if isinstance(key, tuple)
     ]
     return Table(["defense", "images", *(f"{fraction:.0%} kept" for fraction in kept), "area"], _in_order(report, rows))
@@ -124,7 +124,7 @@ def calibration_table(report: Report) -> Table:
     """Calibration and mean entropies, clean and at the largest eps."""
     shown = _ends(report.uncertainty)
     columns = [*CALIBRATION, *ENTROPIES]
-    rows = _means(shown[shown.images != "ood"], columns) if shown.ece.notna().any() else []
+    rows = _means(report, shown[shown.images != "ood"], columns) if shown.ece.notna().any() else []
     headings = ["defense", "images", *(name.upper() for name in CALIBRATION[:2]), "Brier", *ENTROPIES]
     return Table(headings, _in_order(report, rows))
 
@@ -134,7 +134,7 @@ def detection_table(report: Report) -> Table:
     shown = _ends(report.uncertainty)
     columns = [f"{score}_{measure}" for measure in DETECTED_BY for score in SCORES]
     headings = [f"{HEADINGS[score]} {measure}" for measure in DETECTED_BY for score in SCORES]
-    rows = _means(shown[shown.auroc_total.notna()], columns)
+    rows = _means(report, shown[shown.auroc_total.notna()], columns)
     return Table(["defense", "to be found", *headings], _in_order(report, rows))
 
 
@@ -149,10 +149,18 @@ def _ends(table: pd.DataFrame) -> pd.DataFrame:
     return kept
 
 
-def _means(shown: pd.DataFrame, columns: list[str]) -> list[list[str]]:
+def _mean(shown: pd.DataFrame, keys: list[str], columns: list[str], seeds: int) -> pd.DataFrame:
+    """Means over seeds; NaN where one of the seeds is missing, never a mean of the rest."""
+    groups = shown.groupby(keys, sort=False)
+    gaps = shown[columns].isna().groupby([shown[key] for key in keys], sort=False).any()
+    whole = (groups.seed.nunique() == seeds).to_numpy()[:, None]
+    return groups[columns].mean().where(whole & ~gaps.to_numpy())
+
+
+def _means(report: Report, shown: pd.DataFrame, columns: list[str]) -> list[list[str]]:
     if shown.empty:
         return []
-    means = shown.groupby(["defense", "attack", "eps"], sort=False)[columns].mean()
+    means = _mean(shown, ["defense", "attack", "eps"], columns, report.results.seed.nunique())
     return [
         [str(key[0]), images_text(str(key[1]), float(key[2])), *map(number_text, map(float, values))]
         for key, values in zip(means.index, means.to_numpy(np.float64), strict=True)
