@@ -74,7 +74,7 @@ class _BlockMaximum(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         x, pooled = ctx.saved_tensors
         if torch.is_grad_enabled():  # the gradient is to be differentiated in turn
-            (through,) = torch.autograd.grad(F.max_pool2d(x, 2), x, gradient, create_graph=True)
+            through: Tensor = torch.autograd.grad(F.max_pool2d(x, 2), x, gradient, create_graph=True)[0]
             return through
         even = x.shape[-2] % 2 == 0 and x.shape[-1] % 2 == 0
         spread = torch.empty_like(x) if even else torch.zeros_like(x)
