@@ -33,13 +33,13 @@ class Normalize(nn.Module):
 class MaxPool(nn.Module):
     """The largest value of each 2x2 block; a last odd row or column is left out.
 
-    `nn.MaxPool2d(2)` to the bit on finite values, gradients too. On the CPU that takes up to half of a small net's forward pass, as
-    torch's kernel reads single values there; strided views are read by whole vectors.
+    The numbers of `nn.MaxPool2d(2)`, gradients too, where they are finite. On the CPU that takes up to half of a small
+    net's forward pass, as torch's kernel reads single values there; strided views are read by whole vectors.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """Pool `(batch, channels, height, width)`."""
-        if x.device.type != "cpu":
+        if x.device.type != "cpu" or min(x.shape[-2:]) < 2:
             return F.max_pool2d(x, 2)
         if torch.is_grad_enabled() and x.requires_grad:
             pooled: Tensor = _BlockMaximum.apply(x)

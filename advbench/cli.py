@@ -220,7 +220,7 @@ def report(
             remedy="name the run's store with --store, or compute them: advbench run --spec FOLDER/spec.toml",
         )
     _print_end(tables, write_report(tables, folder, spec, chosen, references))
-    if tables.results.accuracy.isna().any():
+    if tables.incomplete:
         raise typer.Exit(1)
 
 
@@ -278,7 +278,7 @@ def _print_end(report: "Report", files: tuple[Path, ...]) -> None:
         _say(str(path))
     from advbench.report.flags import FLAGS
 
-    undefined = report.affinity[report.affinity.reason != ""]
+    undefined = report.affinity[report.affinity.affinity.isna()]
     if len(undefined):
         _complain(f"warning: {len(undefined)} affinities are undefined (NaN); affinity.csv says why")
     doubtful = int(report.results["flags"].str.contains("|".join(FLAGS)).sum())

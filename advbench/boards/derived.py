@@ -19,7 +19,8 @@ from advbench.report.judgements import is_own
 from advbench.report.ranks import with_own_source
 from advbench.report.tables import MODEL_COLUMNS
 from advbench.report.transfers import affinity_table
-from advbench.report.uncertainty import ENTROPIES, HISTOGRAM_COLUMNS, RETENTION_COLUMNS, UNCERTAINTY_COLUMNS
+from advbench.report.uncertainty import HISTOGRAM_COLUMNS, RETENTION_COLUMNS, UNCERTAINTY_COLUMNS
+from advbench.summary import ENTROPIES
 
 IDENTITY = ("dataset", "architecture", "norm")
 TOLERANCE = 1e-9

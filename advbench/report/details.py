@@ -11,7 +11,8 @@ import pandas as pd
 from advbench.report.figures import affinity_matrix
 from advbench.report.tables import Report
 from advbench.report.texts import format_eps, number_text
-from advbench.report.uncertainty import CALIBRATION, ENTROPIES, SCORES
+from advbench.report.uncertainty import CALIBRATION, SCORES
+from advbench.summary import ENTROPIES
 
 HEADINGS = {"auroc": "AUROC", "aupr_positive": "AUPR+", "aupr_negative": "AUPR-"}
 DETECTED_BY = ("total", "epistemic")
@@ -134,7 +135,7 @@ def detection_table(report: Report) -> Table:
     shown = _ends(report.uncertainty)
     columns = [f"{score}_{measure}" for measure in DETECTED_BY for score in SCORES]
     headings = [f"{HEADINGS[score]} {measure}" for measure in DETECTED_BY for score in SCORES]
-    rows = _means(report, shown[shown.auroc_total.notna()], columns)
+    rows = _means(report, shown[shown.images != "clean"], columns)
     return Table(["defense", "to be found", *headings], _in_order(report, rows))
 
 

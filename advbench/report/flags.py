@@ -23,6 +23,11 @@ FLAGS = {
 }
 
 
+def raised(note: str) -> list[str]:
+    """The flags in the column `flags` of a row, which else says why there is no result."""
+    return [] if note.startswith(("failed", "missing")) else [flag for flag in note.split(";") if flag]
+
+
 class _Seen(NamedTuple):
     """A cell with what its record says."""
 

@@ -85,11 +85,11 @@ def judgements(plan: Plan, store: Store) -> Iterator[Judgement | None]:
 
 
 def found_out(plan: Plan, store: Store) -> Iterator[tuple[ForeignCell, int, Mapping[str, Any]]]:
-    """What records say of foreign images: the cell, the classes, the details; what is missing is left out."""
+    """What records say of foreign images: the cell, the classes, the details; 0 and none where one is missing."""
     for cell in plan.foreign:
         record = store.read_record(cell.key)
-        if record is not None:
-            yield cell, record["result"]["classes"], record["result"]
+        result = record["result"] if record else {}
+        yield cell, result.get("classes", 0), result
 
 
 def is_own(cell: Cell) -> bool:

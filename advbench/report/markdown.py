@@ -10,9 +10,9 @@ import pandas as pd
 from tabulate import tabulate
 
 from advbench.report import details
-from advbench.report.flags import FLAGS
+from advbench.report.flags import FLAGS, raised
 from advbench.report.tables import Report
-from advbench.report.texts import accuracy_text, count_text, escape, format_eps, number_text
+from advbench.report.texts import accuracy_text, count_text, escape, escape_cell, format_eps, number_text
 
 
 def render(report: Report, about: str = "") -> str:
@@ -104,8 +104,9 @@ def _failures(results: pd.DataFrame) -> Iterator[str]:
 def _doubts(results: pd.DataFrame) -> Iterator[str]:
     """The cells whose accuracy may not be what it seems, by flag."""
     lines = []
+    notes = {note: raised(note) for note in results["flags"].unique()}
     for flag, meaning in FLAGS.items():
-        cells = results[[flag in text.split(";") for text in results["flags"]]]
+        cells = results[[flag in notes[text] for text in results["flags"]]]
         if len(cells):
             names = dict.fromkeys(
                 f"{row['defense']} under {row['attack']} {format_eps(row['eps'])}" for row in _records(cells)
@@ -172,9 +173,5 @@ def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _table(frame: pd.DataFrame) -> str:
-    safe = frame.astype(str).map(_cell).rename(columns=_cell)
+    safe = frame.astype(str).map(escape_cell).rename(columns=escape_cell)
     return tabulate(safe.to_dict("list"), headers="keys", tablefmt="github", disable_numparse=True)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;")

@@ -15,7 +15,7 @@ from advbench.report.flags import FLAGS
 from advbench.report.ranks import own_rows
 from advbench.report.references import Reference
 from advbench.report.tables import Report
-from advbench.report.texts import accuracy_text, format_eps, number_text
+from advbench.report.texts import accuracy_text, count_text, format_eps, number_text
 
 Cells = dict[tuple[str, str, float], list[dict[str, Any]]]
 ROW_NUMBERS = (
@@ -103,14 +103,14 @@ class Board:
             rank="n/a" if pd.isna(record["rank"]) else str(record["rank"]),
             defense=name,
             net=str(record["architecture"]),
-            weights=_count(record["parameters"]),
+            weights=count_text(record["parameters"]),
             seeds=int(record["seeds"]),
             clean=self.shown(place, -1, -1),
             attacked=attacked,
             lowest=lowest,
             lowest_attack=worst if worst in self.attacks else "",
             retention=number_text(record["retention_area"]),
-            passes=_count(record["passes_to_predict"]),
+            passes=count_text(record["passes_to_predict"]),
             flags=tuple(filter(None, record["flags"].split(";"))),
         )
 
@@ -209,7 +209,7 @@ class Board:
         return {
             "name": name,
             "net": record["architecture"],
-            "weights": _count(record["parameters"]),
+            "weights": count_text(record["parameters"]),
             "params": _pairs(params),
             "option": self._options("defense", name, params),
             "models": [[int(seed), str(kind), _rounded(spent), str(key)] for seed, kind, spent, key in trained],
@@ -295,7 +295,3 @@ def _rounded(value: float) -> float | None:
 
 def _whole(value: Any) -> int | None:
     return None if pd.isna(value) else int(value)
-
-
-def _count(value: Any) -> str:
-    return "n/a" if pd.isna(value) else f"{value:,.0f}"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from advbench.report.flags import FLAGS
+from advbench.report.flags import FLAGS, raised
 
 
 def own_rows(results: pd.DataFrame) -> pd.Series[bool]:
@@ -116,5 +116,5 @@ def _areas(retention: pd.DataFrame) -> dict[str, tuple[float, int]]:
 
 def _flags(notes: pd.Series[str]) -> str:
     """The flags of a defense's cells, each once."""
-    raised = {flag for note in notes.unique() for flag in note.split(";")}
-    return ";".join(flag for flag in FLAGS if flag in raised)
+    found = {flag for note in notes.unique() for flag in raised(note)}
+    return ";".join(flag for flag in FLAGS if flag in found)

@@ -81,6 +81,12 @@ class Report:
         yield "leaderboard.csv", _csv_bytes(self.leaderboard)
         yield "leaderboard.md", self.markdown().encode()
 
+    @property
+    def incomplete(self) -> bool:
+        """Whether a cell failed or is missing."""
+        foreign = self.uncertainty[self.uncertainty.images == "ood"]
+        return bool(self.results.accuracy.isna().any() or foreign.total.isna().any())
+
     def markdown(self) -> str:
         """The leaderboard and what it rests on, for people."""
         from advbench.report.markdown import render

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pandas as pd
@@ -37,7 +38,14 @@ def count_text(value: Any) -> str:
 
 
 def escape(text: str) -> str:
-    """Text that Markdown and HTML show as it is."""
+    """Text that Markdown and HTML show as it is, in one line."""
+    text = " ".join(text.split()).replace("&", "&amp;")
     for character in "\\`*_[]<>|":
         text = text.replace(character, "&lt;" if character == "<" else f"\\{character}")
     return text
+
+
+def escape_cell(text: str) -> str:
+    """Likewise in a cell of a table, where brackets around numbers and underscores within words need no escape."""
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace("](", "]\\(")
+    return re.sub(r"[`*|\\](?!\()|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", text)

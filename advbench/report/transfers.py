@@ -32,9 +32,8 @@ def affinity_table(results: pd.DataFrame, judged: Sequence[Judgement | None] = (
     triples = _triples(results)
     accuracy = np.append(results.accuracy.to_numpy(np.float64, na_value=math.nan), math.nan)[triples]
     rhos = [affinity(*row) for row in accuracy.tolist()]
-    ends = np.full((len(triples), 2), math.nan)
-    if len(judged):
-        ends = _intervals(triples, judged)
+    known = _known(triples, judged)
+    ends = _intervals(triples, known, judged)
     table = results.iloc[triples[:, 1]].rename(columns={"defense": "target"})
     table = table.assign(
         affinity=[rho.value for rho in rhos],
@@ -43,12 +42,20 @@ def affinity_table(results: pd.DataFrame, judged: Sequence[Judgement | None] = (
         clean_accuracy=accuracy[:, 0],
         transfer_accuracy=accuracy[:, 1],
         white_box_accuracy=accuracy[:, 2],
-        reason=[_reason(rho, low, known=len(judged) > 0) for rho, low in zip(rhos, ends[:, 0], strict=True)],
+        reason=[_reason(*row) for row in zip(rhos, ends[:, 0].tolist(), known.tolist(), strict=True)],
     )
     return table[COLUMNS].reset_index(drop=True)
 
 
-def _reason(rho: Affinity, low: float, *, known: bool) -> str:
+def _known(triples: Positions, judged: Sequence[Judgement | None]) -> NDArray[np.bool_]:
+    """Of which pairs all three cells are known image by image."""
+    known = np.array([each is not None and each.right is not None for each in judged] + [False])
+    if not len(judged):
+        return np.zeros(len(triples), np.bool_)
+    return np.asarray(known[triples].all(axis=1))
+
+
+def _reason(rho: Affinity, low: float, known: bool) -> str:
     return rho.reason or (UNBOUNDED if known and math.isnan(low) else "")
 
 
@@ -69,11 +76,10 @@ def _triples(results: pd.DataFrame) -> Positions:
     return np.array(found, np.int64).reshape(-1, 3)
 
 
-def _intervals(triples: Positions, judged: Sequence[Judgement | None]) -> NDArray[np.float64]:
-    """95 % intervals of the affinities whose three cells are all known image by image."""
+def _intervals(triples: Positions, known: NDArray[np.bool_], judged: Sequence[Judgement | None]) -> NDArray[np.float64]:
+    """95 % intervals of the affinities that are known image by image."""
     ends = np.full((len(triples), 2), math.nan)
-    known = np.array([each is not None and each.right is not None for each in judged] + [False])
-    pairs = np.flatnonzero(known[triples].all(1))
+    pairs = np.flatnonzero(known)
     step = 2**11  # pairs at a time, to bound memory
     for some in (pairs[start : start + step] for start in range(0, len(pairs), step)):
         used, inverse = np.unique(triples[some], return_inverse=True)

@@ -8,9 +8,10 @@ from typing import Any
 
 import pandas as pd
 
+from advbench.summary import ENTROPIES
+
 IDENTITY = "dataset architecture defense attack source norm eps seed".split()
-MEASURES = ("total", "aleatoric", "epistemic", "variation_ratio", "model_variance")
-ENTROPIES = MEASURES[:3]
+MEASURES = (*ENTROPIES, "variation_ratio", "model_variance")
 CALIBRATION = ("ece", "nll", "brier")
 SCORES = ("auroc", "aupr_positive", "aupr_negative")
 RETENTION_COLUMNS = [*IDENTITY, "kept", "n_kept", "accuracy", "area", "measure"]
