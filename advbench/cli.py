@@ -199,6 +199,7 @@ def report(
     store: StoreUrl = DEFAULT_STORE,
 ) -> None:
     """Write a run's report anew from the store; cells that are not there yet are shown as missing."""
+    from advbench import memory
     from advbench.report import collect
     from advbench.report.output import DEFAULT, check_formats
     from advbench.report.references import read_references
@@ -207,6 +208,7 @@ def report(
     from advbench.storage import BRIEF
     from advbench.store import Store
 
+    memory.keep()
     chosen = names(formats) if formats else DEFAULT
     check_formats(chosen)
     references = read_references(reference or [])

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from advbench.metrics import Bools, affinity, affinity_intervals, resampled_accuracies
+from advbench.metrics import Bools, affinities, affinity, affinity_intervals, resampled_accuracies
 
 
 def intervals(clean: Bools, transfer: Bools, white: Bools, spread: float = 0.0, resamples: int = 200) -> list[float]:
@@ -61,3 +61,12 @@ def test_what_an_attack_hardly_does_has_no_bound() -> None:
     generator = np.random.default_rng(0)
     clean, transfer, white = images(generator, 100, 0.90, 0.90, 0.89)
     assert all(map(math.isnan, intervals(clean, transfer, white, spread=1e-4)))
+
+
+def test_many_affinities_are_those_of_one_at_a_time() -> None:
+    accuracies = np.random.default_rng(0).choice([0.0, 0.2, 0.5, 0.9, np.nan], (300, 3))
+    values, reasons = affinities(accuracies)
+    one_by_one = [affinity(*row) for row in accuracies.tolist()]
+    assert values.tolist() == pytest.approx([rho.value for rho in one_by_one], nan_ok=True)
+    assert reasons == [rho.reason for rho in one_by_one]
+    assert len(set(reasons)) == 3

@@ -19,6 +19,8 @@ import advbench
 from advbench import hookspecs
 from advbench.cli import main
 from advbench.options import EXECUTION_OPTIONS, SPEC_OPTIONS
+from advbench.report import read_report
+from advbench.report.markdown import main_table
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -110,3 +112,7 @@ def test_dependencies_are_pinned_for_the_tests() -> None:
     pinned = {line.partition("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
     assert needed <= pinned
     assert "torch==2.14.1" in (ROOT / "constraints.txt").read_text()
+
+
+def test_the_readmes_table_is_that_of_the_mnist_board() -> None:
+    assert main_table(read_report(ROOT / "leaderboards" / "mnist")) in README

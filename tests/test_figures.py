@@ -152,3 +152,11 @@ def test_what_the_tables_lack_is_named(report: Report) -> None:
         affinity_heatmap(report, "fgsm", 0.07)
     with pytest.raises(InputError, match=r"rows in retention\.csv"):
         retention_curves(replace(report, retention=report.retention.iloc[:0]), "fgsm")
+
+
+def test_numbers_in_texts_are_not_rounded() -> None:
+    """Coordinates are, for the size of the file."""
+    report = made_report(radii=(0.0314, 0.125))
+    text = svg(security_curves(report, str(report.results.attack.iloc[-1])))
+    assert ">0.125<" in text
+    assert "0.0314" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from advbench.datasets import load_dataset
 from advbench.errors import InputError
 from advbench.foreign import foreign_images, identify_foreign
 from advbench.metrics import uncertainty
-from advbench.store import Store
+from advbench.store import Store, record_name
 from advbench.summary import read_predictions
 
 
@@ -116,6 +117,13 @@ def test_a_run_judges_whether_uncertainty_finds_foreign_images(cli: Cli, colours
         assert "accuracy" not in record["result"]
     again = cli(*arguments, *stages, "--ood", colours, "--ood-scale", "3")
     assert "nothing to do" in again.stdout
+    # One that has left the store is visible, not left out.
+    store.storage.remove(record_name(shown[0]["key"]))
+    partly = cli("report", "results", "--format", "csv,md")
+    assert partly.returncode == 1
+    table = pd.read_csv(tmp_path / "results" / "uncertainty.csv")
+    assert table[table.images == "ood"].auroc_total.isna().sum() == 1
+    assert re.search(r"\| ood:npz +\| n/a ", (tmp_path / "results" / "leaderboard.md").read_text())
 
 
 def test_an_absent_foreign_data_set_is_one_line_before_any_work(cli: Cli) -> None:

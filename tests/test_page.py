@@ -471,3 +471,10 @@ def test_a_big_page_is_sorted_within_a_second(browser: Browser, big_page: Path) 
         )
     assert page.stat().st_size < 3_000_000
     assert min(spent) < 1000, spent
+
+
+def test_what_is_said_of_a_board_stands_above_it_as_text(report: Report, html: str) -> None:
+    said = render_page(report, about="One `way` of <b>.\n\nAnother.")
+    assert "<p>One <code>way</code> of &lt;b&gt;.</p>" in said
+    assert "<p>Another.</p>" in said
+    assert "<p>One" not in html

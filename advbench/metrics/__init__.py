@@ -1,6 +1,9 @@
 """Pure functions of predictions: accuracies and their intervals, affinity, uncertainty, calibration, detection."""
 
+from advbench.metrics.affinity import HARMLESS as HARMLESS
+from advbench.metrics.affinity import MISSING as MISSING
 from advbench.metrics.affinity import Affinity as Affinity
+from advbench.metrics.affinity import affinities as affinities
 from advbench.metrics.affinity import affinity as affinity
 from advbench.metrics.affinity import affinity_intervals as affinity_intervals
 from advbench.metrics.affinity import resampled_accuracies as resampled_accuracies

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from advbench.metrics.predictions import CONFIDENCE, RESAMPLES, Bools, Floats
 
+MISSING = "an accuracy is missing"
+HARMLESS = "the attack on the target itself does not lower its accuracy"
 UNDEFINED = 1e-12  # a denominator below that is none
 
 
@@ -32,10 +34,31 @@ def affinity(clean: float, transfer: float, white_box: float) -> Affinity:
         white_box: accuracy of B on examples crafted on itself, Acc[B|B].
     """
     if not all(map(math.isfinite, (clean, transfer, white_box))):
-        return Affinity(math.nan, "an accuracy is missing")
+        return Affinity(math.nan, MISSING)
     if clean - white_box <= 0:
-        return Affinity(math.nan, "the attack on the target itself does not lower its accuracy")
+        return Affinity(math.nan, HARMLESS)
     return Affinity((clean - transfer) / (clean - white_box))
+
+
+def affinities(accuracies: Floats) -> tuple[NDArray[np.float64], list[str]]:
+    """As `affinity`, of many pairs at once.
+
+    Args:
+        accuracies: clean, transfer and white-box, `(pairs, 3)`.
+
+    Returns:
+        Values `(pairs,)`, and the reasons of those that are NaN.
+    """
+    clean, transfer, white_box = accuracies.T
+    missing = ~np.isfinite(accuracies).all(1)
+    fall = clean - white_box
+    harmless = ~missing & (fall <= 0)
+    values = np.full(len(accuracies), np.nan)
+    defined = ~missing & ~harmless
+    values[defined] = (clean - transfer)[defined] / fall[defined]
+    reasons = np.full(len(accuracies), "", object)
+    reasons[missing], reasons[harmless] = MISSING, HARMLESS
+    return values, reasons.tolist()
 
 
 def resampled_accuracies(

@@ -18,6 +18,7 @@ from advbench.store import Store
 from advbench.summary import read_predictions, summary
 
 Record = Mapping[str, Any]
+Texts = dict[tuple[tuple[str, str], ...], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class Judgement:
     def correct(self) -> Bools:
         """Whether the ensemble is right on each image, `(N,)`; needs `right`."""
         bits = np.frombuffer(base64.b64decode(self.right or b""), np.uint8)
-        result: Bools = np.unpackbits(bits, count=int(self.numbers[0])).astype(np.bool_)
+        result: Bools = np.unpackbits(bits, count=int(self.numbers[0])).view(np.bool_)
         return result
 
 
@@ -70,7 +71,7 @@ def judgements(plan: Plan, store: Store) -> Iterator[Judgement | None]:
     """
     clean = {(cell.defense.label, cell.seed): cell.key for cell in plan.cells if cell.attack is None}
     cells = {cell.key: cell for cell in plan.cells}
-    known: dict[str, str] = {}
+    known: Texts = {}
 
     def judge(key: str) -> Judgement | None:
         record = store.read_record(key)
@@ -97,7 +98,7 @@ def is_own(cell: Cell) -> bool:
     return cell.source.label == cell.defense.label or (cell.attack is not None and cell.attack.init is not None)
 
 
-def judgement_of(record: Record, known: dict[str, str] | None = None, *, with_details: bool = True) -> Judgement:
+def judgement_of(record: Record, known: Texts | None = None, *, with_details: bool = True) -> Judgement:
     """What a record says of a cell.
 
     Args:
@@ -108,7 +109,8 @@ def judgement_of(record: Record, known: dict[str, str] | None = None, *, with_de
     known = {} if known is None else known
     result = record["result"]
     attack = result["attack"]
-    versions = json.dumps(record["versions"], sort_keys=True)
+    said = tuple(record["versions"].items())
+    versions = known.get(said) or json.dumps(record["versions"], sort_keys=True)
     right = result.get("right")
     return Judgement(
         numbers=array(
@@ -129,7 +131,7 @@ def judgement_of(record: Record, known: dict[str, str] | None = None, *, with_de
         ),
         classes=result["classes"],
         flags=tuple(result.get("flags", ())),
-        versions=known.setdefault(versions, versions),
+        versions=known.setdefault(said, versions),
         right=None if right is None else right.encode(),
         draw_variance=result.get("draw_variance", 0.0),
         details={name: result[name] for name in DETAILS if name in result} if with_details else None,

@@ -1,4 +1,4 @@
-"""A report as files: tables, leaderboard, page and figures."""
+"""A report as files: tables, leaderboard, page and figures; what draws is loaded only where something is drawn."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ import io
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from advbench.config import RunSpec
 from advbench.errors import unknown_name
-from advbench.report import figures
-from advbench.report.latex import render_latex
-from advbench.report.page import render_page
 from advbench.report.references import Reference
-from advbench.report.svg import svg
 from advbench.report.tables import Report
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FORMATS = {
     "csv": "every table, and the leaderboard",
@@ -59,8 +57,12 @@ def contents(
             beside.append(name)
             yield name, raw
     if "html" in formats:
+        from advbench.report.page import render_page
+
         yield PAGE, render_page(report, spec, references, beside=beside).encode()
     if "latex" in formats:
+        from advbench.report.latex import render_latex
+
         yield "leaderboard.tex", render_latex(report).encode()
     drawn = [form for form in ("svg", "pdf", "png") if form in formats]
     for name, draw in _figures(report).items() if drawn else ():
@@ -71,6 +73,8 @@ def contents(
 
 def _figures(report: Report) -> dict[str, Callable[[], Figure]]:
     """Each figure that the tables allow, by the name of its file."""
+    from advbench.report import figures
+
     results, affinity = report.results, report.affinity
     found: dict[str, Callable[[], Figure]] = {}
     for attack in map(str, results[results.attack != "none"].attack.unique()):
@@ -88,6 +92,8 @@ def _figures(report: Report) -> dict[str, Callable[[], Figure]]:
 
 def _drawn(figure: Figure, form: str) -> bytes:
     if form == "svg":
+        from advbench.report.svg import svg
+
         return svg(figure).encode()
     file = io.BytesIO()
     undated = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Producer": None, "Creator": None}}[form]

@@ -53,7 +53,7 @@ def render_page(
         title: heading; by default data, nets and norm.
         name: of the board.
         beside: files that lie beside the page, which links to them.
-        about: what else there is to say, in paragraphs.
+        about: what else there is to say, in paragraphs; what stands between backquotes is set as code.
     """
     board = Board(report, spec)
     affinity = details.affinity_data(report, board.names)
@@ -63,7 +63,7 @@ def render_page(
     return _template().render(
         title=title or title_of(report),
         name=name,
-        about=[" ".join(part.split()) for part in about.split("\n\n") if part.strip()],
+        about=[part.split("`") for part in about.split("\n\n") if part.strip()],
         explanation=explanation(report),
         ranking=ranking(report),
         matplotlib=matplotlib.__version__ if any(drawn.values()) else "",

@@ -31,7 +31,9 @@ RESULT_COLUMNS = (
 ).split()
 MODEL_COLUMNS = "defense seed architecture parameters posterior seconds key versions".split()
 COUNTS = ("n_examples", "draws", "parameters")  # missing where there is no result
+SHARED = ("defense_params", "attack_params", "versions")
 WHOLE = ("seed", "n_kept")
+LARGEST = 1e15  # of any number in a table: beyond, sums and whole numbers lose digits
 MEASURED = ("results", "models", "affinity", "retention", "uncertainty", "histograms")
 FILES = (*(f"{name}.csv" for name in MEASURED), "leaderboard.csv", "leaderboard.md")
 TEXTS = (
@@ -174,14 +176,27 @@ def _read(path: Path, columns: Sequence[str]) -> pd.DataFrame:
 def _column(name: str, values: list[str]) -> Any:
     if name in TEXTS:
         return pd.Series(values, dtype=str)
+    whole = name in WHOLE or name in COUNTS
     try:
-        if name in WHOLE:
-            return pd.Series([int(value) for value in values], dtype=np.int64)
-        if name in COUNTS:
-            return pd.array([int(value) if value else None for value in values], dtype="Int64")
-        return np.array([float(value) if value else math.nan for value in values], np.float64)
+        numbers = [(int(value) if whole else float(value)) if value else None for value in values]
     except ValueError as error:
         raise ValueError(f"{error} in column {name}") from error
+    for number, value in zip(numbers, values, strict=True):
+        if number is not None and abs(number) > LARGEST:
+            raise ValueError(f"a number as large as {value[:20]} in column {name}")
+    if name in COUNTS:
+        return pd.array(numbers, dtype="Int64")
+    if name in WHOLE:
+        if None in numbers:
+            raise ValueError(f"no number in column {name}")
+        return pd.Series(numbers, dtype=np.int64)
+    return np.array([math.nan if number is None else number for number in numbers], np.float64)
+
+
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table by column; what is missing in a number's place is NaN."""
+    plain = frame.astype({name: "float64" for name in COUNTS if name in frame})
+    return [{str(name): value for name, value in row.items()} for row in plain.to_dict("records")]
 
 
 def _identity(plan: Plan, cell: Cell) -> dict[str, Any]:
@@ -229,7 +244,8 @@ def _results(plan: Plan, judged: Sequence[Judgement | None], reasons: Mapping[st
         for name, column in texts.items():
             column.append(row[name])
     absent = (math.nan,) * len(NUMBERS)
-    columns: dict[str, Any] = {**texts}
+    # Long texts that many rows share are kept once.
+    columns: dict[str, Any] = {name: pd.Categorical(v) if name in SHARED else v for name, v in texts.items()}
     for place, name in enumerate(NUMBERS):
         found = ((each.numbers if each else absent)[place] for each in judged)
         columns[name] = np.fromiter(found, np.float64, len(judged))

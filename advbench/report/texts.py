@@ -12,7 +12,7 @@ import pandas as pd
 def format_eps(eps: float) -> str:
     """A radius as people write it: `8/255` where it is a whole number of grey levels, else decimal."""
     levels = eps * 255
-    if eps > 0 and abs(levels - round(levels)) < 1e-9 and f"{eps:.3g}" != f"{eps:.9g}":
+    if 0 < levels < math.inf and abs(levels - round(levels)) < 1e-9 and f"{eps:.3g}" != f"{eps:.9g}":
         return f"{round(levels)}/255"
     return f"{eps:.4g}"
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from advbench.metrics import Affinity, affinity, affinity_intervals, resampled_accuracies
+from advbench.metrics import HARMLESS, MISSING, affinities, affinity_intervals, resampled_accuracies
 from advbench.report.judgements import Judgement
 
 COLUMNS = (
@@ -17,6 +17,7 @@ COLUMNS = (
     "transfer_accuracy white_box_accuracy reason"
 ).split()
 UNBOUNDED = "no interval: in over 2.5 % of resamples the attack on the target itself does not lower its accuracy"
+REASONS = ["", MISSING, HARMLESS, UNBOUNDED]
 ABSENT = -1  # in place of the position of a row that is not there
 
 Positions = NDArray[np.int64]
@@ -31,18 +32,21 @@ def affinity_table(results: pd.DataFrame, judged: Sequence[Judgement | None] = (
     """
     triples = _triples(results)
     accuracy = np.append(results.accuracy.to_numpy(np.float64, na_value=math.nan), math.nan)[triples]
-    rhos = [affinity(*row) for row in accuracy.tolist()]
     known = _known(triples, judged)
     ends = _intervals(triples, known, judged)
-    table = results.iloc[triples[:, 1]].rename(columns={"defense": "target"})
+    values, reasons = affinities(accuracy)
+    for index in np.flatnonzero(known & ~np.isnan(values) & np.isnan(ends[:, 0])):
+        reasons[index] = UNBOUNDED
+    columns = ["dataset", "architecture", "attack", "norm", "eps", "seed", "source", "defense"]
+    table = results[columns].iloc[triples[:, 1]].rename(columns={"defense": "target"})
     table = table.assign(
-        affinity=[rho.value for rho in rhos],
+        affinity=values,
         affinity_low=ends[:, 0],
         affinity_high=ends[:, 1],
         clean_accuracy=accuracy[:, 0],
         transfer_accuracy=accuracy[:, 1],
         white_box_accuracy=accuracy[:, 2],
-        reason=[_reason(*row) for row in zip(rhos, ends[:, 0].tolist(), known.tolist(), strict=True)],
+        reason=pd.Categorical(reasons, categories=REASONS),
     )
     return table[COLUMNS].reset_index(drop=True)
 
@@ -53,10 +57,6 @@ def _known(triples: Positions, judged: Sequence[Judgement | None]) -> NDArray[np
     if not len(judged):
         return np.zeros(len(triples), np.bool_)
     return np.asarray(known[triples].all(axis=1))
-
-
-def _reason(rho: Affinity, low: float, known: bool) -> str:
-    return rho.reason or (UNBOUNDED if known and math.isnan(low) else "")
 
 
 def _triples(results: pd.DataFrame) -> Positions:
