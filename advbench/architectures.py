@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advbench.api import Data
-from advbench.classifier import isolated_rng
 from advbench.errors import InputError
+from advbench.randomness import isolated_rng
 from advbench.registry import registry
 
 

@@ -15,19 +15,11 @@ from torch.utils.checkpoint import checkpoint
 from advbench.errors import InputError, PluginError
 from advbench.noise import Noise
 from advbench.posterior import PointPosterior, Posterior, Weights, copy_alike
+from advbench.randomness import isolated_rng
 from advbench.registry import registry
 from advbench.seeds import derive
 
 ExampleLoss = Callable[[Tensor, Tensor], Tensor]
-
-
-@contextmanager
-def isolated_rng(seed: int, device: torch.device | str) -> Iterator[None]:
-    """Run a block under global random state seeded by `seed`; put the former state back afterwards."""
-    device = torch.device(device)
-    with torch.random.fork_rng([device] if device.type == "cuda" else [], device_type="cuda"):
-        torch.manual_seed(seed)
-        yield
 
 
 @dataclass

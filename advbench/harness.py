@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from advbench.api import Attack, Progress, Threat
 from advbench.ascent import Goal, distances, within
-from advbench.classifier import Classifier, Passes, as_classifier, isolated_rng
+from advbench.classifier import Classifier, Passes, as_classifier
 from advbench.datasets import check_images, check_labels
 from advbench.errors import InputError, PluginError
 from advbench.metrics import Predictions
+from advbench.randomness import isolated_rng
 from advbench.seeds import derive
 
 TOLERANCE = 1e-6

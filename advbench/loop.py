@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from advbench import api, memory
 from advbench.api import CheckpointSlot, Data, Defense, Field, Progress, TrainContext
-from advbench.classifier import Classifier, isolated_rng
+from advbench.classifier import Classifier
 from advbench.datasets import check_images, check_labels
 from advbench.errors import InputError, PluginError
 from advbench.posterior import FlatLayout, PointPosterior, copy_alike
+from advbench.randomness import isolated_rng
 from advbench.registry import registry
 from advbench.seeds import derive
 

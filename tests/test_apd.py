@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 import advbench
 from advbench.api import TrainContext
-from advbench.classifier import Classifier, isolated_rng
+from advbench.classifier import Classifier
 from advbench.errors import InputError
 from advbench.loop import TrainState
 from advbench.posterior import GeneratorPosterior
+from advbench.randomness import isolated_rng
 from advbench.testing import _InterruptingSlot, _InterruptionError, same_weights, small_data, small_net
 
 CONTEXT = TrainContext(seed=3)

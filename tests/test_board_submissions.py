@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pandas as pd
 import pytest
 import safetensors.numpy
@@ -23,7 +24,9 @@ from advbench.boards import build, load_board, merge, staging
 from advbench.boards.check import check
 from advbench.cli import main
 from advbench.keys import content_key
+from advbench.metrics import Predictions
 from advbench.store import Store
+from advbench.summary import summary
 
 pytestmark = pytest.mark.xdist_group("submissions")  # which share one fixture
 OPTIONS = (
@@ -153,6 +156,11 @@ def test_a_third_defense_joins_the_board(made: Path, board: Path, capsys: pytest
     assert list(whole.results.key) == list(merged.key)
     assert len(checked.board.report.models) == 3
     assert "mc_dropout" in (board / "index.html").read_text()
+    # Put in its own place, what others made of it keeps its intervals.
+    before = (made / "whole" / "affinity.csv").read_bytes()
+    build(made / "whole")
+    assert main(["leaderboard", "merge", str(made / "whole"), str(made / "third.zip"), "--replace"]) == 0
+    assert (made / "whole" / "affinity.csv").read_bytes() == before
 
 
 def test_a_label_is_given_once_but_may_be_replaced(
@@ -325,6 +333,25 @@ def forge_votes(members: Members) -> None:
     forge_predictions(members, lambda arrays: arrays.update(votes=arrays["votes"] * 2))
 
 
+def forge_means(members: Members) -> None:
+    """One-hot at the labels, and all that follows from them; the votes stay."""
+
+    def change(arrays: dict[str, Any]) -> None:
+        images, classes = arrays["mean_probs"].shape
+        one_hot = numpy.eye(classes, dtype="float32")[arrays["labels"]]
+        sure = {"resampled_share": numpy.ones(images), "resampled_accuracy": numpy.ones(200)}
+        arrays.update(mean_probs=one_hot, **sure)
+        members["forged"] = safetensors.numpy.save(arrays)
+
+    forge_predictions(members, change)
+    forged = Predictions(**safetensors.numpy.load(members.pop("forged")))
+    resealed(members, evaluation(members), lambda record: record["result"].update(summary(forged)))
+
+
+def forge_types(members: Members) -> None:
+    forge_predictions(members, lambda arrays: arrays.update(correct=arrays["correct"].astype("float32")))
+
+
 def forge_shapes(members: Members) -> None:
     forge_predictions(members, lambda arrays: arrays.update(mean_probs=arrays["mean_probs"][:, :1]))
 
@@ -363,6 +390,8 @@ TAMPERED: dict[str, tuple[Callable[[Members], None], int, str]] = {
     "labels": (forge_labels, 1, "stored predictions are none"),
     "votes": (forge_votes, 1, "stored predictions are none"),
     "shapes": (forge_shapes, 1, "stored predictions are none"),
+    "types": (forge_types, 1, "correct of type float32"),
+    "means": (forge_means, 1, "mean_probs and votes, mean_entropy"),
     "names": (forge_names, 1, "stored predictions are none"),
     "predictions": (tamper_with_predictions, 2, "no record in it vouches"),
     "no predictions": (leave_out_predictions, 1, "stored predictions are none"),

@@ -5,21 +5,30 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from board_pages import pages_drawn_once
 
-from advbench.boards import build, load_board
+from advbench.boards import build, load_board, staging
 from advbench.boards.board import readme
+from advbench.boards.certainty import classes_of
 from advbench.boards.check import check, check_content
+from advbench.boards.derived import NOT_AT_HAND
 from advbench.boards.findings import Findings
 from advbench.boards.identity import data_at_hand, plan_as_made, read_identity
+from advbench.boards.rerun import Comparison, part_of
+from advbench.boards.rows import derived_flags
 from advbench.cli import main
-from advbench.errors import InputError
+from advbench.datasets import load_dataset
+from advbench.errors import InputError, StoreError
 from advbench.metrics import wilson
+from advbench.report.tables import records
+from advbench.report.uncertainty import UNCERTAINTY_COLUMNS
 
 pytestmark = pytest.mark.xdist_group("boards")  # which share one fixture
 ROOT = Path(__file__).parent.parent
@@ -72,12 +81,12 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def edit(folder: Path, table: str, change: Callable[[pd.DataFrame], pd.DataFrame | None]) -> None:
+def edit(folder: Path, table: str, change: Callable[[pd.DataFrame], object]) -> None:
     """Change a table by its text, as an editor would."""
     path = folder / f"{table}.csv"
     frame = pd.read_csv(path, dtype=str, keep_default_na=False)
     changed = change(frame)
-    (frame if changed is None else changed).to_csv(path, index=False, lineterminator="\n")
+    (changed if isinstance(changed, pd.DataFrame) else frame).to_csv(path, index=False, lineterminator="\n")
 
 
 def put(column: str, value: str, row: int = 2) -> Callable[[pd.DataFrame], None]:
@@ -145,7 +154,7 @@ def test_every_edited_number_and_text_is_found(board: Path) -> None:
         edit(board, "results", put(column, other))
         assert hashlib.sha256((board / "results.csv").read_bytes()).hexdigest() not in text, column
         (board / "results.csv").write_bytes(whole)
-    edit(board, "results", put("accuracy_low", "0.0", 1))
+    edit(board, "results", put("seconds", "9.0", 1))
     assert lines(board) == [
         "2 times: a file is not what the tables give, first README.md; 'advbench leaderboard build' makes it anew"
     ]
@@ -170,7 +179,7 @@ FORGED = {
     "draw_accuracy_min": ("1.0", "draw_accuracy_mean is not between"),
     "draw_accuracy_max": ("0.0", "draw_accuracy_mean is not between"),
     "forward_passes": ("-1.0", "a cost is negative"),
-    "seconds": ("inf", "a number is missing or not finite"),
+    "seconds": ("", "a number is missing or not finite"),
     "flags": ("fine", "a flag that advbench does not raise"),
     "key": ("0" * 64, "the key is not that of the spec"),
     "versions": ("{}", "the version of advbench is not stated"),
@@ -193,13 +202,13 @@ def test_all_findings_are_told_and_alike_ones_once(board: Path, capsys: pytest.C
         frame.loc[5, "flags"] = "fine"
 
     edit(board, "results", change)
-    (board / "index.html").write_text("<p>all is well</p>")
     assert main(["leaderboard", "check", str(board)]) == 1
     told = capsys.readouterr()
     assert told.out == ""
     assert any(line.startswith("3 times: the key is not that") for line in told.err.splitlines())
     assert any(line.startswith("a flag that advbench does not raise") for line in told.err.splitlines())
-    assert any("2 times: a file is not what the tables give" in line for line in told.err.splitlines())
+    # Pages of such tables are not looked at.
+    assert "is not what the tables give" not in told.err
 
 
 @pytest.mark.parametrize("page", ["README.md", "index.html"])
@@ -312,7 +321,7 @@ DERIVED = {
     ],
     "retention": [("accuracy", "0.123"), ("area", "0.5"), ("n_kept", "9"), ("measure", "hope"), ("kept", "0.9")],
     "uncertainty": [("ece", "1.5"), ("total", "-1.0"), ("aleatoric", ""), ("images", "other"), ("attack", "apgd")],
-    "histograms": [("counts", "40" + " 0" * 18), ("counts", "0 " * 19 + "40"), ("measure", "hope"), ("counts", "x")],
+    "histograms": [("counts", "40" + " 0" * 19), ("counts", "0 " * 19 + "40"), ("measure", "hope"), ("top", "2.6")],
 }
 
 
@@ -328,6 +337,134 @@ def test_an_edit_of_another_table_is_found(board: Path, table: str) -> None:
     (board / f"{table}.csv").write_bytes(whole)
     edit(board, table, lambda frame: pd.concat([frame, frame.iloc[[1]]]))
     assert any("more than once" in line for line in contents(board))
+
+
+OWN = {"defense": "bnn", "source": "bnn", "attack": "pgd", "eps": "0.15"}
+CLEAN = {"defense": "erm", "attack": "none"}
+CROSSED = {"source": "erm", "target": "bnn", "attack": "pgd", "eps": "0.15"}
+
+
+def rows_of(frame: pd.DataFrame, wanted: Mapping[str, str]) -> pd.Series[bool]:
+    mask = pd.Series(True, frame.index)
+    for name, value in wanted.items():
+        mask &= frame[name] == value
+    assert mask.any()
+    return mask
+
+
+def puts(wanted: Mapping[str, str], **values: str) -> Callable[[pd.DataFrame], None]:
+    def change(frame: pd.DataFrame) -> None:
+        for name, value in values.items():
+            frame.loc[rows_of(frame, wanted), name] = value
+
+    return change
+
+
+def widened(head: str, middle: str) -> Callable[[pd.DataFrame], None]:
+    """The interval of a thousandth of an image."""
+
+    def change(frame: pd.DataFrame) -> None:
+        (row,) = frame.index[rows_of(frame, OWN)]
+        frame.loc[row, [f"{head}_low", f"{head}_high"]] = list(map(str, wilson(float(frame.loc[row, middle]), 1e-3)))
+
+    return change
+
+
+def a_dip(frame: pd.DataFrame) -> None:
+    """A curve on which images that were right are not any more."""
+    curve = frame.index[rows_of(frame, {**CLEAN, "measure": "total"})]
+    frame.loc[curve[1], "accuracy"] = "0.0"
+    accuracies, kept = (list(map(float, frame.loc[curve, name])) for name in ("accuracy", "kept"))
+    frame.loc[curve, "area"] = str(float(np.trapezoid([accuracies[0], *accuracies], [0.0, *kept])))
+
+
+FORGERIES: dict[str, tuple[str, Callable[[pd.DataFrame], None], str]] = {
+    "a wide interval": ("results", widened("accuracy", "accuracy"), "wider than so many draws"),
+    "a wide interval of a draw": ("results", widened("draw_accuracy", "draw_accuracy_mean"), "wider than so many"),
+    "one end alone": ("results", puts(OWN, accuracy_high="0.99999"), "the interval of accuracy"),
+    "one end of a draw's": ("results", puts(OWN, draw_accuracy_high="0.99999"), "the interval of draw_accuracy"),
+    "other costs": (
+        "results",
+        puts({"source": "erm", "defense": "bnn", "attack": "fgsm"}, forward_passes="77.0"),
+        "the same examples cost other passes",
+    ),
+    "a flag of one draw": ("results", puts(CLEAN, flags="one_draw"), "the flag one_draw is raised where"),
+    "perfect calibration": ("uncertainty", puts(OWN, brier="0.0", nll="0.0"), "better than so many wrong images"),
+    "absurd calibration": ("uncertainty", puts(CLEAN, brier="1.9", nll="15.0"), "worse than so many right images"),
+    "no calibration error": (
+        "uncertainty",
+        puts({**OWN, "defense": "erm", "source": "erm"}, ece="0.0", total="0.0", aleatoric="0.0"),
+        "the calibration error is less than",
+    ),
+    "more uncertainty than parts": ("uncertainty", puts(OWN, epistemic="0.9"), "do not make up the whole"),
+    "fewer nats than parts": ("uncertainty", puts(OWN, total="0.0"), "do not make up the whole"),
+    "more than a guess": ("uncertainty", puts(OWN, total="2.4", aleatoric="2.4", epistemic="0.0"), "larger than of"),
+    "votes of one draw": ("uncertainty", puts(CLEAN, variation_ratio="0.5"), "draws disagree more than so many"),
+    "variance alone": ("uncertainty", puts(OWN, model_variance="0.7"), "contradict each other"),
+    "a hidden AUROC": ("uncertainty", puts(OWN, auroc_total=""), "a number is missing"),
+    "an AUROC of clean images": ("uncertainty", puts(CLEAN, auroc_total="1.0"), "where nothing can be measured"),
+    "an AUROC of nothing": (
+        "uncertainty",
+        puts({**OWN, "defense": "erm", "source": "erm"}, auroc_variation_ratio="0.9"),
+        "told apart by what is 0",
+    ),
+    "an AUROC of 1": (
+        "uncertainty",
+        puts(OWN, auroc_total="1.0", aupr_positive_total="0.9"),
+        "without error has errors",
+    ),
+    "a dip": ("retention", a_dip, "more or fewer images are right"),
+    "a boast": ("affinity", puts(CROSSED, reason="cheats <b>"), "an interval and its reason"),
+    "another interval": ("affinity", puts(CROSSED, affinity_low="-99.0", affinity_high="-98.0"), "another affinity"),
+    "no interval": ("affinity", puts(CROSSED, affinity_low="", affinity_high=""), "an interval and its reason"),
+}
+
+
+@pytest.mark.parametrize("what", FORGERIES)
+def test_what_a_table_itself_shows_is_found(board: Path, what: str) -> None:
+    table, change, problem = FORGERIES[what]
+    edit(board, table, change)
+    found = contents(board)
+    assert any(problem in line for line in found), found
+
+
+def test_an_affinity_whose_predictions_are_gone_says_so(board: Path) -> None:
+    edit(board, "affinity", puts(CROSSED, affinity_low="", affinity_high="", reason=NOT_AT_HAND))
+    assert contents(board) == []
+
+
+def test_a_random_defense_of_one_draw_has_its_flag(board: Path) -> None:
+    spec = (board / "spec.toml").read_text()
+    (board / "spec.toml").write_text(spec.replace("draws = 4", "draws = 1"))
+    edit(board, "results", puts({}, draws="1"))
+    problem = "a random defense was judged by one draw, and no flag says so"
+    assert any(problem in line and "first bnn" in line for line in contents(board))
+    edit(board, "results", puts({"defense": "bnn"}, flags="one_draw"))
+    assert not any("one_draw" in line or problem in line for line in contents(board))
+    edit(board, "results", puts({"defense": "bnn", "attack": "none"}, flags=""))
+    assert any(problem in line for line in contents(board))
+
+
+def test_accuracy_above_chance_is_known_by_the_classes(board: Path) -> None:
+    spec = (board / "spec.toml").read_text()
+    (board / "spec.toml").write_text(spec.replace("0.05, 0.15", "0.05, 1.0"))
+    low, high = wilson(0.9, 40)
+    edit(board, "results", puts({"eps": "0.15"}, accuracy_low=str(low), accuracy_high=str(high), eps="1.0"))
+    loaded, identity = load_board(board), read_identity(board)
+    assert identity is not None
+    plan = plan_as_made(loaded.spec, identity, loaded.results)
+    rows = records(loaded.results)
+    at = next(i for i, row in enumerate(rows) if row["eps"] == 1 and row["source"] == row["defense"])
+    assert classes_of(loaded) == 10
+    assert "above_chance_at_eps_1" in (derived_flags(rows, plan, 10)[at] or "")
+    assert "above_chance_at_eps_1" not in (derived_flags(rows, plan)[at] or "")
+
+
+def test_keys_of_other_sources_are_explained(board: Path) -> None:
+    edit(board, "results", puts({}, key="0" * 64))
+    found = contents(board)
+    assert "no key fits although the settings do" in found[0]
+    assert any("18 times: the key is not that of the spec" in line for line in found)
 
 
 def test_data_that_is_said_to_be_other_is_found(board: Path) -> None:
@@ -401,6 +538,42 @@ def test_a_consistent_forgery_is_computed_anew(board: Path, capsys: pytest.Captu
     assert "a cell computed anew is not what the board says" in capsys.readouterr().err
 
 
+def test_what_else_is_false_is_computed_anew(board: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Numbers that nothing else in the tables contradicts: that of one AUROC, and the mean of single draws."""
+    edit(board, "uncertainty", puts({"attack": "fgsm"}, auroc_total="0.123"))
+    edit(board, "results", puts({"defense": "erm", "attack": "none"}, seconds="5.0"))
+    build(board)
+    assert lines(board) == []
+    arguments = ["--rerun", "99", "--executor", "inline", "--device", "cpu"]
+    assert main(["leaderboard", "check", str(board), *arguments]) == 1
+    told = capsys.readouterr()
+    line = told.err.splitlines()[-1]
+    assert line.startswith("4 times: a cell computed anew has the board's accuracies, but not all of its numbers")
+    assert line.endswith("seed 0: auroc_total of uncertainty.csv")
+    assert "other digits" not in told.out
+
+
+def test_a_mean_of_draws_is_computed_anew(board: Path) -> None:
+    loaded = load_board(board)
+    rows = records(loaded.results)
+    (at,) = [i for i, row in enumerate(rows) if row["defense"] == "bnn" and row["attack"] == "none"]
+    results = loaded.results.copy()
+    results.loc[at, ["draw_accuracy_mean", "draw_accuracy_low", "draw_accuracy_high"]] = [0.0, 0.0, 0.1]
+    identity = read_identity(board)
+    assert identity is not None
+    plan = plan_as_made(loaded.spec, identity, loaded.results)
+    part = part_of(plan, [cell for cell in plan.cells if cell.attack is None and cell.defense.label == "bnn"])
+    again = replace(loaded.report, results=loaded.results.iloc[[at]])
+    findings, said = Findings(), list[str]()
+    forged = replace(loaded, report=replace(loaded.report, results=results))
+    done = Comparison(forged, again, part, findings, said.append).made()
+    assert (done.cells, done.equal) == (1, 0)
+    (line,) = findings.lines()
+    assert "a cell computed anew is not what the board says" in line
+    assert "draw_accuracy_mean 0.0000 on the board" in line
+    assert "draw_accuracy_mean" in said[0]
+
+
 # Bad input
 
 
@@ -431,6 +604,93 @@ def test_bad_input_is_one_line(board: Path, tmp_path: Path, capsys: pytest.Captu
     assert "setting" in refused("check", str(board))
     (board / "results.csv").unlink()
     assert "no results.csv" in refused("check", str(board))
+
+
+@pytest.fixture(scope="module")
+def shown(made: Path) -> Path:
+    """The same board with images of other data: the digits upside down, eleven of them to be judged."""
+    digits = load_dataset("digits")
+    arrays = {}
+    for name, split in (("train", digits.train), ("test", digits.test)):
+        arrays[f"x_{name}"] = split.images[:11].flip(2).numpy()
+        arrays[f"y_{name}"] = split.labels[:11].numpy()
+    np.savez(made / "other.npz", **arrays)
+    settings = f"--set erm.stages=[3] --set bnn.stages=[4] --ood npz:{made / 'other.npz'}".split()
+    places = ["--store", str(made / "store"), "--out", str(made / "shown")]
+    assert main(["run", "--defense", "erm,bnn", *OPTIONS, *settings, *places]) == 0
+    return made / "shown"
+
+
+FOREIGN = {"images": "ood", "defense": "bnn"}
+FORGED_FOREIGN: dict[str, tuple[str, Callable[[pd.DataFrame], object], str]] = {
+    "no rows": ("uncertainty", lambda frame: frame[frame.images != "ood"], "belongs to the results is not there"),
+    "no counts": ("histograms", lambda frame: frame[frame.images != "ood"], "belongs to the results is not there"),
+    "more images": ("histograms", puts(FOREIGN, counts="0 " * 19 + "999"), "the counts are not those of the images"),
+    "other images": ("uncertainty", puts(FOREIGN, images="attacked"), "the images are not those of the attack"),
+    "no AUROC": ("uncertainty", puts(FOREIGN, auroc_epistemic=""), "a number is missing"),
+    "calibration": ("uncertainty", puts(FOREIGN, ece="0.1"), "where nothing can be measured"),
+    "sure draws": ("uncertainty", puts(FOREIGN, epistemic="0.0"), "do not make up the whole"),
+}
+
+
+def test_images_of_other_data_are_checked(shown: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(shown, tmp_path / "shown"))
+    assert contents(copy) == []
+    for what, (table, change, problem) in FORGED_FOREIGN.items():
+        whole = (copy / f"{table}.csv").read_bytes()
+        edit(copy, table, change)
+        assert any(problem in line for line in contents(copy)), what
+        (copy / f"{table}.csv").write_bytes(whole)
+    # What nobody has computed says so: a row without numbers, and no counts.
+    blank = dict.fromkeys(UNCERTAINTY_COLUMNS[9:], "")
+    edit(copy, "uncertainty", puts(FOREIGN, **blank))
+    edit(copy, "histograms", lambda frame: frame[(frame.images != "ood") | (frame.defense != "bnn")])
+    assert contents(copy) == []
+
+
+MANY = "9" * 23
+BROKEN: dict[str, tuple[str, str, str]] = {
+    "counts that are none": ("histograms", "counts", "a b"),
+    "counts of other bins": ("histograms", "counts", "40"),
+    "counts of many digits": ("histograms", "counts", " ".join(["1" * 5000, *["0"] * 19])),
+    "counts of other digits": ("histograms", "counts", " ".join(["\u0664", *["0"] * 19])),
+    "a range of nothing": ("histograms", "top", ""),
+    "an endless range": ("histograms", "top", "inf"),
+    "a range below 0": ("histograms", "top", "-1.0"),
+    "a range too wide": ("histograms", "top", "1000.0"),
+    "an endless accuracy": ("results", "accuracy", "inf"),
+    "an endless interval": ("results", "accuracy_high", "-inf"),
+    "an endless training": ("models", "seconds", "inf"),
+    "a huge number": ("uncertainty", "nll", "1e308"),
+    "a seed beyond 64 bits": ("results", "seed", MANY),
+    "a seed of many digits": ("results", "seed", "9" * 5000),
+    "images beyond 64 bits": ("results", "n_examples", MANY),
+    "weights beyond 64 bits": ("models", "parameters", MANY),
+    "kept images beyond 64 bits": ("retention", "n_kept", MANY),
+    "a seed of nothing": ("retention", "seed", ""),
+    "an eps beyond all": ("results", "eps", "1e308"),
+    "a norm that is none": ("results", "norm", ".."),
+    "parameters without end": ("results", "attack_params", "[" * 100_000),
+    "parameters that are none": ("results", "defense_params", "[1]"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_table_that_is_none_is_one_line(board: Path, capsys: pytest.CaptureFixture[str], what: str) -> None:
+    table, column, value = BROKEN[what]
+    edit(board, table, put(column, value, 1))
+    for command in ("check", "build"):
+        assert main(["leaderboard", command, str(board)]) == 2, command
+        told = capsys.readouterr()
+        assert (told.out, len(told.err.splitlines())) == ("", 1)
+        assert f"{table}.csv" in told.err
+        assert len(told.err) < 1000
+
+
+def test_a_change_that_was_cut_off_has_a_marker_that_can_be_read(board: Path) -> None:
+    (board / staging.MARKER).write_text("[" * 100_000)
+    with pytest.raises(StoreError, match="cannot be ended"):
+        staging.finish(board)
 
 
 def test_a_board_is_exported_in_robustbenchs_form(board: Path, tmp_path: Path) -> None:

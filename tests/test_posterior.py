@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
 from advbench import hookspecs
-from advbench.classifier import Classifier, isolated_rng
+from advbench.classifier import Classifier
 from advbench.errors import InputError
 from advbench.posterior import (
     FlatLayout,
@@ -35,6 +35,7 @@ from advbench.posterior import (
     matched_divergence,
     prior_divergence,
 )
+from advbench.randomness import isolated_rng
 from advbench.registry import Registrar, Registry
 from advbench.testing import small_data, small_net
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
 import numpy as np
 import pandas as pd
 from tabulate import tabulate
 
+from advbench.api import Norm
 from advbench.config import RunSpec, make_spec, parse_toml
 from advbench.errors import InputError
+from advbench.metrics import BINS
 from advbench.report import Report, read_report
 from advbench.report.judgements import NUMBERS
 from advbench.report.markdown import render
@@ -37,6 +40,7 @@ RUN_FILES = (
 )  # a run leaves them; where they are, they follow from the tables
 REFERENCES = "references"
 LIBRARIES = ("advbench", "torch", "numpy")
+LARGEST_TOP = 50.0  # nats of a histogram's range: of more classes than there can be
 _FLOATS = ("eps", *(name for name in NUMBERS if name not in COUNTS))
 _TEXTS = tuple(name for name in RESULT_COLUMNS if name not in (*_FLOATS, *COUNTS, "seed"))
 
@@ -110,7 +114,7 @@ def read_tables(folder: Path) -> Report:
     """
     try:
         report = read_report(folder)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise InputError(f"tables of {folder}", expected="numbers where numbers should be", got=str(error)) from error
     for name, frame in zip(MEASURED, (getattr(report, name) for name in MEASURED), strict=True):
         _check_types(folder / f"{name}.csv", frame)
@@ -134,6 +138,32 @@ def _check_types(path: Path, frame: pd.DataFrame) -> None:
         odd = [name for name in _TEXTS if not all(isinstance(value, str) for value in frame[name])]
         if odd:
             raise InputError(f"columns {', '.join(odd)} of {path}", expected="text in every row")
+        _check_results(path, frame)
+    elif path.name == "histograms.csv":
+        _check_bins(path, frame)
+
+
+def _check_results(path: Path, frame: pd.DataFrame) -> None:
+    """What pages and exports take for granted."""
+    for norm in frame.norm.unique():
+        if norm not in get_args(Norm):
+            raise InputError(f"column norm of {path}", expected=" or ".join(get_args(Norm)), got=repr(norm)[:80])
+    for name in ("defense_params", "attack_params"):
+        for text in frame[name].unique():
+            try:
+                sound = isinstance(json.loads(text), dict)
+            except (ValueError, RecursionError):
+                sound = False
+            if not sound:
+                raise InputError(f"column {name} of {path}", expected="JSON objects", got=repr(text)[:80])
+
+
+def _check_bins(path: Path, frame: pd.DataFrame) -> None:
+    for text in frame.counts.unique():
+        if not re.fullmatch(rf"[0-9]{{1,15}}( [0-9]{{1,15}}){{{BINS - 1}}}", text):
+            raise InputError(f"column counts of {path}", expected=f"{BINS} whole numbers", got=repr(text)[:80])
+    if not ((frame.top > 0) & (frame.top < LARGEST_TOP)).all():
+        raise InputError(f"column top of {path}", expected="the logarithm of a number of classes in every row")
 
 
 def build(folder: Path, references: Iterable[Path] = ()) -> tuple[Path, ...]:
@@ -239,9 +269,3 @@ def _digests(folder: Path, files: Iterable[Path]) -> str:
         for path in files
     ]
     return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
-
-
-def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of a table by column; what is missing in a number's place is NaN."""
-    plain = frame.astype({name: "float64" for name in ("n_examples", "draws") if name in frame})
-    return [{str(name): value for name, value in row.items()} for row in plain.to_dict("records")]

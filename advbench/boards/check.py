@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from advbench.boards import staging
 from advbench.boards.board import Board, load_board, pages
+from advbench.boards.certainty import classes_of
 from advbench.boards.derived import check_tables
 from advbench.boards.findings import Findings
 from advbench.boards.identity import Identity, data_at_hand, plan_as_made, read_identity
@@ -58,8 +59,11 @@ def check(folder: Path, data_root: str | None = None) -> Checked:
         identity = stated
         _check_data(board, stated, dataset, data_root, findings)
     plan = plan_as_made(board.spec, identity, board.results, dataset)
-    check_content(board, plan, findings)
-    _check_pages(board, findings)
+    tables = Findings()
+    check_content(board, plan, tables, dataset)
+    findings.take(tables)
+    if not tables:  # pages of tables that cannot be true say nothing more
+        _check_pages(board, findings)
     return Checked(board, identity, plan, findings, dataset)
 
 
@@ -81,10 +85,18 @@ def _check_data(
             findings.add("data.json does not describe the data set", f"{name} is of SHA-256 {foreign.digest}")
 
 
-def check_content(board: Board, plan: Plan, findings: Findings) -> None:
-    """Check a board's rows and tables against its plan."""
-    check_rows(board.results, plan, findings)
-    check_tables(board, plan, findings)
+def check_content(board: Board, plan: Plan, findings: Findings, dataset: Dataset | None = None) -> None:
+    """Check a board's rows and tables against its plan.
+
+    Args:
+        board: the board.
+        plan: its plan, with the keys of the version that made it.
+        findings: where it is noted what does not hold.
+        dataset: its data set, where that is at hand.
+    """
+    classes = classes_of(board, dataset)
+    check_rows(board.results, board.report.models, plan, findings, classes)
+    check_tables(board, plan, findings, classes)
 
 
 def _check_pages(board: Board, findings: Findings) -> None:

@@ -26,6 +26,11 @@ class Findings:
         """
         self._found.setdefault(kind, []).append(where)
 
+    def take(self, others: Findings) -> None:
+        """Add what another list holds."""
+        for kind, places in others._found.items():
+            self._found.setdefault(kind, []).extend(places)
+
     def __bool__(self) -> bool:
         return bool(self._found)
 

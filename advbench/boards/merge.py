@@ -9,23 +9,30 @@ from pathlib import Path
 import pandas as pd
 
 from advbench.boards import staging
-from advbench.boards.board import ABOUT, DATA, RUN_FILES, SPEC, Board, load_board, pages, records
+from advbench.boards.board import ABOUT, DATA, RUN_FILES, SPEC, Board, load_board, pages
+from advbench.boards.certainty import classes_of
 from advbench.boards.check import check, check_content
+from advbench.boards.compare import same
+from advbench.boards.derived import NOT_AT_HAND
 from advbench.boards.findings import Findings, row_name
 from advbench.boards.identity import lay_out, version_of
 from advbench.boards.parcel import Parcel, opened
 from advbench.boards.rows import Place, Row, derived_flags, place
 from advbench.boards.vetting import check_records, check_settings
 from advbench.config import RunSpec, make_spec
+from advbench.datasets import Dataset
 from advbench.plan import Plan
 from advbench.report import Report, collect
 from advbench.report.ranks import with_own_source
-from advbench.report.tables import MODEL_COLUMNS, RESULT_COLUMNS, planned, to_csv
+from advbench.report.tables import MODEL_COLUMNS, RESULT_COLUMNS, planned, records, to_csv
+from advbench.report.transfers import COLUMNS as AFFINITY_COLUMNS
 from advbench.report.transfers import affinity_table
 from advbench.run import identity_text
 from advbench.storage import write_file
 
 PAIR = ("attack", "eps", "seed", "source", "target")
+MEASURED = ("affinity", "clean_accuracy", "transfer_accuracy", "white_box_accuracy")
+SHOWN = ("key", "accuracy", "accuracy_low", "accuracy_high")  # by which two results of a cell are the same
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,7 @@ def merge(folder: Path, path: Path, *, replacing: bool = False, data_root: str |
         check_records(parcel, theirs, board, checked.dataset, findings)
         if findings:
             return findings
-        files = _joined(board, parcel, theirs, findings)
+        files = _joined(board, parcel, theirs, findings, checked.dataset)
         if findings:
             return findings
         staging.replace_together(folder, files, parcel.digest)
@@ -97,7 +104,9 @@ def _told(board: Board, label: str, *, finished: bool = False) -> Merged:
     return Merged(label, rows, int((involved & missing).sum()), finished)
 
 
-def _joined(board: Board, parcel: Parcel, theirs: Plan, findings: Findings) -> dict[str, bytes]:
+def _joined(
+    board: Board, parcel: Parcel, theirs: Plan, findings: Findings, dataset: Dataset | None
+) -> dict[str, bytes]:
     """The files of the board with the submission, which is sound if nothing is found.
 
     Args:
@@ -105,10 +114,11 @@ def _joined(board: Board, parcel: Parcel, theirs: Plan, findings: Findings) -> d
         parcel: the submission.
         theirs: its plan.
         findings: where it is noted what is wrong with the board that they make.
+        dataset: the data set, where it is at hand.
     """
     whole = lay_out(_joined_spec(board.spec, parcel), parcel.identity, version_of(theirs))
     report = _with_sizes(collect(theirs, parcel.store), board.report, theirs)
-    tables = _Joint(board.report, report, whole, parcel.label, findings).report()
+    tables = _Joint(board.report, report, whole, parcel.label, findings, classes_of(board, dataset)).report()
     texts = {SPEC: whole.spec.to_toml(), DATA: identity_text(*parcel.identity)}
     texts |= {name: to_csv(frame) for name, frame in tables.tables().items() if name in board.present}
     with tempfile.TemporaryDirectory(prefix="advbench-board-") as name:
@@ -119,8 +129,8 @@ def _joined(board: Board, parcel: Parcel, theirs: Plan, findings: Findings) -> d
         for file_name, text in texts.items():
             write_file(draft / file_name, text.encode())
         made = load_board(draft)
-        check_content(made, replace(whole, parameters=theirs.parameters), findings)
-        texts |= pages(made)
+        check_content(made, replace(whole, parameters=theirs.parameters), findings, dataset)
+        texts |= {} if findings else pages(made)
     return {name: text.encode() for name, text in texts.items()}
 
 
@@ -152,9 +162,12 @@ class _Joint:
         plan: of both.
         label: the submission's defense.
         findings: where it is noted what does not go together.
+        classes: of the data, if known.
     """
 
-    def __init__(self, ours: Report, theirs: Report, plan: Plan, label: str, findings: Findings) -> None:
+    def __init__(
+        self, ours: Report, theirs: Report, plan: Plan, label: str, findings: Findings, classes: int | None
+    ) -> None:
         self._ours, self._theirs, self._label = ours, theirs, label
         self._trained = list(plan.trained)
         due = {place(row): row for row in records(planned(plan))}
@@ -172,7 +185,7 @@ class _Joint:
                 findings.add("with the board's hyperparameters it would be another defense", row_name(row))
             self._new[place(row)] = row
         self._rows = [dict(self._new.get(where) or self._kept.get(where) or row) for where, row in due.items()]
-        for row, flags in zip(self._rows, derived_flags(self._rows, plan), strict=True):
+        for row, flags in zip(self._rows, derived_flags(self._rows, plan, classes), strict=True):
             if flags is not None:
                 row["flags"] = flags
         self._order = {where: index for index, where in enumerate(due)}
@@ -209,10 +222,31 @@ class _Joint:
         return where in self._kept and where not in self._new if where in self._order else row["defense"] != self._label
 
     def _affinity(self, results: pd.DataFrame) -> pd.DataFrame:
-        """What follows from the results, with the intervals and reasons of those that were there before."""
-        due = affinity_table(results[~results.attack.isin(with_own_source(results))])
-        ours = [row for row in records(self._ours.affinity) if self._label not in (row["source"], row["target"])]
-        before = {tuple(row[name] for name in PAIR): row for row in (*ours, *records(self._theirs.affinity))}
-        found = [before.get(tuple(row[name] for name in PAIR), row) for row in records(due)]
-        columns = ("affinity_low", "affinity_high", "reason")
-        return due.assign(**{name: [row[name] for row in found] for name in columns})
+        """What follows from the results, with the intervals and reasons of what was known of the same three cells."""
+        due = records(affinity_table(results[~results.attack.isin(with_own_source(results))]))
+        # The board's come first: ends of random defenses' intervals hold noise that differs from run to run.
+        before = {_pair(row): row for row in records(self._theirs.affinity)}
+        ours = (row for row in records(self._ours.affinity) if all(map(self._unchanged, _cells(row))))
+        before |= {_pair(row): row for row in ours}
+        found = []
+        for row in due:
+            known = before.get(_pair(row))
+            if known is None or not all(same(row[name], known[name]) for name in MEASURED):
+                known = row if row["reason"] else {**row, "reason": NOT_AT_HAND}
+            found.append({**row, **{name: known[name] for name in ("affinity_low", "affinity_high", "reason")}})
+        return pd.DataFrame(found, columns=AFFINITY_COLUMNS)
+
+    def _unchanged(self, where: Place) -> bool:
+        """Whether a cell has the result that the board had of it."""
+        kept, new = self._kept.get(where), self._new.get(where)
+        return kept is not None and (new is None or all(new[name] == kept[name] for name in SHOWN))
+
+
+def _pair(row: Row) -> Place:
+    return tuple(row[name] for name in PAIR)
+
+
+def _cells(row: Row) -> tuple[Place, Place, Place]:
+    """The places of the three cells that an affinity is made of: clean, crafted on the source, on the target itself."""
+    attack, eps, seed, source, target = _pair(row)
+    return (target, target, "none", 0.0, seed), (source, target, attack, eps, seed), (target, target, attack, eps, seed)

@@ -5,21 +5,28 @@ from __future__ import annotations
 import math
 import random
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from advbench.boards.board import Board, records
+import pandas as pd
+
+from advbench.boards.board import Board
 from advbench.boards.findings import Findings, row_name
-from advbench.boards.rows import Place, Row, place, place_of
+from advbench.boards.rows import SHARES, Place, Row, place, place_of
 from advbench.describe import plan_lines
 from advbench.display import make_display
 from advbench.errors import InputError
 from advbench.execution import Execution
 from advbench.plan import Cell, Plan
-from advbench.report.judgements import NUMBERS, Judgement, judgements
+from advbench.report import Report, collect
+from advbench.report.tables import records
 from advbench.run import carry_out, prepare
 from advbench.scheduler import outstanding
 from advbench.store import Store
+
+COMPARED = (*SHARES, "forward_passes", "backward_passes")
+NEAR = 0.01  # what another processor's rounding may make of a number, where it changes no accuracy
 
 
 @dataclass(frozen=True)
@@ -28,7 +35,7 @@ class Rerun:
 
     Attributes:
         cells: how many were computed.
-        equal: in how many of them accuracy and interval are equal to the last digit.
+        equal: in how many of them all accuracies and intervals are equal to the last digit.
     """
 
     cells: int
@@ -47,14 +54,16 @@ def rerun(
 
     The cells are chosen at random among those with a result. They and all that they need, trainings included, are
     computed by the installed versions in a store of their own, which is dropped afterwards. Two accuracies agree where
-    each lies within the other's interval.
+    each lies within the other's interval, and so do the mean accuracies of a single draw. Where all of them are equal
+    to the last digit, and versions and kind of device are the same, retention, calibration, uncertainty, detection and
+    histograms must agree too. Intervals of affinities are not compared: they rest on three cells.
 
     Args:
         board: the board.
         count: how many cells, or all where there are no more.
         execution: how to compute; its store is not used.
         findings: where it is noted what does not agree.
-        say: is told what it will cost.
+        say: is told what it will cost, and what came out in other digits.
         seed: of the choice; by default nobody can foresee it.
 
     Raises:
@@ -76,8 +85,8 @@ def rerun(
         for line in plan_lines(part, store, every_task=False):
             say(line)
         failed = _compute(part, apart, store)
-        found = list(judgements(part, store))
-    return _compare(part, rows, found, failed, findings)
+        again = collect(part, store, failed)
+    return Comparison(board, again, part, findings, say).made()
 
 
 def part_of(plan: Plan, cells: Sequence[Cell]) -> Plan:
@@ -86,7 +95,14 @@ def part_of(plan: Plan, cells: Sequence[Cell]) -> Plan:
     for task in reversed(list(plan.tasks.values())):
         if task.key in wanted:
             wanted.update(task.needs)
-    return replace(plan, tasks={key: task for key, task in plan.tasks.items() if key in wanted}, cells=tuple(cells))
+    labels = {cell.defense.label for cell in cells}
+    return replace(
+        plan,
+        tasks={key: task for key, task in plan.tasks.items() if key in wanted},
+        cells=tuple(cells),
+        trained={which: key for which, key in plan.trained.items() if which[0] in labels},
+        foreign=(),
+    )
 
 
 def _compute(part: Plan, execution: Execution, store: Store) -> dict[str, str]:
@@ -100,25 +116,103 @@ def _compute(part: Plan, execution: Execution, store: Store) -> dict[str, str]:
     return outcome.failed
 
 
-def _compare(
-    part: Plan,
-    rows: Mapping[Place, Row],
-    found: Sequence[Judgement | None],
-    failed: Mapping[str, str],
-    findings: Findings,
-) -> Rerun:
-    equal = 0
-    names = ("accuracy", "accuracy_low", "accuracy_high")
-    for cell, judgement in zip(part.cells, found, strict=True):
-        row = rows[place_of(cell)]
-        if judgement is None:
-            findings.add("a cell could not be computed anew", f"{row_name(row)}: {failed.get(cell.key, 'no record')}")
-            continue
-        again = dict(zip(NUMBERS, judgement.numbers, strict=True))
-        equal += all(again[name] == row[name] for name in names)
-        for one, other in ((again, row), (row, again)):
-            if not other["accuracy_low"] <= one["accuracy"] <= other["accuracy_high"]:
-                said = f"{row['accuracy']:.4f} on the board, {again['accuracy']:.4f} anew"
-                findings.add("a cell computed anew is not what the board says", f"{row_name(row)}: {said}")
-                break
-    return Rerun(len(part.cells), equal)
+class Comparison:
+    """Tables of some cells, computed anew, beside a board's.
+
+    Args:
+        board: the board.
+        again: the tables of the same cells.
+        part: the plan of those cells.
+        findings: where it is noted what does not agree.
+        say: is told what is other by no more than rounding can make it.
+    """
+
+    def __init__(self, board: Board, again: Report, part: Plan, findings: Findings, say: Callable[[str], None]) -> None:
+        self._board, self._again, self._part = board, again, part
+        self._findings, self._say = findings, say
+        self._known = {place(row): row for row in records(board.results)}
+
+    def made(self) -> Rerun:
+        """Compare everything that was measured."""
+        equal = 0
+        for cell, row in zip(self._part.cells, records(self._again.results), strict=True):
+            known = self._known[place_of(cell)]
+            if math.isnan(row["accuracy"]):
+                self._findings.add("a cell could not be computed anew", f"{row_name(known)}: {row['flags']}")
+                continue
+            self._compare_models(cell)
+            same = self._agree(known, row)
+            equal += same
+            other = [name for name in COMPARED if known[name] != row[name]]
+            if same and known["versions"] == row["versions"]:
+                other += self._details(known)
+            if other:
+                self._say(f"{row_name(known)}: other digits in {', '.join(other)}")
+        return Rerun(len(self._part.cells), equal)
+
+    def _agree(self, known: Row, row: Row) -> bool:
+        """Note accuracies out of each other's intervals; returns whether all of them are equal."""
+        for middle, head in (("accuracy", "accuracy"), ("draw_accuracy_mean", "draw_accuracy")):
+            inside = [
+                other[f"{head}_low"] <= one[middle] <= other[f"{head}_high"]
+                for one, other in ((row, known), (known, row))
+            ]
+            if not all(inside):
+                said = f"{middle} {known[middle]:.4f} on the board, {row[middle]:.4f} anew"
+                self._findings.add("a cell computed anew is not what the board says", f"{row_name(known)}: {said}")
+        return all(known[name] == row[name] for name in SHARES)
+
+    def _details(self, known: Row) -> list[str]:
+        """The columns that differ between cells of equal accuracies; what rounding cannot make of them is noted."""
+        found, far = [], []
+        if not math.isclose(known["forward_passes"], self._row(known)["forward_passes"], rel_tol=NEAR):
+            far.append("forward_passes")
+        if _own_flags(known) != _own_flags(self._row(known)):
+            far.append("flags")
+        for name in ("retention", "uncertainty", "histograms"):
+            if f"{name}.csv" not in self._board.present:
+                continue
+            ours, theirs = (_of(getattr(report, name), place(known)) for report in (self._board.report, self._again))
+            for one, other in zip(ours, theirs, strict=True):
+                for column in one:
+                    if not _alike(column, one[column], other[column], 0.0):
+                        found.append(f"{column} of {name}.csv")
+                        far += [] if _alike(column, one[column], other[column], NEAR) else [found[-1]]
+        if far:
+            where = f"{row_name(known)}: {', '.join(dict.fromkeys(far))}"
+            self._findings.add("a cell computed anew has the board's accuracies, but not all of its numbers", where)
+        return [name for name in dict.fromkeys(found) if name not in far]
+
+    def _row(self, known: Row) -> Row:
+        return next(row for row in records(self._again.results) if place(row) == place(known))
+
+    def _compare_models(self, cell: Cell) -> None:
+        said, now = (
+            {(row["defense"], row["seed"]): row["posterior"] for row in records(report.models)}
+            for report in (self._board.report, self._again)
+        )
+        which = cell.defense.label, cell.seed
+        if which in said and said[which] != now.get(which):
+            text = f"{which[0]}, seed {which[1]}: {said[which]} on the board, {now.get(which)} anew"
+            self._findings.add("a training has another posterior than the board says", text)
+
+
+def _of(frame: pd.DataFrame, where: Place) -> list[dict[str, Any]]:
+    return [row for row in records(frame) if place(row) == where]
+
+
+def _own_flags(row: Row) -> list[str]:
+    return [flag for flag in row["flags"].split(";") if flag in ("one_draw", "vanished_gradients")]
+
+
+def _alike(column: str, one: Any, other: Any, near: float) -> bool:
+    """Whether two values of a table are the same; numbers and counts up to a share of the larger."""
+    if column == "counts":
+        before, after = (list(map(int, text.split())) for text in (one, other))
+        moved = sum(abs(here - there) for here, there in zip(before, after, strict=True))
+        return moved <= (max(2.0, near * sum(before)) if near else 0)
+    if isinstance(one, str) or isinstance(other, str):
+        return bool(one == other)
+    if math.isnan(one) or math.isnan(other):
+        return math.isnan(one) and math.isnan(other)
+    return bool(abs(one - other) <= near * max(1.0, abs(one), abs(other)))

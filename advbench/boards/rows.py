@@ -10,18 +10,19 @@ from typing import Any
 
 import pandas as pd
 
-from advbench.boards.board import LIBRARIES, records, release, stated_versions
+from advbench.boards.board import LIBRARIES, release, stated_versions
 from advbench.boards.findings import Findings, row_name
-from advbench.boards.identity import installed_version
-from advbench.metrics import wilson
+from advbench.boards.identity import installed_version, version_of
+from advbench.boards.intervals import implausible_intervals
 from advbench.plan import Cell, Plan
 from advbench.report.flags import FLAGS, suspicious
 from advbench.report.judgements import NUMBERS, Judgement
-from advbench.report.tables import RESULT_COLUMNS, planned
+from advbench.report.tables import RESULT_COLUMNS, planned, records
 
 PLACE = ("source", "defense", "attack", "eps", "seed")
 GIVEN = ("dataset", "architecture", "defense_params", "attack_params", "norm")
-OF_THE_ROW = ("one_draw", "vanished_gradients", "above_chance_at_eps_1", "unconverged")
+OF_THE_ROW = ("one_draw", "vanished_gradients", "unconverged")
+ABOVE_CHANCE = "above_chance_at_eps_1"
 TOLERANCE = 1e-9
 SHARES = tuple(name for name in NUMBERS if "accuracy" in name)
 COSTS = ("forward_passes", "backward_passes", "seconds")
@@ -40,13 +41,17 @@ def place_of(cell: Cell) -> Place:
     return cell.source.label, cell.defense.label, cell.attack.label if cell.attack else "none", cell.eps, cell.seed
 
 
-def check_rows(results: pd.DataFrame, plan: Plan, findings: Findings) -> None:
+def check_rows(
+    results: pd.DataFrame, models: pd.DataFrame, plan: Plan, findings: Findings, classes: int | None = None
+) -> None:
     """Note everything about rows of results that cannot be.
 
     Args:
         results: the rows.
+        models: what was trained, which says whether a defense judged by one draw has more; may be empty.
         plan: what they should be of, with the keys of their version.
         findings: where it is noted.
+        classes: of the data; None where nobody knows.
     """
     if list(results.columns) != RESULT_COLUMNS:
         findings.add("results.csv has other columns than advbench writes")
@@ -57,12 +62,15 @@ def check_rows(results: pd.DataFrame, plan: Plan, findings: Findings) -> None:
         for problem in (*_implausible(row), *_out_of_spec(row, plan)):
             findings.add(problem, row_name(row))
     _check_draws(rows, findings)
-    _check_flags(rows, plan, findings)
+    _check_costs(rows, plan, findings)
+    _check_flags(rows, plan, findings, classes)
+    _check_single_draws(rows, models, plan, findings)
 
 
 def _check_places(rows: Sequence[Row], plan: Plan, findings: Findings) -> None:
     """A row for each cell of the plan and no other, with the plan's key and settings."""
     expected = {place(row): row for row in records(planned(plan))}
+    _check_any_key(rows, expected, plan, findings)
     count = Counter(place(row) for row in rows)
     for row in rows:
         due = expected.get(place(row))
@@ -82,6 +90,19 @@ def _check_places(rows: Sequence[Row], plan: Plan, findings: Findings) -> None:
             findings.add("a row that the spec leads to is not there", row_name(row))
     if not findings and [place(row) for row in rows] != list(expected):
         findings.add("the rows are not in the plan's order")
+
+
+def _check_any_key(rows: Sequence[Row], expected: Mapping[Place, Row], plan: Plan, findings: Findings) -> None:
+    """Say why no key fits, where only the version, which is in all of them, or what no row shows can be why."""
+    known = [(row, expected[place(row)]) for row in rows if place(row) in expected]
+    stated = {release(stated_versions(row["versions"]).get("advbench", "")) for row in rows} - {""}
+    alike = all(row[name] == due[name] for row, due in known for name in GIVEN)
+    other = known and not any(row["key"] == due["key"] for row, due in known)
+    if other and alike and stated == {release(installed_version())}:
+        findings.add(
+            "no key fits although the settings do: data or spec were edited, or the sources that computed the board "
+            f"were not those of {version_of(plan)}; a board is to be computed by a release, not from a checkout"
+        )
 
 
 def _check_versions(rows: Sequence[Row], findings: Findings) -> None:
@@ -144,7 +165,7 @@ def _implausible(row: Row) -> Iterator[str]:
 
 
 def _contradictions(row: Row) -> Iterator[str]:
-    images, draws = row["n_examples"], row["draws"]
+    images, draws, outside = row["n_examples"], row["draws"], False
     for name in ("accuracy", "draw_accuracy_min", "draw_accuracy_max"):
         if not _whole(row[name] * images):
             yield f"{name} is not a whole number of images"
@@ -156,30 +177,13 @@ def _contradictions(row: Row) -> Iterator[str]:
         ("draw_accuracy_mean", "draw_accuracy_min", "draw_accuracy_max"),
     ):
         if not row[low] - TOLERANCE <= row[middle] <= row[high] + TOLERANCE:
+            outside = True
             yield f"{middle} is not between {low} and {high}"
-    if draws > 1:
-        yield from _too_narrow(row)
+    if outside:
         return
-    due = wilson(row["accuracy"], images)
-    for head in ("accuracy", "draw_accuracy"):
-        if not (_close(row[f"{head}_low"], due.low) and _close(row[f"{head}_high"], due.high)):
-            yield f"the interval of {head} of one draw is not Wilson's"
-    if not all(_close(row[f"draw_accuracy_{name}"], row["accuracy"]) for name in ("mean", "min", "max")):
+    yield from implausible_intervals(row)
+    if draws == 1 and not all(_close(row[f"draw_accuracy_{name}"], row["accuracy"]) for name in ("mean", "min", "max")):
         yield "accuracies of one draw differ"
-
-
-def _too_narrow(row: Row) -> Iterator[str]:
-    """The choice of draws only widens what the choice of images gives."""
-    for middle, head, size in (
-        ("accuracy", "accuracy", row["n_examples"]),
-        ("draw_accuracy_mean", "draw_accuracy", row["n_examples"] * row["draws"]),
-    ):
-        least = wilson(row[middle], size)
-        certain = row[middle] in (0.0, 1.0)
-        if not certain and not (
-            row[f"{head}_low"] <= least.low + TOLERANCE and row[f"{head}_high"] >= least.high - TOLERANCE
-        ):
-            yield f"the interval of {head} is narrower than so many images allow"
 
 
 def _whole(value: float) -> bool:
@@ -201,36 +205,71 @@ def _check_draws(rows: Sequence[Row], findings: Findings) -> None:
             findings.add("a defense is judged by other draws than in its first row", row_name(row))
 
 
-def _check_flags(rows: Sequence[Row], plan: Plan, findings: Findings) -> None:
+def _check_costs(rows: Sequence[Row], plan: Plan, findings: Findings) -> None:
+    """Examples were made once, so they cost the same wherever they are judged."""
+    examples = {place_of(cell): plan.tasks[cell.key].inputs["examples"] for cell in plan.cells}
+    first: dict[str, Row] = {}
+    for row in rows:
+        made = examples.get(place(row))
+        if made is None or math.isnan(row["accuracy"]):
+            continue
+        seen = first.setdefault(made, row)
+        # Made again, as for another merge, they may cost a little more or less where an attack stops early.
+        if not all(math.isclose(row[name], seen[name], rel_tol=0.05, abs_tol=0.05) for name in COSTS[:2]):
+            findings.add("the same examples cost other passes than in their first row", row_name(row))
+
+
+def _check_flags(rows: Sequence[Row], plan: Plan, findings: Findings, classes: int | None) -> None:
     """The flags that arise between rows are those that their intervals raise."""
-    for row, flags in zip(rows, derived_flags(rows, plan), strict=True):
+    for row, flags in zip(rows, derived_flags(rows, plan, classes), strict=True):
         if flags is not None and row["flags"] != flags:
             findings.add("the flags are not those that the intervals raise", f"{row_name(row)}: {flags or 'none'}")
 
 
-def derived_flags(rows: Sequence[Row], plan: Plan) -> list[str | None]:
+def _check_single_draws(rows: Sequence[Row], models: pd.DataFrame, plan: Plan, findings: Findings) -> None:
+    """A random defense that was judged by one draw is flagged, and no other is."""
+    kinds = zip(models.defense, models.seed, models.posterior, strict=True)
+    random = {(defense, seed) for defense, seed, kind in kinds if kind not in ("", "point")}
+    said: dict[tuple[str, int], bool] = {}
+    for row in rows:
+        if math.isnan(row["accuracy"]):
+            continue
+        which, flagged = (row["defense"], row["seed"]), "one_draw" in row["flags"].split(";")
+        if flagged and (row["draws"] > 1 or plan.spec.draws > 1):
+            findings.add("the flag one_draw is raised where draws are many, or none are to be made", row_name(row))
+        elif row["draws"] == 1 and plan.spec.draws == 1 and not flagged and which in random:
+            findings.add("a random defense was judged by one draw, and no flag says so", row_name(row))
+        elif said.setdefault(which, flagged) != flagged:
+            findings.add("one_draw is raised in some rows of a defense and not in others", row_name(row))
+
+
+def derived_flags(rows: Sequence[Row], plan: Plan, classes: int | None = None) -> list[str | None]:
     """What `flags` should be in each row, as far as rows tell: how the row itself was computed is taken from it.
 
     Args:
         rows: of results.
         plan: of which they are.
+        classes: of the data; where nobody knows, a row is believed that its accuracy is above chance.
 
     Returns:
         One for each row; None where the row has no result or no place in the plan.
     """
     cells = {place_of(cell): cell for cell in plan.cells}
     places = [index for index, row in enumerate(rows) if place(row) in cells]
-    judged = [None if math.isnan(rows[index]["accuracy"]) else _judgement(rows[index]) for index in places]
+    judged = [
+        None if math.isnan(rows[index]["accuracy"]) else _judgement(rows[index], classes or 1) for index in places
+    ]
     doubts = suspicious([cells[place(rows[index])] for index in places], judged, plan.spec.norm)
+    believed = OF_THE_ROW if classes else (*OF_THE_ROW, ABOVE_CHANCE)
     found: list[str | None] = [None] * len(rows)
     for position, (index, judgement) in enumerate(zip(places, judged, strict=True)):
         if judgement is not None:
-            own = [flag for flag in rows[index]["flags"].split(";") if flag in OF_THE_ROW]
-            raised = {*own, *(flag for flag in doubts.get(position, ()) if flag not in OF_THE_ROW)}
+            own = [flag for flag in rows[index]["flags"].split(";") if flag in believed]
+            raised = {*own, *(flag for flag in doubts.get(position, ()) if flag not in believed)}
             found[index] = ";".join(flag for flag in FLAGS if flag in raised)
     return found
 
 
-def _judgement(row: Row) -> Judgement:
-    """A row's numbers as the flags read them; how many classes there are, rows do not say."""
-    return Judgement(array("d", (row[name] for name in NUMBERS)), 1, (), "", None, 0.0, None)
+def _judgement(row: Row, classes: int) -> Judgement:
+    """A row's numbers as the flags read them."""
+    return Judgement(array("d", (row[name] for name in NUMBERS)), classes, (), "", None, 0.0, None)

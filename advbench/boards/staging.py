@@ -70,7 +70,7 @@ def finish(folder: Path) -> str | None:
                 raise ValueError(f"{name} is damaged")
         marker.unlink()
         return str(values["cause"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StoreError(
             f"the change of {folder} that was cut off cannot be ended: {error}",
             remedy=f"restore the folder as it was, without {MARKER}",

@@ -14,10 +14,11 @@ from advbench.boards.board import LIBRARIES, Board, stated_versions
 from advbench.boards.findings import Findings
 from advbench.boards.identity import Identity
 from advbench.boards.parcel import Parcel
+from advbench.boards.possible import contradictions
 from advbench.config import Choice, resolve
 from advbench.datasets import Dataset, limited
 from advbench.errors import AdvbenchError
-from advbench.metrics import Predictions
+from advbench.metrics import RESAMPLES, Predictions
 from advbench.plan import Plan, Task
 from advbench.store import Store
 from advbench.summary import read_predictions, summary
@@ -180,38 +181,26 @@ def _predictions(store: Store, task: Task, dataset: Dataset | None) -> Predictio
         "votes": (images, classes),
         "correct": (draws, images),
         "resampled_share": (images,),
+        "resampled_accuracy": (RESAMPLES,),
     }
     if images != task.inputs["images"] or draws not in (1, task.inputs["draws"]) or classes < 2:
         raise ValueError("of other images or draws than the task's")
+    kinds = {"labels": "i", "votes": "i", "correct": "b"}
     for name, array in found.arrays().items():
+        if array.dtype.kind != kinds.get(name, "f"):
+            raise ValueError(f"{name} of type {array.dtype}")
         least = -1.0 if foreign and name == "labels" else -PRECISE
         if name in shapes and array.shape != shapes[name]:
             raise ValueError(f"{name} of shape {array.shape}")
         if not np.isfinite(array.astype(np.float64)).all() or (array.astype(np.float64) < least).any():
             raise ValueError(f"{name} with numbers that cannot be")
-    _check_sums(found, foreign=foreign)
+    if odd := contradictions(found):
+        raise ValueError(f"{', '.join(odd)} contradict the rest")
     if dataset is not None and not foreign:
         labels = limited(dataset.test, images).labels.numpy()
         if classes != dataset.test.classes or not np.array_equal(found.labels, labels):
             raise ValueError("its labels are not the data set's")
     return found
-
-
-def _check_sums(found: Predictions, *, foreign: bool) -> None:
-    rows, draws = np.arange(len(found)), found.draws
-    right = np.zeros(len(found)) if foreign else found.votes[rows, found.labels]
-    held = {
-        "mean_probs": np.allclose(found.mean_probs.sum(1), 1, atol=1e-4),
-        "votes": (found.votes.sum(1) == draws).all(),
-        "correct": (right == found.correct.sum(0)).all(),
-        "mean_entropy": (found.mean_entropy <= math.log(found.mean_probs.shape[1]) + 1e-4).all(),
-        "mean_square": (found.mean_square <= 1 + 1e-4).all(),
-        "resampled_accuracy": np.isclose(found.resampled_accuracy.mean(), found.resampled_share.mean()),
-        "resampled_share": (found.resampled_share <= 1).all(),
-    }
-    odd = [name for name, holds in held.items() if not holds]
-    if odd:
-        raise ValueError(f"{', '.join(odd)} contradict the rest")
 
 
 def _alike(one: Any, other: Any) -> bool:
