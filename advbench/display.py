@@ -292,7 +292,7 @@ def found(record: Mapping[str, Any]) -> str:
     """What a finished task found, in a few words."""
     seconds = f"{record['seconds']:.1f} s"
     result = record["result"]
-    if "foreign" in record["inputs"]:
+    if "foreign" in record.get("inputs", {}):
         return f"AUROC {result['detection']['total']['auroc']:.3f} by total uncertainty, {seconds}"
     if record["kind"] == "evaluate":
         low, high = result["accuracy_interval"]

@@ -104,17 +104,15 @@ class Outcome:
 def outstanding(plan: Plan, store: Store) -> dict[str, Task]:
     """The tasks that have to run, in the plan's order.
 
-    Evaluations without a record; then whatever they read that is not there: a training's classifier, or
-    examples, which are dropped after their last use.
+    Evaluations without a record; then whatever they read that is not there: a training's classifier, what it makes
+    of the clean images, or examples, which are dropped after their last use.
     """
     evaluated = store.done(task.key for task in plan.tasks.values() if task.kind == "evaluate")
     wanted: set[str] = set()
     read: set[str] = set()
     for task in reversed(list(plan.tasks.values())):
-        if task.kind == "evaluate":
-            missing = task.key not in evaluated
-        else:
-            missing = task.key in read and not store.is_done(task.key, with_artifact=True)
+        missing = task.kind == "evaluate" and task.key not in evaluated
+        missing = missing or (task.key in read and not store.is_done(task.key, with_artifact=True))
         if missing:
             wanted.add(task.key)
             read.update(task.needs)
@@ -247,7 +245,8 @@ class Scheduler:
                 executor.start(task, known)
 
     def _is_done(self, task: Task) -> bool:
-        return self._store.is_done(task.key, with_artifact=task.kind != "evaluate")
+        read = task.kind != "evaluate" or task.inputs.get("examples") is None
+        return self._store.is_done(task.key, with_artifact=read)
 
     def _blamed(self, task: Task) -> bool:
         """Whether the first task need not be tried: one that it needs failed, or it failed before."""

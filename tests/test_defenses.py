@@ -64,7 +64,7 @@ def test_without_data_term_hierarchical_vi_forgets_its_means_and_keeps_its_noise
     net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False))
     data = Data(torch.zeros(8, 1, 2, 2), torch.arange(8) % 2, 2)
     defense = advbench.get_defense(
-        "hierarchical_vi", stages=(1500, 500), lr=0.02, batch_size=8, init_std=0.1, kl_weight=8.0, steps=1
+        "hierarchical_vi", stages=(1500, 500), lr=0.02, batch_size=8, init_std=0.1, kl_weight=8.0, steps=1, eps=0.0
     )
     posterior = gaussian(defense.fit(net, data))
     torch.testing.assert_close(posterior.mean, torch.zeros(8), atol=5e-3, rtol=0)

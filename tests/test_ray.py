@@ -75,7 +75,7 @@ def test_ray_on_this_machine_gives_the_same_bytes_and_keeps_quiet(reference: str
     code, out, err = advbench(tmp_path, "--executor", "ray", "--workers", "2")
     assert code == 0, err
     assert results(tmp_path) == reference
-    assert out.splitlines()[0].startswith("| defense")
+    assert out.splitlines()[0].startswith("| rank")
     assert "Traceback" not in err
     assert err.startswith("[1/28] ")
 

@@ -182,7 +182,7 @@ def test_a_damaged_checkpoint_of_a_model_is_trained_again_when_an_attack_is_adde
     with pytest.warns(StoreWarning, match="artifact"):
         finished = run(tmp_path, attacks=["fgsm", "pgd"], defenses=["erm"], set={**SPEC["set"], "pgd": {"steps": 2}})
     assert not finished.outcome.failed
-    assert len(finished.outcome.run) == 1 + 2 + 2
+    assert len(finished.outcome.run) == 1 + 1 + 2 + 2  # what it makes of the clean images, too
 
 
 def test_examples_are_dropped_after_their_last_use_unless_kept(tmp_path: Path) -> None:
