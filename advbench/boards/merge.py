@@ -12,12 +12,12 @@ from advbench.boards import staging
 from advbench.boards.board import ABOUT, DATA, RUN_FILES, SPEC, Board, load_board, pages
 from advbench.boards.certainty import classes_of
 from advbench.boards.check import check, check_content
-from advbench.boards.compare import same
+from advbench.boards.compare import Place, Row, same
 from advbench.boards.derived import NOT_AT_HAND
 from advbench.boards.findings import Findings, row_name
 from advbench.boards.identity import lay_out, version_of
 from advbench.boards.parcel import Parcel, opened
-from advbench.boards.rows import Place, Row, derived_flags, place
+from advbench.boards.rows import derived_flags, place
 from advbench.boards.vetting import check_records, check_settings
 from advbench.config import RunSpec, make_spec
 from advbench.datasets import Dataset

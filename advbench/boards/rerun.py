@@ -12,8 +12,9 @@ from typing import Any
 import pandas as pd
 
 from advbench.boards.board import Board
+from advbench.boards.compare import Place, Row
 from advbench.boards.findings import Findings, row_name
-from advbench.boards.rows import SHARES, Place, Row, place, place_of
+from advbench.boards.rows import SHARES, place, place_of
 from advbench.describe import plan_lines
 from advbench.display import make_display
 from advbench.errors import InputError

@@ -6,11 +6,11 @@ import math
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import pandas as pd
 
 from advbench.boards.board import LIBRARIES, release, stated_versions
+from advbench.boards.compare import TOLERANCE, Place, Row
 from advbench.boards.findings import Findings, row_name
 from advbench.boards.identity import installed_version, version_of
 from advbench.boards.intervals import implausible_intervals
@@ -23,12 +23,8 @@ PLACE = ("source", "defense", "attack", "eps", "seed")
 GIVEN = ("dataset", "architecture", "defense_params", "attack_params", "norm")
 OF_THE_ROW = ("one_draw", "vanished_gradients", "unconverged")
 ABOVE_CHANCE = "above_chance_at_eps_1"
-TOLERANCE = 1e-9
 SHARES = tuple(name for name in NUMBERS if "accuracy" in name)
 COSTS = ("forward_passes", "backward_passes", "seconds")
-
-Row = Mapping[str, Any]
-Place = tuple[Any, ...]
 
 
 def place(row: Row) -> Place:
