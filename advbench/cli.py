@@ -200,11 +200,9 @@ def report(
 ) -> None:
     """Write a run's report anew from the store; cells that are not there yet are shown as missing."""
     from advbench import memory
-    from advbench.report import collect
     from advbench.report.output import DEFAULT, check_formats
     from advbench.report.references import read_references
-    from advbench.run import check_writable, prepare, write_report
-    from advbench.scheduler import failures
+    from advbench.run import check_writable, collect_anew, write_report
     from advbench.storage import BRIEF
     from advbench.store import Store
 
@@ -214,8 +212,7 @@ def report(
     references = read_references(reference or [])
     spec = make_spec(folder / "spec.toml")
     check_writable(folder)
-    opened, plan = Store(store, BRIEF), prepare(spec, data_root)
-    tables = collect(plan, opened, failures(plan, opened))
+    tables = collect_anew(spec, Store(store, BRIEF), data_root)
     if tables.results.accuracy.isna().all():
         raise InputError(
             f"store {store!r} has none of this run's results",

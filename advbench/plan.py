@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import product
 from typing import Any, Literal, NamedTuple
 
+from advbench.collector import paused
 from advbench.config import Choice, RunSpec
 from advbench.foreign import Foreign
 from advbench.keys import SCHEMA, content_key
@@ -15,7 +16,7 @@ from advbench.keys import SCHEMA, content_key
 TaskKind = Literal["train", "craft", "evaluate"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Task:
     """One unit of work.
 
@@ -41,7 +42,8 @@ class Task:
 
     def to_json(self) -> dict[str, Any]:
         """The task as JSON values."""
-        return {**vars(self), "needs": list(self.needs), "inputs": dict(self.inputs)}
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {**values, "needs": list(self.needs), "inputs": dict(self.inputs)}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Task:
@@ -129,6 +131,7 @@ class Plan:
     foreign: tuple[ForeignCell, ...] = ()
 
 
+@paused()
 def make_plan(
     spec: RunSpec,
     defenses: tuple[Choice, ...],

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from advbench.architectures import build
+from advbench.collector import paused
 from advbench.config import Choice, RunSpec, resolve
 from advbench.datasets import Dataset, load_dataset
 from advbench.errors import InputError
@@ -23,7 +24,7 @@ from advbench.registry import registry
 from advbench.report import FILES, Report, collect
 from advbench.report.output import DEFAULT, PAGE, contents
 from advbench.report.references import Reference
-from advbench.scheduler import Outcome, Scheduler, Watcher, failed_before
+from advbench.scheduler import Outcome, Scheduler, Watcher, failed_before, failures
 from advbench.storage import write_file
 from advbench.store import Store
 from advbench.tasks import Record, identify
@@ -156,6 +157,16 @@ def _about(plan: Plan) -> str:
     return f"{', '.join(spec.defenses)} under {', '.join(spec.attacks)} on {spec.dataset.partition(':')[0]}"
 
 
+def collect_anew(spec: RunSpec, store: Store, data_root: str | None = None) -> Report:
+    """The tables of a spec from what a store holds by now; the plan, which is large, is gone when they are made.
+
+    Raises:
+        InputError: as `prepare`.
+    """
+    plan = prepare(spec, data_root)
+    return collect(plan, store, failures(plan, store))
+
+
 def write_out(plan: Plan, store: Store, outcome: Outcome, out: Path) -> tuple[Report, tuple[Path, ...]]:
     """Make a run's tables and write its files, also when cells failed.
 
@@ -211,6 +222,7 @@ def foreign_of(plan: Plan) -> tuple[Foreign, ...]:
     return tuple(found.values())
 
 
+@paused()
 def write_report(
     report: Report,
     out: Path,

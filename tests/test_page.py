@@ -386,6 +386,37 @@ def test_affinities_are_drawn_as_they_were_written(browser: Browser, page: Path)
 
 @in_browser
 @pytest.mark.xdist_group("browser")
+def test_an_affinity_opens_what_lies_behind_it(browser: Browser, page: Path, report: Report) -> None:
+    browser.open(page)
+    data = data_of(page.read_text())
+    names = [defense["name"] for defense in data["defenses"]]
+    source, target = names.index("erm"), names.index("pgd_at")
+    change = "const s = document.getElementById(arguments[0]); s.value = arguments[1];"
+    which = [attack["name"] for attack in data["affinity"]["attacks"]].index("pgd")
+    browser.run(change + "s.dispatchEvent(new Event('change'))", "affinity-attack", str(which))
+    cell = f"#affinity tbody tr:nth-child({source + 1}) td:nth-child({target + 2})"
+    browser.click(f"{cell} .number")
+    (text,) = browser.texts("#behind")
+    assert "pgd from erm to pgd_at" in text
+    assert "0.50 [0.40, 0.60]" in text
+    rows = report.results.set_index(["defense", "source", "attack", "eps", "seed"])
+    assert rows.key["pgd_at", "pgd_at", "pgd", 0.05, 0] in text
+    assert rows.key["pgd_at", "pgd_at", "none", 0.0, 0] in text
+    (shown,) = browser.texts("#behind code")
+    given = options(shlex.split(shown)[2:])
+    assert given["--defense"] == ["erm", "pgd_at"]
+    assert (given["--attack"], given["--seeds"]) == (["pgd"], ["0"])
+    spec = spec_of_options(None, defenses=given["--defense"], attacks=given["--attack"], eps=given["--eps"])
+    assert spec.defenses == ("erm", "pgd_at")
+    browser.click("#behind button", "Close")
+    # Nothing is known of what failed, and the reason stands there.
+    browser.click(f"#affinity tbody tr:nth-child({target + 1}) td:nth-child({source + 2}) .number")
+    assert "an accuracy is missing" in browser.texts("#behind")[0]
+    assert browser.complaints() == []
+
+
+@in_browser
+@pytest.mark.xdist_group("browser")
 def test_the_theme_switches_and_stays(browser: Browser, page: Path) -> None:
     paper = "return getComputedStyle(document.documentElement).backgroundColor"
     browser.open(page, scheme="light")

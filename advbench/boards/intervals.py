@@ -11,12 +11,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
-from advbench.metrics import CONFIDENCE, RESAMPLES, Interval, wilson
+from advbench.metrics import RESAMPLES, Interval, student_quantile, wilson
 
 TOLERANCE = 1e-9
-NORMAL = float(stats.chi2.ppf(CONFIDENCE, 1))  # the square of the normal quantile
+NORMAL = float(student_quantile(math.inf)) ** 2  # the square of the normal quantile
 LOOSE = 1e-6  # of an end that was found from the other
 STEPS = 65  # of the search for the widest interval of a single draw's accuracy
 SLACK = 2.0  # factor on c, for what lies between those steps
@@ -85,8 +84,7 @@ def _most_of_ensemble(mean: float, images: float, draws: float) -> float:
     drawn = RESAMPLES / (RESAMPLES - 1) / 4 * draws / (draws - 1)
     variance = drawn + mean * (1 - mean) / images
     freedom = (draws - 1) * (variance / drawn) ** 2
-    quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
-    return quantile**2 * variance / (mean * (1 - mean)) * (1 + LOOSE)
+    return float(student_quantile(freedom)) ** 2 * variance / (mean * (1 - mean)) * (1 + LOOSE)
 
 
 def _most_of_draw(row: Row) -> float:
@@ -107,7 +105,7 @@ def _most_of_draw(row: Row) -> float:
     variance = np.maximum(drawn + of_images - rest, whole / (draws * images))
     scatter = drawn**2 / (draws - 1) + of_images**2 / others + rest**2 / ((draws - 1) * others)
     freedom = variance**2 / np.maximum(scatter, np.finfo(np.float64).tiny)
-    widest = float(np.max(stats.t.ppf((1 + CONFIDENCE) / 2, freedom) ** 2 * variance))
+    widest = float(np.max(student_quantile(freedom) ** 2 * variance))
     return widest / float(whole) * SLACK
 
 

@@ -16,6 +16,7 @@ from advbench.metrics.predictions import Predictions as Predictions
 from advbench.metrics.predictions import draw_interval as draw_interval
 from advbench.metrics.predictions import ensemble_interval as ensemble_interval
 from advbench.metrics.predictions import shared_spread as shared_spread
+from advbench.metrics.predictions import student_quantile as student_quantile
 from advbench.metrics.predictions import wilson as wilson
 from advbench.metrics.uncertainty import BINS as BINS
 from advbench.metrics.uncertainty import RETENTION_FRACTIONS as RETENTION_FRACTIONS

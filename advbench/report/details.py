@@ -33,6 +33,7 @@ class Square(NamedTuple):
     interval: str
     colour: str
     note: str
+    was_run: bool
 
 
 def affinity_data(report: Report, names: list[str]) -> dict[str, Any]:
@@ -92,11 +93,11 @@ def affinity_squares(data: dict[str, Any], attack: int, size: int) -> list[list[
 def _square(value: Any, low: Any, high: Any, reasons: list[str]) -> Square:
     if not isinstance(value, int):
         note = reasons[value[0]] if value else "not part of the run"
-        return Square("n/a" if value else "not run", "", "none", note)
+        return Square("n/a" if value else "not run", "", "none", note, bool(value))
     step = min(COLOURS, max(0, math.floor(value / 100 + 0.5)))
     interval = f"[{low / 1000:.2f}, {high / 1000:.2f}]" if isinstance(low, int) and isinstance(high, int) else ""
     note = reasons[low[0]] if isinstance(low, list) else ""
-    return Square(f"{value / 1000:.2f}", interval, f"a{step}", note)
+    return Square(f"{value / 1000:.2f}", interval, f"a{step}", note, was_run=True)
 
 
 def retention_table(report: Report) -> Table:

@@ -5,10 +5,11 @@ All of them compare 95 % intervals, so that noise alone raises none.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from itertools import combinations
 from typing import NamedTuple
 
+from advbench.config import Choice
 from advbench.plan import Cell
 from advbench.report.judgements import Judgement
 
@@ -33,24 +34,18 @@ class _Seen(NamedTuple):
 
     place: int
     cell: Cell
+    attack: Choice
     low: float
     high: float
     classes: int
 
     @property
-    def label(self) -> str:
-        return self.cell.attack.label if self.cell.attack else "none"
-
-    @property
     def white_box(self) -> bool:
-        attack = self.cell.attack
-        own = self.cell.source.label == self.cell.defense.label
-        return attack is not None and own and "black_box" not in attack.traits
+        return self.cell.source.label == self.cell.defense.label and "black_box" not in self.attack.traits
 
     @property
     def single_step(self) -> bool:
-        attack = self.cell.attack
-        return attack is not None and attack.passes is not None and attack.passes <= 1
+        return self.attack.passes is not None and self.attack.passes <= 1
 
 
 def suspicious(cells: Sequence[Cell], judged: Sequence[Judgement | None], norm: str) -> dict[int, list[str]]:
@@ -64,7 +59,7 @@ def suspicious(cells: Sequence[Cell], judged: Sequence[Judgement | None], norm: 
     groups: dict[tuple[str, int], list[_Seen]] = {}
     for index, (cell, judgement) in enumerate(zip(cells, judged, strict=True)):
         if judgement is not None and cell.attack is not None:
-            seen = _Seen(index, cell, *judgement.interval, judgement.classes)
+            seen = _Seen(index, cell, cell.attack, *judgement.interval, judgement.classes)
             groups.setdefault((cell.defense.label, cell.seed), []).append(seen)
     found: dict[int, set[str]] = {}
     for group in groups.values():
@@ -81,11 +76,13 @@ def _of_one_defense(group: list[_Seen], norm: str) -> Iterator[tuple[_Seen, str]
         yield from _at_one_eps(alike)
     lines: dict[tuple[str, str], list[_Seen]] = {}
     for seen in sorted(group, key=lambda seen: seen.cell.eps):
-        lines.setdefault((seen.label, seen.cell.source.label), []).append(seen)
+        lines.setdefault((seen.attack.label, seen.cell.source.label), []).append(seen)
     for line in lines.values():
-        for one, other in combinations(line, 2):
-            if one.cell.eps < other.cell.eps and one.high < other.low:
-                yield other, "rises_with_eps"
+        lowest = math.inf
+        for seen in line:
+            if lowest < seen.low:
+                yield seen, "rises_with_eps"
+            lowest = min(lowest, seen.high)
     for seen in group:
         if norm == "linf" and seen.white_box and seen.cell.eps >= 1 and seen.low > 1 / seen.classes:
             yield seen, "above_chance_at_eps_1"
@@ -93,10 +90,11 @@ def _of_one_defense(group: list[_Seen], norm: str) -> Iterator[tuple[_Seen, str]
 
 def _at_one_eps(group: list[_Seen]) -> Iterator[tuple[_Seen, str]]:
     white = [seen for seen in group if seen.white_box]
+    others = [seen for seen in group if not seen.white_box]
     quick = [seen for seen in white if seen.single_step]
     for seen in white:
         if not seen.single_step and any(one.high < seen.low for one in quick):
             yield seen, "single_step_stronger"
     best = min(white, key=lambda seen: (seen.low + seen.high, seen.place), default=None)
-    if best and any(seen.high < best.low for seen in group if not seen.white_box):
+    if best and any(seen.high < best.low for seen in others):
         yield best, "black_box_stronger"

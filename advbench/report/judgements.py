@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from array import array
-from collections.abc import Iterator, Mapping
+from binascii import a2b_base64
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,11 +49,12 @@ class Judgement:
         """Of the ensemble's accuracy."""
         return self.numbers[3], self.numbers[4]
 
-    def correct(self) -> Bools:
-        """Whether the ensemble is right on each image, `(N,)`; needs `right`."""
-        bits = np.frombuffer(base64.b64decode(self.right or b""), np.uint8)
-        result: Bools = np.unpackbits(bits, count=int(self.numbers[0])).view(np.bool_)
-        return result
+
+def correct(judged: Sequence[Judgement]) -> Bools:
+    """Whether each cell's ensemble is right on each image, `(cells, N)`; all of them need `right`."""
+    bits = np.frombuffer(b"".join(a2b_base64(each.right or b"") for each in judged), np.uint8)
+    result: Bools = np.unpackbits(bits.reshape(len(judged), -1), 1, int(judged[0].numbers[0])).view(np.bool_)
+    return result
 
 
 DETAILS = ("retention", "histograms", "calibration", "uncertainty", "detection")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import pandas as pd
 from tabulate import tabulate
 
 from advbench.report import details
 from advbench.report.flags import FLAGS, raised
-from advbench.report.tables import Report
+from advbench.report.tables import Report, as_rows
 from advbench.report.texts import accuracy_text, count_text, escape, escape_cell, format_eps, number_text
 
 
@@ -48,7 +47,7 @@ def main_rows(report: Report) -> list[dict[str, str]]:
     several_nets = report.leaderboard.architecture.nunique() > 1
     flagged = report.leaderboard["flags"].ne("").any()
     rows = []
-    for record in _records(report.leaderboard):
+    for record in as_rows(report.leaderboard):
         row = {"rank": "n/a" if pd.isna(record["rank"]) else str(record["rank"]), "defense": record["defense"]}
         if several_nets:
             row |= {"net": record["architecture"], "weights": count_text(record["parameters"])}
@@ -106,11 +105,10 @@ def _doubts(results: pd.DataFrame) -> Iterator[str]:
     lines = []
     notes = {note: raised(note) for note in results["flags"].unique()}
     for flag, meaning in FLAGS.items():
-        cells = results[[flag in notes[text] for text in results["flags"]]]
+        cells = results[results["flags"].isin([note for note, flags in notes.items() if flag in flags])]
         if len(cells):
-            names = dict.fromkeys(
-                f"{row['defense']} under {row['attack']} {format_eps(row['eps'])}" for row in _records(cells)
-            )
+            places = cells[["defense", "attack", "eps"]].drop_duplicates().itertuples(index=False, name=None)
+            names = [f"{defense} under {attack} {format_eps(eps)}" for defense, attack, eps in places]
             lines.append(f"- **{escape(flag)}**: {meaning}. {escape(', '.join(names))}")
     if lines:
         yield "## Read with doubt\n\n" + "\n".join(lines)
@@ -123,7 +121,7 @@ def _eps_tables(results: pd.DataFrame, leaderboard: pd.DataFrame) -> Iterator[st
         rows = [
             {"defense": r["defense"], "0": accuracy_text(r, "clean")}
             | {format_eps(eps): accuracy_text(r, f"{attack}@{eps:.10g}") for eps in radii}
-            for r in _records(leaderboard)
+            for r in as_rows(leaderboard)
         ]
         yield f"## {escape(attack)}: accuracy against eps\n\n" + _table(pd.DataFrame(rows))
 
@@ -166,10 +164,6 @@ def _detail_tables(report: Report) -> Iterator[str]:
         if table.rows:
             rows = [dict(zip(table.headings, row, strict=True)) for row in table.rows]
             yield "\n\n".join(filter(None, (f"## {heading}", note, _table(pd.DataFrame(rows)))))
-
-
-def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
 
 
 def _table(frame: pd.DataFrame) -> str:

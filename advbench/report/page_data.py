@@ -14,7 +14,7 @@ from advbench.config import RunSpec
 from advbench.report.flags import FLAGS
 from advbench.report.ranks import own_rows
 from advbench.report.references import Reference
-from advbench.report.tables import Report
+from advbench.report.tables import Report, as_rows
 from advbench.report.texts import accuracy_text, count_text, format_eps, number_text
 
 Cells = dict[tuple[str, str, float], list[dict[str, Any]]]
@@ -78,9 +78,9 @@ class Board:
         self.radii: list[float] = sorted(map(float, attacked.eps.unique()))
         self.seeds: list[int] = sorted(map(int, results.seed.unique()))
         self._cells: Cells = {}
-        for row in records(results[own_rows(results)]):
+        for row in as_rows(results[own_rows(results)]):
             self._cells.setdefault((row["defense"], row["attack"], row["eps"]), []).append(row)
-        self._records = {row["defense"]: row for row in records(report.leaderboard)}
+        self._records = {row["defense"]: row for row in as_rows(report.leaderboard)}
 
     @property
     def headline(self) -> int:
@@ -231,11 +231,6 @@ class Board:
             if key not in run and value is not None
         ]
         return " ".join([chosen, *settings])
-
-
-def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of a table as dicts by column."""
-    return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
 
 
 def _swept(results: pd.DataFrame) -> bool:

@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import pandas as pd
-
 from advbench.config import RunSpec
 from advbench.errors import InputError, unknown_name
 from advbench.report.ranks import own_rows
-from advbench.report.tables import Report
+from advbench.report.tables import Report, as_rows
 from advbench.report.texts import format_eps
 from advbench.storage import write_file
 
@@ -193,7 +191,7 @@ def model_info(report: Report, spec: RunSpec | None, defense: str) -> dict[str, 
     board = report.leaderboard
     if defense not in set(board.defense):
         raise unknown_name("defense", defense, board.defense)
-    row = next(_records(board[board.defense == defense]))
+    row = as_rows(board[board.defense == defense])[0]
     if math.isnan(row["worst"]) or math.isnan(row["clean"]):
         raise InputError(
             f"model file of {defense!r}", expected="all its accuracies", got=f"{row['failed_cells']} cells missing"
@@ -216,10 +214,6 @@ def model_info(report: Report, spec: RunSpec | None, defense: str) -> dict[str, 
         "footnote": _footnote(row, eps, spec),
         "unreliable": bool(row["flags"]),
     }
-
-
-def _records(frame: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    return ({str(name): value for name, value in row.items()} for row in frame.to_dict("records"))
 
 
 def _footnote(row: Mapping[str, Any], eps: float, spec: RunSpec | None) -> str:
@@ -252,7 +246,7 @@ def write_model_infos(report: Report, spec: RunSpec | None, folder: Path) -> dic
     if complete.empty:
         raise InputError("model files", expected="a defense with all its accuracies under attack", got="none")
     written = {}
-    for row in _records(complete):
+    for row in as_rows(complete):
         data, name = (quote(str(row[which]), safe="@+") for which in ("dataset", "defense"))
         path = folder / data / NORMS.get(str(row["norm"]), quote(str(row["norm"]), safe="")) / f"{name}.json"
         text = json.dumps(model_info(report, spec, row["defense"]), indent=2, ensure_ascii=False)

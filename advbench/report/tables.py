@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from advbench.collector import paused
 from advbench.errors import InputError
 from advbench.plan import Cell, Plan
 from advbench.report import uncertainty
@@ -107,6 +109,7 @@ def _csv_bytes(frame: pd.DataFrame) -> bytes:
     return file.getvalue()
 
 
+@paused()
 def collect(plan: Plan, store: Store, failed: Mapping[str, str] | None = None) -> Report:
     """Make the tables of a plan from what the store holds.
 
@@ -195,8 +198,12 @@ def _column(name: str, values: list[str]) -> Any:
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of a table by column; what is missing in a number's place is NaN."""
-    plain = frame.astype({name: "float64" for name in COUNTS if name in frame})
-    return [{str(name): value for name, value in row.items()} for row in plain.to_dict("records")]
+    return as_rows(frame.astype({name: "float64" for name in COUNTS if name in frame}))
+
+
+def as_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table by column, with whole numbers as such, and NA where one is missing."""
+    return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
 
 
 def _identity(plan: Plan, cell: Cell) -> dict[str, Any]:
@@ -226,32 +233,36 @@ def _attack_params(plan: Plan, cell: Cell) -> Mapping[str, Any]:
 def _results(plan: Plan, judged: Sequence[Judgement | None], reasons: Mapping[str, str]) -> pd.DataFrame:
     """`results.csv`, column by column."""
     doubts = suspicious(plan.cells, judged, plan.spec.norm)
-    params: dict[str, str] = {}
-    texts: dict[str, list[Any]] = {name: [] for name in RESULT_COLUMNS if name not in NUMBERS}
-    for index, (cell, judgement) in enumerate(zip(plan.cells, judged, strict=True)):
-        row = _identity(plan, cell)
-        for kind in ("defense", "attack"):
-            name = f"{kind} {row[kind]}"
-            if name not in params:
-                params[name] = _one_line(cell.defense.params if kind == "defense" else _attack_params(plan, cell))
-            row[f"{kind}_params"] = params[name]
-        row |= {"key": cell.key, "versions": judgement.versions if judgement else ""}
-        reason = reasons.get(cell.key)
-        if judgement:
-            row["flags"] = ";".join([*judgement.flags, *doubts.get(index, ())])
-        else:
-            row["flags"] = f"failed: {reason}" if reason else "missing"
-        for name, column in texts.items():
-            column.append(row[name])
-    absent = (math.nan,) * len(NUMBERS)
+    defenses = {cell.defense.label: cell for cell in plan.cells}
+    attacks = {cell.attack.label if cell.attack else "none": cell for cell in plan.cells}
+    params = {
+        "defense": {label: _one_line(cell.defense.params) for label, cell in defenses.items()},
+        "attack": {label: _one_line(_attack_params(plan, cell)) for label, cell in attacks.items()},
+    }
+    columns: dict[str, Any] = {name: [] for name in uncertainty.IDENTITY}
+    for cell in plan.cells:
+        for name, value in _identity(plan, cell).items():
+            columns[name].append(value)
+    for kind, lines in params.items():
+        columns[f"{kind}_params"] = [lines[label] for label in columns[kind]]
+    columns["key"] = [cell.key for cell in plan.cells]
+    columns["versions"] = [judgement.versions if judgement else "" for judgement in judged]
+    columns["flags"] = [
+        ";".join([*judgement.flags, *doubts.get(index, ())]) if judgement else _absence(reasons.get(cell.key))
+        for index, (cell, judgement) in enumerate(zip(plan.cells, judged, strict=True))
+    ]
     # Long texts that many rows share are kept once.
-    columns: dict[str, Any] = {name: pd.Categorical(v) if name in SHARED else v for name, v in texts.items()}
-    for place, name in enumerate(NUMBERS):
-        found = ((each.numbers if each else absent)[place] for each in judged)
-        columns[name] = np.fromiter(found, np.float64, len(judged))
+    columns |= {name: pd.Categorical(columns[name]) for name in SHARED}
+    absent = array("d", [math.nan] * len(NUMBERS))
+    numbers = np.frombuffer(b"".join(each.numbers if each else absent for each in judged))
+    columns |= dict(zip(NUMBERS, numbers.reshape(-1, len(NUMBERS)).T, strict=True))
     for name in COUNTS[:2]:
         columns[name] = pd.array(columns[name], dtype="Int64")
     return pd.DataFrame(columns, columns=RESULT_COLUMNS)
+
+
+def _absence(reason: str | None) -> str:
+    return f"failed: {reason}" if reason else "missing"
 
 
 def planned(plan: Plan) -> pd.DataFrame:

@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from advbench.metrics import HARMLESS, MISSING, affinities, affinity_intervals, resampled_accuracies
-from advbench.report.judgements import Judgement
+from advbench.report.judgements import Judgement, correct
 
 COLUMNS = (
     "dataset architecture attack norm eps seed source target affinity affinity_low affinity_high clean_accuracy "
@@ -85,7 +85,7 @@ def _intervals(triples: Positions, known: NDArray[np.bool_], judged: Sequence[Ju
         used, inverse = np.unique(triples[some], return_inverse=True)
         cells = [each for index in used if (each := judged[index]) is not None]
         spreads = np.array([each.draw_variance for each in cells])
-        accuracies = resampled_accuracies(np.stack([each.correct() for each in cells]), spreads)
+        accuracies = resampled_accuracies(correct(cells), spreads)
         clean, transfer, white = (accuracies[column] for column in inverse.reshape(-1, 3).T)
         ends[some] = affinity_intervals(clean, transfer, white)
     itself = triples[:, 1] == triples[:, 2]

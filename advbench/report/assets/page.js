@@ -121,10 +121,20 @@
     return made;
   }
 
-  function command(defense, attack, eps, seeds) {
+  function command(chosen, attack, eps, seeds) {
     const { command: base, attacks, eps: radii, defenses } = data();
+    const options = chosen.map((defense) => defenses[defense].option).join(" ");
     const attacked = attack < 0 ? "--attack none" : `${attacks[attack].option} --eps ${radii[eps][1]}`;
-    return `${base} ${defenses[defense].option} ${attacked} --seeds ${seeds.join(",")}`;
+    const code = element("pre");
+    code.append(element("code", `${base} ${options} ${attacked} --seeds ${seeds.join(",")}`));
+    return [element("h3", "The command that repeats it"), code];
+  }
+
+  function open(title, parts) {
+    at("behind-title").textContent = title;
+    at("behind-body").replaceChildren(...parts);
+    at("behind").showModal();
+    at("behind").scrollTop = 0;
   }
 
   function seedTable(rows) {
@@ -165,7 +175,6 @@
     const judged = defenses[defense];
     const which = attack < 0 ? "clean" : `${attacks[attack].name}, ${norm} eps ${radii[eps][0]}`;
     const mine = rows.slice(start, end);
-    at("behind-title").textContent = `${judged.name}, ${which}`;
     const parts = [
       list([
         ["accuracy", `${text} ${interval || notes[note]}`],
@@ -174,10 +183,7 @@
       ]),
     ];
     if (mine.length) {
-      parts.push(element("h3", "The command that repeats it"));
-      const code = element("pre");
-      code.append(element("code", command(defense, attack, eps, mine.map((row) => row[0]))));
-      parts.push(code, seedTable(mine));
+      parts.push(...command([defense], attack, eps, mine.map((row) => row[0])), seedTable(mine));
     }
     for (const row of mine) {
       const about = [["key", row[16]], ["versions", versions[row[17]] || "not known"]];
@@ -190,9 +196,7 @@
       parts.push(element("h3", `Training, seed ${seed}`), list(about));
     }
     if (attack >= 0) parts.push(element("h3", `Attack ${attacks[attack].name}`), list(attacks[attack].params));
-    at("behind-body").replaceChildren(...parts);
-    at("behind").showModal();
-    at("behind").scrollTop = 0;
+    open(`${judged.name}, ${which}`, parts);
   }
 
   board.addEventListener("click", (event) => {
@@ -227,22 +231,62 @@
         const value = values[place][index];
         const cell = row.cells[to + 1];
         const low = place === eps.length - 1 ? lows[index] : null;
+        const known = typeof value === "number";
+        const why = known ? low : value; // a list holds the position of a reason
+        cell.className = known ? `a${Math.min(10, Math.max(0, Math.floor(value / 100 + 0.5)))}` : "none";
         cell.removeAttribute("title");
-        if (typeof value !== "number") {
-          cell.className = "none";
-          cell.textContent = value ? "n/a" : "not run";
-          cell.title = value ? reasons[value[0]] : "not part of the run";
+        if (Array.isArray(why)) cell.title = reasons[why[0]];
+        if (value === null) {
+          cell.textContent = "not run";
+          cell.title = "not part of the run";
           continue;
         }
-        cell.className = `a${Math.min(10, Math.max(0, Math.floor(value / 100 + 0.5)))}`;
-        cell.textContent = (value / 1000).toFixed(2);
+        const button = element("button", undefined, { type: "button", className: "number" });
+        button.append(element("strong", known ? (value / 1000).toFixed(2) : "n/a"));
         if (typeof low === "number") {
-          const ends = `[${(low / 1000).toFixed(2)}, ${(highs[index] / 1000).toFixed(2)}]`;
-          cell.append(element("small", ends));
-        } else if (low) cell.title = reasons[low[0]];
+          button.append(element("small", `[${(low / 1000).toFixed(2)}, ${(highs[index] / 1000).toFixed(2)}]`));
+        }
+        cell.replaceChildren(button);
       }
     });
   }
+
+  function between(cell) {
+    const { affinity, attacks, cells, rows, versions, defenses, eps: radii, dataset, norm } = data();
+    const [source, target] = [cell.parentElement.sectionRowIndex, cell.cellIndex - 1];
+    const [from, to] = [defenses[source].name, defenses[target].name];
+    const attack = attacks.findIndex(({ name }) => name === affinity.attacks[at("affinity-attack").value].name);
+    const eps = radii.findIndex(([text]) => text === affinity.eps[at("affinity-eps").value]);
+    const [clean, own] = [cells[`${target},-1,-1`], cells[`${target},${attack},${eps}`]];
+    const accuracy = ([text, interval]) => `${text} ${interval}`;
+    const keys = ([, , , start, end]) => rows.slice(start, end);
+    const pair = `rows of results.csv with defense ${to} and source ${from}`;
+    const parts = [
+      list([
+        ["affinity", [...cell.querySelectorAll("strong, small")].map((part) => part.textContent).join(" ")],
+        ...(cell.title ? [["why", cell.title]] : []),
+        ["is", "(clean accuracy - transferred) / (clean accuracy - own), mean over seeds"],
+        ["clean accuracy", `${accuracy(clean)}, ${to}`],
+        ["transferred", `on examples crafted on ${from}; for each seed in affinity.csv`],
+        ["own", `${accuracy(own)}, on examples crafted on ${to} itself`],
+        ["dataset", dataset], ["norm, eps", `${norm}, ${radii[eps][0]}`],
+      ]),
+      ...command([...new Set([source, target])], attack, eps, keys(clean).map((row) => row[0])),
+    ];
+    for (const row of keys(clean)) {
+      const mine = keys(own).find((other) => other[0] === row[0]);
+      const about = [["key, clean", row[16]], ["key, transferred", pair], ["key, own", mine?.[16] ?? "not known"]];
+      about.push(["versions", versions[row[17]] || "not known"]);
+      parts.push(element("h3", `Seed ${row[0]}`), list(about));
+    }
+    parts.push(element("h3", `Attack ${attacks[attack].name}`), list(attacks[attack].params));
+    open(`${attacks[attack].name} from ${from} to ${to}`, parts);
+  }
+
+  at("affinity")?.addEventListener("click", (event) => {
+    const button = event.target.closest(".number");
+    if (button) between(button.closest("td"));
+  });
   at("affinity-attack")?.addEventListener("change", drawAffinity);
   at("affinity-eps")?.addEventListener("change", drawAffinity);
 
