@@ -37,6 +37,7 @@ from advbench.storage import PATIENCE
 from advbench.store import Store
 from advbench.summary import read_predictions, summary
 
+SPENT = "seconds spent"  # among the values of a training's saved state
 VANISHED = 0.01  # share of gradients that are exactly zero from which an evaluation is flagged
 
 Record = dict[str, Any]
@@ -84,6 +85,7 @@ class Runner:
         self.runtime = runtime
         self.store = Store(runtime.store_url, runtime.patience)
         self._resources = runtime.resources
+        self._slot: _StoreSlot | None = None
         self._classifier = functools.lru_cache(maxsize=8)(self._load_classifier)
         self._judged = functools.lru_cache(maxsize=1)(self._load_judged)
 
@@ -100,7 +102,7 @@ class Runner:
         self._check_versions(task)
         device = self.runtime.resources.device
         at = time.time()
-        started = time.perf_counter()
+        slot = self._slot = _StoreSlot(self.store, task.key)
         memory.reset_peak(device)
         with _numerics(self.runtime.resources), redirect_stdout(sys.stderr):
             result, artifact = self._in_chunks(task, on_progress)
@@ -109,7 +111,7 @@ class Runner:
             "inputs": dict(task.inputs),
             "result": result,
             "artifact": self.store.write_artifact(task.key, artifact),
-            "seconds": round(time.perf_counter() - started, 3),
+            "seconds": round(slot.seconds(), 3),
             "memory": {"peak": memory.peak(device), "device": memory.total(device)},
             "ran": {
                 "host": socket.gethostname(),
@@ -188,7 +190,7 @@ class Runner:
             precision=inputs["precision"],
             resources=self._resources,
             progress=watch,
-            checkpoint=_StoreSlot(self.store, task.key),
+            checkpoint=self._slot,
             checkpoint_seconds=self.runtime.checkpoint_seconds,
             init=self._at_hand(inputs["init"]) if "init" in inputs else None,
         )
@@ -367,21 +369,32 @@ def _check_restores(
 
 
 class _StoreSlot:
-    """The checkpoint of one training, in the store."""
+    """The checkpoint of one task, in the store, and how long the task has taken, with earlier runs that it goes on."""
 
     def __init__(self, store: Store, key: str) -> None:
         self._store = store
         self._key = key
+        self._began = time.perf_counter()
+        self._before: float | None = None
+
+    def seconds(self) -> float:
+        """How long the task has taken so far, from its beginning."""
+        return (self._before or 0.0) + time.perf_counter() - self._began
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         raw = self._store.read_partial(self._key)
         if raw is None:
+            self._before = self._before or 0.0
             return None
         size = int.from_bytes(raw[:8], "little")
-        return safetensors.torch.load(raw[8 + size :]), json.loads(raw[8 : 8 + size])
+        values = json.loads(raw[8 : 8 + size])
+        spent = values.pop(SPENT, 0.0)
+        if self._before is None:  # else this run saved it, and has counted the time
+            self._before = spent
+        return safetensors.torch.load(raw[8 + size :]), values
 
     def save(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        head = json.dumps(dict(values)).encode()
+        head = json.dumps({**values, SPENT: self.seconds()}).encode()
         self._store.write_partial(self._key, len(head).to_bytes(8, "little") + head + _tensor_bytes(tensors))
 
 

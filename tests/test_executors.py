@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -199,6 +200,35 @@ def test_out_of_memory_halves_the_chunk_and_changes_rounding_alone(tmp_path: Pat
         PluginError, match=r"memory of cpu ran out with 20, 10, 5, 2, 1 images at once \(Tried to .*GiB\)"
     ):
         hungry(runner_of(tmp_path / "ample"), 0).run(craft)
+
+
+@pytest.mark.parametrize("fault", [KeyboardInterrupt(), torch.OutOfMemoryError("no room")])
+def test_a_training_that_went_on_took_the_time_of_all_its_parts(
+    fault: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten seconds a report, by a clock of our own; a fault after the third costs the time since the last save."""
+    now = 1000.0
+    clock = SimpleNamespace(perf_counter=lambda: now, time=time.time)
+    monkeypatch.setattr("advbench.tasks.time", clock)
+    (train,) = tasks_of(prepare(make_spec({**SPEC.model_dump(), "set": {"erm": {"stages": [6]}}})), "train")
+    reports = 0
+
+    def report(progress: Progress) -> None:
+        nonlocal now, reports
+        reports += 1
+        now += 10
+        if reports == 3:
+            raise fault
+
+    runner = runner_of(tmp_path, checkpoint_seconds=0.0)
+    try:
+        record = runner.run(train, report)
+    except KeyboardInterrupt:
+        now += 10_000
+        record = runner_of(tmp_path, checkpoint_seconds=0.0).run(train, report)
+        assert record["seconds"] == 10 * (reports - 1)
+    else:
+        assert record["seconds"] == 10 * reports
 
 
 def test_a_failure_says_whose_it_is_and_travels_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
