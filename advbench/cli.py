@@ -199,20 +199,18 @@ def report(
     store: StoreUrl = DEFAULT_STORE,
 ) -> None:
     """Write a run's report anew from the store; cells that are not there yet are shown as missing."""
-    from advbench import memory
     from advbench.report.output import DEFAULT, check_formats
     from advbench.report.references import read_references
-    from advbench.run import check_writable, collect_anew, write_report
+    from advbench.run import check_writable, collect_anew, prepare_anew, write_report
     from advbench.storage import BRIEF
     from advbench.store import Store
 
-    memory.keep()
     chosen = names(formats) if formats else DEFAULT
     check_formats(chosen)
     references = read_references(reference or [])
     spec = make_spec(folder / "spec.toml")
     check_writable(folder)
-    tables = collect_anew(spec, Store(store, BRIEF), data_root)
+    tables = collect_anew(prepare_anew(spec, folder, data_root), Store(store, BRIEF))
     if tables.results.accuracy.isna().all():
         raise InputError(
             f"store {store!r} has none of this run's results",

@@ -108,6 +108,29 @@ class DataIdentity(NamedTuple):
     test_count: int
 
 
+class Shape(NamedTuple):
+    """What nets are built for: the images of a data set, and its classes."""
+
+    channels: int
+    height: int
+    width: int
+    classes: int
+
+
+class Identity(NamedTuple):
+    """Which data a run is about.
+
+    Attributes:
+        data: what keys hold of the data set.
+        foreign: data sets whose images are shown as well.
+        shape: of the data set's images; None where that is not known.
+    """
+
+    data: DataIdentity
+    foreign: tuple[Foreign, ...] = ()
+    shape: Shape | None = None
+
+
 @dataclass(frozen=True)
 class Plan:
     """A run, laid out.
@@ -118,7 +141,7 @@ class Plan:
         cells: the rows of `results.csv` that they fill.
         trained: keys of the trainings by defense and seed.
         parameters: how many weights each architecture has.
-        data: the data set; None of plans that were merged.
+        identity: of its data; None of plans that were merged.
         foreign: what defenses make of other data sets' images.
     """
 
@@ -127,7 +150,7 @@ class Plan:
     cells: tuple[Cell, ...]
     trained: Mapping[tuple[str, int], str] = field(default_factory=dict)
     parameters: Mapping[str, int] = field(default_factory=dict)
-    data: DataIdentity | None = None
+    identity: Identity | None = None
     foreign: tuple[ForeignCell, ...] = ()
 
 
@@ -136,10 +159,9 @@ def make_plan(
     spec: RunSpec,
     defenses: tuple[Choice, ...],
     attacks: tuple[Choice, ...],
-    data: DataIdentity,
+    identity: Identity,
     core_version: str,
     parameters: Mapping[str, int] | None = None,
-    foreign: Sequence[Foreign] = (),
 ) -> Plan:
     """Lay out a run: train each defense, craft on each as source, evaluate on each as target.
 
@@ -147,17 +169,16 @@ def make_plan(
         spec: a completed spec.
         defenses: its defenses, resolved.
         attacks: its attacks, resolved.
-        data: the data set.
+        identity: of its data; `foreign` are the data sets of `spec.ood`.
         core_version: the version of advbench, which is in every key.
         parameters: how many weights each architecture has.
-        foreign: the data sets of `spec.ood`.
     """
-    layout = _Layout(spec, data, core_version)
+    layout = _Layout(spec, identity.data, core_version)
     for seed in spec.seeds:
         trained = {choice.label: layout.train(choice, seed) for choice in defenses}
         clean = {t.label: layout.evaluate(t, trained[t.label], None, "clean", seed) for t in defenses}
         layout.cells += [Cell(target, target, None, 0.0, seed, clean[target.label]) for target in defenses]
-        for other, target in product(foreign, defenses):
+        for other, target in product(identity.foreign, defenses):
             key = layout.show(target, trained[target.label], other, clean[target.label], seed)
             layout.foreign.append(ForeignCell(target, other.label, seed, key))
         for attack in attacks:
@@ -176,7 +197,7 @@ def make_plan(
                         layout.cells.append(Cell(target, source, attack, eps, seed, key))
     labels = {choice.label for choice in defenses}
     models = {which: key for which, key in layout.trained.items() if which[0] in labels}
-    return Plan(spec, layout.tasks, tuple(layout.cells), models, parameters or {}, data, tuple(layout.foreign))
+    return Plan(spec, layout.tasks, tuple(layout.cells), models, parameters or {}, identity, tuple(layout.foreign))
 
 
 def merged(plans: Sequence[Plan]) -> Plan:

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import chdir
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+from advbench.api import Data
 from advbench.architectures import build
 from advbench.collector import paused
 from advbench.config import Choice, RunSpec, resolve
-from advbench.datasets import Dataset, load_dataset
+from advbench.datasets import load_dataset
 from advbench.errors import InputError
 from advbench.executors import Executor
-from advbench.foreign import Foreign, foreign_images, identify_foreign
+from advbench.foreign import foreign_images, identify_foreign
+from advbench.identity import DATA, blank, identify, identity_text, is_about, read_identity
 from advbench.journal import Journal, State
-from advbench.plan import DataIdentity, Plan, Task, make_plan
+from advbench.plan import Identity, Plan, Task, make_plan
 from advbench.registry import registry
 from advbench.report import FILES, Report, collect
 from advbench.report.output import DEFAULT, PAGE, contents
@@ -27,7 +27,7 @@ from advbench.report.references import Reference
 from advbench.scheduler import Outcome, Scheduler, Watcher, failed_before, failures
 from advbench.storage import write_file
 from advbench.store import Store
-from advbench.tasks import Record, identify
+from advbench.tasks import Record
 
 TRACKER_FAILURES = 3  # in a row, after which a tracker is left alone
 
@@ -51,23 +51,39 @@ def prepare(spec: RunSpec, data_root: str | None = None) -> Plan:
     Raises:
         InputError: an unknown name, a bad value, absent data, or a net that the images do not fit.
     """
-    defenses, attacks = resolve(spec)
     dataset = load_dataset(spec.dataset, data_root)
-    core = registry().find("dataset", "digits").version
     foreign = identify_foreign(spec.ood, data_root, spec.ood_scale)
     for name in spec.ood:
         foreign_images(name, data_root, 1, dataset.test.shape, spec.ood_scale)
-    return make_plan(spec, defenses, attacks, identify(dataset), core, count_parameters(defenses, dataset), foreign)
+    return _lay_out(spec, identify(dataset, foreign), dataset.train)
 
 
-def count_parameters(defenses: Iterable[Choice], dataset: Dataset) -> dict[str, int]:
-    """How many weights each of the defenses' nets has on a data set, by the net's name.
+def prepare_anew(spec: RunSpec, folder: Path, data_root: str | None = None) -> Plan:
+    """The plan of a run that wrote to a folder, whose `data.json` stands for the data, if it says enough.
+
+    Raises:
+        InputError: as `prepare`.
+    """
+    identity = read_identity(folder)
+    if identity is None or identity.shape is None or not is_about(identity, spec):
+        return prepare(spec, data_root)
+    return _lay_out(spec, identity, blank(identity.shape, identity.data.name))
+
+
+def _lay_out(spec: RunSpec, identity: Identity, data: Data) -> Plan:
+    defenses, attacks = resolve(spec)
+    core = registry().find("dataset", "digits").version
+    return make_plan(spec, defenses, attacks, identity, core, count_parameters(defenses, data))
+
+
+def count_parameters(defenses: Iterable[Choice], data: Data) -> dict[str, int]:
+    """How many weights each of the defenses' nets has for images like these, by the net's name.
 
     Raises:
         InputError: a net that the images do not fit.
     """
     names = sorted({choice.architecture["name"] for choice in defenses})
-    return {name: sum(weights.numel() for weights in build(name, dataset.train, seed=0).parameters()) for name in names}
+    return {name: sum(weights.numel() for weights in build(name, data, seed=0).parameters()) for name in names}
 
 
 def carry_out(
@@ -157,14 +173,11 @@ def _about(plan: Plan) -> str:
     return f"{', '.join(spec.defenses)} under {', '.join(spec.attacks)} on {spec.dataset.partition(':')[0]}"
 
 
-def collect_anew(spec: RunSpec, store: Store, data_root: str | None = None) -> Report:
-    """The tables of a spec from what a store holds by now; the plan, which is large, is gone when they are made.
-
-    Raises:
-        InputError: as `prepare`.
-    """
-    plan = prepare(spec, data_root)
-    return collect(plan, store, failures(plan, store))
+def collect_anew(plan: Plan, store: Store) -> Report:
+    """The tables of a run from what a store holds by now."""
+    failed = failures(plan, store)
+    plan = replace(plan, tasks={})  # of a large grid they take as much memory as the tables, which do without
+    return collect(plan, store, failed)
 
 
 def write_out(plan: Plan, store: Store, outcome: Outcome, out: Path) -> tuple[Report, tuple[Path, ...]]:
@@ -178,48 +191,11 @@ def write_out(plan: Plan, store: Store, outcome: Outcome, out: Path) -> tuple[Re
     """
     report = collect(plan, store, outcome.failed)
     texts = {"spec.toml": plan.spec.to_toml()}
-    if plan.data is not None:
-        texts["data.json"] = identity_text(plan.data, foreign_of(plan))
+    if plan.identity is not None:
+        texts[DATA] = identity_text(plan.identity)
     for name, text in texts.items():
         write_file(out / name, text.encode())
     return report, (*(out / name for name in texts), *write_report(report, out, plan.spec))
-
-
-def identity_text(data: DataIdentity, foreign: Sequence[Foreign] = ()) -> str:
-    """The content of `data.json`: what keys hold of data sets, from which they can be checked without them.
-
-    Args:
-        data: the data set.
-        foreign: those whose images are shown as well.
-    """
-    values: dict[str, Any] = {
-        "name": data.name,
-        "sha256": data.digest,
-        "train_count": data.train_count,
-        "test_count": data.test_count,
-    }
-    if foreign:
-        values["foreign"] = [
-            {
-                "name": each.name,
-                "label": each.label,
-                "sha256": each.digest,
-                "images": each.images,
-                "scale": each.scale,
-            }
-            for each in foreign
-        ]
-    return json.dumps(values, indent=1) + "\n"
-
-
-def foreign_of(plan: Plan) -> tuple[Foreign, ...]:
-    """The foreign data sets of a plan, with as many images as are shown."""
-    found = {}
-    for cell in plan.foreign:
-        inputs = plan.tasks[cell.key].inputs
-        shown = inputs["foreign"]
-        found[cell.name] = Foreign(shown["name"], cell.name, shown["sha256"], inputs["images"], shown["scale"])
-    return tuple(found.values())
 
 
 @paused()

@@ -149,7 +149,7 @@ class Storage:
         """Do it; of a server's failures none but the last counts, and what is `passed` is an answer."""
         path = f"{self._root}/{name}"
         told = False
-        for pause in _pauses(0.0 if self._local else self.patience):
+        for pause in (None,) if self._local else _pauses(self.patience):
             try:
                 return act(path)
             except passed:

@@ -30,7 +30,7 @@ from advbench.errors import GoneError, InputError, PluginError
 from advbench.foreign import foreign_images
 from advbench.harness import Earlier, craft, evaluate, judge
 from advbench.metrics import Predictions
-from advbench.plan import DataIdentity, Task
+from advbench.plan import Task
 from advbench.registry import registry
 from advbench.seeds import derive
 from advbench.storage import PATIENCE
@@ -69,12 +69,6 @@ class Runtime:
     libraries: Mapping[str, str] = field(default_factory=dict)
     foreign: tuple[str, ...] = ()
     place: str = ""
-
-
-def identify(dataset: Dataset) -> DataIdentity:
-    """What a plan needs to know of a data set."""
-    kind = dataset.name.partition(":")[0]
-    return DataIdentity(kind, dataset.digest, len(dataset.train), len(dataset.test))
 
 
 class Runner:

@@ -20,12 +20,13 @@ from advbench.boards.certainty import classes_of
 from advbench.boards.check import check, check_content
 from advbench.boards.derived import NOT_AT_HAND
 from advbench.boards.findings import Findings
-from advbench.boards.identity import data_at_hand, plan_as_made, read_identity
+from advbench.boards.plans import data_at_hand, plan_as_made
 from advbench.boards.rerun import Comparison, part_of
 from advbench.boards.rows import derived_flags
 from advbench.cli import main
 from advbench.datasets import load_dataset
 from advbench.errors import InputError, StoreError
+from advbench.identity import read_identity
 from advbench.metrics import wilson
 from advbench.report.tables import records
 from advbench.report.uncertainty import UNCERTAINTY_COLUMNS
@@ -499,7 +500,7 @@ def test_keys_are_checked_without_the_data(
     def absent(*_: object) -> None:
         raise InputError("the data set is not here")
 
-    monkeypatch.setattr("advbench.boards.identity.load_dataset", absent)
+    monkeypatch.setattr("advbench.boards.plans.load_dataset", absent)
     monkeypatch.setattr("advbench.boards.check.load_dataset", absent)
     assert main(["leaderboard", "check", str(board)]) == 0
     assert capsys.readouterr().out.strip().endswith("the data set was not at hand")

@@ -14,7 +14,7 @@ from advbench import config
 from advbench.config import RunSpec, make_spec, parse_settings, parse_toml, resolve
 from advbench.errors import InputError
 from advbench.options import make_spec as make
-from advbench.plan import DataIdentity, make_plan
+from advbench.plan import DataIdentity, Identity, make_plan
 
 MINIMAL: dict[str, Any] = {"defenses": ["erm"], "attacks": ["pgd"]}
 
@@ -370,13 +370,13 @@ def test_affinity_names_attacks_of_the_run() -> None:
 def test_affinity_says_which_attacks_cross(affinity: tuple[str, ...] | None, pairs: int) -> None:
     spec = make_spec({"defenses": ["erm", "bnn"], "attacks": ["fgsm", "pgd"], "eps": [0.1]})
     spec = spec.model_copy(update={"affinity": affinity})
-    plan = make_plan(spec, *resolve(spec), DataIdentity("digits", "d", 10, 10), "1")
+    plan = make_plan(spec, *resolve(spec), Identity(DataIdentity("digits", "d", 10, 10)), "1")
     attacked = [cell for cell in plan.cells if cell.attack]
     assert len(attacked) == pairs
     crossed = {cell.attack.label for cell in attacked if cell.attack and cell.source != cell.defense}
     assert crossed == set(("fgsm", "pgd") if affinity is None else affinity)
     keys = {cell.key for cell in attacked}
-    whole = make_plan(spec.model_copy(update={"affinity": None}), *resolve(spec), plan.data, "1")  # type: ignore[arg-type]
+    whole = make_plan(spec.model_copy(update={"affinity": None}), *resolve(spec), plan.identity, "1")  # type: ignore[arg-type]
     assert keys <= {cell.key for cell in whole.cells}  # a cell's key does not depend on what else is run
 
 

@@ -20,12 +20,12 @@ from advbench.report import Report
 from advbench.report import figures as drawing
 from advbench.report.figures import (
     affinity_heatmap,
-    affinity_matrix,
     retention_curves,
     security_curves,
     svg,
     uncertainty_histograms,
 )
+from advbench.report.transfers import affinity_matrix
 
 DRAWN: list[Callable[[Report, str], Figure]] = [
     security_curves,

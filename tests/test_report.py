@@ -14,7 +14,7 @@ import safetensors.numpy
 from advbench.config import Choice, make_spec
 from advbench.errors import InputError
 from advbench.metrics import Predictions, uncertainty, wilson
-from advbench.plan import DataIdentity, Plan, make_plan
+from advbench.plan import DataIdentity, Identity, Plan, make_plan
 from advbench.registry import Entry
 from advbench.report import Report, collect, read_report
 from advbench.report.ranks import ranks
@@ -33,7 +33,7 @@ def choice(label: str) -> Choice:
 def lay_out(defenses: list[str], attacks: list[str], **settings: object) -> Plan:
     spec = make_spec({"defenses": defenses, "attacks": attacks, "eps": [0.1, 8 / 255]} | settings)
     chosen = tuple(map(choice, defenses)), tuple(choice(name) for name in attacks if name != "none")
-    return make_plan(spec, *chosen, DataIdentity("digits", "d", 10, IMAGES), "1")
+    return make_plan(spec, *chosen, Identity(DataIdentity("digits", "d", 10, IMAGES)), "1")
 
 
 def predictions(right: int) -> Predictions:

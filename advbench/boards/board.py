@@ -18,6 +18,7 @@ from tabulate import tabulate
 from advbench.api import Norm
 from advbench.config import RunSpec, make_spec, parse_toml
 from advbench.errors import InputError
+from advbench.identity import DATA
 from advbench.metrics import BINS
 from advbench.report import Report, read_report
 from advbench.report.judgements import NUMBERS
@@ -30,7 +31,6 @@ from advbench.report.texts import escape
 from advbench.storage import write_file
 
 SPEC = "spec.toml"
-DATA = "data.json"
 ABOUT = "about.md"
 PAGES = ("README.md", "index.html")
 RUN_FILES = (

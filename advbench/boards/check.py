@@ -10,12 +10,12 @@ from advbench.boards.board import Board, load_board, pages
 from advbench.boards.certainty import classes_of
 from advbench.boards.derived import check_tables
 from advbench.boards.findings import Findings
-from advbench.boards.identity import Identity, data_at_hand, plan_as_made, read_identity
+from advbench.boards.plans import data_at_hand, plan_as_made
 from advbench.boards.rows import check_rows
 from advbench.datasets import Dataset, load_dataset
-from advbench.plan import Plan
+from advbench.identity import identify, is_about, read_identity
+from advbench.plan import Identity, Plan
 from advbench.report.tables import to_csv
-from advbench.tasks import identify
 
 
 class Checked(NamedTuple):
@@ -54,7 +54,7 @@ def check(folder: Path, data_root: str | None = None) -> Checked:
     stated, dataset = read_identity(folder), data_at_hand(board.spec.dataset, data_root)
     if stated is None:
         dataset = dataset or load_dataset(board.spec.dataset, data_root)
-        identity = Identity(identify(dataset))
+        identity = identify(dataset)
     else:
         identity = stated
         _check_data(board, stated, dataset, data_root, findings)
@@ -71,12 +71,12 @@ def _check_data(
     board: Board, stated: Identity, dataset: Dataset | None, data_root: str | None, findings: Findings
 ) -> None:
     """Whether `data.json` is about the spec's data, and says of it what holds, as far as the data is at hand."""
-    if dataset is not None and (seen := identify(dataset)) != stated.data:
-        findings.add("data.json does not describe the data set", f"it is {seen.name} of SHA-256 {seen.digest}")
-    kinds = [name.partition(":")[0] for name in (board.spec.dataset, *board.spec.ood)]
-    names = [stated.data.name, *(each.name for each in stated.foreign)]
-    scales = {each.scale for each in stated.foreign}
-    if kinds != names or scales - {board.spec.ood_scale}:
+    seen = None if dataset is None else identify(dataset)
+    if seen is not None and (seen.data != stated.data or stated.shape not in (None, seen.shape)):
+        what = f"it is {seen.data.name} of SHA-256 {seen.data.digest}, {seen.shape}"
+        findings.add("data.json does not describe the data set", what)
+    if not is_about(stated, board.spec):
+        names = [stated.data.name, *(each.name for each in stated.foreign)]
         findings.add("data.json is about other data than the spec", ", ".join(names))
         return
     for name, each in zip(board.spec.ood, stated.foreign, strict=True):

@@ -9,25 +9,24 @@ from pathlib import Path
 import pandas as pd
 
 from advbench.boards import staging
-from advbench.boards.board import ABOUT, DATA, RUN_FILES, SPEC, Board, load_board, pages
+from advbench.boards.board import ABOUT, RUN_FILES, SPEC, Board, load_board, pages
 from advbench.boards.certainty import classes_of
-from advbench.boards.check import check, check_content
+from advbench.boards.check import Checked, check, check_content
 from advbench.boards.compare import Place, Row, same
 from advbench.boards.derived import NOT_AT_HAND
 from advbench.boards.findings import Findings, row_name
-from advbench.boards.identity import lay_out, version_of
 from advbench.boards.parcel import Parcel, opened
+from advbench.boards.plans import lay_out, version_of
 from advbench.boards.rows import derived_flags, place
 from advbench.boards.vetting import check_records, check_settings
 from advbench.config import RunSpec, make_spec
-from advbench.datasets import Dataset
+from advbench.identity import DATA, identity_text
 from advbench.plan import Plan
 from advbench.report import Report, collect
 from advbench.report.ranks import with_own_source
 from advbench.report.tables import MODEL_COLUMNS, RESULT_COLUMNS, planned, records, to_csv
 from advbench.report.transfers import COLUMNS as AFFINITY_COLUMNS
 from advbench.report.transfers import affinity_table
-from advbench.run import identity_text
 from advbench.storage import write_file
 
 PAIR = ("attack", "eps", "seed", "source", "target")
@@ -89,7 +88,7 @@ def merge(folder: Path, path: Path, *, replacing: bool = False, data_root: str |
         check_records(parcel, theirs, board, checked.dataset, findings)
         if findings:
             return findings
-        files = _joined(board, parcel, theirs, findings, checked.dataset)
+        files = _joined(checked, parcel, theirs, findings)
         if findings:
             return findings
         staging.replace_together(folder, files, parcel.digest)
@@ -104,22 +103,20 @@ def _told(board: Board, label: str, *, finished: bool = False) -> Merged:
     return Merged(label, rows, int((involved & missing).sum()), finished)
 
 
-def _joined(
-    board: Board, parcel: Parcel, theirs: Plan, findings: Findings, dataset: Dataset | None
-) -> dict[str, bytes]:
+def _joined(checked: Checked, parcel: Parcel, theirs: Plan, findings: Findings) -> dict[str, bytes]:
     """The files of the board with the submission, which is sound if nothing is found.
 
     Args:
-        board: the board.
+        checked: the board.
         parcel: the submission.
         theirs: its plan.
         findings: where it is noted what is wrong with the board that they make.
-        dataset: the data set, where it is at hand.
     """
-    whole = lay_out(_joined_spec(board.spec, parcel), parcel.identity, version_of(theirs))
+    board, identity, dataset = checked.board, checked.identity, checked.dataset
+    whole = lay_out(_joined_spec(board.spec, parcel), identity, version_of(theirs))
     report = _with_sizes(collect(theirs, parcel.store), board.report, theirs)
     tables = _Joint(board.report, report, whole, parcel.label, findings, classes_of(board, dataset)).report()
-    texts = {SPEC: whole.spec.to_toml(), DATA: identity_text(*parcel.identity)}
+    texts = {SPEC: whole.spec.to_toml(), DATA: identity_text(identity)}
     texts |= {name: to_csv(frame) for name, frame in tables.tables().items() if name in board.present}
     with tempfile.TemporaryDirectory(prefix="advbench-board-") as name:
         draft = Path(name)

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from advbench.boards.board import DATA, SPEC
-from advbench.boards.identity import Identity, parse_identity
+from advbench.boards.board import SPEC
 from advbench.boards.submission import MEMBERS, RECORDS
 from advbench.config import RunSpec, make_spec
 from advbench.errors import InputError
+from advbench.identity import DATA, parse_identity
+from advbench.plan import Identity
 from advbench.store import Store
 from advbench.upkeep import import_
 

@@ -12,8 +12,8 @@ import pandas as pd
 from advbench.boards.board import LIBRARIES, release, stated_versions
 from advbench.boards.compare import TOLERANCE, Place, Row
 from advbench.boards.findings import Findings, row_name
-from advbench.boards.identity import installed_version, version_of
 from advbench.boards.intervals import implausible_intervals
+from advbench.boards.plans import installed_version, version_of
 from advbench.plan import Cell, Plan
 from advbench.report.flags import FLAGS, suspicious
 from advbench.report.judgements import NUMBERS, Judgement
@@ -126,8 +126,9 @@ def _check_versions(rows: Sequence[Row], findings: Findings) -> None:
 def _out_of_spec(row: Row, plan: Plan) -> Iterator[str]:
     if math.isnan(row["accuracy"]):
         return
-    if plan.data is not None:
-        images = min(plan.spec.limit or plan.data.test_count, plan.data.test_count)
+    if plan.identity is not None:
+        count = plan.identity.data.test_count
+        images = min(plan.spec.limit or count, count)
         if row["n_examples"] != images:
             yield f"n_examples is not the spec's {images}"
     if row["draws"] not in (1, plan.spec.draws):

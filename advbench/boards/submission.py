@@ -12,13 +12,13 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from advbench.boards.board import DATA, SPEC
+from advbench.boards.board import SPEC
 from advbench.boards.findings import Findings
-from advbench.boards.identity import identify_data, lay_out, read_identity
+from advbench.boards.plans import lay_out
 from advbench.config import RunSpec, make_spec, narrowed, parse_toml
 from advbench.errors import InputError, StoreError, unknown_name
+from advbench.identity import DATA, identify_data, identity_text, read_identity
 from advbench.plan import Plan
-from advbench.run import identity_text
 from advbench.store import Store
 from advbench.upkeep import export
 
@@ -86,7 +86,7 @@ def submit(
     with tempfile.TemporaryDirectory(prefix="advbench-submit-") as folder:
         records = Path(folder) / RECORDS
         packed = export(store, records, plan.tasks.keys(), models=models)
-        _zip(path, {SPEC: spec.to_toml().encode(), DATA: identity_text(*identity).encode()}, records)
+        _zip(path, {SPEC: spec.to_toml().encode(), DATA: identity_text(identity).encode()}, records)
     return Submitted(path, packed.records, len(plan.cells), path.stat().st_size)
 
 

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from advbench.report.figures import affinity_matrix
 from advbench.report.tables import Report
 from advbench.report.texts import format_eps, number_text
+from advbench.report.transfers import affinity_matrix
 from advbench.report.uncertainty import CALIBRATION, SCORES
 from advbench.summary import ENTROPIES
 

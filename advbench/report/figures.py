@@ -22,6 +22,7 @@ from advbench.errors import InputError, unknown_name
 from advbench.report.svg import INK, house_style, svg
 from advbench.report.tables import Report
 from advbench.report.texts import format_eps
+from advbench.report.transfers import affinity_matrix
 from advbench.report.uncertainty import MEASURES
 from advbench.summary import ENTROPIES
 
@@ -214,24 +215,6 @@ def uncertainty_histograms(report: Report, attack: str, measure: str = "total") 
 def foreign_images(report: Report) -> list[str]:
     """What the tables call the sets of out-of-distribution images that the defenses were shown."""
     return list(report.histograms[report.histograms.images == "ood"].attack.unique())
-
-
-def affinity_matrix(cells: pd.DataFrame, names: Sequence[str], column: str = "affinity") -> NDArray[np.float64]:
-    """A column of the affinities of one attack and eps, mean over seeds, NaN where one seed's is, `(source, target)`.
-
-    Args:
-        cells: rows of the table of affinities.
-        names: of the sources and targets, in the order wanted.
-        column: which.
-    """
-    place = {name: index for index, name in enumerate(names)}
-    rows, columns = (cells[which].map(place).to_numpy(np.float64, na_value=math.nan) for which in ("source", "target"))
-    kept = ~(np.isnan(rows) | np.isnan(columns))
-    at = rows[kept].astype(int), columns[kept].astype(int)
-    sums, counts = np.zeros((2, len(names), len(names)))
-    np.add.at(sums, at, cells[column].to_numpy(np.float64, na_value=math.nan)[kept])
-    np.add.at(counts, at, 1.0)
-    return np.divide(sums, counts, out=np.full_like(sums, math.nan), where=counts > 0)
 
 
 def _root(values: NDArray[np.float64]) -> NDArray[np.float64]:

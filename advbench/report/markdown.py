@@ -12,6 +12,7 @@ from advbench.report import details
 from advbench.report.flags import FLAGS, raised
 from advbench.report.tables import Report, as_rows
 from advbench.report.texts import accuracy_text, count_text, escape, escape_cell, format_eps, number_text
+from advbench.report.transfers import affinity_matrix
 
 
 def render(report: Report, about: str = "") -> str:
@@ -133,11 +134,10 @@ def _affinity_tables(affinity: pd.DataFrame) -> Iterator[str]:
     crossed = headline[headline.source != headline.target].attack.unique()
     for attack, cells in headline[headline.attack.isin(crossed)].groupby("attack", sort=False):
         labels = list(cells.target.unique())
-        undefined = cells.affinity.isna().groupby([cells.source, cells.target]).any()
-        mean = cells.groupby(["source", "target"]).affinity.mean().where(~undefined)
+        matrix = affinity_matrix(cells, labels).tolist()
         rows = [
-            {"from \\ to": source} | {target: number_text(mean.get((source, target), math.nan)) for target in labels}
-            for source in labels
+            {"from \\ to": source} | dict(zip(labels, map(number_text, values), strict=True))
+            for source, values in zip(labels, matrix, strict=True)
         ]
         yield (
             f"## Affinity under {escape(str(attack))} {format_eps(headline.eps.max())}\n\n"

@@ -35,15 +35,16 @@ def leaderboard_table(results: pd.DataFrame, retention: pd.DataFrame, models: pd
     own = results[own_rows(results)]
     headline = own.eps.max()
     areas = _areas(retention)
+    accuracies = _accuracies(own)
     rows = []
     for defense, mine in own.groupby("defense", sort=False):
-        columns = {"clean": accuracy_columns("clean", mine[mine.attack == "none"])}
+        columns: dict[str, dict[str, float]] = {"clean": dict.fromkeys(("clean", "clean_low", "clean_high"), math.nan)}
         at_headline: dict[str, dict[str, float]] = {}
-        for (attack, eps), cells in mine[mine.attack != "none"].groupby(["attack", "eps"], sort=False):
-            name = f"{attack}@{eps:.10g}"
-            columns[name] = accuracy_columns(name, cells)
-            if eps == headline:
-                at_headline[str(attack)] = accuracy_columns("worst", cells)
+        for attack, eps, found in accuracies[str(defense)]:
+            name = "clean" if attack == "none" else f"{attack}@{eps:.10g}"
+            columns[name] = {f"{name}{end}": value for end, value in found.items()}
+            if eps == headline and attack != "none":
+                at_headline[attack] = {f"worst{end}": value for end, value in found.items()}
         seeds = mine.seed.nunique()
         known = models[models.defense == defense].parameters.dropna()
         area, complete = areas.get(str(defense), (math.nan, 0))
@@ -68,14 +69,25 @@ def leaderboard_table(results: pd.DataFrame, retention: pd.DataFrame, models: pd
     return _ranked(pd.DataFrame(rows), attacked=bool((own.attack != "none").any()))
 
 
-def accuracy_columns(name: str, cells: pd.DataFrame) -> dict[str, float]:
-    """Mean accuracy and interval over seeds; NaN as soon as one seed is missing, never a mean of the rest."""
-    mean = {
-        name: cells.accuracy.mean(skipna=False),
-        f"{name}_low": cells.accuracy_low.mean(skipna=False),
-        f"{name}_high": cells.accuracy_high.mean(skipna=False),
-    }
-    return mean | ({f"{name}_sd": cells.accuracy.std(ddof=1, skipna=False)} if len(cells) > 1 else {})
+def _accuracies(own: pd.DataFrame) -> dict[str, list[tuple[str, float, dict[str, float]]]]:
+    """For each defense the attack, eps, and mean accuracy and interval over seeds, by the ending of their columns.
+
+    NaN as soon as one seed is missing, never a mean of the rest; of several seeds, the deviation as well.
+    """
+    keys = ["defense", "attack", "eps"]
+    ends = {"accuracy": "", "accuracy_low": "_low", "accuracy_high": "_high"}
+    groups = own[[*keys, *ends]].groupby(keys, sort=False)
+    table = groups.mean().rename(columns=ends)
+    missing = own[list(ends)].isna().groupby([own[key] for key in keys], sort=False).any()
+    table = table.where(~missing.to_numpy())
+    seeds = groups.size().tolist()
+    deviations = groups.accuracy.std(ddof=1).where(~missing.accuracy).tolist()
+    found: dict[str, list[tuple[str, float, dict[str, float]]]] = {}
+    for key, row, count, deviation in zip(table.index, table.to_dict("records"), seeds, deviations, strict=True):
+        defense, attack, eps = key
+        columns = {str(end): float(value) for end, value in row.items()}
+        found.setdefault(defense, []).append((attack, eps, columns | ({"_sd": deviation} if count > 1 else {})))
+    return found
 
 
 def ranks(lows: Sequence[float], highs: Sequence[float]) -> list[int | None]:

@@ -105,6 +105,8 @@ def to_csv(frame: pd.DataFrame) -> str:
 
 def _csv_bytes(frame: pd.DataFrame) -> bytes:
     file = io.BytesIO()  # a file of text would take four times the memory
+    # As objects, fractions are written in fewer steps, with the same digits.
+    frame = frame.astype({name: object for name, kind in frame.dtypes.items() if kind == np.float64})
     frame.to_csv(file, index=False, lineterminator="\n", mode="wb")
     return file.getvalue()
 

@@ -51,6 +51,24 @@ def affinity_table(results: pd.DataFrame, judged: Sequence[Judgement | None] = (
     return table[COLUMNS].reset_index(drop=True)
 
 
+def affinity_matrix(cells: pd.DataFrame, names: Sequence[str], column: str = "affinity") -> NDArray[np.float64]:
+    """A column of the affinities of one attack and eps, mean over seeds, NaN where one seed's is, `(source, target)`.
+
+    Args:
+        cells: rows of the table of affinities.
+        names: of the sources and targets, in the order wanted.
+        column: which.
+    """
+    place = {name: index for index, name in enumerate(names)}
+    rows, columns = (cells[which].map(place).to_numpy(np.float64, na_value=math.nan) for which in ("source", "target"))
+    kept = ~(np.isnan(rows) | np.isnan(columns))
+    at = rows[kept].astype(int), columns[kept].astype(int)
+    sums, counts = np.zeros((2, len(names), len(names)))
+    np.add.at(sums, at, cells[column].to_numpy(np.float64, na_value=math.nan)[kept])
+    np.add.at(counts, at, 1.0)
+    return np.divide(sums, counts, out=np.full_like(sums, math.nan), where=counts > 0)
+
+
 def _known(triples: Positions, judged: Sequence[Judgement | None]) -> NDArray[np.bool_]:
     """Of which pairs all three cells are known image by image."""
     known = np.array([each is not None and each.right is not None for each in judged] + [False])

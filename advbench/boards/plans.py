@@ -1,25 +1,21 @@
-"""What a board's keys rest on: which data, and which version of advbench."""
+"""The plan of a board, with the keys of the version that made it, and without its data where they are not at hand."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
-from advbench.boards.board import DATA, release, stated_versions
+from advbench.boards.board import release, stated_versions
 from advbench.config import Choice, RunSpec, resolve
 from advbench.datasets import DEFAULT_ROOT, Dataset, load_dataset
-from advbench.errors import AdvbenchError, InputError
-from advbench.foreign import Foreign, identify_foreign
-from advbench.plan import DataIdentity, Plan, make_plan
+from advbench.errors import AdvbenchError
+from advbench.plan import Identity, Plan, make_plan
 from advbench.registry import registry
 from advbench.run import count_parameters
-from advbench.tasks import identify
 
 # Where torchvision keeps the data sets that it can download, below the root.
 DOWNLOADED = {
@@ -32,62 +28,6 @@ DOWNLOADED = {
     "gtsrb": "gtsrb",
 }
 CORE = "advbench"
-
-
-class Identity(NamedTuple):
-    """What keys hold of a board's data.
-
-    Attributes:
-        data: the data set.
-        foreign: those whose images are shown as well.
-    """
-
-    data: DataIdentity
-    foreign: tuple[Foreign, ...] = ()
-
-
-def read_identity(folder: Path) -> Identity | None:
-    """What a folder's `data.json` says of the data; None where there is no such file.
-
-    Raises:
-        InputError: it cannot be read.
-    """
-    path = folder / DATA
-    if not path.exists():
-        return None
-    try:
-        return parse_identity(path.read_bytes())
-    except (OSError, ValueError) as error:
-        expected = "a JSON object with name, sha256, train_count and test_count"
-        raise InputError(f"file {path}", expected=expected, got=str(error)) from error
-
-
-def parse_identity(raw: bytes) -> Identity:
-    """The content of a `data.json`.
-
-    Raises:
-        ValueError: the bytes are none.
-    """
-    try:
-        values = json.loads(raw)
-    except RecursionError as error:
-        raise ValueError("lists in lists without end") from error
-    others = values.pop("foreign", []) if isinstance(values, dict) else []
-    if not isinstance(others, list) or len(others) > 100:
-        raise ValueError(f"foreign {others!r}")
-    data = _taken(values, {"name": str, "sha256": str, "train_count": int, "test_count": int})
-    kinds = {"name": str, "label": str, "sha256": str, "images": int, "scale": float}
-    return Identity(DataIdentity(*data), tuple(Foreign(*_taken(each, kinds)) for each in others))
-
-
-def _taken(values: object, kinds: Mapping[str, type]) -> Iterator[Any]:
-    """The values of an object that has these and no others."""
-    if not isinstance(values, dict) or set(values) != set(kinds):
-        raise ValueError("other entries")
-    for name, kind in kinds.items():
-        if type(values[name]) is not kind or (name == "sha256" and not re.fullmatch(r"[0-9a-f]{64}", values[name])):
-            raise ValueError(f"{name} {values[name]!r}")
-        yield values[name]
 
 
 def data_at_hand(name: str, data_root: str | None) -> Dataset | None:
@@ -108,16 +48,6 @@ def data_at_hand(name: str, data_root: str | None) -> Dataset | None:
         return None
 
 
-def identify_data(spec: RunSpec, data_root: str | None) -> Identity:
-    """What keys hold of a spec's data, which is downloaded if need be.
-
-    Raises:
-        InputError: it is absent or malformed.
-    """
-    foreign = identify_foreign(spec.ood, data_root, spec.ood_scale)
-    return Identity(identify(load_dataset(spec.dataset, data_root)), tuple(foreign))
-
-
 def lay_out(spec: RunSpec, identity: Identity, version: str | None = None, dataset: Dataset | None = None) -> Plan:
     """The plan of a spec, without its data.
 
@@ -133,8 +63,8 @@ def lay_out(spec: RunSpec, identity: Identity, version: str | None = None, datas
     defenses, attacks = resolve(spec)
     core = installed_version() if version is None else version
     chosen = tuple(_as_of(choice, core) for choice in defenses), tuple(_as_of(choice, core) for choice in attacks)
-    parameters = {} if dataset is None else count_parameters(defenses, dataset)
-    return make_plan(spec, *chosen, identity.data, core, parameters, identity.foreign)
+    parameters = {} if dataset is None else count_parameters(defenses, dataset.train)
+    return make_plan(spec, *chosen, identity, core, parameters)
 
 
 def installed_version() -> str:

@@ -1,0 +1,130 @@
+"""Which data a run is about: what keys hold of it, and `data.json`, which says so beside the results."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from advbench.api import Data
+from advbench.config import RunSpec
+from advbench.datasets import Dataset, load_dataset
+from advbench.errors import InputError
+from advbench.foreign import Foreign, identify_foreign
+from advbench.plan import DataIdentity, Identity, Shape
+
+DATA = "data.json"
+MOST = 10_000  # of an image's height or width, and of classes, that a file may state
+
+
+def identity_text(identity: Identity) -> str:
+    """The content of `data.json`, by which keys can be checked and results reported without the data."""
+    data, foreign, shape = identity
+    values: dict[str, Any] = {
+        "name": data.name,
+        "sha256": data.digest,
+        "train_count": data.train_count,
+        "test_count": data.test_count,
+    }
+    if shape:
+        values["shape"] = shape._asdict()
+    if foreign:
+        values["foreign"] = [
+            {
+                "name": each.name,
+                "label": each.label,
+                "sha256": each.digest,
+                "images": each.images,
+                "scale": each.scale,
+            }
+            for each in foreign
+        ]
+    return json.dumps(values, indent=1) + "\n"
+
+
+def is_about(identity: Identity, spec: RunSpec) -> bool:
+    """Whether these are the data sets that a spec names, as far as names tell."""
+    kinds = [name.partition(":")[0] for name in (spec.dataset, *spec.ood)]
+    scales = {each.scale for each in identity.foreign}
+    return kinds == [identity.data.name, *(each.name for each in identity.foreign)] and scales <= {spec.ood_scale}
+
+
+def identify(dataset: Dataset, foreign: Sequence[Foreign] = ()) -> Identity:
+    """What a plan needs to know of a data set, and of those whose images are shown as well."""
+    kind = dataset.name.partition(":")[0]
+    data = DataIdentity(kind, dataset.digest, len(dataset.train), len(dataset.test))
+    return Identity(data, tuple(foreign), Shape(*dataset.train.shape, dataset.train.classes))
+
+
+def identify_data(spec: RunSpec, data_root: str | None) -> Identity:
+    """The data of a spec, which is downloaded if need be.
+
+    Raises:
+        InputError: it is absent or malformed.
+    """
+    foreign = identify_foreign(spec.ood, data_root, spec.ood_scale)
+    return identify(load_dataset(spec.dataset, data_root), foreign)
+
+
+def blank(shape: Shape, name: str) -> Data:
+    """One black image, in place of training data: enough to build a net and count its weights."""
+    image = torch.zeros(1, shape.channels, shape.height, shape.width, dtype=torch.uint8)
+    return Data(image, torch.zeros(1, dtype=torch.int64), shape.classes, name)
+
+
+def read_identity(folder: Path) -> Identity | None:
+    """What a folder's `data.json` says; None where there is no such file.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    path = folder / DATA
+    if not path.exists():
+        return None
+    try:
+        return parse_identity(path.read_bytes())
+    except (OSError, ValueError) as error:
+        expected = "a JSON object with name, sha256, train_count and test_count"
+        raise InputError(f"file {path}", expected=expected, got=str(error)) from error
+
+
+def parse_identity(raw: bytes) -> Identity:
+    """The content of a `data.json`.
+
+    Raises:
+        ValueError: the bytes are none.
+    """
+    try:
+        values = json.loads(raw)
+    except RecursionError as error:
+        raise ValueError("lists in lists without end") from error
+    others, shape = [], None
+    if isinstance(values, dict):
+        others, shape = values.pop("foreign", []), values.pop("shape", None)
+    if not isinstance(others, list) or len(others) > 100:
+        raise ValueError(f"foreign {others!r}")
+    data = _taken(values, {"name": str, "sha256": str, "train_count": int, "test_count": int})
+    kinds = {"name": str, "label": str, "sha256": str, "images": int, "scale": float}
+    foreign = tuple(Foreign(*_taken(each, kinds)) for each in others)
+    return Identity(DataIdentity(*data), foreign, None if shape is None else _shape(shape))
+
+
+def _shape(values: object) -> Shape:
+    shape = Shape(*_taken(values, dict.fromkeys(Shape._fields, int)))
+    if not all(0 < value <= MOST for value in shape):
+        raise ValueError(f"shape {tuple(shape)}")
+    return shape
+
+
+def _taken(values: object, kinds: Mapping[str, type]) -> Iterator[Any]:
+    """The values of an object that has these and no others."""
+    if not isinstance(values, dict) or set(values) != set(kinds):
+        raise ValueError("other entries")
+    for name, kind in kinds.items():
+        if type(values[name]) is not kind or (name == "sha256" and not re.fullmatch(r"[0-9a-f]{64}", values[name])):
+            raise ValueError(f"{name} {values[name]!r}")
+        yield values[name]
