@@ -159,6 +159,9 @@ def curve(
     from advbench.curve import along, trace
     from advbench.plan import merged
     from advbench.report import collect
+    from advbench.report.figures import convergence_curves
+    from advbench.report.output import drawn
+    from advbench.report.tables import to_csv
     from advbench.run import Settings, check_writable, prepare
     from advbench.storage import write_file
 
@@ -175,11 +178,12 @@ def curve(
             _complain(line)
         raise typer.Exit(1)
     traced = trace(plans, over, lambda each: collect(each, store))
-    write_file(out / "curve.csv", traced.table.to_csv(index=False, lineterminator="\n").encode())
-    traced.figure(out / "curve.png")
-    for line in traced.verdicts():
+    files = {"curve.csv": to_csv(traced.table).encode(), "curve.png": drawn(convergence_curves(traced), "png")}
+    for name, raw in files.items():
+        write_file(out / name, raw)
+    for line in traced.lines():
         _say(line)
-    for name in ("curve.csv", "curve.png"):
+    for name in files:
         _say(str(out / name))
 
 

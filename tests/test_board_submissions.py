@@ -18,7 +18,7 @@ import numpy
 import pandas as pd
 import pytest
 import safetensors.numpy
-from board_pages import pages_drawn_once
+from board_tools import files, pages_drawn_once
 
 from advbench.boards import build, load_board, merge, staging
 from advbench.boards.check import check
@@ -68,10 +68,6 @@ def submit(folder: Path, run_dir: str, label: str, path: Path, *more: str) -> in
 @pytest.fixture
 def board(made: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made / "board", tmp_path / "board"))
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def refused(board: Path, path: Path, capsys: pytest.CaptureFixture[str], code: int = 1, *more: str) -> str:

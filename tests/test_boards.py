@@ -12,15 +12,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from board_pages import pages_drawn_once
+from board_tools import contents, edit, files, lines, pages_drawn_once
 
 from advbench.boards import build, load_board, staging
 from advbench.boards.board import readme
 from advbench.boards.certainty import classes_of
-from advbench.boards.check import check, check_content
 from advbench.boards.derived import NOT_AT_HAND
 from advbench.boards.findings import Findings
-from advbench.boards.plans import data_at_hand, plan_as_made
+from advbench.boards.plans import plan_as_made
 from advbench.boards.rerun import Comparison, part_of
 from advbench.boards.rows import derived_flags
 from advbench.cli import main
@@ -63,31 +62,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def board(made: Path, tmp_path: Path) -> Path:
     """A copy of the board, to be spoilt."""
     return Path(shutil.copytree(made / "board", tmp_path / "board"))
-
-
-def lines(folder: Path) -> list[str]:
-    return list(check(folder).findings.lines())
-
-
-def contents(folder: Path) -> list[str]:
-    """What is wrong with the tables, whatever the pages say: as it would be once they were made anew."""
-    findings, board = Findings(), load_board(folder)
-    identity, dataset = read_identity(folder), data_at_hand(board.spec.dataset, None)
-    assert identity is not None
-    check_content(board, plan_as_made(board.spec, identity, board.results, dataset), findings)
-    return list(findings.lines())
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def edit(folder: Path, table: str, change: Callable[[pd.DataFrame], object]) -> None:
-    """Change a table by its text, as an editor would."""
-    path = folder / f"{table}.csv"
-    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-    changed = change(frame)
-    (changed if isinstance(changed, pd.DataFrame) else frame).to_csv(path, index=False, lineterminator="\n")
 
 
 def put(column: str, value: str, row: int = 2) -> Callable[[pd.DataFrame], None]:

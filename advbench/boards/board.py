@@ -21,6 +21,7 @@ from advbench.errors import InputError
 from advbench.identity import DATA
 from advbench.metrics import BINS
 from advbench.report import Report, read_report
+from advbench.report.curves import Curve, read_curves
 from advbench.report.judgements import NUMBERS
 from advbench.report.markdown import render
 from advbench.report.output import PAGE
@@ -39,6 +40,7 @@ RUN_FILES = (
     PAGE,
 )  # a run leaves them; where they are, they follow from the tables
 REFERENCES = "references"
+CURVES = "curves"
 LIBRARIES = ("advbench", "torch", "numpy")
 LARGEST_TOP = 50.0  # nats of a histogram's range: of more classes than there can be
 _FLOATS = ("eps", *(name for name in NUMBERS if name not in COUNTS))
@@ -55,6 +57,8 @@ class Board:
         report: the tables.
         present: names of the measured tables' files that are there.
         references: files and folders with results of others, as RobustBench describes them.
+        curves: along which attacks or judges were made stronger, by what to call them.
+        curve_files: where they are.
         about: what those who made it say of it, from `about.md`, as Markdown; the page shows it as plain paragraphs.
     """
 
@@ -63,6 +67,8 @@ class Board:
     report: Report
     present: tuple[str, ...]
     references: tuple[Path, ...]
+    curves: Mapping[str, Curve]
+    curve_files: tuple[Path, ...]
     about: str = ""
 
     @property
@@ -73,7 +79,8 @@ class Board:
     def data_files(self) -> tuple[Path, ...]:
         """The files that the pages are made of, in a fixed order."""
         names = (SPEC, DATA, ABOUT, *(f"{name}.csv" for name in MEASURED))
-        return (*(self.folder / name for name in names if (self.folder / name).is_file()), *self.references)
+        there = (self.folder / name for name in names if (self.folder / name).is_file())
+        return (*there, *self.curve_files, *self.references)
 
 
 def load_board(folder: Path) -> Board:
@@ -89,12 +96,15 @@ def load_board(folder: Path) -> Board:
             raise InputError(f"board {folder}", expected=f"{SPEC} and results.csv in it", got=f"no {name}")
     spec = make_spec(parse_toml(folder / SPEC))
     references = folder / REFERENCES
+    curves = tuple(sorted((folder / CURVES).rglob("*.csv")))
     return Board(
         folder=folder,
         spec=spec,
         report=read_tables(folder),
         present=tuple(f"{name}.csv" for name in MEASURED if (folder / f"{name}.csv").is_file()),
         references=tuple(sorted(path for path in references.rglob("*") if path.is_file())),
+        curves=read_curves(curves),
+        curve_files=curves,
         about=_read_about(folder / ABOUT),
     )
 
@@ -213,7 +223,7 @@ def pages(board: Board) -> dict[str, str]:
     """The text of every file that follows from a board's spec and tables, by name."""
     beside = [file.relative_to(board.folder).as_posix() for file in board.data_files()]
     references = read_references(board.references)
-    html = render_page(board.report, board.spec, references, beside=beside, about=board.about)
+    html = render_page(board.report, board.spec, references, beside=beside, about=board.about, curves=board.curves)
     texts = {"README.md": readme(board), "index.html": html}
     left = {name for name in RUN_FILES if (board.folder / name).is_file()}
     if left:
@@ -224,7 +234,7 @@ def pages(board: Board) -> dict[str, str]:
 
 def readme(board: Board) -> str:
     """The leaderboard as Markdown, and how the board came to be."""
-    return f"{render(board.report, board.about)}\n{_origin(board)}"
+    return f"{render(board.report, board.about, board.curves)}\n{_origin(board)}"
 
 
 def stated_versions(text: str) -> dict[str, str]:

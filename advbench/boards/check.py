@@ -8,6 +8,7 @@ from typing import NamedTuple
 from advbench.boards import staging
 from advbench.boards.board import Board, load_board, pages
 from advbench.boards.certainty import classes_of
+from advbench.boards.curves import check_curves
 from advbench.boards.derived import check_tables
 from advbench.boards.findings import Findings
 from advbench.boards.plans import data_at_hand, plan_as_made
@@ -97,6 +98,7 @@ def check_content(board: Board, plan: Plan, findings: Findings, dataset: Dataset
     classes = classes_of(board, dataset)
     check_rows(board.results, board.report.models, plan, findings, classes)
     check_tables(board, plan, findings, classes)
+    check_curves(board, plan, findings)
 
 
 def _check_pages(board: Board, findings: Findings) -> None:

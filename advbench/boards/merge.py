@@ -120,7 +120,7 @@ def _joined(checked: Checked, parcel: Parcel, theirs: Plan, findings: Findings) 
     texts |= {name: to_csv(frame) for name, frame in tables.tables().items() if name in board.present}
     with tempfile.TemporaryDirectory(prefix="advbench-board-") as name:
         draft = Path(name)
-        for file in (*board.references, *(board.folder / each for each in (ABOUT, *RUN_FILES))):
+        for file in (*board.references, *board.curve_files, *(board.folder / each for each in (ABOUT, *RUN_FILES))):
             if file.is_file():
                 write_file(draft / file.relative_to(board.folder), file.read_bytes())
         for file_name, text in texts.items():

@@ -19,6 +19,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from advbench.errors import InputError, unknown_name
+from advbench.report.curves import AXES, Curve
 from advbench.report.svg import INK, house_style, svg
 from advbench.report.tables import Report
 from advbench.report.texts import format_eps
@@ -33,7 +34,14 @@ COLOURS = (BLUE, VERMILION, "#009e73", "#cc79a7", INK)
 LINES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.2, 1.4)))
 MARKERS = "osD^vPX*<>phd8H"
 
-__all__ = ["affinity_heatmap", "retention_curves", "security_curves", "svg", "uncertainty_histograms"]
+__all__ = [
+    "affinity_heatmap",
+    "convergence_curves",
+    "retention_curves",
+    "security_curves",
+    "svg",
+    "uncertainty_histograms",
+]
 Parameters = ParamSpec("Parameters")
 
 
@@ -80,6 +88,36 @@ def security_curves(report: Report, attack: str) -> Figure:
     axes.set_title(_title(report, f"accuracy under {attack}"))
     _name_lines(figure, shown.defense)
     return _labelled(figure, f"Accuracy against eps under {attack}, a line for each defense")
+
+
+@_styled
+def convergence_curves(curve: Curve) -> Figure:
+    """Accuracy against what makes an attack stronger, or against draws, with bands of 95 %.
+
+    A line for each defense and attack, and seed.
+    """
+    figure, (axes,) = _canvas((7.6, 4.2), 1)
+    table = curve.table
+    shown = table[["defense", "attack"]].drop_duplicates().head(MOST)
+    for place, (defense, attack) in enumerate(shown.itertuples(index=False, name=None)):
+        look = _look(place)
+        for _, rows in table[(table.defense == defense) & (table.attack == attack)].groupby(["eps", "seed"]):
+            axes.fill_between(
+                rows.value, rows.accuracy_low, rows.accuracy_high, color=look.color, alpha=0.12, linewidth=0
+            )
+            axes.plot(rows.value, rows.accuracy, **look._asdict())
+    values = sorted(table.value.unique())
+    axes.set_xscale("log")
+    axes.set_xticks(values, [str(value) for value in values])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel(AXES[curve.axis])
+    axes.set_ylabel("accuracy, with its 95 % interval")
+    axes.set_ylim(-0.02, 1.02)
+    radii = ", ".join(format_eps(float(eps)) for eps in sorted(table.eps.unique()))
+    axes.set_title(f"convergence along {curve.axis} at {table.norm.iloc[0]} eps {radii}")
+    attacks = shown.attack.nunique()
+    _name_lines(figure, shown.defense if attacks == 1 else shown.defense + ", " + shown.attack)
+    return _labelled(figure, f"Accuracy against {AXES[curve.axis]}, a line for each defense")
 
 
 @_styled

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 import pandas as pd
 from tabulate import tabulate
 
 from advbench.report import details
+from advbench.report.curves import Curve
 from advbench.report.flags import FLAGS, raised
 from advbench.report.tables import Report, as_rows
 from advbench.report.texts import accuracy_text, count_text, escape, escape_cell, format_eps, number_text
 from advbench.report.transfers import affinity_matrix
 
+CONVERGENCE = (
+    "Does the accuracy still fall as an attack gets stronger, or judges get more? A line settles at the smallest value "
+    "whose 95 % interval no later accuracy falls below."
+)
 
-def render(report: Report, about: str = "") -> str:
+
+def render(report: Report, about: str = "", curves: Mapping[str, Curve] = MappingProxyType({})) -> str:
     """The Markdown file of a run.
 
     Args:
         report: the tables.
         about: what else there is to say of it, as Markdown.
+        curves: along which attacks or judges were made stronger.
     """
     results, leaderboard = report.results, report.leaderboard
     sections = [
@@ -31,6 +39,7 @@ def render(report: Report, about: str = "") -> str:
         ranking(report),
     ]
     sections += [*_failures(results), *_doubts(results), *_eps_tables(results, leaderboard)]
+    sections += _detail("Convergence", CONVERGENCE, details.convergence_table(curves))
     sections += [*_affinity_tables(report.affinity), *_detail_tables(report)]
     return "\n\n".join(filter(None, sections)) + "\n"
 
@@ -161,9 +170,14 @@ def _detail_tables(report: Report) -> Iterator[str]:
         ),
         ("Retention: accuracy on the surest images", "", details.retention_table(report)),
     ):
-        if table.rows:
-            rows = [dict(zip(table.headings, row, strict=True)) for row in table.rows]
-            yield "\n\n".join(filter(None, (f"## {heading}", note, _table(pd.DataFrame(rows)))))
+        yield from _detail(heading, note, table)
+
+
+def _detail(heading: str, note: str, table: details.Table) -> list[str]:
+    if not table.rows:
+        return []
+    rows = [dict(zip(table.headings, row, strict=True)) for row in table.rows]
+    return ["\n\n".join(filter(None, (f"## {heading}", note, _table(pd.DataFrame(rows)))))]
 
 
 def _table(frame: pd.DataFrame) -> str:

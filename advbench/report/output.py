@@ -64,11 +64,11 @@ def contents(
         from advbench.report.latex import render_latex
 
         yield "leaderboard.tex", render_latex(report).encode()
-    drawn = [form for form in ("svg", "pdf", "png") if form in formats]
-    for name, draw in _figures(report).items() if drawn else ():
+    pictures = [form for form in ("svg", "pdf", "png") if form in formats]
+    for name, draw in _figures(report).items() if pictures else ():
         figure = draw()
-        for form in drawn:
-            yield f"figures/{name}.{form}", _drawn(figure, form)
+        for form in pictures:
+            yield f"figures/{name}.{form}", drawn(figure, form)
 
 
 def _figures(report: Report) -> dict[str, Callable[[], Figure]]:
@@ -90,7 +90,8 @@ def _figures(report: Report) -> dict[str, Callable[[], Figure]]:
     return found
 
 
-def _drawn(figure: Figure, form: str) -> bytes:
+def drawn(figure: Figure, form: str) -> bytes:
+    """A figure as a file: svg, pdf or png."""
     if form == "svg":
         from advbench.report.svg import svg
 

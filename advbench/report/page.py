@@ -7,9 +7,10 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
+from types import MappingProxyType
 from typing import Any
 
 import jinja2
@@ -18,8 +19,9 @@ from matplotlib.figure import Figure
 
 from advbench.config import RunSpec
 from advbench.report import details, figures
+from advbench.report.curves import Curve
 from advbench.report.flags import FLAGS
-from advbench.report.markdown import explanation, ranking
+from advbench.report.markdown import CONVERGENCE, explanation, ranking
 from advbench.report.markdown import title as title_of
 from advbench.report.page_data import Board
 from advbench.report.references import Reference
@@ -39,6 +41,7 @@ def render_page(
     name: str = "",
     beside: Sequence[str] = (),
     about: str = "",
+    curves: Mapping[str, Curve] = MappingProxyType({}),
 ) -> str:
     """The page: the leaderboard with what lies behind each number, figures, and the tables it rests on.
 
@@ -54,12 +57,13 @@ def render_page(
         name: of the board.
         beside: files that lie beside the page, which links to them.
         about: what else there is to say, in paragraphs; what stands between backquotes is set as code.
+        curves: along which attacks or judges were made stronger, by what to call them.
     """
     board = Board(report, spec)
     affinity = details.affinity_data(report, board.names)
     crossed = [attack["name"] for attack in affinity["attacks"]]
     alike, left_out = board.references(references)
-    drawn = _figures(board)
+    drawn = _figures(board) | {"convergence": _drawn_curves(curves)}
     return _template().render(
         title=title or title_of(report),
         name=name,
@@ -82,14 +86,23 @@ def render_page(
         crossed=crossed,
         crossed_radii=affinity["eps"],
         reasons=affinity["reasons"],
-        retention=details.retention_table(report),
-        calibration=details.calibration_table(report),
-        detection=details.detection_table(report),
+        settled=details.convergence_table(curves),
+        convergence_note=CONVERGENCE,
         files=beside,
         data=_json({**board.data(), "affinity": affinity}),
         **drawn,
+        **_detailed(report),
         **_inlined(),
     )
+
+
+def _detailed(report: Report) -> dict[str, details.Table]:
+    """The tables below the main one."""
+    return {
+        "retention": details.retention_table(report),
+        "calibration": details.calibration_table(report),
+        "detection": details.detection_table(report),
+    }
 
 
 def _inlined() -> dict[str, str]:
@@ -127,6 +140,10 @@ def _figures(board: Board) -> dict[str, Drawings]:
             report, [*attacks, *figures.foreign_images(report)], figures.uncertainty_histograms
         )
     return drawn
+
+
+def _drawn_curves(curves: Mapping[str, Curve]) -> Drawings:
+    return [(name, figures.svg(figures.convergence_curves(curve), alone=False)) for name, curve in curves.items()]
 
 
 def _drawn(report: Report, attacks: Sequence[str], draw: Callable[[Report, str], Figure]) -> Drawings:

@@ -34,13 +34,13 @@ RESULT_COLUMNS = (
 MODEL_COLUMNS = "defense seed architecture parameters posterior seconds key versions".split()
 COUNTS = ("n_examples", "draws", "parameters")  # missing where there is no result
 SHARED = ("defense_params", "attack_params", "versions")
-WHOLE = ("seed", "n_kept")
+WHOLE = ("seed", "n_kept", "value")
 LARGEST = 1e15  # of any number in a table: beyond, sums and whole numbers lose digits
 MEASURED = ("results", "models", "affinity", "retention", "uncertainty", "histograms")
 FILES = (*(f"{name}.csv" for name in MEASURED), "leaderboard.csv", "leaderboard.md")
 TEXTS = (
     "dataset architecture defense defense_params attack attack_params source target norm flags key versions reason "
-    "images measure counts posterior"
+    "images measure counts posterior axis"
 ).split()
 
 
@@ -141,10 +141,10 @@ def read_report(folder: Path) -> Report:
     Raises:
         InputError: a file cannot be read, or lacks a column.
     """
-    results = _read(folder / "results.csv", RESULT_COLUMNS)
+    results = read_table(folder / "results.csv", RESULT_COLUMNS)
     mutual = ~results.attack.isin(with_own_source(results))
     found = {
-        name: _read(folder / f"{name}.csv", columns) if (folder / f"{name}.csv").exists() else None
+        name: read_table(folder / f"{name}.csv", columns) if (folder / f"{name}.csv").exists() else None
         for name, columns in (
             ("models", MODEL_COLUMNS),
             ("affinity", AFFINITY_COLUMNS),
@@ -165,7 +165,12 @@ def read_report(folder: Path) -> Report:
     return Report(results=results, **frames)
 
 
-def _read(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """A table that advbench wrote, in which text, whole numbers and fractions are told apart by column.
+
+    Raises:
+        InputError: it cannot be read, lacks a column, or has text where a number belongs.
+    """
     try:
         raw = pd.read_csv(path, dtype=str, keep_default_na=False)
         missing = [name for name in columns if name not in raw]

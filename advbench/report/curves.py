@@ -1,0 +1,128 @@
+"""Curves along one axis, and from where on the accuracy falls no more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from advbench.errors import InputError
+from advbench.report.tables import read_table
+from advbench.report.texts import format_eps
+
+COLUMNS = (
+    "dataset architecture defense attack norm eps seed axis value accuracy accuracy_low accuracy_high forward_passes "
+    "backward_passes flags key versions"
+).split()
+AXES = {
+    "samples": "samples of weights for each gradient",
+    "steps": "steps of the attack",
+    "restarts": "restarts of the attack",
+    "draws": "draws that judge",
+}
+LINE = ["defense", "attack", "eps", "seed"]
+UNCONVERGED = "unconverged"
+
+
+class Verdict(NamedTuple):
+    """Where a line of a curve settles.
+
+    Attributes:
+        defense: label.
+        attack: label.
+        eps: radius.
+        seed: of training, attack and draws.
+        value: from which on the accuracy falls no more than its interval allows; None where it falls to the end.
+        accuracy: there, with its interval; empty without a value.
+        last: the largest value.
+        end: the accuracy there.
+    """
+
+    defense: str
+    attack: str
+    eps: float
+    seed: int
+    value: int | None
+    accuracy: str
+    last: int
+    end: float
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Accuracies along one axis.
+
+    Attributes:
+        axis: what varies: a hyperparameter of the attack, or the draws that judge.
+        table: a row for each (defense, attack, seed, value), columns as `COLUMNS`.
+    """
+
+    axis: str
+    table: pd.DataFrame
+
+    def verdicts(self) -> Iterator[Verdict]:
+        """One for each defense, attack, eps and seed."""
+        for (defense, attack, eps, seed), rows in self.table.groupby(LINE, sort=False):
+            value, last = settled(rows), rows.iloc[-1]
+            accuracy = ""
+            if value is not None:
+                row = rows[rows.value == value].iloc[0]
+                accuracy = f"{row.accuracy:.3f} [{row.accuracy_low:.3f}, {row.accuracy_high:.3f}]"
+            where = (str(defense), str(attack), float(str(eps)), int(str(seed)))
+            yield Verdict(*where, value, accuracy, int(last.value), float(last.accuracy))
+
+    def lines(self) -> Iterator[str]:
+        """The verdicts, a line each."""
+        for one in self.verdicts():
+            where = f"{one.defense} under {one.attack} {format_eps(one.eps)}, seed {one.seed}"
+            end = f"{one.end:.3f} at {self.axis} {one.last}"
+            if one.value is None:
+                yield f"{where}: still falling, {end}: {UNCONVERGED}"
+            else:
+                yield f"{where}: falls no more from {self.axis} {one.value} on, {one.accuracy}; {end}"
+
+
+def settled(rows: pd.DataFrame) -> int | None:
+    """The smallest value whose interval no later accuracy falls below; None where that is the last one alone."""
+    accuracies, lows = rows.accuracy.tolist(), rows.accuracy_low.tolist()
+    for index, value in enumerate(rows.value.tolist()[:-1]):
+        if min(accuracies[index + 1 :]) >= lows[index]:
+            return int(value)
+    return None
+
+
+def read_curve(path: Path) -> Curve:
+    """A curve that `advbench curve` wrote.
+
+    Raises:
+        InputError: it cannot be read, or is none.
+    """
+    table = read_table(path, COLUMNS)
+    axes = table.axis.unique().tolist()
+    if len(axes) != 1 or axes[0] not in AXES:
+        raise InputError(f"column axis of {path}", expected=f"one of {', '.join(AXES)}", got=", ".join(axes)[:80])
+    steps = table.groupby(LINE, sort=False).value.diff()
+    if not (table.value > 0).all() or not (steps.dropna() > 0).all():
+        raise InputError(f"column value of {path}", expected="for each line rising whole numbers from 1", got="others")
+    numbers = table[["eps", "accuracy", "accuracy_low", "accuracy_high"]]
+    if numbers.isna().to_numpy().any():
+        raise InputError(f"curve {path}", expected="an accuracy with its interval in every row", got="a row without")
+    return Curve(str(axes[0]), table)
+
+
+def read_curves(paths: Sequence[Path]) -> dict[str, Curve]:
+    """Several curves, by what to call them: the axis, and the attack or file where that alone is not enough.
+
+    Raises:
+        InputError: one cannot be read.
+    """
+    found: dict[str, Curve] = {}
+    for path in paths:
+        curve = read_curve(path)
+        attacks = ", ".join(curve.table.attack.unique())
+        names = (curve.axis, f"{curve.axis}, {attacks}", f"{curve.axis}, {path.as_posix()}")
+        found[next((name for name in names if name not in found), path.as_posix())] = curve
+    return found
