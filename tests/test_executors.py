@@ -231,6 +231,19 @@ def test_a_training_that_went_on_took_the_time_of_all_its_parts(
         assert record["seconds"] == 10 * reports
 
 
+def test_workers_import_what_their_driver_does_wherever_they_start(tmp_path: Path) -> None:
+    """A folder of that name in the folder in which a run is started is somebody's, perhaps another version's."""
+    (tmp_path / "advbench").mkdir()
+    (tmp_path / "advbench" / "__init__.py").write_text("raise RuntimeError('the wrong advbench')")
+    options = "--defense erm --attack fgsm --eps 0.1 --limit 20 --set erm.stages=[1] --executor local --workers 1"
+    code = "import sys; sys.path.remove(''); from advbench.cli import script; script()"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    command = [sys.executable, "-c", code, "run", *options.split()]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert "the wrong advbench" not in done.stderr
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_failure_says_whose_it_is_and_travels_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = prepare(SPEC)
     runner = runner_of(tmp_path)

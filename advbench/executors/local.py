@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
@@ -33,7 +33,8 @@ MOVES = 0.2  # least seconds between two reports of a task's progress
 READS = 16  # of 64 KiB of a worker's output, before others get their turn
 START = 300.0  # seconds within which a worker must begin with a task
 LINES = 50  # lines of a task that are passed on
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # read when libraries are loaded
+IMPORTS = ("PYTHONPATH", "PYTHONSAFEPATH")
 
 
 @dataclass(frozen=True)
@@ -182,9 +183,13 @@ class LocalExecutor:
             ends += self._context.Pipe(duplex=False)
             ours, theirs, output, printed = ends
             process = self._context.Process(
-                target=work, args=(theirs, printed, runtime), name=f"advbench {worker.place}", daemon=False
+                target=work,
+                args=(theirs, printed, runtime, {name: os.environ.get(name) for name in IMPORTS}),
+                name=f"advbench {worker.place}",
+                daemon=False,
             )
-            with _few_threads(runtime.resources.threads), _without_main():
+            few_threads = dict.fromkeys(THREADS, str(runtime.resources.threads))
+            with _environment({**few_threads, **_imports()}), _without_main():
                 process.start()
         except OSError as error:
             for end in ends:
@@ -318,19 +323,28 @@ def _context() -> ForkServerContext | SpawnContext:
     return multiprocessing.get_context("spawn")
 
 
+def _imports() -> dict[str, str]:
+    """What makes the server of processes import what this one does, and not what lies in the folder it starts in."""
+    return {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path), "PYTHONSAFEPATH": "1"}
+
+
 @contextmanager
-def _few_threads(threads: int) -> Iterator[None]:
-    """Libraries that read their number of threads when they are loaded find the task's."""
-    before = {name: os.environ.get(name) for name in THREADS}
-    os.environ.update(dict.fromkeys(THREADS, str(threads)))
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables that what is started meanwhile finds."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        _restore(before)
+
+
+def _restore(environment: Mapping[str, str | None]) -> None:
+    for name, value in environment.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 @contextmanager
@@ -354,14 +368,16 @@ def _told(code: int | None) -> str:
     return f"{name} (killed, perhaps because memory ran out)" if name == "SIGKILL" else name
 
 
-def work(line: Connection, printed: Connection, runtime: Runtime) -> None:
+def work(line: Connection, printed: Connection, runtime: Runtime, environment: Mapping[str, str | None]) -> None:
     """A worker's life: task after task, until its driver is gone.
 
     Args:
         line: tasks come in and reports go out, as JSON.
         printed: what the process writes to standard output and error goes here.
         runtime: what tasks run with.
+        environment: variables of the driver that were others while this process was started.
     """
+    _restore(environment)
     with suppress(OSError):
         os.setpgrp()  # the terminal's interrupt is the driver's affair
     signal.signal(signal.SIGINT, signal.SIG_IGN)
