@@ -9,7 +9,7 @@ import pandas as pd
 from advbench.boards.board import Board, stated_versions
 from advbench.boards.compare import same
 from advbench.boards.findings import Findings
-from advbench.boards.plans import lay_out, version_of
+from advbench.boards.plans import lay_out, versions_of
 from advbench.config import RunSpec, narrowed
 from advbench.curve import along
 from advbench.errors import InputError
@@ -62,7 +62,7 @@ def _check_keys(spec: RunSpec, plan: Plan, curve: Curve, rows: pd.DataFrame, whe
         findings.add("a curve cannot be of the board's spec", f"{where}: {error}")
         return
     for value, run in runs:
-        for cell in lay_out(run, plan.identity, version_of(plan)).cells:
+        for cell in lay_out(run, plan.identity, versions_of(plan)).cells:
             place = (run.dataset.partition(":")[0], run.architecture, run.norm, cell.eps, cell.seed)
             due.add((*place, value, cell.key))
     columns = ["dataset", "architecture", "norm", "eps", "seed", "value", "key"]

@@ -16,7 +16,7 @@ from advbench.boards.compare import Place, Row, same
 from advbench.boards.derived import NOT_AT_HAND
 from advbench.boards.findings import Findings, row_name
 from advbench.boards.parcel import Parcel, opened
-from advbench.boards.plans import lay_out, version_of
+from advbench.boards.plans import lay_out, versions_of
 from advbench.boards.rows import derived_flags, place
 from advbench.boards.vetting import check_records, check_settings
 from advbench.config import RunSpec, make_spec
@@ -84,7 +84,7 @@ def merge(folder: Path, path: Path, *, replacing: bool = False, data_root: str |
         check_settings(board, parcel, checked.identity, findings)
         if findings:
             return findings
-        theirs = lay_out(parcel.spec, parcel.identity, version_of(checked.plan), checked.dataset)
+        theirs = lay_out(parcel.spec, parcel.identity, versions_of(checked.plan), checked.dataset)
         check_records(parcel, theirs, board, checked.dataset, findings)
         if findings:
             return findings
@@ -113,7 +113,7 @@ def _joined(checked: Checked, parcel: Parcel, theirs: Plan, findings: Findings) 
         findings: where it is noted what is wrong with the board that they make.
     """
     board, identity, dataset = checked.board, checked.identity, checked.dataset
-    whole = lay_out(_joined_spec(board.spec, parcel), identity, version_of(theirs))
+    whole = lay_out(_joined_spec(board.spec, parcel), identity, versions_of(checked.plan) | versions_of(theirs))
     report = _with_sizes(collect(theirs, parcel.store), board.report, theirs)
     tables = _Joint(board.report, report, whole, parcel.label, findings, classes_of(board, dataset)).report()
     texts = {SPEC: whole.spec.to_toml(), DATA: identity_text(identity)}

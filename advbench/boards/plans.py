@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,23 +49,25 @@ def data_at_hand(name: str, data_root: str | None) -> Dataset | None:
         return None
 
 
-def lay_out(spec: RunSpec, identity: Identity, version: str | None = None, dataset: Dataset | None = None) -> Plan:
+def lay_out(
+    spec: RunSpec, identity: Identity, versions: Mapping[str, str] | None = None, dataset: Dataset | None = None
+) -> Plan:
     """The plan of a spec, without its data.
 
     Args:
         spec: the run.
         identity: of the data.
-        version: of advbench and its own plugins, for the keys; by default that of the installed one.
+        versions: of advbench and of plugins' distributions, for the keys; by default those that are installed.
         dataset: where it is at hand, so that the nets' weights can be counted.
 
     Raises:
         InputError: an unknown name or a bad value in the spec.
     """
     defenses, attacks = resolve(spec)
-    core = installed_version() if version is None else version
-    chosen = tuple(_as_of(choice, core) for choice in defenses), tuple(_as_of(choice, core) for choice in attacks)
+    known = {CORE: installed_version(), **(versions or {})}
+    chosen = tuple(_as_of(choice, known) for choice in defenses), tuple(_as_of(choice, known) for choice in attacks)
     parameters = {} if dataset is None else count_parameters(defenses, dataset.train)
-    return make_plan(spec, *chosen, identity, core, parameters)
+    return make_plan(spec, *chosen, identity, known[CORE], parameters)
 
 
 def installed_version() -> str:
@@ -73,7 +76,7 @@ def installed_version() -> str:
 
 
 def plan_as_made(spec: RunSpec, identity: Identity, results: pd.DataFrame, dataset: Dataset | None = None) -> Plan:
-    """The plan with the keys of the version that a board's rows state.
+    """The plan with the keys of the versions that a board's rows state.
 
     Rows state a release; a checkout's keys hold more than that, so where the release is the installed one, the plan
     is the one of the two that fits more rows.
@@ -88,32 +91,47 @@ def plan_as_made(spec: RunSpec, identity: Identity, results: pd.DataFrame, datas
         InputError: an unknown name or a bad value in the spec.
     """
     installed = installed_version()
-    stated = [found[CORE] for text in results.versions if (found := stated_versions(text)).get(CORE)]
-    version = max(dict.fromkeys(stated), key=stated.count) if stated else installed
-    plan = lay_out(spec, identity, version, dataset)
+    stated = _most_stated(results)
+    version = stated.get(CORE, installed)
+    plan = lay_out(spec, identity, stated, dataset)
     if version == installed or release(version) != release(installed):
         return plan
-    other, keys = lay_out(spec, identity, installed, dataset), set(results.key)
+    other, keys = lay_out(spec, identity, {**stated, CORE: installed}, dataset), set(results.key)
     return max(plan, other, key=lambda each: sum(cell.key in keys for cell in each.cells))
 
 
-def version_of(plan: Plan) -> str:
-    """The version of advbench that is in a plan's keys."""
-    return str(next(iter(plan.tasks.values())).inputs["advbench"])
+def _most_stated(results: pd.DataFrame) -> dict[str, str]:
+    """The version of each library that most rows state."""
+    count: dict[str, Counter[str]] = {}
+    for text, rows in results.versions.value_counts(sort=False).items():
+        for name, version in stated_versions(str(text)).items():
+            count.setdefault(name, Counter())[version] += rows
+    return {name: found.most_common(1)[0][0] for name, found in count.items()}
 
 
-def _as_of(choice: Choice, version: str) -> Choice:
+def versions_of(plan: Plan) -> dict[str, str]:
+    """The versions of advbench, of plugins and of what they are built on that are in a plan's keys."""
+    found: dict[str, str] = {}
+    for task in plan.tasks.values():
+        found[CORE] = task.inputs["advbench"]
+        for kind in ("defense", "architecture", "attack"):
+            used = task.inputs.get(kind)
+            if used:
+                found |= {used["distribution"]: used["version"], **used.get("built_on", {})}
+    return found
+
+
+def _as_of(choice: Choice, versions: Mapping[str, str]) -> Choice:
     entry, net = choice.entry, dict(choice.architecture)
-    if entry.distribution == CORE:
-        entry = dataclasses.replace(entry, version=version)
-    if net.get("distribution") == CORE:
-        net["version"] = version
+    entry = dataclasses.replace(entry, version=versions.get(entry.distribution, entry.version))
+    if net:
+        net["version"] = versions.get(net["distribution"], net["version"])
     if "built_on" in net:
-        net["built_on"] = _libraries_as_of(net["built_on"], version)
-    built_on = _libraries_as_of(choice.built_on, version)
-    init = _as_of(choice.init, version) if choice.init else None
+        net["built_on"] = _libraries_as_of(net["built_on"], versions)
+    built_on = _libraries_as_of(choice.built_on, versions)
+    init = _as_of(choice.init, versions) if choice.init else None
     return choice._replace(entry=entry, architecture=net, built_on=built_on, init=init)
 
 
-def _libraries_as_of(libraries: Mapping[str, Any], version: str) -> dict[str, Any]:
-    return {name: version if name == CORE else found for name, found in libraries.items()}
+def _libraries_as_of(libraries: Mapping[str, Any], versions: Mapping[str, str]) -> dict[str, Any]:
+    return {name: versions.get(name, found) for name, found in libraries.items()}

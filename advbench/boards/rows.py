@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import math
 from array import array
 from collections import Counter
@@ -13,7 +14,7 @@ from advbench.boards.board import LIBRARIES, release, stated_versions
 from advbench.boards.compare import TOLERANCE, Place, Row
 from advbench.boards.findings import Findings, row_name
 from advbench.boards.intervals import implausible_intervals
-from advbench.boards.plans import installed_version, version_of
+from advbench.boards.plans import installed_version, versions_of
 from advbench.plan import Cell, Plan
 from advbench.report.flags import FLAGS, suspicious
 from advbench.report.judgements import NUMBERS, Judgement
@@ -54,6 +55,7 @@ def check_rows(
     rows = records(results)
     _check_places(rows, plan, findings)
     _check_versions(rows, findings)
+    _check_plugins(rows, plan, findings)
     for row in rows:
         for problem in (*_implausible(row), *_out_of_spec(row, plan)):
             findings.add(problem, row_name(row))
@@ -95,9 +97,10 @@ def _check_any_key(rows: Sequence[Row], expected: Mapping[Place, Row], plan: Pla
     alike = all(row[name] == due[name] for row, due in known for name in GIVEN)
     other = known and not any(row["key"] == due["key"] for row, due in known)
     if other and alike and stated == {release(installed_version())}:
+        made_by = versions_of(plan)["advbench"]
         findings.add(
             "no key fits although the settings do: data or spec were edited, or the sources that computed the board "
-            f"were not those of {version_of(plan)}; a board is to be computed by a release, not from a checkout"
+            f"were not those of {made_by}; a board is to be computed by a release, not from a checkout"
         )
 
 
@@ -121,6 +124,17 @@ def _check_versions(rows: Sequence[Row], findings: Findings) -> None:
     for version in seen["advbench"]:
         if release(version) != installed:
             findings.add(f"rows were made by advbench {version}, and {installed} is installed")
+
+
+def _check_plugins(rows: Sequence[Row], plan: Plan, findings: Findings) -> None:
+    """Whether the plugins that made the results, and what they are built on, are the installed ones."""
+    chosen = {choice.label: choice for cell in plan.cells for choice in (cell.defense, cell.attack) if choice}.values()
+    plugins = {choice.entry.distribution for choice in chosen}.union(*(choice.built_on for choice in chosen))
+    for name in sorted(plugins - {"advbench"}):
+        installed = release(importlib.metadata.version(name))
+        stated = {stated_versions(text).get(name) for text in {row["versions"] for row in rows}}
+        for version in sorted(release(found) for found in stated if found and release(found) != installed):
+            findings.add(f"rows were made by {name} {version}, and {installed} is installed")
 
 
 def _out_of_spec(row: Row, plan: Plan) -> Iterator[str]:

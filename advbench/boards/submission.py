@@ -12,17 +12,22 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
+
 from advbench.boards.board import SPEC
-from advbench.boards.findings import Findings
-from advbench.boards.plans import lay_out
+from advbench.boards.findings import Findings, row_name
+from advbench.boards.plans import lay_out, plan_as_made
+from advbench.boards.rows import place
 from advbench.config import RunSpec, make_spec, narrowed, parse_toml
 from advbench.errors import InputError, StoreError, unknown_name
 from advbench.identity import DATA, identify_data, identity_text, read_identity
 from advbench.plan import Plan
+from advbench.report.tables import RESULT_COLUMNS, planned, read_table, records
 from advbench.store import Store
 from advbench.upkeep import export
 
 RECORDS = "records.tar"
+RESULTS = "results.csv"
 MEMBERS = (SPEC, DATA, RECORDS)
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date that a zip can state
 
@@ -77,16 +82,19 @@ def submit(
         raise InputError(f"file {path} is there already", remedy="name another with --out, or replace it with --force")
     spec = narrow(make_spec(parse_toml(run / SPEC)), [label])
     identity = read_identity(run) or identify_data(spec, data_root)
-    plan = lay_out(spec, identity)
-    findings = Findings()
+    plan, findings = lay_out(spec, identity), Findings()
+    if (run / RESULTS).is_file():
+        results = read_table(run / RESULTS, RESULT_COLUMNS)
+        plan = plan_as_made(spec, identity, results)
+        _check_keys(plan, results, findings)
     for kind, where in _absent(plan, store):
         findings.add(kind, where)
     if findings:
         return findings
     with tempfile.TemporaryDirectory(prefix="advbench-submit-") as folder:
-        records = Path(folder) / RECORDS
-        packed = export(store, records, plan.tasks.keys(), models=models)
-        _zip(path, {SPEC: spec.to_toml().encode(), DATA: identity_text(identity).encode()}, records)
+        packed_records = Path(folder) / RECORDS
+        packed = export(store, packed_records, plan.tasks.keys(), models=models)
+        _zip(path, {SPEC: spec.to_toml().encode(), DATA: identity_text(identity).encode()}, packed_records)
     return Submitted(path, packed.records, len(plan.cells), path.stat().st_size)
 
 
@@ -101,6 +109,15 @@ def narrow(spec: RunSpec, labels: Collection[str]) -> RunSpec:
             raise unknown_name("defense of the run", label, spec.defenses)
     part = spec.model_copy(update={"defenses": tuple(name for name in spec.defenses if name in labels)})
     return narrowed(part, spec, spec.set)
+
+
+def _check_keys(plan: Plan, results: pd.DataFrame, findings: Findings) -> None:
+    """Whether the results that the run shows are those that would be packed."""
+    shown = {place(row): row for row in records(results)}
+    for due in records(planned(plan)):
+        row = shown.get(place(due))
+        if row is not None and row["key"] != due["key"]:
+            findings.add(f"{RESULTS} shows other results than the plugins that are installed make", row_name(row))
 
 
 def _absent(plan: Plan, store: Store) -> Iterator[tuple[str, str]]:

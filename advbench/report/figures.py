@@ -114,9 +114,10 @@ def convergence_curves(curve: Curve) -> Figure:
     axes.set_ylabel("accuracy, with its 95 % interval")
     axes.set_ylim(-0.02, 1.02)
     radii = ", ".join(format_eps(float(eps)) for eps in sorted(table.eps.unique()))
-    axes.set_title(f"convergence along {curve.axis} at {table.norm.iloc[0]} eps {radii}")
-    attacks = shown.attack.nunique()
-    _name_lines(figure, shown.defense if attacks == 1 else shown.defense + ", " + shown.attack)
+    attacks = list(shown.attack.unique())
+    what = attacks[0] if len(attacks) == 1 else "convergence"
+    axes.set_title(f"{what} along {curve.axis} at {table.norm.iloc[0]} eps {radii}")
+    _name_lines(figure, shown.defense if len(attacks) == 1 else shown.defense + ", " + shown.attack)
     return _labelled(figure, f"Accuracy against {AXES[curve.axis]}, a line for each defense")
 
 

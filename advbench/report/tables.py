@@ -6,7 +6,7 @@ import io
 import json
 import math
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from advbench.collector import paused
+from advbench.config import Choice
 from advbench.errors import InputError
 from advbench.plan import Cell, Plan
 from advbench.report import uncertainty
@@ -253,7 +254,7 @@ def _results(plan: Plan, judged: Sequence[Judgement | None], reasons: Mapping[st
     for kind, lines in params.items():
         columns[f"{kind}_params"] = [lines[label] for label in columns[kind]]
     columns["key"] = [cell.key for cell in plan.cells]
-    columns["versions"] = [judgement.versions if judgement else "" for judgement in judged]
+    columns["versions"] = list(_versions(plan.cells, judged))
     columns["flags"] = [
         ";".join([*judgement.flags, *doubts.get(index, ())]) if judgement else _absence(reasons.get(cell.key))
         for index, (cell, judgement) in enumerate(zip(plan.cells, judged, strict=True))
@@ -266,6 +267,28 @@ def _results(plan: Plan, judged: Sequence[Judgement | None], reasons: Mapping[st
     for name in COUNTS[:2]:
         columns[name] = pd.array(columns[name], dtype="Int64")
     return pd.DataFrame(columns, columns=RESULT_COLUMNS)
+
+
+def _versions(cells: Sequence[Cell], judged: Sequence[Judgement | None]) -> Iterator[str]:
+    """What made each cell: the versions that its record states, and those of other distributions' plugins."""
+    known: dict[tuple[str, ...], str] = {}
+    for cell, judgement in zip(cells, judged, strict=True):
+        if judgement is None:
+            yield ""
+            continue
+        chosen = [choice for choice in (cell.defense, cell.source, cell.attack) if choice]
+        which = (judgement.versions, *(choice.label for choice in chosen))
+        if which not in known:
+            known[which] = _with_plugins(judgement.versions, chosen)
+        yield known[which]
+
+
+def _with_plugins(versions: str, chosen: Iterable[Choice]) -> str:
+    """Versions as one line of JSON, with those of plugins and of what they are built on, which are in the key."""
+    plugins: dict[str, str] = {}
+    for choice in chosen:
+        plugins |= {choice.entry.distribution: choice.entry.version, **choice.built_on}
+    return _one_line({**plugins, **json.loads(versions)})
 
 
 def _absence(reason: str | None) -> str:
@@ -300,7 +323,8 @@ def _models(plan: Plan, store: Store) -> pd.DataFrame:
     rows = []
     for (label, seed), key in plan.trained.items():
         record = store.read_record(key)
-        architecture = next(cell.defense.architecture["name"] for cell in plan.cells if cell.defense.label == label)
+        choice = next(cell.defense for cell in plan.cells if cell.defense.label == label)
+        architecture = choice.architecture["name"]
         classifier = record["result"]["classifier"] if record else {}
         rows.append(
             {
@@ -311,7 +335,7 @@ def _models(plan: Plan, store: Store) -> pd.DataFrame:
                 "posterior": classifier.get("posterior", ""),
                 "seconds": record["seconds"] if record else math.nan,
                 "key": key,
-                "versions": _one_line(record["versions"]) if record else "",
+                "versions": _with_plugins(_one_line(record["versions"]), [choice]) if record else "",
             }
         )
     frame = pd.DataFrame(rows, columns=MODEL_COLUMNS)
