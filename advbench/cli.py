@@ -64,11 +64,12 @@ def run(
 ) -> None:
     """Train, attack, judge, and write the leaderboard; what the store already has is not done again."""
     del log_json  # `main` has seen it, so that errors in other options are told so, too
-    from advbench.run import Settings, check_writable, prepare, write_out
+    from advbench.run import Settings, check_no_board, check_writable, prepare, write_out
 
     store = execution.open_store()
     plan = prepare(spec, execution.data_root)
     runtime = execution.runtime(spec.dataset, spec.threads, spec.ood)
+    check_no_board(out, plan)
     check_writable(out)
     store.check_writable()
     outcome = _carry_out(plan, execution, runtime, store, Settings(keep_examples, retry_failed))
@@ -205,7 +206,7 @@ def report(
     """Write a run's report anew from the store; cells that are not there yet are shown as missing."""
     from advbench.report.output import DEFAULT, check_formats
     from advbench.report.references import read_references
-    from advbench.run import check_writable, collect_anew, prepare_anew, write_report
+    from advbench.run import check_kept, check_writable, collect_anew, prepare_anew, write_report
     from advbench.storage import BRIEF
     from advbench.store import Store
 
@@ -220,6 +221,7 @@ def report(
             f"store {store!r} has none of this run's results",
             remedy="name the run's store with --store, or compute them: advbench run --spec FOLDER/spec.toml",
         )
+    check_kept(folder, tables.results)
     _print_end(tables, write_report(tables, folder, spec, chosen, references))
     if tables.incomplete:
         raise typer.Exit(1)

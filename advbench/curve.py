@@ -75,7 +75,7 @@ def trace(plans: Iterable[tuple[int, Plan]], axis: str, report_of: Callable[[Pla
     table = table.sort_values(["defense", "attack", "seed", "value"], kind="stable", ignore_index=True)
     flags = table["flags"].copy()
     for _, rows in table.groupby(["defense", "attack", "seed"], sort=False):
-        if settled(rows) is None:
+        if settled(rows, axis) is None:
             last = rows.index[-1]
             flags[last] = ";".join(filter(None, [flags[last], UNCONVERGED]))
     return Curve(axis, table.assign(flags=flags)[COLUMNS])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from advbench.errors import InputError
-from advbench.options import DEFAULT_STORE, DataRoot, StoreUrl, takes_execution
+from advbench.options import DEFAULT_STORE, DataRoot, StoreUrl, names, takes_execution
 
 if TYPE_CHECKING:
     from advbench.boards.findings import Findings
@@ -29,12 +29,25 @@ def build(
         list[Path] | None,
         typer.Option(help="Results of others to show beside: RobustBench's JSON, a file or folder; it is copied."),
     ] = None,
+    formats: Annotated[
+        list[str] | None,
+        typer.Option("--format", help="Also draw the tables: latex, svg, pdf or png, comma-separated."),
+    ] = None,
 ) -> None:
     """Make a board's README.md and index.html anew from its spec and tables."""
     from advbench.boards import build as make
+    from advbench.boards import load_board
+    from advbench.report.output import DRAWN, check_formats
+    from advbench.run import write_report
 
+    chosen = names(formats or [])
+    check_formats(chosen, DRAWN)
     for path in make(folder, reference or ()):
         typer.echo(str(path))
+    if chosen:
+        board = load_board(folder)
+        for path in write_report(board.report, folder, board.spec, chosen):
+            typer.echo(str(path))
 
 
 @app.command()

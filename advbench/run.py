@@ -9,6 +9,8 @@ from contextlib import chdir
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pandas as pd
+
 from advbench.api import Data
 from advbench.architectures import build
 from advbench.collector import paused
@@ -24,11 +26,13 @@ from advbench.registry import registry
 from advbench.report import FILES, Report, collect
 from advbench.report.output import DEFAULT, PAGE, contents
 from advbench.report.references import Reference
+from advbench.report.tables import planned
 from advbench.scheduler import Outcome, Scheduler, Watcher, failed_before, failures
 from advbench.storage import write_file
 from advbench.store import Store
 from advbench.tasks import Record
 
+PLACE = ["source", "defense", "attack", "eps", "seed"]
 TRACKER_FAILURES = 3  # in a row, after which a tracker is left alone
 
 
@@ -212,6 +216,49 @@ def write_report(
         write_file(out / name, raw)
         paths.append(out / name)
     return tuple(paths)
+
+
+def check_kept(folder: Path, results: pd.DataFrame) -> None:
+    """Make sure that no result that a folder's table has would be missing from the one that takes its place.
+
+    Raises:
+        InputError: some would.
+    """
+    lost = _lost(folder, results)
+    if lost:
+        raise InputError(
+            f"folder {folder}",
+            expected="to keep the results in its tables",
+            got=f"{lost} that would be missing then",
+            remedy="name the run's store with --store; to draw tables as they are: advbench leaderboard build --format",
+        )
+
+
+def check_no_board(out: Path, plan: Plan) -> None:
+    """Make sure that a run does not take the place of a published board that has other rows.
+
+    Raises:
+        InputError: it would.
+    """
+    lost = _lost(out, planned(plan).assign(accuracy=0.0)) if (out / "index.html").exists() else 0
+    if lost:
+        raise InputError(
+            f"output folder {out}",
+            expected="no board with results that are not part of the run",
+            got=f"{lost} of them",
+            remedy="choose another with --out; 'advbench leaderboard merge' adds a defense to a board",
+        )
+
+
+def _lost(folder: Path, results: pd.DataFrame) -> int:
+    """How many rows of a folder's `results.csv` have a result, and none in other results."""
+    try:
+        before = pd.read_csv(folder / "results.csv", usecols=[*PLACE, "accuracy"], keep_default_na=False, dtype=str)
+        before = before[before.accuracy != ""].astype({"eps": float, "seed": int})
+    except (OSError, ValueError):
+        return 0  # nothing that could be read
+    there = set(results.loc[results.accuracy.notna(), PLACE].itertuples(index=False, name=None))
+    return sum(row not in there for row in before[PLACE].itertuples(index=False, name=None))
 
 
 def check_writable(out: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -103,6 +104,51 @@ def test_what_a_run_writes_beside_the_board_is_kept_true(board: Path) -> None:
     build(board)
     assert lines(board) == []
     assert (board / "leaderboard.csv").read_text().startswith("rank,defense")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["report", "BOARD", "--format", "csv"],
+        ["run", "--spec", "BOARD/spec.toml", "--defense", "erm", "--out", "BOARD"],
+        ["run", "--spec", "BOARD/spec.toml", "--eps", "0.05", "--out", "BOARD"],
+    ],
+)
+def test_what_is_published_is_not_written_over_by_less(
+    command: list[str], made: Path, board: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = board.parent / "partly"
+    shutil.copytree(made / "store", store)
+    for path in sorted((store / "records").rglob("*.json"))[::2]:
+        path.unlink()
+    before = files(board)
+    options = [*(word.replace("BOARD", str(board)) for word in command), "--store", str(store)]
+    assert main([*options, *(["--executor", "inline"] if command[0] == "run" else [])]) == 2
+    said = capsys.readouterr().err
+    assert re.search(r"expected (to keep the results|no board with results)", said)
+    assert said.count("\n") == 1
+    assert files(board) == before
+
+
+def test_a_board_may_be_computed_again_in_its_place(made: Path, board: Path) -> None:
+    before = files(board)
+    run = ["run", "--spec", str(board / "spec.toml"), "--out", str(board), "--executor", "inline"]
+    assert main([*run, "--store", str(made / "store")]) == 0
+    assert {name: raw for name, raw in files(board).items() if name in before} == before
+    assert main(["report", str(board), "--store", str(made / "store"), "--format", "csv"]) == 0
+
+
+def test_a_boards_tables_are_drawn_without_its_store(board: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = files(board)
+    assert main(["leaderboard", "build", str(board), "--format", "latex,svg"]) == 0
+    made_now = {name: raw for name, raw in files(board).items() if name not in before}
+    assert "leaderboard.tex" in made_now
+    assert "figures/security-pgd.svg" in made_now
+    assert {name: raw for name, raw in files(board).items() if name in before} == before
+    assert lines(board) == []
+    capsys.readouterr()
+    assert main(["leaderboard", "build", str(board), "--format", "csv"]) == 2
+    assert "unknown format 'csv'" in capsys.readouterr().err
 
 
 # Check
@@ -440,6 +486,14 @@ def test_keys_of_other_sources_are_explained(board: Path) -> None:
     found = contents(board)
     assert "no key fits although the settings do" in found[0]
     assert any("18 times: the key is not that of the spec" in line for line in found)
+
+
+def test_a_plugin_that_is_not_installed_is_named(board: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frame = pd.read_csv(board / "results.csv", dtype=str, keep_default_na=False)
+    stated = json.dumps({**json.loads(frame.versions[0]), "their-plugin": "0.3"})
+    edit(board, "results", put("versions", stated))
+    assert main(["leaderboard", "check", str(board)]) == 2
+    assert "expected their-plugin 0.3, by which rows of it were made, got none" in capsys.readouterr().err
 
 
 def test_data_that_is_said_to_be_other_is_found(board: Path) -> None:

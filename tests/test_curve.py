@@ -36,7 +36,13 @@ def rows(accuracies: list[float], width: float = 0.05) -> pd.DataFrame:
     ],
 )
 def test_settled_is_the_first_value_that_no_later_one_falls_below(accuracies: list[float], value: int | None) -> None:
-    assert settled(rows(accuracies)) == value
+    assert settled(rows(accuracies), "steps") == value
+
+
+def test_more_draws_may_not_raise_the_accuracy_either() -> None:
+    assert settled(rows([0.5, 0.56, 0.57]), "steps") == 1
+    assert settled(rows([0.5, 0.56, 0.57]), "draws") == 2
+    assert settled(rows([0.5, 0.56, 0.62]), "draws") is None
 
 
 def test_verdicts_are_lines() -> None:

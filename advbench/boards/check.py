@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from pathlib import Path
 from typing import NamedTuple
 
 from advbench.boards import staging
-from advbench.boards.board import Board, load_board, pages
+from advbench.boards.board import Board, load_board, pages, stated_versions
 from advbench.boards.certainty import classes_of
 from advbench.boards.curves import check_curves
 from advbench.boards.derived import check_tables
@@ -14,9 +15,12 @@ from advbench.boards.findings import Findings
 from advbench.boards.plans import data_at_hand, plan_as_made
 from advbench.boards.rows import check_rows
 from advbench.datasets import Dataset, load_dataset
+from advbench.errors import InputError
 from advbench.identity import identify, is_about, read_identity
 from advbench.plan import Identity, Plan
 from advbench.report.tables import to_csv
+
+NO_DISTRIBUTIONS = ("python", "device")  # among the versions that rows state
 
 
 class Checked(NamedTuple):
@@ -52,6 +56,7 @@ def check(folder: Path, data_root: str | None = None) -> Checked:
     board, findings = load_board(folder), Findings()
     if staging.is_cut_off(folder):
         findings.add("a change of this board was cut off", "run the same 'advbench leaderboard merge' again")
+    _check_installed(board)
     stated, dataset = read_identity(folder), data_at_hand(board.spec.dataset, data_root)
     if stated is None:
         dataset = dataset or load_dataset(board.spec.dataset, data_root)
@@ -66,6 +71,23 @@ def check(folder: Path, data_root: str | None = None) -> Checked:
     if not tables:  # pages of tables that cannot be true say nothing more
         _check_pages(board, findings)
     return Checked(board, identity, plan, findings, dataset)
+
+
+def _check_installed(board: Board) -> None:
+    """What made the board must be there, or nothing is known of its plugins' settings and keys.
+
+    Raises:
+        InputError: a distribution is not installed.
+    """
+    stated = {item for text in board.results.versions.unique() for item in stated_versions(text).items()}
+    for name, version in sorted(stated):
+        try:
+            importlib.metadata.version(name if name not in NO_DISTRIBUTIONS else "advbench")
+        except (importlib.metadata.PackageNotFoundError, ValueError) as error:
+            wanted = f"{name} {version}, by which rows of it were made"
+            raise InputError(
+                f"board {board.folder}", expected=wanted, got="none installed", remedy="install it"
+            ) from error
 
 
 def _check_data(

@@ -36,7 +36,7 @@ def check_curves(board: Board, plan: Plan, findings: Findings) -> None:
             where = f"{name}: {defense} under {attack}"
             _check_keys(board.spec, plan, curve, rows, where, findings)
             for _, line in rows.groupby(["eps", "seed"], sort=False):
-                _check_flags(line, where, findings)
+                _check_flags(line, curve.axis, where, findings)
             for row in as_rows(rows):
                 at = f"{where}, {curve.axis} {row['value']}"
                 if not 0 <= row["accuracy_low"] <= row["accuracy"] <= row["accuracy_high"] <= 1:
@@ -73,10 +73,10 @@ def _check_keys(spec: RunSpec, plan: Plan, curve: Curve, rows: pd.DataFrame, whe
             )
 
 
-def _check_flags(line: pd.DataFrame, where: str, findings: Findings) -> None:
+def _check_flags(line: pd.DataFrame, axis: str, where: str, findings: Findings) -> None:
     """Whether `unconverged` stands where the accuracy falls to the end, and nowhere else."""
     stated = [UNCONVERGED in raised(note) for note in line["flags"]]
-    due = [False] * (len(line) - 1) + [settled(line) is None and not math.isnan(line.accuracy.iloc[-1])]
+    due = [False] * (len(line) - 1) + [settled(line, axis) is None and not math.isnan(line.accuracy.iloc[-1])]
     if stated != due:
         findings.add(f"a curve's flag {UNCONVERGED} does not follow from its accuracies", where)
 

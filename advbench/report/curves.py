@@ -66,7 +66,7 @@ class Curve:
     def verdicts(self) -> Iterator[Verdict]:
         """One for each defense, attack, eps and seed."""
         for (defense, attack, eps, seed), rows in self.table.groupby(LINE, sort=False):
-            value, last = settled(rows), rows.iloc[-1]
+            value, last = settled(rows, self.axis), rows.iloc[-1]
             accuracy = ""
             if value is not None:
                 row = rows[rows.value == value].iloc[0]
@@ -85,11 +85,20 @@ class Curve:
                 yield f"{where}: falls no more from {self.axis} {one.value} on, {one.accuracy}; {end}"
 
 
-def settled(rows: pd.DataFrame) -> int | None:
-    """The smallest value whose interval no later accuracy falls below; None where that is the last one alone."""
-    accuracies, lows = rows.accuracy.tolist(), rows.accuracy_low.tolist()
+def settled(rows: pd.DataFrame, axis: str) -> int | None:
+    """From which value on a line falls no more; None where it does to the end.
+
+    The smallest value whose interval no later accuracy falls below. An attack that gets stronger can only lower it;
+    more draws that judge may raise it as well, so along those no later accuracy may lie outside the interval.
+
+    Args:
+        rows: of one line, by value.
+        axis: along which.
+    """
+    accuracies, lows, highs = (rows[name].tolist() for name in ("accuracy", "accuracy_low", "accuracy_high"))
     for index, value in enumerate(rows.value.tolist()[:-1]):
-        if min(accuracies[index + 1 :]) >= lows[index]:
+        later = accuracies[index + 1 :]
+        if min(later) >= lows[index] and (axis != "draws" or max(later) <= highs[index]):
             return int(value)
     return None
 

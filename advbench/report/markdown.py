@@ -10,7 +10,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from advbench.report import details
-from advbench.report.curves import Curve
+from advbench.report.curves import UNCONVERGED, Curve
 from advbench.report.flags import FLAGS, raised
 from advbench.report.tables import Report, as_rows
 from advbench.report.texts import accuracy_text, count_text, escape, escape_cell, format_eps, number_text
@@ -18,7 +18,7 @@ from advbench.report.transfers import affinity_matrix
 
 CONVERGENCE = (
     "Does the accuracy still fall as an attack gets stronger, or judges get more? A line settles at the smallest value "
-    "whose 95 % interval no later accuracy falls below."
+    "whose 95 % interval no later accuracy falls below, nor, along draws, rises above."
 )
 
 
@@ -38,7 +38,7 @@ def render(report: Report, about: str = "", curves: Mapping[str, Curve] = Mappin
         main_table(report),
         ranking(report),
     ]
-    sections += [*_failures(results), *_doubts(results), *_eps_tables(results, leaderboard)]
+    sections += [*_failures(results), *_doubts(results, curves), *_eps_tables(results, leaderboard)]
     sections += _detail("Convergence", CONVERGENCE, details.convergence_table(curves))
     sections += [*_affinity_tables(report.affinity), *_detail_tables(report)]
     return "\n\n".join(filter(None, sections)) + "\n"
@@ -91,7 +91,8 @@ def explanation(report: Report) -> str:
     """What the numbers of the main table are."""
     results, board = report.results, report.leaderboard
     images, draws = results.n_examples.max(), results.draws.max()
-    counts = f"{images:.0f} images, up to {draws:.0f} draws" if pd.notna(images) else "no results"
+    drawn = "1 draw" if draws == 1 else f"up to {draws:.0f} draws"
+    counts = f"{images:.0f} images, {drawn}" if pd.notna(images) else "no results"
     seeds = results.seed.nunique()
     sizes = board.drop_duplicates("architecture").dropna(subset="parameters")
     nets = [f"{row.architecture} has {row.parameters:,} weights" for row in sizes.itertuples()]
@@ -110,16 +111,25 @@ def _failures(results: pd.DataFrame) -> Iterator[str]:
         yield "## Not computed\n\n" + "\n".join(f"- {n} cells {escape(str(r))}" for r, n in reasons.items())
 
 
-def _doubts(results: pd.DataFrame) -> Iterator[str]:
-    """The cells whose accuracy may not be what it seems, by flag."""
-    lines = []
+def doubts(results: pd.DataFrame, curves: Mapping[str, Curve]) -> Iterator[tuple[str, str, list[str]]]:
+    """The flags that were raised, what they mean, and by which cells, or lines of curves."""
     notes = {note: raised(note) for note in results["flags"].unique()}
     for flag, meaning in FLAGS.items():
         cells = results[results["flags"].isin([note for note, flags in notes.items() if flag in flags])]
-        if len(cells):
-            places = cells[["defense", "attack", "eps"]].drop_duplicates().itertuples(index=False, name=None)
-            names = [f"{defense} under {attack} {format_eps(eps)}" for defense, attack, eps in places]
-            lines.append(f"- **{escape(flag)}**: {meaning}. {escape(', '.join(names))}")
+        places = cells[["defense", "attack", "eps"]].drop_duplicates().itertuples(index=False, name=None)
+        names = [f"{defense} under {attack} {format_eps(eps)}" for defense, attack, eps in places]
+        if flag == UNCONVERGED:
+            falling = [(name, one) for name, curve in curves.items() for one in curve.verdicts() if one.value is None]
+            names += [f"{one.defense} under {one.attack} {format_eps(one.eps)} along {name}" for name, one in falling]
+        if names:
+            yield flag, meaning, list(dict.fromkeys(names))
+
+
+def _doubts(results: pd.DataFrame, curves: Mapping[str, Curve]) -> Iterator[str]:
+    lines = [
+        f"- **{escape(flag)}**: {meaning}. {escape(', '.join(names))}"
+        for flag, meaning, names in doubts(results, curves)
+    ]
     if lines:
         yield "## Read with doubt\n\n" + "\n".join(lines)
 

@@ -26,18 +26,19 @@ FORMATS = {
     "png": "likewise",
 }
 DEFAULT = ("csv", "md", "html")
+DRAWN = ("latex", "svg", "pdf", "png")  # what a board does not have of itself
 PAGE = "leaderboard.html"
 
 
-def check_formats(names: Collection[str]) -> None:
-    """Refuse what is no format.
+def check_formats(names: Collection[str], known: Collection[str] = tuple(FORMATS)) -> None:
+    """Refuse what is none of these formats.
 
     Raises:
         InputError: with what was probably meant.
     """
     for name in names:
-        if name not in FORMATS:
-            raise unknown_name("format", name, FORMATS)
+        if name not in known:
+            raise unknown_name("format", name, known)
 
 
 def contents(
@@ -98,5 +99,6 @@ def drawn(figure: Figure, form: str) -> bytes:
         return svg(figure).encode()
     file = io.BytesIO()
     undated = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Producer": None, "Creator": None}}[form]
-    figure.savefig(file, format=form, dpi=150, metadata=undated, bbox_inches="tight")
+    # Its text is dark: a picture that is transparent could not be read on a dark page.
+    figure.savefig(file, format=form, dpi=150, metadata=undated, bbox_inches="tight", facecolor="white")
     return file.getvalue()

@@ -6,7 +6,6 @@ import base64
 import hashlib
 import json
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
@@ -21,7 +20,7 @@ from advbench.config import RunSpec
 from advbench.report import details, figures
 from advbench.report.curves import Curve
 from advbench.report.flags import FLAGS
-from advbench.report.markdown import CONVERGENCE, explanation, ranking
+from advbench.report.markdown import CONVERGENCE, doubts, explanation, ranking
 from advbench.report.markdown import title as title_of
 from advbench.report.page_data import Board
 from advbench.report.references import Reference
@@ -75,10 +74,11 @@ def render_page(
         names=board.names,
         attacks=board.attacks,
         radii=list(map(format_eps, board.radii)),
+        strongest=_strongest(report),
         headline=format_eps(board.radii[-1]) if board.radii else "",
         meanings=FLAGS,
         failures=board.failures(),
-        doubts=board.doubts(),
+        doubts=list(doubts(report.results, curves)),
         references=alike,
         left_out=left_out,
         format_eps=format_eps,
@@ -86,19 +86,19 @@ def render_page(
         crossed=crossed,
         crossed_radii=affinity["eps"],
         reasons=affinity["reasons"],
-        settled=details.convergence_table(curves),
-        convergence_note=CONVERGENCE,
         files=beside,
         data=_json({**board.data(), "affinity": affinity}),
         **drawn,
-        **_detailed(report),
+        **_detailed(report, curves),
         **_inlined(),
     )
 
 
-def _detailed(report: Report) -> dict[str, details.Table]:
+def _detailed(report: Report, curves: Mapping[str, Curve]) -> dict[str, Any]:
     """The tables below the main one."""
     return {
+        "settled": details.convergence_table(curves),
+        "convergence_note": CONVERGENCE,
         "retention": details.retention_table(report),
         "calibration": details.calibration_table(report),
         "detection": details.detection_table(report),
@@ -126,8 +126,8 @@ def _figures(board: Board) -> dict[str, Drawings]:
     report = board.report
     attacks = board.attacks
     if len(attacks) > FEW:
-        worst = Counter(name for name in report.leaderboard.worst_attack if name in attacks)
-        attacks = [worst.most_common(1)[0][0] if worst else attacks[-1]]
+        strongest = _strongest(report)
+        attacks = [strongest if strongest in attacks else attacks[-1]]
     drawn: dict[str, Drawings] = {
         "security": _drawn(report, board.attacks, figures.security_curves),
         "retention_figures": [],
@@ -140,6 +140,11 @@ def _figures(board: Board) -> dict[str, Drawings]:
             report, [*attacks, *figures.foreign_images(report)], figures.uncertainty_histograms
         )
     return drawn
+
+
+def _strongest(report: Report) -> str:
+    """The attack that ranks the most robust defense; empty without one."""
+    return next((str(name) for name in report.leaderboard.worst_attack if name), "")
 
 
 def _drawn_curves(curves: Mapping[str, Curve]) -> Drawings:

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from advbench.config import RunSpec
-from advbench.report.flags import FLAGS
 from advbench.report.ranks import own_rows
 from advbench.report.references import Reference
 from advbench.report.tables import Report, as_rows
@@ -132,20 +131,6 @@ class Board:
         notes = self.report.results["flags"]
         counted = notes[notes.str.startswith(("failed", "missing"))].value_counts(sort=False)
         return [(str(reason), int(count)) for reason, count in counted.items()]
-
-    def doubts(self) -> list[tuple[str, str, list[str]]]:
-        """The flags that were raised, what they mean, and by which cells."""
-        results = self.report.results
-        noted = results[results["flags"].ne("") & ~results["flags"].str.startswith(("failed", "missing"))]
-        cells = list(zip(noted.defense, noted.attack, noted.eps, noted["flags"].str.split(";"), strict=True))
-        found = []
-        for flag, meaning in FLAGS.items():
-            where = dict.fromkeys(
-                f"{cell[0]} under {cell[1]} {format_eps(cell[2])}" for cell in cells if flag in cell[3]
-            )
-            if where:
-                found.append((flag, meaning, list(where)))
-        return found
 
     def references(self, references: Sequence[Reference]) -> tuple[list[Reference], int]:
         """Those judged on the same data under the same norm, the most robust first, and how many others there are."""

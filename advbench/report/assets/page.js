@@ -105,7 +105,8 @@
       const label = `${defenses[defense].name}, ${attacks[attack].name}`;
       button.setAttribute("aria-label", `${label}: ${text} ${interval || notes[note]}, what lies behind it`);
       button.replaceChildren(element("strong", text));
-      if (interval) button.append(" ", element("small", interval));
+      // The deviation over seeds stands on a line of its own.
+      for (const part of interval.split(/ (?=sd )/).filter(Boolean)) button.append(" ", element("small", part));
     }
     const sorted = heads.find((head) => head.hasAttribute("aria-sort"));
     if (sorted?.dataset.attack) sortBy(sorted.cellIndex, sorted.getAttribute("aria-sort"));
