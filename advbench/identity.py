@@ -18,7 +18,7 @@ from advbench.foreign import Foreign, identify_foreign
 from advbench.plan import DataIdentity, Identity, Shape
 
 DATA = "data.json"
-MOST = 10_000  # of an image's height or width, and of classes, that a file may state
+MOST_CLASSES, MOST_VALUES = 100_000, 2**22  # that a file may state; values are those of an image
 
 
 def identity_text(identity: Identity) -> str:
@@ -115,7 +115,8 @@ def parse_identity(raw: bytes) -> Identity:
 
 def _shape(values: object) -> Shape:
     shape = Shape(*_taken(values, dict.fromkeys(Shape._fields, int)))
-    if not all(0 < value <= MOST for value in shape):
+    values_of_an_image = shape.channels * shape.height * shape.width
+    if min(shape) < 1 or shape.classes > MOST_CLASSES or values_of_an_image > MOST_VALUES:
         raise ValueError(f"shape {tuple(shape)}")
     return shape
 

@@ -22,7 +22,7 @@ from advbench.plan import DataIdentity, Identity, Shape
 NAMES = st.from_regex(r"[a-z][a-z0-9_]{0,20}", fullmatch=True)
 DIGESTS = st.from_regex(r"[0-9a-f]{64}", fullmatch=True)
 COUNTS = st.integers(0, 10**9)
-SIZES = st.integers(1, 10_000)
+SIZES = st.integers(1, 160)
 DATA = st.builds(DataIdentity, NAMES, DIGESTS, COUNTS, COUNTS)
 SHAPES = st.builds(Shape, SIZES, SIZES, SIZES, SIZES)
 FOREIGN = st.builds(Foreign, NAMES, st.text(max_size=20), DIGESTS, COUNTS, st.floats(0.1, 10))
@@ -40,6 +40,8 @@ def test_what_is_written_is_read(identity: Identity) -> None:
         {"shape": {"channels": 1, "height": 8, "width": 8}},
         {"shape": {"channels": 1, "height": 8, "width": 8, "classes": 0}},
         {"shape": {"channels": 1, "height": 8, "width": 10**9, "classes": 10}},
+        {"shape": {"channels": 1000, "height": 1000, "width": 1000, "classes": 10}},
+        {"shape": {"channels": 1, "height": 8, "width": 8, "classes": 10**9}},
         {"shape": {"channels": True, "height": 8, "width": 8, "classes": 10}},
         {"shape": [1, 8, 8, 10]},
         {"sha256": "0"},

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Cli
+from reports import made_report
 
 from advbench.errors import InputError
 from advbench.report import Report, read_report
@@ -96,3 +97,13 @@ def test_latex_escapes_every_name(report: Report) -> None:
     assert escape(HOSTILE) == (
         r"a\textless{}b\textgreater{}\&\%\$\#\_\{\}\textasciitilde{}\textasciicircum{}\textbackslash{}\textbar{}"
     )
+
+
+def test_what_is_not_computed_yet_is_missing_and_not_failed() -> None:
+    report = made_report()
+    assert "(failed)" in report.markdown()
+    waiting = report.results["flags"].str.replace(r"^failed.*", "missing", regex=True)
+    text = dataclasses.replace(report, results=report.results.assign(flags=waiting)).markdown()
+    assert "failed" not in text
+    assert "(missing)" in text
+    assert " cells missing" in text

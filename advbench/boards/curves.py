@@ -54,6 +54,7 @@ def _check_keys(spec: RunSpec, plan: Plan, curve: Curve, rows: pd.DataFrame, whe
     if defense not in spec.defenses or attack not in spec.attacks or plan.identity is None:
         findings.add("a curve is of a defense or attack that the board does not have", where)
         return
+    versions = versions_of(plan)
     part = narrowed(spec.model_copy(update={"defenses": (defense,), "attacks": (attack,)}), spec, spec.set)
     due = set()
     try:
@@ -62,7 +63,7 @@ def _check_keys(spec: RunSpec, plan: Plan, curve: Curve, rows: pd.DataFrame, whe
         findings.add("a curve cannot be of the board's spec", f"{where}: {error}")
         return
     for value, run in runs:
-        for cell in lay_out(run, plan.identity, versions_of(plan)).cells:
+        for cell in lay_out(run, plan.identity, versions).cells:
             place = (run.dataset.partition(":")[0], run.architecture, run.norm, cell.eps, cell.seed)
             due.add((*place, value, cell.key))
     columns = ["dataset", "architecture", "norm", "eps", "seed", "value", "key"]

@@ -80,7 +80,7 @@ class Curve:
             where = f"{one.defense} under {one.attack} {format_eps(one.eps)}, seed {one.seed}"
             end = f"{one.end:.3f} at {self.axis} {one.last}"
             if one.value is None:
-                yield f"{where}: still falling, {end}: {UNCONVERGED}"
+                yield f"{where}: still {'changing' if self.axis == 'draws' else 'falling'}, {end}: {UNCONVERGED}"
             else:
                 yield f"{where}: falls no more from {self.axis} {one.value} on, {one.accuracy}; {end}"
 

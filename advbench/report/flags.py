@@ -20,7 +20,7 @@ FLAGS = {
     "black_box_stronger": "examples made without this defense's gradients do more harm than the best made with them",
     "rises_with_eps": "accuracy is higher than at a smaller eps",
     "above_chance_at_eps_1": "accuracy is above chance although any image may become any other",
-    "unconverged": "accuracy was still falling at the end of a curve",
+    "unconverged": "accuracy was still falling at the end of a curve, or along draws still changing",
 }
 
 

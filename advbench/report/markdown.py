@@ -56,19 +56,27 @@ def main_rows(report: Report) -> list[dict[str, str]]:
     headline = attacked.eps.max() if len(attacked) else math.nan
     several_nets = report.leaderboard.architecture.nunique() > 1
     flagged = report.leaderboard["flags"].ne("").any()
+    absences = _absences(report.results)
     rows = []
     for record in as_rows(report.leaderboard):
+        absent = absences.get(record["defense"], "missing")
         row = {"rank": "n/a" if pd.isna(record["rank"]) else str(record["rank"]), "defense": record["defense"]}
         if several_nets:
             row |= {"net": record["architecture"], "weights": count_text(record["parameters"])}
-        row["clean"] = accuracy_text(record, "clean")
+        row["clean"] = accuracy_text(record, "clean", absent)
         for attack in attacks:
-            row[f"{attack} {format_eps(headline)}"] = accuracy_text(record, f"{attack}@{headline:.10g}")
+            row[f"{attack} {format_eps(headline)}"] = accuracy_text(record, f"{attack}@{headline:.10g}", absent)
         if len(attacks) > 1:
-            row["lowest"] = f"{number_text(record['worst'])} ({record['worst_attack'] or 'failed'})"
+            row["lowest"] = f"{number_text(record['worst'])} ({record['worst_attack'] or absent})"
         row |= {"retention": number_text(record["retention_area"]), "passes": count_text(record["passes_to_predict"])}
         rows.append(row | ({"flags": record["flags"].replace(";", ", ")} if flagged else {}))
     return rows
+
+
+def _absences(results: pd.DataFrame) -> dict[str, str]:
+    """For each defense with a cell that failed, that word; the others' cells are not computed yet, or not any more."""
+    failed = results[results["flags"].str.startswith("failed")]
+    return dict.fromkeys(failed.defense.unique(), "failed")
 
 
 def ranking(report: Report) -> str:
@@ -137,10 +145,14 @@ def _doubts(results: pd.DataFrame, curves: Mapping[str, Curve]) -> Iterator[str]
 def _eps_tables(results: pd.DataFrame, leaderboard: pd.DataFrame) -> Iterator[str]:
     attacked = results[results.attack != "none"]
     radii = sorted(attacked.eps.unique())
+    absences = _absences(results)
     for attack in attacked.attack.unique() if len(radii) > 1 else ():
         rows = [
-            {"defense": r["defense"], "0": accuracy_text(r, "clean")}
-            | {format_eps(eps): accuracy_text(r, f"{attack}@{eps:.10g}") for eps in radii}
+            {"defense": r["defense"], "0": accuracy_text(r, "clean", absences.get(r["defense"], "missing"))}
+            | {
+                format_eps(eps): accuracy_text(r, f"{attack}@{eps:.10g}", absences.get(r["defense"], "missing"))
+                for eps in radii
+            }
             for r in as_rows(leaderboard)
         ]
         yield f"## {escape(attack)}: accuracy against eps\n\n" + _table(pd.DataFrame(rows))

@@ -17,11 +17,11 @@ def format_eps(eps: float) -> str:
     return f"{eps:.4g}"
 
 
-def accuracy_text(record: dict[str, Any], name: str) -> str:
-    """An accuracy with its interval, and its deviation over seeds; `failed` where it is missing."""
+def accuracy_text(record: dict[str, Any], name: str, absent: str = "failed") -> str:
+    """An accuracy with its interval, and its deviation over seeds; another word where there is none."""
     value = record.get(name, math.nan)
     if math.isnan(value):
-        return "failed"
+        return absent
     text = f"{value:.3f} [{record[name + '_low']:.3f}, {record[name + '_high']:.3f}]"
     deviation = record.get(name + "_sd", math.nan)
     return text if math.isnan(deviation) else f"{text} sd {deviation:.3f}"
