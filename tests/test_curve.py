@@ -90,9 +90,6 @@ def test_steps_that_are_long_enough_settle(cli: Cli, tmp_path: Path) -> None:
     picture = matplotlib.image.imread(tmp_path / "results" / "curve.png")
     assert min(picture.shape[:2]) > 500
     assert picture[..., :3].std() > 0.05
-    again = cli("curve", *SMALL.split(), "--over", "steps", "--values", "1,10,20,40")
-    assert again.returncode == 0
-    assert "train" not in again.stdout
 
 
 def test_steps_that_are_too_short_are_flagged_as_unconverged(cli: Cli, tmp_path: Path) -> None:
