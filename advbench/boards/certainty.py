@@ -130,7 +130,7 @@ def check_uncertainty(
             continue
         check_identity("uncertainty.csv", row, known, findings)
         images = images if where in foreign else int(known["n_examples"])
-        kind = "ood" if where in foreign else "clean" if row["attack"] == "none" else "attacked"
+        kind = _kind(row, foreign)
         if row["images"] != kind:
             findings.add("uncertainty.csv: the images are not those of the attack", row_name(row))
         for problem in (
@@ -140,6 +140,13 @@ def check_uncertainty(
             *_detection(row, by_place.get(clean, {}), known["n_examples"], images),
         ):
             findings.add(f"uncertainty.csv: {problem}", row_name(row))
+
+
+def _kind(row: Row, foreign: Collection[Place]) -> str:
+    """What the images of a row are, by its place."""
+    if place(row) in foreign:
+        return "ood"
+    return "clean" if row["attack"] == "none" else "attacked"
 
 
 def _numbers(row: Row, kind: str) -> Iterator[str]:
@@ -231,7 +238,7 @@ def check_histograms(
         if known is None:
             continue
         check_identity("histograms.csv", row, known, findings)
-        if row["images"] != ("ood" if where in foreign else "clean" if row["attack"] == "none" else "attacked"):
+        if row["images"] != _kind(row, foreign):
             findings.add("histograms.csv: the images are not those of the attack", row_name(row))
         if classes is not None and not same(row["top"], math.log(classes)):
             findings.add("histograms.csv: the range is not that of so many classes", row_name(row))

@@ -82,11 +82,13 @@ def submit(
         raise InputError(f"file {path} is there already", remedy="name another with --out, or replace it with --force")
     spec = narrow(make_spec(parse_toml(run / SPEC)), [label])
     identity = read_identity(run) or identify_data(spec, data_root)
-    plan, findings = lay_out(spec, identity), Findings()
+    findings = Findings()
     if (run / RESULTS).is_file():
         results = read_table(run / RESULTS, RESULT_COLUMNS)
         plan = plan_as_made(spec, identity, results)
         _check_keys(plan, results, findings)
+    else:
+        plan = lay_out(spec, identity)
     for kind, where in _absent(plan, store):
         findings.add(kind, where)
     if findings:
