@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
 from advbench.errors import InputError
-from advbench.hyperparameters import Configurable as Configurable  # noqa: PLC0414 - re-exported for plugins
-from advbench.hyperparameters import Field as Field  # noqa: PLC0414
-from advbench.hyperparameters import Params as Params  # noqa: PLC0414
-from advbench.seeds import derive
+from advbench.keys import derive
+from advbench.registry.params import Configurable as Configurable  # noqa: PLC0414 - re-exported for plugins
+from advbench.registry.params import Field as Field  # noqa: PLC0414
+from advbench.registry.params import Params as Params  # noqa: PLC0414
 
 if TYPE_CHECKING:
     import torch

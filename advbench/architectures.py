@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from advbench.api import Data
 from advbench.errors import InputError
-from advbench.randomness import isolated_rng
+from advbench.keys import isolated_rng
 from advbench.registry import registry
 
 

@@ -13,11 +13,10 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from advbench.errors import InputError, PluginError
+from advbench.keys import derive, isolated_rng
 from advbench.noise import Noise
 from advbench.posterior import PointPosterior, Posterior, Weights, copy_alike
-from advbench.randomness import isolated_rng
 from advbench.registry import registry
-from advbench.seeds import derive
 
 ExampleLoss = Callable[[Tensor, Tensor], Tensor]
 

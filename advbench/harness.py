@@ -19,9 +19,8 @@ from advbench.ascent import Goal, distances, within
 from advbench.classifier import Classifier, Passes, as_classifier
 from advbench.datasets import check_images, check_labels
 from advbench.errors import InputError, PluginError
+from advbench.keys import derive, isolated_rng
 from advbench.metrics import Predictions
-from advbench.randomness import isolated_rng
-from advbench.seeds import derive
 
 TOLERANCE = 1e-6
 BATCH_SIZE = 256

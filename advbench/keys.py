@@ -1,7 +1,18 @@
-"""Content keys: the name of a result is the SHA-256 of everything that it depends on."""
+"""Names and seeds that follow from content alone: keys of results, seeds of random choices, and a block under a seed.
+
+Imports torch only where a block runs under a seed.
+"""
+
+from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 SCHEMA = 2
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
@@ -15,3 +26,27 @@ def canonical(value: object) -> bytes:
 def content_key(value: object) -> str:
     """SHA-256 of the canonical JSON of `value`, in hexadecimal."""
     return hashlib.sha256(canonical(value)).hexdigest()
+
+
+def derive(seed: int, *labels: object) -> int:
+    """A 63-bit seed for the choice addressed by `labels` under `seed`.
+
+    SHA-256 of the labels: streams with different labels are independent for every practical purpose, the
+    same on every platform, and need no state to be saved when a run is interrupted.
+    """
+    text = "/".join([str(seed), *map(str, labels)])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+@contextmanager
+def isolated_rng(seed: int, device: torch.device | str) -> Iterator[None]:
+    """Run a block under global random state seeded by `seed`; put the former state back afterwards."""
+    import torch
+
+    device = torch.device(device)
+    with torch.random.fork_rng([device] if device.type == "cuda" else [], device_type="cuda"):
+        # torch.manual_seed asks every kind of device, which costs more than a small net's pass.
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            torch.cuda.manual_seed_all(seed)
+        yield

@@ -24,10 +24,9 @@ from advbench.api import CheckpointSlot, Data, Defense, Field, Progress, TrainCo
 from advbench.classifier import Classifier
 from advbench.datasets import check_images, check_labels
 from advbench.errors import InputError, PluginError
+from advbench.keys import derive, isolated_rng
 from advbench.posterior import FlatLayout, PointPosterior, copy_alike
-from advbench.randomness import isolated_rng
 from advbench.registry import registry
-from advbench.seeds import derive
 
 
 class LoopParams(api.Params):

@@ -29,10 +29,10 @@ from advbench.datasets import Dataset, limited, load_dataset
 from advbench.errors import GoneError, InputError, PluginError
 from advbench.foreign import foreign_images
 from advbench.harness import Earlier, craft, evaluate, judge
+from advbench.keys import derive
 from advbench.metrics import Predictions
 from advbench.plan import Task
 from advbench.registry import registry
-from advbench.seeds import derive
 from advbench.storage import PATIENCE
 from advbench.store import Store
 from advbench.summary import read_predictions, summary

@@ -14,9 +14,9 @@ import advbench
 from advbench.api import TrainContext
 from advbench.classifier import Classifier
 from advbench.errors import InputError
+from advbench.keys import isolated_rng
 from advbench.loop import TrainState
 from advbench.posterior import GeneratorPosterior
-from advbench.randomness import isolated_rng
 from advbench.testing import _InterruptingSlot, _InterruptionError, same_weights, small_data, small_net
 
 CONTEXT = TrainContext(seed=3)

@@ -23,9 +23,9 @@ import advbench
 from advbench import Data, InputError, PluginError, Threat
 from advbench.api import Attack
 from advbench.classifier import Classifier
-from advbench.extras import written_over
 from advbench.harness import Earlier
 from advbench.posterior import GaussianPosterior
+from advbench.registry.optional import written_over
 from advbench.testing import AttackConformance, small_data, small_net
 
 HERE = importlib.util.find_spec("torchattacks") is not None

@@ -77,7 +77,7 @@ def test_without_data_term_hierarchical_vi_forgets_its_means_and_keeps_its_noise
 def test_on_a_quadratic_loss_the_adversarial_noise_is_the_hand_computed_one() -> None:
     clf = Classifier(Quadratic(), GaussianPosterior(Quadratic(), std=0.5)).reseed(3)
     posterior = gaussian(clf)
-    noise = torch.empty(4).normal_(generator=generator(advbench.seeds.derive(3, "draw", 0)))
+    noise = torch.empty(4).normal_(generator=generator(advbench.keys.derive(3, "draw", 0)))
     x, y = torch.zeros(6, 1, 1, 1), torch.zeros(6, dtype=torch.int64)
     for steps in (1, 2, 5):
         defense: Any = advbench.get_defense("adversarial_sampling", alpha=0.3, steps=steps)

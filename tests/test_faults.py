@@ -29,7 +29,7 @@ import os, signal, sys, time
 import torch
 from advbench import api
 from advbench.api import Attack, Field
-from advbench.hookspecs import hookimpl
+from advbench.registry import hookimpl
 
 @hookimpl
 def advbench_register(register):

@@ -254,7 +254,7 @@ def test_a_draw_judges_all_batches_with_the_same_weights() -> None:
     one = advbench.evaluate(clf, X, Y, draws=4, batch_size=2)
     whole = advbench.evaluate(clf, X, Y, draws=4, batch_size=6)
     assert (one.correct == whole.correct).all()
-    frozen = [clf.frozen(advbench.seeds.derive(0, "judge", k)) for k in range(4)]
+    frozen = [clf.frozen(advbench.keys.derive(0, "judge", k)) for k in range(4)]
     expected = np.stack([(f(X).argmax(1) == Y).numpy() for f in frozen])
     assert (one.correct == expected).all()
 

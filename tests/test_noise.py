@@ -17,14 +17,13 @@ import torch
 from torch import Tensor, nn
 
 import advbench
-from advbench import hookspecs
 from advbench.api import Threat
 from advbench.ascent import cross_entropy
 from advbench.classifier import Classifier
 from advbench.errors import InputError
 from advbench.noise import DropoutNoise, GaussianNoise, Noise
 from advbench.posterior import GaussianPosterior
-from advbench.registry import Registrar, Registry
+from advbench.registry import Registrar, Registry, hooks
 from advbench.testing import same_weights, small_data, small_net
 
 ALPHA = -1.7580993408473766  # where SELU saturates: what alpha dropout puts in place of a unit
@@ -302,11 +301,11 @@ class Salt(Noise):
 
 def test_a_third_partys_noise_is_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
     class Plugin:
-        @hookspecs.hookimpl
+        @hooks.hookimpl
         def advbench_register(self, register: Registrar) -> None:
             register.noise("salt", f"{__name__}:Salt", "pixels at one")
 
-    found = Registry(pluggy.PluginManager(hookspecs.PROJECT))
+    found = Registry(pluggy.PluginManager(hooks.PROJECT))
     found._load(Plugin(), "salt", importlib.metadata.distribution("advbench"))
     clf = noisy(Salt(0.4))
     tensors, values = clf.export()

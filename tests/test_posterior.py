@@ -22,9 +22,9 @@ from scipy.stats import chisquare, invgamma
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
-from advbench import hookspecs
 from advbench.classifier import Classifier
 from advbench.errors import InputError
+from advbench.keys import isolated_rng
 from advbench.posterior import (
     FlatLayout,
     GaussianPosterior,
@@ -35,8 +35,7 @@ from advbench.posterior import (
     matched_divergence,
     prior_divergence,
 )
-from advbench.randomness import isolated_rng
-from advbench.registry import Registrar, Registry
+from advbench.registry import Registrar, Registry, hooks
 from advbench.testing import small_data, small_net
 
 
@@ -361,11 +360,11 @@ class Shifted(Posterior):
 
 def test_a_third_partys_posterior_is_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
     class Plugin:
-        @hookspecs.hookimpl
+        @hooks.hookimpl
         def advbench_register(self, register: Registrar) -> None:
             register.posterior("shifted", f"{__name__}:Shifted", "one number for all weights")
 
-    found = Registry(pluggy.PluginManager(hookspecs.PROJECT))
+    found = Registry(pluggy.PluginManager(hooks.PROJECT))
     found._load(Plugin(), "shifted", importlib.metadata.distribution("advbench"))
     net = small_net().eval()
     clf = Classifier(net, Shifted(net))

@@ -13,12 +13,11 @@ import pluggy
 import pytest
 from conftest import Cli
 
-from advbench import hookspecs
 from advbench.errors import InputError, MissingExtraError
-from advbench.registry import KINDS, Registrar, Registry, registry
+from advbench.registry import KINDS, Registrar, Registry, hooks, registry
 
 GOOD = """
-from advbench.hookspecs import hookimpl
+from advbench.registry import hookimpl
 
 @hookimpl
 def advbench_register(register):
@@ -98,7 +97,7 @@ def test_a_broken_plugin_is_reported_and_stops_only_runs_that_name_it(cli: Cli, 
 
 
 def test_a_misspelt_hook_is_caught(cli: Cli, site: Path) -> None:
-    body = "from advbench.hookspecs import hookimpl\n@hookimpl\ndef advbench_registr(register): pass\n"
+    body = "from advbench.registry import hookimpl\n@hookimpl\ndef advbench_registr(register): pass\n"
     listed = cli("plugins", env=install(site, "misspelt", body))
     assert listed.returncode == 1
     assert "unknown hook 'advbench_registr'" in listed.stderr
@@ -117,7 +116,7 @@ def test_a_name_that_two_plugins_claim_is_an_error_that_names_both(cli: Cli, sit
 
 
 FAMILY = """
-from advbench.hookspecs import hookimpl
+from advbench.registry import hookimpl
 
 @hookimpl
 def advbench_register(register):
@@ -181,12 +180,12 @@ def test_names_and_targets_must_be_well_formed(declare: Callable[[Registrar], No
 
 def test_one_failing_registration_leaves_nothing_of_that_plugin() -> None:
     class Half:
-        @hookspecs.hookimpl
+        @hooks.hookimpl
         def advbench_register(self, register: Registrar) -> None:
             register.attack("half_done", "m:C", "")
             raise ValueError("then it broke")
 
-    found = Registry(pluggy.PluginManager(hookspecs.PROJECT))
+    found = Registry(pluggy.PluginManager(hooks.PROJECT))
     found._load(Half(), "half", __import__("importlib.metadata").metadata.distribution("advbench"))
     assert found.problems[0].reason == "ValueError: then it broke"
     with pytest.raises(InputError, match="unknown attack 'half_done'"):

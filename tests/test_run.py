@@ -194,7 +194,7 @@ def test_examples_are_dropped_after_their_last_use_unless_kept(tmp_path: Path) -
 
 
 def test_trackers_are_told_of_every_task(tmp_path: Path) -> None:
-    from advbench.hookspecs import hookimpl
+    from advbench.registry import hookimpl
 
     told: list[tuple[str, str]] = []
 
@@ -214,7 +214,7 @@ def test_trackers_are_told_of_every_task(tmp_path: Path) -> None:
 
 
 def test_a_failing_tracker_is_a_warning(tmp_path: Path) -> None:
-    from advbench.hookspecs import hookimpl
+    from advbench.registry import hookimpl
 
     class Tracker:
         @hookimpl

@@ -66,7 +66,7 @@ def test_it_passes_the_suites_that_it_inherits(installed: dict[str, str], tmp_pa
 DISHONEST = """
 import torch
 from torch import nn
-from advbench.hookspecs import hookimpl
+from advbench.registry import hookimpl
 from advbench_defenses.erm import ERM
 from advbench.classifier import Classifier
 

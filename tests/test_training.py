@@ -35,7 +35,7 @@ def test_gradient_of_the_objective_is_the_rand_layers_formula_at_alpha_1() -> No
     x, y = small_data().batch(slice(12))
     objective("adv_bnn", clf, x, y, count, kl_weight=1.0, prior_std=s0).backward()  # type: ignore[no-untyped-call]
 
-    seed = advbench.seeds.derive(5, "draw", 0)
+    seed = advbench.keys.derive(5, "draw", 0)
     noise = torch.empty_like(posterior.mean).normal_(generator=torch.Generator().manual_seed(seed))
     mean, sigma = posterior.mean.detach(), posterior.log_std.detach().exp()
     weights = (mean + sigma * noise).requires_grad_(True)

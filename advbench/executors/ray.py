@@ -18,9 +18,9 @@ from typing import Any
 from advbench.api import Progress, Resources
 from advbench.errors import InputError
 from advbench.executors import Began, Cause, Ended, Event, Failure, Moved, attempt, from_json, one_line, to_json
-from advbench.extras import require
 from advbench.journal import Measured
 from advbench.plan import Task
+from advbench.registry.optional import require
 from advbench.tasks import Runner, Runtime
 
 HEADROOM = 1.1  # of a measured peak

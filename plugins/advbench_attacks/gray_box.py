@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from advbench.api import Field
 from advbench.classifier import Classifier
-from advbench.seeds import derive
+from advbench.keys import derive
 from advbench_attacks._inner import InnerAttack, InnerParams
 
 

@@ -11,7 +11,7 @@ from advbench import api, ascent
 from advbench.api import Attack, Field, Threat
 from advbench.ascent import SELECTION_DRAWS, Goal
 from advbench.classifier import Classifier
-from advbench.seeds import derive
+from advbench.keys import derive
 
 SHORTEST = 0.05  # share of eps below which a step that falls along the cosine moves nothing that counts
 WIDENING = 0.35  # share of the steps that a wider ball takes in a sweep

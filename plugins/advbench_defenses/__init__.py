@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from advbench.hookspecs import hookimpl
+from advbench.registry import hookimpl
 
 if TYPE_CHECKING:
     from advbench.registry import Registrar

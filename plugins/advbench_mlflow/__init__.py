@@ -11,13 +11,13 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from advbench.errors import MissingExtraError
-from advbench.hookspecs import hookimpl
+from advbench.registry import hookimpl
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-    from advbench.plan import Task
+    from advbench.registry import FinishedTask as Task
 
 DEFAULTS = {  # of MLflow's own variables
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # 12 seconds a task while a server is down; by MLflow's 7 it is 4 minutes

@@ -18,7 +18,7 @@ from advbench.api import Attack, Field, Norm, Threat
 from advbench.ascent import Goal, Kept, settled
 from advbench.classifier import Classifier
 from advbench.errors import InputError
-from advbench.extras import calling, require
+from advbench.registry.optional import calling, require
 
 # As its repository calls it, and as the index does.
 LIBRARY = "autoattack" if importlib.util.find_spec("autoattack") else "pyautoattack"

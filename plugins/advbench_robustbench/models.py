@@ -20,7 +20,7 @@ from torch import nn
 from advbench.api import Data, Defense, TrainContext
 from advbench.classifier import Classifier
 from advbench.errors import InputError, unknown_name
-from advbench.extras import require, written_over
+from advbench.registry.optional import require, written_over
 
 SHAPES = {"cifar10": (3, 32, 32, 10), "cifar100": (3, 32, 32, 100), "imagenet": (3, 224, 224, 1000)}
 LIBRARIES = ("robustbench", "timm")  # whose code the nets are

@@ -22,7 +22,7 @@ from advbench.api import Attack, Field, Norm, Threat
 from advbench.ascent import per_image, settled, settled_in_box
 from advbench.classifier import Classifier
 from advbench.errors import InputError, unknown_name
-from advbench.extras import calling, require
+from advbench.registry.optional import calling, require
 
 require("torchattacks", "the family 'torchattacks:'", "bridges")
 torchattacks = importlib.import_module("torchattacks")

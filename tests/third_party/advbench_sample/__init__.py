@@ -1,6 +1,6 @@
 """Hooks only, so that listing plugins imports neither torch nor the classes."""
 
-from advbench.hookspecs import hookimpl
+from advbench.registry import hookimpl
 
 
 @hookimpl

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from advbench.hookspecs import hookimpl
+from advbench.registry.hooks import hookimpl
 
 if TYPE_CHECKING:
-    from advbench.registry import Registrar
+    from advbench.registry.plugins import Registrar
 
 
 @hookimpl

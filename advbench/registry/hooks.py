@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pluggy
 
 if TYPE_CHECKING:
-    from advbench.plan import Task
-    from advbench.registry import Registrar
+    from advbench.registry.plugins import Registrar
 
 PROJECT = "advbench"
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+class FinishedTask(Protocol):
+    """What a tracker is told of a task."""
+
+    @property
+    def kind(self) -> str:
+        """One of `"train"`, `"craft"` and `"evaluate"`."""
+
+    @property
+    def key(self) -> str:
+        """The name of its record in the store."""
+
+    @property
+    def inputs(self) -> Mapping[str, Any]:
+        """Everything that its result depends on, as JSON values."""
+
+    @property
+    def label(self) -> str:
+        """What people are shown."""
 
 
 @hookspec
@@ -29,7 +49,7 @@ def advbench_register(register: Registrar) -> None:
 
 
 @hookspec
-def advbench_task_finished(task: Task, record: dict[str, Any]) -> None:
+def advbench_task_finished(task: FinishedTask, record: dict[str, Any]) -> None:
     """Called in the driver's process after each task that ran to its end, for trackers.
 
     Args:

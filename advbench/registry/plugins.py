@@ -16,8 +16,8 @@ from urllib.parse import unquote, urlparse
 
 import pluggy
 
-from advbench import builtins, hookspecs
 from advbench.errors import AdvbenchError, InputError, unknown_name
+from advbench.registry import builtins, hooks
 
 Kind = Literal["defense", "attack", "architecture", "dataset", "posterior", "noise"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -111,8 +111,8 @@ class Registry:
     def __init__(self, manager: pluggy.PluginManager | None = None) -> None:
         self.problems: list[Problem] = []
         self._entries: dict[tuple[Kind, str], list[Entry]] = {}
-        self.manager = manager or pluggy.PluginManager(hookspecs.PROJECT)
-        self.manager.add_hookspecs(hookspecs)
+        self.manager = manager or pluggy.PluginManager(hooks.PROJECT)
+        self.manager.add_hookspecs(hooks)
         self._load(builtins, "advbench", importlib.metadata.distribution("advbench"))
         for entry_point in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda e: e.name):
             distribution = entry_point.dist

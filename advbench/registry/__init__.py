@@ -1,0 +1,12 @@
+"""What is registered: plugins and their hooks, described hyperparameters, optional libraries. Imports no torch."""
+
+from advbench.registry.hooks import FinishedTask as FinishedTask
+from advbench.registry.hooks import hookimpl as hookimpl
+from advbench.registry.plugins import KINDS as KINDS
+from advbench.registry.plugins import Entry as Entry
+from advbench.registry.plugins import Kind as Kind
+from advbench.registry.plugins import Problem as Problem
+from advbench.registry.plugins import Registrar as Registrar
+from advbench.registry.plugins import Registry as Registry
+from advbench.registry.plugins import distribution_version as distribution_version
+from advbench.registry.plugins import registry as registry
