@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterator, Mapping
 
-from advbench.journal import Estimator
+from advbench.estimates import Estimator
 from advbench.plan import Task
 
 

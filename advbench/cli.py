@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from advbench.report import Report
     from advbench.run import Settings
     from advbench.scheduler import Outcome
-    from advbench.store import Store
+    from advbench.store.records import Store
     from advbench.tasks import Runtime
 
 app = typer.Typer(
@@ -111,8 +111,8 @@ def plan(
     """Show what a run would do and what it would cost, without doing it."""
     from advbench.describe import plan_lines
     from advbench.run import prepare
-    from advbench.storage import BRIEF
-    from advbench.store import Store
+    from advbench.store.records import Store
+    from advbench.store.storage import BRIEF
 
     for line in plan_lines(prepare(spec, data_root), Store(store, BRIEF), every_task=tasks):
         _say(line)
@@ -129,8 +129,8 @@ def status(
     import json
 
     from advbench.status import runs_now, status_lines
-    from advbench.storage import BRIEF
-    from advbench.store import Store
+    from advbench.store.records import Store
+    from advbench.store.storage import BRIEF
 
     found = runs_now(Store(store, BRIEF).storage, last)
     if as_json:
@@ -164,7 +164,7 @@ def curve(
     from advbench.report.output import drawn
     from advbench.report.tables import to_csv
     from advbench.run import Settings, check_writable, prepare
-    from advbench.storage import write_file
+    from advbench.store.storage import write_file
 
     store = execution.open_store()
     chosen = along(spec, over, integers(values or [], "--values"))
@@ -207,8 +207,8 @@ def report(
     from advbench.report.output import DEFAULT, check_formats
     from advbench.report.references import read_references
     from advbench.run import check_kept, check_writable, collect_anew, prepare_anew, write_report
-    from advbench.storage import BRIEF
-    from advbench.store import Store
+    from advbench.store.records import Store
+    from advbench.store.storage import BRIEF
 
     chosen = names(formats) if formats else DEFAULT
     check_formats(chosen)

@@ -18,13 +18,13 @@ from advbench.backlog import longest_chain
 from advbench.datasets import DEFAULT_ROOT
 from advbench.display import duration
 from advbench.errors import AdvbenchError, MissingExtraError, unknown_name
-from advbench.journal import measured
+from advbench.estimates import measured
 from advbench.plan import Plan
 from advbench.registry import KINDS, Entry, registry
 from advbench.registry.optional import require, written_over
 from advbench.scheduler import failed_before, outstanding
-from advbench.storage import BRIEF
-from advbench.store import Store
+from advbench.store.records import Store
+from advbench.store.storage import BRIEF
 
 EXTRAS = {"ray": "ray", "s3fs": "s3", "mlflow": "mlflow"}  # libraries and what installs them
 

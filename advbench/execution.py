@@ -10,8 +10,8 @@ from pathlib import Path
 from advbench.api import Progress, Resources
 from advbench.errors import InputError
 from advbench.executors import Executor
-from advbench.storage import PATIENCE
-from advbench.store import Store
+from advbench.store.records import Store
+from advbench.store.storage import PATIENCE
 from advbench.tasks import Runtime, versions
 
 EXECUTORS = ("inline", "local", "ray")

@@ -99,7 +99,7 @@ def submit(
     """Pack one defense of a run, its records and predictions, into a file for whoever keeps a board."""
     from advbench.boards.findings import Findings
     from advbench.boards.submission import submit as pack
-    from advbench.store import Store
+    from advbench.store.records import Store
 
     done = pack(run_dir, defense, Store(store), out, models=models, force=force, data_root=data_root)
     if isinstance(done, Findings):

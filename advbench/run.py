@@ -20,7 +20,6 @@ from advbench.errors import InputError
 from advbench.executors import Executor
 from advbench.foreign import foreign_images, identify_foreign
 from advbench.identity import DATA, blank, identify, identity_text, is_about, read_identity
-from advbench.journal import Journal, State
 from advbench.plan import Identity, Plan, Task, make_plan
 from advbench.registry import registry
 from advbench.report import FILES, Report, collect
@@ -28,8 +27,9 @@ from advbench.report.output import DEFAULT, PAGE, contents
 from advbench.report.references import Reference
 from advbench.report.tables import planned
 from advbench.scheduler import Outcome, Scheduler, Watcher, failed_before, failures
-from advbench.storage import write_file
-from advbench.store import Store
+from advbench.store.heartbeat import Heartbeat, State
+from advbench.store.records import Store
+from advbench.store.storage import write_file
 from advbench.tasks import Record
 
 PLACE = ["source", "defense", "attack", "eps", "seed"]
@@ -98,7 +98,7 @@ def carry_out(
     watcher: Watcher,
     settings: Settings = Settings(),
 ) -> Outcome:
-    """Run a plan, while its journal says so to whoever asks.
+    """Run a plan, while its heartbeat says so to whoever asks.
 
     Args:
         plan: the run.
@@ -118,13 +118,13 @@ def carry_out(
         for key in failed:
             store.drop_failure(key)
         failed = {}
-    journal = Journal(store.storage, _about(plan))
-    journal.open()
+    heartbeat = Heartbeat(store.storage, _about(plan))
+    heartbeat.open()
     scheduler = Scheduler(
         plan,
         waiting,
         store,
-        journal,
+        heartbeat,
         watcher,
         failed=failed,
         keep_examples=settings.keep_examples,
@@ -142,7 +142,7 @@ def carry_out(
         state = "interrupted"
         raise
     finally:
-        journal.close(state)
+        heartbeat.close(state)
     scheduler.drop_left()
     return outcome
 

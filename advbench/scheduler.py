@@ -11,14 +11,15 @@ from typing import Protocol
 from advbench.api import Progress
 from advbench.backlog import Backlog, ExamplesInUse, longest_chain
 from advbench.errors import StoreError
+from advbench.estimates import Measurements
 from advbench.executors import Began, Event, Executor, Failure, Moved, Said
-from advbench.journal import Journal, Liveness
-from advbench.leases import Leases
 from advbench.plan import Plan, Task
-from advbench.store import Store
+from advbench.store.heartbeat import Heartbeat, Liveness
+from advbench.store.leases import Leases
+from advbench.store.records import Store
 from advbench.tasks import Record
 
-TICK = 1.0  # longest time between two looks at the journal and at other drivers' tasks, in seconds
+TICK = 1.0  # longest time between two looks at the heartbeat and at other drivers' tasks, in seconds
 TELL = 2.0  # seconds between two updates of what others see of the run
 SOME = 0.05  # share of a task from which its own progress tells how long it takes
 NEEDS = "needs a task that failed: "
@@ -143,7 +144,7 @@ class Scheduler:
         plan: the tasks.
         waiting: those that have to run; see `outstanding`.
         store: where their results are.
-        journal: this driver's entry in the store, opened.
+        heartbeat: this driver's entry in the store, opened.
         watcher: is told how it goes.
         failed: tasks not to be tried, with the reason, by key; see `failed_before`.
         keep_examples: keep adversarial examples after their last use.
@@ -156,7 +157,7 @@ class Scheduler:
         plan: Plan,
         waiting: Mapping[str, Task],
         store: Store,
-        journal: Journal,
+        heartbeat: Heartbeat,
         watcher: Watcher,
         *,
         failed: Mapping[str, str] | None = None,
@@ -167,12 +168,13 @@ class Scheduler:
         self._tasks = plan.tasks
         self._order = list(waiting)
         self._store = store
-        self._journal = journal
+        self._heartbeat = heartbeat
         self._watcher = watcher
         self._on_finished = on_finished
         self._liveness = liveness or Liveness(store.storage)
-        self._leases = Leases(store.storage, journal.id, self._liveness)
-        self._backlog = Backlog(waiting, journal.measurements.estimator())
+        self._leases = Leases(store.storage, heartbeat.id, self._liveness)
+        self._measurements = Measurements(heartbeat.measured)
+        self._backlog = Backlog(waiting, self._measurements.estimator())
         self._examples = ExamplesInUse(plan.tasks, waiting)
         self._keep_examples = keep_examples
         self._failed_before = dict(failed or {})
@@ -192,7 +194,7 @@ class Scheduler:
         """
         try:
             while self._backlog or self._running or self._foreign:
-                self._journal.check()
+                self._heartbeat.check()
                 self._start(executor)
                 self._tell(executor)
                 if self._running:
@@ -211,12 +213,12 @@ class Scheduler:
         return self.outcome
 
     def drop_left(self) -> None:
-        """Drop the examples that were left for other drivers, unless one still lives; call it with the journal closed.
+        """Drop the examples left for other drivers, unless one still lives; call it after closing the heartbeat.
 
         Of drivers that end together none is then seen as living by the others, so the last of them drops what is left.
         """
         keys = self._examples.kept()
-        if keys and not self._liveness.others(self._journal.id, lately=False):
+        if keys and not self._liveness.others(self._heartbeat.id, lately=False):
             for key in keys:
                 self._store.drop_artifact(key)
 
@@ -230,7 +232,7 @@ class Scheduler:
         while (task := self._backlog.first()) is not None:
             if self._blamed(task):
                 continue
-            known = self._journal.measurements.of(task)
+            known = self._measurements.of(task)
             if not executor.has_room(known):
                 return
             self._backlog.take()
@@ -281,7 +283,7 @@ class Scheduler:
                 self._fail(task, event.failure)
 
     def _finish(self, task: Task, record: Record) -> None:
-        self._journal.measurements.add(task, record)
+        self._measurements.add(task, record)
         self._passes += task.cost
         self.outcome.run.append(task.key)
         self._leases.release(task.key)
@@ -342,21 +344,21 @@ class Scheduler:
 
     def _drop(self, keys: list[str]) -> None:
         """Drop examples, unless another driver may still read them; see `drop_left`."""
-        if keys and self._liveness.others(self._journal.id):
+        if keys and self._liveness.others(self._heartbeat.id):
             self._examples.keep(keys)
             return
         for key in keys:
             self._store.drop_artifact(key)
 
     def _tell(self, executor: Executor, *, force: bool = False) -> None:
-        """Bring the journal's entry and the watcher up to date now and then; the journal's thread writes it."""
+        """Bring the heartbeat's entry and the watcher up to date now and then; the heartbeat's thread writes it."""
         now = time.monotonic()
         if now - self._told < TELL and not force:
             return
         self._told = now
         left = self._seconds_left(executor.places, now)
         outcome, seconds = self.outcome, max(now - self._began, 1e-9)
-        self._journal.values = {
+        self._heartbeat.values = {
             "tasks": {
                 "planned": len(self._tasks),
                 "done before": len(outcome.skipped),
@@ -379,7 +381,7 @@ class Scheduler:
 
     def _seconds_left(self, places: int, now: float) -> float | None:
         """What is left, if the workers share it evenly; no less than the longest chain of tasks."""
-        estimator = self._journal.measurements.estimator()
+        estimator = self._measurements.estimator()
         running = {key: task.left(estimator.seconds(self._tasks[key]), now) for key, task in self._running.items()}
         waiting = estimator.total(self._backlog)
         if waiting is None or None in running.values():

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
 from advbench.display import duration
-from advbench.journal import BEAT, Liveness, Run, runs
-from advbench.storage import Storage
+from advbench.store.heartbeat import BEAT, Liveness, Run, runs
+from advbench.store.storage import Storage
 
 PAUSE = 2 * BEAT + 1  # seconds in which a driver that lives has given a sign
 

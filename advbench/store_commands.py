@@ -28,9 +28,9 @@ def verify(
     A line tells of each file that is damaged, cannot be read or is missing; and, as no damage, of artifacts
     without a record, records of another schema, temporary files left over, and files that do not belong there.
     """
-    from advbench.store import Store
-    from advbench.upkeep import Amount
-    from advbench.upkeep import verify as findings
+    from advbench.store.gc import Amount
+    from advbench.store.records import Store
+    from advbench.store.verify import verify as findings
 
     amounts: dict[str, Amount] = {}
     damaged = 0
@@ -60,10 +60,10 @@ def gc(
     """Remove what nothing needs; refused while a run uses the store.
 
     That is: adversarial examples, artifacts without a record, what is damaged, states of trainings that are
-    done, leases, temporary files older than an hour, and journals of all runs but the last 20.
+    done, leases, temporary files older than an hour, and heartbeats of all runs but the last 20.
     """
-    from advbench.store import Store
-    from advbench.upkeep import collect_garbage
+    from advbench.store.gc import collect_garbage
+    from advbench.store.records import Store
 
     amounts = collect_garbage(Store(store), dry_run=dry_run, keep_examples=keep_examples, failures=failures)
     for what, amount in amounts.items():
@@ -86,8 +86,8 @@ def export(
     store: StoreUrl = DEFAULT_STORE,
 ) -> None:
     """Pack records and their artifacts into one file, for another store."""
-    from advbench.store import Store
-    from advbench.upkeep import export as pack
+    from advbench.store.archive import export as pack
+    from advbench.store.records import Store
 
     keys = None if run is None else _keys(run, data_root)
     packed = pack(Store(store), file, keys, models=not no_models, examples=examples, force=force)
@@ -103,8 +103,8 @@ def import_(
     store: StoreUrl = DEFAULT_STORE,
 ) -> None:
     """Add what an export holds to a store; exit code 1 if the store says something else of the same task."""
-    from advbench.store import Store
-    from advbench.upkeep import import_ as unpack
+    from advbench.store.archive import import_ as unpack
+    from advbench.store.records import Store
 
     done = unpack(Store(store), file)
     for key in done.conflicts:

@@ -10,7 +10,7 @@ import safetensors.numpy
 
 from advbench.errors import GoneError
 from advbench.metrics import Predictions, calibration, detection, histogram, retention, shared_spread, uncertainty
-from advbench.store import Store
+from advbench.store.records import Store
 
 ENTROPIES = ("total", "aleatoric", "epistemic")  # measures of uncertainty of which whole distributions are kept
 

@@ -33,8 +33,8 @@ from advbench.keys import derive
 from advbench.metrics import Predictions
 from advbench.plan import Task
 from advbench.registry import registry
-from advbench.storage import PATIENCE
-from advbench.store import Store
+from advbench.store.records import Store
+from advbench.store.storage import PATIENCE
 from advbench.summary import read_predictions, summary
 
 SPENT = "seconds spent"  # among the values of a training's saved state

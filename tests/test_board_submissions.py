@@ -25,7 +25,7 @@ from advbench.boards.check import check
 from advbench.cli import main
 from advbench.keys import content_key
 from advbench.metrics import Predictions
-from advbench.store import Store
+from advbench.store.records import Store
 from advbench.summary import summary
 
 pytestmark = pytest.mark.xdist_group("submissions")  # which share one fixture

@@ -21,10 +21,10 @@ from advbench import memory
 from advbench.api import Progress, Resources
 from advbench.config import make_spec
 from advbench.errors import GoneError, InputError, PluginError, StoreError
+from advbench.estimates import Measured
 from advbench.execution import Execution
 from advbench.executors import Began, Ended, Failure, Moved, Said, attempt, from_json, one_line, to_json
 from advbench.executors.local import Device, LocalExecutor, devices
-from advbench.journal import Measured
 from advbench.options import EXECUTION_OPTIONS
 from advbench.plan import Plan, Task
 from advbench.run import prepare

@@ -16,7 +16,7 @@ from advbench.datasets import load_dataset
 from advbench.errors import InputError
 from advbench.foreign import foreign_images, identify_foreign
 from advbench.metrics import uncertainty
-from advbench.store import Store, record_name
+from advbench.store.records import Store, record_name
 from advbench.summary import read_predictions
 
 

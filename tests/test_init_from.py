@@ -14,7 +14,7 @@ from advbench.errors import InputError
 from advbench.plan import Plan
 from advbench.run import prepare
 from advbench.scheduler import outstanding
-from advbench.store import Store
+from advbench.store.records import Store
 from advbench.tasks import Runner, Runtime
 
 SHORT = {"stages": [1], "batch_size": 256}

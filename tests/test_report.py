@@ -19,7 +19,7 @@ from advbench.registry import Entry
 from advbench.report import Report, collect, read_report
 from advbench.report.ranks import ranks
 from advbench.report.texts import format_eps
-from advbench.store import Store, record_name
+from advbench.store.records import Store, record_name
 from advbench.summary import summary
 
 IMAGES = 20

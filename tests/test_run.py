@@ -23,8 +23,8 @@ from advbench.registry import registry
 from advbench.report.tables import RESULT_COLUMNS, Report
 from advbench.run import carry_out, prepare, write_out
 from advbench.scheduler import Outcome, outstanding
-from advbench.storage import StoreWarning
-from advbench.store import Store
+from advbench.store.records import Store
+from advbench.store.storage import StoreWarning
 
 SPEC: dict[str, Any] = {
     "defenses": ["erm", "adv_bnn"],

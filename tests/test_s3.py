@@ -17,10 +17,10 @@ import pandas as pd
 import pytest
 
 from advbench.errors import StoreError
-from advbench.journal import Journal, Liveness
-from advbench.leases import Leases
-from advbench.storage import Storage, StoreWarning
-from advbench.store import Store
+from advbench.store.heartbeat import Heartbeat, Liveness
+from advbench.store.leases import Leases
+from advbench.store.records import Store
+from advbench.store.storage import Storage, StoreWarning
 
 pytest.importorskip("s3fs")
 pytest.importorskip("moto")
@@ -153,7 +153,7 @@ def test_records_artifacts_and_leases_live_on_s3(gate: Gate) -> None:
     store.write_record("ab" * 32, {"artifact": digest})
     assert store.read_artifact("ab" * 32) == b"tensors"
     assert store.storage.names("records") == [f"records/ab/{'ab' * 32}.json"]
-    drivers = [Journal(store.storage), Journal(store.storage)]
+    drivers = [Heartbeat(store.storage), Heartbeat(store.storage)]
     for driver in drivers:
         driver.open()
     first, second = (Leases(store.storage, driver.id, Liveness(store.storage)) for driver in drivers)

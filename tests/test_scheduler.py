@@ -19,12 +19,13 @@ from advbench.api import Progress
 from advbench.backlog import Backlog, longest_chain
 from advbench.config import make_spec
 from advbench.errors import StoreError
+from advbench.estimates import Measured, Measurements, measured
 from advbench.executors import Began, Ended, Event, Failure
-from advbench.journal import Journal, Liveness, Measured, Measurements, measured, runs
-from advbench.leases import Leases
 from advbench.plan import Plan, Task
 from advbench.scheduler import Outcome, Scheduler, failed_before, outstanding
-from advbench.store import Store
+from advbench.store.heartbeat import Heartbeat, Liveness, runs
+from advbench.store.leases import Leases
+from advbench.store.records import Store
 
 SPEC = make_spec({"defenses": ["erm"], "attacks": ["fgsm"]})
 
@@ -97,13 +98,13 @@ class Watcher:
 
 
 def run(plan: Plan, store: Store, executor: Any, **options: Any) -> Outcome:
-    journal = Journal(store.storage)
-    journal.open()
-    scheduler = Scheduler(plan, outstanding(plan, store), store, journal, Watcher(), **options)
+    heartbeat = Heartbeat(store.storage)
+    heartbeat.open()
+    scheduler = Scheduler(plan, outstanding(plan, store), store, heartbeat, Watcher(), **options)
     try:
         outcome = scheduler.run(executor)
     finally:
-        journal.close("done")
+        heartbeat.close("done")
     scheduler.drop_left()
     return outcome
 
@@ -130,11 +131,11 @@ def test_long_tasks_come_first_and_evaluations_before_all(store: Store) -> None:
     outcome = run(plan_of(*GRID), store, executor)
     assert executor.began == "long,judge long,short,judge short,craft b,judge b,craft a,judge a".split(",")
     assert [*outcome.failed, *outcome.skipped] == []
-    assert longest_chain({t.key: t for t in GRID}, Measurements().estimator().weight) == pytest.approx(9.1)
+    assert longest_chain({t.key: t for t in GRID}, Measurements({}).estimator().weight) == pytest.approx(9.1)
 
 
 def test_measured_times_count_for_more_than_passes() -> None:
-    found = Measurements()
+    found = Measurements({})
     quick, slow = task("quick", cost=100, profile="q"), task("slow", cost=1, profile="s")
     for each, seconds in ((quick, 1.0), (slow, 50.0)):
         found.add(each, {"seconds": seconds, "memory": {"peak": 7, "device": 10}})
@@ -144,7 +145,7 @@ def test_measured_times_count_for_more_than_passes() -> None:
     assert estimator.seconds(task("again", cost=200, profile="q")) == pytest.approx(2.0)
     assert estimator.seconds(task("another", cost=202, profile="?")) == pytest.approx(51 / 101 * 202)
     assert estimator.seconds(task("other kind", kind="craft", cost=2)) is None
-    assert Measurements().estimator().total([quick]) is None
+    assert Measurements({}).estimator().total([quick]) is None
     assert [known.peak for known in (found.of(slow), found.of(task("unknown"))) if known] == [7]
 
 
@@ -253,12 +254,12 @@ def test_any_plan_ends_with_each_task_run_once_and_after_its_needs(data: st.Data
 
 def other(state: str, store: Store, **changes: Any) -> str:
     """The entry of another driver; returns its id."""
-    journal = Journal(store.storage)
-    journal.open()
-    journal.close("running")
-    (entry,) = [run for run in runs(store.storage) if run["id"] == journal.id]
-    store.storage.write(f"runs/{journal.id}.json", json.dumps({**entry, "state": state, **changes}).encode())
-    return journal.id
+    heartbeat = Heartbeat(store.storage)
+    heartbeat.open()
+    heartbeat.close("running")
+    (entry,) = [run for run in runs(store.storage) if run["id"] == heartbeat.id]
+    store.storage.write(f"runs/{heartbeat.id}.json", json.dumps({**entry, "state": state, **changes}).encode())
+    return heartbeat.id
 
 
 def dead_process() -> tuple[int, str]:
@@ -287,7 +288,7 @@ def test_a_driver_that_hangs_is_dead_but_an_outage_is_not_its_silence(
     assert liveness.alive(driver)
     time.sleep(0.15)
     assert not liveness.alive(driver), "its process is there, but stopped"
-    monkeypatch.setattr("advbench.journal.GAP", 0.1)
+    monkeypatch.setattr("advbench.store.heartbeat.GAP", 0.1)
     time.sleep(0.2)
     assert liveness.alive(driver), "nobody looked meanwhile"
 
@@ -346,7 +347,7 @@ def test_only_drivers_that_may_live_are_looked_up_again(store: Store, monkeypatc
     for index in range(20):
         other("done", store, started=str(index))
     other("running", store, born="1")
-    monkeypatch.setattr("advbench.journal.LOOK", 0.0)
+    monkeypatch.setattr("advbench.store.heartbeat.LOOK", 0.0)
     liveness = Liveness(store.storage)
     assert not liveness.others("me")
     reads: list[str] = []
@@ -382,17 +383,17 @@ def test_tasks_of_another_driver_are_taken_from_the_store(store: Store) -> None:
 
 def test_drivers_that_end_together_leave_no_examples(store: Store) -> None:
     plan = plan_of(*GRID)
-    journals = [Journal(store.storage), Journal(store.storage)]
-    for journal in journals:
-        journal.open()
-    schedulers = [Scheduler(plan, outstanding(plan, store), store, each, Watcher()) for each in journals]
+    heartbeats = [Heartbeat(store.storage), Heartbeat(store.storage)]
+    for heartbeat in heartbeats:
+        heartbeat.open()
+    schedulers = [Scheduler(plan, outstanding(plan, store), store, each, Watcher()) for each in heartbeats]
     for scheduler in schedulers:
         scheduler.run(FakeExecutor(store))
     assert store.is_done(GRID[4].key, with_artifact=True)
-    journals[0].close("done")
+    heartbeats[0].close("done")
     schedulers[0].drop_left()
     assert store.is_done(GRID[4].key, with_artifact=True), "the other has not ended"
-    journals[1].close("done")
+    heartbeats[1].close("done")
     schedulers[1].drop_left()
     assert not store.is_done(GRID[4].key, with_artifact=True)
 
@@ -426,21 +427,21 @@ def test_measurements_outlive_their_run(store: Store) -> None:
     assert found.estimator().total(plan.tasks.values()) == pytest.approx(len(GRID))
 
 
-def test_a_journal_that_cannot_be_written_stops_the_run(tmp_path: Path) -> None:
+def test_a_heartbeat_that_cannot_be_written_stops_the_run(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "store"))
-    journal = Journal(store.storage, beat=0.01)
-    journal.open()
+    heartbeat = Heartbeat(store.storage, beat=0.01)
+    heartbeat.open()
     entry = tmp_path / "store" / "runs"
     for path in entry.iterdir():
         path.unlink()
     entry.rmdir()
     entry.write_text("in the way")
     end = time.monotonic() + 10
-    while journal._error is None:
+    while heartbeat._error is None:
         assert time.monotonic() < end
     with pytest.raises(StoreError, match="cannot write"):
-        journal.check()
-    journal.close("stopped")
+        heartbeat.check()
+    heartbeat.close("stopped")
 
 
 def test_ten_thousand_tasks_are_scheduled_without_a_quadratic_cost(

@@ -18,7 +18,7 @@ from advbench.display import JsonDisplay, LiveDisplay, PlainDisplay, json_line
 from advbench.plan import Task
 from advbench.scheduler import _Running
 from advbench.status import runs_now, status_lines
-from advbench.store import Store
+from advbench.store.records import Store
 
 QUICK = "--defense erm --attack fgsm --eps 0.1 --limit 20 --set erm.stages=[1]".split()
 TASK = Task("train", {}, "k" * 64, (), "train [erm], seed 0", 10.0)

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 from advbench.errors import MissingExtraError, StoreError
 from advbench.keys import SCHEMA, canonical, content_key
-from advbench.storage import StoreWarning, write_file
-from advbench.store import Store
+from advbench.store.records import Store
+from advbench.store.storage import StoreWarning, write_file
 
 KEY, OTHER = content_key("a task"), content_key("another task")
 RECORD = {"kind": "evaluate", "accuracy": 0.8125, "seeds": [0, 1], "note": "adv_bnn größer 東京", "reason": None}
@@ -355,7 +355,7 @@ def test_write_that_runs_out_of_space_leaves_the_old_file(store: Store, tmp_path
     code = f"""
 import resource, signal
 from advbench.errors import MissingExtraError, StoreError
-from advbench.store import Store
+from advbench.store.records import Store
 store = Store({store.url!r})
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
@@ -379,7 +379,7 @@ def test_killed_writer_leaves_a_whole_state(store: Store) -> None:
     states = [bytes([value]) * 2_000_000 for value in b"ab"]
     store.write_partial(KEY, states[0])
     code = f"""
-from advbench.store import Store
+from advbench.store.records import Store
 store = Store({store.url!r})
 print("ready", flush=True)
 while True:

@@ -32,13 +32,17 @@ from hypothesis import strategies as st
 
 from advbench.cli import main
 from advbench.errors import InputError, StoreError
-from advbench.journal import Journal, Measured, Measurements, machine, measured, runs
+from advbench.estimates import Measured
 from advbench.keys import SCHEMA, content_key
-from advbench.leases import Leases
-from advbench.storage import StoreWarning
-from advbench.store import Store
-from advbench.upkeep import Found, collect_garbage, export, import_, survey, verify
-from advbench.upkeep import garbage as sweeping
+from advbench.store import gc as sweeping
+from advbench.store import verify as survey
+from advbench.store.archive import export, import_
+from advbench.store.gc import collect_garbage
+from advbench.store.heartbeat import Heartbeat, machine, measured, runs
+from advbench.store.leases import Leases
+from advbench.store.records import Store
+from advbench.store.storage import StoreWarning
+from advbench.store.verify import Found, verify
 
 OPTIONS = (
     "--defense erm,bnn --attack fgsm,pgd --eps 0.1 --limit 20 --draws 3 --set erm.stages=[1] --set bnn.stages=[1] "
@@ -455,31 +459,31 @@ def test_leases_of_dead_drivers_go(done: Done) -> None:
 def test_a_lease_that_a_driver_has_just_taken_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(str(tmp_path))
     store.storage.write(f"leases/{KEY[:2]}/{KEY}.0.json", b'{"driver": "dead"}')
-    journal = Journal(store.storage, beat=HOUR)
+    heartbeat = Heartbeat(store.storage, beat=HOUR)
     check = sweeping._refuse_use
 
     def begin(store: Store, liveness: Any, silence: float, own: str = "") -> None:
         if not own:
             check(store, liveness, silence)
             return
-        journal.open()
-        assert Leases(store.storage, journal.id, liveness).acquire(KEY)
+        heartbeat.open()
+        assert Leases(store.storage, heartbeat.id, liveness).acquire(KEY)
 
     monkeypatch.setattr(sweeping, "_refuse_use", begin)
     assert "leases" not in collect_garbage(store)
     assert store.storage.names("leases") == [f"leases/{KEY[:2]}/{KEY}.{number}.json" for number in (0, 1)]
-    journal.close("done")
+    heartbeat.close("done")
 
 
 def entry(**changes: Any) -> dict[str, Any]:
-    """A journal's entry, of a driver that has ended."""
+    """A heartbeat's entry, of a driver that has ended."""
     body = {"id": uuid.uuid4().hex, "about": "erm under fgsm", "state": "done", "host": "here", "machine": machine()}
     body |= {"pid": 1, "born": "0", "beats": 3, "started": "2026-01-01T00:00:00+00:00", "measured": {}}
     body["updated"] = body["started"]
     return {**body, **changes}
 
 
-def test_old_journals_go_and_what_they_measured_stays(tmp_path: Path, capsys: Capture) -> None:
+def test_old_heartbeats_go_and_what_they_measured_stays(tmp_path: Path, capsys: Capture) -> None:
     store = Store(str(tmp_path))
     entries = []
     for day in range(1, 29):
@@ -489,13 +493,13 @@ def test_old_journals_go_and_what_they_measured_stays(tmp_path: Path, capsys: Ca
         entries.append(entry(started=last, state=state, measured={f"profile {day}": cost, "every": cost}))
     for each in entries:
         store.storage.write(f"runs/{each['id']}.json", json.dumps(each).encode())
-    before = measured(store.storage).export()
+    before = measured(store.storage)
     assert len(before) == 29
-    assert collect_garbage(store, dry_run=True)["journals"].count == 8
+    assert collect_garbage(store, dry_run=True)["heartbeats"].count == 8
     for removed in (8, 0, 0):
         amounts = collect_garbage(store)
-        assert (amounts["journals"].count if removed else amounts) == (removed or {})
-        assert measured(store.storage).export() == before
+        assert (amounts["heartbeats"].count if removed else amounts) == (removed or {})
+        assert measured(store.storage) == before
         left = list(runs(store.storage))
         assert {run["id"] for run in left if "upkeep" not in run} == {each["id"] for each in entries[-20:]}
         assert [run["state"] for run in left if "upkeep" in run] == ["done"]
@@ -504,32 +508,32 @@ def test_old_journals_go_and_what_they_measured_stays(tmp_path: Path, capsys: Ca
 
 
 def test_gc_refuses_a_store_that_a_live_driver_uses(done: Done, capsys: Capture) -> None:
-    journal = Journal(done.store.storage, "bnn under pgd")
-    journal.open()
+    heartbeat = Heartbeat(done.store.storage, "bnn under pgd")
+    heartbeat.open()
     try:
         before = files(done.root)
         for options in ((), ("--dry-run",)):
             assert command("gc", "--store", done.root, *options) == 2
             err = capsys.readouterr().err
             assert re.fullmatch(
-                rf"error: store [^\n]* in use by run {journal.id[:8]} \(bnn under pgd\), process {os.getpid()} [^\n]*; "
-                r"wait until that has ended, or stop it\n",
+                rf"error: store [^\n]* in use by run {heartbeat.id[:8]} \(bnn under pgd\), "
+                rf"process {os.getpid()} [^\n]*; wait until that has ended, or stop it\n",
                 err,
             )
-            assert {n: raw for n, raw in files(done.root).items() if journal.id not in n} == {
-                n: raw for n, raw in before.items() if journal.id not in n
+            assert {n: raw for n, raw in files(done.root).items() if heartbeat.id not in n} == {
+                n: raw for n, raw in before.items() if heartbeat.id not in n
             }
     finally:
-        journal.close("done")
+        heartbeat.close("done")
     assert command("gc", "--store", done.root) == 0
 
 
 def test_gc_refuses_until_a_killed_driver_is_gone(done: Done) -> None:
     code = f"""
 import time
-from advbench.journal import Journal
-from advbench.store import Store
-Journal(Store({str(done.root)!r}).storage).open()
+from advbench.store.heartbeat import Heartbeat
+from advbench.store.records import Store
+Heartbeat(Store({str(done.root)!r}).storage).open()
 print("open", flush=True)
 time.sleep(60)
 """
@@ -565,22 +569,22 @@ def test_a_driver_elsewhere_is_watched_until_it_beats_or_was_silent(done: Done) 
 
 
 def test_a_driver_that_begins_meanwhile_stops_the_sweep(done: Done, monkeypatch: pytest.MonkeyPatch) -> None:
-    journal = Journal(done.store.storage)
+    heartbeat = Heartbeat(done.store.storage)
     listing = sweeping.Survey
 
     def begin(store: Store) -> Any:
-        journal.open()
+        heartbeat.open()
         return listing(store)
 
     monkeypatch.setattr(sweeping, "Survey", begin)
-    with pytest.raises(InputError, match=f"in use by run {journal.id[:8]}"):
+    with pytest.raises(InputError, match=f"in use by run {heartbeat.id[:8]}"):
         collect_garbage(done.store)
-    journal.close("done")
+    heartbeat.close("done")
     assert all(done.artifact(key).exists() for key in done.of("craft"))
     assert sorted(run["state"] for run in runs(done.store.storage)) == ["done", "done", "stopped"]
 
 
-def test_an_import_that_was_killed_leaves_no_journal_for_long(done: Done) -> None:
+def test_an_import_that_was_killed_leaves_no_heartbeat_for_long(done: Done) -> None:
     dead = entry(state="running", upkeep="import")
     done.store.storage.write(f"runs/{dead['id']}.json", json.dumps(dead).encode())
     collect_garbage(done.store)
@@ -588,11 +592,11 @@ def test_an_import_that_was_killed_leaves_no_journal_for_long(done: Done) -> Non
 
 
 def test_two_sweeps_do_not_meet(done: Done) -> None:
-    journal = Journal(done.store.storage, "store gc", {"upkeep": "gc"})
-    journal.open()
+    heartbeat = Heartbeat(done.store.storage, "store gc", {"upkeep": "gc"})
+    heartbeat.open()
     with pytest.raises(InputError, match=r"in use by run .* \(store gc\)"):
         collect_garbage(done.store)
-    journal.close("done")
+    heartbeat.close("done")
 
 
 # Export and import
@@ -1036,12 +1040,11 @@ def test_planted_pickles_are_never_unpickled(done: Done, tmp_path: Path) -> None
 
 def test_measurements_survive_the_sweep_of_a_real_run(done: Done) -> None:
     before = measured(done.store.storage)
-    assert isinstance(before, Measurements)
     collect_garbage(done.store)
     for path in (done.root / "runs").iterdir():
         if "upkeep" not in json.loads(path.read_bytes()):
             path.unlink()
-    assert measured(done.store.storage).export() == before.export() != {}
+    assert measured(done.store.storage) == before != {}
 
 
 def test_a_finding_is_one_line() -> None:

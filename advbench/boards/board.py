@@ -29,7 +29,7 @@ from advbench.report.page import render_page
 from advbench.report.references import read_references
 from advbench.report.tables import COUNTS, MEASURED, RESULT_COLUMNS
 from advbench.report.texts import escape
-from advbench.storage import write_file
+from advbench.store.storage import write_file
 
 SPEC = "spec.toml"
 ABOUT = "about.md"

@@ -27,7 +27,7 @@ from advbench.report.ranks import with_own_source
 from advbench.report.tables import MODEL_COLUMNS, RESULT_COLUMNS, planned, records, to_csv
 from advbench.report.transfers import COLUMNS as AFFINITY_COLUMNS
 from advbench.report.transfers import affinity_table
-from advbench.storage import write_file
+from advbench.store.storage import write_file
 
 PAIR = ("attack", "eps", "seed", "source", "target")
 MEASURED = ("affinity", "clean_accuracy", "transfer_accuracy", "white_box_accuracy")

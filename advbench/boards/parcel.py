@@ -18,8 +18,8 @@ from advbench.config import RunSpec, make_spec
 from advbench.errors import InputError
 from advbench.identity import DATA, parse_identity
 from advbench.plan import Identity
-from advbench.store import Store
-from advbench.upkeep import import_
+from advbench.store.archive import import_
+from advbench.store.records import Store
 
 LIMITS = {SPEC: 2**20, DATA: 2**16, RECORDS: 2**33}  # most bytes of each file in it
 INFLATION = 200  # most bytes that a byte in the zip may stand for

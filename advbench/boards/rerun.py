@@ -24,7 +24,7 @@ from advbench.report import Report, collect
 from advbench.report.tables import records
 from advbench.run import carry_out, prepare
 from advbench.scheduler import outstanding
-from advbench.store import Store
+from advbench.store.records import Store
 
 COMPARED = (*SHARES, "forward_passes", "backward_passes")
 NEAR = 0.01  # what another processor's rounding may make of a number, where it changes no accuracy

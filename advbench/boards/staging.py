@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from advbench.errors import StoreError
-from advbench.storage import write_file
+from advbench.store.storage import write_file
 
 MARKER = ".advbench-merge.json"
 _ENDING = ".advbench-new"

@@ -23,8 +23,8 @@ from advbench.errors import InputError, StoreError, unknown_name
 from advbench.identity import DATA, identify_data, identity_text, read_identity
 from advbench.plan import Plan
 from advbench.report.tables import RESULT_COLUMNS, planned, read_table, records
-from advbench.store import Store
-from advbench.upkeep import export
+from advbench.store.archive import export
+from advbench.store.records import Store
 
 RECORDS = "records.tar"
 RESULTS = "results.csv"

@@ -19,7 +19,7 @@ from advbench.datasets import Dataset, limited
 from advbench.errors import AdvbenchError
 from advbench.metrics import RESAMPLES, Predictions
 from advbench.plan import Identity, Plan, Task
-from advbench.store import Store
+from advbench.store.records import Store
 from advbench.summary import read_predictions, summary
 from advbench.tasks import VANISHED
 

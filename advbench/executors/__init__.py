@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 
 from advbench.api import Progress
 from advbench.errors import AdvbenchError, GoneError, InputError, StoreError
-from advbench.journal import Measured
+from advbench.estimates import Measured
 from advbench.plan import Task
 from advbench.tasks import OnProgress, Record, Runner
 

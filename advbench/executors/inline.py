@@ -8,8 +8,8 @@ from contextlib import chdir, redirect_stderr, redirect_stdout
 from io import TextIOBase
 
 from advbench.api import Progress
+from advbench.estimates import Measured
 from advbench.executors import Began, Ended, Event, attempt, one_line
-from advbench.journal import Measured
 from advbench.plan import Task
 from advbench.tasks import Runner, Runtime
 

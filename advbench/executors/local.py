@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from advbench import memory
 from advbench.api import Progress
 from advbench.errors import InputError
+from advbench.estimates import Measured
 from advbench.executors import Began, Ended, Event, Failure, Moved, Said, attempt, from_json, one_line, to_json
-from advbench.journal import Measured
 from advbench.plan import Task
 from advbench.tasks import Runner, Runtime
 

@@ -17,8 +17,8 @@ from typing import Any
 
 from advbench.api import Progress, Resources
 from advbench.errors import InputError
+from advbench.estimates import Measured
 from advbench.executors import Began, Cause, Ended, Event, Failure, Moved, attempt, from_json, one_line, to_json
-from advbench.journal import Measured
 from advbench.plan import Task
 from advbench.registry.optional import require
 from advbench.tasks import Runner, Runtime

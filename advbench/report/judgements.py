@@ -14,7 +14,7 @@ import numpy as np
 from advbench.errors import GoneError
 from advbench.metrics import Bools
 from advbench.plan import Cell, ForeignCell, Plan
-from advbench.store import Store
+from advbench.store.records import Store
 from advbench.summary import read_predictions, summary
 
 Record = Mapping[str, Any]

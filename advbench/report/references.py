@@ -16,7 +16,7 @@ from advbench.errors import InputError, unknown_name
 from advbench.report.ranks import own_rows
 from advbench.report.tables import Report, as_rows
 from advbench.report.texts import format_eps
-from advbench.storage import write_file
+from advbench.store.storage import write_file
 
 NORMS = {"linf": "Linf", "l2": "L2", "corruptions": "corruptions"}
 # Where a file tells a model's robust accuracy, in RobustBench's own order: what an attack outside AutoAttack left

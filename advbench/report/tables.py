@@ -25,7 +25,7 @@ from advbench.report.judgements import NUMBERS, Judgement, found_out, is_own, ju
 from advbench.report.ranks import leaderboard_table, with_own_source
 from advbench.report.transfers import COLUMNS as AFFINITY_COLUMNS
 from advbench.report.transfers import affinity_table
-from advbench.store import Store
+from advbench.store.records import Store
 
 RESULT_COLUMNS = (
     "dataset architecture defense defense_params attack attack_params source norm eps seed n_examples draws "

@@ -1,4 +1,4 @@
-"""What a driver tells of its run in the store: that it lives, how far it is, what tasks cost."""
+"""A driver's heartbeat in the store: that it lives, how far its run is, what tasks took; and whether others live."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from advbench.errors import StoreError
-from advbench.plan import Task
-from advbench.storage import Storage
+from advbench.store.storage import Storage
 
 BEAT = 5.0  # seconds between two beats of a driver
 GAP = 20.0  # seconds without a look after which a driver's silence is counted anew
@@ -68,134 +67,21 @@ def born(pid: int) -> str | None:
     return "" if not Path("/proc/self/stat").exists() else None
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What the last task of a profile took.
-
-    Attributes:
-        kind: the task's kind.
-        net: its architecture.
-        seconds: wall-clock time.
-        cost: passes of an image, as the plan counts them.
-        peak: bytes at most, or None.
-        memory: bytes that the device has in all, or None.
-        at: when, in seconds since 1970.
-    """
-
-    kind: str
-    net: str
-    seconds: float
-    cost: float
-    peak: int | None
-    memory: int | None
-    at: float
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Measured:
-        """The measurement that JSON values describe.
-
-        Raises:
-            TypeError: they describe none.
-        """
-        found = cls(**values)
-        numbers = (found.seconds, found.cost, found.at, found.peak or 0, found.memory or 0)
-        if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
-            raise TypeError("a measurement is made of numbers")
-        return found
-
-
-class Measurements:
-    """What tasks of each profile took, and what others will take by that."""
-
-    def __init__(self, found: Mapping[str, Measured] | None = None) -> None:
-        self._found = dict(found or {})
-
-    def add(self, task: Task, record: Mapping[str, Any]) -> None:
-        """Remember what a task took that has just finished."""
-        needed, there_is = record["memory"]["peak"], record["memory"]["device"]
-        entry = Measured(task.kind, task.net, record["seconds"], task.cost, needed, there_is, time.time())
-        self._merge({task.profile: entry})
-
-    def merged(self, run: Run) -> None:
-        """Take over what a run has measured; of two measurements the later counts."""
-        for profile, entry in run["measured"].items():
-            with contextlib.suppress(TypeError, ValueError):
-                self._merge({profile: Measured.of(entry)})
-
-    def _merge(self, entries: Mapping[str, Measured]) -> None:
-        for profile, entry in entries.items():
-            known = self._found.get(profile)
-            if known is None or known.at <= entry.at:
-                self._found[profile] = entry
-
-    def export(self) -> dict[str, dict[str, Any]]:
-        """As JSON values."""
-        return {profile: dict(vars(entry)) for profile, entry in list(self._found.items())}
-
-    def of(self, task: Task) -> Measured | None:
-        """What the last task of the same profile took, or None."""
-        return self._found.get(task.profile)
-
-    def estimator(self) -> Estimator:
-        """What tasks will take, by what is known now."""
-        return Estimator(self._found)
-
-
-class Estimator:
-    """Seconds of tasks to come: by the same profile, else by kind and net, else by kind."""
-
-    def __init__(self, found: Mapping[str, Measured]) -> None:
-        self._exact = dict(found)
-        sums: dict[tuple[str, ...], list[float]] = {}
-        for entry in found.values():
-            for group in ((entry.kind, entry.net), (entry.kind,), ()):
-                total = sums.setdefault(group, [0.0, 0.0])
-                total[0] += entry.seconds
-                total[1] += entry.cost
-        self._rates = {group: seconds / cost for group, (seconds, cost) in sums.items() if cost > 0}
-
-    def seconds(self, task: Task) -> float | None:
-        """What the task will take on one worker; None where nothing like it has been measured."""
-        known = self._exact.get(task.profile)
-        if known is not None:
-            return known.seconds * task.cost / known.cost if known.cost > 0 else known.seconds
-        rate = self._rates.get((task.kind, task.net), self._rates.get((task.kind,)))
-        return None if rate is None else rate * task.cost
-
-    def weight(self, task: Task) -> float:
-        """Seconds as well as can be told, to compare tasks: where nothing is measured, by their passes."""
-        known = self.seconds(task)
-        return task.cost * self._rates.get((), 1.0) if known is None else known
-
-    def total(self, tasks: Iterable[Task]) -> float | None:
-        """Seconds of all of them one after another; None where one of them is not known."""
-        each = [self.seconds(task) for task in tasks]
-        return None if None in each else sum(filter(None, each))
-
-
-def measured(storage: Storage) -> Measurements:
-    """What all runs that used a store have measured."""
-    found = Measurements()
-    for run in runs(storage):
-        found.merged(run)
-    return found
-
-
 @dataclass
-class Journal:
+class Heartbeat:
     """A driver's own entry in the store, renewed by a thread as long as the driver lives.
 
     Attributes:
         storage: where.
         about: what is run, for people.
         values: what `advbench status` shows; the driver keeps it up to date.
-        measurements: what tasks took, here and in earlier runs.
+        measured: JSON values of what tasks took, here and in earlier runs, by the task's profile.
     """
 
     storage: Storage
     about: str = ""
     values: dict[str, Any] = field(default_factory=dict)
-    measurements: Measurements = field(default_factory=Measurements)
+    measured: dict[str, dict[str, Any]] = field(default_factory=dict)
     beat: float = BEAT
 
     def __post_init__(self) -> None:
@@ -206,7 +92,7 @@ class Journal:
         self._lock = threading.Lock()
         self._end = threading.Event()
         self._error: StoreError | None = None
-        self._thread = threading.Thread(target=self._renew, name="advbench-journal", daemon=True)
+        self._thread = threading.Thread(target=self._renew, name="advbench-heartbeat", daemon=True)
 
     def open(self) -> None:
         """Write the first entry and begin to renew it.
@@ -214,7 +100,7 @@ class Journal:
         Raises:
             StoreError: the store cannot be written.
         """
-        self.measurements = measured(self.storage)
+        self.measured = measured(self.storage)
         self._write()
         self._thread.start()
 
@@ -258,7 +144,7 @@ class Journal:
                 "beats": self._beats,
                 "started": _iso(self._started),
                 "updated": _iso(time.time()),
-                "measured": self.measurements.export(),
+                "measured": dict(self.measured),
                 **self.values,
             }
             self.storage.write(f"runs/{self.id}.json", json.dumps(entry, indent=1).encode())
@@ -298,6 +184,17 @@ def runs(storage: Storage, without: Set[str] = frozenset()) -> Iterator[Run]:
     drivers = [name.removeprefix("runs/").removesuffix(".json") for name in storage.names("runs")]
     wanted = [driver for driver in drivers if driver not in without]
     yield from filter(None, storage.each(lambda driver: read_run(storage, driver), wanted))
+
+
+def measured(storage: Storage) -> dict[str, dict[str, Any]]:
+    """JSON values of what tasks took in all runs that used a store, by profile; of two measurements the later."""
+    found: dict[str, dict[str, Any]] = {}
+    for run in runs(storage):
+        for profile, entry in run["measured"].items():
+            at = entry.get("at") if isinstance(entry, dict) else None
+            if isinstance(at, int | float) and math.isfinite(at) and at >= found.get(profile, entry)["at"]:
+                found[profile] = entry
+    return found
 
 
 @dataclass

@@ -13,7 +13,7 @@ import pydantic_core
 
 from advbench.errors import StoreError
 from advbench.keys import SCHEMA, canonical, content_key
-from advbench.storage import PATIENCE, Storage, StoreWarning
+from advbench.store.storage import PATIENCE, Storage, StoreWarning
 
 SEAL = b',"sha256":"%s"}'  # how the bytes of a record end
 SEAL_SIZE = len(SEAL % (b"0" * 64))
@@ -29,7 +29,7 @@ class Store:
 
     Layout: `records/<2>/<key>.json`, `artifacts/<2>/<key>.safetensors`, `failures/<2>/<key>.json` (why a task
     failed), `partial/<key>.safetensors` (the state of an unfinished training), with the first two characters
-    of the key as folder; `leases/` and `runs/` are those of `advbench.leases` and `advbench.journal`.
+    of the key as folder; `leases/` and `runs/` are those of `advbench.store.leases` and `advbench.store.heartbeat`.
 
     Args:
         url: a folder, or any URL that fsspec understands.

@@ -17,9 +17,9 @@ import safetensors
 from fsspec.implementations.local import LocalFileSystem
 
 from advbench.errors import StoreError
-from advbench.journal import is_entry
 from advbench.keys import SCHEMA
-from advbench.store import Store, artifact_name, parse_record, record_name
+from advbench.store.heartbeat import is_entry
+from advbench.store.records import Store, artifact_name, parse_record, record_name
 
 THREADS = 8  # files that are read, written or removed at once, and so about the most that are held in memory
 AGE = timedelta(hours=1)  # from which a temporary file's writer is taken for dead

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-from advbench.journal import Liveness
-from advbench.storage import Storage
+from advbench.store.heartbeat import Liveness
+from advbench.store.storage import Storage
 
 
 class Leases:
@@ -20,7 +20,7 @@ class Leases:
 
     Args:
         storage: where.
-        driver: the id under which this driver's journal is kept; it must be open.
+        driver: the id under which this driver's heartbeat is kept; it must be open.
         liveness: tells whether other drivers live.
     """
 

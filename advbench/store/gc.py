@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from advbench.errors import InputError
-from advbench.journal import SILENCE, Journal, Liveness, State, machine, runs
-from advbench.leases import Leases, in_order
-from advbench.storage import StoreWarning
-from advbench.store import Store
-from advbench.upkeep.survey import Found, Survey, in_parallel
+from advbench.store.heartbeat import SILENCE, Heartbeat, Liveness, State, machine, runs
+from advbench.store.leases import Leases, in_order
+from advbench.store.records import Store
+from advbench.store.storage import StoreWarning
+from advbench.store.verify import Found, Survey, in_parallel
 
 CHECK = 5.0  # seconds between two looks whether a driver has begun to use the store
-JOURNALS = 20  # of runs that have ended, which are kept for people
+HEARTBEATS = 20  # of runs that have ended, which are kept for people
 
 Garbage = tuple[str, Found]
 
@@ -45,8 +45,8 @@ def collect_garbage(
     """Remove what nothing needs.
 
     That is: adversarial examples; artifacts without a record; what is damaged; states and failures of tasks that
-    are done; leases; temporary files older than an hour; and journals of all runs but the last. What runs have
-    measured is kept: the sweep has a journal of its own, which takes it over as any driver's does, and takes the
+    are done; leases; temporary files older than an hour; and heartbeats of all runs but the last. What runs have
+    measured is kept: the sweep has a heartbeat of its own, which takes it over as any driver's does, and takes the
     place of the last sweep's. Records of another schema with their artifacts, files that cannot be read, and
     foreign ones stay.
 
@@ -68,23 +68,23 @@ def collect_garbage(
     _refuse_use(store, liveness, silence)
     if dry_run:
         return _Sweep(store, keep_examples=keep_examples, failures=failures).preview()
-    journal = Journal(store.storage, "store gc", {"upkeep": "gc"})
-    journal.open()
+    heartbeat = Heartbeat(store.storage, "store gc", {"upkeep": "gc"})
+    heartbeat.open()
     state: State = "stopped"
     try:
-        sweep = _Sweep(store, keep_examples=keep_examples, failures=failures, own=journal.id)
-        leases = Leases(store.storage, journal.id, liveness)
-        removed = sweep.carry_out(leases, lambda: _refuse_use(store, liveness, silence, journal.id))
-        journal.check()
+        sweep = _Sweep(store, keep_examples=keep_examples, failures=failures, own=heartbeat.id)
+        leases = Leases(store.storage, heartbeat.id, liveness)
+        removed = sweep.carry_out(leases, lambda: _refuse_use(store, liveness, silence, heartbeat.id))
+        heartbeat.check()
         for run in runs(store.storage):  # earlier sweeps, which this one replaces, and imports that were killed
-            if "upkeep" in run and run["id"] != journal.id and not liveness.of(run):
+            if "upkeep" in run and run["id"] != heartbeat.id and not liveness.of(run):
                 store.storage.remove(f"runs/{run['id']}.json")
         state = "done"
     except KeyboardInterrupt:
         state = "interrupted"
         raise
     finally:
-        journal.close(state)
+        heartbeat.close(state)
     return removed
 
 
@@ -151,7 +151,7 @@ class _Sweep:
         for what, found in _damaged(survey.entries("leases")):
             survey.items["leases"].remove((found.name, found.key))
             yield what, found
-        yield from self._journals()
+        yield from self._heartbeats()
         now = survey.now(f"runs/{self._own}.json")
         for found in survey.unread("temporary"):
             if survey.old(found.name, now):
@@ -166,13 +166,13 @@ class _Sweep:
         for found in in_parallel(lambda item: Found("artifacts", *item, survey.size(item[0])), gone):
             yield "examples", found
 
-    def _journals(self) -> Iterator[Garbage]:
+    def _heartbeats(self) -> Iterator[Garbage]:
         """Damaged ones, and runs' but the last; all have ended or died."""
         yield from _damaged(self._survey.entries("runs"))
         entries = (run for run in runs(self._storage) if "upkeep" not in run)
-        for _, driver in sorted(((run["started"], run["id"]) for run in entries), reverse=True)[JOURNALS:]:
+        for _, driver in sorted(((run["started"], run["id"]) for run in entries), reverse=True)[HEARTBEATS:]:
             name = f"runs/{driver}.json"
-            yield "journals", Found("runs", name, driver, self._survey.size(name))
+            yield "heartbeats", Found("runs", name, driver, self._survey.size(name))
 
     def _leases(self) -> Iterator[Garbage]:
         """One for each task."""

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, cast
 
 from advbench.errors import InputError, StoreError
-from advbench.journal import Journal
 from advbench.keys import SCHEMA, content_key
-from advbench.storage import Storage, StoreWarning
-from advbench.store import Store, artifact_name, parse_record, record_name
-from advbench.upkeep.survey import flaw_of, in_parallel, place, shown
+from advbench.store.heartbeat import Heartbeat
+from advbench.store.records import Store, artifact_name, parse_record, record_name
+from advbench.store.storage import Storage, StoreWarning
+from advbench.store.verify import flaw_of, in_parallel, place, shown
 
 BLOCK = 512  # bytes; a tar consists of whole blocks
 RECORD_LIMIT = 2**26  # most bytes of a record in a tar
@@ -224,14 +224,14 @@ def import_(store: Store, path: Path) -> Imported:
 @contextmanager
 def _announced(store: Store) -> Iterator[None]:
     """While this lasts nobody takes artifacts whose records are still to come for garbage."""
-    journal = Journal(store.storage, "store import", {"upkeep": "import"})
-    journal.open()
+    heartbeat = Heartbeat(store.storage, "store import", {"upkeep": "import"})
+    heartbeat.open()
     try:
         yield
     finally:
-        journal.close("done")
+        heartbeat.close("done")
         with contextlib.suppress(StoreError):
-            store.storage.remove(f"runs/{journal.id}.json")
+            store.storage.remove(f"runs/{heartbeat.id}.json")
 
 
 def _add_all(store: Store, path: Path, content: _Content) -> Imported:
