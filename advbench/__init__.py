@@ -11,14 +11,14 @@ from advbench.errors import PluginError as PluginError
 
 if TYPE_CHECKING:
     from advbench.api import Attack as Attack
-    from advbench.api import Data as Data
     from advbench.api import Defense as Defense
     from advbench.api import Resources as Resources
     from advbench.api import Threat as Threat
     from advbench.api import TrainContext as TrainContext
     from advbench.architectures import build as build_architecture
     from advbench.classifier import Classifier as Classifier
-    from advbench.datasets import load_dataset as load_dataset
+    from advbench.data.base import Data as Data
+    from advbench.data.datasets import load_dataset as load_dataset
     from advbench.harness import craft as craft
     from advbench.harness import evaluate as evaluate
     from advbench.metrics import Predictions as Predictions
@@ -36,7 +36,7 @@ _LAZY = {
     "build_architecture": "advbench.architectures:build",
     "craft": "advbench.harness:craft",
     "evaluate": "advbench.harness:evaluate",
-    "load_dataset": "advbench.datasets:load_dataset",
+    "load_dataset": "advbench.data.datasets:load_dataset",
 }
 
 __all__ = [

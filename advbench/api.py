@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
+from advbench.data.base import Data
 from advbench.errors import InputError
 from advbench.keys import derive
 from advbench.registry.params import Configurable as Configurable  # noqa: PLC0414 - re-exported for plugins
@@ -86,41 +87,6 @@ class CheckpointSlot(Protocol):
 
     def save(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Replace what was saved."""
-
-
-@dataclass(frozen=True)
-class Data:
-    """Labelled images.
-
-    Attributes:
-        images: `(count, channels, height, width)`, uint8 in 0..255 or float32 in [0, 1].
-        labels: `(count,)`, int64 in 0..classes-1.
-        classes: how many classes there are.
-        name: the data set's name; training methods pick their defaults by it.
-    """
-
-    images: Tensor
-    labels: Tensor
-    classes: int
-    name: str = ""
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Channels, height, width."""
-        channels, height, width = self.images.shape[1:]
-        return channels, height, width
-
-    def batch(self, index: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """The images, float32 in [0, 1], and the labels at `index`."""
-        images = self.images[index]
-        return (images if images.is_floating_point() else images.float() / 255), self.labels[index]
-
-    def to(self, device: str) -> Data:
-        """The same data on another device."""
-        return Data(self.images.to(device), self.labels.to(device), self.classes, self.name)
 
 
 @dataclass(frozen=True)

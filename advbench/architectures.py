@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advbench.api import Data
+from advbench.data.base import Data
 from advbench.errors import InputError
 from advbench.keys import isolated_rng
 from advbench.registry import registry

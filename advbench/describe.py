@@ -15,7 +15,7 @@ from tabulate import tabulate
 
 from advbench.api import Configurable
 from advbench.backlog import longest_chain
-from advbench.datasets import DEFAULT_ROOT
+from advbench.data.datasets import DEFAULT_ROOT
 from advbench.display import duration
 from advbench.errors import AdvbenchError, MissingExtraError, unknown_name
 from advbench.estimates import measured

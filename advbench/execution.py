@@ -83,13 +83,13 @@ class Execution:
             raise InputError(f"store {self.store!r}", expected=expected, remedy="or choose --executor inline")
         return store
 
-    def runtime(self, dataset: str, threads: int, foreign: Sequence[str] = ()) -> Runtime:
+    def runtime(self, dataset: str, threads: int, ood: Sequence[str] = ()) -> Runtime:
         """What the tasks of a run are given.
 
         Args:
             dataset: the run's data set.
             threads: CPU threads of a task.
-            foreign: data sets whose images defenses are to find out.
+            ood: data sets whose images defenses are to find out.
 
         Raises:
             InputError: torch cannot use a device.
@@ -102,7 +102,7 @@ class Execution:
             self.checkpoint_seconds,
             self.patience,
             {name: version for name, version in versions("cpu").items() if name in ("advbench", "torch", "numpy")},
-            tuple(map(_absolute_dataset, foreign)),
+            tuple(map(_absolute_dataset, ood)),
         )
 
     def _devices(self) -> list[str]:

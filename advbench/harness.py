@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from advbench.api import Attack, Progress, Threat
 from advbench.ascent import Goal, distances, within
 from advbench.classifier import Classifier, Passes, as_classifier
-from advbench.datasets import check_images, check_labels
+from advbench.data.base import check_floating, check_labels
 from advbench.errors import InputError, PluginError
 from advbench.keys import derive, isolated_rng
 from advbench.metrics import Predictions
@@ -205,7 +205,7 @@ def _check_attackable(attack: Attack, x: Tensor, y: Tensor, threat: Threat, targ
     name = type(attack).__name__
     if not isinstance(threat, Threat):
         raise InputError(f"threat given to {name}", expected="an advbench.Threat", got=type(threat).__name__)
-    _check_floating(x, f"images given to {name}")
+    check_floating(x, f"images given to {name}")
     for what, classes in (("labels", y), ("targets", targets)):
         if isinstance(classes, Tensor) and classes.device != x.device:
             raise InputError(
@@ -272,12 +272,6 @@ def _check_classes(attack: Attack, y: Tensor, targets: Tensor | None, classes: i
             expected="another class than the label for each image",
             got=f"class {int(y[same[0, 0]])} for image {int(same[0, 0])}, which is its label",
         )
-
-
-def _check_floating(x: Tensor, what: str) -> None:
-    check_images(x, what)
-    if x.dtype not in (torch.float32, torch.float64):
-        raise InputError(what, expected="float32 or float64 in [0, 1]", got=x.dtype)
 
 
 def _check_claim(attack: Attack, x: Tensor, x_adv: Tensor, threat: Threat) -> None:
@@ -354,7 +348,7 @@ def evaluate(
         InputError: images or labels that cannot be judged, or draws < 1.
         PluginError: the model's output has the wrong shape or is not finite.
     """
-    _check_floating(x, "images to evaluate")
+    check_floating(x, "images to evaluate")
     if len(x) == 0:
         raise InputError("images to evaluate", expected="at least one", got=0)
     clf, classes = _opened(model, x)

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from advbench.api import Data
 from advbench.config import RunSpec
-from advbench.datasets import Dataset, load_dataset
+from advbench.data.base import Data
+from advbench.data.datasets import Dataset, load_dataset
+from advbench.data.ood import OodSet, identify_ood
 from advbench.errors import InputError
-from advbench.foreign import Foreign, identify_foreign
 from advbench.plan import DataIdentity, Identity, Shape
 
 DATA = "data.json"
@@ -23,7 +23,7 @@ MOST_CLASSES, MOST_VALUES = 100_000, 2**22  # that a file may state; values are 
 
 def identity_text(identity: Identity) -> str:
     """The content of `data.json`, by which keys can be checked and results reported without the data."""
-    data, foreign, shape = identity
+    data, ood, shape = identity
     values: dict[str, Any] = {
         "name": data.name,
         "sha256": data.digest,
@@ -32,7 +32,7 @@ def identity_text(identity: Identity) -> str:
     }
     if shape:
         values["shape"] = shape._asdict()
-    if foreign:
+    if ood:
         values["foreign"] = [
             {
                 "name": each.name,
@@ -41,7 +41,7 @@ def identity_text(identity: Identity) -> str:
                 "images": each.images,
                 "scale": each.scale,
             }
-            for each in foreign
+            for each in ood
         ]
     return json.dumps(values, indent=1) + "\n"
 
@@ -49,15 +49,15 @@ def identity_text(identity: Identity) -> str:
 def is_about(identity: Identity, spec: RunSpec) -> bool:
     """Whether these are the data sets that a spec names, as far as names tell."""
     kinds = [name.partition(":")[0] for name in (spec.dataset, *spec.ood)]
-    scales = {each.scale for each in identity.foreign}
-    return kinds == [identity.data.name, *(each.name for each in identity.foreign)] and scales <= {spec.ood_scale}
+    scales = {each.scale for each in identity.ood}
+    return kinds == [identity.data.name, *(each.name for each in identity.ood)] and scales <= {spec.ood_scale}
 
 
-def identify(dataset: Dataset, foreign: Sequence[Foreign] = ()) -> Identity:
+def identify(dataset: Dataset, ood: Sequence[OodSet] = ()) -> Identity:
     """What a plan needs to know of a data set, and of those whose images are shown as well."""
     kind = dataset.name.partition(":")[0]
     data = DataIdentity(kind, dataset.digest, len(dataset.train), len(dataset.test))
-    return Identity(data, tuple(foreign), Shape(*dataset.train.shape, dataset.train.classes))
+    return Identity(data, tuple(ood), Shape(*dataset.train.shape, dataset.train.classes))
 
 
 def identify_data(spec: RunSpec, data_root: str | None) -> Identity:
@@ -66,8 +66,8 @@ def identify_data(spec: RunSpec, data_root: str | None) -> Identity:
     Raises:
         InputError: it is absent or malformed.
     """
-    foreign = identify_foreign(spec.ood, data_root, spec.ood_scale)
-    return identify(load_dataset(spec.dataset, data_root), foreign)
+    ood = identify_ood(spec.ood, data_root, spec.ood_scale)
+    return identify(load_dataset(spec.dataset, data_root), ood)
 
 
 def blank(shape: Shape, name: str) -> Data:
@@ -109,8 +109,8 @@ def parse_identity(raw: bytes) -> Identity:
         raise ValueError(f"foreign {others!r}")
     data = _taken(values, {"name": str, "sha256": str, "train_count": int, "test_count": int})
     kinds = {"name": str, "label": str, "sha256": str, "images": int, "scale": float}
-    foreign = tuple(Foreign(*_taken(each, kinds)) for each in others)
-    return Identity(DataIdentity(*data), foreign, None if shape is None else _shape(shape))
+    ood = tuple(OodSet(*_taken(each, kinds)) for each in others)
+    return Identity(DataIdentity(*data), ood, None if shape is None else _shape(shape))
 
 
 def _shape(values: object) -> Shape:

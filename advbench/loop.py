@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advbench import api, memory
-from advbench.api import CheckpointSlot, Data, Defense, Field, Progress, TrainContext
+from advbench.api import CheckpointSlot, Defense, Field, Progress, TrainContext
 from advbench.classifier import Classifier
-from advbench.datasets import check_images, check_labels
+from advbench.data.base import Data, check_images, check_labels
 from advbench.errors import InputError, PluginError
 from advbench.keys import derive, isolated_rng
 from advbench.posterior import FlatLayout, PointPosterior, copy_alike

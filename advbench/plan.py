@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from advbench.collector import paused
 from advbench.config import Choice, RunSpec
-from advbench.foreign import Foreign
+from advbench.data.ood import OodSet
 from advbench.keys import SCHEMA, content_key
 
 TaskKind = Literal["train", "craft", "evaluate"]
@@ -62,7 +62,7 @@ class Cell(NamedTuple):
     key: str
 
 
-class ForeignCell(NamedTuple):
+class OodCell(NamedTuple):
     """What one defense makes of the images of another data set."""
 
     defense: Choice
@@ -122,12 +122,12 @@ class Identity(NamedTuple):
 
     Attributes:
         data: what keys hold of the data set.
-        foreign: data sets whose images are shown as well.
+        ood: data sets whose images are shown as well.
         shape: of the data set's images; None where that is not known.
     """
 
     data: DataIdentity
-    foreign: tuple[Foreign, ...] = ()
+    ood: tuple[OodSet, ...] = ()
     shape: Shape | None = None
 
 
@@ -142,7 +142,7 @@ class Plan:
         trained: keys of the trainings by defense and seed.
         parameters: how many weights each architecture has.
         identity: of its data; None of plans that were merged.
-        foreign: what defenses make of other data sets' images.
+        ood: what defenses make of other data sets' images.
     """
 
     spec: RunSpec
@@ -151,7 +151,7 @@ class Plan:
     trained: Mapping[tuple[str, int], str] = field(default_factory=dict)
     parameters: Mapping[str, int] = field(default_factory=dict)
     identity: Identity | None = None
-    foreign: tuple[ForeignCell, ...] = ()
+    ood: tuple[OodCell, ...] = ()
 
 
 @paused()
@@ -169,7 +169,7 @@ def make_plan(
         spec: a completed spec.
         defenses: its defenses, resolved.
         attacks: its attacks, resolved.
-        identity: of its data; `foreign` are the data sets of `spec.ood`.
+        identity: of its data; `ood` are the data sets of `spec.ood`.
         core_version: the version of advbench, which is in every key.
         parameters: how many weights each architecture has.
     """
@@ -178,9 +178,9 @@ def make_plan(
         trained = {choice.label: layout.train(choice, seed) for choice in defenses}
         clean = {t.label: layout.evaluate(t, trained[t.label], None, "clean", seed) for t in defenses}
         layout.cells += [Cell(target, target, None, 0.0, seed, clean[target.label]) for target in defenses]
-        for other, target in product(identity.foreign, defenses):
+        for other, target in product(identity.ood, defenses):
             key = layout.show(target, trained[target.label], other, clean[target.label], seed)
-            layout.foreign.append(ForeignCell(target, other.label, seed, key))
+            layout.ood.append(OodCell(target, other.label, seed, key))
         for attack in attacks:
             crafted: dict[str, Swept] = {}
             for eps in filter(None, spec.eps):  # eps 0 is the clean row
@@ -197,7 +197,7 @@ def make_plan(
                         layout.cells.append(Cell(target, source, attack, eps, seed, key))
     labels = {choice.label for choice in defenses}
     models = {which: key for which, key in layout.trained.items() if which[0] in labels}
-    return Plan(spec, layout.tasks, tuple(layout.cells), models, parameters or {}, identity, tuple(layout.foreign))
+    return Plan(spec, layout.tasks, tuple(layout.cells), models, parameters or {}, identity, tuple(layout.ood))
 
 
 def merged(plans: Sequence[Plan]) -> Plan:
@@ -212,7 +212,7 @@ class _Layout:
     def __init__(self, spec: RunSpec, data: DataIdentity, core_version: str) -> None:
         self.tasks: dict[str, Task] = {}
         self.cells: list[Cell] = []
-        self.foreign: list[ForeignCell] = []
+        self.ood: list[OodCell] = []
         self._spec = spec
         self._data = data
         self._images = min(spec.limit or data.test_count, data.test_count)
@@ -286,8 +286,8 @@ class _Layout:
         label = f"evaluate {target.label} on {what}, seed {seed}"
         return self._add("evaluate", inputs, needs, label, self._judging(self._images), target)
 
-    def show(self, target: Choice, trained: str, other: Foreign, clean: str, seed: int) -> str:
-        """One task for each target and foreign data set."""
+    def show(self, target: Choice, trained: str, other: OodSet, clean: str, seed: int) -> str:
+        """One task for each target and out-of-distribution data set."""
         images = min(other.images, self._images)
         inputs = {
             "target": trained,

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from advbench.api import Data
 from advbench.architectures import build
 from advbench.collector import paused
 from advbench.config import Choice, RunSpec, resolve
-from advbench.datasets import load_dataset
+from advbench.data.base import Data
+from advbench.data.datasets import load_dataset
+from advbench.data.ood import identify_ood, ood_images
 from advbench.errors import InputError
 from advbench.executors import Executor
-from advbench.foreign import foreign_images, identify_foreign
 from advbench.identity import DATA, blank, identify, identity_text, is_about, read_identity
 from advbench.plan import Identity, Plan, Task, make_plan
 from advbench.registry import registry
@@ -56,10 +56,10 @@ def prepare(spec: RunSpec, data_root: str | None = None) -> Plan:
         InputError: an unknown name, a bad value, absent data, or a net that the images do not fit.
     """
     dataset = load_dataset(spec.dataset, data_root)
-    foreign = identify_foreign(spec.ood, data_root, spec.ood_scale)
+    ood = identify_ood(spec.ood, data_root, spec.ood_scale)
     for name in spec.ood:
-        foreign_images(name, data_root, 1, dataset.test.shape, spec.ood_scale)
-    return _lay_out(spec, identify(dataset, foreign), dataset.train)
+        ood_images(name, data_root, 1, dataset.test.shape, spec.ood_scale)
+    return _lay_out(spec, identify(dataset, ood), dataset.train)
 
 
 def prepare_anew(spec: RunSpec, folder: Path, data_root: str | None = None) -> Plan:

@@ -21,13 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from advbench import memory
-from advbench.api import Data, Progress, Resources, Threat, TrainContext
+from advbench.api import Progress, Resources, Threat, TrainContext
 from advbench.architectures import build
 from advbench.ascent import within
 from advbench.classifier import Classifier
-from advbench.datasets import Dataset, limited, load_dataset
+from advbench.data.base import Data
+from advbench.data.datasets import Dataset, limited, load_dataset
+from advbench.data.ood import ood_images
 from advbench.errors import GoneError, InputError, PluginError
-from advbench.foreign import foreign_images
 from advbench.harness import Earlier, craft, evaluate, judge
 from advbench.keys import derive
 from advbench.metrics import Predictions
@@ -51,7 +52,7 @@ class Runtime:
     Attributes:
         store_url: the store.
         dataset: the data set's name, with its path if it has one.
-        foreign: likewise, the data sets whose images are to be found out.
+        ood: likewise, the data sets whose images are to be found out.
         data_root: the folder of the data sets.
         resources: device, threads and chunk.
         checkpoint_seconds: the least time between two saved states of a training.
@@ -67,7 +68,7 @@ class Runtime:
     checkpoint_seconds: float = 30.0
     patience: float = PATIENCE
     libraries: Mapping[str, str] = field(default_factory=dict)
-    foreign: tuple[str, ...] = ()
+    ood: tuple[str, ...] = ()
     place: str = ""
 
 
@@ -264,13 +265,13 @@ class Runner:
         """What a defense makes of another data set's images."""
         inputs, wanted = task.inputs, task.inputs["foreign"]
         root = self.runtime.data_root
-        fitting = [n for n in self.runtime.foreign if load_dataset(n, root).digest == wanted["sha256"]]
+        fitting = [n for n in self.runtime.ood if load_dataset(n, root).digest == wanted["sha256"]]
         if not fitting:
             raise InputError(
                 f"data set {wanted['name']!r} changed since the run was planned", remedy="run the same command again"
             )
         shape = self._checked_dataset(inputs).test.shape
-        x = foreign_images(fitting[0], root, inputs["images"], shape, wanted["scale"])
+        x = ood_images(fitting[0], root, inputs["images"], shape, wanted["scale"])
         x = x.to(self.runtime.resources.device)
         predictions = judge(
             self._at_hand(inputs["target"]),

@@ -20,9 +20,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from advbench.api import Attack, Data, Defense, Resources, Threat, TrainContext
+from advbench.api import Attack, Defense, Resources, Threat, TrainContext
 from advbench.ascent import distances
 from advbench.classifier import Classifier
+from advbench.data.base import Data
 from advbench.harness import craft
 from advbench.posterior import GaussianPosterior
 

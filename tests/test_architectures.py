@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from advbench.api import Data
 from advbench.architectures import MaxPool, Normalize, SpatialTransformer, build
+from advbench.data.base import Data
 from advbench.errors import InputError
 from advbench.registry import registry
 

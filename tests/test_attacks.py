@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 import advbench
 from advbench import ascent
-from advbench.api import Data, Threat
+from advbench.api import Threat
 from advbench.ascent import distances
 from advbench.classifier import Classifier
+from advbench.data.base import Data
 from advbench.harness import craft
 from advbench.posterior import GaussianPosterior
 from advbench.testing import small_data, small_net

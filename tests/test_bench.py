@@ -19,11 +19,12 @@ from rich.console import Console
 from torch import Tensor
 
 import advbench
-from advbench.api import Data, Threat, TrainContext
+from advbench.api import Threat, TrainContext
 from advbench.architectures import build
 from advbench.ascent import cross_entropy
 from advbench.classifier import Classifier
 from advbench.config import make_spec
+from advbench.data.base import Data
 from advbench.display import PlainDisplay
 from advbench.execution import Execution
 from advbench.harness import Earlier, craft

@@ -24,7 +24,7 @@ from advbench.boards.plans import plan_as_made
 from advbench.boards.rerun import Comparison, part_of
 from advbench.boards.rows import derived_flags
 from advbench.cli import main
-from advbench.datasets import load_dataset
+from advbench.data.datasets import load_dataset
 from advbench.errors import InputError, StoreError
 from advbench.identity import read_identity
 from advbench.metrics import wilson

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from advbench.api import Data
-from advbench.datasets import Dataset, limited, load_dataset, make_dataset, stratified
+from advbench.data.base import Data
+from advbench.data.datasets import Dataset, limited, load_dataset, make_dataset, stratified
 from advbench.errors import InputError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -538,7 +538,7 @@ def test_colour_images_are_brought_to_channels_first_whatever_torchvisions_class
     """CIFAR holds (N, 32, 32, 3) and a list of targets; SVHN and STL-10 hold (N, 3, H, W) and an array of labels."""
     from types import SimpleNamespace
 
-    from advbench.datasets import _arrays
+    from advbench.data.datasets import _arrays
 
     pixels = np.arange(2 * 32 * 32 * 3, dtype=np.uint64).reshape(2, 32, 32, 3).astype(np.uint8)
     cifar = _arrays(SimpleNamespace(data=pixels, targets=[3, 1]), None)

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import advbench
-from advbench.api import CheckpointSlot, Data, Defense, Threat, TrainContext
+from advbench.api import CheckpointSlot, Defense, Threat, TrainContext
 from advbench.ascent import cross_entropy
 from advbench.classifier import Classifier, Draw
+from advbench.data.base import Data
 from advbench.errors import InputError
 from advbench.posterior import GaussianPosterior
 from advbench.testing import same_weights, small_data, small_net

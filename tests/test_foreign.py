@@ -12,9 +12,9 @@ import torch
 from conftest import Cli
 from sklearn.metrics import roc_auc_score
 
-from advbench.datasets import load_dataset
+from advbench.data.datasets import load_dataset
+from advbench.data.ood import identify_ood, ood_images
 from advbench.errors import InputError
-from advbench.foreign import foreign_images, identify_foreign
 from advbench.metrics import uncertainty
 from advbench.store.records import Store, record_name
 from advbench.summary import read_predictions
@@ -33,22 +33,22 @@ def colours(tmp_path: Path) -> str:
 
 def test_colour_becomes_luminance_and_sizes_fit(colours: str) -> None:
     images, _ = load_dataset(colours).test.batch(slice(None))
-    grey = foreign_images(colours, None, 100, (1, 8, 8), 1.0)
+    grey = ood_images(colours, None, 100, (1, 8, 8), 1.0)
     assert grey.shape == (30, 1, 8, 8)
     expected = 0.299 * images[:, 0, 0, 0] + 0.587 * images[:, 1, 0, 0] + 0.114 * images[:, 2, 0, 0]
     assert torch.allclose(grey[:, 0, 3, 5], expected, atol=1e-6)
-    assert torch.allclose(foreign_images(colours, None, 7, (3, 12, 10), 5.0).max(), 5 * images.max(), rtol=0.2)
-    assert foreign_images(colours, None, 7, (3, 12, 10), 1.0).shape == (7, 3, 12, 10)
-    assert foreign_images("digits", None, 5, (3, 28, 28), 1.0).shape == (5, 3, 28, 28)
+    assert torch.allclose(ood_images(colours, None, 7, (3, 12, 10), 5.0).max(), 5 * images.max(), rtol=0.2)
+    assert ood_images(colours, None, 7, (3, 12, 10), 1.0).shape == (7, 3, 12, 10)
+    assert ood_images("digits", None, 5, (3, 28, 28), 1.0).shape == (5, 3, 28, 28)
 
 
 def test_channels_that_cannot_fit_are_refused(colours: str) -> None:
     with pytest.raises(InputError, match="1, 3 or 2 channels"):
-        foreign_images(colours, None, 5, (2, 8, 8), 1.0)
+        ood_images(colours, None, 5, (2, 8, 8), 1.0)
 
 
 def test_the_identity_names_content_and_scale_not_the_path(colours: str) -> None:
-    (found,) = identify_foreign([colours], None, 5.0)
+    (found,) = identify_ood([colours], None, 5.0)
     assert (found.name, found.label, found.images, found.scale) == ("npz", "npz", 30, 5.0)
     assert len(found.digest) == 64
 
@@ -58,12 +58,12 @@ def test_files_of_one_kind_are_told_apart_by_their_names(colours: str, tmp_path:
         np.savez(tmp_path / "d.npz", **{name: arrays[name][::-1] for name in arrays})
         (tmp_path / "e").mkdir()
         np.savez(tmp_path / "e" / "c.npz", **{name: arrays[name][::-1] for name in arrays})
-    found = identify_foreign([colours, f"npz:{tmp_path / 'd.npz'}", "digits"], None, 1.0)
+    found = identify_ood([colours, f"npz:{tmp_path / 'd.npz'}", "digits"], None, 1.0)
     assert [other.label for other in found] == ["npz:c.npz", "npz:d.npz", "digits"]
     with pytest.raises(InputError, match="different names"):
-        identify_foreign([colours, f"npz:{tmp_path / 'e' / 'c.npz'}"], None, 1.0)
+        identify_ood([colours, f"npz:{tmp_path / 'e' / 'c.npz'}"], None, 1.0)
     with pytest.raises(InputError, match="each data set once"):
-        identify_foreign([f"npz:{tmp_path / 'd.npz'}", f"npz:{tmp_path / 'e' / 'c.npz'}"], None, 1.0)
+        identify_ood([f"npz:{tmp_path / 'd.npz'}", f"npz:{tmp_path / 'e' / 'c.npz'}"], None, 1.0)
 
 
 def test_notmnist_says_what_to_put_where(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from advbench.architectures import build
 from advbench.cli import main
 from advbench.config import RunSpec, make_spec
-from advbench.datasets import load_dataset
+from advbench.data.datasets import load_dataset
+from advbench.data.ood import OodSet
 from advbench.errors import InputError
-from advbench.foreign import Foreign
 from advbench.identity import blank, identify, identity_text, is_about, parse_identity, read_identity
 from advbench.plan import DataIdentity, Identity, Shape
 
@@ -25,7 +25,7 @@ COUNTS = st.integers(0, 10**9)
 SIZES = st.integers(1, 160)
 DATA = st.builds(DataIdentity, NAMES, DIGESTS, COUNTS, COUNTS)
 SHAPES = st.builds(Shape, SIZES, SIZES, SIZES, SIZES)
-FOREIGN = st.builds(Foreign, NAMES, st.text(max_size=20), DIGESTS, COUNTS, st.floats(0.1, 10))
+FOREIGN = st.builds(OodSet, NAMES, st.text(max_size=20), DIGESTS, COUNTS, st.floats(0.1, 10))
 GOOD = Identity(DataIdentity("digits", "0" * 64, 10, 5), (), Shape(1, 8, 8, 10))
 
 
@@ -62,12 +62,12 @@ def spec_of(**values: object) -> RunSpec:
 
 
 def test_an_identity_is_about_the_data_sets_of_its_spec() -> None:
-    other = Foreign("notmnist", "notmnist", "1" * 64, 5, 1.0)
+    other = OodSet("notmnist", "notmnist", "1" * 64, 5, 1.0)
     assert is_about(GOOD, spec_of())
     assert not is_about(GOOD, spec_of(dataset="mnist"))
     assert not is_about(GOOD, spec_of(ood=["notmnist"]))
-    assert is_about(GOOD._replace(foreign=(other,)), spec_of(ood=["notmnist"]))
-    assert not is_about(GOOD._replace(foreign=(other,)), spec_of(ood=["notmnist"], ood_scale=5.0))
+    assert is_about(GOOD._replace(ood=(other,)), spec_of(ood=["notmnist"]))
+    assert not is_about(GOOD._replace(ood=(other,)), spec_of(ood=["notmnist"], ood_scale=5.0))
 
 
 @pytest.mark.parametrize("name", ["small_cnn", "fcnn1"])

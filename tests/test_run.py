@@ -347,7 +347,7 @@ def test_the_same_store_serves_the_python_interface(reference: Path) -> None:
         safetensors.torch.load(raw),
         store.read_record(trained)["result"]["classifier"],  # type: ignore[index]
     )
-    from advbench.datasets import limited
+    from advbench.data.datasets import limited
 
     predictions = advbench.evaluate(clf, *limited(data.test, 40).batch(slice(None)), draws=4)
     assert predictions.accuracy == row.accuracy

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import advbench
-from advbench.api import Data, TrainContext
+from advbench.api import TrainContext
 from advbench.classifier import Classifier
+from advbench.data.base import Data
 from advbench.errors import InputError
 from advbench.loop import TrainState
 from advbench.posterior import FlatLayout, SamplePosterior

@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import advbench
-from advbench.api import Data, Progress, Resources, TrainContext
+from advbench.api import Progress, Resources, TrainContext
 from advbench.architectures import vgg16
 from advbench.classifier import Classifier
+from advbench.data.base import Data
 from advbench.errors import InputError, PluginError
 from advbench.loop import crop_and_flip
 from advbench.posterior import GaussianPosterior

@@ -12,8 +12,8 @@ from advbench.boards.board import Board
 from advbench.boards.compare import Place, Row, check_columns, check_each_once, check_identity, same
 from advbench.boards.findings import Findings, row_name
 from advbench.boards.rows import place
-from advbench.datasets import Dataset
-from advbench.foreign import foreign_labels
+from advbench.data.datasets import Dataset
+from advbench.data.ood import ood_labels
 from advbench.metrics import BINS, RETENTION_FRACTIONS
 from advbench.plan import Plan
 from advbench.report.tables import records
@@ -48,14 +48,12 @@ def classes_of(board: Board, dataset: Dataset | None = None) -> int | None:
 
 def foreign_places(board: Board, plan: Plan) -> dict[Place, tuple[Place, int | None]]:
     """The rows about images of other data: by place, the row of the clean images, and how many images, if known."""
-    images = {
-        (cell.defense.label, cell.name, cell.seed): plan.tasks[cell.key].inputs["images"] for cell in plan.foreign
-    }
+    images = {(cell.defense.label, cell.name, cell.seed): plan.tasks[cell.key].inputs["images"] for cell in plan.ood}
     found = {}
     for cell in plan.cells:
         if cell.attack is None:
             name = cell.defense.label
-            for label in foreign_labels(board.spec.ood):
+            for label in ood_labels(board.spec.ood):
                 head, tail = (name, name), (0.0, cell.seed)
                 found[(*head, f"ood:{label}", *tail)] = (*head, "none", *tail), images.get((name, label, cell.seed))
     return found

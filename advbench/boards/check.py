@@ -14,7 +14,7 @@ from advbench.boards.derived import check_tables
 from advbench.boards.findings import Findings
 from advbench.boards.plans import data_at_hand, plan_as_made
 from advbench.boards.rows import check_rows
-from advbench.datasets import Dataset, load_dataset
+from advbench.data.datasets import Dataset, load_dataset
 from advbench.errors import InputError
 from advbench.identity import identify, is_about, read_identity
 from advbench.plan import Identity, Plan
@@ -99,10 +99,10 @@ def _check_data(
         what = f"it is {seen.data.name} of SHA-256 {seen.data.digest}, {seen.shape}"
         findings.add("data.json does not describe the data set", what)
     if not is_about(stated, board.spec):
-        names = [stated.data.name, *(each.name for each in stated.foreign)]
+        names = [stated.data.name, *(each.name for each in stated.ood)]
         findings.add("data.json is about other data than the spec", ", ".join(names))
         return
-    for name, each in zip(board.spec.ood, stated.foreign, strict=True):
+    for name, each in zip(board.spec.ood, stated.ood, strict=True):
         foreign = data_at_hand(name, data_root)
         if foreign is not None and foreign.digest != each.digest:
             findings.add("data.json does not describe the data set", f"{name} is of SHA-256 {foreign.digest}")

@@ -12,7 +12,7 @@ import pandas as pd
 
 from advbench.boards.board import release, stated_versions
 from advbench.config import Choice, RunSpec, resolve
-from advbench.datasets import DEFAULT_ROOT, Dataset, load_dataset
+from advbench.data.datasets import DEFAULT_ROOT, Dataset, load_dataset
 from advbench.errors import AdvbenchError
 from advbench.plan import Identity, Plan, make_plan
 from advbench.registry import registry

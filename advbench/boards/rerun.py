@@ -102,7 +102,7 @@ def part_of(plan: Plan, cells: Sequence[Cell]) -> Plan:
         tasks={key: task for key, task in plan.tasks.items() if key in wanted},
         cells=tuple(cells),
         trained={which: key for which, key in plan.trained.items() if which[0] in labels},
-        foreign=(),
+        ood=(),
     )
 
 

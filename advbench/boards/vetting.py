@@ -15,7 +15,7 @@ from advbench.boards.findings import Findings
 from advbench.boards.parcel import Parcel
 from advbench.boards.possible import contradictions
 from advbench.config import Choice, resolve
-from advbench.datasets import Dataset, limited
+from advbench.data.datasets import Dataset, limited
 from advbench.errors import AdvbenchError
 from advbench.metrics import RESAMPLES, Predictions
 from advbench.plan import Identity, Plan, Task
@@ -47,7 +47,7 @@ def check_settings(board: Board, parcel: Parcel, identity: Identity, findings: F
         if name not in FREE and ours != theirs:
             findings.add(f"setting '{name}' is not the board's", f"{theirs} in place of {ours}")
     if parcel.identity[:2] != identity[:2]:
-        given = [each[:2] for each in (parcel.identity.data, *parcel.identity.foreign)]
+        given = [each[:2] for each in (parcel.identity.data, *parcel.identity.ood)]
         findings.add("the data is not the board's", ", ".join(f"{name} of SHA-256 {digest}" for name, digest in given))
     _, ours_made = resolve(board.spec)
     _, theirs_made = resolve(parcel.spec)

@@ -26,7 +26,7 @@ def advbench_register(register: Registrar) -> None:
         "imagefolder": "imagefolder:PATH, a folder with train/ and test/, one folder a class in each",
         "npz": "npz:PATH, a file with the arrays x_train, y_train, x_test, y_test",
     }.items():
-        register.dataset(name, f"advbench.datasets:load_{name}", summary)
+        register.dataset(name, f"advbench.data.loaders:load_{name}", summary)
     for name, summary in {
         "small_cnn": "2 convolutions (16, 32) and 2 linear layers (64): the default, quick on two cores",
         "fcnn1": "fully connected, one hidden layer of 100 (APD)",

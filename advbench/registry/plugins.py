@@ -80,7 +80,7 @@ class Registrar:
         self._add("architecture", name, target, summary)
 
     def dataset(self, name: str, target: str, summary: str) -> None:
-        """Declare a data set: `target` is a function `(root, path) -> advbench.datasets.Dataset`."""
+        """Declare a data set: `target` is a function `(root, path) -> advbench.data.Dataset`."""
         self._add("dataset", name, target, summary)
 
     def posterior(self, name: str, target: str, summary: str) -> None:

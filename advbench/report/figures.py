@@ -216,7 +216,7 @@ def uncertainty_histograms(report: Report, attack: str, measure: str = "total") 
     Raises:
         InputError: an attack or a measure that the tables do not have.
     """
-    foreign = attack in foreign_images(report)
+    foreign = attack in ood_images(report)
     eps = 0.0 if foreign else _radii(report, attack)[-1]
     _check_measure(measure, ENTROPIES)
     table = report.histograms[report.histograms.measure == measure]
@@ -251,7 +251,7 @@ def uncertainty_histograms(report: Report, attack: str, measure: str = "total") 
     return _labelled(figure, f"Histograms of {_words(measure)} uncertainty, clean and {list(kinds)[1]}")
 
 
-def foreign_images(report: Report) -> list[str]:
+def ood_images(report: Report) -> list[str]:
     """What the tables call the sets of out-of-distribution images that the defenses were shown."""
     return list(report.histograms[report.histograms.images == "ood"].attack.unique())
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from advbench.errors import GoneError
 from advbench.metrics import Bools
-from advbench.plan import Cell, ForeignCell, Plan
+from advbench.plan import Cell, OodCell, Plan
 from advbench.store.records import Store
 from advbench.summary import read_predictions, summary
 
@@ -86,9 +86,9 @@ def judgements(plan: Plan, store: Store) -> Iterator[Judgement | None]:
     return store.storage.each(judge, [cell.key for cell in plan.cells])
 
 
-def found_out(plan: Plan, store: Store) -> Iterator[tuple[ForeignCell, int, Mapping[str, Any]]]:
-    """What records say of foreign images: the cell, the classes, the details; 0 and none where one is missing."""
-    for cell in plan.foreign:
+def found_out(plan: Plan, store: Store) -> Iterator[tuple[OodCell, int, Mapping[str, Any]]]:
+    """What records say of out-of-distribution images: cell, classes, details; 0 and none where one is missing."""
+    for cell in plan.ood:
         record = store.read_record(cell.key)
         result = record["result"] if record else {}
         yield cell, result.get("classes", 0), result

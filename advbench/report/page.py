@@ -136,9 +136,7 @@ def _figures(board: Board) -> dict[str, Drawings]:
     if not report.retention.empty:
         drawn["retention_figures"] = _drawn(report, attacks, figures.retention_curves)
     if not report.histograms.empty:
-        drawn["histograms"] = _drawn(
-            report, [*attacks, *figures.foreign_images(report)], figures.uncertainty_histograms
-        )
+        drawn["histograms"] = _drawn(report, [*attacks, *figures.ood_images(report)], figures.uncertainty_histograms)
     return drawn
 
 

@@ -89,8 +89,8 @@ class Report:
     @property
     def incomplete(self) -> bool:
         """Whether a cell failed or is missing."""
-        foreign = self.uncertainty[self.uncertainty.images == "ood"]
-        return bool(self.results.accuracy.isna().any() or foreign.total.isna().any())
+        ood = self.uncertainty[self.uncertainty.images == "ood"]
+        return bool(self.results.accuracy.isna().any() or ood.total.isna().any())
 
     def markdown(self) -> str:
         """The leaderboard and what it rests on, for people."""
@@ -125,7 +125,7 @@ def collect(plan: Plan, store: Store, failed: Mapping[str, str] | None = None) -
     results = _results(plan, judged, failed or {})
     apart = with_own_source(results)
     mutual = ~results.attack.isin(apart)
-    details = [*_details(plan, judged), *_foreign(plan, store)]
+    details = [*_details(plan, judged), *_ood(plan, store)]
     return Report(
         results=results,
         models=_models(plan, store),
@@ -312,7 +312,7 @@ def _details(plan: Plan, judged: Sequence[Judgement | None]) -> Iterator[tuple[d
             yield {**_identity(plan, cell), "images": images, "classes": judgement.classes}, judgement.details
 
 
-def _foreign(plan: Plan, store: Store) -> Iterator[tuple[dict[str, Any], Mapping[str, Any]]]:
+def _ood(plan: Plan, store: Store) -> Iterator[tuple[dict[str, Any], Mapping[str, Any]]]:
     """What the records say of images of other data sets."""
     for cell, classes, details in found_out(plan, store):
         identity = _identity(plan, Cell(cell.defense, cell.defense, None, 0.0, cell.seed, cell.key))

@@ -17,8 +17,9 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import nn
 
-from advbench.api import Data, Defense, TrainContext
+from advbench.api import Defense, TrainContext
 from advbench.classifier import Classifier
+from advbench.data.base import Data
 from advbench.errors import InputError, unknown_name
 from advbench.registry.optional import require, written_over
 

@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from advbench.datasets import limited, load_dataset
+from advbench.data.datasets import limited, load_dataset
 from advbench.errors import InputError
 
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
-class Foreign(NamedTuple):
+class OodSet(NamedTuple):
     """A data set whose test images are shown to classifiers of another one.
 
     Attributes:
@@ -35,7 +35,7 @@ class Foreign(NamedTuple):
     scale: float
 
 
-def identify_foreign(names: Sequence[str], root: str | None, scale: float) -> list[Foreign]:
+def identify_ood(names: Sequence[str], root: str | None, scale: float) -> list[OodSet]:
     """What a plan needs to know of foreign data sets.
 
     Args:
@@ -46,17 +46,17 @@ def identify_foreign(names: Sequence[str], root: str | None, scale: float) -> li
     Raises:
         InputError: one is absent or malformed, or two are the same.
     """
-    found: dict[str, Foreign] = {}
-    for name, label in zip(names, foreign_labels(names), strict=True):
+    found: dict[str, OodSet] = {}
+    for name, label in zip(names, ood_labels(names), strict=True):
         dataset = load_dataset(name, root)
         if dataset.digest in found:
             raise InputError(f"--ood {name!r}", expected="each data set once", got="the same images twice")
         kind = name.partition(":")[0]
-        found[dataset.digest] = Foreign(kind, label, dataset.digest, len(dataset.test), scale)
+        found[dataset.digest] = OodSet(kind, label, dataset.digest, len(dataset.test), scale)
     return list(found.values())
 
 
-def foreign_labels(names: Sequence[str]) -> list[str]:
+def ood_labels(names: Sequence[str]) -> list[str]:
     """What tables call foreign data sets: the registered name, and the file or folder where several have it.
 
     Raises:
@@ -72,7 +72,7 @@ def foreign_labels(names: Sequence[str]) -> list[str]:
     return labels
 
 
-def foreign_images(name: str, root: str | None, count: int, shape: tuple[int, int, int], scale: float) -> Tensor:
+def ood_images(name: str, root: str | None, count: int, shape: tuple[int, int, int], scale: float) -> Tensor:
     """Test images of another data set, brought to the shape that a classifier takes.
 
     Resized (bilinear, with antialiasing); colour becomes luminance where one channel is wanted, grey is repeated where

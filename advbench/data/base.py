@@ -1,0 +1,94 @@
+"""Labelled images, and the checks that images and labels pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from advbench.errors import InputError
+
+
+@dataclass(frozen=True)
+class Data:
+    """Labelled images.
+
+    Attributes:
+        images: `(count, channels, height, width)`, uint8 in 0..255 or float32 in [0, 1].
+        labels: `(count,)`, int64 in 0..classes-1.
+        classes: how many classes there are.
+        name: the data set's name; training methods pick their defaults by it.
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: int
+    name: str = ""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height, width."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    def batch(self, index: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """The images, float32 in [0, 1], and the labels at `index`."""
+        images = self.images[index]
+        return (images if images.is_floating_point() else images.float() / 255), self.labels[index]
+
+    def to(self, device: str) -> Data:
+        """The same data on another device."""
+        return Data(self.images.to(device), self.labels.to(device), self.classes, self.name)
+
+
+def check_images(images: Tensor, what: str) -> None:
+    """Refuse anything but images `(count, ...)`, uint8 or floating in [0, 1].
+
+    Raises:
+        InputError: says which of these does not hold.
+    """
+    if not isinstance(images, Tensor) or images.ndim < 2:
+        got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        raise InputError(what, expected="a tensor (count, channels, height, width)", got=got)
+    if images.dtype == torch.uint8:
+        return
+    if not images.is_floating_point():
+        raise InputError(what, expected="floating point in [0, 1]", got=images.dtype)
+    if images.numel():
+        low, high = float(images.min()), float(images.max())
+        if not (low >= 0 and high <= 1):  # also false for NaN
+            raise InputError(
+                what,
+                expected="values in [0, 1]",
+                got=f"[{low:g}, {high:g}]",
+                remedy="divide by 255, and normalise inside the model",
+            )
+
+
+def check_labels(labels: Tensor, count: int, classes: int | None, what: str) -> None:
+    """Refuse anything but `count` integer labels in 0..classes-1.
+
+    Raises:
+        InputError: says which of these does not hold.
+    """
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.shape != (count,):
+        got = f"{labels.dtype} {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+        raise InputError(what, expected=f"int64 of shape ({count},)", got=got)
+    if count and classes is not None and (int(labels.min()) < 0 or int(labels.max()) >= classes):
+        got = f"{int(labels.min())}..{int(labels.max())}"
+        raise InputError(what, expected=f"classes 0..{classes - 1}", got=got)
+
+
+def check_floating(images: Tensor, what: str) -> None:
+    """Refuse anything but float32 or float64 images in [0, 1].
+
+    Raises:
+        InputError: says which of these does not hold.
+    """
+    check_images(images, what)
+    if images.dtype not in (torch.float32, torch.float64):
+        raise InputError(what, expected="float32 or float64 in [0, 1]", got=images.dtype)
