@@ -15,25 +15,25 @@ if TYPE_CHECKING:
     from advbench.api import Resources as Resources
     from advbench.api import Threat as Threat
     from advbench.api import TrainContext as TrainContext
-    from advbench.architectures import build as build_architecture
-    from advbench.classifier import Classifier as Classifier
     from advbench.data.base import Data as Data
     from advbench.data.datasets import load_dataset as load_dataset
     from advbench.harness import craft as craft
     from advbench.harness import evaluate as evaluate
     from advbench.metrics import Predictions as Predictions
+    from advbench.models.classifier import Classifier as Classifier
+    from advbench.models.nets import build as build_architecture
 
 # Loaded at first use: `import advbench` must not import torch.
 _LAZY = {
     "Attack": "advbench.api:Attack",
-    "Classifier": "advbench.classifier:Classifier",
+    "Classifier": "advbench.models.classifier:Classifier",
     "Data": "advbench.api:Data",
     "Defense": "advbench.api:Defense",
     "Predictions": "advbench.metrics:Predictions",
     "Resources": "advbench.api:Resources",
     "Threat": "advbench.api:Threat",
     "TrainContext": "advbench.api:TrainContext",
-    "build_architecture": "advbench.architectures:build",
+    "build_architecture": "advbench.models.nets:build",
     "craft": "advbench.harness:craft",
     "evaluate": "advbench.harness:evaluate",
     "load_dataset": "advbench.data.datasets:load_dataset",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from advbench.classifier import Classifier
+    from advbench.models.classifier import Classifier
 
 Norm = Literal["linf", "l2"]
 Precision = Literal["float32", "bfloat16"]

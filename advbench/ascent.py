@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from advbench.api import Threat
-from advbench.classifier import Classifier, ExampleLoss
+from advbench.models.classifier import Classifier, ExampleLoss
 
 ROUNDING = 1e-5  # error of a pixel, and relative error of a length, that a library makes in float32
 

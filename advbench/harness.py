@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from advbench.api import Attack, Progress, Threat
 from advbench.ascent import Goal, distances, within
-from advbench.classifier import Classifier, Passes, as_classifier
 from advbench.data.base import check_floating, check_labels
 from advbench.errors import InputError, PluginError
 from advbench.keys import derive, isolated_rng
 from advbench.metrics import Predictions
+from advbench.models.classifier import Classifier, as_classifier
+from advbench.models.gradient_watch import Passes
 
 TOLERANCE = 1e-6
 BATCH_SIZE = 256
@@ -311,7 +312,7 @@ def _opened(model: nn.Module, x: Tensor, probe: Tensor | None = None) -> tuple[C
 
 
 def _check_finite(clf: Classifier) -> None:
-    if not clf.finite:
+    if not clf.passes.finite:
         raise PluginError("the model's output", expected="finite logits and gradients", got="NaN or infinity")
 
 

@@ -21,11 +21,12 @@ from torch import Tensor, nn
 
 from advbench import api, memory
 from advbench.api import CheckpointSlot, Defense, Field, Progress, TrainContext
-from advbench.classifier import Classifier
 from advbench.data.base import Data, check_images, check_labels
 from advbench.errors import InputError, PluginError
 from advbench.keys import derive, isolated_rng
-from advbench.posterior import FlatLayout, PointPosterior, copy_alike
+from advbench.models.classifier import Classifier
+from advbench.models.posterior import FlatLayout, PointPosterior, copy_alike
+from advbench.models.saving import export_classifier
 from advbench.registry import registry
 
 
@@ -90,7 +91,7 @@ class TrainState:
 
     def export(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The state as tensors and JSON values."""
-        tensors, values = self.clf.export()
+        tensors, values = export_classifier(self.clf)
         out = {f"clf.{name}": tensor for name, tensor in tensors.items()}
         for which, optimizer in self.optimizers.items():
             for index, slots in optimizer.state_dict()["state"].items():
@@ -246,7 +247,7 @@ def _check_finite(clf: Classifier, data: Data, context: TrainContext) -> None:
     x = data.batch(slice(2))[0].to(context.resources.device)
     with isolated_rng(0, x.device), clf.isolated():
         logits = clf.draws(x, 3)
-    for name, tensor in {**clf.export()[0], "the logits": logits}.items():
+    for name, tensor in {**export_classifier(clf)[0], "the logits": logits}.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise PluginError(
                 f"{name} after the last step", expected="finite", got="NaN or infinity", remedy="lower lr"

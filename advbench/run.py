@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from advbench.architectures import build
 from advbench.collector import paused
 from advbench.config import Choice, RunSpec, resolve
 from advbench.data.base import Data
@@ -20,6 +19,7 @@ from advbench.data.ood import identify_ood, ood_images
 from advbench.errors import InputError
 from advbench.executors import Executor
 from advbench.identity import DATA, blank, identify, identity_text, is_about, read_identity
+from advbench.models.nets import build
 from advbench.plan import Identity, Plan, Task, make_plan
 from advbench.registry import registry
 from advbench.report import FILES, Report, collect

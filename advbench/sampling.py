@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advbench.api import Field, TrainContext
-from advbench.classifier import Classifier, Draw
 from advbench.errors import InputError
 from advbench.loop import LoopDefense, LoopParams, TrainState, autocast
-from advbench.posterior import FlatLayout, SamplePosterior
+from advbench.models.classifier import Classifier, Draw
+from advbench.models.posterior import FlatLayout, SamplePosterior
 
 
 def sgld_step(theta: Tensor, gradient: Tensor, *, lr: float, temperature: float, generator: torch.Generator) -> None:

@@ -16,22 +16,21 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import safetensors.numpy
-import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from advbench import memory
 from advbench.api import Progress, Resources, Threat, TrainContext
-from advbench.architectures import build
 from advbench.ascent import within
-from advbench.classifier import Classifier
-from advbench.data.base import Data
 from advbench.data.datasets import Dataset, limited, load_dataset
 from advbench.data.ood import ood_images
 from advbench.errors import GoneError, InputError, PluginError
 from advbench.harness import Earlier, craft, evaluate, judge
 from advbench.keys import derive
 from advbench.metrics import Predictions
+from advbench.models.classifier import Classifier
+from advbench.models.nets import build
+from advbench.models.saving import check_restores, export_classifier, load_classifier, read_tensors, tensor_bytes
 from advbench.plan import Task
 from advbench.registry import registry
 from advbench.store.records import Store
@@ -192,10 +191,10 @@ class Runner:
         clf = defense.fit(module, data, context)
         if not isinstance(clf, Classifier):
             raise PluginError(f"defense {chosen['name']!r} returned", expected="a Classifier", got=type(clf).__name__)
-        tensors, values = clf.export()
-        raw = _tensor_bytes(tensors)
+        tensors, values = export_classifier(clf)
+        raw = tensor_bytes(tensors)
         fresh = build(inputs["architecture"]["name"], data, derive(inputs["seed"], "init"))
-        _check_restores(chosen["name"], clf, fresh, raw, values, data)
+        check_restores(chosen["name"], clf, fresh, raw, values, data)
         statistics = dict(defense.statistics(clf))
         return {"classifier": values, "training": last, "statistics": statistics}, raw
 
@@ -228,7 +227,7 @@ class Runner:
             "random": crafted.random,
             "vanished_gradients": crafted.vanished_gradients,
         }
-        return result, _tensor_bytes({"images": crafted.images})
+        return result, tensor_bytes({"images": crafted.images})
 
     def _evaluate(self, task: Task, on_progress: OnProgress) -> tuple[dict[str, Any], bytes]:
         inputs = task.inputs
@@ -319,14 +318,14 @@ class Runner:
         raw = self.store.read_artifact(key)
         if raw is None:
             raise GoneError(key)
-        return safetensors.torch.load(raw)
+        return read_tensors(raw)
 
     def _load_classifier(self, key: str) -> Classifier:
         record = self._record(key)
         inputs = record["inputs"]
         data = self._checked_dataset(inputs).train
         module = build(inputs["architecture"]["name"], data, derive(inputs["seed"], "init"))
-        clf = Classifier.load(module, self._tensors(key), record["result"]["classifier"])
+        clf = load_classifier(module, self._tensors(key), record["result"]["classifier"])
         return clf.to(self.runtime.resources.device)
 
     def _at_hand(self, key: str) -> Classifier:
@@ -341,26 +340,6 @@ def versions(device: str) -> dict[str, str]:
     found = {name: importlib.metadata.version(name) for name in names}
     kind = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine()
     return {**found, "python": platform.python_version(), "device": kind}
-
-
-@torch.no_grad()
-def _check_restores(
-    name: str, clf: Classifier, module: nn.Module, raw: bytes, values: Mapping[str, Any], data: Data
-) -> None:
-    """Refuse a classifier that its stored state does not give back: another one would be judged in its place."""
-    x = data.batch(slice(8))[0].to(next(iter(clf.export()[0].values())).device)
-    try:
-        again = Classifier.load(module, safetensors.torch.load(raw), values).to(x.device)
-        same = again.stochastic == clf.stochastic
-        same = same and torch.allclose(again.at(again.draw(0), x), clf.at(clf.draw(0), x), atol=1e-5, equal_nan=True)
-    except InputError:
-        same = False
-    if not same:
-        raise PluginError(
-            f"defense {name!r} returned a classifier that cannot be stored",
-            expected="the architecture's own layers, with weights from a posterior of advbench.posterior",
-            got="layers, hooks or modes that the stored weights do not give back",
-        )
 
 
 class _StoreSlot:
@@ -386,15 +365,11 @@ class _StoreSlot:
         spent = values.pop(SPENT, 0.0)
         if self._before is None:  # else this run saved it, and has counted the time
             self._before = spent
-        return safetensors.torch.load(raw[8 + size :]), values
+        return read_tensors(raw[8 + size :]), values
 
     def save(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         head = json.dumps({**values, SPENT: self.seconds()}).encode()
-        self._store.write_partial(self._key, len(head).to_bytes(8, "little") + head + _tensor_bytes(tensors))
-
-
-def _tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
-    return safetensors.torch.save({n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()})
+        self._store.write_partial(self._key, len(head).to_bytes(8, "little") + head + tensor_bytes(tensors))
 
 
 @contextmanager

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 from advbench.api import Attack, Defense, Resources, Threat, TrainContext
 from advbench.ascent import distances
-from advbench.classifier import Classifier
 from advbench.data.base import Data
 from advbench.harness import craft
-from advbench.posterior import GaussianPosterior
+from advbench.models.classifier import Classifier
+from advbench.models.posterior import GaussianPosterior
+from advbench.models.saving import export_classifier, load_classifier
 
 TOLERANCE = 1e-6
 
@@ -171,7 +172,7 @@ class _InterruptingSlot:
 
 def same_weights(one: Classifier, other: Classifier) -> bool:
     """Whether two classifiers hold the same tensors, bit for bit."""
-    first, second = one.export()[0], other.export()[0]
+    first, second = export_classifier(one)[0], export_classifier(other)[0]
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -227,9 +228,9 @@ class DefenseConformance:
     def test_is_stored_without_pickle(self, defense: Defense) -> None:
         """Tensors and JSON values give the same classifier back."""
         clf = defense.fit(small_net(), small_data())
-        tensors, values = clf.export()
+        tensors, values = export_classifier(clf)
         raw = safetensors.torch.save({name: tensor.contiguous().clone() for name, tensor in tensors.items()})
-        again = Classifier.load(small_net(), safetensors.torch.load(raw), values)
+        again = load_classifier(small_net(), safetensors.torch.load(raw), values)
         x, _ = small_data().batch(slice(5))
         assert torch.equal(clf.reseed(1).draws(x, 3), again.reseed(1).draws(x, 3))
 

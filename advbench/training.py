@@ -14,11 +14,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from advbench import api, ascent
 from advbench.api import Field, Threat, TrainContext
-from advbench.classifier import Classifier
 from advbench.errors import InputError
 from advbench.loop import LoopDefense, LoopParams, TrainState, autocast
-from advbench.noise import Noise
-from advbench.posterior import GaussianPosterior, PointPosterior, Posterior, prior_divergence
+from advbench.models.classifier import Classifier
+from advbench.models.noise import Noise
+from advbench.models.posterior import GaussianPosterior, PointPosterior, Posterior, prior_divergence
 
 Terms = Mapping[str, Tensor]
 

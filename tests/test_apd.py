@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 import advbench
 from advbench.api import TrainContext
-from advbench.classifier import Classifier
 from advbench.errors import InputError
 from advbench.keys import isolated_rng
 from advbench.loop import TrainState
-from advbench.posterior import GeneratorPosterior
+from advbench.models.classifier import Classifier
+from advbench.models.posterior import GeneratorPosterior
 from advbench.testing import _InterruptingSlot, _InterruptionError, same_weights, small_data, small_net
 
 CONTEXT = TrainContext(seed=3)

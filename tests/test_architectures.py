@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from advbench.architectures import MaxPool, Normalize, SpatialTransformer, build
 from advbench.data.base import Data
 from advbench.errors import InputError
+from advbench.models.nets import MaxPool, Normalize, SpatialTransformer, build
 from advbench.registry import registry
 
 NAMES = tuple(entry.name for entry in registry().entries("architecture") if not entry.is_family)

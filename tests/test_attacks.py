@@ -19,10 +19,10 @@ import advbench
 from advbench import ascent
 from advbench.api import Threat
 from advbench.ascent import distances
-from advbench.classifier import Classifier
 from advbench.data.base import Data
 from advbench.harness import craft
-from advbench.posterior import GaussianPosterior
+from advbench.models.classifier import Classifier
+from advbench.models.posterior import GaussianPosterior
 from advbench.testing import small_data, small_net
 
 GRADIENT_ATTACKS = [("fgsm", {}), ("pgd", {}), ("pgd", {"loss": "margin", "restarts": 2}), ("eot_pgd", {})]

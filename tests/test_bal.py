@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 import advbench
 from advbench.api import TrainContext
-from advbench.classifier import Classifier
 from advbench.data.base import Data
 from advbench.loop import TrainState
-from advbench.posterior import FlatLayout, SamplePosterior
+from advbench.models.classifier import Classifier
+from advbench.models.posterior import FlatLayout, SamplePosterior
 from advbench.sampling import sgadald_step
 from advbench.testing import same_weights, small_data, small_net
 

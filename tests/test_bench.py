@@ -20,15 +20,15 @@ from torch import Tensor
 
 import advbench
 from advbench.api import Threat, TrainContext
-from advbench.architectures import build
 from advbench.ascent import cross_entropy
-from advbench.classifier import Classifier
 from advbench.config import make_spec
 from advbench.data.base import Data
 from advbench.display import PlainDisplay
 from advbench.execution import Execution
 from advbench.harness import Earlier, craft
-from advbench.posterior import GaussianPosterior, perceptron
+from advbench.models.classifier import Classifier
+from advbench.models.nets import build
+from advbench.models.posterior import GaussianPosterior, perceptron
 from advbench.run import carry_out, prepare
 from advbench.scheduler import outstanding
 

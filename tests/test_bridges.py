@@ -22,9 +22,9 @@ from torch import Tensor, nn
 import advbench
 from advbench import Data, InputError, PluginError, Threat
 from advbench.api import Attack
-from advbench.classifier import Classifier
 from advbench.harness import Earlier
-from advbench.posterior import GaussianPosterior
+from advbench.models.classifier import Classifier
+from advbench.models.posterior import GaussianPosterior
 from advbench.registry.optional import written_over
 from advbench.testing import AttackConformance, small_data, small_net
 

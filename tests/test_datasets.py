@@ -538,7 +538,7 @@ def test_colour_images_are_brought_to_channels_first_whatever_torchvisions_class
     """CIFAR holds (N, 32, 32, 3) and a list of targets; SVHN and STL-10 hold (N, 3, H, W) and an array of labels."""
     from types import SimpleNamespace
 
-    from advbench.data.datasets import _arrays
+    from advbench.data.loaders import _arrays
 
     pixels = np.arange(2 * 32 * 32 * 3, dtype=np.uint64).reshape(2, 32, 32, 3).astype(np.uint8)
     cifar = _arrays(SimpleNamespace(data=pixels, targets=[3, 1]), None)

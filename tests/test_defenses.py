@@ -13,10 +13,10 @@ from torch import Tensor, nn
 import advbench
 from advbench.api import CheckpointSlot, Defense, Threat, TrainContext
 from advbench.ascent import cross_entropy
-from advbench.classifier import Classifier, Draw
 from advbench.data.base import Data
 from advbench.errors import InputError
-from advbench.posterior import GaussianPosterior
+from advbench.models.classifier import Classifier, Draw
+from advbench.models.posterior import GaussianPosterior
 from advbench.testing import same_weights, small_data, small_net
 from advbench.training import gaussian
 

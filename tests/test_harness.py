@@ -189,7 +189,7 @@ def test_draws_that_attack_never_judge(q: float, name: str) -> None:
 
 def test_attacking_and_judging_leave_the_sequence_of_draws_where_it_was() -> None:
     net = small_net().eval()
-    clf = advbench.Classifier(net, advbench.posterior.GaussianPosterior(net, std=0.5)).requires_grad_(False)
+    clf = advbench.Classifier(net, advbench.models.posterior.GaussianPosterior(net, std=0.5)).requires_grad_(False)
     expected = clf.reseed(9).draws(X, 3)
     first = clf.reseed(9)(X)
     advbench.get_attack("pgd")(clf, X, Y, LINF)
@@ -250,7 +250,7 @@ def test_judging_is_reproducible_and_leaves_the_random_state_alone() -> None:
 
 def test_a_draw_judges_all_batches_with_the_same_weights() -> None:
     net = small_net().eval()
-    clf = advbench.Classifier(net, advbench.posterior.GaussianPosterior(net, std=0.5)).requires_grad_(False)
+    clf = advbench.Classifier(net, advbench.models.posterior.GaussianPosterior(net, std=0.5)).requires_grad_(False)
     one = advbench.evaluate(clf, X, Y, draws=4, batch_size=2)
     whole = advbench.evaluate(clf, X, Y, draws=4, batch_size=6)
     assert (one.correct == whole.correct).all()

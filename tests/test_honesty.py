@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import advbench
 from advbench.api import Threat
-from advbench.classifier import Classifier
+from advbench.models.classifier import Classifier
 
 IMAGES = 40
 DRAWS = 20

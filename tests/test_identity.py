@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from advbench.architectures import build
 from advbench.cli import main
 from advbench.config import RunSpec, make_spec
 from advbench.data.datasets import load_dataset
 from advbench.data.ood import OodSet
 from advbench.errors import InputError
 from advbench.identity import blank, identify, identity_text, is_about, parse_identity, read_identity
+from advbench.models.nets import build
 from advbench.plan import DataIdentity, Identity, Shape
 
 NAMES = st.from_regex(r"[a-z][a-z0-9_]{0,20}", fullmatch=True)

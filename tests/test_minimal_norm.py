@@ -15,9 +15,9 @@ import advbench
 from advbench import ascent
 from advbench.api import Threat
 from advbench.ascent import Goal, Kept, distances, within
-from advbench.classifier import Classifier
 from advbench.harness import craft
-from advbench.posterior import GaussianPosterior
+from advbench.models.classifier import Classifier
+from advbench.models.posterior import GaussianPosterior
 
 # name, hyperparameters, norms, by how much its success may come late (relative to the exact distance)
 BALL_ATTACKS = [

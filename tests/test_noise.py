@@ -19,10 +19,11 @@ from torch import Tensor, nn
 import advbench
 from advbench.api import Threat
 from advbench.ascent import cross_entropy
-from advbench.classifier import Classifier
 from advbench.errors import InputError
-from advbench.noise import DropoutNoise, GaussianNoise, Noise
-from advbench.posterior import GaussianPosterior
+from advbench.models.classifier import Classifier
+from advbench.models.noise import DropoutNoise, GaussianNoise, Noise
+from advbench.models.posterior import GaussianPosterior
+from advbench.models.saving import export_classifier, load_classifier
 from advbench.registry import Registrar, Registry, hooks
 from advbench.testing import same_weights, small_data, small_net
 
@@ -235,15 +236,15 @@ def test_stored_noise_gives_equal_draws(noise: Noise, gaussian: bool, chunk: int
     net = small_net().eval()
     posterior = GaussianPosterior(net, 0.1) if gaussian else None
     clf = Classifier(net, posterior, noise=noise).requires_grad_(False)
-    tensors, values = clf.export()
+    tensors, values = export_classifier(clf)
     raw = safetensors.torch.save({name: tensor.contiguous().clone() for name, tensor in tensors.items()})
-    again = Classifier.load(small_net(), safetensors.torch.load(raw), json.loads(json.dumps(values)))
+    again = load_classifier(small_net(), safetensors.torch.load(raw), json.loads(json.dumps(values)))
     again.chunk = chunk
     x, y = small_data().batch(slice(5))
     assert torch.equal(clf.reseed(1).draws(x, 3), again.reseed(1).draws(x, 3))
     one, two = (c.reseed(1).input_gradient(x, y, cross_entropy, samples=2).value for c in (clf, again))
     assert torch.equal(one, two)
-    assert again.export()[1] == values
+    assert export_classifier(again)[1] == values
 
 
 def test_a_module_that_holds_noise_is_refused() -> None:
@@ -276,9 +277,9 @@ def test_a_net_without_a_place_is_refused_in_one_line(noise: Noise, net: nn.Modu
 
 @pytest.mark.parametrize("noise", [{"kind": "cosmic"}, {"kind": "dropouts", "rate": 0.5}, {}])
 def test_noise_of_unknown_kind_is_refused(noise: dict[str, Any]) -> None:
-    tensors, values = noisy(DropoutNoise()).export()
+    tensors, values = export_classifier(noisy(DropoutNoise()))
     with pytest.raises(InputError, match=r"unknown noise '.*': expected one of dropout, gaussian"):
-        Classifier.load(plain_net(), tensors, values | {"noise": noise})
+        load_classifier(plain_net(), tensors, values | {"noise": noise})
 
 
 class Salt(Noise):
@@ -308,11 +309,11 @@ def test_a_third_partys_noise_is_found_again(monkeypatch: pytest.MonkeyPatch) ->
     found = Registry(pluggy.PluginManager(hooks.PROJECT))
     found._load(Plugin(), "salt", importlib.metadata.distribution("advbench"))
     clf = noisy(Salt(0.4))
-    tensors, values = clf.export()
+    tensors, values = export_classifier(clf)
     with pytest.raises(InputError, match="unknown noise 'salt'"):
-        Classifier.load(plain_net(), tensors, values)
-    monkeypatch.setattr("advbench.classifier.registry", lambda: found)
-    again = Classifier.load(plain_net(), tensors, values)
+        load_classifier(plain_net(), tensors, values)
+    monkeypatch.setattr("advbench.models.saving.registry", lambda: found)
+    again = load_classifier(plain_net(), tensors, values)
     assert isinstance(again.noise, Salt)
     assert torch.equal(clf.reseed(2).draws(images(4), 3), again.reseed(2).draws(images(4), 3))
 
@@ -333,7 +334,7 @@ SHORT = {"stages": (1,), "batch_size": 16}
 )
 def test_a_trained_noisy_net_stays_random_when_attacked(name: str, params: dict[str, Any], stored: object) -> None:
     clf = advbench.get_defense(name, **SHORT, **params).fit(small_net(), small_data())
-    assert clf.export()[1]["noise"] == stored
+    assert export_classifier(clf)[1]["noise"] == stored
     x, y = small_data().batch(slice(8))
     expected = clf.reseed(1).draws(x, 2)
     by_every_submodule(clf.eval())

@@ -22,10 +22,10 @@ from scipy.stats import chisquare, invgamma
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
-from advbench.classifier import Classifier
 from advbench.errors import InputError
 from advbench.keys import isolated_rng
-from advbench.posterior import (
+from advbench.models.classifier import Classifier
+from advbench.models.posterior import (
     FlatLayout,
     GaussianPosterior,
     GeneratorPosterior,
@@ -35,6 +35,7 @@ from advbench.posterior import (
     matched_divergence,
     prior_divergence,
 )
+from advbench.models.saving import export_classifier, load_classifier
 from advbench.registry import Registrar, Registry, hooks
 from advbench.testing import small_data, small_net
 
@@ -49,12 +50,12 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 def stored(clf: Classifier, module: nn.Module) -> Classifier:
     """The classifier that comes back from bytes, on a module of other weights."""
-    tensors, values = clf.export()
+    tensors, values = export_classifier(clf)
     raw = safetensors.torch.save({name: tensor.contiguous().clone() for name, tensor in tensors.items()})
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.zero_()
-    return Classifier.load(module, safetensors.torch.load(raw), json.loads(json.dumps(values)))
+    return load_classifier(module, safetensors.torch.load(raw), json.loads(json.dumps(values)))
 
 
 def assert_same_draws(one: Classifier, other: Classifier) -> None:
@@ -141,13 +142,13 @@ POSTERIORS: list[Callable[[nn.Module], Posterior]] = [
 @pytest.mark.parametrize("posterior", POSTERIORS, ids=["gaussian", "samples", "generator"])
 def test_what_is_stored_in_another_size_is_refused(posterior: Callable[[nn.Module], Posterior]) -> None:
     net = small_net()
-    tensors, values = Classifier(net, posterior(net)).export()
+    tensors, values = export_classifier(Classifier(net, posterior(net)))
     with pytest.raises(InputError, match=r"^stored classifier does not fit the module: ") as caught:
-        Classifier.load(small_net(classes=4), tensors, values)
+        load_classifier(small_net(classes=4), tensors, values)
     if not isinstance(posterior(net), GeneratorPosterior):
         assert "size mismatch for 5.weight: " in str(caught.value)
     with pytest.raises(InputError, match="does not fit the module"):
-        Classifier.load(small_net(), {}, values)
+        load_classifier(small_net(), {}, values)
 
 
 # a bank of samples
@@ -370,7 +371,7 @@ def test_a_third_partys_posterior_is_found_again(monkeypatch: pytest.MonkeyPatch
     clf = Classifier(net, Shifted(net))
     with pytest.raises(InputError, match="unknown posterior 'shifted'"):
         stored(clf, small_net())
-    monkeypatch.setattr("advbench.classifier.registry", lambda: found)
+    monkeypatch.setattr("advbench.models.saving.registry", lambda: found)
     again: Any = stored(clf, small_net())
     assert isinstance(again.posterior, Shifted)
     assert_same_draws(clf, again)

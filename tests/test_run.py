@@ -19,6 +19,7 @@ from rich.console import Console
 from advbench.config import make_spec
 from advbench.display import PlainDisplay
 from advbench.execution import Execution
+from advbench.models.saving import load_classifier
 from advbench.registry import registry
 from advbench.report.tables import RESULT_COLUMNS, Report
 from advbench.run import carry_out, prepare, write_out
@@ -342,7 +343,7 @@ def test_the_same_store_serves_the_python_interface(reference: Path) -> None:
     data = advbench.load_dataset("digits")
     raw = store.read_artifact(trained)
     assert raw is not None
-    clf = advbench.Classifier.load(
+    clf = load_classifier(
         advbench.build_architecture("small_cnn", data.train, 0),
         safetensors.torch.load(raw),
         store.read_record(trained)["result"]["classifier"],  # type: ignore[index]

@@ -13,9 +13,9 @@ from torch import Tensor
 import advbench
 from advbench import InputError, PluginError, Threat
 from advbench.api import Attack
-from advbench.classifier import Classifier
 from advbench.harness import Earlier, craft
-from advbench.posterior import GaussianPosterior
+from advbench.models.classifier import Classifier
+from advbench.models.posterior import GaussianPosterior
 from advbench.testing import small_data, small_net
 
 RADII = {"linf": (0.06, 0.1, 0.15), "l2": (0.3, 0.5, 0.8)}

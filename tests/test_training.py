@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 import advbench
 from advbench.api import Progress, Resources, TrainContext
-from advbench.architectures import vgg16
-from advbench.classifier import Classifier
 from advbench.data.base import Data
 from advbench.errors import InputError, PluginError
 from advbench.loop import crop_and_flip
-from advbench.posterior import GaussianPosterior
+from advbench.models.classifier import Classifier
+from advbench.models.nets import vgg16
+from advbench.models.posterior import GaussianPosterior
+from advbench.models.saving import export_classifier
 from advbench.testing import same_weights, small_data, small_net
 from advbench.training import last_linear
 
@@ -393,7 +394,7 @@ def test_a_smaller_chunk_changes_a_training_by_rounding_alone(name: str, params:
         net = advbench.build_architecture("small_cnn", data, seed=0)
         defense = advbench.get_defense(name, stages=(1,), optimizer="sgd", lr=0.05, **params)
         clf = defense.fit(net, data, TrainContext(resources=Resources(chunk=chunk)))
-        found.append(torch.cat([tensor.flatten() for tensor in clf.export()[0].values()]))
+        found.append(torch.cat([tensor.flatten() for tensor in export_classifier(clf)[0].values()]))
     assert not torch.equal(found[0], found[2])
     assert torch.allclose(found[0], found[1], atol=2e-5)
     assert torch.allclose(found[0], found[2], atol=2e-5)

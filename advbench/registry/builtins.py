@@ -39,13 +39,13 @@ def advbench_register(register: Registrar) -> None:
         "model_a": "six convolutions and one linear layer for 96x96 images, 1.1 M weights (Adv-BNN, STL-10)",
         "stn": "spatial transformer, 3 convolutions (50, 100, 150), linear 350, 1.1 M weights (BAL, traffic signs)",
     }.items():
-        register.architecture(name, f"advbench.architectures:{name}", summary)
+        register.architecture(name, f"advbench.models.nets:{name}", summary)
     for name, target, summary in (
         ("point", "PointPosterior", "one value of the weights: a deterministic net"),
         ("gaussian", "GaussianPosterior", "mean-field Gaussian over every weight"),
         ("samples", "SamplePosterior", "equally likely samples, as a Markov chain leaves them"),
         ("generator", "GeneratorPosterior", "a net that turns noise into weights"),
     ):
-        register.posterior(name, f"advbench.posterior:{target}", summary)
-    register.noise("dropout", "advbench.noise:DropoutNoise", "dropout that stays on")
-    register.noise("gaussian", "advbench.noise:GaussianNoise", "Gaussian noise before convolutions")
+        register.posterior(name, f"advbench.models.posterior:{target}", summary)
+    register.noise("dropout", "advbench.models.noise:DropoutNoise", "dropout that stays on")
+    register.noise("gaussian", "advbench.models.noise:GaussianNoise", "Gaussian noise before convolutions")

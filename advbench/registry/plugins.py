@@ -84,11 +84,11 @@ class Registrar:
         self._add("dataset", name, target, summary)
 
     def posterior(self, name: str, target: str, summary: str) -> None:
-        """Declare a distribution over weights: `target` is an `advbench.posterior.Posterior` of that `kind`."""
+        """Declare a distribution over weights: `target` is an `advbench.models.posterior.Posterior` of that `kind`."""
         self._add("posterior", name, target, summary)
 
     def noise(self, name: str, target: str, summary: str) -> None:
-        """Declare noise inside a module: `target` is an `advbench.noise.Noise` of that `kind`."""
+        """Declare noise inside a module: `target` is an `advbench.models.noise.Noise` of that `kind`."""
         self._add("noise", name, target, summary)
 
     def _add(self, kind: Kind, name: str, target: str, summary: str) -> None:

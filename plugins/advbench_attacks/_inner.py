@@ -12,7 +12,7 @@ import advbench
 from advbench import api
 from advbench.api import Attack, Field, Threat
 from advbench.ascent import within
-from advbench.classifier import Classifier
+from advbench.models.classifier import Classifier
 
 
 class InnerParams(api.Params):
@@ -78,5 +78,4 @@ class InnerAttack(Attack):
         """Run the inner attack."""
         attacked = self.attacked(clf)
         found = self.inner.search(attacked, x, y, threat, generator, targets)
-        clf.finite = attacked.finite & clf.finite
         return within(found, x, threat, outward=clf.stochastic) if self.inner.minimal_norm else found

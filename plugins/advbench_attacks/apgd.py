@@ -12,7 +12,7 @@ from torch import Tensor
 from advbench import api, ascent
 from advbench.api import Attack, Field, Threat
 from advbench.ascent import SELECTION_DRAWS, Goal, Kept, per_image
-from advbench.classifier import Classifier
+from advbench.models.classifier import Classifier
 
 MOMENTUM = 0.75
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from advbench import api, ascent
 from advbench.api import Attack, Field, Threat
 from advbench.ascent import SELECTION_DRAWS, SHORTENING, Goal, Kept, per_image
-from advbench.classifier import Classifier
+from advbench.models.classifier import Classifier
 
 # The start in w of a pixel on a face of the box: near enough to cross the box in a hundred steps of 0.1.
 INNER = 1 - 1e-3

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from advbench.api import Attack, Threat
 from advbench.ascent import Goal, project, steepest
-from advbench.classifier import Classifier
+from advbench.models.classifier import Classifier
 
 
 class CWOneStep(Attack):

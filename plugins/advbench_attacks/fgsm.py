@@ -7,7 +7,7 @@ from torch import Tensor
 
 from advbench import api, ascent
 from advbench.api import Attack, Field, Threat
-from advbench.classifier import Classifier
+from advbench.models.classifier import Classifier
 
 
 class FGSM(Attack):

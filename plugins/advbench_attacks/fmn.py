@@ -10,7 +10,7 @@ from torch import Tensor
 from advbench import api, ascent
 from advbench.api import Attack, Field, Norm, Threat
 from advbench.ascent import SELECTION_DRAWS, SHORTENING, Goal, Kept, per_image
-from advbench.classifier import Classifier
+from advbench.models.classifier import Classifier
 
 LEAST = 1e-6  # radius to begin with where an image lies on a boundary
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from advbench.api import Field
-from advbench.classifier import Classifier
 from advbench.keys import derive
+from advbench.models.classifier import Classifier
 from advbench_attacks._inner import InnerAttack, InnerParams
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from advbench.api import Attack, Threat
-from advbench.classifier import Classifier
+from advbench.models.classifier import Classifier
 
 
 class NoAttack(Attack):

@@ -10,8 +10,8 @@ from torch import Tensor
 from advbench import api, ascent
 from advbench.api import Attack, Field, Threat
 from advbench.ascent import SELECTION_DRAWS, Goal
-from advbench.classifier import Classifier
 from advbench.keys import derive
+from advbench.models.classifier import Classifier
 
 SHORTEST = 0.05  # share of eps below which a step that falls along the cosine moves nothing that counts
 WIDENING = 0.35  # share of the steps that a wider ball takes in a sweep

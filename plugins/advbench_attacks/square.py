@@ -8,7 +8,7 @@ from torch import Tensor
 from advbench import api, ascent
 from advbench.api import Attack, Field, Threat
 from advbench.ascent import Goal, per_image
-from advbench.classifier import Classifier
+from advbench.models.classifier import Classifier
 
 # When the share of pixels that a square covers is halved, in queries of 10,000.
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)

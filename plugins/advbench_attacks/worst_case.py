@@ -12,7 +12,7 @@ import advbench
 from advbench import api
 from advbench.api import Attack, Field, Norm, Threat
 from advbench.ascent import Goal, Kept, within
-from advbench.classifier import Classifier
+from advbench.models.classifier import Classifier
 
 DEFAULT = ("apgd", "apgd@targeted", "fmn", "square")
 DEFAULT_PARAMS = {"apgd@targeted": {"loss": "dlr_targeted"}}

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from advbench.api import Field
-from advbench.classifier import Classifier, Draw
+from advbench.models.classifier import Classifier, Draw
 from advbench.training import BayesParams, ElboLoss, Terms, gaussian
 
 

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advbench.api import Field, TrainContext
-from advbench.classifier import Classifier
 from advbench.loop import TrainState
-from advbench.posterior import GeneratorPosterior, perceptron
+from advbench.models.classifier import Classifier
+from advbench.models.posterior import GeneratorPosterior, perceptron
 from advbench.sampling import LangevinChains, SGLDParams
 
 GanName = Literal["wgan_gp", "wgan", "gan"]

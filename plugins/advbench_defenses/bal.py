@@ -9,8 +9,8 @@ from torch import Tensor
 
 from advbench.api import Field, TrainContext
 from advbench.ascent import cross_entropy
-from advbench.classifier import Classifier, Draw
 from advbench.loop import TrainState, autocast
+from advbench.models.classifier import Classifier, Draw
 from advbench.sampling import AdaptiveChains, SGAdaLDParams
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from advbench import ascent
 from advbench.api import Threat
-from advbench.classifier import Classifier
+from advbench.models.classifier import Classifier
 from advbench.training import BallParams, ErmLoss
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from advbench.api import Field
-from advbench.posterior import matched_divergence
+from advbench.models.posterior import matched_divergence
 from advbench.training import AdversarialParams, PgdPerturbation, VariationalLoss, VariationalParams
 
 

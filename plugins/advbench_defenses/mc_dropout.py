@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from advbench.api import Field
-from advbench.noise import DropoutNoise, Noise
+from advbench.models.noise import DropoutNoise, Noise
 from advbench.training import ErmLoss, TrainParams
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from advbench import ascent
 from advbench.api import Field
-from advbench.classifier import Classifier
+from advbench.models.classifier import Classifier
 from advbench.training import ErmLoss, TrainParams
 
 

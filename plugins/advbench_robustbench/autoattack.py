@@ -16,8 +16,8 @@ from torch import Tensor
 from advbench import api
 from advbench.api import Attack, Field, Norm, Threat
 from advbench.ascent import Goal, Kept, settled
-from advbench.classifier import Classifier
 from advbench.errors import InputError
+from advbench.models.classifier import Classifier
 from advbench.registry.optional import calling, require
 
 # As its repository calls it, and as the index does.

@@ -18,9 +18,9 @@ import torch
 from torch import nn
 
 from advbench.api import Defense, TrainContext
-from advbench.classifier import Classifier
 from advbench.data.base import Data
 from advbench.errors import InputError, unknown_name
+from advbench.models.classifier import Classifier
 from advbench.registry.optional import require, written_over
 
 SHAPES = {"cifar10": (3, 32, 32, 10), "cifar100": (3, 32, 32, 100), "imagenet": (3, 224, 224, 1000)}

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from advbench import api
 from advbench.api import Attack, Field, Norm, Threat
 from advbench.ascent import per_image, settled, settled_in_box
-from advbench.classifier import Classifier
 from advbench.errors import InputError, unknown_name
+from advbench.models.classifier import Classifier
 from advbench.registry.optional import calling, require
 
 require("torchattacks", "the family 'torchattacks:'", "bridges")

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from advbench.api import Field
-from advbench.classifier import Classifier
+from advbench.models.classifier import Classifier
 from advbench.training import GradientDefense, Terms, TrainParams
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -14,35 +13,11 @@ from torch.utils.checkpoint import checkpoint
 
 from advbench.errors import InputError, PluginError
 from advbench.keys import derive, isolated_rng
-from advbench.noise import Noise
-from advbench.posterior import PointPosterior, Posterior, Weights, copy_alike
-from advbench.registry import registry
+from advbench.models.gradient_watch import BackwardWatch, Passes, asked
+from advbench.models.noise import Noise
+from advbench.models.posterior import PointPosterior, Posterior, Weights
 
 ExampleLoss = Callable[[Tensor, Tensor], Tensor]
-
-
-@dataclass
-class Passes:
-    """What an attack cost, and whether it had something to go by.
-
-    Attributes:
-        forward: images that passed a net.
-        backward: images that passed it backward, for a gradient.
-        gradients: images' gradients that were asked for, each over all its draws.
-        vanished: how many of them were exactly zero; a tensor, so that no pass waits for the device.
-    """
-
-    forward: int = 0
-    backward: int = 0
-    gradients: int = 0
-    vanished: int | Tensor = 0
-
-    def add(self, other: Passes) -> None:
-        """Count what another counted as well."""
-        self.forward += other.forward
-        self.backward += other.backward
-        self.gradients += other.gradients
-        self.vanished = self.vanished + other.vanished
 
 
 class Draw(NamedTuple):
@@ -79,9 +54,8 @@ class Classifier(nn.Module):
         chunk: the most images that pass the module at once. Draws are made for the whole batch, so another
             chunk changes results by rounding alone. A module with noise of its own is not cut.
         batch_size: how many images an attack passes together that is given all of them at once.
-        passes: counts of images passed so far.
+        passes: counts of images passed so far, and whether logits and gradients were finite.
         labels: of the images under attack, `(batch,)`, or with targets, `(batch, 2)`; None where not known.
-        finite: whether logits and gradients were finite since it was set to True; a tensor, so no pass waits.
     """
 
     def __init__(self, module: nn.Module, posterior: Posterior | None = None, *, noise: bool | Noise = False) -> None:
@@ -94,7 +68,6 @@ class Classifier(nn.Module):
         self.chunk: int | None = None
         self.batch_size = 256
         self.passes = Passes()
-        self.finite: bool | Tensor = True
         self.labels: Tensor | None = None
         self._isolated = False
         self._aliases = _aliases(module)
@@ -118,22 +91,21 @@ class Classifier(nn.Module):
 
     @contextmanager
     def isolated(self) -> Iterator[Passes]:
-        """Count passes and watch finiteness afresh; put counts and the sequence of draws back afterwards.
+        """Count passes afresh; put counts and the sequence of draws back afterwards.
 
         A block inside another, as where an attack calls an attack, counts for that as well.
         """
         outer = self._isolated
-        before = self.passes, self.finite, self.batch_size, self._seed, self._drawn
-        self.passes, self.finite, self._isolated = Passes(), True, True
+        before = self.passes, self.batch_size, self._seed, self._drawn
+        self.passes, self._isolated = Passes(), True
         try:
             yield self.passes
         finally:
-            inner, finite = self.passes, self.finite
-            self.passes, self.finite, self.batch_size, self._seed, self._drawn = before
+            inner = self.passes
+            self.passes, self.batch_size, self._seed, self._drawn = before
             self._isolated = outer
             if outer:
                 self.passes.add(inner)
-                self.finite = finite & self.finite
 
     @contextmanager
     def attacked(self, y: Tensor, targets: Tensor | None = None) -> Iterator[None]:
@@ -192,9 +164,9 @@ class Classifier(nn.Module):
         finite = logits.detach().isfinite().all()
         if watched:  # of what another library's attack makes of a zero gradient no model makes finite logits
             finite = finite | ~x.detach().isfinite().all()
-        self.finite = finite & self.finite
+        self.passes.finite = finite & self.passes.finite
         if watched and logits.requires_grad:
-            _BackwardWatch(self, x, logits)
+            BackwardWatch(self.passes, x, logits, self.labels)
         elif watched:  # somebody wants a gradient, and the model lets none through
             self.passes.gradients += len(x)
             self.passes.vanished = self.passes.vanished + len(x)
@@ -221,7 +193,7 @@ class Classifier(nn.Module):
             samples = 1
         total: Tensor | None = None
         logits: list[Tensor] = []
-        asked: Tensor | bool = False
+        asked_of: Tensor | bool = False
         for index in range(samples):
             with torch.no_grad():
                 draw = self.draw() if draws is None else draws[index]
@@ -229,15 +201,15 @@ class Classifier(nn.Module):
             gradient, found, slope = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
             total = gradient if total is None else total + gradient
             logits.append(found)
-            asked = _asked(slope, found, y) | asked
+            asked_of = asked(slope, found, y) | asked_of
         assert total is not None, "samples >= 1"
         every = torch.stack(logits)
         largest = total.abs().flatten(1).amax(1)  # sixteen times faster than the norm of that name; NaN stays
-        self.finite = every.isfinite().all() & largest.isfinite().all() & self.finite
+        self.passes.finite = every.isfinite().all() & largest.isfinite().all() & self.passes.finite
         self.passes.forward += samples * len(x)
         self.passes.backward += samples * len(x)
         self.passes.gradients += len(x)
-        self.passes.vanished = self.passes.vanished + ((largest == 0) & asked).sum()
+        self.passes.vanished = self.passes.vanished + ((largest == 0) & asked_of).sum()
         return Gradient(total / samples if samples > 1 else total, every)
 
     def _chunk_gradient(
@@ -292,43 +264,6 @@ class Classifier(nn.Module):
         frozen.passes = self.passes  # an attack on a frozen draw is counted like any other
         return frozen
 
-    def export(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and JSON values from which `Classifier.load` makes the same classifier; no pickle."""
-        buffers = {f"buffer.{name}": tensor for name, tensor in self.module.named_buffers()}
-        noise = {"kind": self.noise.kind, **self.noise.values()} if isinstance(self.noise, Noise) else self.noise
-        return self.posterior.export() | buffers, {"posterior": self.posterior.kind, "noise": noise}
-
-    @classmethod
-    def load(cls, module: nn.Module, tensors: Weights, values: Mapping[str, Any]) -> Classifier:
-        """The classifier that was exported, on `module`: one of the same architecture, which it takes over.
-
-        Raises:
-            InputError: posterior or noise are of no registered kind, or tensors are missing or of another shape.
-        """
-        kind = registry().load("posterior", str(values.get("posterior")))
-        try:
-            noise = _stored_noise(values.get("noise", False))
-            with torch.no_grad(), isolated_rng(0, "cpu"):  # what a posterior starts from is replaced
-                posterior: Posterior = kind(module)
-                posterior.restore(tensors)
-                for name, buffer in module.named_buffers():
-                    copy_alike(buffer, tensors[f"buffer.{name}"], name)
-        except (KeyError, RuntimeError, TypeError) as error:
-            raise InputError(f"stored classifier does not fit the module: {error}") from error
-        clf = cls(module.eval(), posterior, noise=noise).requires_grad_(False)
-        surplus = tensors.keys() - clf.export()[0].keys()
-        if surplus:
-            raise InputError(f"stored classifier does not fit the module, which lacks {min(surplus)}")
-        return clf
-
-
-def _stored_noise(value: Any) -> bool | Noise:
-    if not isinstance(value, Mapping):
-        return bool(value)
-    arguments = dict(value)
-    noise: Noise = registry().load("noise", str(arguments.pop("kind", None)))(**arguments)
-    return noise
-
 
 def _aliases(module: nn.Module) -> list[tuple[str, str]]:
     """Each place that holds a parameter, with the name under which `named_parameters` lists it.
@@ -343,58 +278,6 @@ def _aliases(module: nn.Module) -> list[tuple[str, str]]:
             name = f"{prefix}.{attribute}" if prefix else attribute
             places.append((name, first.setdefault(id(parameter), name)))
     return places
-
-
-def _asked(slope: Tensor, logits: Tensor, rows: Tensor | None) -> Tensor:
-    """Of which images an attack asked a gradient, `(batch,)`: only such a gradient can vanish.
-
-    It may ask nothing of an image, as where that fools already: then its loss does not depend on the logits. Nor
-    does cross-entropy where the softmax is rounded to 1, but that is what is looked for.
-
-    Args:
-        slope: gradient with respect to the logits, `(batch, classes)`.
-        logits: likewise.
-        rows: labels, or labels and targets, `(batch, 2)`; None where they are not known, and doubt prevails.
-    """
-    rounded = logits.softmax(1).amax(1) == 1
-    if rows is not None:
-        predicted = logits.argmax(1)
-        rounded &= predicted == rows if rows.ndim == 1 else predicted != rows[:, 1]
-    return (slope != 0).any(1) | rounded
-
-
-def _is_batched(gradient: Tensor) -> bool:
-    functorch = torch._C._functorch
-    return functorch.is_functorch_wrapped_tensor(gradient) or functorch.is_legacy_batchedtensor(gradient)
-
-
-class _BackwardWatch:
-    """Counts the backward passes of logits that others differentiate, and looks at what reaches the images.
-
-    A gradient that torch.func takes for several vectors at once cannot be looked at, and is counted once.
-    """
-
-    def __init__(self, clf: Classifier, x: Tensor, logits: Tensor) -> None:
-        self._clf = clf
-        self._logits = logits.detach()
-        self._rows = clf.labels if clf.labels is not None and len(clf.labels) == len(logits) else None
-        self._slope: Tensor | None = None
-        logits.register_hook(self._at_logits)  # type: ignore[no-untyped-call]
-        x.register_hook(self._at_images)  # type: ignore[no-untyped-call]
-
-    def _at_logits(self, gradient: Tensor) -> None:
-        self._clf.passes.backward += len(self._logits)
-        self._slope = None if _is_batched(gradient) else gradient.detach()
-
-    def _at_images(self, gradient: Tensor) -> None:
-        if self._slope is None or _is_batched(gradient):
-            return
-        largest = gradient.detach().abs().flatten(1).amax(1)
-        passes = self._clf.passes
-        passes.gradients += len(gradient)
-        passes.vanished = passes.vanished + ((largest == 0) & _asked(self._slope, self._logits, self._rows)).sum()
-        told = ~self._logits.isfinite().all()  # by the pass forward
-        self._clf.finite = (largest.isfinite().all() | told) & self._clf.finite
 
 
 class _FrozenNoise(Classifier):

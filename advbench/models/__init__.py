@@ -1,0 +1,16 @@
+"""Nets, distributions over their weights, noise inside them: classifiers whose randomness nothing switches off."""
+
+from advbench.models.classifier import Classifier as Classifier
+from advbench.models.classifier import Draw as Draw
+from advbench.models.classifier import ExampleLoss as ExampleLoss
+from advbench.models.classifier import Gradient as Gradient
+from advbench.models.noise import DropoutNoise as DropoutNoise
+from advbench.models.noise import GaussianNoise as GaussianNoise
+from advbench.models.noise import Noise as Noise
+from advbench.models.posterior import FlatLayout as FlatLayout
+from advbench.models.posterior import GaussianPosterior as GaussianPosterior
+from advbench.models.posterior import GeneratorPosterior as GeneratorPosterior
+from advbench.models.posterior import PointPosterior as PointPosterior
+from advbench.models.posterior import Posterior as Posterior
+from advbench.models.posterior import SamplePosterior as SamplePosterior
+from advbench.models.posterior import Weights as Weights

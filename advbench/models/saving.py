@@ -1,0 +1,86 @@
+"""Classifiers as tensors and JSON values, in which nothing is pickled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from advbench.data.base import Data
+from advbench.errors import InputError, PluginError
+from advbench.keys import isolated_rng
+from advbench.models.classifier import Classifier
+from advbench.models.noise import Noise
+from advbench.models.posterior import Posterior, Weights, copy_alike
+from advbench.registry import registry
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """Tensors of any device as one safetensors file."""
+    return safetensors.torch.save({n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()})
+
+
+def read_tensors(raw: bytes) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU."""
+    return safetensors.torch.load(raw)
+
+
+def export_classifier(clf: Classifier) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and JSON values from which `load_classifier` makes the same classifier; no pickle."""
+    buffers = {f"buffer.{name}": tensor for name, tensor in clf.module.named_buffers()}
+    noise = {"kind": clf.noise.kind, **clf.noise.values()} if isinstance(clf.noise, Noise) else clf.noise
+    return clf.posterior.export() | buffers, {"posterior": clf.posterior.kind, "noise": noise}
+
+
+def load_classifier(module: nn.Module, tensors: Weights, values: Mapping[str, Any]) -> Classifier:
+    """The classifier that was exported, on `module`: one of the same architecture, which it takes over.
+
+    Raises:
+        InputError: posterior or noise are of no registered kind, or tensors are missing or of another shape.
+    """
+    kind = registry().load("posterior", str(values.get("posterior")))
+    try:
+        noise = _stored_noise(values.get("noise", False))
+        with torch.no_grad(), isolated_rng(0, "cpu"):  # what a posterior starts from is replaced
+            posterior: Posterior = kind(module)
+            posterior.restore(tensors)
+            for name, buffer in module.named_buffers():
+                copy_alike(buffer, tensors[f"buffer.{name}"], name)
+    except (KeyError, RuntimeError, TypeError) as error:
+        raise InputError(f"stored classifier does not fit the module: {error}") from error
+    clf = Classifier(module.eval(), posterior, noise=noise).requires_grad_(False)
+    surplus = tensors.keys() - export_classifier(clf)[0].keys()
+    if surplus:
+        raise InputError(f"stored classifier does not fit the module, which lacks {min(surplus)}")
+    return clf
+
+
+def _stored_noise(value: Any) -> bool | Noise:
+    if not isinstance(value, Mapping):
+        return bool(value)
+    arguments = dict(value)
+    noise: Noise = registry().load("noise", str(arguments.pop("kind", None)))(**arguments)
+    return noise
+
+
+@torch.no_grad()
+def check_restores(
+    name: str, clf: Classifier, module: nn.Module, raw: bytes, values: Mapping[str, Any], data: Data
+) -> None:
+    """Refuse a classifier that its stored state does not give back: another one would be judged in its place."""
+    x = data.batch(slice(8))[0].to(next(iter(export_classifier(clf)[0].values())).device)
+    try:
+        again = load_classifier(module, read_tensors(raw), values).to(x.device)
+        same = again.stochastic == clf.stochastic
+        same = same and torch.allclose(again.at(again.draw(0), x), clf.at(clf.draw(0), x), atol=1e-5, equal_nan=True)
+    except InputError:
+        same = False
+    if not same:
+        raise PluginError(
+            f"defense {name!r} returned a classifier that cannot be stored",
+            expected="the architecture's own layers, with weights from a posterior of advbench.models.posterior",
+            got="layers, hooks or modes that the stored weights do not give back",
+        )
