@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from advbench.api import TrainContext as TrainContext
     from advbench.data.base import Data as Data
     from advbench.data.datasets import load_dataset as load_dataset
+    from advbench.evaluation import Predictions as Predictions
+    from advbench.evaluation.evaluate import evaluate as evaluate
     from advbench.harness import craft as craft
-    from advbench.harness import evaluate as evaluate
-    from advbench.metrics import Predictions as Predictions
     from advbench.models.classifier import Classifier as Classifier
     from advbench.models.nets import build as build_architecture
 
@@ -29,7 +29,7 @@ _LAZY = {
     "Classifier": "advbench.models.classifier:Classifier",
     "Data": "advbench.api:Data",
     "Defense": "advbench.api:Defense",
-    "Predictions": "advbench.metrics:Predictions",
+    "Predictions": "advbench.evaluation:Predictions",
     "Resources": "advbench.api:Resources",
     "Threat": "advbench.api:Threat",
     "TrainContext": "advbench.api:TrainContext",

@@ -7,11 +7,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
 from advbench.data.base import Data
 from advbench.errors import InputError
 from advbench.keys import derive
+from advbench.progress import Progress
 from advbench.registry.params import Configurable as Configurable  # noqa: PLC0414 - re-exported for plugins
 from advbench.registry.params import Field as Field  # noqa: PLC0414
 from advbench.registry.params import Params as Params  # noqa: PLC0414
@@ -69,14 +70,6 @@ class Resources:
     device: str = "cpu"
     threads: int = 1
     chunk: int | None = None
-
-
-class Progress(NamedTuple):
-    """How far a task is: `step` of `total`, with the latest values of what it watches."""
-
-    step: int
-    total: int
-    values: Mapping[str, float] = {}
 
 
 class CheckpointSlot(Protocol):

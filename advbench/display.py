@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from advbench.api import Progress as TaskProgress
 from advbench.plan import Task
+from advbench.progress import Progress as TaskProgress
 from advbench.tasks import Record
 
 WAITING = 60.0  # seconds between two lines that say that other drivers are waited for

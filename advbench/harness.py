@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from advbench.api import Attack, Progress, Threat
+from advbench.api import Attack, Threat
 from advbench.ascent import Goal, distances, within
 from advbench.data.base import check_floating, check_labels
 from advbench.errors import InputError, PluginError
 from advbench.keys import derive, isolated_rng
-from advbench.metrics import Predictions
-from advbench.models.classifier import Classifier, as_classifier
+from advbench.models.classifier import Classifier, opened
 from advbench.models.gradient_watch import Passes
+from advbench.progress import OnProgress, Progress
 
 TOLERANCE = 1e-6
 BATCH_SIZE = 256
 PROBE_IMAGES = 32
-
-Report = Callable[[Progress], None]
 
 
 class Earlier(NamedTuple):
@@ -75,7 +72,7 @@ def craft(
     earlier: Earlier | None = None,
     budget: int | None = None,
     batch_size: int = BATCH_SIZE,
-    report: Report = lambda _: None,
+    report: OnProgress = lambda _: None,
 ) -> Crafted:
     """Run an attack batch by batch and check its claim.
 
@@ -107,7 +104,7 @@ def craft(
     nearest, x = nearest and attack.minimal_norm, x.detach()
     if len(x) == 0 or (threat.eps == 0 and not nearest):
         return Crafted(x.clone())
-    clf, classes = _opened(model, x, probe=x[:PROBE_IMAGES])
+    clf, classes = opened(model, x, probe=x[:PROBE_IMAGES])
     _check_classes(attack, y, targets, classes)
     earlier = None if clf.stochastic or attack.minimal_norm else earlier
     attack, parts = _within(attack, budget, earlier, clf), []
@@ -143,7 +140,7 @@ def _craft_batch(
             x_adv = attack.search(clf, given, y.clone(), threat, generator, targets)
         else:
             x_adv = _widened(attack, clf, given, y.clone(), threat, generator, targets, earlier)
-    _check_finite(clf)
+    clf.passes.check_finite()
     _check_claim(attack, x, x_adv, threat)
     return x_adv.detach()
 
@@ -294,126 +291,3 @@ def _check_claim(attack: Attack, x: Tensor, x_adv: Tensor, threat: Threat) -> No
             expected=f"a distance of at most eps {threat.eps:.6g}",
             got=f"{distance:.8g}",
         )
-
-
-@torch.no_grad()
-def _opened(model: nn.Module, x: Tensor, probe: Tensor | None = None) -> tuple[Classifier, int]:
-    """The model as a classifier, and its number of classes, from one pass of two images."""
-    try:
-        clf = as_classifier(model, probe)
-        with clf.isolated():
-            return clf, clf(x[:2]).shape[1]
-    except (RuntimeError, ValueError) as error:
-        raise InputError(
-            "the model cannot be applied to the images",
-            expected="images of the shape, dtype and device that it takes",
-            got=f"{x.dtype} {tuple(x.shape)} on {x.device} ({str(error).splitlines()[0]})",
-        ) from error
-
-
-def _check_finite(clf: Classifier) -> None:
-    if not clf.passes.finite:
-        raise PluginError("the model's output", expected="finite logits and gradients", got="NaN or infinity")
-
-
-@torch.no_grad()
-def evaluate(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    draws: int = 20,
-    *,
-    seed: int = 0,
-    batch_size: int = BATCH_SIZE,
-    report: Report = lambda _: None,
-) -> Predictions:
-    """Judge a classifier on images by K fresh draws, each of them over all images (Adv-BNN eq. 18).
-
-    The draws come from another stream than any attack's, whatever the seeds. A plain module counts as
-    random, since none can be proved not to be; a `Classifier` that is not stochastic is passed once.
-
-    Args:
-        model: a `Classifier` or any `nn.Module` on [0, 1] images.
-        x: images `(count, channels, height, width)`, float32 in [0, 1].
-        y: labels `(count,)`, int64.
-        draws: number of draws K.
-        seed: of the draws.
-        batch_size: images that pass the net together.
-        report: called after each draw with the draws done and their accuracy so far.
-
-    Returns:
-        Predictions. The softmax outputs of all draws are held until they are summarised: 4 bytes a
-        draw, image and class.
-
-    Raises:
-        InputError: images or labels that cannot be judged, or draws < 1.
-        PluginError: the model's output has the wrong shape or is not finite.
-    """
-    check_floating(x, "images to evaluate")
-    if len(x) == 0:
-        raise InputError("images to evaluate", expected="at least one", got=0)
-    clf, classes = _opened(model, x)
-    check_labels(y, len(x), classes, "labels to evaluate")
-    return _judged(clf, x, y.cpu().numpy(), draws, seed=seed, batch_size=batch_size, report=report)
-
-
-@torch.no_grad()
-def judge(
-    model: nn.Module,
-    x: Tensor,
-    draws: int = 20,
-    *,
-    seed: int = 0,
-    batch_size: int = BATCH_SIZE,
-    report: Report = lambda _: None,
-) -> Predictions:
-    """As `evaluate`, of images that belong to no class and may leave [0, 1]: only their uncertainty means anything.
-
-    Args:
-        model: a `Classifier` or any `nn.Module` on [0, 1] images.
-        x: images `(count, channels, height, width)`, float32.
-        draws: number of draws K.
-        seed: of the draws; with the same one they are those of `evaluate`.
-        batch_size: images that pass the net together.
-        report: called after each draw.
-
-    Returns:
-        Predictions with labels of -1, which no prediction is.
-
-    Raises:
-        InputError: no images, or draws < 1.
-        PluginError: the model's output has the wrong shape or is not finite.
-    """
-    if len(x) == 0:
-        raise InputError("images to evaluate", expected="at least one", got=0)
-    clf, _ = _opened(model, x)
-    labels = np.full(len(x), -1, np.int64)
-    return _judged(clf, x, labels, draws, seed=seed, batch_size=batch_size, report=report)
-
-
-def _judged(
-    clf: Classifier,
-    x: Tensor,
-    labels: NDArray[np.int64],
-    draws: int,
-    *,
-    seed: int,
-    batch_size: int,
-    report: Report,
-) -> Predictions:
-    if not isinstance(draws, int) or draws < 1:
-        raise InputError("draws", expected="at least 1", got=repr(draws))
-    draws = draws if clf.stochastic else 1
-    probs, right = [], 0.0
-    with clf.isolated():
-        for k in range(draws):
-            draw = clf.draw(derive(seed, "judge", k))
-            parts = []
-            for start in range(0, len(x), batch_size):
-                logits = clf.at(draw, x[start : start + batch_size], offset=start)
-                parts.append(logits.float().softmax(1).cpu())
-            probs.append(torch.cat(parts).numpy())
-            right += float((probs[-1].argmax(1) == labels).mean())
-            report(Progress(k + 1, draws, {"accuracy so far": right / (k + 1)}))
-        _check_finite(clf)
-    return Predictions.from_probs(np.stack(probs), labels)

@@ -20,13 +20,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advbench import api, memory
-from advbench.api import CheckpointSlot, Defense, Field, Progress, TrainContext
+from advbench.api import CheckpointSlot, Defense, Field, TrainContext
 from advbench.data.base import Data, check_images, check_labels
 from advbench.errors import InputError, PluginError
 from advbench.keys import derive, isolated_rng
 from advbench.models.classifier import Classifier
 from advbench.models.posterior import FlatLayout, PointPosterior, copy_alike
 from advbench.models.saving import export_classifier
+from advbench.progress import Progress
 from advbench.registry import registry
 
 

@@ -8,12 +8,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from advbench.api import Progress
 from advbench.backlog import Backlog, ExamplesInUse, longest_chain
 from advbench.errors import StoreError
 from advbench.estimates import Measurements
 from advbench.executors import Began, Event, Executor, Failure, Moved, Said
 from advbench.plan import Plan, Task
+from advbench.progress import Progress
 from advbench.store.heartbeat import Heartbeat, Liveness
 from advbench.store.leases import Leases
 from advbench.store.records import Store

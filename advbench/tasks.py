@@ -10,38 +10,38 @@ import platform
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import safetensors.numpy
 import torch
 from torch import Tensor
 
 from advbench import memory
-from advbench.api import Progress, Resources, Threat, TrainContext
+from advbench.api import Resources, Threat, TrainContext
 from advbench.ascent import within
 from advbench.data.datasets import Dataset, limited, load_dataset
 from advbench.data.ood import ood_images
 from advbench.errors import GoneError, InputError, PluginError
-from advbench.harness import Earlier, craft, evaluate, judge
+from advbench.evaluation import Predictions
+from advbench.evaluation.evaluate import evaluate, evaluate_ood
+from advbench.evaluation.summary import summary
+from advbench.harness import Earlier, craft
 from advbench.keys import derive
-from advbench.metrics import Predictions
 from advbench.models.classifier import Classifier
 from advbench.models.nets import build
 from advbench.models.saving import check_restores, export_classifier, load_classifier, read_tensors, tensor_bytes
 from advbench.plan import Task
+from advbench.progress import OnProgress, Progress
 from advbench.registry import registry
 from advbench.store.records import Store
 from advbench.store.storage import PATIENCE
-from advbench.summary import read_predictions, summary
 
 SPENT = "seconds spent"  # among the values of a training's saved state
 VANISHED = 0.01  # share of gradients that are exactly zero from which an evaluation is flagged
 
 Record = dict[str, Any]
-OnProgress = Callable[[Progress], None]
 
 
 @dataclass(frozen=True)
@@ -258,7 +258,7 @@ class Runner:
             flags.append("vanished_gradients")
         clean = None if inputs["examples"] is None else self._clean(task)
         result = {**summary(predictions, clean), "attack": attack, "flags": flags}
-        return result, safetensors.numpy.save(predictions.arrays())
+        return result, predictions.to_bytes()
 
     def _show(self, task: Task, on_progress: OnProgress) -> tuple[dict[str, Any], bytes]:
         """What a defense makes of another data set's images."""
@@ -272,7 +272,7 @@ class Runner:
         shape = self._checked_dataset(inputs).test.shape
         x = ood_images(fitting[0], root, inputs["images"], shape, wanted["scale"])
         x = x.to(self.runtime.resources.device)
-        predictions = judge(
+        predictions = evaluate_ood(
             self._at_hand(inputs["target"]),
             x,
             inputs["draws"],
@@ -283,7 +283,7 @@ class Runner:
         clean = self._clean(task)
         result = summary(predictions, clean)
         kept = ("n_examples", "classes", "draws", "uncertainty", "histograms", "detection")
-        return {name: result[name] for name in kept if name in result}, safetensors.numpy.save(predictions.arrays())
+        return {name: result[name] for name in kept if name in result}, predictions.to_bytes()
 
     def _clean(self, task: Task) -> Predictions | None:
         """What the same draws say of the clean images, if the task was planned with that."""
@@ -332,6 +332,18 @@ class Runner:
         clf = self._classifier(key)
         clf.chunk = self._resources.chunk
         return clf
+
+
+def read_predictions(store: Store, key: str) -> Predictions:
+    """What an evaluation stored.
+
+    Raises:
+        GoneError: the store has it no more.
+    """
+    raw = store.read_artifact(key)
+    if raw is None:
+        raise GoneError(key)
+    return Predictions.from_bytes(raw)
 
 
 def versions(device: str) -> dict[str, str]:

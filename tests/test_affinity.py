@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from advbench.metrics import Bools, affinities, affinity, affinity_intervals, resampled_accuracies
+from advbench.evaluation import Bools, affinities, affinity, affinity_intervals, resampled_accuracies
 
 
 def intervals(clean: Bools, transfer: Bools, white: Bools, spread: float = 0.0, resamples: int = 200) -> list[float]:

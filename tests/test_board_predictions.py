@@ -11,7 +11,7 @@ import pytest
 
 from advbench.boards.intervals import implausible_intervals
 from advbench.boards.possible import contradictions
-from advbench.metrics import RESAMPLES, Predictions, wilson
+from advbench.evaluation import RESAMPLES, Predictions, wilson
 
 Arrays = dict[str, Any]
 

@@ -23,10 +23,10 @@ from board_tools import files, pages_drawn_once
 from advbench.boards import build, load_board, merge, staging
 from advbench.boards.check import check
 from advbench.cli import main
+from advbench.evaluation import Predictions
+from advbench.evaluation.summary import summary
 from advbench.keys import content_key
-from advbench.metrics import Predictions
 from advbench.store.records import Store
-from advbench.summary import summary
 
 pytestmark = pytest.mark.xdist_group("submissions")  # which share one fixture
 OPTIONS = (

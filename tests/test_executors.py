@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from advbench import memory
-from advbench.api import Progress, Resources
+from advbench.api import Resources
 from advbench.config import make_spec
 from advbench.errors import GoneError, InputError, PluginError, StoreError
 from advbench.estimates import Measured
@@ -27,6 +27,7 @@ from advbench.executors import Began, Ended, Failure, Moved, Said, attempt, from
 from advbench.executors.local import Device, LocalExecutor, devices
 from advbench.options import EXECUTION_OPTIONS
 from advbench.plan import Plan, Task
+from advbench.progress import Progress
 from advbench.run import prepare
 from advbench.tasks import Runner, Runtime
 

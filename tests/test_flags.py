@@ -13,12 +13,13 @@ from torch import Tensor, nn
 import advbench
 from advbench.api import Threat
 from advbench.config import Choice
-from advbench.harness import craft, evaluate
+from advbench.evaluation.evaluate import evaluate
+from advbench.evaluation.summary import summary
+from advbench.harness import craft
 from advbench.plan import Cell
 from advbench.registry import Entry
 from advbench.report.flags import FLAGS, suspicious
 from advbench.report.judgements import judgement_of
-from advbench.summary import summary
 from advbench.tasks import VANISHED
 
 COUNT = 200

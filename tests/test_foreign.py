@@ -15,9 +15,9 @@ from sklearn.metrics import roc_auc_score
 from advbench.data.datasets import load_dataset
 from advbench.data.ood import identify_ood, ood_images
 from advbench.errors import InputError
-from advbench.metrics import uncertainty
+from advbench.evaluation import uncertainty
 from advbench.store.records import Store, record_name
-from advbench.summary import read_predictions
+from advbench.tasks import read_predictions
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from scipy.special import expit
 from scipy.stats import binomtest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from advbench import metrics
+from advbench import evaluation as metrics
 from advbench.errors import InputError
-from advbench.metrics import Interval, Predictions
+from advbench.evaluation import Interval, Predictions
 
 DRAWS, IMAGES, REPETITIONS = 20, 50, 400
 COVERAGE = (0.92, 0.985)

@@ -13,14 +13,14 @@ import safetensors.numpy
 
 from advbench.config import Choice, make_spec
 from advbench.errors import InputError
-from advbench.metrics import Predictions, uncertainty, wilson
+from advbench.evaluation import Predictions, uncertainty, wilson
+from advbench.evaluation.summary import summary
 from advbench.plan import DataIdentity, Identity, Plan, make_plan
 from advbench.registry import Entry
 from advbench.report import Report, collect, read_report
 from advbench.report.ranks import ranks
 from advbench.report.texts import format_eps
 from advbench.store.records import Store, record_name
-from advbench.summary import summary
 
 IMAGES = 20
 

@@ -12,10 +12,10 @@ import pytest
 from rich.console import Console
 from test_scheduler import dead_process, other
 
-from advbench.api import Progress
 from advbench.cli import main
 from advbench.display import JsonDisplay, LiveDisplay, PlainDisplay, json_line
 from advbench.plan import Task
+from advbench.progress import Progress
 from advbench.scheduler import _Running
 from advbench.status import runs_now, status_lines
 from advbench.store.records import Store

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import advbench
-from advbench.api import Progress, Resources, TrainContext
+from advbench.api import Resources, TrainContext
 from advbench.data.base import Data
 from advbench.errors import InputError, PluginError
 from advbench.loop import crop_and_flip
@@ -20,6 +20,7 @@ from advbench.models.classifier import Classifier
 from advbench.models.nets import vgg16
 from advbench.models.posterior import GaussianPosterior
 from advbench.models.saving import export_classifier
+from advbench.progress import Progress
 from advbench.testing import same_weights, small_data, small_net
 from advbench.training import last_linear
 

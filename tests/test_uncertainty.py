@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import brier_score_loss, log_loss
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from advbench.metrics import BINS, Predictions, calibration, histogram, retention, uncertainty
+from advbench.evaluation import BINS, Predictions, calibration, histogram, retention, uncertainty
 
 
 def predictions(

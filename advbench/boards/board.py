@@ -18,8 +18,8 @@ from tabulate import tabulate
 from advbench.api import Norm
 from advbench.config import RunSpec, make_spec, parse_toml
 from advbench.errors import InputError
+from advbench.evaluation import BINS
 from advbench.identity import DATA
-from advbench.metrics import BINS
 from advbench.report import Report, read_report
 from advbench.report.curves import Curve, read_curves
 from advbench.report.judgements import NUMBERS

@@ -14,7 +14,8 @@ from advbench.boards.findings import Findings, row_name
 from advbench.boards.rows import place
 from advbench.data.datasets import Dataset
 from advbench.data.ood import ood_labels
-from advbench.metrics import BINS, RETENTION_FRACTIONS
+from advbench.evaluation import BINS, RETENTION_FRACTIONS
+from advbench.evaluation.summary import ENTROPIES
 from advbench.plan import Plan
 from advbench.report.tables import records
 from advbench.report.uncertainty import (
@@ -25,7 +26,6 @@ from advbench.report.uncertainty import (
     SCORES,
     UNCERTAINTY_COLUMNS,
 )
-from advbench.summary import ENTROPIES
 
 PRECISE = 1e-5  # of what follows from probabilities and entropies that are kept in float32
 SURPRISE = 16.0  # nats of a label of probability 1.2e-7, the least that counts

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from advbench.metrics import RESAMPLES, Interval, student_quantile, wilson
+from advbench.evaluation import RESAMPLES, Interval, student_quantile, wilson
 
 TOLERANCE = 1e-9
 NORMAL = float(student_quantile(math.inf)) ** 2  # the square of the normal quantile

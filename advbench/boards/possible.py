@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import special
 
-from advbench.metrics import RESAMPLES, Bools, Floats, Predictions
+from advbench.evaluation import RESAMPLES, Bools, Floats, Predictions
 
 ROUNDING = 1e-5  # of what is kept in float32
 ROUNDING_OF_SUMS = 1e-7  # of each draw, in a mean over draws, of numbers of order 1

@@ -17,11 +17,11 @@ from advbench.boards.possible import contradictions
 from advbench.config import Choice, resolve
 from advbench.data.datasets import Dataset, limited
 from advbench.errors import AdvbenchError
-from advbench.metrics import RESAMPLES, Predictions
+from advbench.evaluation import RESAMPLES, Predictions
+from advbench.evaluation.summary import summary
 from advbench.plan import Identity, Plan, Task
 from advbench.store.records import Store
-from advbench.summary import read_predictions, summary
-from advbench.tasks import VANISHED
+from advbench.tasks import VANISHED, read_predictions
 
 # Settings in which a submission differs from its board; of data sets, whose path may differ, the identity counts.
 FREE = ("defenses", "set", "dataset", "ood")

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from io import TextIOBase
 
-from advbench.api import Progress
 from advbench.estimates import Measured
 from advbench.executors import Began, Ended, Event, attempt, one_line
 from advbench.plan import Task
+from advbench.progress import Progress
 from advbench.tasks import Runner, Runtime
 
 

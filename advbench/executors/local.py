@@ -17,11 +17,11 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from advbench import memory
-from advbench.api import Progress
 from advbench.errors import InputError
 from advbench.estimates import Measured
 from advbench.executors import Began, Ended, Event, Failure, Moved, Said, attempt, from_json, one_line, to_json
 from advbench.plan import Task
+from advbench.progress import Progress
 from advbench.tasks import Runner, Runtime
 
 if TYPE_CHECKING:

@@ -15,11 +15,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
-from advbench.api import Progress, Resources
+from advbench.api import Resources
 from advbench.errors import InputError
 from advbench.estimates import Measured
 from advbench.executors import Began, Cause, Ended, Event, Failure, Moved, attempt, from_json, one_line, to_json
 from advbench.plan import Task
+from advbench.progress import Progress
 from advbench.registry.optional import require
 from advbench.tasks import Runner, Runtime
 

@@ -322,3 +322,18 @@ def as_classifier(model: nn.Module, probe: Tensor | None = None) -> Classifier:
         clf.noise = not torch.equal(first, second)
         clf.passes = Passes()
     return clf
+
+
+@torch.no_grad()
+def opened(model: nn.Module, x: Tensor, probe: Tensor | None = None) -> tuple[Classifier, int]:
+    """The model as a classifier, and its number of classes, from one pass of two images."""
+    try:
+        clf = as_classifier(model, probe)
+        with clf.isolated():
+            return clf, clf(x[:2]).shape[1]
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            "the model cannot be applied to the images",
+            expected="images of the shape, dtype and device that it takes",
+            got=f"{x.dtype} {tuple(x.shape)} on {x.device} ({str(error).splitlines()[0]})",
+        ) from error

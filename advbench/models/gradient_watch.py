@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from advbench.errors import PluginError
+
 
 @dataclass
 class Passes:
@@ -33,6 +35,15 @@ class Passes:
         self.gradients += other.gradients
         self.vanished = self.vanished + other.vanished
         self.finite = other.finite & self.finite
+
+    def check_finite(self) -> None:
+        """Refuse a model that gave NaN or infinity.
+
+        Raises:
+            PluginError: it did.
+        """
+        if not self.finite:
+            raise PluginError("the model's output", expected="finite logits and gradients", got="NaN or infinity")
 
 
 def asked(slope: Tensor, logits: Tensor, rows: Tensor | None) -> Tensor:

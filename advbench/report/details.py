@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from advbench.evaluation.summary import ENTROPIES
 from advbench.report.curves import UNCONVERGED, Curve
 from advbench.report.tables import Report
 from advbench.report.texts import format_eps, number_text
 from advbench.report.transfers import affinity_matrix
 from advbench.report.uncertainty import CALIBRATION, SCORES
-from advbench.summary import ENTROPIES
 
 HEADINGS = {"auroc": "AUROC", "aupr_positive": "AUPR+", "aupr_negative": "AUPR-"}
 DETECTED_BY = ("total", "epistemic")

@@ -19,13 +19,13 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from advbench.errors import InputError, unknown_name
+from advbench.evaluation.summary import ENTROPIES
 from advbench.report.curves import AXES, Curve
 from advbench.report.svg import INK, house_style, svg
 from advbench.report.tables import Report
 from advbench.report.texts import format_eps
 from advbench.report.transfers import affinity_matrix
 from advbench.report.uncertainty import MEASURES
-from advbench.summary import ENTROPIES
 
 MOST = 15  # lines or panels that colours, line styles and space still tell apart
 # Okabe and Ito's colours that show on light and on dark paper; their black becomes whatever the text's colour is.

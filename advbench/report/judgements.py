@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from advbench.errors import GoneError
-from advbench.metrics import Bools
+from advbench.evaluation import Bools
+from advbench.evaluation.summary import summary
 from advbench.plan import Cell, OodCell, Plan
 from advbench.store.records import Store
-from advbench.summary import read_predictions, summary
+from advbench.tasks import read_predictions
 
 Record = Mapping[str, Any]
 Texts = dict[tuple[tuple[str, str], ...], str]

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from advbench.metrics import HARMLESS, MISSING, affinities, affinity_intervals, resampled_accuracies
+from advbench.evaluation import HARMLESS, MISSING, affinities, affinity_intervals, resampled_accuracies
 from advbench.report.judgements import Judgement, correct
 
 COLUMNS = (

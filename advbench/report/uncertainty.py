@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from advbench.summary import ENTROPIES
+from advbench.evaluation.summary import ENTROPIES
 
 IDENTITY = "dataset architecture defense attack source norm eps seed".split()
 MEASURES = (*ENTROPIES, "variation_ratio", "model_variance")

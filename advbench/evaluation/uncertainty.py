@@ -9,7 +9,7 @@ import numpy as np
 from scipy import special
 
 from advbench.errors import InputError
-from advbench.metrics.predictions import Bools, Floats, Predictions
+from advbench.evaluation.predictions import Bools, Floats, Predictions
 
 RETENTION_FRACTIONS = (0.2, 0.4, 0.6, 0.8, 1.0)
 ROUNDING = 2e-6  # of differences of entropies, or of squares, kept in float32

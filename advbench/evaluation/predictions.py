@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import NamedTuple, Self
 
 import numpy as np
+import safetensors.numpy
 from numpy.typing import NDArray
 from scipy import special
 
@@ -88,8 +89,17 @@ class Predictions:
         )
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
-        """The fields by name, to be stored."""
+        """The fields by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def to_bytes(self) -> bytes:
+        """The predictions as one safetensors file."""
+        return safetensors.numpy.save(self.arrays())
+
+    @classmethod
+    def from_bytes(cls, raw: bytes) -> Predictions:
+        """The predictions that `to_bytes` gave."""
+        return cls(**safetensors.numpy.load(raw))
 
     def __len__(self) -> int:
         return len(self.labels)

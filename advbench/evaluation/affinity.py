@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from advbench.metrics.predictions import CONFIDENCE, RESAMPLES, Bools, Floats
+from advbench.evaluation.predictions import CONFIDENCE, RESAMPLES, Bools, Floats
 
 MISSING = "an accuracy is missing"
 HARMLESS = "the attack on the target itself does not lower its accuracy"

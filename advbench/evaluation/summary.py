@@ -6,25 +6,10 @@ import base64
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 
-from advbench.errors import GoneError
-from advbench.metrics import Predictions, calibration, detection, histogram, retention, shared_spread, uncertainty
-from advbench.store.records import Store
+from advbench.evaluation import Predictions, calibration, detection, histogram, retention, shared_spread, uncertainty
 
 ENTROPIES = ("total", "aleatoric", "epistemic")  # measures of uncertainty of which whole distributions are kept
-
-
-def read_predictions(store: Store, key: str) -> Predictions:
-    """What an evaluation stored.
-
-    Raises:
-        GoneError: the store has it no more.
-    """
-    raw = store.read_artifact(key)
-    if raw is None:
-        raise GoneError(key)
-    return Predictions(**safetensors.numpy.load(raw))
 
 
 def summary(predictions: Predictions, clean: Predictions | None = None) -> dict[str, Any]:

@@ -1,0 +1,31 @@
+"""Functions of predictions: accuracies and their intervals, affinity, uncertainty, calibration; `evaluate` makes them."""
+
+from advbench.evaluation.affinity import HARMLESS as HARMLESS
+from advbench.evaluation.affinity import MISSING as MISSING
+from advbench.evaluation.affinity import Affinity as Affinity
+from advbench.evaluation.affinity import affinities as affinities
+from advbench.evaluation.affinity import affinity as affinity
+from advbench.evaluation.affinity import affinity_intervals as affinity_intervals
+from advbench.evaluation.affinity import resampled_accuracies as resampled_accuracies
+from advbench.evaluation.predictions import CONFIDENCE as CONFIDENCE
+from advbench.evaluation.predictions import RESAMPLES as RESAMPLES
+from advbench.evaluation.predictions import Bools as Bools
+from advbench.evaluation.predictions import Floats as Floats
+from advbench.evaluation.predictions import Interval as Interval
+from advbench.evaluation.predictions import Predictions as Predictions
+from advbench.evaluation.predictions import draw_interval as draw_interval
+from advbench.evaluation.predictions import ensemble_interval as ensemble_interval
+from advbench.evaluation.predictions import shared_spread as shared_spread
+from advbench.evaluation.predictions import student_quantile as student_quantile
+from advbench.evaluation.predictions import wilson as wilson
+from advbench.evaluation.uncertainty import BINS as BINS
+from advbench.evaluation.uncertainty import RETENTION_FRACTIONS as RETENTION_FRACTIONS
+from advbench.evaluation.uncertainty import Calibration as Calibration
+from advbench.evaluation.uncertainty import Detection as Detection
+from advbench.evaluation.uncertainty import Retention as Retention
+from advbench.evaluation.uncertainty import Uncertainty as Uncertainty
+from advbench.evaluation.uncertainty import calibration as calibration
+from advbench.evaluation.uncertainty import detection as detection
+from advbench.evaluation.uncertainty import histogram as histogram
+from advbench.evaluation.uncertainty import retention as retention
+from advbench.evaluation.uncertainty import uncertainty as uncertainty

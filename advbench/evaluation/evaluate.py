@@ -1,0 +1,120 @@
+"""Evaluates a classifier by fresh draws."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from advbench.data.base import check_floating, check_labels
+from advbench.errors import InputError
+from advbench.evaluation.predictions import Predictions
+from advbench.keys import derive
+from advbench.models.classifier import Classifier, opened
+from advbench.progress import OnProgress, Progress
+
+BATCH_SIZE = 256
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    draws: int = 20,
+    *,
+    seed: int = 0,
+    batch_size: int = BATCH_SIZE,
+    report: OnProgress = lambda _: None,
+) -> Predictions:
+    """Evaluate a classifier on images by K fresh draws, each of them over all images (Adv-BNN eq. 18).
+
+    The draws come from another stream than any attack's, whatever the seeds. A plain module counts as
+    random, since none can be proved not to be; a `Classifier` that is not stochastic is passed once.
+
+    Args:
+        model: a `Classifier` or any `nn.Module` on [0, 1] images.
+        x: images `(count, channels, height, width)`, float32 in [0, 1].
+        y: labels `(count,)`, int64.
+        draws: number of draws K.
+        seed: of the draws.
+        batch_size: images that pass the net together.
+        report: called after each draw with the draws done and their accuracy so far.
+
+    Returns:
+        Predictions. The softmax outputs of all draws are held until they are summarised: 4 bytes a
+        draw, image and class.
+
+    Raises:
+        InputError: images or labels that cannot be evaluated, or draws < 1.
+        PluginError: the model's output has the wrong shape or is not finite.
+    """
+    check_floating(x, "images to evaluate")
+    if len(x) == 0:
+        raise InputError("images to evaluate", expected="at least one", got=0)
+    clf, classes = opened(model, x)
+    check_labels(y, len(x), classes, "labels to evaluate")
+    return _evaluated(clf, x, y.cpu().numpy(), draws, seed=seed, batch_size=batch_size, report=report)
+
+
+@torch.no_grad()
+def evaluate_ood(
+    model: nn.Module,
+    x: Tensor,
+    draws: int = 20,
+    *,
+    seed: int = 0,
+    batch_size: int = BATCH_SIZE,
+    report: OnProgress = lambda _: None,
+) -> Predictions:
+    """As `evaluate`, of images that belong to no class and may leave [0, 1]: only their uncertainty means anything.
+
+    Args:
+        model: a `Classifier` or any `nn.Module` on [0, 1] images.
+        x: images `(count, channels, height, width)`, float32.
+        draws: number of draws K.
+        seed: of the draws; with the same one they are those of `evaluate`.
+        batch_size: images that pass the net together.
+        report: called after each draw.
+
+    Returns:
+        Predictions with labels of -1, which no prediction is.
+
+    Raises:
+        InputError: no images, or draws < 1.
+        PluginError: the model's output has the wrong shape or is not finite.
+    """
+    if len(x) == 0:
+        raise InputError("images to evaluate", expected="at least one", got=0)
+    clf, _ = opened(model, x)
+    labels = np.full(len(x), -1, np.int64)
+    return _evaluated(clf, x, labels, draws, seed=seed, batch_size=batch_size, report=report)
+
+
+def _evaluated(
+    clf: Classifier,
+    x: Tensor,
+    labels: NDArray[np.int64],
+    draws: int,
+    *,
+    seed: int,
+    batch_size: int,
+    report: OnProgress,
+) -> Predictions:
+    if not isinstance(draws, int) or draws < 1:
+        raise InputError("draws", expected="at least 1", got=repr(draws))
+    draws = draws if clf.stochastic else 1
+    probs, right = [], 0.0
+    with clf.isolated():
+        for k in range(draws):
+            draw = clf.draw(derive(seed, "judge", k))
+            parts = []
+            for start in range(0, len(x), batch_size):
+                logits = clf.at(draw, x[start : start + batch_size], offset=start)
+                parts.append(logits.float().softmax(1).cpu())
+            probs.append(torch.cat(parts).numpy())
+            right += float((probs[-1].argmax(1) == labels).mean())
+            report(Progress(k + 1, draws, {"accuracy so far": right / (k + 1)}))
+        clf.passes.check_finite()
+    return Predictions.from_probs(np.stack(probs), labels)
