@@ -10,32 +10,32 @@ from advbench.errors import InputError as InputError
 from advbench.errors import PluginError as PluginError
 
 if TYPE_CHECKING:
-    from advbench.api import Attack as Attack
-    from advbench.api import Defense as Defense
-    from advbench.api import Resources as Resources
-    from advbench.api import Threat as Threat
-    from advbench.api import TrainContext as TrainContext
+    from advbench.attacks.base import Attack as Attack
+    from advbench.attacks.base import Threat as Threat
+    from advbench.attacks.craft import craft as craft
     from advbench.data.base import Data as Data
     from advbench.data.datasets import load_dataset as load_dataset
     from advbench.evaluation import Predictions as Predictions
     from advbench.evaluation.evaluate import evaluate as evaluate
-    from advbench.harness import craft as craft
     from advbench.models.classifier import Classifier as Classifier
     from advbench.models.nets import build as build_architecture
+    from advbench.training.base import Defense as Defense
+    from advbench.training.base import Resources as Resources
+    from advbench.training.base import TrainContext as TrainContext
 
 # Loaded at first use: `import advbench` must not import torch.
 _LAZY = {
-    "Attack": "advbench.api:Attack",
-    "Classifier": "advbench.models.classifier:Classifier",
-    "Data": "advbench.api:Data",
-    "Defense": "advbench.api:Defense",
+    "Attack": "advbench.attacks:Attack",
+    "Classifier": "advbench.models:Classifier",
+    "Data": "advbench.data:Data",
+    "Defense": "advbench.training:Defense",
     "Predictions": "advbench.evaluation:Predictions",
-    "Resources": "advbench.api:Resources",
-    "Threat": "advbench.api:Threat",
-    "TrainContext": "advbench.api:TrainContext",
+    "Resources": "advbench.training:Resources",
+    "Threat": "advbench.attacks:Threat",
+    "TrainContext": "advbench.training:TrainContext",
     "build_architecture": "advbench.models.nets:build",
-    "craft": "advbench.harness:craft",
-    "evaluate": "advbench.harness:evaluate",
+    "craft": "advbench.attacks:craft",
+    "evaluate": "advbench.evaluation.evaluate:evaluate",
     "load_dataset": "advbench.data.datasets:load_dataset",
 }
 

@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 
 import pydantic
 
-from advbench.api import Attack, Configurable, Defense, Norm, Precision, Threat
+from advbench.attacks.base import Attack, Norm, Threat
 from advbench.errors import InputError, unknown_name
 from advbench.registry import Entry, Kind, registry
+from advbench.registry.params import Configurable
+from advbench.training.base import Defense, Precision
 
 # Radii of the curve and of the headline (the last) for each data set, in pixels in [0, 1].
 EPS: dict[str, dict[Norm, tuple[float, ...]]] = {

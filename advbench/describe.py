@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import pydantic
 from tabulate import tabulate
 
-from advbench.api import Configurable
 from advbench.backlog import longest_chain
 from advbench.data.datasets import DEFAULT_ROOT
 from advbench.display import duration
@@ -22,6 +21,7 @@ from advbench.estimates import measured
 from advbench.plan import Plan
 from advbench.registry import KINDS, Entry, registry
 from advbench.registry.optional import require, written_over
+from advbench.registry.params import Configurable
 from advbench.scheduler import failed_before, outstanding
 from advbench.store.records import Store
 from advbench.store.storage import BRIEF

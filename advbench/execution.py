@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from advbench.api import Resources
 from advbench.errors import InputError
 from advbench.executors import Executor
 from advbench.progress import Progress
 from advbench.store.records import Store
 from advbench.store.storage import PATIENCE
 from advbench.tasks import Runtime, versions
+from advbench.training.base import Resources
 
 EXECUTORS = ("inline", "local", "ray")
 

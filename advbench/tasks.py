@@ -19,15 +19,15 @@ import torch
 from torch import Tensor
 
 from advbench import memory
-from advbench.api import Resources, Threat, TrainContext
-from advbench.ascent import within
+from advbench.attacks.ball import within
+from advbench.attacks.base import Threat
+from advbench.attacks.craft import Earlier, craft
 from advbench.data.datasets import Dataset, limited, load_dataset
 from advbench.data.ood import ood_images
 from advbench.errors import GoneError, InputError, PluginError
 from advbench.evaluation import Predictions
 from advbench.evaluation.evaluate import evaluate, evaluate_ood
 from advbench.evaluation.summary import summary
-from advbench.harness import Earlier, craft
 from advbench.keys import derive
 from advbench.models.classifier import Classifier
 from advbench.models.nets import build
@@ -37,6 +37,7 @@ from advbench.progress import OnProgress, Progress
 from advbench.registry import registry
 from advbench.store.records import Store
 from advbench.store.storage import PATIENCE
+from advbench.training.base import Resources, TrainContext
 
 SPENT = "seconds spent"  # among the values of a training's saved state
 VANISHED = 0.01  # share of gradients that are exactly zero from which an evaluation is flagged

@@ -20,13 +20,14 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from advbench.api import Attack, Defense, Resources, Threat, TrainContext
-from advbench.ascent import distances
+from advbench.attacks.ball import distances
+from advbench.attacks.base import Attack, Threat
+from advbench.attacks.craft import craft
 from advbench.data.base import Data
-from advbench.harness import craft
 from advbench.models.classifier import Classifier
 from advbench.models.posterior import GaussianPosterior
 from advbench.models.saving import export_classifier, load_classifier
+from advbench.training.base import Defense, Resources, TrainContext
 
 TOLERANCE = 1e-6
 

@@ -11,13 +11,13 @@ from advbench_defenses.apd import APD, LOSSES, gradient_penalty
 from torch import Tensor, nn
 
 import advbench
-from advbench.api import TrainContext
 from advbench.errors import InputError
 from advbench.keys import isolated_rng
-from advbench.loop import TrainState
 from advbench.models.classifier import Classifier
 from advbench.models.posterior import GeneratorPosterior
 from advbench.testing import _InterruptingSlot, _InterruptionError, same_weights, small_data, small_net
+from advbench.training.base import TrainContext
+from advbench.training.loop import TrainState
 
 CONTEXT = TrainContext(seed=3)
 CHAIN = {"stages": (2, 2), "batch_size": 16, "burn_in": 2, "interval": 2, "samples": 4}  # 12 steps of the chain

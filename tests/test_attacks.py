@@ -16,11 +16,11 @@ from hypothesis.extra import numpy as npst
 from torch import Tensor, nn
 
 import advbench
-from advbench import ascent
-from advbench.api import Threat
-from advbench.ascent import distances
+from advbench import attacks
+from advbench.attacks.ball import distances
+from advbench.attacks.base import Threat
+from advbench.attacks.craft import craft
 from advbench.data.base import Data
-from advbench.harness import craft
 from advbench.models.classifier import Classifier
 from advbench.models.posterior import GaussianPosterior
 from advbench.testing import small_data, small_net
@@ -126,7 +126,7 @@ def test_l2_balls_of_large_images_are_not_left_by_rounding(name: str, eps: float
 )
 def test_steepest_direction_has_norm_one_or_zero_whatever_the_scale(gradient: Any, scale: float) -> None:
     g = torch.from_numpy(gradient) * scale
-    step = ascent.steepest(g, Threat("l2", 1.0)).flatten(1).norm(dim=1)
+    step = attacks.steepest(g, Threat("l2", 1.0)).flatten(1).norm(dim=1)
     zero = (g == 0).flatten(1).all(1)
     normal = g.abs().flatten(1).amax(1) >= torch.finfo(torch.float32).tiny
     assert bool((step[zero] == 0).all())
@@ -136,7 +136,7 @@ def test_steepest_direction_has_norm_one_or_zero_whatever_the_scale(gradient: An
 def test_random_start_fills_the_ball_uniformly() -> None:
     x = torch.full((4000, 1, 2, 2), 0.5)
     generator = torch.Generator().manual_seed(0)
-    start = ascent.random_start(x, Threat("l2", 0.4), generator)
+    start = attacks.random_start(x, Threat("l2", 0.4), generator)
     radius = (start - x).flatten(1).norm(dim=1) / 0.4
     # Uniform in a 4-ball: P(radius < r) = r^4.
     for r in (0.5, 0.7, 0.9):
@@ -146,10 +146,10 @@ def test_random_start_fills_the_ball_uniformly() -> None:
 def test_losses_by_hand() -> None:
     logits = torch.tensor([[3.0, 1.0, 0.0, -1.0]])
     y = torch.tensor([0])
-    assert float(ascent.margin(logits, y)) == pytest.approx(-2.0)
-    assert float(ascent.dlr(logits, y)) == pytest.approx(-2.0 / 3.0)
-    assert float(ascent.dlr(logits[:, :2], y)) == pytest.approx(-2.0)
-    assert float(ascent.cross_entropy(logits, y)) == pytest.approx(float(-logits.log_softmax(1)[0, 0]))
+    assert float(attacks.margin(logits, y)) == pytest.approx(-2.0)
+    assert float(attacks.dlr(logits, y)) == pytest.approx(-2.0 / 3.0)
+    assert float(attacks.dlr(logits[:, :2], y)) == pytest.approx(-2.0)
+    assert float(attacks.cross_entropy(logits, y)) == pytest.approx(float(-logits.log_softmax(1)[0, 0]))
 
 
 def test_best_iterate_is_kept_where_the_last_is_worse() -> None:
@@ -171,9 +171,9 @@ def test_eot_averages_the_draws_gradients_and_costs_their_passes() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
     clf = Classifier(net, GaussianPosterior(net, std=0.3)).requires_grad_(False)
     x, y = images(5), torch.tensor([0, 1, 2, 0, 1])
-    gradient = clf.reseed(3).input_gradient(x, y, ascent.cross_entropy, samples=7)
+    gradient = clf.reseed(3).input_gradient(x, y, attacks.cross_entropy, samples=7)
     singles = clf.reseed(3)
-    parts = [singles.input_gradient(x, y, ascent.cross_entropy).value for _ in range(7)]
+    parts = [singles.input_gradient(x, y, attacks.cross_entropy).value for _ in range(7)]
     torch.testing.assert_close(gradient.value, torch.stack(parts).mean(0))
     assert gradient.logits.shape == (7, 5, 3)
     crafted = craft(advbench.get_attack("eot_pgd", steps=4, samples=6), clf, x, y, Threat("linf", 0.1))
@@ -304,7 +304,7 @@ def test_confidence_does_not_mask_the_gradient(gap: float) -> None:
     """Where softmax rounds to 1, its cross-entropy no longer says where the label's logit falls."""
     weight = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, -1.0]])
     logits = torch.tensor([[gap, 0.0, -1.0]], requires_grad=True)
-    (gradient,) = torch.autograd.grad(ascent.cross_entropy(logits, torch.tensor([0])).sum(), logits)
+    (gradient,) = torch.autograd.grad(attacks.cross_entropy(logits, torch.tensor([0])).sum(), logits)
     direction = gradient @ weight
     assert float(gradient[0, 0]) < 0
     assert float(direction[0, 0]) < 0
@@ -315,18 +315,18 @@ def test_cross_entropy_is_torchs() -> None:
     logits = 3 * torch.randn((50, 7), generator=torch.Generator().manual_seed(0))
     y = torch.arange(50) % 7
     torch.testing.assert_close(
-        ascent.cross_entropy(logits, y), nn.functional.cross_entropy(logits, y, reduction="none")
+        attacks.cross_entropy(logits, y), nn.functional.cross_entropy(logits, y, reduction="none")
     )
 
 
 def test_targeted_losses_by_hand() -> None:
     logits = torch.tensor([[3.0, 1.0, 0.5, -1.0]])
     rows = torch.tensor([[0, 1]])
-    assert float(ascent.targeted_margin(logits, rows)) == pytest.approx(1.0 - 3.0)
-    assert float(ascent.targeted_dlr(logits, rows)) == pytest.approx((1.0 - 3.0) / (3.0 - (0.5 - 1.0) / 2))
-    assert float(ascent.targeted_dlr(logits[:, :3], rows)) == pytest.approx((1.0 - 3.0) / (3.0 - 0.5))
-    assert float(ascent.targeted_dlr(logits[:, :2], rows)) == pytest.approx(1.0 - 3.0)
-    assert float(ascent.targeted_cross_entropy(logits, rows)) == pytest.approx(float(logits.log_softmax(1)[0, 1]))
+    assert float(attacks.targeted_margin(logits, rows)) == pytest.approx(1.0 - 3.0)
+    assert float(attacks.targeted_dlr(logits, rows)) == pytest.approx((1.0 - 3.0) / (3.0 - (0.5 - 1.0) / 2))
+    assert float(attacks.targeted_dlr(logits[:, :3], rows)) == pytest.approx((1.0 - 3.0) / (3.0 - 0.5))
+    assert float(attacks.targeted_dlr(logits[:, :2], rows)) == pytest.approx(1.0 - 3.0)
+    assert float(attacks.targeted_cross_entropy(logits, rows)) == pytest.approx(float(logits.log_softmax(1)[0, 1]))
 
 
 @pytest.mark.parametrize("name", ["fgsm", "pgd", "apgd"])

@@ -19,18 +19,19 @@ from rich.console import Console
 from torch import Tensor
 
 import advbench
-from advbench.api import Threat, TrainContext
-from advbench.ascent import cross_entropy
+from advbench.attacks.base import Threat
+from advbench.attacks.craft import Earlier, craft
+from advbench.attacks.losses import cross_entropy
 from advbench.config import make_spec
 from advbench.data.base import Data
 from advbench.display import PlainDisplay
 from advbench.execution import Execution
-from advbench.harness import Earlier, craft
 from advbench.models.classifier import Classifier
 from advbench.models.nets import build
 from advbench.models.posterior import GaussianPosterior, perceptron
 from advbench.run import carry_out, prepare
 from advbench.scheduler import outstanding
+from advbench.training.base import TrainContext
 
 pytestmark = pytest.mark.bench
 DATA = Data(torch.rand((256, 1, 28, 28), generator=torch.Generator().manual_seed(0)), torch.arange(256) % 10, 10)

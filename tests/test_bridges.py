@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 import advbench
 from advbench import Data, InputError, PluginError, Threat
-from advbench.api import Attack
-from advbench.harness import Earlier
+from advbench.attacks.base import Attack
+from advbench.attacks.craft import Earlier
 from advbench.models.classifier import Classifier
 from advbench.models.posterior import GaussianPosterior
 from advbench.registry.optional import written_over

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
 import advbench
-from advbench.ascent import cross_entropy
+from advbench.attacks.losses import cross_entropy
 from advbench.errors import InputError, PluginError
 from advbench.models.classifier import Classifier, as_classifier
 from advbench.models.posterior import GaussianPosterior

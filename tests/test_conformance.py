@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from advbench.api import Attack, Defense
+from advbench.attacks.base import Attack
 from advbench.errors import MissingExtraError
 from advbench.registry import Entry, Kind, registry
 from advbench.testing import AttackConformance, DefenseConformance
+from advbench.training.base import Defense
 
 FEW = {"square": "queries", "fmn": "steps"}
 CHEAP_ATTACKS = {

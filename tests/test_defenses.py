@@ -11,14 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import advbench
-from advbench.api import CheckpointSlot, Defense, Threat, TrainContext
-from advbench.ascent import cross_entropy
+from advbench.attacks.base import Threat
+from advbench.attacks.losses import cross_entropy
 from advbench.data.base import Data
 from advbench.errors import InputError
 from advbench.models.classifier import Classifier, Draw
 from advbench.models.posterior import GaussianPosterior
 from advbench.testing import same_weights, small_data, small_net
-from advbench.training import gaussian
+from advbench.training.base import CheckpointSlot, Defense, TrainContext
+from advbench.training.gradient import gaussian
 
 SHORT = {"stages": (1, 1), "batch_size": 16}
 DEFENSES = [entry for entry in advbench.registry.registry().entries("defense") if not entry.is_family]

@@ -18,7 +18,6 @@ import pytest
 import torch
 
 from advbench import memory
-from advbench.api import Resources
 from advbench.config import make_spec
 from advbench.errors import GoneError, InputError, PluginError, StoreError
 from advbench.estimates import Measured
@@ -30,6 +29,7 @@ from advbench.plan import Plan, Task
 from advbench.progress import Progress
 from advbench.run import prepare
 from advbench.tasks import Runner, Runtime
+from advbench.training.base import Resources
 
 GIB = 2**30
 

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.xdist_group("processes")
 HOSTILE = """
 import os, signal, sys, time
 import torch
-from advbench import api
+from advbench import attacks
 from advbench.api import Attack, Field
 from advbench.registry import hookimpl
 
@@ -36,7 +36,7 @@ def advbench_register(register):
     register.attack("hostile", "hostile:Hostile", "does what it should not")
 
 class Hostile(Attack):
-    class Params(api.Params):
+    class Params(attacks.Params):
         how: str = Field(default="", description="the misdeed")
     gradients = False
 

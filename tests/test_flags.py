@@ -11,11 +11,11 @@ from conftest import Cli
 from torch import Tensor, nn
 
 import advbench
-from advbench.api import Threat
+from advbench.attacks.base import Threat
+from advbench.attacks.craft import craft
 from advbench.config import Choice
 from advbench.evaluation.evaluate import evaluate
 from advbench.evaluation.summary import summary
-from advbench.harness import craft
 from advbench.plan import Cell
 from advbench.registry import Entry
 from advbench.report.flags import FLAGS, suspicious

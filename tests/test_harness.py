@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import advbench
-from advbench.api import Attack, Threat
+from advbench.attacks.base import Attack, Threat
 from advbench.errors import AdvbenchError, InputError, PluginError
 from advbench.testing import small_data, small_net
 

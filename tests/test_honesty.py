@@ -10,7 +10,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 import advbench
-from advbench.api import Threat
+from advbench.attacks.base import Threat
 from advbench.models.classifier import Classifier
 
 IMAGES = 40

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from advbench.api import Resources
 from advbench.config import make_spec, resolve
 from advbench.errors import InputError
 from advbench.plan import Plan
@@ -16,6 +15,7 @@ from advbench.run import prepare
 from advbench.scheduler import outstanding
 from advbench.store.records import Store
 from advbench.tasks import Runner, Runtime
+from advbench.training.base import Resources
 
 SHORT = {"stages": [1], "batch_size": 256}
 

@@ -12,10 +12,11 @@ from scipy import optimize
 from torch import Tensor, nn
 
 import advbench
-from advbench import ascent
-from advbench.api import Threat
-from advbench.ascent import Goal, Kept, distances, within
-from advbench.harness import craft
+from advbench import attacks
+from advbench.attacks.ball import distances, within
+from advbench.attacks.base import Goal, Threat
+from advbench.attacks.craft import craft
+from advbench.attacks.selection import Kept
 from advbench.models.classifier import Classifier
 from advbench.models.posterior import GaussianPosterior
 
@@ -225,7 +226,7 @@ def test_cw_reaches_the_confidence_asked_for(linear: Callable[..., nn.Module]) -
     model, x = linear(classes=3), images(8)
     y, _ = labels_and_targets(model, x, False)
     found = craft(advbench.get_attack("cw", confidence=0.5), model, x, y, Threat("l2", 1.0), nearest=True).images
-    assert bool((ascent.margin(model(found), y) > 0.5).all())
+    assert bool((attacks.margin(model(found), y) > 0.5).all())
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -263,10 +264,10 @@ def test_shorten_looks_beyond_what_does_not_fool() -> None:
     away = (x - model.middle) / (x - model.middle).flatten(1).norm(dim=1).view(-1, 1, 1, 1)
     kept = Kept(Classifier(model), Goal(y))
     for share in (1 / 1.3, 1.0, 1.7):
-        points = ascent.shorten(kept, x, x + share * exact * away)
+        points = attacks.shorten(kept, x, x + share * exact * away)
         torch.testing.assert_close((points - x).flatten(1).norm(dim=1), exact.flatten(), atol=1e-3, rtol=2e-3)
         assert bool((model(points).argmax(1) == 1).all())
-    assert torch.equal(ascent.shorten(kept, x, x), x)
+    assert torch.equal(attacks.shorten(kept, x, x), x)
 
 
 def random_linear(pixels: int = 64) -> tuple[Classifier, Tensor, Tensor]:

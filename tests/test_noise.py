@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 import advbench
-from advbench.api import Threat
-from advbench.ascent import cross_entropy
+from advbench.attacks.base import Threat
+from advbench.attacks.losses import cross_entropy
 from advbench.errors import InputError
 from advbench.models.classifier import Classifier
 from advbench.models.noise import DropoutNoise, GaussianNoise, Noise

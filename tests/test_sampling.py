@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import advbench
-from advbench.api import TrainContext
 from advbench.data.base import Data
 from advbench.errors import InputError
-from advbench.loop import TrainState
 from advbench.models.classifier import Classifier
 from advbench.models.posterior import FlatLayout, SamplePosterior
-from advbench.sampling import sgadald_step, sgld_step
 from advbench.testing import same_weights, small_data, small_net
+from advbench.training.base import TrainContext
+from advbench.training.chains import sgadald_step, sgld_step
+from advbench.training.loop import TrainState
 
 SHORT = {"stages": (2, 2), "batch_size": 16}  # 12 steps
 PRECISIONS = torch.tensor([0.5, 1.0, 4.0])[:, None]

@@ -12,8 +12,8 @@ from torch import Tensor
 
 import advbench
 from advbench import InputError, PluginError, Threat
-from advbench.api import Attack
-from advbench.harness import Earlier, craft
+from advbench.attacks.base import Attack
+from advbench.attacks.craft import Earlier, craft
 from advbench.models.classifier import Classifier
 from advbench.models.posterior import GaussianPosterior
 from advbench.testing import small_data, small_net

@@ -12,17 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import advbench
-from advbench.api import Resources, TrainContext
 from advbench.data.base import Data
 from advbench.errors import InputError, PluginError
-from advbench.loop import crop_and_flip
 from advbench.models.classifier import Classifier
 from advbench.models.nets import vgg16
 from advbench.models.posterior import GaussianPosterior
 from advbench.models.saving import export_classifier
 from advbench.progress import Progress
 from advbench.testing import same_weights, small_data, small_net
-from advbench.training import last_linear
+from advbench.training.base import Resources, TrainContext
+from advbench.training.gradient import last_linear
+from advbench.training.loop import crop_and_flip
 
 
 def objective(name: str, clf: Classifier, x: Tensor, y: Tensor, count: int, **params: object) -> Tensor:
@@ -135,7 +135,7 @@ def test_learning_rate_falls_tenfold_at_each_stage_and_progress_is_told() -> Non
 
 
 def test_every_image_is_seen_once_an_epoch_in_batches_of_nearly_equal_size() -> None:
-    from advbench.loop import _batches
+    from advbench.training.loop import _batches
 
     parts = list(_batches(0, 6, 3, 10, seed=1))
     assert [len(part) for part in parts] == [4, 3, 3, 4, 3, 3]

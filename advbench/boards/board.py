@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from tabulate import tabulate
 
-from advbench.api import Norm
+from advbench.attacks.base import Norm
 from advbench.config import RunSpec, make_spec, parse_toml
 from advbench.errors import InputError
 from advbench.evaluation import BINS

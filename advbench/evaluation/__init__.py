@@ -1,4 +1,4 @@
-"""Functions of predictions: accuracies and their intervals, affinity, uncertainty, calibration; `evaluate` makes them."""
+"""Functions of predictions: accuracies, their intervals, affinity, uncertainty; `evaluate` makes the predictions."""
 
 from advbench.evaluation.affinity import HARMLESS as HARMLESS
 from advbench.evaluation.affinity import MISSING as MISSING

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
-from advbench.api import Resources
 from advbench.errors import InputError
 from advbench.estimates import Measured
 from advbench.executors import Began, Cause, Ended, Event, Failure, Moved, attempt, from_json, one_line, to_json
@@ -23,6 +22,7 @@ from advbench.plan import Task
 from advbench.progress import Progress
 from advbench.registry.optional import require
 from advbench.tasks import Runner, Runtime
+from advbench.training.base import Resources
 
 HEADROOM = 1.1  # of a measured peak
 PATIENCE = 10.0  # seconds for the driver's own actor to answer

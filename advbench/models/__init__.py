@@ -14,3 +14,6 @@ from advbench.models.posterior import PointPosterior as PointPosterior
 from advbench.models.posterior import Posterior as Posterior
 from advbench.models.posterior import SamplePosterior as SamplePosterior
 from advbench.models.posterior import Weights as Weights
+from advbench.models.posterior import matched_divergence as matched_divergence
+from advbench.models.posterior import perceptron as perceptron
+from advbench.models.posterior import prior_divergence as prior_divergence

@@ -2,6 +2,9 @@
 
 from advbench.registry.hooks import FinishedTask as FinishedTask
 from advbench.registry.hooks import hookimpl as hookimpl
+from advbench.registry.optional import calling as calling
+from advbench.registry.optional import require as require
+from advbench.registry.optional import written_over as written_over
 from advbench.registry.plugins import KINDS as KINDS
 from advbench.registry.plugins import Entry as Entry
 from advbench.registry.plugins import Kind as Kind

@@ -68,11 +68,11 @@ class Registrar:
         self.entries: list[Entry] = []
 
     def defense(self, name: str, target: str, summary: str) -> None:
-        """Declare a training method: `target` is the `"module:Class"` of an `advbench.api.Defense`."""
+        """Declare a training method: `target` is the `"module:Class"` of an `advbench.training.Defense`."""
         self._add("defense", name, target, summary)
 
     def attack(self, name: str, target: str, summary: str) -> None:
-        """Declare an attack: `target` is the `"module:Class"` of an `advbench.api.Attack`."""
+        """Declare an attack: `target` is the `"module:Class"` of an `advbench.attacks.Attack`."""
         self._add("attack", name, target, summary)
 
     def architecture(self, name: str, target: str, summary: str) -> None:
@@ -84,11 +84,11 @@ class Registrar:
         self._add("dataset", name, target, summary)
 
     def posterior(self, name: str, target: str, summary: str) -> None:
-        """Declare a distribution over weights: `target` is an `advbench.models.posterior.Posterior` of that `kind`."""
+        """Declare a distribution over weights: `target` is an `advbench.models.Posterior` of that `kind`."""
         self._add("posterior", name, target, summary)
 
     def noise(self, name: str, target: str, summary: str) -> None:
-        """Declare noise inside a module: `target` is an `advbench.models.noise.Noise` of that `kind`."""
+        """Declare noise inside a module: `target` is an `advbench.models.Noise` of that `kind`."""
         self._add("noise", name, target, summary)
 
     def _add(self, kind: Kind, name: str, target: str, summary: str) -> None:

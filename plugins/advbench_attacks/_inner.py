@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 import advbench
-from advbench import api
-from advbench.api import Attack, Field, Threat
-from advbench.ascent import within
-from advbench.models.classifier import Classifier
+from advbench import attacks
+from advbench.attacks import Attack, Field, Threat, within
+from advbench.models import Classifier
 
 
-class InnerParams(api.Params):
+class InnerParams(attacks.Params):
     """The attack that is run, and how."""
 
     attack: str = Field(default="pgd", description="name of the attack that is run; APD section 5.4: fgsm and pgd")

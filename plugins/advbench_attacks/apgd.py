@@ -9,10 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from advbench import api, ascent
-from advbench.api import Attack, Field, Threat
-from advbench.ascent import SELECTION_DRAWS, Goal, Kept, per_image
-from advbench.models.classifier import Classifier
+from advbench import attacks
+from advbench.attacks import SELECTION_DRAWS, Attack, Field, Goal, Kept, Threat, per_image
+from advbench.models import Classifier
 
 MOMENTUM = 0.75
 
@@ -29,7 +28,7 @@ class APGD(Attack):
     misclassified is not attacked again.
     """
 
-    class Params(api.Params):
+    class Params(attacks.Params):
         """Hyperparameters of Auto-PGD."""
 
         steps: int = Field(default=100, ge=2, description="gradient steps; Croce and Hein 2020: 100")
@@ -84,8 +83,8 @@ class APGD(Attack):
         kept.offer(x)
         for _ in range(self.params.restarts):
             for aim in aims:
-                start = ascent.random_start(x, threat, generator)
-                rows = kept.unsettled()
+                start = attacks.random_start(x, threat, generator)
+                rows = kept.remaining()
                 if len(rows) == 0:
                     return kept.images
                 for found in self._ascend(clf, x[rows], aim[rows], goal[rows], threat, start[rows]):
@@ -124,11 +123,11 @@ class APGD(Attack):
         marks = set(_checkpoints(params.steps))
         since = 0
         for k in range(1, params.steps):
-            towards = per_image(step, x) * ascent.steepest(gradient, threat)
-            aimed = ascent.project(current + towards, x, threat)
+            towards = per_image(step, x) * attacks.steepest(gradient, threat)
+            aimed = attacks.project(current + towards, x, threat)
             share = MOMENTUM if k > 1 else 1.0
             moved = current + share * (aimed - current) + (1 - share) * (current - previous)
-            previous, current = current, ascent.project(moved, x, threat)
+            previous, current = current, attacks.project(moved, x, threat)
             gradient, after, reached = look(current)
             rises += (after > value).to(rises.dtype)
             value, since = after, since + 1

@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from advbench import api, ascent
-from advbench.api import Attack, Field, Threat
-from advbench.ascent import SELECTION_DRAWS, SHORTENING, Goal, Kept, per_image
-from advbench.models.classifier import Classifier
+from advbench import attacks
+from advbench.attacks import SELECTION_DRAWS, SHORTENING, Attack, Field, Goal, Kept, Threat, per_image
+from advbench.models import Classifier
 
 # The start in w of a pixel on a face of the box: near enough to cross the box in a hundred steps of 0.1.
 INNER = 1 - 1e-3
@@ -26,7 +25,7 @@ class CW(Attack):
     used up.
     """
 
-    class Params(api.Params):
+    class Params(attacks.Params):
         """Hyperparameters of CW."""
 
         steps: int = Field(
@@ -82,9 +81,9 @@ class CW(Attack):
         nearest = x.new_full((len(x),), torch.inf)
         found = x.clone()
         # What is wrong as it is needs no search.
-        settled = (kept.margins_of(x) > params.confidence) & (not clf.stochastic)
-        nearest[settled] = 0.0
-        open_ = (~settled).nonzero().squeeze(1)
+        wrong = (kept.margins_of(x) > params.confidence) & (not clf.stochastic)
+        nearest[wrong] = 0.0
+        open_ = (~wrong).nonzero().squeeze(1)
         if len(open_) == 0:
             return found
         for _ in range(params.search_steps):
@@ -98,7 +97,7 @@ class CW(Attack):
             high[open_] = torch.where(succeeded, tried, high[open_])
             middle = (low[open_] + high[open_]) / 2
             c[open_] = torch.where(high[open_].isfinite(), middle, tried * 10).clamp_max(1e10)
-        return ascent.shorten(kept, x, found, beyond=params.confidence)
+        return attacks.shorten(kept, x, found, beyond=params.confidence)
 
     def _descend(
         self, clf: Classifier, kept: Kept, rows: Tensor, x: Tensor, goal: Goal, c: Tensor

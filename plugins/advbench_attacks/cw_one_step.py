@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from advbench.api import Attack, Threat
-from advbench.ascent import Goal, project, steepest
-from advbench.models.classifier import Classifier
+from advbench.attacks import Attack, Goal, Threat, project, steepest
+from advbench.models import Classifier
 
 
 class CWOneStep(Attack):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from advbench.api import Field
+from advbench.attacks import Field
 from advbench_attacks.pgd import PGD
 
 

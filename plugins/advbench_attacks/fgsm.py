@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from advbench import api, ascent
-from advbench.api import Attack, Field, Threat
-from advbench.models.classifier import Classifier
+from advbench import attacks
+from advbench.attacks import Attack, Field, Threat
+from advbench.models import Classifier
 
 
 class FGSM(Attack):
@@ -17,10 +17,10 @@ class FGSM(Attack):
     l2 the sign becomes the gradient divided by its length. A random classifier is attacked at one draw.
     """
 
-    class Params(api.Params):
+    class Params(attacks.Params):
         """Hyperparameters of FGSM."""
 
-        loss: ascent.LossName = Field(
+        loss: attacks.LossName = Field(
             default="ce", description="loss to ascend: ce (cross-entropy), margin or dlr; Goodfellow 2015: ce"
         )
 
@@ -45,5 +45,5 @@ class FGSM(Attack):
         targets: Tensor | None = None,
     ) -> Tensor:
         """Take the step."""
-        goal = ascent.Goal.of(y, targets)
-        return ascent.ascend(clf, x, goal, threat, steps=1, step_size=threat.eps, start=x, loss=self.params.loss)
+        goal = attacks.Goal.of(y, targets)
+        return attacks.ascend(clf, x, goal, threat, steps=1, step_size=threat.eps, start=x, loss=self.params.loss)

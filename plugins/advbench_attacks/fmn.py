@@ -7,10 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from advbench import api, ascent
-from advbench.api import Attack, Field, Norm, Threat
-from advbench.ascent import SELECTION_DRAWS, SHORTENING, Goal, Kept, per_image
-from advbench.models.classifier import Classifier
+from advbench import attacks
+from advbench.attacks import SELECTION_DRAWS, SHORTENING, Attack, Field, Goal, Kept, Norm, Threat, per_image
+from advbench.models import Classifier
 
 LEAST = 1e-6  # radius to begin with where an image lies on a boundary
 
@@ -25,7 +24,7 @@ class FMN(Attack):
     the same, and what is found gives the direction in which a wider ball is used up.
     """
 
-    class Params(api.Params):
+    class Params(attacks.Params):
         """Hyperparameters of FMN."""
 
         steps: int = Field(default=100, ge=1, description="gradient steps; FMN: 100 to 1000")
@@ -94,10 +93,10 @@ class FMN(Attack):
             first = torch.maximum(norm + gap / slope, wider)
             grown = torch.where(nearest.isfinite(), radius * (1 + change), first)
             radius = torch.where(reached, torch.minimum(radius * (1 - change), nearest), grown)
-            delta = delta + length * ascent.steepest(gradient, Threat("l2", 1.0))
+            delta = delta + length * attacks.steepest(gradient, Threat("l2", 1.0))
             delta = _shrunk(delta, radius, threat.norm)
             delta = (x + delta).clamp(0, 1) - x
-        return ascent.shorten(kept, x, found)
+        return attacks.shorten(kept, x, found)
 
 
 def _norms(delta: Tensor, norm: Norm | str) -> Tensor:

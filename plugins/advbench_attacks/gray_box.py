@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from advbench.api import Field
-from advbench.keys import derive
-from advbench.models.classifier import Classifier
+from advbench.attacks import Field, derive
+from advbench.models import Classifier
 from advbench_attacks._inner import InnerAttack, InnerParams
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from advbench.api import Attack, Field, Threat
+from advbench.attacks import Attack, Field, Threat
 from advbench_attacks.pgd import PGD
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from advbench.api import Attack, Threat
-from advbench.models.classifier import Classifier
+from advbench.attacks import Attack, Threat
+from advbench.models import Classifier
 
 
 class NoAttack(Attack):

@@ -7,11 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from advbench import api, ascent
-from advbench.api import Attack, Field, Threat
-from advbench.ascent import SELECTION_DRAWS, Goal
-from advbench.keys import derive
-from advbench.models.classifier import Classifier
+from advbench import attacks
+from advbench.attacks import SELECTION_DRAWS, Attack, Field, Goal, Threat, derive
+from advbench.models import Classifier
 
 SHORTEST = 0.05  # share of eps below which a step that falls along the cosine moves nothing that counts
 WIDENING = 0.35  # share of the steps that a wider ball takes in a sweep
@@ -26,7 +24,7 @@ class PGD(Attack):
     those that judge.
     """
 
-    class Params(api.Params):
+    class Params(attacks.Params):
         """Hyperparameters of PGD."""
 
         steps: int = Field(default=20, ge=1, description="gradient steps; Adv-BNN Table 2: 20 in attack")
@@ -39,7 +37,7 @@ class PGD(Attack):
             default=True, description="start from a point drawn uniformly from the ball; Madry 2018"
         )
         restarts: int = Field(default=1, ge=1, description="runs from different starts, the best kept")
-        loss: ascent.LossName = Field(
+        loss: attacks.LossName = Field(
             default="ce", description="loss to ascend: ce (cross-entropy), margin or dlr; Madry 2018: ce"
         )
 
@@ -61,7 +59,7 @@ class PGD(Attack):
 
     def step_length(self, threat: Threat) -> float:
         """Length of a step in the threat's norm."""
-        return ascent.step_length(threat, self.params.steps, self.params.step_size)
+        return attacks.step_length(threat, self.params.steps, self.params.step_size)
 
     def passes_per_image(self) -> float:
         """Steps times draws times restarts."""
@@ -88,7 +86,7 @@ class PGD(Attack):
             return self._until_reached(clf, x, goal, threat, generator, x, self.params.steps)
         if self.params.restarts == 1:
             return self._ascend(clf, x, goal, threat, generator)
-        kept = ascent.Kept(clf, goal)
+        kept = attacks.Kept(clf, goal)
         for _ in range(self.params.restarts):
             kept.offer(self._ascend(clf, x, goal, threat, generator))
         return kept.images
@@ -117,7 +115,7 @@ class PGD(Attack):
         if self.params.step_size is not None:
             return super().widen(clf, x, y, threat, generator, found, before, targets)
         steps = self.params.steps if before.eps == 0 else math.ceil(WIDENING * self.params.steps)
-        start = ascent.within(found, x, threat, outward=True) if before.eps else x
+        start = attacks.within(found, x, threat, outward=True) if before.eps else x
         return self._until_reached(clf, x, Goal.of(y, targets), threat, generator, start, steps)
 
     def _until_reached(
@@ -141,14 +139,14 @@ class PGD(Attack):
                 steps = self.params.steps
             shares = [(1 + math.cos(math.pi * step / steps)) / 2 for step in range(steps)]
             lengths = [threat.eps * share for share in shares if share >= SHORTEST]
-            ascended = ascent.ascend_until_reached(
+            ascended = attacks.ascend_until_reached(
                 clf, x[rows], goal[rows], threat, lengths=lengths, start=start, loss=self.params.loss
             )
             found[rows] = ascended
             if restart + 1 < self.params.restarts:
-                kept = ascent.Kept(clf, goal[rows])
+                kept = attacks.Kept(clf, goal[rows])
                 kept.offer(ascended)
-                rows = rows[kept.unsettled()]
+                rows = rows[kept.remaining()]
         return found
 
     @staticmethod
@@ -158,19 +156,19 @@ class PGD(Attack):
         for first in range(0, len(x), size):
             seed = derive(generator.initial_seed(), "start", restart, first)
             own = torch.Generator(x.device).manual_seed(seed)
-            parts.append(ascent.random_start(x[first : first + size], threat, own))
+            parts.append(attacks.random_start(x[first : first + size], threat, own))
         return torch.cat(parts)
 
     def _ascend(self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator) -> Tensor:
         params = self.params
-        return ascent.ascend(
+        return attacks.ascend(
             clf,
             x,
             goal,
             threat,
             steps=params.steps,
             step_size=self.step_length(threat),
-            start=ascent.random_start(x, threat, generator) if params.random_start else x,
+            start=attacks.random_start(x, threat, generator) if params.random_start else x,
             loss=params.loss,
             samples=self.samples,
             keep_best=not clf.stochastic,

@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from advbench import api, ascent
-from advbench.api import Attack, Field, Threat
-from advbench.ascent import Goal, per_image
-from advbench.models.classifier import Classifier
+from advbench import attacks
+from advbench.attacks import Attack, Field, Goal, Threat, per_image
+from advbench.models import Classifier
 
 # When the share of pixels that a square covers is halved, in queries of 10,000.
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -24,7 +23,7 @@ class Square(Attack):
     its change are compared at the same draw, a fresh one for each query.
     """
 
-    class Params(api.Params):
+    class Params(attacks.Params):
         """Hyperparameters of the Square attack."""
 
         queries: int = Field(default=1000, ge=1, description="forward passes of each image; Andriushchenko: 5,000")
@@ -118,12 +117,12 @@ def _start(x: Tensor, threat: Threat, random: _Random) -> Tensor:
     """Vertical stripes in linf; in l2 a grid of hills (section 3.2 and 3.3)."""
     count, channels, height, width = x.shape
     if threat.norm == "linf":
-        return ascent.project(x + threat.eps * random.signs(count, channels, 1, width), x, threat)
+        return attacks.project(x + threat.eps * random.signs(count, channels, 1, width), x, threat)
     side = max(1, height // 5)
     hill = _hill(side, x).repeat(-(-height // side), -(-width // side))[:height, :width]
     tiles = random.signs(count, channels, -(-height // side), -(-width // side))
     signs = tiles.repeat_interleave(side, 2)[:, :, :height].repeat_interleave(side, 3)[..., :width]
-    return ascent.project(x + threat.eps * ascent.steepest(hill * signs, threat), x, threat)
+    return attacks.project(x + threat.eps * attacks.steepest(hill * signs, threat), x, threat)
 
 
 def _windows(rows: Tensor, columns: Tensor, side: int, channels: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -142,7 +141,7 @@ def _linf_change(best: Tensor, x: Tensor, threat: Threat, side: int, random: _Ra
     window = _windows(*random.corners(count, side), side, channels)
     changed = best.clone()
     changed[window] += 2 * threat.eps * random.signs(count, channels, 1, 1)
-    return ascent.project(changed, x, threat)
+    return attacks.project(changed, x, threat)
 
 
 def _l2_change(best: Tensor, x: Tensor, threat: Threat, side: int, random: _Random) -> Tensor:
@@ -166,7 +165,7 @@ def _l2_change(best: Tensor, x: Tensor, threat: Threat, side: int, random: _Rand
     moved = delta.clone()
     moved[given] = 0.0
     moved[taker] = new * length.sqrt()
-    return ascent.project(x + moved, x, threat)
+    return attacks.project(x + moved, x, threat)
 
 
 def _hill(side: int, x: Tensor) -> Tensor:
@@ -175,7 +174,7 @@ def _hill(side: int, x: Tensor) -> Tensor:
     hill = x.new_zeros((side, side))
     hill[:upper] = _mound(upper, side, x)
     hill[upper:] = -_mound(side - upper, side, x)
-    return ascent.steepest(hill[None], Threat("l2", 1.0))[0]
+    return attacks.steepest(hill[None], Threat("l2", 1.0))[0]
 
 
 def _mound(height: int, width: int, x: Tensor) -> Tensor:

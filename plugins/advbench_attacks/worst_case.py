@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 import advbench
-from advbench import api
-from advbench.api import Attack, Field, Norm, Threat
-from advbench.ascent import Goal, Kept, within
-from advbench.models.classifier import Classifier
+from advbench import attacks
+from advbench.attacks import Attack, Field, Goal, Kept, Norm, Threat, within
+from advbench.models import Classifier
 
 DEFAULT = ("apgd", "apgd@targeted", "fmn", "square")
 DEFAULT_PARAMS = {"apgd@targeted": {"loss": "dlr_targeted"}}
@@ -27,7 +26,7 @@ class WorstCase(Attack):
     classifier an image that one attack broke is not given to the next; put the cheap ones first.
     """
 
-    class Params(api.Params):
+    class Params(attacks.Params):
         """Hyperparameters of the worst case."""
 
         attacks: tuple[str, ...] = Field(
@@ -124,7 +123,7 @@ class WorstCase(Attack):
         kept = Kept(clf, Goal.of(y, targets), self.params.draws)
         kept.offer(x)
         for attack in self.attacks:
-            rows = kept.unsettled()
+            rows = kept.remaining()
             if len(rows) == 0 or not self._fits(attack, threat.norm, targets):
                 continue
             aims = None if targets is None else targets[rows]

@@ -6,9 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from advbench.api import Field
-from advbench.models.classifier import Classifier, Draw
-from advbench.training import BayesParams, ElboLoss, Terms, gaussian
+from advbench.models import Classifier, Draw
+from advbench.training import BayesParams, ElboLoss, Field, Terms, gaussian
 
 
 class AdversarialSampling(ElboLoss):

@@ -9,11 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advbench.api import Field, TrainContext
-from advbench.loop import TrainState
-from advbench.models.classifier import Classifier
-from advbench.models.posterior import GeneratorPosterior, perceptron
-from advbench.sampling import LangevinChains, SGLDParams
+from advbench.models import Classifier, GeneratorPosterior, perceptron
+from advbench.training import Field, LangevinChains, SGLDParams, TrainContext, TrainState
 
 GanName = Literal["wgan_gp", "wgan", "gan"]
 

@@ -7,11 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from advbench.api import Field, TrainContext
-from advbench.ascent import cross_entropy
-from advbench.loop import TrainState, autocast
-from advbench.models.classifier import Classifier, Draw
-from advbench.sampling import AdaptiveChains, SGAdaLDParams
+from advbench.attacks import cross_entropy
+from advbench.models import Classifier, Draw
+from advbench.training import AdaptiveChains, Field, SGAdaLDParams, TrainContext, TrainState, autocast
 
 
 class BAL(AdaptiveChains):

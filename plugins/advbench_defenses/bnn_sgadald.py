@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from advbench.sampling import AdaptiveChains, SGAdaLDParams
+from advbench.training import AdaptiveChains, SGAdaLDParams
 
 
 class BNNSGAdaLD(AdaptiveChains):

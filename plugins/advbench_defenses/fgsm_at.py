@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from advbench import ascent
-from advbench.api import Threat
-from advbench.models.classifier import Classifier
+from advbench import attacks
+from advbench.attacks import Threat
+from advbench.models import Classifier
 from advbench.training import BallParams, ErmLoss
 
 
@@ -38,4 +38,4 @@ class FGSMAT(ErmLoss):
     def perturb(self, clf: Classifier, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         """FGSM examples of `x`."""
         threat = Threat(self.params.norm, self.params.eps)
-        return ascent.ascend(clf, x, ascent.Goal(y), threat, steps=1, step_size=threat.eps, start=x)
+        return attacks.ascend(clf, x, attacks.Goal(y), threat, steps=1, step_size=threat.eps, start=x)

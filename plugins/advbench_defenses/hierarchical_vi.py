@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from advbench.api import Field
-from advbench.models.posterior import matched_divergence
-from advbench.training import AdversarialParams, PgdPerturbation, VariationalLoss, VariationalParams
+from advbench.models import matched_divergence
+from advbench.training import AdversarialParams, Field, PgdPerturbation, VariationalLoss, VariationalParams
 
 
 class HierarchicalVI(PgdPerturbation, VariationalLoss):

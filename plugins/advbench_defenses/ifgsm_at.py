@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from advbench.api import Field
-from advbench.training import AdversarialParams, ErmLoss, PgdPerturbation
+from advbench.training import AdversarialParams, ErmLoss, Field, PgdPerturbation
 
 
 class IFGSMAT(PgdPerturbation, ErmLoss):

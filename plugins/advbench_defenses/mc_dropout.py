@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from advbench.api import Field
-from advbench.models.noise import DropoutNoise, Noise
-from advbench.training import ErmLoss, TrainParams
+from advbench.models import DropoutNoise, Noise
+from advbench.training import ErmLoss, Field, TrainParams
 
 
 class MCDropout(ErmLoss):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from advbench.api import Field
-from advbench.models.noise import GaussianNoise, Noise
-from advbench.training import ErmLoss, TrainParams
+from advbench.models import GaussianNoise, Noise
+from advbench.training import ErmLoss, Field, TrainParams
 
 
 class RSE(ErmLoss):

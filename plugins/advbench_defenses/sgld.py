@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from advbench.sampling import LangevinChains, SGLDParams
+from advbench.training import LangevinChains, SGLDParams
 
 
 class SGLD(LangevinChains):

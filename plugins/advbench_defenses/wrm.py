@@ -7,10 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from advbench import ascent
-from advbench.api import Field
-from advbench.models.classifier import Classifier
-from advbench.training import ErmLoss, TrainParams
+from advbench import attacks
+from advbench.models import Classifier
+from advbench.training import ErmLoss, Field, TrainParams
 
 
 class WRM(ErmLoss):
@@ -48,7 +47,7 @@ class WRM(ErmLoss):
         """The images that the penalised loss prefers to `x`."""
         moved = x
         for step in range(self.params.steps):
-            gradient = clf.input_gradient(moved, y, ascent.cross_entropy).value
+            gradient = clf.input_gradient(moved, y, attacks.cross_entropy).value
             gradient = gradient - 2 * self.params.gamma * (moved - x)
             moved = (moved + gradient / math.sqrt(step + 2)).clamp(0, 1)
         return moved

@@ -13,12 +13,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from advbench import api
-from advbench.api import Attack, Field, Norm, Threat
-from advbench.ascent import Goal, Kept, settled
+from advbench import attacks
+from advbench.attacks import Attack, Field, Goal, Kept, Norm, Threat, snapped
 from advbench.errors import InputError
-from advbench.models.classifier import Classifier
-from advbench.registry.optional import calling, require
+from advbench.models import Classifier
+from advbench.registry import calling, require
 
 # As its repository calls it, and as the index does.
 LIBRARY = "autoattack" if importlib.util.find_spec("autoattack") else "pyautoattack"
@@ -40,7 +39,7 @@ class AutoAttack(Attack):
     than ten classes there are fewer targets, and losses that need more logits than there are classes are left out.
     """
 
-    class Params(api.Params):
+    class Params(attacks.Params):
         """Hyperparameters of AutoAttack."""
 
         version: Literal["standard", "plus", "rand"] | None = Field(
@@ -74,12 +73,12 @@ class AutoAttack(Attack):
             kept = Kept(clf, Goal.of(y))
             kept.offer(x)
             for name in usable:
-                rows = kept.unsettled()
+                rows = kept.remaining()
                 if len(rows):
                     with calling(f"{name} of {LIBRARY}"), clf.attacked(y[rows]):
                         found = _attack(suite, name).perturb(x[rows], y[rows])
                     kept.offer(found.detach(), rows)
-        return settled(kept.images, x, threat)
+        return snapped(kept.images, x, threat)
 
 
 def _attack(suite: Any, name: str) -> Any:

@@ -17,11 +17,11 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import nn
 
-from advbench.api import Defense, TrainContext
-from advbench.data.base import Data
+from advbench.data import Data
 from advbench.errors import InputError, unknown_name
-from advbench.models.classifier import Classifier
-from advbench.registry.optional import require, written_over
+from advbench.models import Classifier
+from advbench.registry import require, written_over
+from advbench.training import Defense, TrainContext
 
 SHAPES = {"cifar10": (3, 32, 32, 10), "cifar100": (3, 32, 32, 100), "imagenet": (3, 224, 224, 1000)}
 LIBRARIES = ("robustbench", "timm")  # whose code the nets are

@@ -17,12 +17,11 @@ import pydantic
 import torch
 from torch import Tensor, nn
 
-from advbench import api
-from advbench.api import Attack, Field, Norm, Threat
-from advbench.ascent import per_image, settled, settled_in_box
+from advbench import attacks
+from advbench.attacks import Attack, Field, Norm, Threat, per_image, snapped, snapped_to_box
 from advbench.errors import InputError, unknown_name
-from advbench.models.classifier import Classifier
-from advbench.registry.optional import calling, require
+from advbench.models import Classifier
+from advbench.registry import calling, require
 
 require("torchattacks", "the family 'torchattacks:'", "bridges")
 torchattacks = importlib.import_module("torchattacks")
@@ -94,7 +93,7 @@ class TorchattacksAttack(Attack):
                 found: Tensor = attack(x, y if targets is None else targets).detach()
         # Some divide by the mean of a gradient that may be zero; what is then no image is no find either.
         found = torch.where(per_image(found.flatten(1).isfinite().all(1), x), found, x)
-        return settled_in_box(found) if self.minimal_norm else settled(found, x, threat)
+        return snapped_to_box(found) if self.minimal_norm else snapped(found, x, threat)
 
     def _settings(self, classes: int, threat: Threat, generator: torch.Generator) -> dict[str, Any]:
         settings: dict[str, Any] = self.params.model_dump()
@@ -159,7 +158,7 @@ def _norms(library: type[Any], parameters: Mapping[str, inspect.Parameter]) -> f
     return frozenset(said if said and "norm" not in parameters else NORM_NAMES)
 
 
-def _params(name: str, parameters: Mapping[str, inspect.Parameter], alpha_share: float | None) -> type[api.Params]:
+def _params(name: str, parameters: Mapping[str, inspect.Parameter], alpha_share: float | None) -> type[attacks.Params]:
     fields: dict[str, Any] = {}
     for key, parameter in parameters.items():
         if key in SUPPLIED:
@@ -175,7 +174,7 @@ def _params(name: str, parameters: Mapping[str, inspect.Parameter], alpha_share:
             least = 10  # the library looks at every tenth of them
         bounds: dict[str, Any] = BOUNDS.get(key, {"ge": least})
         fields[key] = (kind, Field(default=parameter.default, description=described, **bounds))
-    return pydantic.create_model("Params", __base__=api.Params, **fields)
+    return pydantic.create_model("Params", __base__=attacks.Params, **fields)
 
 
 def _kind(name: str, key: str, default: object) -> Any:

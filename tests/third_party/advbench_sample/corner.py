@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from advbench import api
-from advbench.api import Attack, Field, Threat
-from advbench.models.classifier import Classifier
+from advbench import attacks
+from advbench.attacks import Attack, Field, Threat
+from advbench.models import Classifier
 
 
 class Corner(Attack):
     """Move each pixel by eps to a random side; the strength to expect of noise."""
 
-    class Params(api.Params):
+    class Params(attacks.Params):
         """Hyperparameters of the corner attack."""
 
         share: float = Field(default=1.0, ge=0, le=1, description="share of pixels to move, a fraction")

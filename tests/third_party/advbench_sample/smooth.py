@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from advbench.api import Field
-from advbench.models.classifier import Classifier
-from advbench.training import GradientDefense, Terms, TrainParams
+from advbench.models import Classifier
+from advbench.training import Field, GradientDefense, Terms, TrainParams
 
 
 class Smooth(GradientDefense):

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from advbench.api import Attack, Threat
-from advbench.ascent import Goal, distances, within
+from advbench.attacks.ball import distances, within
+from advbench.attacks.base import Attack, Goal, Threat
 from advbench.data.base import check_floating, check_labels
 from advbench.errors import InputError, PluginError
 from advbench.keys import derive, isolated_rng

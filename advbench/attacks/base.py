@@ -1,30 +1,23 @@
-"""What a plugin author meets: threats, attacks, defenses and what they are given. Imports no torch."""
+"""Threats, goals and attacks: what the author of an attack meets."""
 
 from __future__ import annotations
 
 import bisect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Self
 
-from advbench.data.base import Data
+import torch
+from torch import Tensor, nn
+
+from advbench.attacks.losses import LOSSES, TARGETED_LOSSES, LossName
 from advbench.errors import InputError
-from advbench.keys import derive
-from advbench.progress import Progress
-from advbench.registry.params import Configurable as Configurable  # noqa: PLC0414 - re-exported for plugins
-from advbench.registry.params import Field as Field  # noqa: PLC0414
-from advbench.registry.params import Params as Params  # noqa: PLC0414
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
-
-    from advbench.models.classifier import Classifier
+from advbench.models.classifier import Classifier, ExampleLoss
+from advbench.registry.params import Configurable
 
 Norm = Literal["linf", "l2"]
-Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,60 +49,45 @@ class Threat:
             )
 
 
-@dataclass(frozen=True, slots=True)
-class Resources:
-    """What a task may use. Chunk and device never change a key; chunk changes results by rounding alone.
-
-    Attributes:
-        device: a torch device, as in `"cpu"` or `"cuda:0"`.
-        threads: CPU threads of a task. Fixed, because a sum over threads rounds differently.
-        chunk: the most images that pass a net at once; None for the whole logical batch. A training is cut
-            only where memory runs out.
-    """
-
-    device: str = "cpu"
-    threads: int = 1
-    chunk: int | None = None
-
-
-class CheckpointSlot(Protocol):
-    """Where a training keeps its state, so that a killed run goes on from there."""
-
-    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The tensors and the JSON values last saved, or None."""
-
-    def save(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Replace what was saved."""
-
-
 @dataclass(frozen=True)
-class TrainContext:
-    """What a training is given beside its data.
+class Goal:
+    """What an attack is after: any class but the label, or a target.
 
     Attributes:
-        seed: every random choice of the training derives from it.
-        precision: of the training's passes; weights and their updates are always float32.
-        resources: device and threads.
-        progress: called with the training's progress.
-        checkpoint: where to keep the state, or None.
-        checkpoint_seconds: the least time between two saved states.
-        init: the trained classifier that the hyperparameter `init_from` names; None to have it trained.
+        rows: labels `(batch,)`; or labels and targets, `(batch, 2)`. What losses are called with.
     """
 
-    seed: int = 0
-    precision: Precision = "float32"
-    resources: Resources = field(default_factory=Resources)
-    progress: Callable[[Progress], None] = lambda _: None
-    checkpoint: CheckpointSlot | None = None
-    checkpoint_seconds: float = 30.0
-    init: Classifier | None = None
+    rows: Tensor
 
-    def generator(self, *labels: object) -> torch.Generator:
-        """A generator on the training's device, seeded by the labels alone: no state to save."""
-        import torch
+    @classmethod
+    def of(cls, y: Tensor, targets: Tensor | None = None) -> Goal:
+        """The goal for labels `(batch,)` and, in a targeted attack, targets `(batch,)`."""
+        return cls(y if targets is None else torch.stack([y, targets], 1))
 
-        device = self.resources.device
-        return torch.Generator(device).manual_seed(derive(self.seed, "train", *labels))
+    @property
+    def targeted(self) -> bool:
+        """Whether there are targets."""
+        return self.rows.ndim == 2
+
+    def __getitem__(self, index: Tensor | slice) -> Goal:
+        return Goal(self.rows[index])
+
+    def loss(self, name: LossName) -> ExampleLoss:
+        """What to ascend, of logits and `rows`."""
+        return (TARGETED_LOSSES if self.targeted else LOSSES)[name]
+
+    def margin(self, logits: Tensor) -> Tensor:
+        """How far each image is beyond the goal, `(batch,)` in logits: positive where it is reached."""
+        return self.loss("margin")(logits, self.rows)
+
+    def success(self, logits: Tensor) -> Tensor:
+        """Whether each image reaches the goal, `(batch,)`, bool; an equal largest logit counts by argmax."""
+        predicted = logits.argmax(1)
+        return predicted == self.rows[:, 1] if self.targeted else predicted != self.rows
+
+    def mean_margin(self, logits: Tensor) -> Tensor:
+        """Margin of the log of the mean softmax of draws `(draws, batch, classes)`: of one draw, that of its logits."""
+        return self.margin(logits[0] if len(logits) == 1 else logits.log_softmax(-1).logsumexp(0))
 
 
 class Attack(Configurable, ABC):
@@ -213,8 +191,6 @@ class Attack(Configurable, ABC):
             found: what was found at the smaller eps; `x` where there was none.
             before: the smaller eps; 0 where there was none.
         """
-        import torch
-
         parts = []
         for start in range(0, len(x), clf.batch_size):
             rows = slice(start, start + clf.batch_size)
@@ -316,40 +292,6 @@ class Attack(Configurable, ABC):
             InputError: images, labels, targets or threat that cannot be attacked.
             PluginError: the attack or the model broke its contract.
         """
-        from advbench.harness import craft
+        from advbench.attacks.craft import craft
 
         return craft(self, model, x, y, threat, seed=seed, targets=targets).images
-
-
-class Defense(Configurable, ABC):
-    """A training method: a module and data in, a classifier out."""
-
-    @property
-    def architecture(self) -> str | None:
-        """The registered architecture that it brings with it; None for whichever the run names."""
-        return None
-
-    @abstractmethod
-    def fit(self, module: nn.Module, data: Data, context: TrainContext | None = None) -> Classifier:
-        """Train.
-
-        Must give the same classifier for the same seed, also when it was interrupted and goes on from
-        `context.checkpoint`; must leave `module` as it was.
-
-        Args:
-            module: any module of torch.nn layers: images in [0, 1] in, logits `(batch, classes)` out. Its
-                weights are the starting point; all of them are trained, also those that need no gradient now.
-            data: the training images.
-            context: seed, device, precision, progress, checkpoints; by default seed 0 on the CPU.
-
-        Returns:
-            The classifier, on the context's device.
-        """
-
-    def statistics(self, clf: Classifier) -> Mapping[str, Any]:
-        """What a trained classifier's record keeps beside it, as JSON values; nothing by default.
-
-        Args:
-            clf: what `fit` returned.
-        """
-        return {}

@@ -12,13 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from advbench import api, ascent
-from advbench.api import Field, Threat, TrainContext
+from advbench.attacks.ascent import ascend, step_length
+from advbench.attacks.ball import random_start
+from advbench.attacks.base import Goal, Norm, Threat
 from advbench.errors import InputError
-from advbench.loop import LoopDefense, LoopParams, TrainState, autocast
 from advbench.models.classifier import Classifier
 from advbench.models.noise import Noise
 from advbench.models.posterior import GaussianPosterior, PointPosterior, Posterior, prior_divergence
+from advbench.registry.params import Field
+from advbench.training.base import TrainContext
+from advbench.training.loop import LoopDefense, LoopParams, TrainState, autocast
 
 Terms = Mapping[str, Tensor]
 
@@ -218,7 +221,7 @@ class BallParams(TrainParams):
     """Hyperparameters of training against an adversary in a ball."""
 
     eps: float = Field(default=8 / 255, ge=0, description="radius of the training's ball, in pixels in [0, 1]")
-    norm: api.Norm = Field(default="linf", description="norm of the training's ball")
+    norm: Norm = Field(default="linf", description="norm of the training's ball")
 
 
 class AdversarialParams(BallParams):
@@ -253,14 +256,14 @@ class PgdPerturbation(GradientDefense):
         """PGD examples of `x`."""
         params = self.params
         threat = Threat(params.norm, params.eps)
-        return ascent.ascend(
+        return ascend(
             clf,
             x,
-            ascent.Goal(y),
+            Goal(y),
             threat,
             steps=params.steps,
-            step_size=ascent.step_length(threat, params.steps, params.step_size),
-            start=ascent.random_start(x, threat, generator) if params.random_start else x,
+            step_size=step_length(threat, params.steps, params.step_size),
+            start=random_start(x, threat, generator) if params.random_start else x,
         )
 
 

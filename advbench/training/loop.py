@@ -19,8 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advbench import api, memory
-from advbench.api import CheckpointSlot, Defense, Field, TrainContext
+from advbench import memory
 from advbench.data.base import Data, check_images, check_labels
 from advbench.errors import InputError, PluginError
 from advbench.keys import derive, isolated_rng
@@ -29,9 +28,11 @@ from advbench.models.posterior import FlatLayout, PointPosterior, copy_alike
 from advbench.models.saving import export_classifier
 from advbench.progress import Progress
 from advbench.registry import registry
+from advbench.registry.params import Field, Params
+from advbench.training.base import CheckpointSlot, Defense, TrainContext
 
 
-class LoopParams(api.Params):
+class LoopParams(Params):
     """Hyperparameters of every training by steps over minibatches."""
 
     stages: tuple[Annotated[int, Field(ge=1)], ...] = Field(
@@ -154,7 +155,7 @@ class LoopDefense(Defense):
         return state.clf
 
     def fit(self, module: nn.Module, data: Data, context: TrainContext | None = None) -> Classifier:
-        """Train; see `advbench.api.Defense.fit`.
+        """Train; see `advbench.training.Defense.fit`.
 
         Raises:
             InputError: module and data do not fit, or `init_from` gives no weights to start from.

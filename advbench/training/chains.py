@@ -14,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advbench.api import Field, TrainContext
 from advbench.errors import InputError
-from advbench.loop import LoopDefense, LoopParams, TrainState, autocast
 from advbench.models.classifier import Classifier, Draw
 from advbench.models.posterior import FlatLayout, SamplePosterior
+from advbench.registry.params import Field
+from advbench.training.base import TrainContext
+from advbench.training.loop import LoopDefense, LoopParams, TrainState, autocast
 
 
 def sgld_step(theta: Tensor, gradient: Tensor, *, lr: float, temperature: float, generator: torch.Generator) -> None:

@@ -1,0 +1,33 @@
+"""Attacks: what the author of one imports. A plugin writes `run`; calling the attack checks what comes back."""
+
+from advbench.attacks.ascent import ascend as ascend
+from advbench.attacks.ascent import ascend_until_reached as ascend_until_reached
+from advbench.attacks.ascent import step_length as step_length
+from advbench.attacks.ball import distances as distances
+from advbench.attacks.ball import per_image as per_image
+from advbench.attacks.ball import project as project
+from advbench.attacks.ball import random_start as random_start
+from advbench.attacks.ball import snapped as snapped
+from advbench.attacks.ball import snapped_to_box as snapped_to_box
+from advbench.attacks.ball import steepest as steepest
+from advbench.attacks.ball import within as within
+from advbench.attacks.base import Attack as Attack
+from advbench.attacks.base import Goal as Goal
+from advbench.attacks.base import Norm as Norm
+from advbench.attacks.base import Threat as Threat
+from advbench.attacks.craft import Crafted as Crafted
+from advbench.attacks.craft import craft as craft
+from advbench.attacks.losses import LossName as LossName
+from advbench.attacks.losses import cross_entropy as cross_entropy
+from advbench.attacks.losses import dlr as dlr
+from advbench.attacks.losses import margin as margin
+from advbench.attacks.losses import targeted_cross_entropy as targeted_cross_entropy
+from advbench.attacks.losses import targeted_dlr as targeted_dlr
+from advbench.attacks.losses import targeted_margin as targeted_margin
+from advbench.attacks.selection import SELECTION_DRAWS as SELECTION_DRAWS
+from advbench.attacks.selection import Kept as Kept
+from advbench.attacks.shorten import SHORTENING as SHORTENING
+from advbench.attacks.shorten import shorten as shorten
+from advbench.keys import derive as derive
+from advbench.registry.params import Field as Field
+from advbench.registry.params import Params as Params

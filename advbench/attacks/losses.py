@@ -1,0 +1,79 @@
+"""The losses that attacks ascend, of logits and labels, or of logits and pairs of label and target."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from advbench.models.classifier import ExampleLoss
+
+LossName = Literal["ce", "margin", "dlr"]
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy of each image, `(batch,)`, in nats; its gradient holds for any confidence.
+
+    The usual softmax - 1 at the label is rounded to 0 in float32 once the label leads by 17 nats, and what is left
+    of the gradient no longer leads away from the label: a confident net looks robust. The softplus of how far the
+    other classes together lag behind is the same number, without that difference.
+    """
+    others = logits.scatter(1, y[:, None], -torch.inf).logsumexp(1)
+    return F.softplus(others - logits.gather(1, y[:, None]).squeeze(1))
+
+
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    """Largest other logit minus the label's, `(batch,)`: positive where the image is misclassified.
+
+    Carlini and Wagner 2017, f6 with the sign turned.
+    """
+    label = logits.gather(1, y[:, None]).squeeze(1)
+    others = logits.scatter(1, y[:, None], -torch.inf)
+    return others.amax(1) - label
+
+
+def dlr(logits: Tensor, y: Tensor) -> Tensor:
+    """Difference of logits ratio of each image, `(batch,)` (Croce and Hein 2020, eq. 6).
+
+    The margin divided by the distance of the largest logit to the third: invariant to shift and scale of the
+    logits. Of two classes the ratio would be constant, so it is the margin itself.
+    """
+    if logits.shape[1] < 3:
+        return margin(logits, y)
+    ordered = logits.sort(dim=1, descending=True).values
+    spread = ordered[:, 0] - ordered[:, 2]
+    return margin(logits, y) / spread.clamp_min(1e-12)
+
+
+def targeted_cross_entropy(logits: Tensor, rows: Tensor) -> Tensor:
+    """Negative cross-entropy of each image's target, `(batch,)`, in nats; `rows` holds labels and targets."""
+    return -cross_entropy(logits, rows[:, 1])
+
+
+def targeted_margin(logits: Tensor, rows: Tensor) -> Tensor:
+    """The target's logit minus the largest other one, `(batch,)`: positive where the target is predicted."""
+    return -margin(logits, rows[:, 1])
+
+
+def targeted_dlr(logits: Tensor, rows: Tensor) -> Tensor:
+    """Targeted difference of logits ratio of each image, `(batch,)` (Croce and Hein 2020, eq. 7).
+
+    The target's logit minus the label's, divided by the distance of the largest logit to the mean of the third
+    and the fourth. Of three classes the third stands for both; of two the ratio is left out.
+    """
+    pair = logits.gather(1, rows)
+    difference = pair[:, 1] - pair[:, 0]
+    if logits.shape[1] < 3:
+        return difference
+    ordered = logits.sort(dim=1, descending=True).values
+    return difference / (ordered[:, 0] - ordered[:, 2:4].mean(1)).clamp_min(1e-12)
+
+
+LOSSES: dict[LossName, ExampleLoss] = {"ce": cross_entropy, "margin": margin, "dlr": dlr}
+TARGETED_LOSSES: dict[LossName, ExampleLoss] = {
+    "ce": targeted_cross_entropy,
+    "margin": targeted_margin,
+    "dlr": targeted_dlr,
+}

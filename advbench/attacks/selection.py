@@ -1,0 +1,60 @@
+"""Chooses among candidates by draws of the attack's own, never those that evaluate."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from advbench.attacks.ball import per_image
+from advbench.attacks.base import Goal
+from advbench.models.classifier import Classifier
+
+SELECTION_DRAWS = 10
+
+
+class Kept:
+    """Per image the best of several candidates by draws of the attack's own, the same for all candidates.
+
+    Attributes:
+        images: the best so far.
+        margins: their margins, `(batch,)`; of the mean softmax over the draws where there are several.
+        random: whether the classifier is.
+    """
+
+    def __init__(self, clf: Classifier, goal: Goal, draws: int = SELECTION_DRAWS) -> None:
+        self._clf = clf
+        self.random = clf.stochastic
+        self._goal = goal
+        self._seeds = [clf.next_seed() for _ in range(draws if clf.stochastic else 1)]
+        self.images: Tensor
+        self.margins: Tensor | None = None
+
+    @torch.no_grad()
+    def margins_of(self, images: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Margin of each image `(batch,)` at those draws; `rows` says which images these are, by default all."""
+        starts = range(0, len(images), self._clf.batch_size) or [0]
+        draws = []
+        for draw in map(self._clf.draw, self._seeds):
+            parts = [self._clf.at(draw, images[s : s + self._clf.batch_size], offset=s) for s in starts]
+            draws.append(torch.cat(parts))
+        logits = torch.stack(draws)
+        return (self._goal if rows is None else self._goal[rows]).mean_margin(logits)
+
+    def offer(self, images: Tensor, rows: Tensor | None = None) -> None:
+        """Keep each image that is better than what is kept; `rows` says which images these are, by default all."""
+        margins = self.margins_of(images, rows)
+        if self.margins is None:
+            self.images, self.margins = images.clone(), margins
+            return
+        if rows is None:
+            rows = torch.arange(len(images), device=images.device)
+        improved = margins > self.margins[rows]
+        self.images[rows] = torch.where(per_image(improved, images), images, self.images[rows])
+        self.margins[rows] = torch.where(improved, margins, self.margins[rows])
+
+    def remaining(self) -> Tensor:
+        """Indices of the images worth another run: on a deterministic classifier those that fool it not yet."""
+        assert self.margins is not None, "an offer comes first"
+        if self.random:
+            return torch.arange(len(self.margins), device=self.margins.device)
+        return (self.margins <= 0).nonzero().squeeze(1)

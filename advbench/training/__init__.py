@@ -1,0 +1,35 @@
+"""Training methods: what the author of one imports. The loop is shared; a method overrides its steps."""
+
+from advbench.data.base import Data as Data
+from advbench.keys import derive as derive
+from advbench.registry.params import Field as Field
+from advbench.registry.params import Params as Params
+from advbench.training.base import CheckpointSlot as CheckpointSlot
+from advbench.training.base import Defense as Defense
+from advbench.training.base import Precision as Precision
+from advbench.training.base import Resources as Resources
+from advbench.training.base import TrainContext as TrainContext
+from advbench.training.chains import AdaptiveChains as AdaptiveChains
+from advbench.training.chains import ChainDefense as ChainDefense
+from advbench.training.chains import ChainParams as ChainParams
+from advbench.training.chains import LangevinChains as LangevinChains
+from advbench.training.chains import SGAdaLDParams as SGAdaLDParams
+from advbench.training.chains import SGLDParams as SGLDParams
+from advbench.training.chains import sgadald_step as sgadald_step
+from advbench.training.chains import sgld_step as sgld_step
+from advbench.training.gradient import AdversarialParams as AdversarialParams
+from advbench.training.gradient import BallParams as BallParams
+from advbench.training.gradient import BayesParams as BayesParams
+from advbench.training.gradient import ElboLoss as ElboLoss
+from advbench.training.gradient import ErmLoss as ErmLoss
+from advbench.training.gradient import GradientDefense as GradientDefense
+from advbench.training.gradient import PgdPerturbation as PgdPerturbation
+from advbench.training.gradient import Terms as Terms
+from advbench.training.gradient import TrainParams as TrainParams
+from advbench.training.gradient import VariationalLoss as VariationalLoss
+from advbench.training.gradient import VariationalParams as VariationalParams
+from advbench.training.gradient import gaussian as gaussian
+from advbench.training.loop import LoopDefense as LoopDefense
+from advbench.training.loop import LoopParams as LoopParams
+from advbench.training.loop import TrainState as TrainState
+from advbench.training.loop import autocast as autocast
