@@ -28,14 +28,14 @@ from advbench.options import (
 )
 
 if TYPE_CHECKING:
-    from advbench.config import RunSpec
-    from advbench.execution import Execution
-    from advbench.plan import Plan
+    from advbench.grid.execution import Execution
+    from advbench.grid.plan import Plan
+    from advbench.grid.run import Settings
+    from advbench.grid.scheduler import Outcome
+    from advbench.grid.spec import RunSpec
+    from advbench.grid.tasks import Runtime
     from advbench.report import Report
-    from advbench.run import Settings
-    from advbench.scheduler import Outcome
     from advbench.store.records import Store
-    from advbench.tasks import Runtime
 
 app = typer.Typer(
     name="advbench",
@@ -64,7 +64,8 @@ def run(
 ) -> None:
     """Train, attack, judge, and write the leaderboard; what the store already has is not done again."""
     del log_json  # `main` has seen it, so that errors in other options are told so, too
-    from advbench.run import Settings, check_no_board, check_writable, prepare, write_out
+    from advbench.grid.run import Settings, prepare
+    from advbench.report.output import check_no_board, check_writable, write_out
 
     store = execution.open_store()
     plan = prepare(spec, execution.data_root)
@@ -89,8 +90,8 @@ def _carry_out(
     plan: "Plan", execution: "Execution", runtime: "Runtime", store: "Store", settings: "Settings"
 ) -> "Outcome":
     from advbench.display import make_display
-    from advbench.run import carry_out
-    from advbench.scheduler import outstanding
+    from advbench.grid.run import carry_out
+    from advbench.grid.scheduler import outstanding
 
     waiting = outstanding(plan, store)
     with make_display(plan.tasks, waiting, as_json=_tells_json()) as display:
@@ -110,7 +111,7 @@ def plan(
 ) -> None:
     """Show what a run would do and what it would cost, without doing it."""
     from advbench.describe import plan_lines
-    from advbench.run import prepare
+    from advbench.grid.run import prepare
     from advbench.store.records import Store
     from advbench.store.storage import BRIEF
 
@@ -157,13 +158,14 @@ def curve(
 ) -> None:
     """Run cells along one axis, at the largest eps, and say where the accuracy falls no more."""
     del log_json
-    from advbench.curve import along, trace
-    from advbench.plan import merged
+    from advbench.grid.convergence import along
+    from advbench.grid.plan import merged
+    from advbench.grid.run import Settings, prepare
     from advbench.report import collect
+    from advbench.report.curves import trace
     from advbench.report.figures import convergence_curves
-    from advbench.report.output import drawn
+    from advbench.report.output import check_writable, drawn
     from advbench.report.tables import to_csv
-    from advbench.run import Settings, check_writable, prepare
     from advbench.store.storage import write_file
 
     store = execution.open_store()
@@ -179,7 +181,7 @@ def curve(
             _complain(line)
         raise typer.Exit(1)
     traced = trace(plans, over, lambda each: collect(each, store))
-    files = {"curve.csv": to_csv(traced.table).encode(), "curve.png": drawn(convergence_curves(traced), "png")}
+    files = {"curve.csv": to_csv(traced.table), "curve.png": drawn(convergence_curves(traced), "png")}
     for name, raw in files.items():
         write_file(out / name, raw)
     for line in traced.lines():
@@ -204,9 +206,9 @@ def report(
     store: StoreUrl = DEFAULT_STORE,
 ) -> None:
     """Write a run's report anew from the store; cells that are not there yet are shown as missing."""
-    from advbench.report.output import DEFAULT, check_formats
+    from advbench.grid.run import prepare_anew
+    from advbench.report.output import DEFAULT, check_formats, check_kept, check_writable, collect_anew, write_report
     from advbench.report.references import read_references
-    from advbench.run import check_kept, check_writable, collect_anew, prepare_anew, write_report
     from advbench.store.records import Store
     from advbench.store.storage import BRIEF
 

@@ -13,16 +13,16 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import pydantic
 from tabulate import tabulate
 
-from advbench.backlog import longest_chain
 from advbench.data.datasets import DEFAULT_ROOT
 from advbench.display import duration
 from advbench.errors import AdvbenchError, MissingExtraError, unknown_name
-from advbench.estimates import measured
-from advbench.plan import Plan
+from advbench.grid.estimates import measured
+from advbench.grid.plan import Plan
+from advbench.grid.queue import longest_chain
+from advbench.grid.scheduler import failed_before, outstanding
 from advbench.registry import KINDS, Entry, registry
 from advbench.registry.optional import require, written_over
 from advbench.registry.params import Configurable
-from advbench.scheduler import failed_before, outstanding
 from advbench.store.records import Store
 from advbench.store.storage import BRIEF
 

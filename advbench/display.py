@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from advbench.plan import Task
+from advbench.grid.plan import Task
+from advbench.grid.tasks import Record
 from advbench.progress import Progress as TaskProgress
-from advbench.tasks import Record
 
 WAITING = 60.0  # seconds between two lines that say that other drivers are waited for
 JSON_PROGRESS = 5.0  # least seconds between two lines of JSON on one task's progress

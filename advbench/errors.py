@@ -84,3 +84,10 @@ def unknown_name(kind: str, name: str, known: Iterable[str], *, remedy: str = ""
     listed = ", ".join(names) if names else "none registered"
     advice = "; ".join(filter(None, [hint, note]))
     return InputError(f"unknown {kind} {name!r}", expected=f"one of {listed}", remedy=advice)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU or on the CPU."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

@@ -10,7 +10,7 @@ from advbench.options import DEFAULT_STORE, DataRoot, StoreUrl, names, takes_exe
 
 if TYPE_CHECKING:
     from advbench.boards.findings import Findings
-    from advbench.execution import Execution
+    from advbench.grid.execution import Execution
 
 app = typer.Typer(
     name="leaderboard",
@@ -37,8 +37,7 @@ def build(
     """Make a board's README.md and index.html anew from its spec and tables."""
     from advbench.boards import build as make
     from advbench.boards import load_board
-    from advbench.report.output import DRAWN, check_formats
-    from advbench.run import write_report
+    from advbench.report.output import DRAWN, check_formats, write_report
 
     chosen = names(formats or [])
     check_formats(chosen, DRAWN)

@@ -13,8 +13,8 @@ import typer
 from advbench.errors import InputError
 
 if TYPE_CHECKING:
-    from advbench.config import RunSpec
-    from advbench.execution import Execution
+    from advbench.grid.execution import Execution
+    from advbench.grid.spec import RunSpec
 
 Names = list[str]
 DEFAULT_STORE = ".advbench/store"
@@ -138,7 +138,7 @@ def _expanded(
 
 
 def _make_execution(**values: Any) -> Execution:
-    from advbench.execution import Execution
+    from advbench.grid.execution import Execution
 
     return Execution(**values)
 
@@ -149,9 +149,10 @@ def make_spec(file: Path | None, **options: Any) -> RunSpec:
     Raises:
         InputError: an unknown name, or a bad value.
     """
-    from advbench import config
+    from advbench.grid.spec import make_spec as validated
+    from advbench.grid.spec import narrowed, parse_settings, parse_toml
 
-    values: dict[str, Any] = {} if file is None else config.parse_toml(file)
+    values: dict[str, Any] = {} if file is None else parse_toml(file)
     items = options.pop("set", None)
     whole = dict(values)
     readers = {
@@ -165,7 +166,7 @@ def make_spec(file: Path | None, **options: Any) -> RunSpec:
     for name, value in options.items():
         if value is not None:
             values[name] = readers[name](value) if name in readers else value
-    settings = config.parse_settings(items or [])
+    settings = parse_settings(items or [])
     for plugin, params in settings.items():
         given = values.setdefault("set", {})
         if not isinstance(given, dict) or not isinstance(given.get(plugin, {}), dict):
@@ -175,13 +176,13 @@ def make_spec(file: Path | None, **options: Any) -> RunSpec:
         if not values.get(name):
             raise InputError(f"no {name}", remedy=f"name at least one with {option}; 'advbench plugins' lists them")
     if all(values[name] == whole.get(name) for name in ("defenses", "attacks")):
-        return config.make_spec(values)
+        return validated(values)
     # A part of the file's run: what it says of the rest is not needed.
     if isinstance(whole.get("affinity"), list) and options.get("affinity") is None:
         values["affinity"] = [name for name in whole["affinity"] if name in values["attacks"]]
-    spec = config.make_spec(values)
+    spec = validated(values)
     plugins = set(whole.get("set", {})) - set(settings)
-    return config.narrowed(spec, config.make_spec({**values, **whole}), plugins) if plugins else spec
+    return narrowed(spec, validated({**values, **whole}), plugins) if plugins else spec
 
 
 def names(values: Names) -> list[str]:

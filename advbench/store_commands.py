@@ -118,7 +118,7 @@ def import_(
 
 
 def _keys(run: Path, data_root: str | None) -> Collection[str]:
-    from advbench.run import prepare
+    from advbench.grid.run import prepare
 
     return prepare(make_spec(run / "spec.toml"), data_root).tasks.keys()
 

@@ -14,8 +14,8 @@ from advbench.boards import load_board
 from advbench.boards.check import check, check_content
 from advbench.boards.findings import Findings
 from advbench.boards.plans import data_at_hand, plan_as_made
-from advbench.config import RunSpec
-from advbench.identity import read_identity
+from advbench.grid.identity import read_identity
+from advbench.grid.spec import RunSpec
 from advbench.report import Report
 from advbench.report.page import render_page
 from advbench.report.references import Reference

@@ -22,15 +22,15 @@ import advbench
 from advbench.attacks.base import Threat
 from advbench.attacks.craft import Earlier, craft
 from advbench.attacks.losses import cross_entropy
-from advbench.config import make_spec
 from advbench.data.base import Data
 from advbench.display import PlainDisplay
-from advbench.execution import Execution
+from advbench.grid.execution import Execution
+from advbench.grid.run import carry_out, prepare
+from advbench.grid.scheduler import outstanding
+from advbench.grid.spec import make_spec
 from advbench.models.classifier import Classifier
 from advbench.models.nets import build
 from advbench.models.posterior import GaussianPosterior, perceptron
-from advbench.run import carry_out, prepare
-from advbench.scheduler import outstanding
 from advbench.training.base import TrainContext
 
 pytestmark = pytest.mark.bench

@@ -9,13 +9,13 @@ import json
 import pandas as pd
 import pytest
 
-from advbench import config
 from advbench.boards import plans
 from advbench.boards.findings import Findings
 from advbench.boards.plans import lay_out, plan_as_made, versions_of
 from advbench.boards.rows import check_rows
-from advbench.config import Choice, RunSpec, make_spec
-from advbench.plan import DataIdentity, Identity, Plan
+from advbench.grid.identity import DataIdentity, Identity
+from advbench.grid.plan import Plan
+from advbench.grid.spec import Choice, RunSpec, make_spec
 from advbench.report.tables import planned
 
 SPEC = make_spec({"defenses": ["erm", "bnn"], "attacks": ["fgsm"], "eps": [0.1]})
@@ -27,7 +27,7 @@ def theirs(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if `bnn` came of a distribution of its own, version 2.0, built on a library."""
 
     def resolve(spec: RunSpec) -> tuple[tuple[Choice, ...], tuple[Choice, ...]]:
-        defenses, attacks = config.resolve(spec)
+        defenses, attacks = resolve(spec)
         entry = dataclasses.replace(defenses[-1].entry, distribution="their-plugin", version="2.0")
         return (*defenses[:-1], defenses[-1]._replace(entry=entry, built_on={"their-library": "7"})), attacks
 

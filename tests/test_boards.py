@@ -27,7 +27,7 @@ from advbench.cli import main
 from advbench.data.datasets import load_dataset
 from advbench.errors import InputError, StoreError
 from advbench.evaluation import wilson
-from advbench.identity import read_identity
+from advbench.grid.identity import read_identity
 from advbench.report.tables import records
 from advbench.report.uncertainty import UNCERTAINTY_COLUMNS
 

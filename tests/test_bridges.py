@@ -331,7 +331,7 @@ def test_models_and_images_that_an_attack_cannot_take(
 def test_the_librarys_version_is_in_the_key() -> None:
     import importlib.metadata
 
-    from advbench.config import make_spec, resolve
+    from advbench.grid.spec import make_spec, resolve
 
     def built_on(name: str, **params: Any) -> Any:
         _, (choice,) = resolve(make_spec({"defenses": ["erm"], "attacks": [name], "set": {name: params}}))

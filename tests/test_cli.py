@@ -185,6 +185,6 @@ def test_the_written_spec_repeats_the_run(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_every_setting_has_an_option() -> None:
-    from advbench.config import RunSpec
+    from advbench.grid.spec import RunSpec
 
     assert set(SPEC_OPTIONS) - {"file"} == set(RunSpec.model_fields)

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from advbench import config
-from advbench.config import RunSpec, make_spec, parse_settings, parse_toml, resolve
 from advbench.errors import InputError
+from advbench.grid.identity import DataIdentity, Identity
+from advbench.grid.plan import make_plan
+from advbench.grid.spec import RunSpec, make_spec, parse_settings, parse_toml, resolve
 from advbench.options import make_spec as make
-from advbench.plan import DataIdentity, Identity, make_plan
 
 MINIMAL: dict[str, Any] = {"defenses": ["erm"], "attacks": ["pgd"]}
 
@@ -268,7 +268,7 @@ def test_setting_of_another_form_is_refused(item: str) -> None:
 
 def test_hyperparameters_are_defaults_then_preset_then_what_was_given() -> None:
     spec = make_spec({"defenses": ["adv_bnn", "adv_bnn@hot"], "attacks": ["pgd"], "set": {"adv_bnn@hot": {"lr": 0.5}}})
-    (plain, hot), (pgd,) = config.resolve(spec)
+    (plain, hot), (pgd,) = resolve(spec)
     from advbench_defenses.adv_bnn import AdvBNN
 
     preset = AdvBNN.presets["digits"]
@@ -293,17 +293,17 @@ def test_preset_follows_the_data_set_and_can_be_named() -> None:
         "set": {"adv_bnn@paper": {"preset": "paper"}},
     }
     for dataset in ("mnist", "cifar10"):
-        (own, paper), _ = config.resolve(make_spec({**values, "dataset": dataset}))
+        (own, paper), _ = resolve(make_spec({**values, "dataset": dataset}))
         assert own.params["eps"] == AdvBNN.presets[dataset]["eps"]
         assert paper.params["kl_scope"] == "classifier"
         assert tuple(paper.params["stages"]) == (80, 60, 40, 20)
-    (own, _), _ = config.resolve(make_spec({**values, "dataset": "npz:/nowhere/a.npz"}))
+    (own, _), _ = resolve(make_spec({**values, "dataset": "npz:/nowhere/a.npz"}))
     assert own.params == AdvBNN.Params().model_dump(mode="json")
 
 
 def test_identity_holds_plugin_version_and_hyperparameters_but_no_label() -> None:
     values = {"defenses": ["erm@one", "erm@two"], "attacks": ["fgsm"]}
-    (one, two), _ = config.resolve(make_spec(values))
+    (one, two), _ = resolve(make_spec(values))
     assert one.identity() == two.identity()
     assert set(one.identity()) == {"name", "distribution", "version", "params"}
     assert one.identity()["distribution"] == "advbench"
@@ -311,7 +311,7 @@ def test_identity_holds_plugin_version_and_hyperparameters_but_no_label() -> Non
 
 def test_passes_are_estimated_from_the_hyperparameters() -> None:
     values = {"defenses": ["erm"], "attacks": ["pgd"], "set": {"pgd": {"steps": 7, "restarts": 3}}}
-    _, (pgd,) = config.resolve(make_spec(values))
+    _, (pgd,) = resolve(make_spec(values))
     assert pgd.passes == 21
 
 
@@ -338,14 +338,14 @@ def test_passes_are_estimated_from_the_hyperparameters() -> None:
 def test_what_cannot_be_resolved_is_refused_in_one_line(values: dict[str, Any], message: str) -> None:
     spec = make_spec({**MINIMAL, **values})
     with pytest.raises(InputError, match=message) as caught:
-        config.resolve(spec)
+        resolve(spec)
     assert "\n" not in str(caught.value)
 
 
 def test_label_of_a_defense_is_named_in_its_errors() -> None:
     spec = make_spec({"defenses": ["erm@fast"], "attacks": ["pgd"], "set": {"erm@fast": {"lr": "x"}}})
     with pytest.raises(InputError, match=r"^defense 'erm@fast': "):
-        config.resolve(spec)
+        resolve(spec)
 
 
 def reread(spec: RunSpec, folder: Path) -> RunSpec:
@@ -392,7 +392,7 @@ def test_a_part_of_a_specs_run_drops_settings_that_it_has_no_use_for(tmp_path: P
     assert part.affinity == ()
     assert make(file).affinity == ("pgd",)
     with pytest.raises(InputError, match="unknown plugin in --set 'pgd'"):
-        config.resolve(make(file, attacks=["fgsm"], set=["pgd.steps=4"]))
+        resolve(make(file, attacks=["fgsm"], set=["pgd.steps=4"]))
     file.write_text(file.read_text().replace("[set.pgd]", "[set.pdg]"))
     with pytest.raises(InputError, match="unknown plugin in --set 'pdg'"):
-        config.resolve(make(file, defenses=["erm"]))
+        resolve(make(file, defenses=["erm"]))

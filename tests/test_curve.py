@@ -10,8 +10,8 @@ import pytest
 from conftest import Cli
 
 import advbench
-from advbench.config import make_spec
-from advbench.curve import VALUES, along
+from advbench.grid.convergence import VALUES, along
+from advbench.grid.spec import make_spec
 from advbench.report.curves import Curve, settled
 
 SMALL = "--defense erm --attack pgd --eps 0.05,0.12 --limit 200 --set erm.stages=[8]"

@@ -17,18 +17,18 @@ from typing import Any
 import pytest
 import torch
 
-from advbench import memory
-from advbench.config import make_spec
 from advbench.errors import GoneError, InputError, PluginError, StoreError
-from advbench.estimates import Measured
-from advbench.execution import Execution
-from advbench.executors import Began, Ended, Failure, Moved, Said, attempt, from_json, one_line, to_json
-from advbench.executors.local import Device, LocalExecutor, devices
+from advbench.grid import memory
+from advbench.grid.estimates import Measured
+from advbench.grid.execution import Execution
+from advbench.grid.executors import Began, Ended, Failure, Moved, Said, attempt, from_json, one_line, to_json
+from advbench.grid.executors.local import Device, LocalExecutor, devices
+from advbench.grid.plan import Plan, Task
+from advbench.grid.run import prepare
+from advbench.grid.spec import make_spec
+from advbench.grid.tasks import Runner, Runtime
 from advbench.options import EXECUTION_OPTIONS
-from advbench.plan import Plan, Task
 from advbench.progress import Progress
-from advbench.run import prepare
-from advbench.tasks import Runner, Runtime
 from advbench.training.base import Resources
 
 GIB = 2**30
@@ -210,7 +210,7 @@ def test_a_training_that_went_on_took_the_time_of_all_its_parts(
     """Ten seconds a report, by a clock of our own; a fault after the third costs the time since the last save."""
     now = 1000.0
     clock = SimpleNamespace(perf_counter=lambda: now, time=time.time)
-    monkeypatch.setattr("advbench.tasks.time", clock)
+    monkeypatch.setattr("advbench.grid.tasks.time", clock)
     (train,) = tasks_of(prepare(make_spec({**SPEC.model_dump(), "set": {"erm": {"stages": [6]}}})), "train")
     reports = 0
 
@@ -368,7 +368,7 @@ def test_a_script_without_a_guard_runs_once_and_leaves_no_thread(tmp_path: Path)
     code = """
 import threading
 from advbench.execution import Execution
-from advbench.executors.local import LocalExecutor, devices
+from advbench.grid.executors.local import LocalExecutor, devices
 from advbench.run import prepare
 from advbench.config import make_spec
 plan = prepare(make_spec({"defenses": ["erm"], "attacks": ["fgsm"], "set": {"erm": {"stages": [1]}}}))

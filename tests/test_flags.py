@@ -13,14 +13,14 @@ from torch import Tensor, nn
 import advbench
 from advbench.attacks.base import Threat
 from advbench.attacks.craft import craft
-from advbench.config import Choice
 from advbench.evaluation.evaluate import evaluate
 from advbench.evaluation.summary import summary
-from advbench.plan import Cell
+from advbench.grid.plan import Cell
+from advbench.grid.spec import Choice
+from advbench.grid.tasks import VANISHED
 from advbench.registry import Entry
 from advbench.report.flags import FLAGS, suspicious
 from advbench.report.judgements import judgement_of
-from advbench.tasks import VANISHED
 
 COUNT = 200
 

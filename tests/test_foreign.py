@@ -16,8 +16,8 @@ from advbench.data.datasets import load_dataset
 from advbench.data.ood import identify_ood, ood_images
 from advbench.errors import InputError
 from advbench.evaluation import uncertainty
+from advbench.grid.tasks import read_predictions
 from advbench.store.records import Store, record_name
-from advbench.tasks import read_predictions
 
 
 @pytest.fixture

@@ -11,13 +11,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from advbench.cli import main
-from advbench.config import RunSpec, make_spec
 from advbench.data.datasets import load_dataset
 from advbench.data.ood import OodSet
 from advbench.errors import InputError
-from advbench.identity import blank, identify, identity_text, is_about, parse_identity, read_identity
+from advbench.grid.identity import (
+    DataIdentity,
+    Identity,
+    Shape,
+    blank,
+    identify,
+    identity_text,
+    is_about,
+    parse_identity,
+    read_identity,
+)
+from advbench.grid.spec import RunSpec, make_spec
 from advbench.models.nets import build
-from advbench.plan import DataIdentity, Identity, Shape
 
 NAMES = st.from_regex(r"[a-z][a-z0-9_]{0,20}", fullmatch=True)
 DIGESTS = st.from_regex(r"[0-9a-f]{64}", fullmatch=True)
@@ -100,7 +109,7 @@ def test_a_report_takes_the_word_of_data_json(made: Path, tmp_path: Path, monkey
     folder = Path(shutil.copytree(made / "results", tmp_path / "results"))
     before = {path.name: path.read_bytes() for path in folder.glob("*.csv")}
     assert b",missing," not in before["results.csv"]
-    monkeypatch.setattr("advbench.run.load_dataset", absent)
+    monkeypatch.setattr("advbench.grid.run.load_dataset", absent)
     for path in folder.glob("*.csv"):
         path.unlink()
     assert report(folder, made) == 0
@@ -120,7 +129,7 @@ def test_a_report_asks_for_the_data_where_that_says_too_little(
     if change == "no file":
         (folder / "data.json").unlink()
     assert report(folder, made) == 0
-    monkeypatch.setattr("advbench.run.load_dataset", absent)
+    monkeypatch.setattr("advbench.grid.run.load_dataset", absent)
     capsys.readouterr()
     assert report(folder, made) == 2
     assert "data set 'digits': expected it there, got nothing" in capsys.readouterr().err

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from advbench.config import make_spec, resolve
 from advbench.errors import InputError
-from advbench.plan import Plan
-from advbench.run import prepare
-from advbench.scheduler import outstanding
+from advbench.grid.plan import Plan
+from advbench.grid.run import prepare
+from advbench.grid.scheduler import outstanding
+from advbench.grid.spec import make_spec, resolve
+from advbench.grid.tasks import Runner, Runtime
 from advbench.store.records import Store
-from advbench.tasks import Runner, Runtime
 from advbench.training.base import Resources
 
 SHORT = {"stages": [1], "batch_size": 256}

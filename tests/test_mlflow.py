@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from conftest import Cli
 
-from advbench.plan import Task
+from advbench.grid.plan import Task
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read on import; tests report to nobody
 mlflow = pytest.importorskip("mlflow")

@@ -13,6 +13,7 @@ from reports import made_report
 from advbench.errors import InputError
 from advbench.report import Report, read_report
 from advbench.report.latex import escape, render_latex
+from advbench.report.markdown import render
 from advbench.report.output import FORMATS, check_formats, contents
 
 HOSTILE = "a<b>&%$#_{}~^\\|"
@@ -101,9 +102,9 @@ def test_latex_escapes_every_name(report: Report) -> None:
 
 def test_what_is_not_computed_yet_is_missing_and_not_failed() -> None:
     report = made_report()
-    assert "(failed)" in report.markdown()
+    assert "(failed)" in render(report)
     waiting = report.results["flags"].str.replace(r"^failed.*", "missing", regex=True)
-    text = dataclasses.replace(report, results=report.results.assign(flags=waiting)).markdown()
+    text = render(dataclasses.replace(report, results=report.results.assign(flags=waiting)))
     assert "failed" not in text
     assert "(missing)" in text
     assert " cells missing" in text

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from reports import made_report
 
-from advbench.config import make_spec
 from advbench.errors import InputError
+from advbench.grid.spec import make_spec
 from advbench.report import Report
 from advbench.report.references import model_info, read_references, write_model_infos
 

@@ -11,13 +11,16 @@ import pandas as pd
 import pytest
 import safetensors.numpy
 
-from advbench.config import Choice, make_spec
 from advbench.errors import InputError
 from advbench.evaluation import Predictions, uncertainty, wilson
 from advbench.evaluation.summary import summary
-from advbench.plan import DataIdentity, Identity, Plan, make_plan
+from advbench.grid.identity import DataIdentity, Identity
+from advbench.grid.plan import Plan, make_plan
+from advbench.grid.spec import Choice, make_spec
 from advbench.registry import Entry
 from advbench.report import Report, collect, read_report
+from advbench.report.markdown import render
+from advbench.report.output import contents
 from advbench.report.ranks import ranks
 from advbench.report.texts import format_eps
 from advbench.store.records import Store, record_name
@@ -41,6 +44,10 @@ def predictions(right: int) -> Predictions:
     probs = np.tile(np.array([[0.1, 0.9]], np.float32), (2, IMAGES, 1))
     probs[:, :right] = [0.95, 0.05]
     return Predictions.from_probs(probs, labels)
+
+
+def files_of(report: Report) -> dict[str, str]:
+    return {name: raw.decode() for name, raw in contents(report, ("csv", "md"))}
 
 
 def fill(plan: Plan, store: Store, right: dict[tuple[str, str, str], int], skip: tuple[str, ...] = ()) -> None:
@@ -118,7 +125,7 @@ def test_failed_and_missing_cells_are_visible_everywhere(tmp_path: Path) -> None
     assert set(flags["pgd", 8 / 255]) == {"missing"}
     assert list(report.leaderboard.failed_cells) == [2, 2]
     assert report.leaderboard.worst.isna().all()
-    text = report.markdown()
+    text = render(report)
     assert "<b>" not in text
     assert "4 cells failed: PluginError" in text
     assert "4 cells missing" in text
@@ -139,7 +146,7 @@ def test_several_seeds_give_mean_and_deviation(tmp_path: Path) -> None:
 
 
 def test_csv_files_read_back_as_they_were(report: Report, tmp_path: Path) -> None:
-    for name, text in report.files().items():
+    for name, text in files_of(report).items():
         (tmp_path / name).write_text(text)
     back = pd.read_csv(tmp_path / "results.csv", keep_default_na=False)
     assert (back.accuracy.astype(float).to_numpy() == report.results.accuracy.to_numpy()).all()
@@ -151,25 +158,25 @@ def test_a_run_without_attacks_has_a_leaderboard_of_clean_accuracies(tmp_path: P
     fill(plan, store, RIGHT)
     report = collect(plan, store)
     assert list(report.leaderboard.defense) == ["a", "b"]
-    assert "0.900 [" in report.markdown()
+    assert "0.900 [" in render(report)
     assert report.affinity.empty
 
 
 def test_tables_read_back_are_the_tables(report: Report, tmp_path: Path) -> None:
-    for name, raw in report.contents():
+    for name, raw in contents(report, ("csv", "md")):
         (tmp_path / name).write_bytes(raw)
     back = read_report(tmp_path)
-    assert back.files() == report.files()
+    assert files_of(back) == files_of(report)
 
 
 def test_results_alone_give_all_that_follows_from_them(report: Report, tmp_path: Path) -> None:
-    (tmp_path / "results.csv").write_text(report.files()["results.csv"])
+    (tmp_path / "results.csv").write_text(files_of(report)["results.csv"])
     back = read_report(tmp_path)
     assert back.affinity.affinity.tolist() == pytest.approx(report.affinity.affinity.tolist(), nan_ok=True)
     assert back.affinity.affinity_low.isna().all()
     assert back.leaderboard.worst.tolist() == report.leaderboard.worst.tolist()
     assert back.retention.empty
-    assert "| 1      | b " in back.markdown()
+    assert "| 1      | b " in render(back)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +212,7 @@ def test_affinities_have_intervals_that_hold_them(report: Report) -> None:
 def test_records_of_before_are_completed_from_their_predictions(tmp_path: Path) -> None:
     plan, store = lay_out(["a", "b"], ["fgsm"]), Store(str(tmp_path))
     fill(plan, store, RIGHT)
-    whole = collect(plan, store).files()
+    whole = files_of(collect(plan, store))
     for cell in plan.cells:
         record = store.read_record(cell.key)
         assert record is not None
@@ -217,7 +224,7 @@ def test_records_of_before_are_completed_from_their_predictions(tmp_path: Path) 
         for name in ("calibration", "detection", "histograms", "right", "draw_variance"):
             result.pop(name, None)
         store.write_record(cell.key, record)
-    assert collect(plan, store).files() == whole
+    assert files_of(collect(plan, store)) == whole
     for cell in plan.cells:
         store.drop_artifact(cell.key)
     left = collect(plan, store)
@@ -280,7 +287,7 @@ def test_a_table_never_shows_the_mean_of_some_seeds_alone(tmp_path: Path) -> Non
         if cell.defense.label == "a" and cell.seed == 1:
             store.storage.remove(record_name(cell.key))
     report = collect(plan, store)
-    text = report.markdown()
+    text = render(report)
     rows = [line for line in text.splitlines() if line.startswith("| a ")]
     # After the main table and the eps table: calibration (2), detection, retention (2), affinity.
     assert len(rows) >= 6
@@ -307,7 +314,7 @@ def test_a_defense_whose_attacks_failed_has_no_rank(tmp_path: Path) -> None:
     fill(plan, store, RIGHT, skip=("fgsm",))
     report = collect(plan, store)
     assert report.leaderboard["rank"].isna().all()
-    assert "Ranked by the lowest accuracy at the largest eps" in report.markdown()
+    assert "Ranked by the lowest accuracy at the largest eps" in render(report)
 
 
 def test_several_seeds_leave_an_affinity_undefined_if_one_does(tmp_path: Path) -> None:
@@ -321,5 +328,5 @@ def test_several_seeds_leave_an_affinity_undefined_if_one_does(tmp_path: Path) -
     report = collect(plan, store)
     values = report.affinity[(report.affinity.source == "a") & (report.affinity.target == "b")].affinity
     assert values.isna().tolist() == [False, True]
-    table = report.markdown().partition("## Affinity")[2]
+    table = render(report).partition("## Affinity")[2]
     assert re.search(r"\| a +\| 1\.000 +\| n/a +\|", table)

@@ -16,14 +16,15 @@ import pytest
 import torch
 from rich.console import Console
 
-from advbench.config import make_spec
 from advbench.display import PlainDisplay
-from advbench.execution import Execution
+from advbench.grid.execution import Execution
+from advbench.grid.run import carry_out, prepare
+from advbench.grid.scheduler import Outcome, outstanding
+from advbench.grid.spec import make_spec
 from advbench.models.saving import load_classifier
 from advbench.registry import registry
+from advbench.report.output import write_out
 from advbench.report.tables import RESULT_COLUMNS, Report
-from advbench.run import carry_out, prepare, write_out
-from advbench.scheduler import Outcome, outstanding
 from advbench.store.records import Store
 from advbench.store.storage import StoreWarning
 
@@ -357,8 +358,8 @@ def test_the_same_store_serves_the_python_interface(reference: Path) -> None:
 def test_cells_that_left_the_store_are_not_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from advbench import run as run_module
     from advbench.cli import main
+    from advbench.grid import run as run_module
 
     real = run_module.write_out
 

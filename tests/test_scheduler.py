@@ -15,14 +15,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from advbench.backlog import Backlog, longest_chain
-from advbench.config import make_spec
 from advbench.errors import StoreError
-from advbench.estimates import Measured, Measurements, measured
-from advbench.executors import Began, Ended, Event, Failure
-from advbench.plan import Plan, Task
+from advbench.grid.estimates import Measured, Measurements, measured
+from advbench.grid.executors import Began, Ended, Event, Failure
+from advbench.grid.plan import Plan, Task
+from advbench.grid.queue import Backlog, longest_chain
+from advbench.grid.scheduler import Outcome, Scheduler, failed_before, outstanding
+from advbench.grid.spec import make_spec
 from advbench.progress import Progress
-from advbench.scheduler import Outcome, Scheduler, failed_before, outstanding
 from advbench.store.heartbeat import Heartbeat, Liveness, runs
 from advbench.store.leases import Leases
 from advbench.store.records import Store

@@ -14,9 +14,9 @@ from test_scheduler import dead_process, other
 
 from advbench.cli import main
 from advbench.display import JsonDisplay, LiveDisplay, PlainDisplay, json_line
-from advbench.plan import Task
+from advbench.grid.plan import Task
+from advbench.grid.scheduler import _Running
 from advbench.progress import Progress
-from advbench.scheduler import _Running
 from advbench.status import runs_now, status_lines
 from advbench.store.records import Store
 
@@ -153,8 +153,8 @@ def test_the_time_left_of_a_task_is_told_by_its_own_progress() -> None:
 
 
 def test_a_plan_and_a_report_tell_what_failed_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from advbench.config import make_spec
-    from advbench.run import prepare
+    from advbench.grid.run import prepare
+    from advbench.grid.spec import make_spec
 
     spec = {"defenses": ["erm"], "attacks": ["fgsm"], "eps": [0.1], "limit": 20, "set": {"erm": {"stages": [1]}}}
     (craft,) = [task for task in prepare(make_spec(spec)).tasks.values() if task.kind == "craft"]

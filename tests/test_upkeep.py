@@ -32,7 +32,7 @@ from hypothesis import strategies as st
 
 from advbench.cli import main
 from advbench.errors import InputError, StoreError
-from advbench.estimates import Measured
+from advbench.grid.estimates import Measured
 from advbench.keys import SCHEMA, content_key
 from advbench.store import gc as sweeping
 from advbench.store import verify as survey

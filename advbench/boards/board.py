@@ -16,15 +16,15 @@ import pandas as pd
 from tabulate import tabulate
 
 from advbench.attacks.base import Norm
-from advbench.config import RunSpec, make_spec, parse_toml
 from advbench.errors import InputError
 from advbench.evaluation import BINS
-from advbench.identity import DATA
+from advbench.grid.identity import DATA
+from advbench.grid.spec import RunSpec, make_spec, parse_toml
 from advbench.report import Report, read_report
 from advbench.report.curves import Curve, read_curves
 from advbench.report.judgements import NUMBERS
 from advbench.report.markdown import render
-from advbench.report.output import PAGE
+from advbench.report.output import PAGE, contents
 from advbench.report.page import render_page
 from advbench.report.references import read_references
 from advbench.report.tables import COUNTS, MEASURED, RESULT_COLUMNS
@@ -227,7 +227,7 @@ def pages(board: Board) -> dict[str, str]:
     texts = {"README.md": readme(board), "index.html": html}
     left = {name for name in RUN_FILES if (board.folder / name).is_file()}
     if left:
-        due = {name: raw.decode() for name, raw in board.report.contents() if name in left} | {PAGE: html}
+        due = {name: raw.decode() for name, raw in contents(board.report, ("csv", "md")) if name in left} | {PAGE: html}
         texts |= {name: due[name] for name in RUN_FILES if name in left}
     return texts
 

@@ -16,7 +16,7 @@ from advbench.data.datasets import Dataset
 from advbench.data.ood import ood_labels
 from advbench.evaluation import BINS, RETENTION_FRACTIONS
 from advbench.evaluation.summary import ENTROPIES
-from advbench.plan import Plan
+from advbench.grid.plan import Plan
 from advbench.report.tables import records
 from advbench.report.uncertainty import (
     CALIBRATION,

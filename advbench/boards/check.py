@@ -16,8 +16,8 @@ from advbench.boards.plans import data_at_hand, plan_as_made
 from advbench.boards.rows import check_rows
 from advbench.data.datasets import Dataset, load_dataset
 from advbench.errors import InputError
-from advbench.identity import identify, is_about, read_identity
-from advbench.plan import Identity, Plan
+from advbench.grid.identity import Identity, identify, is_about, read_identity
+from advbench.grid.plan import Plan
 from advbench.report.tables import to_csv
 
 NO_DISTRIBUTIONS = ("python", "device")  # among the versions that rows state
@@ -127,7 +127,7 @@ def _check_pages(board: Board, findings: Findings) -> None:
     from advbench.report.page import without_figures
 
     for name, frame in board.report.tables().items():
-        if name in board.present and _text(board.folder / name) != to_csv(frame):
+        if name in board.present and _text(board.folder / name) != to_csv(frame).decode():
             findings.add("a table is not written as advbench writes it", name)
     for name, due in pages(board).items():
         found = _text(board.folder / name)

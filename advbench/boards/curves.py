@@ -10,10 +10,10 @@ from advbench.boards.board import Board, stated_versions
 from advbench.boards.compare import same
 from advbench.boards.findings import Findings
 from advbench.boards.plans import lay_out, versions_of
-from advbench.config import RunSpec, narrowed
-from advbench.curve import along
 from advbench.errors import InputError
-from advbench.plan import Plan
+from advbench.grid.convergence import along
+from advbench.grid.plan import Plan
+from advbench.grid.spec import RunSpec, narrowed
 from advbench.report.curves import UNCONVERGED, Curve, settled
 from advbench.report.flags import raised
 from advbench.report.tables import as_rows

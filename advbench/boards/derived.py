@@ -12,7 +12,7 @@ from advbench.boards.certainty import check_histograms, check_retention, check_u
 from advbench.boards.compare import IDENTITY, Row, check_columns, check_each_once, same
 from advbench.boards.findings import Findings, row_name
 from advbench.boards.rows import place, place_of
-from advbench.plan import Plan
+from advbench.grid.plan import Plan
 from advbench.report.judgements import is_own
 from advbench.report.ranks import with_own_source
 from advbench.report.tables import MODEL_COLUMNS, records

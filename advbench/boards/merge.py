@@ -19,9 +19,9 @@ from advbench.boards.parcel import Parcel, opened
 from advbench.boards.plans import lay_out, versions_of
 from advbench.boards.rows import derived_flags, place
 from advbench.boards.vetting import check_records, check_settings
-from advbench.config import RunSpec, make_spec
-from advbench.identity import DATA, identity_text
-from advbench.plan import Plan
+from advbench.grid.identity import DATA, identity_text
+from advbench.grid.plan import Plan
+from advbench.grid.spec import RunSpec, make_spec
 from advbench.report import Report, collect
 from advbench.report.ranks import with_own_source
 from advbench.report.tables import MODEL_COLUMNS, RESULT_COLUMNS, planned, records, to_csv
@@ -117,7 +117,7 @@ def _joined(checked: Checked, parcel: Parcel, theirs: Plan, findings: Findings) 
     report = _with_sizes(collect(theirs, parcel.store), board.report, theirs)
     tables = _Joint(board.report, report, whole, parcel.label, findings, classes_of(board, dataset)).report()
     texts = {SPEC: whole.spec.to_toml(), DATA: identity_text(identity)}
-    texts |= {name: to_csv(frame) for name, frame in tables.tables().items() if name in board.present}
+    texts |= {name: to_csv(frame).decode() for name, frame in tables.tables().items() if name in board.present}
     with tempfile.TemporaryDirectory(prefix="advbench-board-") as name:
         draft = Path(name)
         for file in (*board.references, *board.curve_files, *(board.folder / each for each in (ABOUT, *RUN_FILES))):

@@ -14,10 +14,9 @@ from tempfile import TemporaryDirectory
 
 from advbench.boards.board import SPEC
 from advbench.boards.submission import MEMBERS, RECORDS
-from advbench.config import RunSpec, make_spec
 from advbench.errors import InputError
-from advbench.identity import DATA, parse_identity
-from advbench.plan import Identity
+from advbench.grid.identity import DATA, Identity, parse_identity
+from advbench.grid.spec import RunSpec, make_spec
 from advbench.store.archive import import_
 from advbench.store.records import Store
 

@@ -11,12 +11,13 @@ from typing import Any
 import pandas as pd
 
 from advbench.boards.board import release, stated_versions
-from advbench.config import Choice, RunSpec, resolve
 from advbench.data.datasets import DEFAULT_ROOT, Dataset, load_dataset
 from advbench.errors import AdvbenchError
-from advbench.plan import Identity, Plan, make_plan
+from advbench.grid.identity import Identity
+from advbench.grid.plan import Plan, make_plan
+from advbench.grid.run import count_parameters
+from advbench.grid.spec import Choice, RunSpec, resolve
 from advbench.registry import registry
-from advbench.run import count_parameters
 
 # Where torchvision keeps the data sets that it can download, below the root.
 DOWNLOADED = {

@@ -18,12 +18,12 @@ from advbench.boards.rows import SHARES, place, place_of
 from advbench.describe import plan_lines
 from advbench.display import make_display
 from advbench.errors import InputError
-from advbench.execution import Execution
-from advbench.plan import Cell, Plan
+from advbench.grid.execution import Execution
+from advbench.grid.plan import Cell, Plan
+from advbench.grid.run import carry_out, prepare
+from advbench.grid.scheduler import outstanding
 from advbench.report import Report, collect
 from advbench.report.tables import records
-from advbench.run import carry_out, prepare
-from advbench.scheduler import outstanding
 from advbench.store.records import Store
 
 COMPARED = (*SHARES, "forward_passes", "backward_passes")

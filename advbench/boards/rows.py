@@ -15,7 +15,7 @@ from advbench.boards.compare import TOLERANCE, Place, Row
 from advbench.boards.findings import Findings, row_name
 from advbench.boards.intervals import implausible_intervals
 from advbench.boards.plans import installed_version, versions_of
-from advbench.plan import Cell, Plan
+from advbench.grid.plan import Cell, Plan
 from advbench.report.flags import FLAGS, suspicious
 from advbench.report.judgements import NUMBERS, Judgement
 from advbench.report.tables import RESULT_COLUMNS, planned, records

@@ -18,10 +18,10 @@ from advbench.boards.board import SPEC
 from advbench.boards.findings import Findings, row_name
 from advbench.boards.plans import lay_out, plan_as_made
 from advbench.boards.rows import place
-from advbench.config import RunSpec, make_spec, narrowed, parse_toml
 from advbench.errors import InputError, StoreError, unknown_name
-from advbench.identity import DATA, identify_data, identity_text, read_identity
-from advbench.plan import Plan
+from advbench.grid.identity import DATA, identify_data, identity_text, read_identity
+from advbench.grid.plan import Plan
+from advbench.grid.spec import RunSpec, make_spec, narrowed, parse_toml
 from advbench.report.tables import RESULT_COLUMNS, planned, read_table, records
 from advbench.store.archive import export
 from advbench.store.records import Store

@@ -14,14 +14,15 @@ from advbench.boards.board import LIBRARIES, Board, stated_versions
 from advbench.boards.findings import Findings
 from advbench.boards.parcel import Parcel
 from advbench.boards.possible import contradictions
-from advbench.config import Choice, resolve
 from advbench.data.datasets import Dataset, limited
 from advbench.errors import AdvbenchError
 from advbench.evaluation import RESAMPLES, Predictions
 from advbench.evaluation.summary import summary
-from advbench.plan import Identity, Plan, Task
+from advbench.grid.identity import Identity
+from advbench.grid.plan import Plan, Task
+from advbench.grid.spec import Choice, resolve
+from advbench.grid.tasks import VANISHED, read_predictions
 from advbench.store.records import Store
-from advbench.tasks import VANISHED, read_predictions
 
 # Settings in which a submission differs from its board; of data sets, whose path may differ, the identity counts.
 FREE = ("defenses", "set", "dataset", "ood")

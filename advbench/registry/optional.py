@@ -9,7 +9,7 @@ import importlib.metadata
 from collections.abc import Iterator
 from pathlib import Path
 
-from advbench.errors import MissingExtraError, PluginError
+from advbench.errors import MissingExtraError, PluginError, out_of_memory
 
 FAILURES = (ArithmeticError, AssertionError, IndexError, RuntimeError, TypeError, ValueError)
 
@@ -44,7 +44,7 @@ def calling(what: str) -> Iterator[None]:
     try:
         yield
     except FAILURES as error:
-        if type(error).__name__ == "OutOfMemoryError":
+        if out_of_memory(error):
             raise
         raise PluginError(f"{what} failed", got=f"{type(error).__name__}: {error}") from error
 

@@ -1,6 +1,5 @@
 """From records to tables, figures and a page."""
 
-from advbench.report.tables import FILES as FILES
 from advbench.report.tables import Report as Report
 from advbench.report.tables import collect as collect
 from advbench.report.tables import read_report as read_report

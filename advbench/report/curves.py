@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +10,8 @@ from typing import NamedTuple
 import pandas as pd
 
 from advbench.errors import InputError
-from advbench.report.tables import read_table
+from advbench.grid.plan import Plan
+from advbench.report.tables import Report, read_table
 from advbench.report.texts import format_eps
 
 COLUMNS = (
@@ -101,6 +102,30 @@ def settled(rows: pd.DataFrame, axis: str) -> int | None:
         if min(later) >= lows[index] and (axis != "draws" or max(later) <= highs[index]):
             return int(value)
     return None
+
+
+def trace(plans: Iterable[tuple[int, Plan]], axis: str, report_of: Callable[[Plan], Report]) -> Curve:
+    """Make the curve.
+
+    Args:
+        plans: the runs that `along` gave, laid out, with their values.
+        axis: along which.
+        report_of: carries a plan out and gives its tables.
+    """
+    parts = []
+    for value, plan in plans:
+        results = report_of(plan).results
+        attacked = results[results.attack != "none"]
+        own = attacked[attacked.source == attacked.defense]
+        parts.append((own if len(own) else attacked).assign(axis=axis, value=value))
+    table = pd.concat(parts, ignore_index=True)
+    table = table.sort_values(["defense", "attack", "seed", "value"], kind="stable", ignore_index=True)
+    flags = table["flags"].copy()
+    for _, rows in table.groupby(["defense", "attack", "seed"], sort=False):
+        if settled(rows, axis) is None:
+            last = rows.index[-1]
+            flags[last] = ";".join(filter(None, [flags[last], UNCONVERGED]))
+    return Curve(axis, table.assign(flags=flags)[COLUMNS])
 
 
 def read_curve(path: Path) -> Curve:

@@ -9,8 +9,8 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from advbench.config import Choice
-from advbench.plan import Cell
+from advbench.grid.plan import Cell
+from advbench.grid.spec import Choice
 from advbench.report.judgements import Judgement
 
 FLAGS = {

@@ -14,9 +14,9 @@ import numpy as np
 from advbench.errors import GoneError
 from advbench.evaluation import Bools
 from advbench.evaluation.summary import summary
-from advbench.plan import Cell, OodCell, Plan
+from advbench.grid.plan import Cell, OodCell, Plan
+from advbench.grid.tasks import read_predictions
 from advbench.store.records import Store
-from advbench.tasks import read_predictions
 
 Record = Mapping[str, Any]
 Texts = dict[tuple[tuple[str, str], ...], str]

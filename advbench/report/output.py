@@ -5,13 +5,24 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from advbench.config import RunSpec
-from advbench.errors import unknown_name
+import pandas as pd
+
+from advbench.errors import InputError, unknown_name
+from advbench.grid.identity import DATA, identity_text
+from advbench.grid.memory import gc_paused
+from advbench.grid.plan import Plan
+from advbench.grid.scheduler import Outcome, failures
+from advbench.grid.spec import RunSpec
+from advbench.report.markdown import render
 from advbench.report.references import Reference
-from advbench.report.tables import Report
+from advbench.report.tables import MEASURED, Report, collect, planned, to_csv
+from advbench.store.records import Store
+from advbench.store.storage import write_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,6 +39,8 @@ FORMATS = {
 DEFAULT = ("csv", "md", "html")
 DRAWN = ("latex", "svg", "pdf", "png")  # what a board does not have of itself
 PAGE = "leaderboard.html"
+FILES = (*(f"{name}.csv" for name in MEASURED), "leaderboard.csv", "leaderboard.md")
+PLACE = ["source", "defense", "attack", "eps", "seed"]
 
 
 def check_formats(names: Collection[str], known: Collection[str] = tuple(FORMATS)) -> None:
@@ -53,10 +66,13 @@ def contents(
         references: models judged elsewhere, for the page.
     """
     beside = [] if spec is None else ["spec.toml", "data.json"]
-    for name, raw in report.contents():
-        if name.rpartition(".")[2] in formats:
+    if "csv" in formats:
+        for name, frame in {**report.tables(), "leaderboard.csv": report.leaderboard}.items():
             beside.append(name)
-            yield name, raw
+            yield name, to_csv(frame)
+    if "md" in formats:
+        beside.append("leaderboard.md")
+        yield "leaderboard.md", render(report).encode()
     if "html" in formats:
         from advbench.report.page import render_page
 
@@ -102,3 +118,110 @@ def drawn(figure: Figure, form: str) -> bytes:
     # Its text is dark: a picture that is transparent could not be read on a dark page.
     figure.savefig(file, format=form, dpi=150, metadata=undated, bbox_inches="tight", facecolor="white")
     return file.getvalue()
+
+
+def collect_anew(plan: Plan, store: Store) -> Report:
+    """The tables of a run from what a store holds by now."""
+    failed = failures(plan, store)
+    plan = replace(plan, tasks={})  # of a large grid they take as much memory as the tables, which do without
+    return collect(plan, store, failed)
+
+
+def write_out(plan: Plan, store: Store, outcome: Outcome, out: Path) -> tuple[Report, tuple[Path, ...]]:
+    """Make a run's tables and write its files, also when cells failed.
+
+    Returns:
+        The tables, and the files written.
+
+    Raises:
+        StoreError: the folder cannot be written.
+    """
+    report = collect(plan, store, outcome.failed)
+    texts = {"spec.toml": plan.spec.to_toml()}
+    if plan.identity is not None:
+        texts[DATA] = identity_text(plan.identity)
+    for name, text in texts.items():
+        write_file(out / name, text.encode())
+    return report, (*(out / name for name in texts), *write_report(report, out, plan.spec))
+
+
+@gc_paused()
+def write_report(
+    report: Report,
+    out: Path,
+    spec: RunSpec,
+    formats: Collection[str] = DEFAULT,
+    references: Sequence[Reference] = (),
+) -> tuple[Path, ...]:
+    """Write a report into a folder, in all of these formats; returns the files' paths."""
+    paths = []
+    for name, raw in contents(report, formats, spec, references):
+        write_file(out / name, raw)
+        paths.append(out / name)
+    return tuple(paths)
+
+
+def check_kept(folder: Path, results: pd.DataFrame) -> None:
+    """Make sure that no result that a folder's table has would be missing from the one that takes its place.
+
+    Raises:
+        InputError: some would.
+    """
+    lost = _lost(folder, results)
+    if lost:
+        raise InputError(
+            f"folder {folder}",
+            expected="to keep the results in its tables",
+            got=f"{lost} that would be missing then",
+            remedy="name the run's store with --store; to draw tables as they are: advbench leaderboard build --format",
+        )
+
+
+def check_no_board(out: Path, plan: Plan) -> None:
+    """Make sure that a run does not take the place of a published board that has other rows.
+
+    Raises:
+        InputError: it would.
+    """
+    lost = _lost(out, planned(plan).assign(accuracy=0.0)) if (out / "index.html").exists() else 0
+    if lost:
+        raise InputError(
+            f"output folder {out}",
+            expected="no board with results that are not part of the run",
+            got=f"{lost} of them",
+            remedy="choose another with --out; 'advbench leaderboard merge' adds a defense to a board",
+        )
+
+
+def _lost(folder: Path, results: pd.DataFrame) -> int:
+    """How many rows of a folder's `results.csv` have a result, and none in other results."""
+    try:
+        before = pd.read_csv(folder / "results.csv", usecols=[*PLACE, "accuracy"], keep_default_na=False, dtype=str)
+        before = before[before.accuracy != ""].astype({"eps": float, "seed": int})
+    except (OSError, ValueError):
+        return 0  # nothing that could be read
+    there = set(results.loc[results.accuracy.notna(), PLACE].itertuples(index=False, name=None))
+    return sum(row not in there for row in before[PLACE].itertuples(index=False, name=None))
+
+
+def check_writable(out: Path) -> None:
+    """Make the output folder and make sure that it can be written, before any work is done.
+
+    Raises:
+        InputError: it cannot.
+    """
+    probe = out / ".advbench-write-test"
+    for name in ("spec.toml", "data.json", PAGE, *FILES):
+        if (out / name).is_dir():
+            raise InputError(f"output folder {out}", expected=f"no folder named {name} in it", remedy="move it away")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise InputError(
+            f"output folder {out}",
+            expected="a folder that can be written",
+            got=error.strerror or str(error),
+            remedy="choose another with --out",
+        ) from error

@@ -16,7 +16,7 @@ import jinja2
 import matplotlib
 from matplotlib.figure import Figure
 
-from advbench.config import RunSpec
+from advbench.grid.spec import RunSpec
 from advbench.report import details, figures
 from advbench.report.curves import Curve
 from advbench.report.flags import FLAGS

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from advbench.config import RunSpec
+from advbench.grid.spec import RunSpec
 from advbench.report.ranks import own_rows
 from advbench.report.references import Reference
 from advbench.report.tables import Report, as_rows

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from advbench.config import RunSpec
 from advbench.errors import InputError, unknown_name
+from advbench.grid.spec import RunSpec
 from advbench.report.ranks import own_rows
 from advbench.report.tables import Report, as_rows
 from advbench.report.texts import format_eps

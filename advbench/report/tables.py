@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from advbench.collector import paused
-from advbench.config import Choice
 from advbench.errors import InputError
-from advbench.plan import Cell, Plan
+from advbench.grid.memory import gc_paused
+from advbench.grid.plan import Cell, Plan
+from advbench.grid.spec import Choice
 from advbench.report import uncertainty
 from advbench.report.flags import suspicious
 from advbench.report.judgements import NUMBERS, Judgement, found_out, is_own, judgements
@@ -38,7 +38,6 @@ SHARED = ("defense_params", "attack_params", "versions")
 WHOLE = ("seed", "n_kept", "value")
 LARGEST = 1e15  # of any number in a table: beyond, sums and whole numbers lose digits
 MEASURED = ("results", "models", "affinity", "retention", "uncertainty", "histograms")
-FILES = (*(f"{name}.csv" for name in MEASURED), "leaderboard.csv", "leaderboard.md")
 TEXTS = (
     "dataset architecture defense defense_params attack attack_params source target norm flags key versions reason "
     "images measure counts posterior axis"
@@ -75,36 +74,15 @@ class Report:
         """The tables that were measured, by the name of their file."""
         return {f"{name}.csv": getattr(self, name) for name in MEASURED}
 
-    def files(self) -> dict[str, str]:
-        """The text of each file by its name: all tables as CSV, and the leaderboard as Markdown too."""
-        return {name: raw.decode() for name, raw in self.contents()}
-
-    def contents(self) -> Iterator[tuple[str, bytes]]:
-        """Name and bytes of each file, one at a time: of a large grid they take more memory than the tables."""
-        for name, frame in self.tables().items():
-            yield name, _csv_bytes(frame)
-        yield "leaderboard.csv", _csv_bytes(self.leaderboard)
-        yield "leaderboard.md", self.markdown().encode()
-
     @property
     def incomplete(self) -> bool:
         """Whether a cell failed or is missing."""
         ood = self.uncertainty[self.uncertainty.images == "ood"]
         return bool(self.results.accuracy.isna().any() or ood.total.isna().any())
 
-    def markdown(self) -> str:
-        """The leaderboard and what it rests on, for people."""
-        from advbench.report.markdown import render
 
-        return render(self)
-
-
-def to_csv(frame: pd.DataFrame) -> str:
-    """A table as CSV, in which every number reads back as it was."""
-    return _csv_bytes(frame).decode()
-
-
-def _csv_bytes(frame: pd.DataFrame) -> bytes:
+def to_csv(frame: pd.DataFrame) -> bytes:
+    """A table as CSV in UTF-8, in which every number reads back as it was."""
     file = io.BytesIO()  # a file of text would take four times the memory
     # As objects, fractions are written in fewer steps, with the same digits.
     frame = frame.astype({name: object for name, kind in frame.dtypes.items() if kind == np.float64})
@@ -112,7 +90,7 @@ def _csv_bytes(frame: pd.DataFrame) -> bytes:
     return file.getvalue()
 
 
-@paused()
+@gc_paused()
 def collect(plan: Plan, store: Store, failed: Mapping[str, str] | None = None) -> Report:
     """Make the tables of a plan from what the store holds.
 

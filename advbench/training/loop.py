@@ -19,9 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advbench import memory
 from advbench.data.base import Data, check_images, check_labels
-from advbench.errors import InputError, PluginError
+from advbench.errors import InputError, PluginError, out_of_memory
 from advbench.keys import derive, isolated_rng
 from advbench.models.classifier import Classifier
 from advbench.models.posterior import FlatLayout, PointPosterior, copy_alike
@@ -190,7 +189,7 @@ class LoopDefense(Defense):
         try:
             yield
         except Exception as error:
-            if not memory.exhausted(error) or self.separable(state.clf):
+            if not out_of_memory(error) or self.separable(state.clf):
                 raise
             raise PluginError(
                 f"memory of {x.device} ran out in training step {state.step + 1}, on {len(x)} images of shape "

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from advbench.plan import Task
+from advbench.grid.plan import Task
 from advbench.store import heartbeat
 from advbench.store.storage import Storage
 

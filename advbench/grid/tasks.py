@@ -18,21 +18,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from advbench import memory
 from advbench.attacks.ball import within
 from advbench.attacks.base import Threat
 from advbench.attacks.craft import Earlier, craft
 from advbench.data.datasets import Dataset, limited, load_dataset
 from advbench.data.ood import ood_images
-from advbench.errors import GoneError, InputError, PluginError
+from advbench.errors import GoneError, InputError, PluginError, out_of_memory
 from advbench.evaluation import Predictions
 from advbench.evaluation.evaluate import evaluate, evaluate_ood
 from advbench.evaluation.summary import summary
+from advbench.grid import memory
+from advbench.grid.plan import Task
 from advbench.keys import derive
 from advbench.models.classifier import Classifier
 from advbench.models.nets import build
 from advbench.models.saving import check_restores, export_classifier, load_classifier, read_tensors, tensor_bytes
-from advbench.plan import Task
 from advbench.progress import OnProgress, Progress
 from advbench.registry import registry
 from advbench.store.records import Store
@@ -136,7 +136,7 @@ class Runner:
             try:
                 return work(task, on_progress)
             except Exception as error:
-                if not memory.exhausted(error):
+                if not out_of_memory(error):
                     raise
                 reason = str(error).partition("\n")[0] or type(error).__name__
             tried.append(str(chunk or largest))

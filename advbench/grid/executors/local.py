@@ -16,13 +16,13 @@ from multiprocessing.connection import Connection, wait
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from advbench import memory
 from advbench.errors import InputError
-from advbench.estimates import Measured
-from advbench.executors import Began, Ended, Event, Failure, Moved, Said, attempt, from_json, one_line, to_json
-from advbench.plan import Task
+from advbench.grid import memory
+from advbench.grid.estimates import Measured
+from advbench.grid.executors import Began, Ended, Event, Failure, Moved, Said, attempt, from_json, one_line, to_json
+from advbench.grid.plan import Task
+from advbench.grid.tasks import Runner, Runtime
 from advbench.progress import Progress
-from advbench.tasks import Runner, Runtime
 
 if TYPE_CHECKING:
     from multiprocessing.context import ForkServerContext, SpawnContext

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, fields
 from itertools import product
 from typing import Any, Literal, NamedTuple
 
-from advbench.collector import paused
-from advbench.config import Choice, RunSpec
 from advbench.data.ood import OodSet
+from advbench.grid.identity import DataIdentity, Identity
+from advbench.grid.memory import gc_paused
+from advbench.grid.spec import Choice, RunSpec
 from advbench.keys import SCHEMA, content_key
 
 TaskKind = Literal["train", "craft", "evaluate"]
@@ -92,45 +93,6 @@ class Judged(NamedTuple):
     within: float | None
 
 
-class DataIdentity(NamedTuple):
-    """What keys and costs need to know of a data set.
-
-    Attributes:
-        name: its registered name, without path.
-        digest: SHA-256 of its content.
-        train_count: training images.
-        test_count: test images.
-    """
-
-    name: str
-    digest: str
-    train_count: int
-    test_count: int
-
-
-class Shape(NamedTuple):
-    """What nets are built for: the images of a data set, and its classes."""
-
-    channels: int
-    height: int
-    width: int
-    classes: int
-
-
-class Identity(NamedTuple):
-    """Which data a run is about.
-
-    Attributes:
-        data: what keys hold of the data set.
-        ood: data sets whose images are shown as well.
-        shape: of the data set's images; None where that is not known.
-    """
-
-    data: DataIdentity
-    ood: tuple[OodSet, ...] = ()
-    shape: Shape | None = None
-
-
 @dataclass(frozen=True)
 class Plan:
     """A run, laid out.
@@ -154,7 +116,7 @@ class Plan:
     ood: tuple[OodCell, ...] = ()
 
 
-@paused()
+@gc_paused()
 def make_plan(
     spec: RunSpec,
     defenses: tuple[Choice, ...],

@@ -6,19 +6,57 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from advbench.config import RunSpec
 from advbench.data.base import Data
 from advbench.data.datasets import Dataset, load_dataset
 from advbench.data.ood import OodSet, identify_ood
 from advbench.errors import InputError
-from advbench.plan import DataIdentity, Identity, Shape
+from advbench.grid.spec import RunSpec
 
 DATA = "data.json"
 MOST_CLASSES, MOST_VALUES = 100_000, 2**22  # that a file may state; values are those of an image
+
+
+class DataIdentity(NamedTuple):
+    """What keys and costs need to know of a data set.
+
+    Attributes:
+        name: its registered name, without path.
+        digest: SHA-256 of its content.
+        train_count: training images.
+        test_count: test images.
+    """
+
+    name: str
+    digest: str
+    train_count: int
+    test_count: int
+
+
+class Shape(NamedTuple):
+    """What nets are built for: the images of a data set, and its classes."""
+
+    channels: int
+    height: int
+    width: int
+    classes: int
+
+
+class Identity(NamedTuple):
+    """Which data a run is about.
+
+    Attributes:
+        data: what keys hold of the data set.
+        ood: data sets whose images are shown as well.
+        shape: of the data set's images; None where that is not known.
+    """
+
+    data: DataIdentity
+    ood: tuple[OodSet, ...] = ()
+    shape: Shape | None = None
 
 
 def identity_text(identity: Identity) -> str:

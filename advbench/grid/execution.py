@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from advbench.errors import InputError
-from advbench.executors import Executor
+from advbench.grid.executors import Executor
+from advbench.grid.tasks import Runtime, versions
 from advbench.progress import Progress
 from advbench.store.records import Store
 from advbench.store.storage import PATIENCE
-from advbench.tasks import Runtime, versions
 from advbench.training.base import Resources
 
 EXECUTORS = ("inline", "local", "ray")
@@ -125,15 +125,15 @@ class Execution:
         """
         threads = runtime.resources.threads
         if self.executor == "inline":
-            from advbench.executors.inline import InlineExecutor
+            from advbench.grid.executors.inline import InlineExecutor
 
             return InlineExecutor(runtime, on_progress, on_line)
         if self.executor == "local":
-            from advbench.executors.local import LocalExecutor, devices
+            from advbench.grid.executors.local import LocalExecutor, devices
 
             pool = devices(self._devices(), threads, self.workers)
             return LocalExecutor(runtime, pool, time_limit=self.time_limit, retries=self.retries)
-        from advbench.executors.ray import RayExecutor
+        from advbench.grid.executors.ray import RayExecutor
 
         return RayExecutor(
             runtime,

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from advbench.errors import AdvbenchError, GoneError, InputError, StoreError
-from advbench.estimates import Measured
-from advbench.plan import Task
+from advbench.grid.estimates import Measured
+from advbench.grid.plan import Task
+from advbench.grid.tasks import Record, Runner
 from advbench.progress import OnProgress, Progress
-from advbench.tasks import Record, Runner
 
 REASON_LENGTH = 500  # characters of a reason that are kept, and of a line that a task prints
 TRACE_LENGTH = 20_000

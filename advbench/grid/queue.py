@@ -5,8 +5,8 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterator, Mapping
 
-from advbench.estimates import Estimator
-from advbench.plan import Task
+from advbench.grid.estimates import Estimator
+from advbench.grid.plan import Task
 
 
 class Backlog:

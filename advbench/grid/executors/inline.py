@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from io import TextIOBase
 
-from advbench.estimates import Measured
-from advbench.executors import Began, Ended, Event, attempt, one_line
-from advbench.plan import Task
+from advbench.grid.estimates import Measured
+from advbench.grid.executors import Began, Ended, Event, attempt, one_line
+from advbench.grid.plan import Task
+from advbench.grid.tasks import Runner, Runtime
 from advbench.progress import Progress
-from advbench.tasks import Runner, Runtime
 
 
 class InlineExecutor:

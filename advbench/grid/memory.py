@@ -1,13 +1,15 @@
-"""Memory of a task: what it needed at most, when it ran out, and what there is."""
+"""Memory of a task: its peak, what there is, what to try when it ran out; and a pause of garbage collection."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import functools
+import gc
 import os
 import platform
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -76,13 +78,6 @@ def peak(device: str) -> int | None:
     return int(line.split()[1]) * 1024
 
 
-def exhausted(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a GPU or on the CPU."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-
-
 def halvings(chunk: int | None, largest: int) -> Iterator[int | None]:
     """Chunks to try when memory runs out: the one asked for, then halves of what passes at once, down to 1."""
     yield chunk
@@ -90,3 +85,15 @@ def halvings(chunk: int | None, largest: int) -> Iterator[int | None]:
     while size > 1:
         size //= 2
         yield size
+
+
+@contextmanager
+def gc_paused() -> Iterator[None]:
+    """Pause garbage collection in a block or a function that makes many objects which all stay."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()

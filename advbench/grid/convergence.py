@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 
-import pandas as pd
-
-from advbench.config import RunSpec
 from advbench.errors import InputError
-from advbench.plan import Plan
+from advbench.grid.spec import RunSpec
 from advbench.registry import registry
-from advbench.report.curves import COLUMNS, UNCONVERGED, Curve, settled
-from advbench.report.tables import Report
 
 VALUES: dict[str, tuple[int, ...]] = {  # along each axis, unless others are asked for
     "samples": (1, 2, 5, 10, 20, 50),
@@ -55,27 +50,3 @@ def along(spec: RunSpec, axis: str, values: Sequence[int] = ()) -> list[tuple[in
 def _with(spec: RunSpec, name: str, value: int) -> RunSpec:
     settings = {**spec.set, **{label: {**spec.set.get(label, {}), name: value} for label in spec.attacks}}
     return spec.model_copy(update={"set": settings})
-
-
-def trace(plans: Iterable[tuple[int, Plan]], axis: str, report_of: Callable[[Plan], Report]) -> Curve:
-    """Make the curve.
-
-    Args:
-        plans: the runs that `along` gave, laid out, with their values.
-        axis: along which.
-        report_of: carries a plan out and gives its tables.
-    """
-    parts = []
-    for value, plan in plans:
-        results = report_of(plan).results
-        attacked = results[results.attack != "none"]
-        own = attacked[attacked.source == attacked.defense]
-        parts.append((own if len(own) else attacked).assign(axis=axis, value=value))
-    table = pd.concat(parts, ignore_index=True)
-    table = table.sort_values(["defense", "attack", "seed", "value"], kind="stable", ignore_index=True)
-    flags = table["flags"].copy()
-    for _, rows in table.groupby(["defense", "attack", "seed"], sort=False):
-        if settled(rows, axis) is None:
-            last = rows.index[-1]
-            flags[last] = ";".join(filter(None, [flags[last], UNCONVERGED]))
-    return Curve(axis, table.assign(flags=flags)[COLUMNS])

@@ -16,12 +16,12 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from advbench.errors import InputError
-from advbench.estimates import Measured
-from advbench.executors import Began, Cause, Ended, Event, Failure, Moved, attempt, from_json, one_line, to_json
-from advbench.plan import Task
+from advbench.grid.estimates import Measured
+from advbench.grid.executors import Began, Cause, Ended, Event, Failure, Moved, attempt, from_json, one_line, to_json
+from advbench.grid.plan import Task
+from advbench.grid.tasks import Runner, Runtime
 from advbench.progress import Progress
 from advbench.registry.optional import require
-from advbench.tasks import Runner, Runtime
 from advbench.training.base import Resources
 
 HEADROOM = 1.1  # of a measured peak

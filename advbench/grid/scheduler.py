@@ -8,16 +8,16 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from advbench.backlog import Backlog, ExamplesInUse, longest_chain
 from advbench.errors import StoreError
-from advbench.estimates import Measurements
-from advbench.executors import Began, Event, Executor, Failure, Moved, Said
-from advbench.plan import Plan, Task
+from advbench.grid.estimates import Measurements
+from advbench.grid.executors import Began, Event, Executor, Failure, Moved, Said
+from advbench.grid.plan import Plan, Task
+from advbench.grid.queue import Backlog, ExamplesInUse, longest_chain
+from advbench.grid.tasks import Record
 from advbench.progress import Progress
 from advbench.store.heartbeat import Heartbeat, Liveness
 from advbench.store.leases import Leases
 from advbench.store.records import Store
-from advbench.tasks import Record
 
 TICK = 1.0  # longest time between two looks at the heartbeat and at other drivers' tasks, in seconds
 TELL = 2.0  # seconds between two updates of what others see of the run
