@@ -1,6 +1,6 @@
 """`python -m advbench`."""
 
-from advbench.cli import script
+from advbench.cli.app import script
 
 if __name__ == "__main__":
     script()

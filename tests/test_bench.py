@@ -22,8 +22,8 @@ import advbench
 from advbench.attacks.base import Threat
 from advbench.attacks.craft import Earlier, craft
 from advbench.attacks.losses import cross_entropy
+from advbench.cli.display import PlainDisplay
 from advbench.data.base import Data
-from advbench.display import PlainDisplay
 from advbench.grid.execution import Execution
 from advbench.grid.run import carry_out, prepare
 from advbench.grid.scheduler import outstanding

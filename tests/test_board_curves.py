@@ -11,7 +11,7 @@ import pytest
 from board_tools import contents, edit, lines, pages_drawn_once
 
 from advbench.boards import build, load_board
-from advbench.cli import main
+from advbench.cli.app import main
 from advbench.errors import InputError
 from advbench.report.curves import COLUMNS, read_curve, read_curves
 

@@ -22,7 +22,7 @@ from board_tools import files, pages_drawn_once
 
 from advbench.boards import build, load_board, merge, staging
 from advbench.boards.check import check
-from advbench.cli import main
+from advbench.cli.app import main
 from advbench.evaluation import Predictions
 from advbench.evaluation.summary import summary
 from advbench.keys import content_key

@@ -23,7 +23,7 @@ from advbench.boards.findings import Findings
 from advbench.boards.plans import plan_as_made
 from advbench.boards.rerun import Comparison, part_of
 from advbench.boards.rows import derived_flags
-from advbench.cli import main
+from advbench.cli.app import main
 from advbench.data.datasets import load_dataset
 from advbench.errors import InputError, StoreError
 from advbench.evaluation import wilson

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from advbench.cli import main
-from advbench.options import SPEC_OPTIONS
+from advbench.cli.app import main
+from advbench.cli.options import SPEC_OPTIONS
 
 QUICK = ["--defense", "erm", "--attack", "fgsm", "--eps", "0.1", "--limit", "20", "--set", "erm.stages=[1]"]
 

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from advbench.cli.options import make_spec as make
 from advbench.errors import InputError
 from advbench.grid.identity import DataIdentity, Identity
 from advbench.grid.plan import make_plan
 from advbench.grid.spec import RunSpec, make_spec, parse_settings, parse_toml, resolve
-from advbench.options import make_spec as make
 
 MINIMAL: dict[str, Any] = {"defenses": ["erm"], "attacks": ["pgd"]}
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 import advbench
-from advbench.cli import main
-from advbench.options import EXECUTION_OPTIONS, SPEC_OPTIONS
+from advbench.cli.app import main
+from advbench.cli.options import EXECUTION_OPTIONS, SPEC_OPTIONS
 from advbench.registry import hooks
 from advbench.report import read_report
 from advbench.report.markdown import main_table

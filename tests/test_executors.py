@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 
+from advbench.cli.options import EXECUTION_OPTIONS
 from advbench.errors import GoneError, InputError, PluginError, StoreError
 from advbench.grid import memory
 from advbench.grid.estimates import Measured
@@ -27,7 +28,6 @@ from advbench.grid.plan import Plan, Task
 from advbench.grid.run import prepare
 from advbench.grid.spec import make_spec
 from advbench.grid.tasks import Runner, Runtime
-from advbench.options import EXECUTION_OPTIONS
 from advbench.progress import Progress
 from advbench.training.base import Resources
 

@@ -19,7 +19,7 @@ import pandas as pd
 import pytest
 from test_registry import install
 
-from advbench.cli import main
+from advbench.cli.app import main
 
 # One after another: each of these keeps all cores busy by itself.
 pytestmark = pytest.mark.xdist_group("processes")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from advbench.cli import main
+from advbench.cli.app import main
 from advbench.data.datasets import load_dataset
 from advbench.data.ood import OodSet
 from advbench.errors import InputError

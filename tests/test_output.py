@@ -22,7 +22,7 @@ HOSTILE = "a<b>&%$#_{}~^\\|"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small run, with its store beside it."""
-    from advbench.cli import main
+    from advbench.cli.app import main
 
     top = tmp_path_factory.mktemp("run")
     settings = ["--set", "erm.stages=[1]", "--set", "bnn.stages=[1]", "--limit", "40", "--draws", "4"]

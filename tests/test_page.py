@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from reports import HOSTILE, IMAGES, made_report
 
-from advbench.options import make_spec as spec_of_options
+from advbench.cli.options import make_spec as spec_of_options
 from advbench.report import Report
 from advbench.report.page import render_page, without_figures
 from advbench.report.page_data import Board, command

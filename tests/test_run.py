@@ -16,7 +16,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from advbench.display import PlainDisplay
+from advbench.cli.display import PlainDisplay
 from advbench.grid.execution import Execution
 from advbench.grid.run import carry_out, prepare
 from advbench.grid.scheduler import Outcome, outstanding
@@ -358,7 +358,7 @@ def test_the_same_store_serves_the_python_interface(reference: Path) -> None:
 def test_cells_that_left_the_store_are_not_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from advbench.cli import main
+    from advbench.cli.app import main
     from advbench.grid import run as run_module
 
     real = run_module.write_out

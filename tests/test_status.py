@@ -12,12 +12,12 @@ import pytest
 from rich.console import Console
 from test_scheduler import dead_process, other
 
-from advbench.cli import main
-from advbench.display import JsonDisplay, LiveDisplay, PlainDisplay, json_line
+from advbench.cli.app import main
+from advbench.cli.display import JsonDisplay, LiveDisplay, PlainDisplay, json_line
+from advbench.cli.status import runs_now, status_lines
 from advbench.grid.plan import Task
 from advbench.grid.scheduler import _Running
 from advbench.progress import Progress
-from advbench.status import runs_now, status_lines
 from advbench.store.records import Store
 
 QUICK = "--defense erm --attack fgsm --eps 0.1 --limit 20 --set erm.stages=[1]".split()
@@ -68,8 +68,8 @@ def test_status_of_a_silent_driver_elsewhere_takes_a_second_look(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = Store(str(tmp_path))
-    monkeypatch.setattr("advbench.status.BEAT", 0.05)
-    monkeypatch.setattr("advbench.status.PAUSE", 0.2)
+    monkeypatch.setattr("advbench.cli.status.BEAT", 0.05)
+    monkeypatch.setattr("advbench.cli.status.PAUSE", 0.2)
     other("running", store, machine="another", updated="2020-01-01T00:00:00+00:00")
     assert [run["state"] for run in runs_now(store.storage, 3)] == ["dead"]
 

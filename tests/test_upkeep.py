@@ -30,7 +30,7 @@ from fsspec.implementations.local import LocalFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from advbench.cli import main
+from advbench.cli.app import main
 from advbench.errors import InputError, StoreError
 from advbench.grid.estimates import Measured
 from advbench.keys import SCHEMA, content_key

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,17 +15,15 @@ from advbench.boards.board import Board
 from advbench.boards.compare import Place, Row
 from advbench.boards.findings import Findings, row_name
 from advbench.boards.rows import SHARES, place, place_of
-from advbench.describe import plan_lines
-from advbench.display import make_display
 from advbench.errors import InputError
 from advbench.grid.execution import Execution
 from advbench.grid.plan import Cell, Plan
-from advbench.grid.run import carry_out, prepare
-from advbench.grid.scheduler import outstanding
+from advbench.grid.run import prepare
 from advbench.report import Report, collect
 from advbench.report.tables import records
 from advbench.store.records import Store
 
+Compute = Callable[[Plan, Execution, Store], Mapping[str, str]]
 COMPARED = (*SHARES, "forward_passes", "backward_passes")
 NEAR = 0.01  # what another processor's rounding may make of a number, where it changes no accuracy
 
@@ -48,6 +46,7 @@ def rerun(
     count: int,
     execution: Execution,
     findings: Findings,
+    compute: Compute,
     say: Callable[[str], None],
     seed: int | None = None,
 ) -> Rerun:
@@ -64,7 +63,8 @@ def rerun(
         count: how many cells, or all where there are no more.
         execution: how to compute; its store is not used.
         findings: where it is noted what does not agree.
-        say: is told what it will cost, and what came out in other digits.
+        compute: carries a plan out, with an execution, into a store; returns why tasks failed, by key.
+        say: is told what came out in other digits.
         seed: of the choice; by default nobody can foresee it.
 
     Raises:
@@ -82,11 +82,7 @@ def rerun(
     with tempfile.TemporaryDirectory(prefix="advbench-rerun-") as folder:
         apart = replace(execution, store=folder)
         store = apart.open_store()
-        say(f"computing {len(part.cells)} cells anew:")
-        for line in plan_lines(part, store, every_task=False):
-            say(line)
-        failed = _compute(part, apart, store)
-        again = collect(part, store, failed)
+        again = collect(part, store, compute(part, apart, store))
     return Comparison(board, again, part, findings, say).made()
 
 
@@ -104,17 +100,6 @@ def part_of(plan: Plan, cells: Sequence[Cell]) -> Plan:
         trained={which: key for which, key in plan.trained.items() if which[0] in labels},
         ood=(),
     )
-
-
-def _compute(part: Plan, execution: Execution, store: Store) -> dict[str, str]:
-    """Carry the plan out; returns why tasks failed, by key."""
-    runtime = execution.runtime(part.spec.dataset, part.spec.threads)
-    waiting = outstanding(part, store)
-    with make_display(part.tasks, waiting) as display:
-        outcome = carry_out(
-            part, waiting, store, lambda: execution.start(runtime, display.moved, display.printed), display
-        )
-    return outcome.failed
 
 
 class Comparison:

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import pydantic
 from tabulate import tabulate
 
+from advbench.cli.display import duration
 from advbench.data.datasets import DEFAULT_ROOT
-from advbench.display import duration
 from advbench.errors import AdvbenchError, MissingExtraError, unknown_name
 from advbench.grid.estimates import measured
 from advbench.grid.plan import Plan

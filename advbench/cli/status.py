@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
-from advbench.display import duration
+from advbench.cli.display import duration
 from advbench.store.heartbeat import BEAT, Liveness, Run, runs
 from advbench.store.storage import Storage
 

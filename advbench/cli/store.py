@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from advbench.cli.options import DEFAULT_STORE, DataRoot, StoreUrl, make_spec
 from advbench.errors import InputError
-from advbench.options import DEFAULT_STORE, DataRoot, StoreUrl, make_spec
 
 app = typer.Typer(
     name="store",

@@ -5,12 +5,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from advbench.cli.options import DEFAULT_STORE, DataRoot, StoreUrl, names, takes_execution
+from advbench.cli.run import carry_out_shown
 from advbench.errors import InputError
-from advbench.options import DEFAULT_STORE, DataRoot, StoreUrl, names, takes_execution
 
 if TYPE_CHECKING:
     from advbench.boards.findings import Findings
     from advbench.grid.execution import Execution
+    from advbench.grid.plan import Plan
+    from advbench.store.records import Store
 
 app = typer.Typer(
     name="leaderboard",
@@ -68,7 +71,7 @@ def check(
     accuracies; flags from intervals. Only --rerun computes: in a store of its own, which is dropped.
     """
     from advbench.boards.check import check as examine
-    from advbench.boards.rerun import rerun as compute
+    from advbench.boards.rerun import rerun as again
 
     checked = examine(folder, execution.data_root)
     _refuse(checked.findings)
@@ -78,10 +81,22 @@ def check(
     told += [f"{missing} of them without a result"] if missing else []
     told += [] if checked.dataset else ["the data set was not at hand"]
     if rerun:
-        done = compute(board, rerun, execution, checked.findings, typer.echo, rerun_seed)
+        done = again(board, rerun, execution, checked.findings, _compute, typer.echo, rerun_seed)
         _refuse(checked.findings)
         told.append(f"{done.cells} cells computed anew, {done.equal} of them equal to the last digit")
     typer.echo(f"sound: {', '.join(told)}")
+
+
+def _compute(part: "Plan", execution: "Execution", store: "Store") -> dict[str, str]:
+    """Say what a plan costs, and carry it out; returns why tasks failed, by key."""
+    from advbench.cli.describe import plan_lines
+    from advbench.grid.run import Settings
+
+    typer.echo(f"computing {len(part.cells)} cells anew:")
+    for line in plan_lines(part, store, every_task=False):
+        typer.echo(line)
+    runtime = execution.runtime(part.spec.dataset, part.spec.threads)
+    return carry_out_shown(part, execution, runtime, store, Settings()).failed
 
 
 @app.command()
