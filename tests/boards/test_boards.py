@@ -32,7 +32,7 @@ from advbench.report.tables import records
 from advbench.report.uncertainty import UNCERTAINTY_COLUMNS
 
 pytestmark = pytest.mark.xdist_group("boards")  # which share one fixture
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 OPTIONS = (
     "--attack fgsm,pgd --eps 0.05,0.15 --limit 40 --draws 4 --executor inline --device cpu "
     "--set pgd.steps=2 --set pgd.restarts=1"

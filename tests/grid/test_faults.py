@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from test_registry import install
+from helpers import Harmful, install
 
 from advbench.cli.app import main
 
@@ -440,8 +440,6 @@ def test_a_pickle_in_any_place_that_the_store_reads_stays_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import pickle
-
-    from test_store import Harmful
 
     options = "--defense erm --attack fgsm --eps 0.1 --limit 20 --set erm.stages=[1] --keep-examples".split()
     assert advbench(tmp_path, "run", *options).returncode == 0

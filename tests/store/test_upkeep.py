@@ -27,6 +27,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from fsspec.implementations.local import LocalFileSystem
+from helpers import Harmful
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -987,16 +988,6 @@ def test_a_store_that_cannot_be_written_is_one_line(done: Done, tmp_path: Path, 
 
 
 # Pickles
-
-
-class Harmful:
-    """Unpickling it opens, and so creates, a file."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, str]]:
-        return open, (self.path, "w")
 
 
 def test_planted_pickles_are_never_unpickled(done: Done, tmp_path: Path) -> None:

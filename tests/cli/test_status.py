@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import dead_process, other
 from rich.console import Console
-from test_scheduler import dead_process, other
 
 from advbench.cli.app import main
 from advbench.cli.display import JsonDisplay, LiveDisplay, PlainDisplay, json_line

@@ -10,8 +10,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import Cli
+from helpers import install
 
-SAMPLE = Path(__file__).parent / "third_party"
+SAMPLE = Path(__file__).parents[1] / "third_party"
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,6 @@ class Hooked(ERM):
 
 
 def test_a_defence_that_its_stored_weights_do_not_give_back_is_refused(cli: Cli, tmp_path: Path) -> None:
-    from test_registry import install
 
     site = tmp_path / "site"
     site.mkdir()

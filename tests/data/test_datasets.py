@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import Harmful
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -24,7 +25,7 @@ from advbench.data.base import Data
 from advbench.data.datasets import Dataset, limited, load_dataset, make_dataset, stratified
 from advbench.errors import InputError
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
+SHARED = Path(__file__).parents[3] / "shared" / "data"
 LABELS = st.lists(st.integers(0, 6), min_size=1, max_size=60).map(torch.tensor)
 
 
@@ -304,16 +305,6 @@ def write_npz(folder: Path, **arrays: NDArray[Any]) -> Path:
     path = folder / "data.npz"
     np.savez_compressed(path, **arrays)
     return path
-
-
-class Harmful:
-    """Unpickling it opens, and so creates, a file."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, tuple[str, str]]:
-        return open, (self.path, "w")
 
 
 # Image folders

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import dead_process, other
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -250,22 +249,6 @@ def test_any_plan_ends_with_each_task_run_once_and_after_its_needs(data: st.Data
 
 
 # Several drivers
-
-
-def other(state: str, store: Store, **changes: Any) -> str:
-    """The entry of another driver; returns its id."""
-    heartbeat = Heartbeat(store.storage)
-    heartbeat.open()
-    heartbeat.close("running")
-    (entry,) = [run for run in runs(store.storage) if run["id"] == heartbeat.id]
-    store.storage.write(f"runs/{heartbeat.id}.json", json.dumps({**entry, "state": state, **changes}).encode())
-    return heartbeat.id
-
-
-def dead_process() -> tuple[int, str]:
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid, "1"
 
 
 def test_a_driver_here_lives_as_long_as_its_process(store: Store) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pluggy
 import pytest
 from conftest import Cli
+from helpers import install
 
 from advbench.errors import InputError, MissingExtraError
 from advbench.registry import KINDS, Registrar, Registry, hooks, registry
@@ -23,17 +24,6 @@ from advbench.registry import hookimpl
 def advbench_register(register):
     register.attack("{name}", "{module}_impl:Thing", "a thing")
 """
-
-
-def install(folder: Path, name: str, body: str, version: str = "1.0") -> dict[str, str]:
-    """Put a distribution with one entry point into a folder; the environment that finds it."""
-    module = name.replace("-", "_")
-    (folder / f"{module}.py").write_text(body)
-    info = folder / f"{module}-{version}.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-    (info / "entry_points.txt").write_text(f"[advbench]\n{module} = {module}\n")
-    return {"PYTHONPATH": str(folder)}
 
 
 @pytest.fixture

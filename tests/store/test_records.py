@@ -15,6 +15,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from helpers import Harmful
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -320,16 +321,6 @@ def test_pickle_that_a_record_vouches_for_stays_bytes(store: Store, tmp_path: Pa
     store.write_partial(KEY, planted)
     assert store.read_artifact(KEY) == store.read_partial(KEY) == planted
     assert not harm.exists()
-
-
-class Harmful:
-    """Unpickling it opens, and so creates, a file."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, str]]:
-        return open, (self.path, "w")
 
 
 # Atomicity

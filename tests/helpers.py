@@ -1,0 +1,50 @@
+"""What tests of several packages share."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from advbench.store.heartbeat import Heartbeat, runs
+from advbench.store.records import Store
+
+
+def install(folder: Path, name: str, body: str, version: str = "1.0") -> dict[str, str]:
+    """Put a distribution with one entry point into a folder; the environment that finds it."""
+    module = name.replace("-", "_")
+    (folder / f"{module}.py").write_text(body)
+    info = folder / f"{module}-{version}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    (info / "entry_points.txt").write_text(f"[advbench]\n{module} = {module}\n")
+    return {"PYTHONPATH": str(folder)}
+
+
+def other(state: str, store: Store, **changes: Any) -> str:
+    """The entry of another driver; returns its id."""
+    heartbeat = Heartbeat(store.storage)
+    heartbeat.open()
+    heartbeat.close("running")
+    (entry,) = [run for run in runs(store.storage) if run["id"] == heartbeat.id]
+    store.storage.write(f"runs/{heartbeat.id}.json", json.dumps({**entry, "state": state, **changes}).encode())
+    return heartbeat.id
+
+
+def dead_process() -> tuple[int, str]:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid, "1"
+
+
+class Harmful:
+    """Unpickling it opens, and so creates, a file."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, str]]:
+        return open, (self.path, "w")
