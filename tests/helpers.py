@@ -9,6 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from advbench.grid.inputs import (
+    Component,
+    CraftInputs,
+    DataRef,
+    EvaluateInputs,
+    TaskInputs,
+    TaskKind,
+    TrainInputs,
+)
 from advbench.store.heartbeat import Heartbeat, runs
 from advbench.store.records import Store
 
@@ -38,6 +47,19 @@ def dead_process() -> tuple[int, str]:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     return process.pid, "1"
+
+
+def some_inputs(kind: TaskKind, seed: int = 0) -> TaskInputs:
+    """Inputs of a task of that kind."""
+    common: dict[str, Any] = {"data": DataRef("digits", "d" * 64), "threads": 1, "advbench": "1", "seed": seed}
+    plugin = Component("some", "advbench", "1", {})
+    if kind == "train":
+        net = Component("small_cnn", "advbench", "1")
+        return TrainInputs(defense=plugin, architecture=net, precision="float32", **common)
+    images: dict[str, Any] = {"images": 10, "batch_size": 5}
+    if kind == "craft":
+        return CraftInputs(attack=plugin, source="s" * 64, norm="linf", eps=0.1, **images, **common)
+    return EvaluateInputs(target="t" * 64, examples=None, draws=2, **images, **common)
 
 
 class Harmful:

@@ -48,7 +48,9 @@ def classes_of(board: Board, dataset: Dataset | None = None) -> int | None:
 
 def foreign_places(board: Board, plan: Plan) -> dict[Place, tuple[Place, int | None]]:
     """The rows about images of other data: by place, the row of the clean images, and how many images, if known."""
-    images = {(cell.defense.label, cell.name, cell.seed): plan.tasks[cell.key].inputs["images"] for cell in plan.ood}
+    images = {
+        (cell.defense.label, cell.name, cell.seed): plan.tasks[cell.key].inputs.to_json()["images"] for cell in plan.ood
+    }
     found = {}
     for cell in plan.cells:
         if cell.attack is None:

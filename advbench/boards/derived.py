@@ -48,7 +48,7 @@ def check_tables(board: Board, plan: Plan, findings: Findings, classes: int | No
 def _check_models(board: Board, plan: Plan, judged: Iterable[Row], findings: Findings) -> None:
     frame = board.report.models
     check_columns("models.csv", frame.columns, MODEL_COLUMNS, findings)
-    nets = {cell.defense.label: cell.defense.architecture["name"] for cell in plan.cells}
+    nets = {cell.defense.label: cell.defense.architecture for cell in plan.cells}
     random = {(row["defense"], row["seed"]): row["draws"] > 1 for row in judged}
     versions = {row["versions"] for row in judged}
     stated = [stated_versions(text) for text in versions]

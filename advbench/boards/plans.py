@@ -114,24 +114,25 @@ def versions_of(plan: Plan) -> dict[str, str]:
     """The versions of advbench, of plugins and of what they are built on that are in a plan's keys."""
     found: dict[str, str] = {}
     for task in plan.tasks.values():
-        found[CORE] = task.inputs["advbench"]
+        inputs = task.inputs.to_json()
+        found[CORE] = inputs["advbench"]
         for kind in ("defense", "architecture", "attack"):
-            used = task.inputs.get(kind)
+            used = inputs.get(kind)
             if used:
                 found |= {used["distribution"]: used["version"], **used.get("built_on", {})}
     return found
 
 
 def _as_of(choice: Choice, versions: Mapping[str, str]) -> Choice:
-    entry, net = choice.entry, dict(choice.architecture)
+    entry, net = choice.entry, choice.net
     entry = dataclasses.replace(entry, version=versions.get(entry.distribution, entry.version))
     if net:
-        net["version"] = versions.get(net["distribution"], net["version"])
-    if "built_on" in net:
-        net["built_on"] = _libraries_as_of(net["built_on"], versions)
+        libraries = _libraries_as_of(net.built_on, versions) if net.built_on else None
+        version = versions.get(net.distribution, net.version)
+        net = dataclasses.replace(net, version=version, built_on=libraries)
     built_on = _libraries_as_of(choice.built_on, versions)
     init = _as_of(choice.init, versions) if choice.init else None
-    return choice._replace(entry=entry, architecture=net, built_on=built_on, init=init)
+    return choice._replace(entry=entry, net=net, built_on=built_on, init=init)
 
 
 def _libraries_as_of(libraries: Mapping[str, Any], versions: Mapping[str, str]) -> dict[str, Any]:

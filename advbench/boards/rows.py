@@ -218,7 +218,7 @@ def _check_draws(rows: Sequence[Row], findings: Findings) -> None:
 
 def _check_costs(rows: Sequence[Row], plan: Plan, findings: Findings) -> None:
     """Examples were made once, so they cost the same wherever they are judged."""
-    examples = {place_of(cell): plan.tasks[cell.key].inputs["examples"] for cell in plan.cells}
+    examples = {place_of(cell): plan.tasks[cell.key].inputs.to_json()["examples"] for cell in plan.cells}
     first: dict[str, Row] = {}
     for row in rows:
         made = examples.get(place(row))

@@ -60,7 +60,7 @@ def check_settings(board: Board, parcel: Parcel, identity: Identity, findings: F
 
 def _essence(choice: Choice) -> tuple[Any, ...]:
     """What makes an attack the same, the defense on which it is made included."""
-    return choice.identity(), dict(choice.architecture), choice.init and _essence(choice.init)
+    return choice.component, choice.net, choice.init and _essence(choice.init)
 
 
 def check_records(parcel: Parcel, plan: Plan, board: Board, dataset: Dataset | None, findings: Findings) -> None:
@@ -100,7 +100,7 @@ def _libraries(board: Board) -> dict[str, str]:
 
 def _odd(record: Record, task: Task, libraries: Mapping[str, str]) -> Iterator[str]:
     """What of a record is not as a run under the board's settings writes it."""
-    if record.get("kind") != task.kind or record.get("inputs") != json.loads(json.dumps(dict(task.inputs))):
+    if record.get("kind") != task.kind or record.get("inputs") != task.inputs.to_json():
         yield "a record is of another task than its key says"
     versions = record.get("versions")
     if not isinstance(versions, dict) or set(versions) != {*LIBRARIES, "python", "device"}:
@@ -124,7 +124,7 @@ def _contradictions(
 ) -> Iterator[str]:
     """What an evaluation's record says that its predictions and its examples' record do not."""
     task, result = plan.tasks[key], (records[key] or {})["result"]
-    inputs = task.inputs
+    inputs = task.inputs.to_json()
     foreign = "foreign" in inputs
     if not foreign and not _costs_agree(result, records.get(inputs["examples"] or ""), inputs):
         yield "what an attack cost is not what its own record says"
@@ -171,7 +171,7 @@ def _predictions(store: Store, task: Task, dataset: Dataset | None) -> Predictio
     Raises:
         ValueError: they cannot; TypeError, KeyError, AttributeError and IndexError likewise.
     """
-    found, foreign = read_predictions(store, task.key), "foreign" in task.inputs
+    found, foreign = read_predictions(store, task.key), "foreign" in task.inputs.to_json()
     images, draws, classes = len(found.labels), len(found.correct), found.mean_probs.shape[-1]
     shapes = {
         "labels": (images,),
@@ -183,7 +183,7 @@ def _predictions(store: Store, task: Task, dataset: Dataset | None) -> Predictio
         "resampled_share": (images,),
         "resampled_accuracy": (RESAMPLES,),
     }
-    if images != task.inputs["images"] or draws not in (1, task.inputs["draws"]) or classes < 2:
+    if images != task.inputs.to_json()["images"] or draws not in (1, task.inputs.to_json()["draws"]) or classes < 2:
         raise ValueError("of other images or draws than the task's")
     kinds = {"labels": "i", "votes": "i", "correct": "b"}
     for name, array in found.arrays().items():

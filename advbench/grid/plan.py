@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from itertools import product
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 from advbench.data.ood import OodSet
 from advbench.grid.identity import DataIdentity, Identity
+from advbench.grid.inputs import (
+    Ball,
+    Component,
+    CraftInputs,
+    DataRef,
+    EvaluateInputs,
+    OodRef,
+    Sweep,
+    TaskInputs,
+    TaskKind,
+    TrainInputs,
+    read_inputs,
+)
 from advbench.grid.memory import gc_paused
 from advbench.grid.spec import Choice, RunSpec
-from advbench.keys import SCHEMA, content_key
-
-TaskKind = Literal["train", "craft", "evaluate"]
+from advbench.keys import content_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,34 +33,64 @@ class Task:
     """One unit of work.
 
     Attributes:
-        kind: train, craft or evaluate.
-        inputs: everything that the result depends on, as JSON values; `key` is their SHA-256.
-        key: the name of the result in the store.
+        inputs: everything that the result depends on.
+        key: the name of the result in the store: the SHA-256 of the inputs.
         needs: keys of the tasks whose artifacts it reads.
-        label: for people.
+        defense: label of the defense that is trained or evaluated; empty where examples are crafted.
+        source: label of the defense that examples are crafted on; empty of clean images and of a training.
+        attack: label of the attack; `none` of clean images, empty of a training and of out-of-distribution images.
+        eps: the radius; 0 of clean images; None where there is none.
+        ood: label of the out-of-distribution images that are evaluated, if any.
         cost: forward-and-backward passes of an image that it makes, roughly; for progress and plans.
         net: the architecture that it runs.
         profile: alike in tasks that take the same time and memory: all but seed, radius and weights are the same.
     """
 
-    kind: TaskKind
-    inputs: Mapping[str, Any]
+    inputs: TaskInputs
     key: str
-    needs: tuple[str, ...]
-    label: str
-    cost: float
+    needs: tuple[str, ...] = ()
+    defense: str = ""
+    source: str = ""
+    attack: str = ""
+    eps: float | None = None
+    ood: str = ""
+    cost: float = 0.0
     net: str = ""
     profile: str = ""
+
+    @property
+    def kind(self) -> TaskKind:
+        """One of `"train"`, `"craft"` and `"evaluate"`."""
+        return self.inputs.kind
+
+    @property
+    def seed(self) -> int:
+        """The seed of training, attack or evaluation."""
+        return self.inputs.seed
+
+    @property
+    def label(self) -> str:
+        """The task in words."""
+        radius = "" if self.eps is None else f" {self.eps:.4g}"
+        if self.kind == "train":
+            what = self.defense
+        elif self.kind == "craft":
+            what = f"{self.attack}{radius} on {self.source}"
+        elif self.attack in ("", "none"):
+            what = f"{self.defense} on {self.ood or 'clean'}"
+        else:
+            what = f"{self.defense} on {self.attack}{radius} from {self.source}"
+        return f"{self.kind} {what}, seed {self.seed}"
 
     def to_json(self) -> dict[str, Any]:
         """The task as JSON values."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
-        return {**values, "needs": list(self.needs), "inputs": dict(self.inputs)}
+        return {**values, "needs": list(self.needs), "inputs": self.inputs.to_json()}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Task:
         """The task that `to_json` described."""
-        return cls(**{**values, "needs": tuple(values["needs"])})
+        return cls(**{**values, "needs": tuple(values["needs"]), "inputs": read_inputs(values["inputs"])})
 
 
 class Cell(NamedTuple):
@@ -79,16 +120,16 @@ class Swept(NamedTuple):
     eps: float
 
 
-class Judged(NamedTuple):
-    """What an evaluation judges.
+class Examples(NamedTuple):
+    """Adversarial examples that are evaluated.
 
     Attributes:
-        examples: key of the adversarial examples.
+        key: of the task that crafts them.
         clean: key of the evaluation of the same target on the images that they were made of.
-        within: the radius to which examples of a minimal-norm attack are brought before they are judged.
+        within: the radius to which examples of a minimal-norm attack are brought before they are evaluated.
     """
 
-    examples: str
+    key: str
     clean: str
     within: float | None
 
@@ -138,10 +179,10 @@ def make_plan(
     layout = _Layout(spec, identity.data, core_version)
     for seed in spec.seeds:
         trained = {choice.label: layout.train(choice, seed) for choice in defenses}
-        clean = {t.label: layout.evaluate(t, trained[t.label], None, "clean", seed) for t in defenses}
+        clean = {t.label: layout.evaluate(t, trained[t.label], None, seed) for t in defenses}
         layout.cells += [Cell(target, target, None, 0.0, seed, clean[target.label]) for target in defenses]
         for other, target in product(identity.ood, defenses):
-            key = layout.show(target, trained[target.label], other, clean[target.label], seed)
+            key = layout.evaluate_ood(target, trained[target.label], other, clean[target.label], seed)
             layout.ood.append(OodCell(target, other.label, seed, key))
         for attack in attacks:
             crafted: dict[str, Swept] = {}
@@ -153,9 +194,8 @@ def make_plan(
                     within = eps if "minimal_norm" in attack.traits else None
                     alone = not attack.init and spec.affinity is not None and attack.label not in spec.affinity
                     for target in (source,) if alone else defenses:
-                        what = f"{attack.label} {eps:.4g} from {source.label}"
-                        judged = Judged(examples, clean[target.label], within)
-                        key = layout.evaluate(target, trained[target.label], judged, what, seed)
+                        found = Examples(examples, clean[target.label], within)
+                        key = layout.evaluate(target, trained[target.label], found, seed, source, attack, eps)
                         layout.cells.append(Cell(target, source, attack, eps, seed, key))
     labels = {choice.label for choice in defenses}
     models = {which: key for which, key in layout.trained.items() if which[0] in labels}
@@ -168,6 +208,14 @@ def merged(plans: Sequence[Plan]) -> Plan:
     return Plan(plans[0].spec, tasks, ())
 
 
+class _Common(TypedDict):
+    """What the inputs of all tasks of a plan share."""
+
+    data: DataRef
+    threads: int
+    advbench: str
+
+
 class _Layout:
     """A plan in the making."""
 
@@ -178,13 +226,11 @@ class _Layout:
         self._spec = spec
         self._data = data
         self._images = min(spec.limit or data.test_count, data.test_count)
-        self._common = {
-            "schema": SCHEMA,
-            "advbench": core_version,
-            "data": {"name": data.name, "sha256": data.digest},
+        self._common: _Common = {
+            "data": DataRef(data.name, data.digest),
             "threads": spec.threads,
+            "advbench": core_version,
         }
-        self._judged = {"images": self._images, "batch_size": spec.batch_size}
         self.trained: dict[tuple[str, int], str] = {}
         self._profiles: dict[tuple[str, ...], str] = {}
 
@@ -192,104 +238,139 @@ class _Layout:
         known = self.trained.get((defense.label, seed))
         if known is not None:
             return known
-        inputs: dict[str, Any] = {
-            "defense": defense.identity(),
-            "architecture": dict(defense.architecture),
-            "precision": self._spec.precision,
-            "seed": seed,
-        }
-        needs: tuple[str, ...] = ()
-        if defense.init:
-            needs = (self.train(defense.init, seed),)
-            inputs["init"] = needs[0]
-        cost = (defense.passes or 0.0) * self._data.train_count
-        key = self._add("train", inputs, needs, f"train {defense.label}, seed {seed}", cost, defense)
-        self.trained[defense.label, seed] = key
-        return key
+        init = self.train(defense.init, seed) if defense.init else None
+        inputs = TrainInputs(
+            defense=defense.component,
+            architecture=_net(defense),
+            precision=self._spec.precision,
+            init=init,
+            seed=seed,
+            **self._common,
+        )
+        task = Task(
+            inputs,
+            inputs.key,
+            () if init is None else (init,),
+            defense=defense.label,
+            cost=(defense.passes or 0.0) * self._data.train_count,
+        )
+        self.trained[defense.label, seed] = self._add(task, defense)
+        return task.key
 
     def craft(
         self, source: Choice, trained: str, attack: Choice, eps: float, seed: int, before: Swept | None = None
     ) -> str:
         """One task for each eps, in a sweep after the one before; of a minimal-norm attack one for all, without eps."""
         every = "minimal_norm" in attack.traits
-        extra: dict[str, Any] = {} if self._spec.budget is None else {"budget": self._spec.budget}
-        needs: tuple[str, ...] = (trained,)
-        if before is not None and not every:
-            extra["sweep"] = {"after": before.key or None, "eps": before.eps}
-            needs = (*needs, before.key) if before.key else needs
-        inputs = {
-            "attack": attack.identity(),
-            "source": trained,
-            "norm": self._spec.norm,
-            "eps": None if every else eps,
-            "seed": seed,
-            **self._judged,
-            **extra,
-        }
-        label = f"craft {attack.label}{'' if every else f' {eps:.4g}'} on {source.label}, seed {seed}"
-        passes = min(attack.passes or 0.0, self._spec.budget or math.inf)
-        return self._add("craft", inputs, needs, label, passes * self._images, source, attack)
+        sweep = None if before is None or every else Sweep(before.key or None, before.eps)
+        inputs = CraftInputs(
+            attack=attack.component,
+            source=trained,
+            norm=self._spec.norm,
+            eps=None if every else eps,
+            images=self._images,
+            batch_size=self._spec.batch_size,
+            budget=self._spec.budget,
+            sweep=sweep,
+            seed=seed,
+            **self._common,
+        )
+        task = Task(
+            inputs,
+            inputs.key,
+            (trained, sweep.after) if sweep and sweep.after else (trained,),
+            source=source.label,
+            attack=attack.label,
+            eps=inputs.eps,
+            cost=min(attack.passes or 0.0, self._spec.budget or math.inf) * self._images,
+        )
+        return self._add(task, source, attack)
 
-    def evaluate(self, target: Choice, trained: str, judged: Judged | None, what: str, seed: int) -> str:
+    def evaluate(
+        self,
+        target: Choice,
+        trained: str,
+        found: Examples | None,
+        seed: int,
+        source: Choice | None = None,
+        attack: Choice | None = None,
+        eps: float = 0.0,
+    ) -> str:
         """One task for each target and set of examples; None for the clean images.
 
         That it also reads the evaluation of the clean images is not in the key, whose other inputs name it.
         """
-        within = judged and judged.within
-        inputs = {
-            "target": trained,
-            "examples": judged and judged.examples,
-            **({} if within is None else {"within": {"norm": self._spec.norm, "eps": within}}),
-            "draws": self._spec.draws,
-            "seed": seed,
-            **self._judged,
-        }
-        needs = (trained, judged.examples, judged.clean) if judged else (trained,)
-        label = f"evaluate {target.label} on {what}, seed {seed}"
-        return self._add("evaluate", inputs, needs, label, self._judging(self._images), target)
+        inputs = EvaluateInputs(
+            target=trained,
+            examples=found and found.key,
+            within=None if found is None or found.within is None else Ball(self._spec.norm, found.within),
+            draws=self._spec.draws,
+            images=self._images,
+            batch_size=self._spec.batch_size,
+            seed=seed,
+            **self._common,
+        )
+        task = Task(
+            inputs,
+            inputs.key,
+            (trained, found.key, found.clean) if found else (trained,),
+            defense=target.label,
+            source=source.label if source else "",
+            attack=attack.label if attack else "none",
+            eps=eps,
+            cost=self._evaluating(self._images),
+        )
+        return self._add(task, target)
 
-    def show(self, target: Choice, trained: str, other: OodSet, clean: str, seed: int) -> str:
+    def evaluate_ood(self, target: Choice, trained: str, other: OodSet, clean: str, seed: int) -> str:
         """One task for each target and out-of-distribution data set."""
         images = min(other.images, self._images)
-        inputs = {
-            "target": trained,
-            "examples": None,
-            "foreign": {"name": other.name, "sha256": other.digest, "scale": other.scale},
-            "draws": self._spec.draws,
-            "seed": seed,
-            **self._judged,
-            "images": images,
-        }
-        label = f"evaluate {target.label} on {other.label}, seed {seed}"
-        return self._add("evaluate", inputs, (trained, clean), label, self._judging(images), target)
+        inputs = EvaluateInputs(
+            target=trained,
+            examples=None,
+            foreign=OodRef(other.name, other.digest, other.scale),
+            draws=self._spec.draws,
+            images=images,
+            batch_size=self._spec.batch_size,
+            seed=seed,
+            **self._common,
+        )
+        task = Task(
+            inputs,
+            inputs.key,
+            (trained, clean),
+            defense=target.label,
+            ood=other.label,
+            cost=self._evaluating(images),
+        )
+        return self._add(task, target)
 
-    def _judging(self, images: int) -> float:
+    def _evaluating(self, images: int) -> float:
         return self._spec.draws * images / 3  # a backward pass costs about two forward ones
 
-    def _add(
-        self, kind: TaskKind, inputs: dict[str, Any], needs: tuple[str, ...], label: str, cost: float, *plugins: Choice
-    ) -> str:
-        inputs = {"kind": kind, **inputs, **self._common}
-        key = content_key(inputs)
-        if key not in self.tasks:
-            net = str(plugins[0].architecture["name"])
-            self.tasks[key] = Task(kind, inputs, key, needs, label, cost, net, self._profile(kind, plugins))
-        return key
+    def _add(self, task: Task, *plugins: Choice) -> str:
+        if task.key not in self.tasks:
+            net = _net(plugins[0]).name
+            self.tasks[task.key] = replace(task, net=net, profile=self._profile(task.kind, plugins))
+        return task.key
 
     def _profile(self, kind: TaskKind, plugins: tuple[Choice, ...]) -> str:
         """What takes the same time and memory, by the defense whose net runs and the attack, if one does."""
         names = (kind, *(plugin.label for plugin in plugins))
         if names not in self._profiles:
-            settings = {"precision": self._spec.precision, "norm": self._spec.norm, "draws": self._spec.draws}
+            spec = self._spec
             about = {
                 "kind": kind,
-                "plugins": [plugin.identity() for plugin in plugins],
-                "architecture": dict(plugins[0].architecture),
-                "budget": self._spec.budget,
-                "sweep": self._spec.sweep,
-                **settings,
-                **self._judged,
-                **self._common,
+                "plugins": [plugin.component.to_json() for plugin in plugins],
+                "architecture": _net(plugins[0]).to_json(),
+                "data": self._data.digest,
+                "images": self._images,
+                **spec.model_dump(include={"precision", "norm", "draws", "budget", "sweep", "threads", "batch_size"}),
             }
             self._profiles[names] = content_key(about)
         return self._profiles[names]
+
+
+def _net(defense: Choice) -> Component:
+    assert defense.net is not None, "defenses have a net"
+    return defense.net

@@ -76,7 +76,7 @@ def count_parameters(defenses: Iterable[Choice], data: Data) -> dict[str, int]:
     Raises:
         InputError: a net that the images do not fit.
     """
-    names = sorted({choice.architecture["name"] for choice in defenses})
+    names = sorted({choice.architecture for choice in defenses})
     return {name: sum(weights.numel() for weights in build(name, data, seed=0).parameters()) for name in names}
 
 

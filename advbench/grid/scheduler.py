@@ -11,6 +11,7 @@ from typing import Protocol
 from advbench.errors import StoreError
 from advbench.grid.estimates import Measurements
 from advbench.grid.executors import Began, Event, Executor, Failure, Moved, Said
+from advbench.grid.inputs import EvaluateInputs
 from advbench.grid.plan import Plan, Task
 from advbench.grid.queue import Backlog, ExamplesInUse, longest_chain
 from advbench.grid.tasks import Record
@@ -247,7 +248,7 @@ class Scheduler:
                 executor.start(task, known)
 
     def _is_done(self, task: Task) -> bool:
-        read = task.kind != "evaluate" or task.inputs.get("examples") is None
+        read = not isinstance(task.inputs, EvaluateInputs) or task.inputs.examples is None
         return self._store.is_done(task.key, with_artifact=read)
 
     def _blamed(self, task: Task) -> bool:

@@ -14,6 +14,7 @@ import pydantic
 
 from advbench.attacks.base import Attack, Norm, Threat
 from advbench.errors import InputError, unknown_name
+from advbench.grid.inputs import Component
 from advbench.registry import Entry, Kind, registry
 from advbench.registry.params import Configurable
 from advbench.training.base import Defense, Precision
@@ -141,7 +142,7 @@ class Choice(NamedTuple):
         init: of a defense, the one whose trained weights it starts from (`init_from`), if any; of an attack, the one
             that it attacks in place of those judged (`source`), if any.
         traits: of an attack, what says how its results relate to others': `minimal_norm`, `black_box`.
-        architecture: of a defense, the net: name, distribution and version.
+        net: of a defense, its net.
         built_on: versions of the libraries that it wraps, by distribution.
     """
 
@@ -151,19 +152,19 @@ class Choice(NamedTuple):
     passes: float | None
     init: Choice | None = None
     traits: frozenset[str] = frozenset()
-    architecture: Mapping[str, Any] = {}
+    net: Component | None = None
     built_on: Mapping[str, str] = {}
 
-    def identity(self) -> dict[str, Any]:
+    @property
+    def architecture(self) -> str:
+        """Name of a defense's net; empty of an attack."""
+        return self.net.name if self.net else ""
+
+    @property
+    def component(self) -> Component:
         """What a key holds of it."""
-        libraries = {"built_on": dict(self.built_on)} if self.built_on else {}
-        return {
-            "name": self.entry.name,
-            "distribution": self.entry.distribution,
-            "version": self.entry.version,
-            "params": dict(self.params),
-            **libraries,
-        }
+        entry = self.entry
+        return Component(entry.name, entry.distribution, entry.version, self.params, self.built_on or None)
 
 
 def make_spec(values: Mapping[str, Any]) -> RunSpec:
@@ -293,17 +294,16 @@ def _choose(kind: Kind, label: str, spec: RunSpec, heirs: tuple[str, ...] = ()) 
     if init in (*heirs, label):
         raise InputError(f"init_from of {label!r}", expected="a defense that does not start from it", got=repr(init))
     start = _choose("defense", init, spec, (*heirs, label)) if init else None
-    net = _net(instance.architecture or spec.architecture) if isinstance(instance, Defense) else {}
+    net = _net(instance.architecture or spec.architecture) if isinstance(instance, Defense) else None
     libraries = _libraries(instance, entry.distribution)
     return Choice(label, entry, values, instance.passes_per_image(), start, _traits(instance), net, libraries)
 
 
-def _net(name: str) -> dict[str, Any]:
-    """What a key holds of an architecture; what makes it may name, as `built_on`, libraries whose code it is."""
+def _net(name: str) -> Component:
+    """An architecture; what makes it may name, as `built_on`, libraries whose code it is."""
     entry = registry().find("architecture", name)
     libraries = _versions(getattr(registry().load("architecture", name), "built_on", ()))
-    net = {"name": entry.name, "distribution": entry.distribution, "version": entry.version}
-    return {**net, "built_on": libraries} if libraries else net
+    return Component(entry.name, entry.distribution, entry.version, built_on=libraries or None)
 
 
 def _libraries(plugin: Configurable, distribution: str) -> dict[str, str]:

@@ -28,13 +28,22 @@ from advbench.evaluation import Predictions
 from advbench.evaluation.evaluate import evaluate, evaluate_ood
 from advbench.evaluation.summary import summary
 from advbench.grid import memory
+from advbench.grid.inputs import (
+    Component,
+    CraftInputs,
+    EvaluateInputs,
+    Inputs,
+    OodRef,
+    TrainInputs,
+    read_inputs,
+)
 from advbench.grid.plan import Task
 from advbench.keys import derive
 from advbench.models.classifier import Classifier
 from advbench.models.nets import build
 from advbench.models.saving import check_restores, export_classifier, load_classifier, read_tensors, tensor_bytes
 from advbench.progress import OnProgress, Progress
-from advbench.registry import registry
+from advbench.registry import Kind, registry
 from advbench.store.records import Store
 from advbench.store.storage import PATIENCE
 from advbench.training.base import Resources, TrainContext
@@ -82,7 +91,7 @@ class Runner:
         self._resources = runtime.resources
         self._slot: _StoreSlot | None = None
         self._classifier = functools.lru_cache(maxsize=8)(self._load_classifier)
-        self._judged = functools.lru_cache(maxsize=1)(self._load_judged)
+        self._images = functools.lru_cache(maxsize=1)(self._load_images)
 
     def run(self, task: Task, on_progress: OnProgress = lambda _: None) -> Record:
         """Run a task whose needs are met; store its artifact and record; return the record.
@@ -103,7 +112,7 @@ class Runner:
             result, artifact = self._in_chunks(task, on_progress)
         record: Record = {
             "kind": task.kind,
-            "inputs": dict(task.inputs),
+            "inputs": task.inputs.to_json(),
             "result": result,
             "artifact": self.store.write_artifact(task.key, artifact),
             "seconds": round(slot.seconds(), 3),
@@ -124,9 +133,10 @@ class Runner:
         return record
 
     def _in_chunks(self, task: Task, on_progress: OnProgress) -> tuple[dict[str, Any], bytes]:
-        work = {"train": self._train, "craft": self._craft, "evaluate": self._evaluate}[task.kind]
         resources = self.runtime.resources
-        largest = task.inputs.get("batch_size") or task.inputs["defense"]["params"].get("batch_size", 256)
+        inputs = task.inputs
+        params = inputs.defense.params or {} if isinstance(inputs, TrainInputs) else {}
+        largest = params.get("batch_size", 256) if isinstance(inputs, TrainInputs) else inputs.batch_size
         tried: list[str] = []
         reason = ""
         # A training amplifies rounding, so it is cut only where memory leaves no choice.
@@ -134,7 +144,7 @@ class Runner:
         for chunk in memory.halvings(first, largest):
             self._resources = replace(resources, chunk=chunk)
             try:
-                return work(task, on_progress)
+                return self._work(task, on_progress)
             except Exception as error:
                 if not out_of_memory(error):
                     raise
@@ -150,12 +160,13 @@ class Runner:
         """Refuse to mix versions: the same key must mean the same code on every machine."""
         here = {name: importlib.metadata.version(name) for name in self.runtime.libraries}
         planned = dict(self.runtime.libraries)
-        for kind in ("defense", "attack"):
-            chosen = task.inputs.get(kind)
-            if chosen is not None:
-                entry = registry().find(kind, chosen["name"])
-                here[entry.distribution] = entry.version
-                planned[chosen["distribution"]] = chosen["version"]
+        inputs = task.inputs
+        chosen: list[tuple[Kind, Component]] = [("defense", inputs.defense)] if isinstance(inputs, TrainInputs) else []
+        chosen += [("attack", inputs.attack)] if isinstance(inputs, CraftInputs) else []
+        for kind, component in chosen:
+            entry = registry().find(kind, component.name)
+            here[entry.distribution] = entry.version
+            planned[component.distribution] = component.version
         if here != planned:
             raise InputError(
                 f"versions on {socket.gethostname()}",
@@ -168,8 +179,18 @@ class Runner:
         """The run's data set."""
         return load_dataset(self.runtime.dataset, self.runtime.data_root)
 
-    def _train(self, task: Task, on_progress: OnProgress) -> tuple[dict[str, Any], bytes]:
-        inputs = task.inputs
+    def _work(self, task: Task, on_progress: OnProgress) -> tuple[dict[str, Any], bytes]:
+        """Do a task; returns the record's result and the artifact."""
+        if isinstance(task.inputs, TrainInputs):
+            return self._train(task.inputs, on_progress)
+        if isinstance(task.inputs, CraftInputs):
+            return self._craft(task.inputs, on_progress)
+        clean = self._clean(task)
+        if task.inputs.foreign is not None:
+            return self._evaluate_ood(task.inputs, task.inputs.foreign, clean, on_progress)
+        return self._evaluate(task.inputs, clean, on_progress)
+
+    def _train(self, inputs: TrainInputs, on_progress: OnProgress) -> tuple[dict[str, Any], bytes]:
         last: dict[str, float] = {}
 
         def watch(progress: Progress) -> None:
@@ -177,49 +198,47 @@ class Runner:
             on_progress(progress)
 
         data = self._checked_dataset(inputs).train
-        module = build(inputs["architecture"]["name"], data, derive(inputs["seed"], "init"))
-        chosen = inputs["defense"]
-        defense = registry().load("defense", chosen["name"])(**chosen["params"])
+        module = build(inputs.architecture.name, data, derive(inputs.seed, "init"))
+        name = inputs.defense.name
+        defense = registry().load("defense", name)(**inputs.defense.params or {})
         context = TrainContext(
-            seed=inputs["seed"],
-            precision=inputs["precision"],
+            seed=inputs.seed,
+            precision=inputs.precision,
             resources=self._resources,
             progress=watch,
             checkpoint=self._slot,
             checkpoint_seconds=self.runtime.checkpoint_seconds,
-            init=self._at_hand(inputs["init"]) if "init" in inputs else None,
+            init=self._at_hand(inputs.init) if inputs.init else None,
         )
         clf = defense.fit(module, data, context)
         if not isinstance(clf, Classifier):
-            raise PluginError(f"defense {chosen['name']!r} returned", expected="a Classifier", got=type(clf).__name__)
+            raise PluginError(f"defense {name!r} returned", expected="a Classifier", got=type(clf).__name__)
         tensors, values = export_classifier(clf)
         raw = tensor_bytes(tensors)
-        fresh = build(inputs["architecture"]["name"], data, derive(inputs["seed"], "init"))
-        check_restores(chosen["name"], clf, fresh, raw, values, data)
+        fresh = build(inputs.architecture.name, data, derive(inputs.seed, "init"))
+        check_restores(name, clf, fresh, raw, values, data)
         statistics = dict(defense.statistics(clf))
         return {"classifier": values, "training": last, "statistics": statistics}, raw
 
-    def _craft(self, task: Task, on_progress: OnProgress) -> tuple[dict[str, Any], bytes]:
-        inputs = task.inputs
-        chosen = inputs["attack"]
-        attack = registry().load("attack", chosen["name"])(**chosen["params"])
-        x, y = self._judged_images(inputs)
+    def _craft(self, inputs: CraftInputs, on_progress: OnProgress) -> tuple[dict[str, Any], bytes]:
+        attack = registry().load("attack", inputs.attack.name)(**inputs.attack.params or {})
+        x, y = self._test_images(inputs)
         earlier = None
-        if "sweep" in inputs:
-            after = inputs["sweep"]["after"]
+        if inputs.sweep:
+            after = inputs.sweep.after
             images = self._tensors(after)["images"].to(x.device) if after else x
-            earlier = Earlier(images, inputs["sweep"]["eps"])
+            earlier = Earlier(images, inputs.sweep.eps)
         crafted = craft(
             attack,
-            self._at_hand(inputs["source"]),
+            self._at_hand(inputs.source),
             x,
             y,
-            Threat(inputs["norm"], inputs["eps"] or 0.0),  # none: a minimal-norm attack, which has no use for it
-            seed=inputs["seed"],
+            Threat(inputs.norm, inputs.eps or 0.0),  # none: a minimal-norm attack, which has no use for it
+            seed=inputs.seed,
             nearest=True,
             earlier=earlier,
-            budget=inputs.get("budget"),
-            batch_size=inputs["batch_size"],
+            budget=inputs.budget,
+            batch_size=inputs.batch_size,
             report=on_progress,
         )
         result = {
@@ -230,82 +249,71 @@ class Runner:
         }
         return result, tensor_bytes({"images": crafted.images})
 
-    def _evaluate(self, task: Task, on_progress: OnProgress) -> tuple[dict[str, Any], bytes]:
-        inputs = task.inputs
-        if "foreign" in inputs:
-            return self._show(task, on_progress)
-        x, y = self._judged_images(inputs)
+    def _evaluate(
+        self, inputs: EvaluateInputs, clean: Predictions | None, on_progress: OnProgress
+    ) -> tuple[dict[str, Any], bytes]:
+        x, y = self._test_images(inputs)
         attack: dict[str, Any] = {"forward_passes": 0.0, "backward_passes": 0.0, "seconds": 0.0}
-        if inputs["examples"] is not None:
-            crafted = self._record(inputs["examples"])
-            images = self._tensors(inputs["examples"])["images"].to(x.device)
+        if inputs.examples is not None:
+            crafted = self._record(inputs.examples)
+            images = self._tensors(inputs.examples)["images"].to(x.device)
             attack = {**crafted["result"], "seconds": crafted["seconds"]}
-            if "within" in inputs:
-                images = within(images, x, Threat(**inputs["within"]), outward=attack["random"])
-            x = images
-        clf = self._at_hand(inputs["target"])
+            x = within(images, x, Threat(*inputs.within), outward=attack["random"]) if inputs.within else images
+        clf = self._at_hand(inputs.target)
         predictions = evaluate(
-            clf,
-            x,
-            y,
-            inputs["draws"],
-            seed=inputs["seed"],
-            batch_size=inputs["batch_size"],
-            report=on_progress,
+            clf, x, y, inputs.draws, seed=inputs.seed, batch_size=inputs.batch_size, report=on_progress
         )
         # One draw tells nothing of the spread of draws, so the intervals cover other images alone.
         flags = ["one_draw"] if clf.stochastic and predictions.draws == 1 else []
         if attack.get("vanished_gradients", 0.0) > VANISHED:
             flags.append("vanished_gradients")
-        clean = None if inputs["examples"] is None else self._clean(task)
         result = {**summary(predictions, clean), "attack": attack, "flags": flags}
         return result, predictions.to_bytes()
 
-    def _show(self, task: Task, on_progress: OnProgress) -> tuple[dict[str, Any], bytes]:
+    def _evaluate_ood(
+        self, inputs: EvaluateInputs, wanted: OodRef, clean: Predictions | None, on_progress: OnProgress
+    ) -> tuple[dict[str, Any], bytes]:
         """What a defense makes of another data set's images."""
-        inputs, wanted = task.inputs, task.inputs["foreign"]
         root = self.runtime.data_root
-        fitting = [n for n in self.runtime.ood if load_dataset(n, root).digest == wanted["sha256"]]
+        fitting = [n for n in self.runtime.ood if load_dataset(n, root).digest == wanted.sha256]
         if not fitting:
             raise InputError(
-                f"data set {wanted['name']!r} changed since the run was planned", remedy="run the same command again"
+                f"data set {wanted.name!r} changed since the run was planned", remedy="run the same command again"
             )
         shape = self._checked_dataset(inputs).test.shape
-        x = ood_images(fitting[0], root, inputs["images"], shape, wanted["scale"])
-        x = x.to(self.runtime.resources.device)
+        x = ood_images(fitting[0], root, inputs.images, shape, wanted.scale)
         predictions = evaluate_ood(
-            self._at_hand(inputs["target"]),
-            x,
-            inputs["draws"],
-            seed=inputs["seed"],
-            batch_size=inputs["batch_size"],
+            self._at_hand(inputs.target),
+            x.to(self.runtime.resources.device),
+            inputs.draws,
+            seed=inputs.seed,
+            batch_size=inputs.batch_size,
             report=on_progress,
         )
-        clean = self._clean(task)
         result = summary(predictions, clean)
         kept = ("n_examples", "classes", "draws", "uncertainty", "histograms", "detection")
         return {name: result[name] for name in kept if name in result}, predictions.to_bytes()
 
     def _clean(self, task: Task) -> Predictions | None:
         """What the same draws say of the clean images, if the task was planned with that."""
-        for key in task.needs:
-            if key not in (task.inputs["target"], task.inputs["examples"]):
-                return read_predictions(self.store, key)
-        return None
+        inputs = task.inputs
+        assert isinstance(inputs, EvaluateInputs), "only evaluations compare"
+        others = [key for key in task.needs if key not in (inputs.target, inputs.examples)]
+        return read_predictions(self.store, others[0]) if others else None
 
-    def _checked_dataset(self, inputs: Mapping[str, Any]) -> Dataset:
+    def _checked_dataset(self, inputs: Inputs) -> Dataset:
         dataset = self.dataset()
-        if dataset.digest != inputs["data"]["sha256"]:
+        if dataset.digest != inputs.data.sha256:
             raise InputError(
                 f"data set {dataset.name!r} changed since the run was planned",
                 remedy="run the same command again",
             )
         return dataset
 
-    def _judged_images(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        return self._judged(self._checked_dataset(inputs).digest, inputs["images"])
+    def _test_images(self, inputs: CraftInputs | EvaluateInputs) -> tuple[Tensor, Tensor]:
+        return self._images(self._checked_dataset(inputs).digest, inputs.images)
 
-    def _load_judged(self, digest: str, images: int) -> tuple[Tensor, Tensor]:
+    def _load_images(self, digest: str, images: int) -> tuple[Tensor, Tensor]:
         """Images and labels on the device, kept for the next task on the data set of that digest."""
         return limited(self.dataset().test, images).to(self.runtime.resources.device).batch(slice(None))
 
@@ -323,9 +331,10 @@ class Runner:
 
     def _load_classifier(self, key: str) -> Classifier:
         record = self._record(key)
-        inputs = record["inputs"]
+        inputs = read_inputs(record["inputs"])
+        assert isinstance(inputs, TrainInputs), "classifiers are made by trainings"
         data = self._checked_dataset(inputs).train
-        module = build(inputs["architecture"]["name"], data, derive(inputs["seed"], "init"))
+        module = build(inputs.architecture.name, data, derive(inputs.seed, "init"))
         clf = load_classifier(module, self._tensors(key), record["result"]["classifier"])
         return clf.to(self.runtime.resources.device)
 

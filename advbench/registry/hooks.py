@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pluggy
@@ -16,7 +15,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 class FinishedTask(Protocol):
-    """What a tracker is told of a task."""
+    """What a tracker is given of a task; the record beside it holds its inputs."""
 
     @property
     def kind(self) -> str:
@@ -27,12 +26,28 @@ class FinishedTask(Protocol):
         """The name of its record in the store."""
 
     @property
-    def inputs(self) -> Mapping[str, Any]:
-        """Everything that its result depends on, as JSON values."""
+    def label(self) -> str:
+        """The task in words."""
 
     @property
-    def label(self) -> str:
-        """What people are shown."""
+    def defense(self) -> str:
+        """Label of the defense that was trained or evaluated; empty where examples were crafted."""
+
+    @property
+    def source(self) -> str:
+        """Label of the defense that examples were crafted on; empty of clean images and of a training."""
+
+    @property
+    def attack(self) -> str:
+        """Label of the attack; `none` of clean images, empty of a training and of out-of-distribution images."""
+
+    @property
+    def eps(self) -> float | None:
+        """The radius; 0 of clean images; None where there is none."""
+
+    @property
+    def seed(self) -> int:
+        """The seed of training, attack or evaluation."""
 
 
 @hookspec
@@ -53,6 +68,6 @@ def advbench_task_finished(task: FinishedTask, record: dict[str, Any]) -> None:
     """Called in the driver's process after each task that ran to its end, for trackers.
 
     Args:
-        task: the task: its kind, key and inputs.
+        task: which defense, attack, source, eps and seed it was about.
         record: what the store keeps of it: inputs, result, versions, seconds.
     """

@@ -196,7 +196,7 @@ def _identity(plan: Plan, cell: Cell) -> dict[str, Any]:
     """The columns by which a row of any table is found."""
     return {
         "dataset": plan.spec.dataset.partition(":")[0],
-        "architecture": cell.defense.architecture["name"],
+        "architecture": cell.defense.architecture,
         "defense": cell.defense.label,
         "attack": cell.attack.label if cell.attack else "none",
         "source": cell.source.label,
@@ -302,7 +302,7 @@ def _models(plan: Plan, store: Store) -> pd.DataFrame:
     for (label, seed), key in plan.trained.items():
         record = store.read_record(key)
         choice = next(cell.defense for cell in plan.cells if cell.defense.label == label)
-        architecture = choice.architecture["name"]
+        architecture = choice.architecture
         classifier = record["result"]["classifier"] if record else {}
         rows.append(
             {

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-    from advbench.registry import FinishedTask as Task
+    from advbench.registry import FinishedTask
 
 DEFAULTS = {  # of MLflow's own variables
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # 12 seconds a task while a server is down; by MLflow's 7 it is 4 minutes
@@ -26,20 +26,13 @@ DEFAULTS = {  # of MLflow's own variables
 KEY = "advbench.key"
 RUN_NAME_LENGTH = 250  # of MLflow's column; servers on PostgreSQL refuse more
 PLAIN = ("seed", "norm", "draws", "images", "batch_size", "budget", "precision", "threads")
-LABELS = {
-    "train": re.compile(r"train (?P<defense>\S+), .*"),
-    "craft": re.compile(r"craft (?P<attack>\S+)( (?P<eps>\S+))? on (?P<source>\S+), .*"),
-    "evaluate": re.compile(
-        r"evaluate (?P<defense>\S+) on (clean|(?P<attack>\S+) (?P<eps>\S+) from (?P<source>\S+)), .*"
-    ),
-}
 UNMEASURED = {"classifier", "classes", "histograms", "retention"}  # of a result: what is no single measurement
 
 _missing: set[str] = set()
 
 
 @hookimpl
-def advbench_task_finished(task: Task, record: dict[str, Any]) -> None:
+def advbench_task_finished(task: FinishedTask, record: dict[str, Any]) -> None:
     """Track a task as a run of its own.
 
     Raises:
@@ -60,7 +53,7 @@ def advbench_task_finished(task: Task, record: dict[str, Any]) -> None:
     _track(MlflowClient(tracking_uri=uri), task, record)
 
 
-def _track(client: MlflowClient, task: Task, record: Mapping[str, Any]) -> None:
+def _track(client: MlflowClient, task: FinishedTask, record: Mapping[str, Any]) -> None:
     """Log a task, unless a finished run has its key; a run that was left unfinished is completed.
 
     An evaluation repeats what the runs of its target and examples are filtered by, if those were tracked.
@@ -82,10 +75,10 @@ def _track(client: MlflowClient, task: Task, record: Mapping[str, Any]) -> None:
         run_name=task.label[:RUN_NAME_LENGTH],
     )
     values: dict[str, Any] = {}
-    for key in filter(None, (task.inputs.get("target"), task.inputs.get("examples"))):
+    for key in filter(None, (record["inputs"].get("target"), record["inputs"].get("examples"))):
         earlier = _run(client, experiment, key)
         values |= earlier.data.params if earlier else {}
-    values |= _values(task)
+    values |= _values(task, record["inputs"])
     size = limits.MAX_ENTITY_KEY_LENGTH
     texts = {_name(key)[:size]: _text(value, limits.MAX_PARAM_VAL_LENGTH) for key, value in values.items()}
     params = [Param(key, text) for key, text in texts.items()]
@@ -104,24 +97,22 @@ def _run(client: MlflowClient, experiment: str, key: str) -> Run | None:
     return runs[0] if runs else None
 
 
-def _tags(task: Task, record: Mapping[str, Any]) -> dict[str, str]:
+def _tags(task: FinishedTask, record: Mapping[str, Any]) -> dict[str, str]:
     flags = record["result"].get("flags")
     return {"advbench.kind": task.kind, KEY: task.key, **({"advbench.flags": ",".join(flags)} if flags else {})}
 
 
-def _values(task: Task) -> dict[str, Any]:
-    """What runs are filtered by; the inputs of an evaluation are keys, so that its label tells the names."""
-    inputs = {**task.inputs, **task.inputs.get("within", {})}
-    label = LABELS[task.kind].fullmatch(task.label)
-    clean = task.kind == "evaluate" and inputs["examples"] is None
+def _values(task: FinishedTask, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What runs are filtered by."""
     values = {
         "kind": task.kind,
         "dataset": inputs["data"]["name"],
         "architecture": inputs.get("architecture", {}).get("name"),
         **{name: inputs.get(name) for name in PLAIN},
-        **(label.groupdict() if label else {}),
-        **({"attack": "none", "eps": "0"} if clean else {}),
-        **({"foreign": inputs["foreign"]["name"]} if "foreign" in inputs else {}),
+        **{name: getattr(task, name) or None for name in ("defense", "source", "attack")},
+        "eps": task.eps,
+        "norm": inputs.get("within", inputs).get("norm"),
+        "ood": inputs.get("foreign", {}).get("name"),
     }
     for plugin in filter(None, (inputs.get("defense"), inputs.get("attack"))):
         values |= {f"{plugin['name']}.{param}": value for param, value in plugin["params"].items()}

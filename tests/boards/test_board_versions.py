@@ -26,12 +26,12 @@ IDENTITY = Identity(DataIdentity("digits", "0" * 64, 1294, 359))
 def theirs(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if `bnn` came of a distribution of its own, version 2.0, built on a library."""
 
-    def resolve(spec: RunSpec) -> tuple[tuple[Choice, ...], tuple[Choice, ...]]:
+    def with_theirs(spec: RunSpec) -> tuple[tuple[Choice, ...], tuple[Choice, ...]]:
         defenses, attacks = resolve(spec)
         entry = dataclasses.replace(defenses[-1].entry, distribution="their-plugin", version="2.0")
         return (*defenses[:-1], defenses[-1]._replace(entry=entry, built_on={"their-library": "7"})), attacks
 
-    monkeypatch.setattr(plans, "resolve", resolve)
+    monkeypatch.setattr(plans, "resolve", with_theirs)
 
 
 def keys(plan: Plan) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import dead_process, other
+from helpers import dead_process, other, some_inputs
 from rich.console import Console
 
 from advbench.cli.app import main
@@ -21,7 +21,7 @@ from advbench.progress import Progress
 from advbench.store.records import Store
 
 QUICK = "--defense erm --attack fgsm --eps 0.1 --limit 20 --set erm.stages=[1]".split()
-TASK = Task("train", {}, "k" * 64, (), "train [erm], seed 0", 10.0)
+TASK = Task(some_inputs("train"), "k" * 64, defense="[erm]", cost=10.0)
 RECORD = {
     "kind": "train",
     "seconds": 1.5,

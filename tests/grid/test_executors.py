@@ -16,14 +16,16 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import some_inputs
 
 from advbench.cli.options import EXECUTION_OPTIONS
-from advbench.errors import GoneError, InputError, PluginError, StoreError
+from advbench.errors import GoneError, InputError, PluginError, StoreError, out_of_memory
 from advbench.grid import memory
 from advbench.grid.estimates import Measured
 from advbench.grid.execution import Execution
 from advbench.grid.executors import Began, Ended, Failure, Moved, Said, attempt, from_json, one_line, to_json
 from advbench.grid.executors.local import Device, LocalExecutor, devices
+from advbench.grid.inputs import CraftInputs, TrainInputs
 from advbench.grid.plan import Plan, Task
 from advbench.grid.run import prepare
 from advbench.grid.spec import make_spec
@@ -50,7 +52,7 @@ def pool(*found: Device) -> Pool:
 
 
 def task(name: str) -> Task:
-    return Task("train", {}, name, (), name, 1.0)
+    return Task(some_inputs("train"), name)
 
 
 def busy(executor: LocalExecutor) -> dict[str, int]:
@@ -114,12 +116,12 @@ def test_chunks_are_halved_down_to_one() -> None:
 
 
 def test_memory_that_ran_out_is_recognised() -> None:
-    assert memory.exhausted(torch.OutOfMemoryError("CUDA out of memory"))
-    assert memory.exhausted(MemoryError())
+    assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert out_of_memory(MemoryError())
     with pytest.raises(RuntimeError) as told:
         torch.empty(10**16)
-    assert memory.exhausted(told.value)
-    assert not memory.exhausted(RuntimeError("shape mismatch"))
+    assert out_of_memory(told.value)
+    assert not out_of_memory(RuntimeError("shape mismatch"))
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux resets a process's peak")
@@ -140,7 +142,7 @@ def test_memory_that_is_kept_needs_no_new_pages() -> None:
     code = """
 import resource, sys
 import torch
-from advbench import memory
+from advbench.grid import memory
 if sys.argv[1] == "keep":
     memory.keep()
 def faults():
@@ -177,10 +179,10 @@ def hungry(runner: Runner, room: int) -> Runner:
     """The same, with memory for crafting on so many images at once."""
     real = runner._craft
 
-    def craft(task: Task, on_progress: Any) -> Any:
-        if (runner._resources.chunk or task.inputs["batch_size"]) > room:
+    def craft(inputs: CraftInputs, on_progress: Any) -> Any:
+        if (runner._resources.chunk or inputs.batch_size) > room:
             raise torch.OutOfMemoryError("Tried to allocate 7 GiB\nand more")
-        return real(task, on_progress)
+        return real(inputs, on_progress)
 
     runner._craft = craft  # type: ignore[method-assign]
     return runner
@@ -237,7 +239,7 @@ def test_workers_import_what_their_driver_does_wherever_they_start(tmp_path: Pat
     (tmp_path / "advbench").mkdir()
     (tmp_path / "advbench" / "__init__.py").write_text("raise RuntimeError('the wrong advbench')")
     options = "--defense erm --attack fgsm --eps 0.1 --limit 20 --set erm.stages=[1] --executor local --workers 1"
-    code = "import sys; sys.path.remove(''); from advbench.cli import script; script()"
+    code = "import sys; sys.path.remove(''); from advbench.cli.app import script; script()"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
     command = [sys.executable, "-c", code, "run", *options.split()]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
@@ -288,9 +290,10 @@ def test_workers_must_have_the_versions_of_the_plan(tmp_path: Path) -> None:
     train = tasks_of(prepare(SPEC), "train")[0]
     with pytest.raises(InputError, match=r"versions on .*: expected .*torch 0\.1.*, got .*; install the same"):
         runner_of(tmp_path, libraries={"torch": "0.1"}).run(train)
-    other = {**train.inputs["defense"], "version": "9.9"}
+    assert isinstance(train.inputs, TrainInputs)
+    other = replace(train.inputs, defense=replace(train.inputs.defense, version="9.9"))
     with pytest.raises(InputError, match=r"expected advbench 9\.9, got advbench 0\.1"):
-        runner_of(tmp_path).run(replace(train, inputs={**train.inputs, "defense": other}))
+        runner_of(tmp_path).run(replace(train, inputs=other))
 
 
 def test_what_a_task_prints_goes_to_standard_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -367,10 +370,10 @@ def test_a_warning_of_a_worker_is_passed_on(local: LocalExecutor, tmp_path: Path
 def test_a_script_without_a_guard_runs_once_and_leaves_no_thread(tmp_path: Path) -> None:
     code = """
 import threading
-from advbench.execution import Execution
+from advbench.grid.execution import Execution
 from advbench.grid.executors.local import LocalExecutor, devices
-from advbench.run import prepare
-from advbench.config import make_spec
+from advbench.grid.run import prepare
+from advbench.grid.spec import make_spec
 plan = prepare(make_spec({"defenses": ["erm"], "attacks": ["fgsm"], "set": {"erm": {"stages": [1]}}}))
 executor = LocalExecutor(Execution("store", device="cpu").runtime("digits", 1), devices(["cpu"], 1, 1))
 executor.start(next(iter(plan.tasks.values())), None)

@@ -28,7 +28,7 @@ HOSTILE = """
 import os, signal, sys, time
 import torch
 from advbench import attacks
-from advbench.api import Attack, Field
+from advbench.attacks import Attack, Field
 from advbench.registry import hookimpl
 
 @hookimpl
@@ -316,7 +316,7 @@ def test_workers_die_with_their_driver(tmp_path: Path) -> None:
 @pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupt_ends_workers_leases_and_run_cleanly(how: signal.Signals, reference: str, tmp_path: Path) -> None:
     hearing = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    command = [sys.executable, "-c", f"{hearing}from advbench.cli import script; script()", "run", *GRID]
+    command = [sys.executable, "-c", f"{hearing}from advbench.cli.app import script; script()", "run", *GRID]
     process = subprocess.Popen(
         [*command, "--executor", "local", "--store", "store"],
         cwd=tmp_path,

@@ -37,8 +37,8 @@ def test_the_start_is_planned_as_a_training_that_the_heir_needs() -> None:
     assert trainings(laid_out) == ["train erm, seed 0", "train pgd_at, seed 0"]
     first, second = (task for task in laid_out.tasks.values() if task.kind == "train")
     assert second.needs == (first.key,)
-    assert second.inputs["init"] == first.key
-    assert "init" not in first.inputs
+    assert second.inputs.to_json()["init"] == first.key
+    assert "init" not in first.inputs.to_json()
 
 
 def test_a_start_that_the_run_trains_anyway_is_trained_once() -> None:

@@ -311,7 +311,7 @@ def test_an_interrupt_ends_with_130_and_a_resumable_state(tmp_path: Path) -> Non
         [
             sys.executable,
             "-c",
-            f"{hearing}from advbench.cli import script; script()",
+            f"{hearing}from advbench.cli.app import script; script()",
             "run",
             *OPTIONS,
             "--store",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import dead_process, other
+from helpers import dead_process, other, some_inputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,10 +29,17 @@ from advbench.store.records import Store
 SPEC = make_spec({"defenses": ["erm"], "attacks": ["fgsm"]})
 
 
+class Named(Task):
+    """A task whose label and key are the name that a test gives it."""
+
+    @property
+    def label(self) -> str:
+        return self.key.rstrip("-")
+
+
 def task(name: str, *needs: str, kind: Any = "train", cost: float = 1.0, profile: str = "") -> Task:
-    return Task(
-        kind, {"name": name}, name.ljust(64, "-"), tuple(n.ljust(64, "-") for n in needs), name, cost, "net", profile
-    )
+    needed = tuple(n.ljust(64, "-") for n in needs)
+    return Named(some_inputs(kind), name.ljust(64, "-"), needed, cost=cost, net="net", profile=profile)
 
 
 def plan_of(*tasks: Task) -> Plan:
@@ -71,7 +78,7 @@ class FakeExecutor:
             return
         record = {
             "kind": task.kind,
-            "inputs": dict(task.inputs),
+            "inputs": task.inputs.to_json(),
             "result": {},
             "artifact": self._store.write_artifact(task.key, task.label.encode()),
             "seconds": task.cost,

@@ -304,9 +304,9 @@ def test_preset_follows_the_data_set_and_can_be_named() -> None:
 def test_identity_holds_plugin_version_and_hyperparameters_but_no_label() -> None:
     values = {"defenses": ["erm@one", "erm@two"], "attacks": ["fgsm"]}
     (one, two), _ = resolve(make_spec(values))
-    assert one.identity() == two.identity()
-    assert set(one.identity()) == {"name", "distribution", "version", "params"}
-    assert one.identity()["distribution"] == "advbench"
+    assert one.component == two.component
+    assert set(one.component.to_json()) == {"name", "distribution", "version", "params"}
+    assert one.component.distribution == "advbench"
 
 
 def test_passes_are_estimated_from_the_hyperparameters() -> None:

@@ -335,7 +335,7 @@ def test_the_librarys_version_is_in_the_key() -> None:
 
     def built_on(name: str, **params: Any) -> Any:
         _, (choice,) = resolve(make_spec({"defenses": ["erm"], "attacks": [name], "set": {name: params}}))
-        return choice.identity().get("built_on")
+        return choice.component.built_on
 
     version = importlib.metadata.version
     theirs = {"torchattacks": version("torchattacks")}
@@ -349,7 +349,7 @@ def test_the_librarys_version_is_in_the_key() -> None:
     for attacks in (["gray_box@a", "gray_box@b"], ["gray_box@b", "gray_box@a"]):
         assert built_on("worst_case", attacks=attacks, params=twice) == theirs
     (defense,), _ = resolve(make_spec({"defenses": ["erm"], "attacks": ["fgsm"], "architecture": MODEL}))
-    assert defense.architecture["built_on"] == {"robustbench": version("robustbench"), "timm": version("timm")}
+    assert defense.net.built_on == {"robustbench": version("robustbench"), "timm": version("timm")}
 
 
 MODEL = "robustbench:cifar10/Linf/Rade2021Helper_R18_ddpm"

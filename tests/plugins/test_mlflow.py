@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from conftest import Cli
 
+from advbench.grid.inputs import Component, DataRef, TrainInputs
 from advbench.grid.plan import Task
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read on import; tests report to nobody
@@ -53,18 +54,24 @@ def tracked(client: Any, experiment: str = "advbench") -> dict[str, Any]:
 
 
 def train_task(name: str = "erm", **params: Any) -> Task:
-    inputs = {
-        "kind": "train",
-        "defense": {"name": name, "params": params},
-        "architecture": {"name": "small_cnn"},
-        "data": {"name": "digits"},
-        "seed": 3,
+    inputs = TrainInputs(
+        defense=Component(name, "advbench", "1", params),
+        architecture=Component("small_cnn", "advbench", "1"),
+        data=DataRef("digits", "d" * 64),
+        precision="float32",
+        seed=3,
+        threads=1,
+        advbench="1",
+    )
+    return Task(inputs, "a" * 64, defense=f"{name}@mine")
+
+
+def train_record(task: Task, **result: Any) -> dict[str, Any]:
+    return {
+        "inputs": task.inputs.to_json(),
+        "result": {"classifier": {"width": 1}, "training": {}, "statistics": {}, **result},
+        "seconds": 2.5,
     }
-    return Task("train", inputs, "a" * 64, (), f"train {name}@mine, seed 3", 0.0)
-
-
-def train_record(**result: Any) -> dict[str, Any]:
-    return {"result": {"classifier": {"width": 1}, "training": {}, "statistics": {}, **result}, "seconds": 2.5}
 
 
 def finished(task: Task, record: dict[str, Any]) -> None:
@@ -124,16 +131,18 @@ def test_every_task_of_a_run_is_a_run_with_its_numbers_and_no_repetition_doubles
 
 def test_without_the_variable_mlflow_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    code = "import sys; from advbench.cli import main; sys.exit(main(sys.argv[1:]) or 9 * ('mlflow' in sys.modules))"
+    code = (
+        "import sys; from advbench.cli.app import main; sys.exit(main(sys.argv[1:]) or 9 * ('mlflow' in sys.modules))"
+    )
     assert subprocess.run([sys.executable, "-c", code, *ERM], cwd=tmp_path, check=False).returncode == 0
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     monkeypatch.setitem(sys.modules, "mlflow", None)
-    finished(train_task(), train_record())
+    finished(task := train_task(), train_record(task))
 
 
 def test_a_missing_mlflow_is_said_once_and_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
-    code = "import sys; sys.modules['mlflow'] = None; from advbench.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; sys.modules['mlflow'] = None; from advbench.cli.app import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, *ERM]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0
@@ -152,7 +161,7 @@ def test_a_library_that_mlflow_misses_is_not_taken_for_mlflow(tmp_path: Path, mo
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
     for _ in range(2):
         with pytest.raises(ModuleNotFoundError, match="its_own_need"):
-            finished(train_task(), train_record())
+            finished(task := train_task(), train_record(task))
 
 
 def test_a_server_that_cannot_be_reached_is_a_warning(cli: Cli, tmp_path: Path) -> None:
@@ -167,8 +176,8 @@ def test_a_server_that_cannot_be_reached_is_a_warning(cli: Cli, tmp_path: Path) 
 def test_a_run_that_was_left_unfinished_is_completed(client: Any) -> None:
     experiment = client.create_experiment("advbench")
     left = client.create_run(experiment, tags={"advbench.key": "a" * 64})
-    finished(train_task(lr=0.1), train_record(training={"loss": 0.5}))
-    finished(train_task(lr=0.1), train_record(training={"loss": 0.7}))
+    finished(task := train_task(lr=0.1), train_record(task, training={"loss": 0.5}))
+    finished(task := train_task(lr=0.1), train_record(task, training={"loss": 0.7}))
     (run,) = tracked(client).values()
     assert (run.info.run_id, run.info.status) == (left.info.run_id, "FINISHED")
     assert (run.data.params["erm.lr"], run.data.metrics["training/loss"]) == ("0.1", 0.5)
@@ -176,7 +185,7 @@ def test_a_run_that_was_left_unfinished_is_completed(client: Any) -> None:
 
 
 def test_the_run_takes_as_long_as_the_task_and_says_what_flags_it(client: Any) -> None:
-    finished(train_task(), train_record(flags=["one_draw", "vanished_gradients"]))
+    finished(task := train_task(), train_record(task, flags=["one_draw", "vanished_gradients"]))
     (run,) = tracked(client).values()
     assert run.info.end_time - run.info.start_time == 2500
     assert run.data.metrics["seconds"] == 2.5
@@ -185,7 +194,7 @@ def test_the_run_takes_as_long_as_the_task_and_says_what_flags_it(client: Any) -
 
 def test_the_experiment_is_the_one_that_mlflows_variable_names(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
-    finished(train_task(), train_record())
+    finished(task := train_task(), train_record(task))
     assert len(tracked(client, "mine")) == 1
     assert client.get_experiment_by_name("advbench") is None
 
@@ -196,7 +205,7 @@ def test_what_mlflow_would_refuse_is_cut_renamed_or_left_out(client: Any) -> Non
     task = train_task(name, none=None, text="x" * 7000, nested={"a": [1, 2]}, flag=True, **params)
     odd = {"nan": float("nan"), "inf": float("inf"), "none": None, "yes": True, "text": "1", "ünï cøde %": 1}
     numbers = list(range(1200))
-    finished(task, train_record(training=odd, statistics={"rows": numbers, "k" * 300: 1}))
+    finished(task, train_record(task, training=odd, statistics={"rows": numbers, "k" * 300: 1}))
     (run,) = tracked(client).values()
     assert run.info.run_name == f"train {name}@mine, seed 3"
     prefix = "library_sets_A_B."
@@ -212,7 +221,7 @@ def test_what_mlflow_would_refuse_is_cut_renamed_or_left_out(client: Any) -> Non
 
 def test_an_active_run_of_the_callers_own_is_left_alone(client: Any) -> None:
     with mlflow.start_run() as active:
-        finished(train_task(), train_record(training={"loss": 0.5}))
+        finished(task := train_task(), train_record(task, training={"loss": 0.5}))
         assert mlflow.active_run().info.run_id == active.info.run_id
     assert client.get_run(active.info.run_id).data.metrics == {}
     assert len(tracked(client)) == 1
@@ -233,8 +242,8 @@ def test_a_real_server_is_told_and_its_links_do_not_mix_with_the_tables(
     thread.start()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.port}")
     try:
-        finished(train_task(lr=0.1), train_record(training={"loss": 0.5}))
-        finished(train_task(lr=0.1), train_record(training={"loss": 0.7}))
+        finished(task := train_task(lr=0.1), train_record(task, training={"loss": 0.5}))
+        finished(task := train_task(lr=0.1), train_record(task, training={"loss": 0.7}))
     finally:
         server.shutdown()
         thread.join()

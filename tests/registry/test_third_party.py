@@ -69,7 +69,7 @@ import torch
 from torch import nn
 from advbench.registry import hookimpl
 from advbench_defenses.erm import ERM
-from advbench.classifier import Classifier
+from advbench.models import Classifier
 
 @hookimpl
 def advbench_register(register):

@@ -15,6 +15,7 @@ from advbench.errors import InputError
 from advbench.evaluation import Predictions, uncertainty, wilson
 from advbench.evaluation.summary import summary
 from advbench.grid.identity import DataIdentity, Identity
+from advbench.grid.inputs import Component
 from advbench.grid.plan import Plan, make_plan
 from advbench.grid.spec import Choice, make_spec
 from advbench.registry import Entry
@@ -30,7 +31,7 @@ IMAGES = 20
 
 def choice(label: str) -> Choice:
     entry = Entry("defense", label, "m:C", "", "dist", "1")
-    return Choice(label, entry, {"a": label}, 1.0, architecture={"name": "net"})
+    return Choice(label, entry, {"a": label}, 1.0, net=Component("net", "dist", "1"))
 
 
 def lay_out(defenses: list[str], attacks: list[str], **settings: object) -> Plan:

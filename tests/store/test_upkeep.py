@@ -721,7 +721,7 @@ def test_an_export_that_fails_leaves_what_was_there(done: Done, tmp_path: Path, 
     file.write_bytes(b"mine")
     code = f"""
 import resource, signal, sys
-from advbench.cli import main
+from advbench.cli.app import main
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 sys.exit(main(["store", "export", {str(file)!r}, "--force", "--store", {str(done.root)!r}]))
