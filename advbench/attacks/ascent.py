@@ -95,14 +95,13 @@ def ascend_until_reached(
     start: Tensor,
     loss: LossName = "ce",
 ) -> Tensor:
-    """Ascend from each start until it reaches the goal; its place in the batch then goes to the next image.
+    """Ascend from each start until it reaches the goal; what was there from the start costs one pass.
 
-    For deterministic classifiers alone, where one pass settles whether an image reached the goal. What was wrong
-    from the start costs one pass.
+    For deterministic classifiers alone, where one pass shows whether an image reached the goal.
 
     Args:
         clf: the classifier under attack.
-        x: all images, `(count, channels, height, width)` in [0, 1].
+        x: images `(batch, channels, height, width)` in [0, 1].
         goal: labels and perhaps targets.
         threat: norm and eps.
         lengths: of the steps, in the threat's norm, in pixels in [0, 1].
@@ -112,17 +111,13 @@ def ascend_until_reached(
     Returns:
         Images shaped as `x`: the first iterate of each that reached the goal, or its last.
     """
-    found, schedule = start.clone(), x.new_tensor(lengths)
-    age = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    active, waiting = age[:0], 0
-    while len(active) or waiting < len(x):
-        newcomers = torch.arange(waiting, min(waiting + clf.batch_size - len(active), len(x)), device=x.device)
-        active, waiting = torch.cat([active, newcomers]), waiting + len(newcomers)
+    found = start.clone()
+    active = torch.arange(len(x), device=x.device)
+    for length in lengths:
         gradient, logits = clf.input_gradient(found[active], goal.rows[active], goal.loss(loss))
         left = (goal[active].margin(logits[0]) <= 0).nonzero().squeeze(1)
         active = active[left]
-        step = per_image(schedule[age[active]], x) * steepest(gradient[left], threat)
-        found[active] = project(found[active] + step, x[active], threat)
-        age[active] += 1
-        active = active[age[active] < len(schedule)]
+        if len(active) == 0:
+            break
+        found[active] = project(found[active] + length * steepest(gradient[left], threat), x[active], threat)
     return found

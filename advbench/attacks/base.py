@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -69,6 +68,16 @@ class Goal:
         """Whether there are targets."""
         return self.rows.ndim == 2
 
+    @property
+    def labels(self) -> Tensor:
+        """The labels, `(batch,)`."""
+        return self.rows[:, 0] if self.targeted else self.rows
+
+    @property
+    def targets(self) -> Tensor | None:
+        """The targets, `(batch,)`; None where any wrong class will do."""
+        return self.rows[:, 1] if self.targeted else None
+
     def __getitem__(self, index: Tensor | slice) -> Goal:
         return Goal(self.rows[index])
 
@@ -97,7 +106,7 @@ class Attack(Configurable, ABC):
         norms: the norms that `run` understands.
         minimal_norm: True where `run` looks for the nearest adversarial example and ignores `threat.eps`: one
             run serves every eps.
-        targeted: True where `run` takes the keyword `targets`.
+        targeted: True where `run` understands goals with targets.
         gradients: False where `run` asks for logits alone (a black-box attack).
         effort: the whole-number hyperparameter that a budget cuts, as `"steps"`; empty where there is none.
     """
@@ -109,14 +118,6 @@ class Attack(Configurable, ABC):
     effort: ClassVar[str] = ""
 
     @property
-    def pools(self) -> bool:
-        """Whether `run` takes all images of a deterministic classifier at once, to keep its batches full.
-
-        It then passes `clf.batch_size` of them at a time, and what becomes of one must not depend on the others.
-        """
-        return False
-
-    @property
     def source(self) -> str | None:
         """The defense on which a run crafts the examples for all others; None for each on itself."""
         return None
@@ -126,17 +127,22 @@ class Attack(Configurable, ABC):
         """The attacks that it is made of, by NAME or NAME@LABEL; results depend on their versions, too."""
         return {}
 
-    @abstractmethod
-    def run(self, clf: Classifier, x: Tensor, y: Tensor, threat: Threat, generator: torch.Generator) -> Tensor:
-        """Craft adversarial examples.
+    def with_parts(self, parts: Mapping[str, Attack]) -> Self:
+        """The same attack, made of these attacks in place of its own: of the same classes, with other efforts.
 
-        A class with `targeted` adds `targets: Tensor | None = None`, classes `(batch,)` that the images are to be
-        taken for, none of them the label.
+        Args:
+            parts: named as in `parts`, all of them.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has parts and no with_parts")
+
+    @abstractmethod
+    def run(self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator) -> Tensor:
+        """Craft adversarial examples.
 
         Args:
             clf: the classifier under attack; each call of `clf` and of `clf.input_gradient` draws afresh.
             x: images `(batch, channels, height, width)`, float32 in [0, 1].
-            y: labels `(batch,)`, int64.
+            goal: the images' labels, and where the class is `targeted` perhaps classes that they are to be taken for.
             threat: norm and eps.
             generator: on the images' device; the only source of randomness that `run` may use.
 
@@ -145,61 +151,18 @@ class Attack(Configurable, ABC):
             adversarial examples, at whatever distance, where the attack is of minimal norm.
         """
 
-    def search(
-        self,
-        clf: Classifier,
-        x: Tensor,
-        y: Tensor,
-        threat: Threat,
-        generator: torch.Generator,
-        targets: Tensor | None = None,
-    ) -> Tensor:
-        """`run`, with targets only where the attack takes them: how attacks that are made of attacks call these.
+    def search(self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator) -> Tensor:
+        """`run`, once the attack is known to understand threat and goal: how attacks run their parts.
 
         Raises:
             InputError: the attack does not understand the threat's norm, or targets.
         """
-        self.check(threat, targets)
-        with clf.attacked(y, targets):
-            if targets is None:
-                return self.run(clf, x, y, threat, generator)
-            return self.run(clf, x, y, threat, generator, targets=targets)  # type: ignore[call-arg]
+        self.check(threat, targeted=goal.targeted)
+        with clf.attacked(goal.rows):
+            return self.run(clf, x, goal, threat, generator)
 
-    def widen(
-        self,
-        clf: Classifier,
-        x: Tensor,
-        y: Tensor,
-        threat: Threat,
-        generator: torch.Generator,
-        found: Tensor,
-        before: Threat,
-        targets: Tensor | None = None,
-    ) -> Tensor:
-        """Attack images that resisted at a smaller eps, or at none: a step of a sweep over radii.
-
-        Called on deterministic classifiers alone, with all the images at once. By default `search`, in batches; an
-        attack that can go on from where it was saves most of its passes.
-
-        Args:
-            clf: as in `run`.
-            x: likewise.
-            y: likewise.
-            threat: likewise.
-            generator: likewise.
-            targets: likewise.
-            found: what was found at the smaller eps; `x` where there was none.
-            before: the smaller eps; 0 where there was none.
-        """
-        parts = []
-        for start in range(0, len(x), clf.batch_size):
-            rows = slice(start, start + clf.batch_size)
-            aims = None if targets is None else targets[rows]
-            parts.append(self.search(clf, x[rows], y[rows], threat, generator, aims))
-        return torch.cat(parts)
-
-    def queries(self, *, random: bool) -> int | None:
-        """The most forward passes that `run` or `widen` makes of an image; None where the author gives none.
+    def cost(self, random: bool) -> int | None:
+        """The most forward passes of an image that `run` makes; None where the author gives no bound.
 
         A pass for a gradient counts as one, however many draws the image passes at count each.
 
@@ -208,55 +171,12 @@ class Attack(Configurable, ABC):
         """
         return None
 
-    def within_budget(self, budget: int, *, random: bool) -> Self:
-        """The same attack, cut so that it makes at most so many forward passes of an image.
-
-        Args:
-            budget: forward passes.
-            random: whether the classifier under attack is.
-
-        Raises:
-            InputError: the attack does not say what it costs, or costs more at its least.
-        """
-        name = type(self).__name__
-        needed = self.queries(random=random)
-        if needed is None:
-            raise InputError(f"budget for attack {name}", expected="an attack that says how many passes it makes")
-        if needed <= budget:
-            return self
-        efforts = range(self._least_effort(), getattr(self.params, self.effort)) if self.effort else range(0)
-        fitting = bisect.bisect_right(efforts, budget, key=lambda effort: self._cost(effort, random=random))
-        if fitting:
-            return self._cut(efforts[fitting - 1])
-        raise InputError(
-            f"budget for attack {name}",
-            expected=f"at least {self.least_queries(random=random)} passes of an image",
-            got=budget,
-            remedy="raise it, or lower the attack's other hyperparameters",
-        )
-
-    def least_queries(self, *, random: bool) -> int | None:
-        """`queries` of the least that `within_budget` can cut the attack to.
-
-        Args:
-            random: whether the classifier under attack is.
-        """
-        if self.effort and self.queries(random=random) is not None:
-            return self._cost(min(self._least_effort(), getattr(self.params, self.effort)), random=random)
-        return self.queries(random=random)
-
-    def _cut(self, effort: int) -> Self:
-        return type(self)(**{**self.params.model_dump(), self.effort: effort})
-
-    def _cost(self, effort: int, *, random: bool) -> int:
-        return self._cut(effort).queries(random=random) or 0
-
-    def _least_effort(self) -> int:
-        bounds = type(self).Params.model_fields[self.effort].metadata
-        return int(next((bound.ge for bound in bounds if hasattr(bound, "ge")), 1))
-
-    def check(self, threat: Threat, targets: Tensor | None = None) -> None:
+    def check(self, threat: Threat, *, targeted: bool = False) -> None:
         """Refuse what `run` does not understand.
+
+        Args:
+            threat: norm and eps.
+            targeted: whether there are targets.
 
         Raises:
             InputError: the threat's norm, or targets.
@@ -269,7 +189,7 @@ class Attack(Configurable, ABC):
                 got=repr(threat.norm),
                 remedy="choose another norm or attack",
             )
-        if targets is not None and not self.targeted:
+        if targeted and not self.targeted:
             raise InputError(f"targets given to {name}", expected="none: it is untargeted", remedy="try 'pgd'")
 
     def __call__(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from advbench.attacks.ball import distances, within
 from advbench.attacks.base import Attack, Goal, Threat
+from advbench.attacks.budget import within_budget
 from advbench.data.base import check_floating, check_labels
 from advbench.errors import InputError, PluginError
 from advbench.keys import derive, isolated_rng
@@ -89,7 +90,7 @@ def craft(
         targets: classes `(count,)` that the images are to be taken for; any wrong class where None.
         nearest: leave what a minimal-norm attack found where it is, at whatever distance, instead of moving it
             into the threat's ball.
-        earlier: makes this a step of a sweep: what a smaller eps broke stays, the rest is attacked on. Not used for
+        earlier: makes this a step of a sweep: what a smaller eps broke stays, the rest is attacked anew. Not used for
             random classifiers, where no single verdict is proof, and for minimal-norm attacks.
         budget: the most forward passes of an image, on average over a batch; the attack is cut to fit.
         batch_size: images that are attacked together and share their draws.
@@ -107,69 +108,39 @@ def craft(
     clf, classes = opened(model, x, probe=x[:PROBE_IMAGES])
     _check_classes(attack, y, targets, classes)
     earlier = None if clf.stochastic or attack.minimal_norm else earlier
-    attack, parts = _within(attack, budget, earlier, clf), []
+    attack = attack if budget is None else within_budget(attack, budget - (earlier is not None), random=clf.stochastic)
+    goal = Goal.of(y, targets)
     with clf.isolated() as passes:
-        clf.batch_size = batch_size
-        batch_size = len(x) if earlier or (attack.pools and not clf.stochastic) else batch_size
-        for batch, rows in enumerate(map(slice, *_bounds(len(x), batch_size))):
-            aims = None if targets is None else targets[rows].clone()
-            found = _craft_batch(attack, clf, x[rows], y[rows], threat, derive(seed, "attack", batch), aims, earlier)
+        found = x.clone() if earlier is None else earlier.images.clone()
+        left = torch.arange(len(x), device=x.device) if earlier is None else _resistant(clf, found, goal, batch_size)
+        done = len(x) - len(left)
+        for batch, rows in enumerate(torch.split(left, batch_size) if len(left) else ()):
+            crafted = _craft_batch(attack, clf, x[rows], goal[rows], threat, derive(seed, "attack", batch))
             if attack.minimal_norm and not nearest:
-                found = within(found, x[rows], threat, outward=clf.stochastic)
-            parts.append(found)
-            report(Progress(min(rows.stop, len(x)), len(x)))
+                crafted = within(crafted, x[rows], threat, outward=clf.stochastic)
+            found[rows] = crafted
+            done += len(rows)
+            report(Progress(done, len(x)))
     _check_budget(attack, budget, passes.forward / len(x))
-    return Crafted.of(torch.cat(parts), passes, random=clf.stochastic)
+    return Crafted.of(found, passes, random=clf.stochastic)
 
 
-def _craft_batch(
-    attack: Attack,
-    clf: Classifier,
-    x: Tensor,
-    y: Tensor,
-    threat: Threat,
-    seed: int,
-    targets: Tensor | None,
-    earlier: Earlier | None,
-) -> Tensor:
+@torch.no_grad()
+def _resistant(clf: Classifier, images: Tensor, goal: Goal, batch_size: int) -> Tensor:
+    """Indices of the images that do not reach the goal, `(count,)`, by one pass each."""
+    starts = range(0, len(images), batch_size)
+    reached = [goal[s : s + batch_size].success(clf(images[s : s + batch_size])) for s in starts]
+    return (~torch.cat(reached)).nonzero().squeeze(1)
+
+
+def _craft_batch(attack: Attack, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, seed: int) -> Tensor:
     generator = torch.Generator(x.device).manual_seed(derive(seed, "generator"))
     clf.reseed(derive(seed, "draws"))
-    given = x.clone()
     with _undisturbed(clf, derive(seed, "global"), x.device):
-        if earlier is None:
-            x_adv = attack.search(clf, given, y.clone(), threat, generator, targets)
-        else:
-            x_adv = _widened(attack, clf, given, y.clone(), threat, generator, targets, earlier)
+        x_adv = attack.search(clf, x.clone(), Goal(goal.rows.clone()), threat, generator)
     clf.passes.check_finite()
     _check_claim(attack, x, x_adv, threat)
     return x_adv.detach()
-
-
-def _widened(
-    attack: Attack,
-    clf: Classifier,
-    x: Tensor,
-    y: Tensor,
-    threat: Threat,
-    generator: torch.Generator,
-    targets: Tensor | None,
-    earlier: Earlier,
-) -> Tensor:
-    """A step of a sweep: what an example of the smaller ball fools stays, the rest is attacked on."""
-    attack.check(threat, targets)
-    found, goal, size = earlier.images.clone(), Goal.of(y, targets), clf.batch_size
-    with torch.no_grad():
-        reached = [goal[rows].success(clf(found[rows])) for rows in map(slice, *_bounds(len(x), size))]
-    left = (~torch.cat(reached)).nonzero().squeeze(1)
-    if len(left):
-        aims = None if targets is None else targets[left]
-        before = Threat(threat.norm, earlier.eps)
-        found[left] = attack.widen(clf, x[left], y[left], threat, generator, found[left], before, aims)
-    return found
-
-
-def _bounds(count: int, size: int) -> tuple[range, range]:
-    return range(0, count, size), range(size, count + size, size)
 
 
 @contextmanager
@@ -212,7 +183,7 @@ def _check_attackable(attack: Attack, x: Tensor, y: Tensor, threat: Threat, targ
     check_labels(y, len(x), None, f"labels given to {name}")
     if len(y) and int(y.min()) < 0:
         raise InputError(f"labels given to {name}", expected="classes 0 upward", got=int(y.min()))
-    attack.check(threat, targets)
+    attack.check(threat, targeted=targets is not None)
 
 
 def _check_settings(
@@ -240,18 +211,13 @@ def _check_settings(
         )
 
 
-def _within(attack: Attack, budget: int | None, earlier: Earlier | None, clf: Classifier) -> Attack:
-    """The attack, cut to the budget, of which a sweep takes a pass to see what is to be attacked."""
-    return attack if budget is None else attack.within_budget(budget - (earlier is not None), random=clf.stochastic)
-
-
 def _check_budget(attack: Attack, budget: int | None, made: float) -> None:
     if budget is not None and made > budget:
         raise PluginError(
             f"attack {type(attack).__name__} left its budget",
             expected=f"at most {budget} forward passes of an image",
             got=f"{made:.6g}",
-            remedy="its method `queries` must name an upper bound",
+            remedy="its method `cost` must give an upper bound",
         )
 
 

@@ -32,12 +32,7 @@ class Kept:
     @torch.no_grad()
     def margins_of(self, images: Tensor, rows: Tensor | None = None) -> Tensor:
         """Margin of each image `(batch,)` at those draws; `rows` says which images these are, by default all."""
-        starts = range(0, len(images), self._clf.batch_size) or [0]
-        draws = []
-        for draw in map(self._clf.draw, self._seeds):
-            parts = [self._clf.at(draw, images[s : s + self._clf.batch_size], offset=s) for s in starts]
-            draws.append(torch.cat(parts))
-        logits = torch.stack(draws)
+        logits = torch.stack([self._clf.at(draw, images) for draw in map(self._clf.draw, self._seeds)])
         return (self._goal if rows is None else self._goal[rows]).mean_margin(logits)
 
     def offer(self, images: Tensor, rows: Tensor | None = None) -> None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import pydantic
 
 from advbench.attacks.base import Attack, Norm, Threat
+from advbench.attacks.budget import least_cost, within_budget
 from advbench.errors import InputError, unknown_name
 from advbench.grid.inputs import Component
 from advbench.registry import Entry, Kind, registry
@@ -273,11 +274,11 @@ def _used(spec: RunSpec) -> set[str]:
 def _check_budget(attack: Attack, budget: int, *, sweep: bool) -> None:
     """A random classifier may need more, but whether one will be attacked is not known yet."""
     judging = int(sweep and not attack.minimal_norm)
-    least = attack.least_queries(random=False)
+    least = least_cost(attack, random=False)
     if least is not None and least + judging > budget:
         expected = f"at least {least + judging} passes of an image" + (", one of them for the sweep" if judging else "")
         raise InputError(f"--budget for attack {type(attack).__name__}", expected=expected, got=budget)
-    attack.within_budget(budget, random=False)
+    within_budget(attack, budget, random=False)
 
 
 def _choose(kind: Kind, label: str, spec: RunSpec, heirs: tuple[str, ...] = ()) -> Choice:
@@ -296,7 +297,15 @@ def _choose(kind: Kind, label: str, spec: RunSpec, heirs: tuple[str, ...] = ()) 
     start = _choose("defense", init, spec, (*heirs, label)) if init else None
     net = _net(instance.architecture or spec.architecture) if isinstance(instance, Defense) else None
     libraries = _libraries(instance, entry.distribution)
-    return Choice(label, entry, values, instance.passes_per_image(), start, _traits(instance), net, libraries)
+    return Choice(label, entry, values, _passes(instance), start, _traits(instance), net, libraries)
+
+
+def _passes(plugin: Configurable) -> float | None:
+    """Forward and backward passes that a plugin makes for each image, roughly: a forward one is a third of both."""
+    if isinstance(plugin, Attack):
+        cost = plugin.cost(True)
+        return None if cost is None else cost if plugin.gradients else cost / 3
+    return plugin.passes_per_image() if isinstance(plugin, Defense) else None
 
 
 def _net(name: str) -> Component:

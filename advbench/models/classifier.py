@@ -53,7 +53,6 @@ class Classifier(nn.Module):
     Attributes:
         chunk: the most images that pass the module at once. Draws are made for the whole batch, so another
             chunk changes results by rounding alone. A module with noise of its own is not cut.
-        batch_size: how many images an attack passes together that is given all of them at once.
         passes: counts of images passed so far, and whether logits and gradients were finite.
         labels: of the images under attack, `(batch,)`, or with targets, `(batch, 2)`; None where not known.
     """
@@ -66,7 +65,6 @@ class Classifier(nn.Module):
         self.posterior = PointPosterior(module) if posterior is None else posterior
         self.noise = noise
         self.chunk: int | None = None
-        self.batch_size = 256
         self.passes = Passes()
         self.labels: Tensor | None = None
         self._isolated = False
@@ -96,21 +94,21 @@ class Classifier(nn.Module):
         A block inside another, as where an attack calls an attack, counts for that as well.
         """
         outer = self._isolated
-        before = self.passes, self.batch_size, self._seed, self._drawn
+        before = self.passes, self._seed, self._drawn
         self.passes, self._isolated = Passes(), True
         try:
             yield self.passes
         finally:
             inner = self.passes
-            self.passes, self.batch_size, self._seed, self._drawn = before
+            self.passes, self._seed, self._drawn = before
             self._isolated = outer
             if outer:
                 self.passes.add(inner)
 
     @contextmanager
-    def attacked(self, y: Tensor, targets: Tensor | None = None) -> Iterator[None]:
-        """Note, for a block, of which labels and targets `(batch,)` the images are that pass."""
-        before, self.labels = self.labels, y if targets is None else torch.stack([y, targets], 1)
+    def attacked(self, rows: Tensor) -> Iterator[None]:
+        """Note, for a block, the labels `(batch,)`, or labels and targets `(batch, 2)`, of the images that pass."""
+        before, self.labels = self.labels, rows
         try:
             yield
         finally:
@@ -260,7 +258,7 @@ class Classifier(nn.Module):
         frozen = _FrozenNoise(self.module, draw.seed) if self.noise else Classifier(self.module)
         if not isinstance(self.posterior, PointPosterior) or not self.posterior.are_modules_own(draw.weights):
             frozen.posterior = PointPosterior(self.module, weights)
-        frozen.chunk, frozen.batch_size = self.chunk, self.batch_size
+        frozen.chunk = self.chunk
         frozen.passes = self.passes  # an attack on a frozen draw is counted like any other
         return frozen
 

@@ -70,13 +70,6 @@ class Configurable:
         """The same with the defaults for that data set under what was given by hand."""
         return type(self)(**self.resolve(self._given, name).model_dump())
 
-    def passes_per_image(self) -> float | None:
-        """An upper estimate of the forward-and-backward passes made for each image, over all epochs and steps.
-
-        For planning and progress alone. None where the author gives none.
-        """
-        return None
-
     def __repr__(self) -> str:
         values = ", ".join(f"{k}={v!r}" for k, v in self._given.items())
         return f"{type(self).__name__}({values})"

@@ -81,6 +81,13 @@ class Defense(Configurable, ABC):
         """The registered architecture that it brings with it; None for whichever the run names."""
         return None
 
+    def passes_per_image(self) -> float | None:
+        """An upper estimate of the forward-and-backward passes made for each image, over all epochs and steps.
+
+        For planning and progress alone. None where the author gives none.
+        """
+        return None
+
     @abstractmethod
     def fit(self, module: nn.Module, data: Data, context: TrainContext | None = None) -> Classifier:
         """Train.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import advbench
 from advbench import attacks
-from advbench.attacks import Attack, Field, Threat, within
+from advbench.attacks import Attack, Field, Goal, Threat, within
 from advbench.models import Classifier
 
 
@@ -40,41 +40,23 @@ class InnerAttack(Attack):
         """The classifier that the inner attack sees."""
         return clf
 
-    def passes_per_image(self) -> float | None:
-        """Those of the inner attack."""
-        return self.inner.passes_per_image()
+    def with_parts(self, parts: Mapping[str, Attack]) -> Self:
+        """With that inner attack."""
+        return type(self)(**{**self.params.model_dump(), "params": parts[self.params.attack].params.model_dump()})
 
-    def sees_random(self, *, random: bool) -> bool:
+    def sees_random(self, random: bool) -> bool:
         """Whether the classifier that the inner attack sees is random."""
         return random
 
-    def queries(self, *, random: bool) -> int | None:
-        """Those of the inner attack."""
-        return self.inner.queries(random=self.sees_random(random=random))
+    def cost(self, random: bool) -> int | None:
+        """That of the inner attack."""
+        return self.inner.cost(self.sees_random(random))
 
-    def least_queries(self, *, random: bool) -> int | None:
-        """Those of the inner attack."""
-        return self.inner.least_queries(random=self.sees_random(random=random))
-
-    def within_budget(self, budget: int, *, random: bool) -> Self:
-        """With the inner attack cut."""
-        cut = self.inner.within_budget(budget, random=self.sees_random(random=random))
-        return type(self)(**{**self.params.model_dump(), "params": cut.params.model_dump()})
-
-    def check(self, threat: Threat, targets: Tensor | None = None) -> None:
+    def check(self, threat: Threat, *, targeted: bool = False) -> None:
         """The inner attack must understand the threat."""
-        self.inner.check(threat, targets)
+        self.inner.check(threat, targeted=targeted)
 
-    def run(
-        self,
-        clf: Classifier,
-        x: Tensor,
-        y: Tensor,
-        threat: Threat,
-        generator: torch.Generator,
-        targets: Tensor | None = None,
-    ) -> Tensor:
+    def run(self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator) -> Tensor:
         """Run the inner attack."""
-        attacked = self.attacked(clf)
-        found = self.inner.search(attacked, x, y, threat, generator, targets)
+        found = self.inner.search(self.attacked(clf), x, goal, threat, generator)
         return within(found, x, threat, outward=clf.stochastic) if self.inner.minimal_norm else found

@@ -51,13 +51,7 @@ class APGD(Attack):
     effort = "steps"
     params: Params
 
-    def passes_per_image(self) -> float:
-        """Steps times draws times restarts, for each target."""
-        params = self.params
-        runs = params.restarts * (params.targets if params.loss == "dlr_targeted" else 1)
-        return float(params.steps * params.samples * runs)
-
-    def queries(self, *, random: bool) -> int:
+    def cost(self, random: bool) -> int:
         """Steps times draws times restarts, for each target; and the passes that order targets and choose."""
         params = self.params
         draws, candidates = (SELECTION_DRAWS, 2) if random else (1, 1)
@@ -67,18 +61,9 @@ class APGD(Attack):
         runs = params.restarts * targets
         return runs * (params.steps * samples + candidates * draws) + draws + ordering
 
-    def run(
-        self,
-        clf: Classifier,
-        x: Tensor,
-        y: Tensor,
-        threat: Threat,
-        generator: torch.Generator,
-        targets: Tensor | None = None,
-    ) -> Tensor:
+    def run(self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator) -> Tensor:
         """Run from each start towards each target; keep per image what fools best."""
-        goal = Goal.of(y, targets)
-        aims = self._aims(clf, x, y, goal)
+        aims = self._aims(clf, x, goal)
         kept = Kept(clf, goal)
         kept.offer(x)
         for _ in range(self.params.restarts):
@@ -92,14 +77,14 @@ class APGD(Attack):
         return kept.images
 
     @torch.no_grad()
-    def _aims(self, clf: Classifier, x: Tensor, y: Tensor, goal: Goal) -> list[Goal]:
+    def _aims(self, clf: Classifier, x: Tensor, goal: Goal) -> list[Goal]:
         """What is ascended, run by run: the goal itself, or the likeliest other classes in their order."""
         if self.params.loss != "dlr_targeted" or goal.targeted:
             return [goal]
         draws = clf.draws(x, self.params.samples if clf.stochastic else 1)
-        likely = draws.log_softmax(-1).logsumexp(0).scatter(1, y[:, None], -torch.inf)
+        likely = draws.log_softmax(-1).logsumexp(0).scatter(1, goal.rows[:, None], -torch.inf)
         order = likely.argsort(dim=1, descending=True)
-        return [Goal.of(y, order[:, k]) for k in range(min(self.params.targets, order.shape[1] - 1))]
+        return [Goal.of(goal.labels, order[:, k]) for k in range(min(self.params.targets, order.shape[1] - 1))]
 
     def _ascend(
         self, clf: Classifier, x: Tensor, aim: Goal, goal: Goal, threat: Threat, start: Tensor

@@ -52,29 +52,16 @@ class CW(Attack):
 
     effort = "steps"
 
-    def passes_per_image(self) -> float:
-        """Steps times values of c times draws, and the forward passes that judge success."""
-        params = self.params
-        return params.steps * params.search_steps * (params.samples + SELECTION_DRAWS / 3)
-
-    def queries(self, *, random: bool) -> int:
-        """A step's gradient and judgement, and the passes that shorten what was found."""
+    def cost(self, random: bool) -> int:
+        """A step's gradient and the passes that show success, and the passes that shorten what was found."""
         params = self.params
         draws = SELECTION_DRAWS if random else 1
         step = params.samples + draws if random else 1
         return params.search_steps * params.steps * step + draws * (1 + SHORTENING)
 
-    def run(
-        self,
-        clf: Classifier,
-        x: Tensor,
-        y: Tensor,
-        threat: Threat,
-        generator: torch.Generator,
-        targets: Tensor | None = None,
-    ) -> Tensor:
+    def run(self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator) -> Tensor:
         """Search c, keeping each image's nearest adversarial example."""
-        params, goal = self.params, Goal.of(y, targets)
+        params = self.params
         kept = Kept(clf, goal)
         low, c = x.new_zeros(len(x)), x.new_full((len(x),), params.initial_c)
         high = x.new_full((len(x),), torch.inf)

@@ -20,24 +20,11 @@ class CWOneStep(Attack):
 
     targeted = True
 
-    def passes_per_image(self) -> float:
-        """One."""
-        return 1.0
-
-    def queries(self, *, random: bool) -> int:
-        """One."""
+    def cost(self, random: bool) -> int:
+        """One pass."""
         return 1
 
-    def run(
-        self,
-        clf: Classifier,
-        x: Tensor,
-        y: Tensor,
-        threat: Threat,
-        generator: torch.Generator,
-        targets: Tensor | None = None,
-    ) -> Tensor:
+    def run(self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator) -> Tensor:
         """Take the step."""
-        goal = Goal.of(y, targets)
         gradient = clf.input_gradient(x, goal.rows, lambda logits, rows: Goal(rows).margin(logits.softmax(1))).value
         return project(x + threat.eps * steepest(gradient, threat), x, threat)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from advbench import attacks
-from advbench.attacks import Attack, Field, Threat
+from advbench.attacks import Attack, Field, Goal, Threat
 from advbench.models import Classifier
 
 
@@ -27,23 +27,10 @@ class FGSM(Attack):
     targeted = True
     params: Params
 
-    def passes_per_image(self) -> float:
-        """One."""
-        return 1.0
-
-    def queries(self, *, random: bool) -> int:
-        """One."""
+    def cost(self, random: bool) -> int:
+        """One pass."""
         return 1
 
-    def run(
-        self,
-        clf: Classifier,
-        x: Tensor,
-        y: Tensor,
-        threat: Threat,
-        generator: torch.Generator,
-        targets: Tensor | None = None,
-    ) -> Tensor:
+    def run(self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator) -> Tensor:
         """Take the step."""
-        goal = attacks.Goal.of(y, targets)
         return attacks.ascend(clf, x, goal, threat, steps=1, step_size=threat.eps, start=x, loss=self.params.loss)

@@ -49,27 +49,15 @@ class FMN(Attack):
 
     effort = "steps"
 
-    def passes_per_image(self) -> float:
-        """Steps times draws, and the forward passes that judge success."""
-        return self.params.steps * (self.params.samples + SELECTION_DRAWS / 3)
-
-    def queries(self, *, random: bool) -> int:
-        """A step's gradient and judgement, and the passes that shorten what was found."""
+    def cost(self, random: bool) -> int:
+        """A step's gradient and the passes that show success, and the passes that shorten what was found."""
         draws = SELECTION_DRAWS if random else 1
         step = self.params.samples + draws if random else 1
         return self.params.steps * step + draws * SHORTENING
 
-    def run(
-        self,
-        clf: Classifier,
-        x: Tensor,
-        y: Tensor,
-        threat: Threat,
-        generator: torch.Generator,
-        targets: Tensor | None = None,
-    ) -> Tensor:
+    def run(self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator) -> Tensor:
         """Shrink and grow each image's ball; keep its nearest adversarial example."""
-        params, goal = self.params, Goal.of(y, targets)
+        params = self.params
         loss, kept = goal.loss("margin"), Kept(clf, goal)
         found, nearest = x.clone(), x.new_full((len(x),), torch.inf)
         delta, radius = torch.zeros_like(x), x.new_full((len(x),), torch.inf)

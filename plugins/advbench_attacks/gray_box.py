@@ -22,9 +22,8 @@ class GrayBox(InnerAttack):
 
     params: Params
 
-    def sees_random(self, *, random: bool) -> bool:
-        """A draw is not."""
-        del random
+    def sees_random(self, random: bool) -> bool:
+        """A draw is not random."""
         return False
 
     def attacked(self, clf: Classifier) -> Classifier:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from advbench.attacks import Attack, Field, Threat
+from advbench.attacks import Field, Threat
 from advbench_attacks.pgd import PGD
 
 
@@ -23,8 +23,6 @@ class IFGSM(PGD):
         random_start: bool = Field(default=False, description="start from a point of the ball; false is the method")
 
     params: Params
-
-    widen = Attack.widen  # steps of another length would make it another attack
 
     def step_length(self, threat: Threat) -> float:
         """Length of a step in the threat's norm."""

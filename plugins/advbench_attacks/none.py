@@ -5,21 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from advbench.attacks import Attack, Threat
+from advbench.attacks import Attack, Goal, Threat
 from advbench.models import Classifier
 
 
 class NoAttack(Attack):
     """The images as they are. Gives the clean row."""
 
-    def passes_per_image(self) -> float:
-        """None."""
-        return 0.0
-
-    def queries(self, *, random: bool) -> int:
-        """None."""
+    def cost(self, random: bool) -> int:
+        """No pass."""
         return 0
 
-    def run(self, clf: Classifier, x: Tensor, y: Tensor, threat: Threat, generator: torch.Generator) -> Tensor:
+    def run(self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator) -> Tensor:
         """Return `x`."""
         return x

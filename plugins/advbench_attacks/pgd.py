@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from advbench import attacks
-from advbench.attacks import SELECTION_DRAWS, Attack, Field, Goal, Threat, derive
+from advbench.attacks import SELECTION_DRAWS, Attack, Field, Goal, Threat
 from advbench.models import Classifier
 
 SHORTEST = 0.05  # share of eps below which a step that falls along the cosine moves nothing that counts
-WIDENING = 0.35  # share of the steps that a wider ball takes in a sweep
 
 
 class PGD(Attack):
@@ -61,29 +60,16 @@ class PGD(Attack):
         """Length of a step in the threat's norm."""
         return attacks.step_length(threat, self.params.steps, self.params.step_size)
 
-    def passes_per_image(self) -> float:
-        """Steps times draws times restarts."""
-        return float(self.params.steps * self.samples * self.params.restarts)
-
-    def queries(self, *, random: bool) -> int:
+    def cost(self, random: bool) -> int:
         """Steps times draws times restarts, and the passes that choose among restarts."""
         params = self.params
         choices = params.restarts * (SELECTION_DRAWS if random else 1) if params.restarts > 1 else 0
         return params.steps * params.restarts * (self.samples if random else 1) + choices
 
-    def run(
-        self,
-        clf: Classifier,
-        x: Tensor,
-        y: Tensor,
-        threat: Threat,
-        generator: torch.Generator,
-        targets: Tensor | None = None,
-    ) -> Tensor:
+    def run(self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator) -> Tensor:
         """Ascend from each start; keep per image what fools best."""
-        goal = Goal.of(y, targets)
-        if self.pools and not clf.stochastic:
-            return self._until_reached(clf, x, goal, threat, generator, x, self.params.steps)
+        if self.params.early_stop and not clf.stochastic:
+            return self._until_reached(clf, x, goal, threat, generator)
         if self.params.restarts == 1:
             return self._ascend(clf, x, goal, threat, generator)
         kept = attacks.Kept(clf, goal)
@@ -91,54 +77,20 @@ class PGD(Attack):
             kept.offer(self._ascend(clf, x, goal, threat, generator))
         return kept.images
 
-    @property
-    def pools(self) -> bool:
-        """With early stop, the places of images that are done go to others."""
-        return self.params.early_stop
-
-    def widen(
-        self,
-        clf: Classifier,
-        x: Tensor,
-        y: Tensor,
-        threat: Threat,
-        generator: torch.Generator,
-        found: Tensor,
-        before: Threat,
-        targets: Tensor | None = None,
-    ) -> Tensor:
-        """Early stop, from what was found at the smaller eps, stretched to the larger one.
-
-        That lies in a good direction already, so fewer steps lead as far as all of them from a new start. Steps of a
-        length that was given stay as they are, and start anew.
-        """
-        if self.params.step_size is not None:
-            return super().widen(clf, x, y, threat, generator, found, before, targets)
-        steps = self.params.steps if before.eps == 0 else math.ceil(WIDENING * self.params.steps)
-        start = attacks.within(found, x, threat, outward=True) if before.eps else x
-        return self._until_reached(clf, x, Goal.of(y, targets), threat, generator, start, steps)
-
     def _until_reached(
-        self,
-        clf: Classifier,
-        x: Tensor,
-        goal: Goal,
-        threat: Threat,
-        generator: torch.Generator,
-        start: Tensor,
-        steps: int,
+        self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator
     ) -> Tensor:
-        """From where it is told to start, then from random points with what is left.
+        """From the images themselves, then from random points with what is left.
 
         Long first steps break what is easy at once, and later ones end where constant ones only circle.
         """
-        found, rows = x.clone(), torch.arange(len(x), device=x.device)
+        steps = self.params.steps
+        shares = [(1 + math.cos(math.pi * step / steps)) / 2 for step in range(steps)]
+        lengths = [threat.eps * share for share in shares if share >= SHORTEST]
+        found, rows, start = x.clone(), torch.arange(len(x), device=x.device), x
         for restart in range(self.params.restarts):
             if restart:
-                start = self._starts(x, threat, generator, restart, clf.batch_size)[rows]
-                steps = self.params.steps
-            shares = [(1 + math.cos(math.pi * step / steps)) / 2 for step in range(steps)]
-            lengths = [threat.eps * share for share in shares if share >= SHORTEST]
+                start = attacks.random_start(x, threat, generator)[rows]
             ascended = attacks.ascend_until_reached(
                 clf, x[rows], goal[rows], threat, lengths=lengths, start=start, loss=self.params.loss
             )
@@ -147,17 +99,9 @@ class PGD(Attack):
                 kept = attacks.Kept(clf, goal[rows])
                 kept.offer(ascended)
                 rows = rows[kept.remaining()]
+                if len(rows) == 0:
+                    break
         return found
-
-    @staticmethod
-    def _starts(x: Tensor, threat: Threat, generator: torch.Generator, restart: int, size: int) -> Tensor:
-        """Random points, of which a part of `size` images does not depend on how many there are behind it."""
-        parts = []
-        for first in range(0, len(x), size):
-            seed = derive(generator.initial_seed(), "start", restart, first)
-            own = torch.Generator(x.device).manual_seed(seed)
-            parts.append(attacks.random_start(x[first : first + size], threat, own))
-        return torch.cat(parts)
 
     def _ascend(self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator) -> Tensor:
         params = self.params

@@ -36,26 +36,13 @@ class Square(Attack):
     effort = "queries"
     params: Params
 
-    def passes_per_image(self) -> float:
-        """A forward pass is about a third of a pass for a gradient; a random classifier takes two a query."""
-        return self.params.queries * 2 / 3
-
-    def queries(self, *, random: bool) -> int:
+    def cost(self, random: bool) -> int:
         """One for the image and one for each point; on a random classifier a second for the point it is compared to."""
         return 2 + (self.params.queries - 1) * (2 if random else 1)
 
     @torch.no_grad()
-    def run(
-        self,
-        clf: Classifier,
-        x: Tensor,
-        y: Tensor,
-        threat: Threat,
-        generator: torch.Generator,
-        targets: Tensor | None = None,
-    ) -> Tensor:
+    def run(self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator) -> Tensor:
         """Search; on a deterministic classifier an image that is misclassified is left alone."""
-        goal = Goal.of(y, targets)
         random = _Random(x, generator)
         found = x.clone()
         left = torch.arange(len(x), device=x.device)

@@ -62,72 +62,40 @@ class WorstCase(Attack):
         """The attacks."""
         return dict(zip(self.params.attacks, self.attacks, strict=True))
 
-    def passes_per_image(self) -> float | None:
-        """The sum over the attacks; none where one of them gives none."""
-        passes = [attack.passes_per_image() for attack in self.attacks]
-        return None if None in passes else float(sum(filter(None, passes)))
+    def with_parts(self, parts: Mapping[str, Attack]) -> Self:
+        """With those attacks."""
+        params = {name: part.params.model_dump() for name, part in parts.items()}
+        return type(self)(**{**self.params.model_dump(), "params": params})
 
-    def queries(self, *, random: bool) -> int | None:
-        """The sum over the attacks, and the passes that choose."""
-        costs = [attack.queries(random=random) for attack in self.attacks]
+    def cost(self, random: bool) -> int | None:
+        """The sum over the attacks, and the passes that choose; None where one of them gives none."""
+        costs = [attack.cost(random) for attack in self.attacks]
         if None in costs:
             return None
-        return sum(filter(None, costs)) + self._choosing(random=random)
+        return sum(filter(None, costs)) + (1 + len(self.attacks)) * (self.params.draws if random else 1)
 
-    def _choosing(self, *, random: bool) -> int:
-        return (1 + len(self.attacks)) * (self.params.draws if random else 1)
-
-    def within_budget(self, budget: int, *, random: bool) -> Self:
-        """Each attack gets the least that it needs and an equal share of the rest, or what cheaper ones leave of it."""
-        needed, least = self.queries(random=random), self.least_queries(random=random)
-        if needed is None or least is None or needed <= budget or least > budget:
-            return super().within_budget(budget, random=random)
-        left, cut = budget - least, dict(self.params.params)
-        named = list(zip(self.params.attacks, self.attacks, strict=True))
-        named.sort(key=lambda pair: pair[1].queries(random=random) or 0)
-        for done, (name, attack) in enumerate(named):
-            share = (attack.least_queries(random=random) or 0) + left // (len(named) - done)
-            limited = attack.within_budget(share, random=random)
-            cut[name] = limited.params.model_dump()
-            left -= (limited.queries(random=random) or 0) - (attack.least_queries(random=random) or 0)
-        return type(self)(**{**self.params.model_dump(), "params": cut})
-
-    def least_queries(self, *, random: bool) -> int | None:
-        """The sum of what the attacks can be cut to, and the passes that choose."""
-        least = [attack.least_queries(random=random) for attack in self.attacks]
-        return None if None in least else sum(filter(None, least)) + self._choosing(random=random)
-
-    def check(self, threat: Threat, targets: Tensor | None = None) -> None:
+    def check(self, threat: Threat, *, targeted: bool = False) -> None:
         """At least one attack must understand the threat."""
-        if not any(self._fits(attack, threat.norm, targets) for attack in self.attacks):
-            self.attacks[0].check(threat, targets)
+        if not any(self._fits(attack, threat.norm, targeted=targeted) for attack in self.attacks):
+            self.attacks[0].check(threat, targeted=targeted)
 
     @staticmethod
-    def _fits(attack: Attack, norm: Norm, targets: Tensor | None) -> bool:
+    def _fits(attack: Attack, norm: Norm, *, targeted: bool) -> bool:
         try:
-            attack.check(Threat(norm, 0.0), targets)
+            attack.check(Threat(norm, 0.0), targeted=targeted)
         except advbench.InputError:
             return False
         return True
 
-    def run(
-        self,
-        clf: Classifier,
-        x: Tensor,
-        y: Tensor,
-        threat: Threat,
-        generator: torch.Generator,
-        targets: Tensor | None = None,
-    ) -> Tensor:
+    def run(self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator) -> Tensor:
         """Run each attack on what is still to be broken."""
-        kept = Kept(clf, Goal.of(y, targets), self.params.draws)
+        kept = Kept(clf, goal, self.params.draws)
         kept.offer(x)
         for attack in self.attacks:
             rows = kept.remaining()
-            if len(rows) == 0 or not self._fits(attack, threat.norm, targets):
+            if len(rows) == 0 or not self._fits(attack, threat.norm, targeted=goal.targeted):
                 continue
-            aims = None if targets is None else targets[rows]
-            found = attack.search(clf, x[rows], y[rows], threat, generator, aims)
+            found = attack.search(clf, x[rows], goal[rows], threat, generator)
             if attack.minimal_norm:
                 found = within(found, x[rows], threat, outward=clf.stochastic)
             kept.offer(found, rows)

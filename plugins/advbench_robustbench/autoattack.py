@@ -26,7 +26,6 @@ require(LIBRARY, "attack 'autoattack'", "bridges")
 NORM_NAMES: Mapping[Norm, str] = {"linf": "Linf", "l2": "L2"}
 TARGETS = 9
 LEAST_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}  # how many logits the losses look at
-PASSES = {"standard": 100 + 2 * TARGETS * 100 + 5000 / 3, "plus": 15 * 100 + 2 * TARGETS * 100 + 5000 / 3, "rand": 4000}
 
 
 class AutoAttack(Attack):
@@ -51,11 +50,7 @@ class AutoAttack(Attack):
     built_on = (LIBRARY,)
     params: Params
 
-    def passes_per_image(self) -> float:
-        """An estimate for images that stay robust to the end."""
-        return PASSES[self.params.version or "rand"]
-
-    def run(self, clf: Classifier, x: Tensor, y: Tensor, threat: Threat, generator: torch.Generator) -> Tensor:
+    def run(self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator) -> Tensor:
         """Run the version's attacks in their order."""
         with _silence():
             suite = importlib.import_module(LIBRARY).AutoAttack(
@@ -70,7 +65,7 @@ class AutoAttack(Attack):
                 classes = clf(x[:1]).shape[1]
             suite.apgd_targeted.n_target_classes = suite.fab.n_target_classes = min(TARGETS, classes - 1)
             usable = [name for name in suite.attacks_to_run if classes >= LEAST_CLASSES.get(name, 2)]
-            kept = Kept(clf, Goal.of(y))
+            kept, y = Kept(clf, goal), goal.labels
             kept.offer(x)
             for name in usable:
                 rows = kept.remaining()

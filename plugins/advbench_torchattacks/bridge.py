@@ -7,7 +7,6 @@ import functools
 import importlib
 import inspect
 import io
-import math
 import re
 import warnings
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from advbench import attacks
-from advbench.attacks import Attack, Field, Norm, Threat, per_image, snapped, snapped_to_box
+from advbench.attacks import Attack, Field, Goal, Norm, Threat, per_image, snapped, snapped_to_box
 from advbench.errors import InputError, unknown_name
 from advbench.models import Classifier
 from advbench.registry import calling, require
@@ -45,7 +44,6 @@ BOUNDS = {
     "rho": {"gt": 0, "lt": 1},
 }
 LOSSES = {"UPGD": ("ce", "margin", "dlr"), "APGD": ("ce", "dlr"), "Square": ("margin", "ce")}
-LOOPS = frozenset({"steps", "eot_iter", "n_restarts", "noise_batch_size", "m", "N", "num_iter_set", "nb_iter"})
 COLOUR = frozenset({"TIFGSM", "PIFGSM", "PIFGSMPP"})  # their kernels have three channels
 LEAST_CLASSES = {"APGDT": 4, "AutoAttack": 4}  # the targeted DLR loss looks at the four largest logits
 
@@ -58,25 +56,9 @@ class TorchattacksAttack(Attack):
     radius: ClassVar[str | None]
     alpha_share: ClassVar[float | None]
 
-    def passes_per_image(self) -> float | None:
-        """The product of the loops' lengths, where the attack is made of such."""
-        values = self.params.model_dump()
-        loops = [values[name] for name in values if name in LOOPS]
-        if not loops and self.library.__name__ not in ("FGSM", "FFGSM"):
-            return None
-        return float(math.prod(loops))
-
-    def run(
-        self,
-        clf: Classifier,
-        x: Tensor,
-        y: Tensor,
-        threat: Threat,
-        generator: torch.Generator,
-        targets: Tensor | None = None,
-    ) -> Tensor:
+    def run(self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator) -> Tensor:
         """Run the library's attack; what it prints and warns of goes nowhere."""
-        name = self.library.__name__
+        name, y, targets = self.library.__name__, goal.labels, goal.targets
         if name in COLOUR and x.shape[1] != 3:
             raise InputError(f"images given to torchattacks:{name}", expected="3 channels", got=x.shape[1])
         with torch.no_grad():

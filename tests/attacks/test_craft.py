@@ -25,7 +25,7 @@ class Claiming(Attack):
         super().__init__()
         self.result = result
 
-    def run(self, clf: Any, x: Tensor, y: Tensor, threat: Threat, generator: torch.Generator) -> Tensor:
+    def run(self, clf: Any, x: Tensor, goal: Any, threat: Threat, generator: torch.Generator) -> Tensor:
         result: Tensor = self.result(x) if callable(self.result) else self.result
         return result
 

@@ -15,7 +15,7 @@ from advbench.boards.plans import lay_out, plan_as_made, versions_of
 from advbench.boards.rows import check_rows
 from advbench.grid.identity import DataIdentity, Identity
 from advbench.grid.plan import Plan
-from advbench.grid.spec import Choice, RunSpec, make_spec
+from advbench.grid.spec import Choice, RunSpec, make_spec, resolve
 from advbench.report.tables import planned
 
 SPEC = make_spec({"defenses": ["erm", "bnn"], "attacks": ["fgsm"], "eps": [0.1]})

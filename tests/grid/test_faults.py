@@ -40,7 +40,7 @@ class Hostile(Attack):
         how: str = Field(default="", description="the misdeed")
     gradients = False
 
-    def run(self, clf, x, y, threat, generator):
+    def run(self, clf, x, goal, threat, generator):
         how = self.params.how
         if how == "hang":
             time.sleep(10_000)

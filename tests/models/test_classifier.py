@@ -207,9 +207,9 @@ def test_passes_of_an_attack_inside_an_attack_count_for_both() -> None:
     class Outer(advbench.Attack):
         """Calls another attack as anybody would."""
 
-        def run(self, clf: Any, x: Any, y: Any, threat: Any, generator: Any) -> Any:
+        def run(self, clf: Any, x: Any, goal: Any, threat: Any, generator: Any) -> Any:
             clf(x)
-            return advbench.get_attack("pgd", steps=7)(clf, x, y, threat)
+            return advbench.get_attack("pgd", steps=7)(clf, x, goal.labels, threat)
 
     clf = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(4, 3))).requires_grad_(False)
     x = torch.rand((5, 1, 2, 2), generator=torch.Generator().manual_seed(0))
@@ -223,7 +223,7 @@ def test_gradients_that_a_caller_holds_survive_an_attack_that_zeroes_them() -> N
     class Zeroing(advbench.Attack):
         """Zeroes gradients in place, as optimisers' users do."""
 
-        def run(self, clf: Any, x: Any, y: Any, threat: Any, generator: Any) -> Any:
+        def run(self, clf: Any, x: Any, goal: Any, threat: Any, generator: Any) -> Any:
             clf.zero_grad(set_to_none=False)
             return x
 

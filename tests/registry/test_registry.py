@@ -120,7 +120,7 @@ def make(name):
     class Corner(Attack):
         \"\"\"Takes eps off each pixel.\"\"\"
 
-        def run(self, clf, x, y, threat, generator):
+        def run(self, clf, x, goal, threat, generator):
             return (x - threat.eps).clamp(0, 1)
 
     return Corner

@@ -94,7 +94,7 @@ def cells(
     for name, params in attacks.items():
         attack = advbench.get_attack(name.partition("@")[0], **params)
         traits = frozenset() if attack.gradients else frozenset({"black_box"})
-        choice = Choice(name, entry, {}, attack.passes_per_image(), None, traits)
+        choice = Choice(name, entry, {}, attack.cost(True), None, traits)
         for eps in radii:
             crafted = craft(attack, model, x, y, Threat("linf", eps))
             key = f"{name} {eps}"

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from advbench import attacks
-from advbench.attacks import Attack, Field, Threat
+from advbench.attacks import Attack, Field, Goal, Threat
 from advbench.models import Classifier
 
 
@@ -22,7 +22,7 @@ class Corner(Attack):
     norms = frozenset({"linf"})
     gradients = False
 
-    def run(self, clf: Classifier, x: Tensor, y: Tensor, threat: Threat, generator: torch.Generator) -> Tensor:
+    def run(self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator) -> Tensor:
         """Move the pixels."""
         moved = torch.rand(x.shape, generator=generator, device=x.device) < self.params.share
         side = torch.randint(0, 2, x.shape, generator=generator, device=x.device) * 2 - 1
