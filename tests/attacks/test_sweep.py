@@ -13,6 +13,7 @@ from torch import Tensor
 import advbench
 from advbench import InputError, PluginError, Threat
 from advbench.attacks.base import Attack, Goal
+from advbench.attacks.budget import within_budget
 from advbench.attacks.craft import Earlier, craft
 from advbench.models.classifier import Classifier
 from advbench.models.posterior import GaussianPosterior
@@ -74,6 +75,9 @@ def test_a_sweep_breaks_as_much_and_costs_less(label: str, norm: str) -> None:
     left, cost, apart_cost, broken, apart_broken = [], 0.0, 0.0, 0, 0
     for eps, step in zip(RADII[norm], steps, strict=True):
         apart = craft(attack, clf, x, y, Threat(norm, eps))
+        if label in ("fgsm", "cw_one_step", "ifgsm", "pgd", "eot_pgd", "apgd", "gray_box", "transfer"):
+            share = float(right.float().mean())
+            assert step.forward_passes <= 1 + share * (attack.cost(False) or 0) + 1e-9, "only what resisted is attacked"
         now = clf(step.images).argmax(1) == y
         assert not bool((now & ~right).any()), "what a smaller eps broke stays broken"
         if left:
@@ -86,8 +90,6 @@ def test_a_sweep_breaks_as_much_and_costs_less(label: str, norm: str) -> None:
     chance = {"square": 6, "pgd@early": 2}.get(label, 1)  # of 120: random starts and squares differ
     assert broken >= apart_broken - chance
     assert cost <= apart_cost + 3, "a pass tells what is still to be attacked"
-    if label in ("pgd", "eot_pgd", "pgd@restarts"):
-        assert cost < 0.9 * apart_cost
     if label != "none":
         assert left[-1] < 35
 
@@ -235,7 +237,8 @@ def test_a_run_with_sweep_and_budget(cli: Cli, tmp_path: Any) -> None:
     own = results[(results.attack == "pgd") & (results.source == results.defense)]
     erm = own[own.defense == "erm"]
     assert erm.accuracy.is_monotonic_decreasing
-    assert list(erm.forward_passes[1:] < 0.7 * erm.forward_passes.iloc[0]) == [True, True]
+    before = [1.0, *erm.accuracy[:-1]]  # of the images that are attacked, a pass shows which are misclassified
+    assert list(erm.forward_passes)[1:] == pytest.approx([1 + 20 * share for share in before[1:]])
     assert set(own[own.defense == "bnn"].forward_passes) == {20.0}
     assert erm.attack_params.str.contains('"budget": 300').all()
     assert erm.attack_params.str.contains('"sweep": true').all()

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from advbench.attacks import SELECTION_DRAWS
 from advbench.cli.options import make_spec as make
 from advbench.errors import InputError
 from advbench.grid.identity import DataIdentity, Identity
@@ -312,7 +313,7 @@ def test_identity_holds_plugin_version_and_hyperparameters_but_no_label() -> Non
 def test_passes_are_estimated_from_the_hyperparameters() -> None:
     values = {"defenses": ["erm"], "attacks": ["pgd"], "set": {"pgd": {"steps": 7, "restarts": 3}}}
     _, (pgd,) = resolve(make_spec(values))
-    assert pgd.passes == 21
+    assert pgd.passes == 21 + 3 * SELECTION_DRAWS, "draws choose among restarts"
 
 
 @pytest.mark.parametrize(
