@@ -127,6 +127,11 @@ class Attack(Configurable, ABC):
         """The attacks that it is made of, by NAME or NAME@LABEL; results depend on their versions, too."""
         return {}
 
+    @property
+    def stops_early(self) -> bool:
+        """Whether an image is left alone once it fools the classifier: such examples transfer less."""
+        return any(part.stops_early for part in self.parts.values())
+
     def with_parts(self, parts: Mapping[str, Attack]) -> Self:
         """The same attack, made of these attacks in place of its own: of the same classes, with other efforts.
 

@@ -49,7 +49,7 @@ SPEC_OPTIONS = {
     "affinity": _option(
         Names | None,
         "--affinity",
-        "Attacks whose examples every other defense is judged on, too; none for none. [default: all]",
+        "Attacks whose examples are evaluated on every other defense, too, or none. [default: pgd, else the first]",
     ),
     "ood": _option(
         Names | None, "--ood", "Data sets whose images the defenses should be unsure about. [default: none]"

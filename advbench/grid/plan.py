@@ -192,7 +192,7 @@ def make_plan(
                     examples = layout.craft(source, layout.train(source, seed), attack, eps, seed, before)
                     crafted[source.label] = Swept(examples, eps)
                     within = eps if "minimal_norm" in attack.traits else None
-                    alone = not attack.init and spec.affinity is not None and attack.label not in spec.affinity
+                    alone = not attack.init and attack.label not in (spec.affinity or ())
                     for target in (source,) if alone else defenses:
                         found = Examples(examples, clean[target.label], within)
                         key = layout.evaluate(target, trained[target.label], found, seed, source, attack, eps)

@@ -45,9 +45,10 @@ class RunSpec(pydantic.BaseModel):
     """What a run computes. Two equal specs on the same data and versions give the same results.
 
     A defense or attack is the name of a plugin, or `name@label` to have one plugin several times with
-    different hyperparameters. `affinity` names the attacks whose examples every other defense is judged on, too;
-    None for all of them. `ood` names data sets whose images every defense is shown as well, to see whether its
-    uncertainty finds them out; their pixel values are multiplied by `ood_scale`.
+    different hyperparameters. `affinity` names the attacks whose examples are crafted to the end and evaluated on
+    every other defense, too; by default `pgd` where the run has it, else the first. `ood` names data sets whose images
+    every defense is shown as well, to see whether its uncertainty finds them out; their pixel values are multiplied by
+    `ood_scale`.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -114,12 +115,18 @@ class RunSpec(pydantic.BaseModel):
         for name in self.affinity or ():
             if name not in self.attacks:
                 raise unknown_name("attack for the affinity matrix", name, kept)
+        affinity = self.affinity
+        if affinity is None:
+            transferable = [name for name in kept if name.partition("@")[0] != "none"]
+            by_pgd = [name for name in transferable if name.partition("@")[0] == "pgd"]
+            affinity = tuple((by_pgd or transferable)[:1])
         architecture = self.architecture or DEFAULT_ARCHITECTURES.get(kind, "small_cnn")
         return self.model_copy(
             update={
                 "eps": tuple(sorted(e for e in eps if e > 0)) or (0.0,),
                 "attacks": kept,
                 "architecture": architecture,
+                "affinity": affinity,
             }
         )
 
@@ -240,6 +247,13 @@ def resolve(spec: RunSpec) -> tuple[tuple[Choice, ...], tuple[Choice, ...]]:
     for choice in attacks:
         attack: Attack = registry().load("attack", choice.entry.name)(**choice.params)
         attack.check(Threat(spec.norm, 0.0))
+        if attack.stops_early and choice.label in (spec.affinity or ()):
+            raise InputError(
+                f"attack {choice.label!r}, whose examples are transferred (--affinity)",
+                expected="one that does not stop early",
+                got="early_stop",
+                remedy="--affinity none transfers no examples, --affinity ATTACK those of another attack",
+            )
         if spec.budget is not None:
             _check_budget(attack, spec.budget, sweep=spec.sweep)
     return defenses, attacks

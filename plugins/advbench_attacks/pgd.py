@@ -56,6 +56,11 @@ class PGD(Attack):
         """Draws of the weights averaged in one gradient."""
         return 1
 
+    @property
+    def stops_early(self) -> bool:
+        """With the hyperparameter `early_stop`."""
+        return self.params.early_stop
+
     def step_length(self, threat: Threat) -> float:
         """Length of a step in the threat's norm."""
         return attacks.step_length(threat, self.params.steps, self.params.step_size)

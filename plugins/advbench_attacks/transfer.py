@@ -10,9 +10,9 @@ class Transfer(InnerAttack):
     """Any attack on another defense's classifier: what an adversary can do who has no access to the one judged.
 
     In a run the source is trained like any other defense, with its own settings, and its examples are judged on all
-    defenses. Called from Python, the model given is the source; judge what comes back on another. (Every other
-    attack's examples are judged on all defenses of a run, too: that is the affinity matrix. `transfer` is for a
-    source that is not to be on the board.)
+    defenses. Called from Python, the model given is the source; evaluate what comes back on another. (The examples
+    of the attacks named by `--affinity` are evaluated on all defenses of a run, too: that is the affinity matrix.
+    `transfer` is for a source that is not to be on the board.)
     """
 
     class Params(InnerParams):

@@ -359,7 +359,10 @@ def reread(spec: RunSpec, folder: Path) -> RunSpec:
 
 def test_affinity_names_attacks_of_the_run() -> None:
     values = {"defenses": ["erm"], "attacks": ["fgsm", "pgd"]}
-    assert make_spec(values).affinity is None
+    assert make_spec(values).affinity == ("pgd",)
+    assert make_spec({**values, "attacks": ["none", "fgsm", "cw_one_step"]}).affinity == ("fgsm",)
+    assert make_spec({**values, "attacks": ["fgsm", "pgd@long"]}).affinity == ("pgd@long",)
+    assert make_spec({**values, "attacks": ["none"]}).affinity == ()
     assert make_spec({**values, "affinity": []}).affinity == ()
     spec = make_spec({**values, "affinity": ["pgd"]})
     assert spec.affinity == ("pgd",)
@@ -367,17 +370,28 @@ def test_affinity_names_attacks_of_the_run() -> None:
         make_spec({**values, "affinity": ["pdg"]})
 
 
-@pytest.mark.parametrize(("affinity", "pairs"), [(None, 8), (("fgsm",), 6), ((), 4)])
+def test_transferred_examples_are_crafted_to_the_end() -> None:
+    values = {"defenses": ["erm"], "attacks": ["pgd", "fgsm"], "set": {"pgd": {"early_stop": True}}}
+    with pytest.raises(InputError, match=r"attack 'pgd', whose examples are transferred .*stop early.*--affinity none"):
+        resolve(make_spec(values))
+    for affinity in ([], ["fgsm"]):
+        resolve(make_spec({**values, "affinity": affinity}))
+    inner = {"params": {"early_stop": True}}
+    with pytest.raises(InputError, match="attack 'gray_box', whose examples are transferred"):
+        resolve(make_spec({"defenses": ["erm"], "attacks": ["gray_box"], "set": {"gray_box": inner}}))
+
+
+@pytest.mark.parametrize(("affinity", "pairs"), [(("fgsm", "pgd"), 8), (None, 6), (("fgsm",), 6), ((), 4)])
 def test_affinity_says_which_attacks_cross(affinity: tuple[str, ...] | None, pairs: int) -> None:
-    spec = make_spec({"defenses": ["erm", "bnn"], "attacks": ["fgsm", "pgd"], "eps": [0.1]})
-    spec = spec.model_copy(update={"affinity": affinity})
+    values = {"defenses": ["erm", "bnn"], "attacks": ["fgsm", "pgd"], "eps": [0.1]}
+    spec = make_spec(values if affinity is None else {**values, "affinity": affinity})
     plan = make_plan(spec, *resolve(spec), Identity(DataIdentity("digits", "d", 10, 10)), "1")
     attacked = [cell for cell in plan.cells if cell.attack]
     assert len(attacked) == pairs
     crossed = {cell.attack.label for cell in attacked if cell.attack and cell.source != cell.defense}
-    assert crossed == set(("fgsm", "pgd") if affinity is None else affinity)
+    assert crossed == set(("pgd",) if affinity is None else affinity)
     keys = {cell.key for cell in attacked}
-    whole = make_plan(spec.model_copy(update={"affinity": None}), *resolve(spec), plan.identity, "1")  # type: ignore[arg-type]
+    whole = make_plan(make_spec({**values, "affinity": ("fgsm", "pgd")}), *resolve(spec), plan.identity, "1")  # type: ignore[arg-type]
     assert keys <= {cell.key for cell in whole.cells}  # a cell's key does not depend on what else is run
 
 
