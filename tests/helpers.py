@@ -51,7 +51,7 @@ def dead_process() -> tuple[int, str]:
 
 def some_inputs(kind: TaskKind, seed: int = 0) -> TaskInputs:
     """Inputs of a task of that kind."""
-    common: dict[str, Any] = {"data": DataRef("digits", "d" * 64), "threads": 1, "advbench": "1", "seed": seed}
+    common: dict[str, Any] = {"data": DataRef("digits", "d" * 64), "threads": 1, "seed": seed}
     plugin = Component("some", "advbench", "1", {})
     if kind == "train":
         net = Component("small_cnn", "advbench", "1")

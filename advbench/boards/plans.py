@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,14 +11,14 @@ from typing import Any
 
 import pandas as pd
 
-from advbench.boards.board import release, stated_versions
+from advbench.boards.board import stated_versions
 from advbench.data.datasets import DEFAULT_ROOT, Dataset, load_dataset
 from advbench.errors import AdvbenchError
 from advbench.grid.identity import Identity
 from advbench.grid.plan import Plan, make_plan
 from advbench.grid.run import count_parameters
-from advbench.grid.spec import Choice, RunSpec, resolve
-from advbench.registry import registry
+from advbench.grid.spec import CORE, Choice, RunSpec, resolve
+from advbench.registry import checkout_digest, distribution_version
 
 # Where torchvision keeps the data sets that it can download, below the root.
 DOWNLOADED = {
@@ -29,7 +30,6 @@ DOWNLOADED = {
     "svhn": "train_32x32.mat",
     "gtsrb": "gtsrb",
 }
-CORE = "advbench"
 
 
 def data_at_hand(name: str, data_root: str | None) -> Dataset | None:
@@ -51,36 +51,40 @@ def data_at_hand(name: str, data_root: str | None) -> Dataset | None:
 
 
 def lay_out(
-    spec: RunSpec, identity: Identity, versions: Mapping[str, str] | None = None, dataset: Dataset | None = None
+    spec: RunSpec,
+    identity: Identity,
+    versions: Mapping[str, str] | None = None,
+    dataset: Dataset | None = None,
 ) -> Plan:
     """The plan of a spec, without its data.
 
     Args:
         spec: the run.
         identity: of the data.
-        versions: of advbench and of plugins' distributions, for the keys; by default those that are installed.
+        versions: of plugins' distributions, for the keys; by default those that are installed. That of advbench is
+            the digest of a checkout, empty of a release.
         dataset: where it is at hand, so that the nets' weights can be counted.
 
     Raises:
         InputError: an unknown name or a bad value in the spec.
     """
     defenses, attacks = resolve(spec)
-    known = {CORE: installed_version(), **(versions or {})}
+    known = versions or {}
     chosen = tuple(_as_of(choice, known) for choice in defenses), tuple(_as_of(choice, known) for choice in attacks)
     parameters = {} if dataset is None else count_parameters(defenses, dataset.train)
-    return make_plan(spec, *chosen, identity, known[CORE], parameters)
+    checkout = known[CORE] if CORE in known else checkout_digest()
+    return make_plan(spec, *chosen, identity, checkout or None, parameters)
 
 
 def installed_version() -> str:
-    """The version of advbench that goes into keys."""
-    return registry().find("dataset", "digits").version
+    """The version of advbench."""
+    return distribution_version(importlib.metadata.distribution(CORE))
 
 
 def plan_as_made(spec: RunSpec, identity: Identity, results: pd.DataFrame, dataset: Dataset | None = None) -> Plan:
     """The plan with the keys of the versions that a board's rows state.
 
-    Rows state a release; a checkout's keys hold more than that, so where the release is the installed one, the plan
-    is the one of the two that fits more rows.
+    A checkout's keys hold a digest of its sources, so the plan is the one of the two that fits more rows.
 
     Args:
         spec: of the board.
@@ -91,14 +95,9 @@ def plan_as_made(spec: RunSpec, identity: Identity, results: pd.DataFrame, datas
     Raises:
         InputError: an unknown name or a bad value in the spec.
     """
-    installed = installed_version()
-    stated = _most_stated(results)
-    version = stated.get(CORE, installed)
-    plan = lay_out(spec, identity, stated, dataset)
-    if version == installed or release(version) != release(installed):
-        return plan
-    other, keys = lay_out(spec, identity, {**stated, CORE: installed}, dataset), set(results.key)
-    return max(plan, other, key=lambda each: sum(cell.key in keys for cell in each.cells))
+    stated, keys = _most_stated(results), set(results.key)
+    plans = [lay_out(spec, identity, {**stated, CORE: made}, dataset) for made in ("", checkout_digest() or "")]
+    return max(plans, key=lambda each: sum(cell.key in keys for cell in each.cells))
 
 
 def _most_stated(results: pd.DataFrame) -> dict[str, str]:
@@ -111,15 +110,16 @@ def _most_stated(results: pd.DataFrame) -> dict[str, str]:
 
 
 def versions_of(plan: Plan) -> dict[str, str]:
-    """The versions of advbench, of plugins and of what they are built on that are in a plan's keys."""
+    """The versions of plugins' distributions and of what they are built on that are in a plan's keys."""
     found: dict[str, str] = {}
     for task in plan.tasks.values():
+        found[CORE] = task.inputs.checkout or ""
         inputs = task.inputs.to_json()
-        found[CORE] = inputs["advbench"]
         for kind in ("defense", "architecture", "attack"):
             used = inputs.get(kind)
             if used:
-                found |= {used["distribution"]: used["version"], **used.get("built_on", {})}
+                own = {} if used["distribution"] == CORE else {used["distribution"]: used["version"]}
+                found |= {**own, **used.get("built_on", {})}
     return found
 
 
@@ -128,7 +128,7 @@ def _as_of(choice: Choice, versions: Mapping[str, str]) -> Choice:
     entry = dataclasses.replace(entry, version=versions.get(entry.distribution, entry.version))
     if net:
         libraries = _libraries_as_of(net.built_on, versions) if net.built_on else None
-        version = versions.get(net.distribution, net.version)
+        version = net.version if net.distribution == CORE else versions.get(net.distribution, net.version)
         net = dataclasses.replace(net, version=version, built_on=libraries)
     built_on = _libraries_as_of(choice.built_on, versions)
     init = _as_of(choice.init, versions) if choice.init else None

@@ -20,9 +20,10 @@ class Component:
     Attributes:
         name: the registered name.
         distribution: where it comes from.
-        version: of that.
+        version: its own where it has one, else that of the distribution.
         params: a plugin's resolved hyperparameters, JSON values; None of a net.
         built_on: versions of the libraries that it wraps, by distribution.
+        parts: versions of the attacks that an attack is made of, by name.
     """
 
     name: str
@@ -30,17 +31,18 @@ class Component:
     version: str
     params: Mapping[str, Any] | None = None
     built_on: Mapping[str, str] | None = None
+    parts: Mapping[str, str] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The component as JSON values."""
         params = {} if self.params is None else {"params": dict(self.params)}
-        libraries = {"built_on": dict(self.built_on)} if self.built_on else {}
+        versions = {"built_on": self.built_on, "parts": self.parts}
         return {
             "name": self.name,
             "distribution": self.distribution,
             "version": self.version,
             **params,
-            **libraries,
+            **{name: dict(value) for name, value in versions.items() if value},
         }
 
 
@@ -81,18 +83,19 @@ class Inputs:
         data: the data set.
         seed: of training, attack or evaluation.
         threads: CPU threads of a task.
-        advbench: the version of advbench.
+        checkout: digest of advbench's sources where it is installed from a checkout, whose code may change under its
+            version; None of a release.
     """
 
     kind: ClassVar[TaskKind]
     data: DataRef
     seed: int
     threads: int
-    advbench: str
+    checkout: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The inputs as JSON values."""
-        values: dict[str, Any] = {"kind": self.kind, "schema": SCHEMA}
+        values: dict[str, Any] = {"kind": self.kind, "schema": SCHEMA[self.kind]}
         for each in fields(self):
             value = getattr(self, each.name)
             if value is None and each.name not in REQUIRED:
@@ -200,7 +203,7 @@ def read_inputs(values: Mapping[str, Any]) -> TaskInputs:
     """The inputs that `to_json` described, as a record keeps them.
 
     Raises:
-        TypeError: they are of another schema, or lack something.
+        TypeError: they lack something, or have what inputs of this version lack.
         KeyError: they are of no kind.
     """
     given = {name: value for name, value in values.items() if name not in ("kind", "schema")}

@@ -163,7 +163,7 @@ def make_plan(
     defenses: tuple[Choice, ...],
     attacks: tuple[Choice, ...],
     identity: Identity,
-    core_version: str,
+    checkout: str | None = None,
     parameters: Mapping[str, int] | None = None,
 ) -> Plan:
     """Lay out a run: train each defense, craft on each as source, evaluate on each as target.
@@ -173,10 +173,10 @@ def make_plan(
         defenses: its defenses, resolved.
         attacks: its attacks, resolved.
         identity: of its data; `ood` are the data sets of `spec.ood`.
-        core_version: the version of advbench, which is in every key.
+        checkout: digest of advbench's sources where it is installed from a checkout.
         parameters: how many weights each architecture has.
     """
-    layout = _Layout(spec, identity.data, core_version)
+    layout = _Layout(spec, identity.data, checkout)
     for seed in spec.seeds:
         trained = {choice.label: layout.train(choice, seed) for choice in defenses}
         clean = {t.label: layout.evaluate(t, trained[t.label], None, seed) for t in defenses}
@@ -213,13 +213,13 @@ class _Common(TypedDict):
 
     data: DataRef
     threads: int
-    advbench: str
+    checkout: str | None
 
 
 class _Layout:
     """A plan in the making."""
 
-    def __init__(self, spec: RunSpec, data: DataIdentity, core_version: str) -> None:
+    def __init__(self, spec: RunSpec, data: DataIdentity, checkout: str | None) -> None:
         self.tasks: dict[str, Task] = {}
         self.cells: list[Cell] = []
         self.ood: list[OodCell] = []
@@ -229,7 +229,7 @@ class _Layout:
         self._common: _Common = {
             "data": DataRef(data.name, data.digest),
             "threads": spec.threads,
-            "advbench": core_version,
+            "checkout": checkout,
         }
         self.trained: dict[tuple[str, int], str] = {}
         self._profiles: dict[tuple[str, ...], str] = {}

@@ -19,7 +19,7 @@ from advbench.grid.scheduler import Outcome, Scheduler, Watcher, failed_before
 from advbench.grid.spec import Choice, RunSpec, resolve
 from advbench.grid.tasks import Record
 from advbench.models.nets import build
-from advbench.registry import registry
+from advbench.registry import checkout_digest, registry
 from advbench.store.heartbeat import Heartbeat, State
 from advbench.store.records import Store
 
@@ -66,8 +66,7 @@ def prepare_anew(spec: RunSpec, folder: Path, data_root: str | None = None) -> P
 
 def _lay_out(spec: RunSpec, identity: Identity, data: Data) -> Plan:
     defenses, attacks = resolve(spec)
-    core = registry().find("dataset", "digits").version
-    return make_plan(spec, defenses, attacks, identity, core, count_parameters(defenses, data))
+    return make_plan(spec, defenses, attacks, identity, checkout_digest(), count_parameters(defenses, data))
 
 
 def count_parameters(defenses: Iterable[Choice], data: Data) -> dict[str, int]:

@@ -20,6 +20,8 @@ from advbench.registry import Entry, Kind, registry
 from advbench.registry.params import Configurable
 from advbench.training.base import Defense, Precision
 
+CORE = "advbench"
+
 # Radii of the curve and of the headline (the last) for each data set, in pixels in [0, 1].
 EPS: dict[str, dict[Norm, tuple[float, ...]]] = {
     "digits": {"linf": (0.05, 0.1, 0.15), "l2": (0.25, 0.5, 1.0)},
@@ -152,6 +154,8 @@ class Choice(NamedTuple):
         traits: of an attack, what says how its results relate to others': `minimal_norm`, `black_box`.
         net: of a defense, its net.
         built_on: versions of the libraries that it wraps, by distribution.
+        version: its class's own; empty where its distribution's counts.
+        parts: versions of the attacks that it is made of, by name.
     """
 
     label: str
@@ -162,6 +166,8 @@ class Choice(NamedTuple):
     traits: frozenset[str] = frozenset()
     net: Component | None = None
     built_on: Mapping[str, str] = {}
+    version: str = ""
+    parts: Mapping[str, str] = {}
 
     @property
     def architecture(self) -> str:
@@ -171,8 +177,10 @@ class Choice(NamedTuple):
     @property
     def component(self) -> Component:
         """What a key holds of it."""
-        entry = self.entry
-        return Component(entry.name, entry.distribution, entry.version, self.params, self.built_on or None)
+        entry, version = self.entry, self.version or self.entry.version
+        return Component(
+            entry.name, entry.distribution, version, self.params, self.built_on or None, self.parts or None
+        )
 
 
 def make_spec(values: Mapping[str, Any]) -> RunSpec:
@@ -311,7 +319,18 @@ def _choose(kind: Kind, label: str, spec: RunSpec, heirs: tuple[str, ...] = ()) 
     start = _choose("defense", init, spec, (*heirs, label)) if init else None
     net = _net(instance.architecture or spec.architecture) if isinstance(instance, Defense) else None
     libraries = _libraries(instance, entry.distribution)
-    return Choice(label, entry, values, _passes(instance), start, _traits(instance), net, libraries)
+    return Choice(
+        label=label,
+        entry=entry,
+        params=values,
+        passes=_passes(instance),
+        init=start,
+        traits=_traits(instance),
+        net=net,
+        built_on=libraries,
+        version=vars(cls).get("version", ""),
+        parts=_parts(instance),
+    )
 
 
 def _passes(plugin: Configurable) -> float | None:
@@ -325,8 +344,32 @@ def _passes(plugin: Configurable) -> float | None:
 def _net(name: str) -> Component:
     """An architecture; what makes it may name, as `built_on`, libraries whose code it is."""
     entry = registry().find("architecture", name)
-    libraries = _versions(getattr(registry().load("architecture", name), "built_on", ()))
-    return Component(entry.name, entry.distribution, entry.version, built_on=libraries or None)
+    make = registry().load("architecture", name)
+    libraries = _versions(getattr(make, "built_on", ()))
+    return Component(entry.name, entry.distribution, plugin_version(make, entry), built_on=libraries or None)
+
+
+def plugin_version(plugin: Any, entry: Entry) -> str:
+    """The version that a plugin's results depend on: its own `version`; else that of its distribution.
+
+    One that a class inherits is not its own: what it adds may change without it. The core's nets have none and go by the
+    training's schema, whatever the release.
+
+    Args:
+        plugin: a class, or a function that makes nets.
+        entry: under which it is registered.
+    """
+    own: str = vars(plugin).get("version", "")
+    return own or ("1" if entry.distribution == CORE else entry.version)
+
+
+def _parts(plugin: Configurable) -> dict[str, str]:
+    """Versions of the attacks that an attack is made of, directly or not."""
+    found: dict[str, str] = {}
+    for label, part in plugin.parts.items() if isinstance(plugin, Attack) else ():
+        name = label.partition("@")[0]
+        found |= {name: plugin_version(type(part), registry().find("attack", name)), **_parts(part)}
+    return found
 
 
 def _libraries(plugin: Configurable, distribution: str) -> dict[str, str]:

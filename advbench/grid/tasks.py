@@ -38,6 +38,7 @@ from advbench.grid.inputs import (
     read_inputs,
 )
 from advbench.grid.plan import Task
+from advbench.grid.spec import plugin_version
 from advbench.keys import derive
 from advbench.models.classifier import Classifier
 from advbench.models.nets import build
@@ -164,9 +165,9 @@ class Runner:
         chosen: list[tuple[Kind, Component]] = [("defense", inputs.defense)] if isinstance(inputs, TrainInputs) else []
         chosen += [("attack", inputs.attack)] if isinstance(inputs, CraftInputs) else []
         for kind, component in chosen:
-            entry = registry().find(kind, component.name)
-            here[entry.distribution] = entry.version
-            planned[component.distribution] = component.version
+            name = f"{component.distribution} {component.name}"
+            here[name] = plugin_version(registry().load(kind, component.name), registry().find(kind, component.name))
+            planned[name] = component.version
         if here != planned:
             raise InputError(
                 f"versions on {socket.gethostname()}",

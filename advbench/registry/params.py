@@ -27,11 +27,15 @@ class Configurable:
         presets: named sets of hyperparameters. One named like a data set holds the defaults for it;
             `preset="paper"` among the keyword arguments picks one by hand.
         built_on: distributions that the class wraps, whose versions results depend on.
+        version: raised by whoever changes what the class computes without changing its hyperparameters; results of
+            another version are not taken for those of this one. Where a class has none of its own, its
+            distribution's version counts.
     """
 
     Params: ClassVar[type[Params]] = Params
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     built_on: ClassVar[tuple[str, ...]] = ()
+    version: ClassVar[str] = ""
     params: Any
 
     def __init__(self, **values: Any) -> None:

@@ -22,6 +22,12 @@ from advbench.registry import builtins, hooks
 Kind = Literal["defense", "attack", "architecture", "dataset", "posterior", "noise"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 GROUP = "advbench"
+RESULTS_DEPEND_ON = (
+    *(f"advbench/{package}/" for package in ("attacks", "data", "evaluation", "models", "training")),
+    "advbench/grid/tasks.py",
+    "advbench/keys.py",
+    "plugins/",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,26 +225,38 @@ def registry() -> Registry:
 
 
 def distribution_version(distribution: importlib.metadata.Distribution) -> str:
-    """The version that goes into keys; an editable install adds a digest of its sources.
+    """The version of a distribution; an editable install adds a digest of its sources.
 
     A release never changes under its version. A checkout does, and results computed by older code must
     not be taken for the present code's.
     """
-    direct_url = distribution.read_text("direct_url.json")
-    if not direct_url:
-        return distribution.version
-    source = json.loads(direct_url)
-    if not source.get("dir_info", {}).get("editable"):
-        return distribution.version
-    return f"{distribution.version}+{_source_digest(unquote(urlparse(source['url']).path))}"
+    folder = _checkout(distribution)
+    return distribution.version if folder is None else f"{distribution.version}+{_source_digest(folder)}"
+
+
+def checkout_digest() -> str | None:
+    """A digest of those of advbench's sources that results depend on, if it is installed editable; else None.
+
+    What results mean is versioned by `SCHEMA` and by plugins' own versions; between two of these a checkout's code may
+    change at any time.
+    """
+    folder = _checkout(importlib.metadata.distribution("advbench"))
+    return None if folder is None else _source_digest(folder, RESULTS_DEPEND_ON)
+
+
+def _checkout(distribution: importlib.metadata.Distribution) -> str | None:
+    """The folder of the sources of an editable install; None of any other."""
+    source = json.loads(distribution.read_text("direct_url.json") or "{}")
+    return unquote(urlparse(source["url"]).path) if source.get("dir_info", {}).get("editable") else None
 
 
 @functools.cache
-def _source_digest(folder: str) -> str:
+def _source_digest(folder: str, below: tuple[str, ...] = ("",)) -> str:
     skipped = {"tests", "build", "dist", "node_modules"}
     digest = hashlib.sha256()
     for path in sorted(Path(folder).rglob("*.py")):
         parts = path.relative_to(folder).parts
-        if not any(part.startswith(".") or part in skipped for part in parts):
+        hidden = any(part.startswith(".") or part in skipped for part in parts)
+        if not hidden and "/".join(parts).startswith(below):
             digest.update("/".join(parts).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:12]

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, cast
 
 from advbench.errors import InputError, StoreError
-from advbench.keys import SCHEMA, content_key
+from advbench.keys import content_key
 from advbench.store.heartbeat import Heartbeat
-from advbench.store.records import Store, artifact_name, parse_record, record_name
+from advbench.store.records import FORMAT, Store, artifact_name, parse_record, record_name
 from advbench.store.storage import Storage, StoreWarning
 from advbench.store.verify import flaw_of, in_parallel, place, shown
 
@@ -140,7 +140,7 @@ def _fetch(storage: Storage, key: str, without: Collection[str]) -> _Parcel:
     if raw is None:
         return _Parcel(key, absent=True)
     record = parse_record(key, raw)
-    if record is None or record["schema"] != SCHEMA:
+    if record is None or record["schema"] != FORMAT:
         what = "damaged" if record is None else "of another schema"
         return _Parcel(key, warnings=[f"record {key[:12]} in {storage.url} is {what} and left out"])
     parcel = _Parcel(key, raw)
@@ -306,8 +306,8 @@ def _inspect(path: Path) -> _Content:
         record = parse_record(key, raw)
         if record is None:
             raise _unfit(path, f"a damaged {name}")
-        if record["schema"] != SCHEMA:
-            raise _unfit(path, f"records of schema {record['schema']!r}, not {SCHEMA}, as another version made them")
+        if record["schema"] != FORMAT:
+            raise _unfit(path, f"records of schema {record['schema']!r}, not {FORMAT}, as another version made them")
         vouched[artifact_name(key)] = record.get("artifact")
         content.said[key] = _said(record)
     for name, digest in content.digests.items():

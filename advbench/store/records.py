@@ -12,9 +12,10 @@ from typing import Any
 import pydantic_core
 
 from advbench.errors import StoreError
-from advbench.keys import SCHEMA, canonical, content_key
+from advbench.keys import canonical, content_key
 from advbench.store.storage import PATIENCE, Storage, StoreWarning
 
+FORMAT = 2  # of a record's file
 SEAL = b',"sha256":"%s"}'  # how the bytes of a record end
 SEAL_SIZE = len(SEAL % (b"0" * 64))
 
@@ -68,14 +69,14 @@ class Store:
         if raw is None:
             return None
         record = parse_record(key, raw)
-        if record is None or record["schema"] != SCHEMA:
+        if record is None or record["schema"] != FORMAT:
             self._distrust("record", key)
             return None
         return record
 
     def write_record(self, key: str, record: Mapping[str, Any]) -> None:
         """Store the record of a finished task; write its artifact first."""
-        self.storage.write(record_name(key), record_bytes({**record, "key": key, "schema": SCHEMA}))
+        self.storage.write(record_name(key), record_bytes({**record, "key": key, "schema": FORMAT}))
 
     def is_done(self, key: str, *, with_artifact: bool) -> bool:
         """Whether the task's record exists and, if that is asked for, the artifact that it vouches for."""

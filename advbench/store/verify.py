@@ -17,9 +17,8 @@ import safetensors
 from fsspec.implementations.local import LocalFileSystem
 
 from advbench.errors import StoreError
-from advbench.keys import SCHEMA
 from advbench.store.heartbeat import is_entry
-from advbench.store.records import Store, artifact_name, parse_record, record_name
+from advbench.store.records import FORMAT, Store, artifact_name, parse_record, record_name
 
 THREADS = 8  # files that are read, written or removed at once, and so about the most that are held in memory
 AGE = timedelta(hours=1)  # from which a temporary file's writer is taken for dead
@@ -215,9 +214,9 @@ class Survey:
         record = parse_record(key, raw)
         if record is None:
             return "damaged", "its content does not fit its digest or its name"
-        current = record["schema"] == SCHEMA
+        current = record["schema"] == FORMAT
         self.tasks[key] = _Task(str(record.get("kind", "")) if current else "", str(record.get("artifact") or ""))
-        return SOUND if current else ("of another schema", f"{record['schema']!r}, while this version has {SCHEMA}")
+        return SOUND if current else ("of another schema", f"{record['schema']!r}, while this version has {FORMAT}")
 
     def _judge_artifact(self, key: str, raw: bytes) -> Verdict:
         if key not in self.tasks:  # its record may have come since the listing

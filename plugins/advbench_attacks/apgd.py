@@ -28,6 +28,8 @@ class APGD(Attack):
     misclassified is not attacked again.
     """
 
+    version = "1"
+
     class Params(attacks.Params):
         """Hyperparameters of Auto-PGD."""
 

@@ -25,6 +25,8 @@ class CW(Attack):
     used up.
     """
 
+    version = "1"
+
     class Params(attacks.Params):
         """Hyperparameters of CW."""
 

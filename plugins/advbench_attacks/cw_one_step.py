@@ -18,6 +18,8 @@ class CWOneStep(Attack):
     the sphere, so that eps says how strong the attack was.
     """
 
+    version = "1"
+
     targeted = True
 
     def cost(self, random: bool) -> int:

@@ -14,6 +14,8 @@ class EOTPGD(PGD):
     it is PGD.
     """
 
+    version = "1"
+
     class Params(PGD.Params):
         """Hyperparameters of EOT-PGD."""
 

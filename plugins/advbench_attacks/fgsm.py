@@ -17,6 +17,8 @@ class FGSM(Attack):
     l2 the sign becomes the gradient divided by its length. A random classifier is attacked at one draw.
     """
 
+    version = "1"
+
     class Params(attacks.Params):
         """Hyperparameters of FGSM."""
 

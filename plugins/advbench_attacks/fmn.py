@@ -24,6 +24,8 @@ class FMN(Attack):
     the same, and what is found gives the direction in which a wider ball is used up.
     """
 
+    version = "1"
+
     class Params(attacks.Params):
         """Hyperparameters of FMN."""
 

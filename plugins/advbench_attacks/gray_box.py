@@ -15,6 +15,8 @@ class GrayBox(InnerAttack):
     those that judge. On a deterministic classifier it is the attack itself.
     """
 
+    version = "1"
+
     class Params(InnerParams):
         """Hyperparameters of the gray-box attack."""
 

@@ -13,6 +13,8 @@ class IFGSM(PGD):
     BAL. In l2 the sign becomes the gradient divided by its length.
     """
 
+    version = "1"
+
     class Params(PGD.Params):
         """Hyperparameters of IFGSM."""
 

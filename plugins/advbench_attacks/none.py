@@ -12,6 +12,8 @@ from advbench.models import Classifier
 class NoAttack(Attack):
     """The images as they are. Gives the clean row."""
 
+    version = "1"
+
     def cost(self, random: bool) -> int:
         """No pass."""
         return 0

@@ -23,6 +23,8 @@ class PGD(Attack):
     those that judge.
     """
 
+    version = "1"
+
     class Params(attacks.Params):
         """Hyperparameters of PGD."""
 

@@ -23,6 +23,8 @@ class Square(Attack):
     its change are compared at the same draw, a fresh one for each query.
     """
 
+    version = "1"
+
     class Params(attacks.Params):
         """Hyperparameters of the Square attack."""
 

@@ -15,6 +15,8 @@ class Transfer(InnerAttack):
     `transfer` is for a source that is not to be on the board.)
     """
 
+    version = "1"
+
     class Params(InnerParams):
         """Hyperparameters of the transfer attack."""
 

@@ -26,6 +26,8 @@ class WorstCase(Attack):
     classifier an image that one attack broke is not given to the next; put the cheap ones first.
     """
 
+    version = "1"
+
     class Params(attacks.Params):
         """Hyperparameters of the worst case."""
 

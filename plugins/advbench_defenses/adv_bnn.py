@@ -19,6 +19,8 @@ class AdvBNN(PgdPerturbation, ElboLoss):
     which the released code does not.
     """
 
+    version = "1"
+
     class Params(AdversarialParams, BayesParams):
         """Hyperparameters of Adv-BNN."""
 

@@ -24,6 +24,8 @@ class AdversarialSampling(ElboLoss):
     The noise is moved with the module in evaluation mode: batch norm's statistics come from the passes that train.
     """
 
+    version = "1"
+
     class Params(BayesParams):
         """Hyperparameters of adversarial sampling."""
 

@@ -30,6 +30,8 @@ class APD(LangevinChains):
     start at the module's weights, and chains restart from G in each round after the first.
     """
 
+    version = "1"
+
     class Params(SGLDParams):
         """Hyperparameters of adversarial posterior distillation."""
 

@@ -27,6 +27,8 @@ class BAL(AdaptiveChains):
     trains on the mean of clean and adversarial loss: `clean_weight` 0.5.
     """
 
+    version = "1"
+
     class Params(SGAdaLDParams):
         """Hyperparameters of BAL."""
 

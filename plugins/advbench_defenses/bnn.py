@@ -12,6 +12,8 @@ class BNN(ElboLoss):
     random, biases and batch norm's affine ones too, and a draw is shared by the batch.
     """
 
+    version = "1"
+
     class Params(BayesParams):
         """Hyperparameters of Bayes by backprop."""
 

@@ -12,6 +12,8 @@ class BNNSGAdaLD(AdaptiveChains):
     the classifier is the end point of one of the chains.
     """
 
+    version = "1"
+
     class Params(SGAdaLDParams):
         """Hyperparameters of a Bayesian net by SGAdaLD."""
 

@@ -11,6 +11,8 @@ class ERM(ErmLoss):
     The undefended model of every paper's tables ("None" in Adv-BNN Figure 3, "SGD" in APD Table 1).
     """
 
+    version = "1"
+
     class Params(TrainParams):
         """Hyperparameters of plain training."""
 

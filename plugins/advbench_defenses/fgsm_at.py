@@ -18,6 +18,8 @@ class FGSMAT(ErmLoss):
     in catastrophic overfitting: near-perfect on FGSM, broken by PGD.
     """
 
+    version = "1"
+
     class Params(BallParams):
         """Hyperparameters of FGSM training."""
 

@@ -19,6 +19,8 @@ class HierarchicalVI(PgdPerturbation, VariationalLoss):
     the standard deviation of its released code, which weighs the sum by 0.1 / N: `kl_weight` 0.1.
     """
 
+    version = "1"
+
     class Params(AdversarialParams, VariationalParams):
         """Hyperparameters of hierarchical variational inference."""
 

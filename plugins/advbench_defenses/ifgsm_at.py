@@ -11,6 +11,8 @@ class IFGSMAT(PgdPerturbation, ErmLoss):
     Kurakin et al. 2017; "IFGSM" in BAL Figure 1, with as many steps as BAL's chains (15).
     """
 
+    version = "1"
+
     class Params(AdversarialParams):
         """Hyperparameters of iterated FGSM training."""
 

@@ -14,6 +14,8 @@ class MCDropout(ErmLoss):
     whatever `.eval()` an attack library calls.
     """
 
+    version = "1"
+
     class Params(TrainParams):
         """Hyperparameters of Monte Carlo dropout."""
 

@@ -11,6 +11,8 @@ class PGDAT(PgdPerturbation, ErmLoss):
     Madry et al. 2018, eq. 2.1; Adv-BNN eq. 4. The inner maximum is PGD with a random start.
     """
 
+    version = "1"
+
     class Params(AdversarialParams):
         """Hyperparameters of adversarial training."""
 

@@ -14,6 +14,8 @@ class RSE(ErmLoss):
     library calls.
     """
 
+    version = "1"
+
     class Params(TrainParams):
         """Hyperparameters of Random Self-Ensemble."""
 

@@ -13,6 +13,8 @@ class SGLD(LangevinChains):
     APD Table 1. A draw of the classifier is one of the samples.
     """
 
+    version = "1"
+
     class Params(SGLDParams):
         """Hyperparameters of SGLD."""
 

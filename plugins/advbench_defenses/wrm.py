@@ -20,6 +20,8 @@ class WRM(ErmLoss):
     smoothness, the inner problem is concave and the maximum is unique.
     """
 
+    version = "1"
+
     class Params(TrainParams):
         """Hyperparameters of WRM."""
 

@@ -29,7 +29,10 @@ def theirs(monkeypatch: pytest.MonkeyPatch) -> None:
     def with_theirs(spec: RunSpec) -> tuple[tuple[Choice, ...], tuple[Choice, ...]]:
         defenses, attacks = resolve(spec)
         entry = dataclasses.replace(defenses[-1].entry, distribution="their-plugin", version="2.0")
-        return (*defenses[:-1], defenses[-1]._replace(entry=entry, built_on={"their-library": "7"})), attacks
+        return (
+            *defenses[:-1],
+            defenses[-1]._replace(entry=entry, version="", built_on={"their-library": "7"}),
+        ), attacks
 
     monkeypatch.setattr(plans, "resolve", with_theirs)
 

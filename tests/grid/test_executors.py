@@ -292,7 +292,7 @@ def test_workers_must_have_the_versions_of_the_plan(tmp_path: Path) -> None:
         runner_of(tmp_path, libraries={"torch": "0.1"}).run(train)
     assert isinstance(train.inputs, TrainInputs)
     other = replace(train.inputs, defense=replace(train.inputs.defense, version="9.9"))
-    with pytest.raises(InputError, match=r"expected advbench 9\.9, got advbench 0\.1"):
+    with pytest.raises(InputError, match=r"expected advbench erm 9\.9, got advbench erm 1"):
         runner_of(tmp_path).run(replace(train, inputs=other))
 
 

@@ -61,7 +61,6 @@ def train_task(name: str = "erm", **params: Any) -> Task:
         precision="float32",
         seed=3,
         threads=1,
-        advbench="1",
     )
     return Task(inputs, "a" * 64, defense=f"{name}@mine")
 

@@ -20,8 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from advbench.errors import MissingExtraError, StoreError
-from advbench.keys import SCHEMA, canonical, content_key
-from advbench.store.records import Store
+from advbench.keys import canonical, content_key
+from advbench.store.records import FORMAT, Store
 from advbench.store.storage import StoreWarning, write_file
 
 KEY, OTHER = content_key("a task"), content_key("another task")
@@ -56,14 +56,14 @@ def store(tmp_path: Path) -> Store:
 def test_record_comes_back_with_its_key_and_schema(any_store: Store) -> None:
     assert any_store.read_record(KEY) is None
     any_store.write_record(KEY, RECORD)
-    assert any_store.read_record(KEY) == {**RECORD, "key": KEY, "schema": SCHEMA}
+    assert any_store.read_record(KEY) == {**RECORD, "key": KEY, "schema": FORMAT}
     assert any_store.read_record(OTHER) is None
 
 
 def test_record_is_replaced_by_a_later_one(any_store: Store) -> None:
     any_store.write_record(KEY, RECORD)
     any_store.write_record(KEY, {"accuracy": 0.5})
-    assert any_store.read_record(KEY) == {"accuracy": 0.5, "key": KEY, "schema": SCHEMA}
+    assert any_store.read_record(KEY) == {"accuracy": 0.5, "key": KEY, "schema": FORMAT}
 
 
 def test_artifact_comes_back_once_its_record_vouches_for_it(any_store: Store) -> None:
@@ -125,7 +125,7 @@ def test_any_json_record_comes_back(record: dict[str, Any]) -> None:
     store = Store(f"memory://{uuid.uuid4().hex}")
     record.pop("sha256", None)
     store.write_record(KEY, record)
-    assert store.read_record(KEY) == {**record, "key": KEY, "schema": SCHEMA}
+    assert store.read_record(KEY) == {**record, "key": KEY, "schema": FORMAT}
 
 
 # Canonical JSON
@@ -207,7 +207,7 @@ def test_foreign_content_of_a_record_counts_as_absent(store: Store, raw: bytes) 
     [
         (b"0.8125", b"0.9125"),
         (b'"evaluate"', b'"evaluatf"'),
-        (b'"schema":%d' % SCHEMA, b'"schema":%d' % (SCHEMA + 1)),
+        (b'"schema":%d' % FORMAT, b'"schema":%d' % (FORMAT + 1)),
         (b"null", b"true"),
         (b'"accuracy"', b'"accuracz"'),
     ],
@@ -237,7 +237,7 @@ def test_record_with_any_bit_flipped_counts_as_absent_or_says_the_same(store: St
 
 def test_record_of_another_schema_counts_as_absent(store: Store) -> None:
     path = fill(store).record
-    body = {**RECORD, "key": KEY, "schema": SCHEMA + 1}
+    body = {**RECORD, "key": KEY, "schema": FORMAT + 1}
     path.write_bytes(canonical({**body, "sha256": content_key(body)}))
     with pytest.warns(StoreWarning, match="record"):
         assert store.read_record(KEY) is None
@@ -256,7 +256,7 @@ def test_record_of_another_key_copied_over_counts_as_absent(store: Store) -> Non
 def test_damaged_record_is_mended_by_writing_it_again(store: Store) -> None:
     fill(store).record.write_bytes(b"{")
     store.write_record(KEY, RECORD)
-    assert store.read_record(KEY) == {**RECORD, "key": KEY, "schema": SCHEMA}
+    assert store.read_record(KEY) == {**RECORD, "key": KEY, "schema": FORMAT}
 
 
 @pytest.mark.parametrize("raw", [b"", BYTES[:-1], BYTES + b"\0", b"\0" * len(BYTES)])

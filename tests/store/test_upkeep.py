@@ -34,14 +34,14 @@ from hypothesis import strategies as st
 from advbench.cli.app import main
 from advbench.errors import InputError, StoreError
 from advbench.grid.estimates import Measured
-from advbench.keys import SCHEMA, content_key
+from advbench.keys import content_key
 from advbench.store import gc as sweeping
 from advbench.store import verify as survey
 from advbench.store.archive import export, import_
 from advbench.store.gc import collect_garbage
 from advbench.store.heartbeat import Heartbeat, machine, measured, runs
 from advbench.store.leases import Leases
-from advbench.store.records import Store
+from advbench.store.records import FORMAT, Store
 from advbench.store.storage import StoreWarning
 from advbench.store.verify import Found, verify
 
@@ -231,7 +231,7 @@ def test_artifacts_that_are_gone_are_missing_unless_they_are_examples(done: Done
 
 def test_what_is_no_damage_is_told_but_does_not_fail(done: Done, capsys: Capture) -> None:
     store = done.store
-    body = {"kind": "train", "key": KEY, "schema": SCHEMA - 1, "artifact": store.write_artifact(KEY, TENSORS)}
+    body = {"kind": "train", "key": KEY, "schema": FORMAT - 1, "artifact": store.write_artifact(KEY, TENSORS)}
     store.storage.write(f"records/{KEY[:2]}/{KEY}.json", json.dumps({**body, "sha256": content_key(body)}).encode())
     store.write_artifact(OTHER, TENSORS)
     for name in ("notes.txt", "records/readme", f"records/00/{KEY}.json", f"artifacts/{KEY[:2]}/{KEY}.pt", ".hidden"):
@@ -255,7 +255,7 @@ def test_what_is_no_damage_is_told_but_does_not_fail(done: Done, capsys: Capture
     }
     assert command("verify", "--store", done.root) == 0
     out = capsys.readouterr().out
-    assert f"of another schema: records/{KEY[:2]}/{KEY}.json: {SCHEMA - 1}, while this version has {SCHEMA}" in out
+    assert f"of another schema: records/{KEY[:2]}/{KEY}.json: {FORMAT - 1}, while this version has {FORMAT}" in out
     assert r"foreign: 'runs/odd\nname': " in out
     assert "foreign: 6, 24 B" in out
     assert "temporary: 2, 8 B" in out
@@ -403,7 +403,7 @@ def test_states_are_removed_only_once_their_training_is_done_and_there(done: Don
 
 def test_results_of_another_schema_are_another_versions_and_stay(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
-    body = {"kind": "craft", "key": KEY, "schema": SCHEMA + 1, "artifact": store.write_artifact(KEY, TENSORS)}
+    body = {"kind": "craft", "key": KEY, "schema": FORMAT + 1, "artifact": store.write_artifact(KEY, TENSORS)}
     store.storage.write(f"records/{KEY[:2]}/{KEY}.json", json.dumps({**body, "sha256": content_key(body)}).encode())
     assert collect_garbage(store) == {}
     assert f"artifacts/{KEY[:2]}/{KEY}.safetensors" in files(tmp_path)
@@ -784,7 +784,7 @@ def member(name: str, raw: bytes = b"", **changes: Any) -> tuple[tarfile.TarInfo
 
 def record(key: str = KEY, tensors: bytes | None = TENSORS, **changes: Any) -> tuple[tarfile.TarInfo, bytes]:
     digest = None if tensors is None else hashlib.sha256(tensors).hexdigest()
-    body = {"kind": "train", "key": key, "schema": SCHEMA, "artifact": digest, **changes}
+    body = {"kind": "train", "key": key, "schema": FORMAT, "artifact": digest, **changes}
     return member(f"records/{key[:2]}/{key}.json", json.dumps({**body, "sha256": content_key(body)}).encode())
 
 
@@ -835,7 +835,7 @@ HOSTILE: dict[str, list[tuple[tarfile.TarInfo, bytes]]] = {
     "record of another key": [member(f"records/{KEY[:2]}/{KEY}.json", record(OTHER, None)[1])],
     "record that was edited": [member(f"records/{KEY[:2]}/{KEY}.json", record()[1].replace(b"train", b"craft"))],
     "record too deep": [member(f"records/{KEY[:2]}/{KEY}.json", b"[" * 100_000)],
-    "record of another schema": [record(tensors=None, schema=SCHEMA + 1)],
+    "record of another schema": [record(tensors=None, schema=FORMAT + 1)],
     "empty record": [member(f"records/{KEY[:2]}/{KEY}.json")],
     "good ones and a bad one": [artifact(), record(), record(OTHER, None), member("evil", b"x")],
     "nothing": [],
