@@ -352,8 +352,8 @@ def _net(name: str) -> Component:
 def plugin_version(plugin: Any, entry: Entry) -> str:
     """The version that a plugin's results depend on: its own `version`; else that of its distribution.
 
-    One that a class inherits is not its own: what it adds may change without it. The core's nets have none and go by the
-    training's schema, whatever the release.
+    One that a class inherits is not its own: what it adds may change without it. The nets of the core have none and go by
+    the schema of trainings, whatever the release.
 
     Args:
         plugin: a class, or a function that makes nets.

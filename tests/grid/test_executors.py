@@ -189,7 +189,7 @@ def hungry(runner: Runner, room: int) -> Runner:
 
 
 def test_out_of_memory_halves_the_chunk_and_changes_rounding_alone(tmp_path: Path) -> None:
-    plan = prepare(make_spec({**SPEC.model_dump(), "attacks": ["pgd"], "batch_size": 20}))
+    plan = prepare(make_spec({**SPEC.model_dump(), "attacks": ["pgd"], "affinity": None, "batch_size": 20}))
     (train,), (craft,) = tasks_of(plan, "train"), tasks_of(plan, "craft")
     images = []
     for folder, room in ((tmp_path / "ample", 100), (tmp_path / "scarce", 5)):
