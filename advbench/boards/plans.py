@@ -125,14 +125,16 @@ def versions_of(plan: Plan) -> dict[str, str]:
 
 def _as_of(choice: Choice, versions: Mapping[str, str]) -> Choice:
     entry, net = choice.entry, choice.net
-    entry = dataclasses.replace(entry, version=versions.get(entry.distribution, entry.version))
+    made_by = versions.get(entry.distribution, entry.version)
+    version = made_by if choice.version == entry.version else choice.version
+    entry = dataclasses.replace(entry, version=made_by)
     if net:
         libraries = _libraries_as_of(net.built_on, versions) if net.built_on else None
-        version = net.version if net.distribution == CORE else versions.get(net.distribution, net.version)
-        net = dataclasses.replace(net, version=version, built_on=libraries)
+        of_net = net.version if net.distribution == CORE else versions.get(net.distribution, net.version)
+        net = dataclasses.replace(net, version=of_net, built_on=libraries)
     built_on = _libraries_as_of(choice.built_on, versions)
     init = _as_of(choice.init, versions) if choice.init else None
-    return choice._replace(entry=entry, net=net, built_on=built_on, init=init)
+    return choice._replace(entry=entry, version=version, net=net, built_on=built_on, init=init)
 
 
 def _libraries_as_of(libraries: Mapping[str, Any], versions: Mapping[str, str]) -> dict[str, Any]:

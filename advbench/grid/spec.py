@@ -154,7 +154,7 @@ class Choice(NamedTuple):
         traits: of an attack, what says how its results relate to others': `minimal_norm`, `black_box`.
         net: of a defense, its net.
         built_on: versions of the libraries that it wraps, by distribution.
-        version: its class's own; empty where its distribution's counts.
+        version: its class's own, or else its distribution's; empty for that of `entry`.
         parts: versions of the attacks that it is made of, by name.
     """
 
@@ -328,7 +328,7 @@ def _choose(kind: Kind, label: str, spec: RunSpec, heirs: tuple[str, ...] = ()) 
         traits=_traits(instance),
         net=net,
         built_on=libraries,
-        version=vars(cls).get("version", ""),
+        version=plugin_version(cls, entry),
         parts=_parts(instance),
     )
 
@@ -352,7 +352,7 @@ def _net(name: str) -> Component:
 def plugin_version(plugin: Any, entry: Entry) -> str:
     """The version that a plugin's results depend on: its own `version`; else that of its distribution.
 
-    One that a class inherits is not its own: what it adds may change without it. The nets of the core have none and go by
+    One that a class inherits is not its own: what it adds may change without it. Nets of the core have none and go by
     the schema of trainings, whatever the release.
 
     Args:

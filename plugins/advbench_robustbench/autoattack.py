@@ -47,6 +47,7 @@ class AutoAttack(Attack):
             "random one, as its authors have it",
         )
 
+    version = "1"
     built_on = (LIBRARY,)
     params: Params
 

@@ -74,7 +74,11 @@ def defense(name: str) -> type[RobustBenchModel]:
     Raises:
         InputError: RobustBench has none.
     """
-    return type(f"robustbench:{name}", (RobustBenchModel,), {"id": _parsed(name), "__doc__": RobustBenchModel.__doc__})
+    return type(
+        f"robustbench:{name}",
+        (RobustBenchModel,),
+        {"id": _parsed(name), "version": "1", "__doc__": RobustBenchModel.__doc__},
+    )
 
 
 def architecture(name: str) -> Any:

@@ -123,6 +123,7 @@ def attack(name: str) -> type[TorchattacksAttack]:
         "__doc__": f"{name} of torchattacks. {TorchattacksAttack.__doc__}",
         "Params": _params(name, parameters, share),
         "library": library,
+        "version": "1",
         "radius": radius,
         "alpha_share": share,
         "norms": _norms(library, parameters),

@@ -31,7 +31,7 @@ def theirs(monkeypatch: pytest.MonkeyPatch) -> None:
         entry = dataclasses.replace(defenses[-1].entry, distribution="their-plugin", version="2.0")
         return (
             *defenses[:-1],
-            defenses[-1]._replace(entry=entry, version="", built_on={"their-library": "7"}),
+            defenses[-1]._replace(entry=entry, version="2.0", built_on={"their-library": "7"}),
         ), attacks
 
     monkeypatch.setattr(plans, "resolve", with_theirs)
