@@ -33,7 +33,6 @@ from advbench.store.storage import write_file
 
 SPEC = "spec.toml"
 ABOUT = "about.md"
-PAGES = ("README.md", "index.html")
 RUN_FILES = (
     "leaderboard.csv",
     "leaderboard.md",

@@ -11,11 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from advbench.errors import GoneError
 from advbench.evaluation import Bools
-from advbench.evaluation.summary import summary
 from advbench.grid.plan import Cell, OodCell, Plan
-from advbench.grid.tasks import read_predictions
 from advbench.store.records import Store
 
 Record = Mapping[str, Any]
@@ -66,23 +63,13 @@ NUMBERS = (
 
 
 def judgements(plan: Plan, store: Store) -> Iterator[Judgement | None]:
-    """One for each cell of the plan, in its order; None where there is no record.
-
-    Records of before they held all this are completed from the predictions that were stored with them, if those are
-    still there.
-    """
-    clean = {(cell.defense.label, cell.seed): cell.key for cell in plan.cells if cell.attack is None}
-    cells = {cell.key: cell for cell in plan.cells}
+    """One for each cell of the plan, in its order; None where there is no record."""
+    own = {cell.key: is_own(cell) for cell in plan.cells}
     known: Texts = {}
 
     def judge(key: str) -> Judgement | None:
         record = store.read_record(key)
-        if record is None:
-            return None
-        cell = cells[key]
-        if "calibration" not in record["result"]:
-            record = _completed(record, key, clean.get((cell.defense.label, cell.seed)), cell, store)
-        return judgement_of(record, known, with_details=is_own(cell))
+        return None if record is None else judgement_of(record, known, with_details=own[key])
 
     return store.storage.each(judge, [cell.key for cell in plan.cells])
 
@@ -138,21 +125,3 @@ def judgement_of(record: Record, known: Texts | None = None, *, with_details: bo
         draw_variance=result.get("draw_variance", 0.0),
         details={name: result[name] for name in DETAILS if name in result} if with_details else None,
     )
-
-
-def _completed(record: Record, key: str, clean_key: str | None, cell: Cell, store: Store) -> dict[str, Any]:
-    """A record with all that a new one holds, as far as its artifact still tells."""
-    old = dict(record["result"])
-    try:
-        predictions = read_predictions(store, key)
-    except GoneError:
-        if "fractions" in old.get("retention", {}):
-            old["retention"] = {"total": old["retention"]}
-        return {**record, "result": old}
-    clean = None
-    if cell.attack is not None and clean_key is not None:
-        try:
-            clean = read_predictions(store, clean_key)
-        except GoneError:
-            clean = None
-    return {**record, "result": {**old, **summary(predictions, clean)}}

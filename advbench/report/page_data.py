@@ -223,20 +223,6 @@ def _swept(results: pd.DataFrame) -> bool:
     return any(_params(text).get("sweep") for text in results.attack_params.unique())
 
 
-def command(data: Mapping[str, Any], key: str) -> str:
-    """The command that repeats a cell, as the page's script puts it together.
-
-    Args:
-        data: of `Board.data`.
-        key: of the cell.
-    """
-    place, attack, eps = map(int, key.split(","))
-    first, last = data["cells"][key][3:5]
-    seeds = ",".join(str(row[0]) for row in data["rows"][first:last])
-    attacked = f"{data['attacks'][attack]['option']} --eps {data['eps'][eps][1]}" if attack >= 0 else "--attack none"
-    return f"{data['command']} {data['defenses'][place]['option']} {attacked} --seeds {seeds}"
-
-
 def _base_command(results: pd.DataFrame, spec: RunSpec | None) -> str:
     if spec is not None:
         return "advbench run --spec spec.toml"

@@ -7,7 +7,7 @@ import json
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from reports import HOSTILE, IMAGES, made_report
 from advbench.cli.options import make_spec as spec_of_options
 from advbench.report import Report
 from advbench.report.page import render_page, without_figures
-from advbench.report.page_data import Board, command
+from advbench.report.page_data import Board
 from advbench.report.references import Reference
 
 REFERENCE = Reference(
@@ -118,6 +118,15 @@ SINGLE: dict[str, tuple[str, type]] = {
     "--limit": ("limit", int),
     "--draws": ("draws", int),
 }
+
+
+def command(data: Mapping[str, Any], key: str) -> str:
+    """The command that repeats a cell, as the page's script puts it together."""
+    place, attack, eps = map(int, key.split(","))
+    first, last = data["cells"][key][3:5]
+    seeds = ",".join(str(row[0]) for row in data["rows"][first:last])
+    attacked = f"{data['attacks'][attack]['option']} --eps {data['eps'][eps][1]}" if attack >= 0 else "--attack none"
+    return f"{data['command']} {data['defenses'][place]['option']} {attacked} --seeds {seeds}"
 
 
 @pytest.mark.parametrize("with_spec", [True, False])

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import safetensors.numpy
 
 from advbench.errors import InputError
 from advbench.evaluation import Predictions, uncertainty, wilson
@@ -208,30 +207,6 @@ def test_affinities_have_intervals_that_hold_them(report: Report) -> None:
     assert -1e-9 <= low < high
     assert (rho.affinity_low["a", "a"], rho.affinity_high["a", "a"]) == (1.0, 1.0)
     assert math.isnan(rho.affinity_low["a", "b"])
-
-
-def test_records_of_before_are_completed_from_their_predictions(tmp_path: Path) -> None:
-    plan, store = lay_out(["a", "b"], ["fgsm"]), Store(str(tmp_path))
-    fill(plan, store, RIGHT)
-    whole = files_of(collect(plan, store))
-    for cell in plan.cells:
-        record = store.read_record(cell.key)
-        assert record is not None
-        attack = cell.attack.label if cell.attack else "none"
-        found = predictions(RIGHT[cell.source.label, cell.defense.label, attack])
-        record["artifact"] = store.write_artifact(cell.key, safetensors.numpy.save(found.arrays()))
-        result = record["result"]
-        result["retention"] = result["retention"]["total"]
-        for name in ("calibration", "detection", "histograms", "right", "draw_variance"):
-            result.pop(name, None)
-        store.write_record(cell.key, record)
-    assert files_of(collect(plan, store)) == whole
-    for cell in plan.cells:
-        store.drop_artifact(cell.key)
-    left = collect(plan, store)
-    assert left.leaderboard.retention_area.notna().all()
-    assert left.uncertainty.ece.isna().all()
-    assert left.affinity.affinity_low.isna().all()
 
 
 @pytest.mark.parametrize(
