@@ -30,7 +30,8 @@ from advbench.store.records import Store
 
 pytestmark = pytest.mark.xdist_group("submissions")  # which share one fixture
 OPTIONS = (
-    "--attack fgsm,pgd --limit 40 --draws 4 --executor inline --device cpu --set pgd.steps=2 --set pgd.restarts=1"
+    "--attack fgsm,pgd --affinity fgsm,pgd --limit 40 --draws 4 --executor inline --device cpu "
+    "--set pgd.steps=2 --set pgd.restarts=1"
 ).split()
 SETTINGS = {"erm": "erm.stages=[3]", "bnn": "bnn.stages=[4]", "mc_dropout": "mc_dropout.stages=[3]"}
 
