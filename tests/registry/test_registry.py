@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pluggy
 import pytest
 from conftest import Cli
@@ -84,6 +85,24 @@ def test_a_broken_plugin_is_reported_and_stops_only_runs_that_name_it(cli: Cli, 
     assert named.returncode == 2
     assert "these plugins failed to load: broken_plugin (RuntimeError: half installed)" in named.stderr
     assert len(named.stderr.strip().splitlines()) == 1
+
+
+def test_a_third_partys_digits_break_no_run_on_other_data(cli: Cli, site: Path) -> None:
+    body = """
+from advbench.registry import hookimpl
+
+@hookimpl
+def advbench_register(register):
+    register.dataset("digits", "theirs:load", "other digits")
+"""
+    env = install(site, "theirs", body)
+    images = {f"x_{part}": np.random.default_rng(0).random((20, 6, 6), np.float32) for part in ("train", "test")}
+    np.savez(site / "own.npz", **images, **{f"y_{part}": np.arange(20) % 2 for part in ("train", "test")})
+    plan = ["plan", "--defense", "erm", "--attack", "fgsm", "--dataset"]
+    assert cli(*plan, f"npz:{site / 'own.npz'}", env=env).returncode == 0
+    both = cli(*plan, "digits", env=env)
+    assert both.returncode == 2
+    assert "dataset name 'digits' is registered twice, by advbench" in both.stderr
 
 
 def test_a_misspelt_hook_is_caught(cli: Cli, site: Path) -> None:
