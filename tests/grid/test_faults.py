@@ -173,7 +173,8 @@ def test_what_failed_by_its_own_fault_is_tried_again_only_when_that_is_asked_for
 
 
 GRID = (
-    "--defense erm,bnn,adv_bnn --attack fgsm,pgd --eps 0.05,0.15 --limit 60 --draws 4 --set erm.stages=[4] "
+    "--defense erm,bnn,adv_bnn --attack fgsm,pgd --affinity fgsm,pgd --eps 0.05,0.15 --limit 60 --draws 4 "
+    "--set erm.stages=[4] "
     "--set bnn.stages=[4] --set adv_bnn.stages=[3] --set adv_bnn.steps=2 --set pgd.steps=3"
 ).split()
 TASKS = 3 + 12 + 3 + 36
@@ -394,7 +395,9 @@ def test_what_a_plugin_leaves_behind_reaches_no_other_task(hostile: dict[str, st
     for first in ("hostile,", ""):
         folder = tmp_path / (first or "alone")
         folder.mkdir()
-        options = f"--defense erm,bnn --attack {first}fgsm --eps 0.1 --limit 20 --set bnn.stages=[1]".split()
+        options = (
+            f"--defense erm,bnn --attack {first}fgsm --affinity fgsm --eps 0.1 --limit 20 --set bnn.stages=[1]".split()
+        )
         leak = ["--set", "hostile.how=leak"] if first else []
         done = advbench(folder, "run", *options, "--set", "erm.stages=[1]", *leak, env=hostile)
         frame = pd.read_csv(folder / "results" / "results.csv", dtype=str)

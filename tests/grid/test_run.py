@@ -41,7 +41,8 @@ SPEC: dict[str, Any] = {
     },
 }
 OPTIONS = (
-    "--defense erm,adv_bnn --attack fgsm,eot_pgd --eps 0.05,0.15 --limit 40 --draws 4 --set erm.stages=[2] "
+    "--defense erm,adv_bnn --attack fgsm,eot_pgd --affinity fgsm,eot_pgd --eps 0.05,0.15 --limit 40 --draws 4 "
+    "--set erm.stages=[2] "
     "--set adv_bnn.stages=[2] --set adv_bnn.steps=2 --set eot_pgd.steps=3 --set eot_pgd.samples=2"
 ).split()
 
@@ -57,6 +58,7 @@ class Finished:
 def run(folder: Path, store: str | None = None, chunk: int | None = None, **changes: Any) -> Finished:
     """Run the spec with changes, in this process."""
     values: dict[str, Any] = {**SPEC, **changes}
+    values.setdefault("affinity", [name for name in values["attacks"] if name != "none"])
     used = {*values["defenses"], *values["attacks"]}
     values["set"] = {name: params for name, params in values["set"].items() if name in used}
     spec = make_spec(values)

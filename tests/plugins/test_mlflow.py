@@ -80,7 +80,7 @@ def finished(task: Task, record: dict[str, Any]) -> None:
 def test_every_task_of_a_run_is_a_run_with_its_numbers_and_no_repetition_doubles_it(
     cli: Cli, client: Any, tmp_path: Path
 ) -> None:
-    command = ["run", "--defense", "erm,bnn@small", "--attack", "fgsm,fmn", *SMALL]
+    command = ["run", "--defense", "erm,bnn@small", "--attack", "fgsm,fmn", "--affinity", "fgsm,fmn", *SMALL]
     options = ["--set", "bnn@small.stages=[1]", "--set", "fmn.steps=4"]
     done = cli(*command, *options)
     assert done.returncode == 0, done.stderr
