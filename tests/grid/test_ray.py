@@ -20,7 +20,8 @@ pytest.importorskip("ray")
 pytestmark = pytest.mark.xdist_group("processes")
 
 RUN = (
-    "--defense erm,adv_bnn --attack fgsm,pgd --eps 0.05,0.15 --limit 40 --draws 4 --set erm.stages=[3] "
+    "--defense erm,adv_bnn --attack fgsm,pgd --affinity fgsm,pgd --eps 0.05,0.15 --limit 40 --draws 4 "
+    "--set erm.stages=[3] "
     "--set adv_bnn.stages=[3] --set adv_bnn.steps=2 --set pgd.steps=3"
 ).split()
 TASKS = 2 + 8 + 2 + 16
@@ -164,7 +165,8 @@ def test_an_address_where_no_cluster_answers_is_one_line(tmp_path: Path) -> None
 
 
 LARGE = (
-    "run --defense erm,bnn,pgd_at,adv_bnn,mc_dropout,rse --attack fgsm,pgd,eot_pgd,apgd --eps 0.02,0.05,0.1,0.15 "
+    "run --defense erm,bnn,pgd_at,adv_bnn,mc_dropout,rse --attack fgsm,pgd,eot_pgd,apgd "
+    "--affinity fgsm,pgd,eot_pgd,apgd --eps 0.02,0.05,0.1,0.15 "
     "--seeds 0,1 --limit 100 --draws 5 --set erm.stages=[3] --set bnn.stages=[3] --set pgd_at.stages=[3] "
     "--set pgd_at.steps=3 --set adv_bnn.stages=[3] --set adv_bnn.steps=3 --set mc_dropout.stages=[3] "
     "--set rse.stages=[3] --set pgd.steps=5 --set eot_pgd.steps=4 --set eot_pgd.samples=3 --set apgd.steps=5"

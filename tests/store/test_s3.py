@@ -28,7 +28,8 @@ pytest.importorskip("moto")
 pytestmark = pytest.mark.xdist_group("processes")
 
 RUN = (
-    "--defense erm,adv_bnn --attack fgsm,pgd --eps 0.05,0.15 --limit 40 --draws 4 --set erm.stages=[3] "
+    "--defense erm,adv_bnn --attack fgsm,pgd --affinity fgsm,pgd --eps 0.05,0.15 --limit 40 --draws 4 "
+    "--set erm.stages=[3] "
     "--set adv_bnn.stages=[3] --set adv_bnn.steps=2 --set pgd.steps=3 --executor local --workers 2"
 ).split()
 

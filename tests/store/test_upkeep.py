@@ -46,7 +46,8 @@ from advbench.store.storage import StoreWarning
 from advbench.store.verify import Found, verify
 
 OPTIONS = (
-    "--defense erm,bnn --attack fgsm,pgd --eps 0.1 --limit 20 --draws 3 --set erm.stages=[1] --set bnn.stages=[1] "
+    "--defense erm,bnn --attack fgsm,pgd --affinity fgsm,pgd --eps 0.1 --limit 20 --draws 3 "
+    "--set erm.stages=[1] --set bnn.stages=[1] "
     "--set pgd.steps=2"
 ).split()
 COUNTS = {"train": 2, "craft": 4, "evaluate": 10}
