@@ -1,49 +1,33 @@
-"""A board is a folder: a spec, its measured tables, and the pages that follow from them."""
+"""A board is a folder: spec.toml, data.json, records, and the tables and README that follow from them to the byte."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import get_args
 
-import numpy as np
-import pandas as pd
-from tabulate import tabulate
-
-from advbench.attacks.base import Norm
+from advbench.boards.records import NAME as RECORDS
+from advbench.boards.records import Records
 from advbench.errors import InputError
-from advbench.evaluation import BINS
-from advbench.grid.identity import DATA
+from advbench.grid.identity import DATA, Identity, blank, identity_text, is_about, read_identity
+from advbench.grid.plan import Plan
+from advbench.grid.run import lay_out
 from advbench.grid.spec import RunSpec, make_spec, parse_toml
-from advbench.report import Report, read_report
-from advbench.report.curves import Curve, read_curves
-from advbench.report.judgements import NUMBERS
+from advbench.registry import checkout_digest
+from advbench.report import Report, collect
 from advbench.report.markdown import render
-from advbench.report.output import PAGE, contents
-from advbench.report.page import render_page
-from advbench.report.references import read_references
-from advbench.report.tables import COUNTS, MEASURED, RESULT_COLUMNS
-from advbench.report.texts import escape
+from advbench.report.output import contents
+from advbench.report.references import Reference, read_references
+from advbench.store.records import Store
 from advbench.store.storage import write_file
 
 SPEC = "spec.toml"
 ABOUT = "about.md"
-RUN_FILES = (
-    "leaderboard.csv",
-    "leaderboard.md",
-    PAGE,
-)  # a run leaves them; where they are, they follow from the tables
+README = "README.md"
 REFERENCES = "references"
-CURVES = "curves"
-LIBRARIES = ("advbench", "torch", "numpy")
-LARGEST_TOP = 50.0  # nats of a histogram's range: of more classes than there can be
-_FLOATS = ("eps", *(name for name in NUMBERS if name not in COUNTS))
-_TEXTS = tuple(name for name in RESULT_COLUMNS if name not in (*_FLOATS, *COUNTS, "seed"))
+TABLES = ("csv",)  # formats of a report that a board keeps
+MOST_CELLS = 1_000_000  # that a board's spec may lead to
 
 
 @dataclass(frozen=True)
@@ -53,154 +37,197 @@ class Board:
     Attributes:
         folder: the folder.
         spec: what was computed.
-        report: the tables.
-        present: names of the measured tables' files that are there.
-        references: files and folders with results of others, as RobustBench describes them.
-        curves: along which attacks or judges were made stronger, by what to call them.
-        curve_files: where they are.
-        about: what those who made it say of it, from `about.md`, as Markdown; the page shows it as plain paragraphs.
+        identity: the data that it was computed on.
+        records: what trainings and evaluations found.
+        about: what those who made it say of it, as Markdown.
     """
 
     folder: Path
     spec: RunSpec
-    report: Report
-    present: tuple[str, ...]
-    references: tuple[Path, ...]
-    curves: Mapping[str, Curve]
-    curve_files: tuple[Path, ...]
+    identity: Identity
+    records: Records
     about: str = ""
 
+    @cached_property
+    def plan(self) -> Plan:
+        """The run, laid out by the installed plugins.
+
+        A checkout's keys hold a digest of its sources, so the plan is the one of the two that has more of the records.
+
+        Raises:
+            InputError: an unknown plugin, a bad value in the spec, or nets that the images do not fit.
+        """
+        assert self.identity.shape is not None, "read_board refuses data without a shape"
+        data = blank(self.identity.shape, self.identity.data.name)
+        known = set(self.records)
+        plans = [
+            lay_out(self.spec, self.identity, data, checkout=made) for made in dict.fromkeys((None, checkout_digest()))
+        ]
+        return max(plans, key=lambda plan: len(known & plan.tasks.keys()))
+
+    @cached_property
+    def kept(self) -> tuple[str, ...]:
+        """Keys of the tasks whose records a board keeps: trainings of its defenses, and evaluations."""
+        plan = self.plan
+        wanted = {*plan.trained.values(), *(cell.key for cell in plan.cells), *(cell.key for cell in plan.ood)}
+        return tuple(key for key in plan.tasks if key in wanted)
+
+    @cached_property
+    def report(self) -> Report:
+        """The tables, made from the records."""
+        return collect(self.plan, self.records)
+
+    def files(self) -> dict[str, bytes]:
+        """The content of every file that follows from the others, by name."""
+        tables = dict(contents(self.report, TABLES))
+        return {**tables, README: self._readme().encode()}
+
+    def references(self) -> list[Reference]:
+        """Models that others evaluated, for the page."""
+        folder = self.folder / REFERENCES
+        return read_references([folder]) if folder.is_dir() else []
+
     @property
-    def results(self) -> pd.DataFrame:
-        """The table that the others rest on."""
-        return self.report.results
+    def missing(self) -> int:
+        """How many cells of the spec have no record."""
+        return sum(key not in self.records for key in self._cells)
 
-    def data_files(self) -> tuple[Path, ...]:
-        """The files that the pages are made of, in a fixed order."""
-        names = (SPEC, DATA, ABOUT, *(f"{name}.csv" for name in MEASURED))
-        there = (self.folder / name for name in names if (self.folder / name).is_file())
-        return (*there, *self.curve_files, *self.references)
+    @property
+    def _cells(self) -> tuple[str, ...]:
+        return (*(cell.key for cell in self.plan.cells), *(cell.key for cell in self.plan.ood))
+
+    def _readme(self) -> str:
+        cells = len(self._cells)
+        root = "" if self.spec.dataset == "digits" else " --data-root PATH"
+        origin = (
+            f"## This board\n\n{cells - self.missing:,} of {cells:,} cells. `advbench leaderboard check .` checks that "
+            "tables and README follow from the records, and keys from the spec; with `--rerun 3` it computes three "
+            "cells anew, chosen at random. `advbench leaderboard build . --out PAGE` makes a page of it. It was "
+            "computed by:\n\n"
+            f"```sh\nadvbench run --spec spec.toml --store STORE --out RUN{root}\n"
+            "advbench leaderboard build . --store STORE\n```\n"
+        )
+        return f"{render(self.report, self.about)}\n{origin}"
 
 
-def load_board(folder: Path) -> Board:
+def read_board(folder: Path, *, empty: bool = False) -> Board:
     """Read a board's folder.
 
+    Args:
+        folder: the folder.
+        empty: whether it may have no records yet.
+
     Raises:
-        InputError: there is no such folder, spec or table of results, or one of its files cannot be read.
+        InputError: no such folder; a link in it; a file that is missing, damaged or too large.
     """
     if not folder.is_dir():
         raise InputError(f"board {folder}", expected="a folder", got="none of that name")
-    for name in (SPEC, "results.csv"):
+    refuse_links(folder)
+    for name in (SPEC, DATA, *(() if empty else (RECORDS,))):
         if not (folder / name).is_file():
-            raise InputError(f"board {folder}", expected=f"{SPEC} and results.csv in it", got=f"no {name}")
+            remedy = "" if name == SPEC else "make it from a run's store: advbench leaderboard build --store STORE"
+            raise InputError(f"board {folder}", expected=f"a file {name} in it", got="none", remedy=remedy)
+    identity = read_identity(folder)
     spec = make_spec(parse_toml(folder / SPEC))
-    references = folder / REFERENCES
-    curves = tuple(sorted((folder / CURVES).rglob("*.csv")))
-    return Board(
-        folder=folder,
-        spec=spec,
-        report=read_tables(folder),
-        present=tuple(f"{name}.csv" for name in MEASURED if (folder / f"{name}.csv").is_file()),
-        references=tuple(sorted(path for path in references.rglob("*") if path.is_file())),
-        curves=read_curves(curves),
-        curve_files=curves,
-        about=_read_about(folder / ABOUT),
-    )
+    if identity is None or identity.shape is None or not is_about(identity, spec):
+        raise InputError(f"file {folder / DATA}", expected="the data sets of spec.toml, and their images' shape")
+    check_size(spec, str(folder / SPEC))
+    path = folder / RECORDS
+    records = Records.from_bytes(read_bytes(path), str(path)) if path.is_file() else Records({})
+    about = folder / ABOUT
+    return Board(folder, spec, identity, records, _text(about) if about.is_file() else "")
 
 
-def _read_about(path: Path) -> str:
-    try:
-        return path.read_text("utf-8").strip() if path.is_file() else ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"file {path}", expected="readable text", got=str(error)) from error
-
-
-def read_tables(folder: Path) -> Report:
-    """The tables of a folder, whose columns hold what they should.
+def refuse_links(folder: Path) -> None:
+    """Refuse a folder that holds a link or anything but files and folders: what is read or written lies inside.
 
     Raises:
-        InputError: a file cannot be read, has no rows, or holds text where numbers should be.
+        InputError: names it.
+    """
+    for path in (folder, *folder.rglob("*")):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise InputError(
+                f"board {folder}", expected="files and folders alone", got=f"{path.name}, a link or device"
+            )
+
+
+def check_size(spec: RunSpec, what: str) -> None:
+    """Refuse a spec of more cells than a board may have, before they are laid out.
+
+    Raises:
+        InputError: says how many.
+    """
+    cells = len(spec.seeds) * len(spec.defenses) ** 2 * len(spec.attacks) * len(spec.eps)
+    if cells > MOST_CELLS:
+        raise InputError(what, expected=f"at most {MOST_CELLS:,} cells", got=f"{cells:,}", remedy="split the board")
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file.
+
+    Raises:
+        InputError: it cannot be read.
     """
     try:
-        report = read_report(folder)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise InputError(f"tables of {folder}", expected="numbers where numbers should be", got=str(error)) from error
-    for name, frame in zip(MEASURED, (getattr(report, name) for name in MEASURED), strict=True):
-        _check_types(folder / f"{name}.csv", frame)
-    if report.results.empty:
-        raise InputError(f"table {folder / 'results.csv'}", expected="a row for each cell", got="no rows")
-    return report
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"file {path}", expected="one that can be read", got=error.strerror or str(error)) from error
 
 
-def _check_types(path: Path, frame: pd.DataFrame) -> None:
-    if not isinstance(frame.index, pd.RangeIndex):
-        raise InputError(f"table {path}", expected="as many values in a row as there are columns", got="more")
-    for name in frame.columns if len(frame) else ():
-        integral = pd.api.types.is_integer_dtype(frame[name])
-        if name == "seed" and not integral:
-            raise InputError(f"column seed of {path}", expected="whole numbers")
-        if name in _FLOATS and not (integral or pd.api.types.is_float_dtype(frame[name])):
-            raise InputError(f"column {name} of {path}", expected="numbers")
-        if name == "eps" and not np.isfinite(frame[name].to_numpy(np.float64, na_value=math.nan)).all():
-            raise InputError(f"column eps of {path}", expected="finite numbers")
-    if path.name == "results.csv":
-        odd = [name for name in _TEXTS if not all(isinstance(value, str) for value in frame[name])]
-        if odd:
-            raise InputError(f"columns {', '.join(odd)} of {path}", expected="text in every row")
-        _check_results(path, frame)
-    elif path.name == "histograms.csv":
-        _check_bins(path, frame)
+def _text(path: Path) -> str:
+    try:
+        return read_bytes(path).decode().strip()
+    except UnicodeDecodeError as error:
+        raise InputError(f"file {path}", expected="UTF-8 text", got=str(error)) from error
 
 
-def _check_results(path: Path, frame: pd.DataFrame) -> None:
-    """What pages and exports take for granted."""
-    for norm in frame.norm.unique():
-        if norm not in get_args(Norm):
-            raise InputError(f"column norm of {path}", expected=" or ".join(get_args(Norm)), got=repr(norm)[:80])
-    for name in ("defense_params", "attack_params"):
-        for text in frame[name].unique():
-            try:
-                sound = isinstance(json.loads(text), dict)
-            except (ValueError, RecursionError):
-                sound = False
-            if not sound:
-                raise InputError(f"column {name} of {path}", expected="JSON objects", got=repr(text)[:80])
-
-
-def _check_bins(path: Path, frame: pd.DataFrame) -> None:
-    for text in frame.counts.unique():
-        if not re.fullmatch(rf"[0-9]{{1,15}}( [0-9]{{1,15}}){{{BINS - 1}}}", text):
-            raise InputError(f"column counts of {path}", expected=f"{BINS} whole numbers", got=repr(text)[:80])
-    if not ((frame.top > 0) & (frame.top < LARGEST_TOP)).all():
-        raise InputError(f"column top of {path}", expected="the logarithm of a number of classes in every row")
-
-
-def build(folder: Path, references: Iterable[Path] = ()) -> tuple[Path, ...]:
-    """Make a board's pages anew from its spec and tables.
+def build(folder: Path, store: Store | None = None, references: Iterable[Path] = ()) -> Board:
+    """Make a board's records, tables and README: records are those that it has, and those of a store.
 
     Args:
-        folder: of the board.
+        folder: with spec.toml and data.json at least.
+        store: a store with results of the spec; None for the records that the board has.
         references: files or folders with results of others, which are copied into the board.
 
-    Returns:
-        The files written.
+    Raises:
+        InputError: a file is missing or cannot be read, or there is no record.
+        StoreError: the folder cannot be written, or the store not read.
+    """
+    board = read_board(folder, empty=store is not None)
+    adopt(folder, references)
+    if store is not None:
+        keys = board.kept
+        found = {key: each for key, each in zip(keys, store.read_records(keys), strict=True) if each is not None}
+        board = with_records(board, Records(found).joined(board.records).only(board.kept))
+    if not len(board.records):
+        raise InputError(f"board {folder}", expected="at least one record of its spec", got="none")
+    write(board, folder)
+    return board
+
+
+def with_records(board: Board, records: Records) -> Board:
+    """The same board with other records."""
+    return Board(board.folder, board.spec, board.identity, records, board.about)
+
+
+def write(board: Board, folder: Path) -> None:
+    """Write all files of a board but what its makers wrote by hand.
 
     Raises:
-        InputError: a file is missing or cannot be read.
         StoreError: the folder cannot be written.
     """
-    load_board(folder)
-    _adopt(folder, references)
-    board = load_board(folder)
-    written = []
-    for name, text in pages(board).items():
-        write_file(folder / name, text.encode())
-        written.append(folder / name)
-    return tuple(written)
+    made = {
+        SPEC: board.spec.to_toml().encode(),
+        DATA: identity_text(board.identity).encode(),
+        RECORDS: board.records.to_bytes(),
+        **board.files(),
+    }
+    for name, raw in made.items():
+        write_file(folder / name, raw)
 
 
-def _adopt(folder: Path, references: Iterable[Path]) -> None:
-    """Copy results of others into the board, once they are known to be readable."""
+def adopt(folder: Path, references: Iterable[Path]) -> None:
+    """Copy results of others into a board, once they are known to be readable."""
     given = list(references)
     read_references(given)
     into = folder / REFERENCES
@@ -216,65 +243,3 @@ def _adopt(folder: Path, references: Iterable[Path]) -> None:
                 raise InputError(f"reference {file}", expected="no other of its place and name", got=str(target))
     for target, raw in copies.items():
         write_file(target, raw)
-
-
-def pages(board: Board) -> dict[str, str]:
-    """The text of every file that follows from a board's spec and tables, by name."""
-    beside = [file.relative_to(board.folder).as_posix() for file in board.data_files()]
-    references = read_references(board.references)
-    html = render_page(board.report, board.spec, references, beside=beside, about=board.about, curves=board.curves)
-    texts = {"README.md": readme(board), "index.html": html}
-    left = {name for name in RUN_FILES if (board.folder / name).is_file()}
-    if left:
-        due = {name: raw.decode() for name, raw in contents(board.report, ("csv", "md")) if name in left} | {PAGE: html}
-        texts |= {name: due[name] for name in RUN_FILES if name in left}
-    return texts
-
-
-def readme(board: Board) -> str:
-    """The leaderboard as Markdown, and how the board came to be."""
-    return f"{render(board.report, board.about, board.curves)}\n{_origin(board)}"
-
-
-def stated_versions(text: str) -> dict[str, str]:
-    """What a row says of the versions that made it; empty where it says nothing that can be read."""
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    sound = isinstance(found, dict) and all(isinstance(value, str) for value in found.values())
-    return found if sound else {}
-
-
-def release(version: str) -> str:
-    """A version without its local part, which a checkout adds to its release."""
-    return version.partition("+")[0]
-
-
-def _origin(board: Board) -> str:
-    rows = [stated_versions(text) for text in board.results.versions.unique()]
-    made_with = [f"{name} {_several(rows, name)}" for name in LIBRARIES]
-    root = "" if board.spec.dataset == "digits" else " --data-root PATH"
-    lines = [
-        "## This board",
-        f"Computed with {', '.join(made_with)} on {_several(rows, 'device')}. In this folder:",
-        f"- `advbench run --spec spec.toml --out .{root}` computes it again, then `advbench leaderboard build .` makes "
-        "its pages;\n"
-        "- `advbench leaderboard check .` checks it, and with `--rerun 3` computes three of its cells anew, chosen at "
-        "random.",
-        "The tables are those that were computed if the SHA-256 of these files are theirs:",
-        _digests(board.folder, board.data_files()),
-    ]
-    return "\n\n".join(lines) + "\n"
-
-
-def _several(rows: Iterable[Mapping[str, str]], name: str) -> str:
-    return escape(" and ".join(dict.fromkeys(row[name] for row in rows if name in row))) or "an unknown version"
-
-
-def _digests(folder: Path, files: Iterable[Path]) -> str:
-    rows = [
-        {"file": escape(path.relative_to(folder).as_posix()), "SHA-256": hashlib.sha256(path.read_bytes()).hexdigest()}
-        for path in files
-    ]
-    return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)

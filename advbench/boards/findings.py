@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
-
-from advbench.report.texts import format_eps
+from collections.abc import Iterator
 
 
 class Findings:
@@ -22,14 +19,9 @@ class Findings:
 
         Args:
             kind: what, in words that are the same for all findings alike.
-            where: in which row or file, and what is there.
+            where: in which file or cell, and what is there.
         """
         self._found.setdefault(kind, []).append(where)
-
-    def take(self, others: Findings) -> None:
-        """Add what another list holds."""
-        for kind, places in others._found.items():
-            self._found.setdefault(kind, []).extend(places)
 
     def __bool__(self) -> bool:
         return bool(self._found)
@@ -40,10 +32,3 @@ class Findings:
             count = f"{len(places)} times: " if len(places) > 1 else ""
             first = ", first " if len(places) > 1 and places[0] else ": " if places[0] else ""
             yield " ".join(f"{count}{kind}{first}{places[0]}".split())
-
-
-def row_name(row: Mapping[str, Any]) -> str:
-    """A row of results for people."""
-    images = "clean" if row["attack"] == "none" else f"under {row['attack']} {format_eps(row['eps'])}"
-    origin = "" if row["source"] == row["defense"] else f" from {row['source']}"
-    return f"{row['defense']} {images}{origin}, seed {row['seed']}"

@@ -1,35 +1,27 @@
-"""A submission: one defense's records in one file, to be judged by whoever keeps a board."""
+"""A submission: the records of one defense of a run in one file, for whoever keeps a board."""
 
 from __future__ import annotations
 
+import io
 import os
 import re
-import shutil
-import tempfile
-import uuid
 import zipfile
-from collections.abc import Collection, Iterator
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
-
-from advbench.boards.board import SPEC
-from advbench.boards.findings import Findings, row_name
-from advbench.boards.plans import lay_out, plan_as_made
-from advbench.boards.rows import place
-from advbench.errors import InputError, StoreError, unknown_name
-from advbench.grid.identity import DATA, identify_data, identity_text, read_identity
-from advbench.grid.plan import Plan
-from advbench.grid.spec import RunSpec, make_spec, narrowed, parse_toml
-from advbench.report.tables import RESULT_COLUMNS, planned, read_table, records
-from advbench.store.archive import export
+from advbench.boards.board import SPEC, Board, check_size
+from advbench.boards.findings import Findings
+from advbench.boards.records import LARGEST, Records
+from advbench.boards.records import NAME as RECORDS
+from advbench.errors import InputError, unknown_name
+from advbench.grid.identity import DATA, identify_data, identity_text, parse_identity, read_identity
+from advbench.grid.spec import RunSpec, make_spec, narrowed, parse_toml, read_toml
 from advbench.store.records import Store
+from advbench.store.storage import write_file
 
-RECORDS = "records.tar"
-RESULTS = "results.csv"
-MEMBERS = (SPEC, DATA, RECORDS)
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date that a zip can state
+MEMBERS = (SPEC, DATA, RECORDS)
 
 
 @dataclass(frozen=True)
@@ -39,25 +31,16 @@ class Submitted:
     Attributes:
         path: the file.
         records: how many records are in it.
-        cells: how many rows of results they make.
         size: bytes of the file.
     """
 
     path: Path
     records: int
-    cells: int
     size: int
 
 
 def submit(
-    run: Path,
-    label: str,
-    store: Store,
-    path: Path | None = None,
-    *,
-    models: bool = False,
-    force: bool = False,
-    data_root: str | None = None,
+    run: Path, label: str, store: Store, path: Path | None = None, *, force: bool = False, data_root: str | None = None
 ) -> Submitted | Findings:
     """Pack one defense of a run into a file; the same records give the same bytes.
 
@@ -66,12 +49,11 @@ def submit(
         label: the defense.
         store: where the run's records are.
         path: the file; by default LABEL.advbench.zip.
-        models: with the weights of trainings.
         force: replace a file that is there.
         data_root: folder of the data sets.
 
     Returns:
-        What was packed; or, where something of the defense is not there, what.
+        What was packed; or, where records of the defense are missing, which.
 
     Raises:
         InputError: no such run or defense, or the file is there already.
@@ -80,84 +62,62 @@ def submit(
     path = path or Path(f"{re.sub(r'[^A-Za-z0-9_.@+-]', '_', label)}.advbench.zip")
     if path.is_dir() or (os.path.lexists(path) and not force):
         raise InputError(f"file {path} is there already", remedy="name another with --out, or replace it with --force")
-    spec = narrow(make_spec(parse_toml(run / SPEC)), [label])
-    identity = read_identity(run) or identify_data(spec, data_root)
-    findings = Findings()
-    if (run / RESULTS).is_file():
-        results = read_table(run / RESULTS, RESULT_COLUMNS)
-        plan = plan_as_made(spec, identity, results)
-        _check_keys(plan, results, findings)
-    else:
-        plan = lay_out(spec, identity)
-    for kind, where in _absent(plan, store):
-        findings.add(kind, where)
+    whole = make_spec(parse_toml(run / SPEC))
+    if label not in whole.defenses:
+        raise unknown_name("defense of the run", label, whole.defenses)
+    part = narrowed(whole.model_copy(update={"defenses": (label,)}), whole, whole.set)
+    identity = read_identity(run)
+    if identity is None or identity.shape is None:
+        identity = identify_data(whole, data_root)
+    board = Board(run, part, identity, Records({}))
+    keys, findings = board.kept, Findings()
+    found = dict(zip(keys, store.read_records(keys), strict=True))
+    for key, record in found.items():
+        if record is None:
+            failure = store.read_failure(key)
+            kind = f"failed: {failure['reason']}" if failure else "not computed yet"
+            findings.add(kind, board.plan.tasks[key].label)
     if findings:
         return findings
-    with tempfile.TemporaryDirectory(prefix="advbench-submit-") as folder:
-        packed_records = Path(folder) / RECORDS
-        packed = export(store, packed_records, plan.tasks.keys(), models=models)
-        _zip(path, {SPEC: spec.to_toml().encode(), DATA: identity_text(identity).encode()}, packed_records)
-    return Submitted(path, packed.records, len(plan.cells), path.stat().st_size)
+    records = Records({key: record for key, record in found.items() if record is not None})
+    write_file(path, _zipped(part, identity_text(identity).encode(), records))
+    return Submitted(path, len(records), path.stat().st_size)
 
 
-def narrow(spec: RunSpec, labels: Collection[str]) -> RunSpec:
-    """The part of a spec that is about some of its defenses.
-
-    Raises:
-        InputError: one of them is not in it.
-    """
-    for label in labels:
-        if label not in spec.defenses:
-            raise unknown_name("defense of the run", label, spec.defenses)
-    part = spec.model_copy(update={"defenses": tuple(name for name in spec.defenses if name in labels)})
-    return narrowed(part, spec, spec.set)
+def _zipped(spec: RunSpec, identity: bytes, records: Records) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        contents = (spec.to_toml().encode(), identity, records.to_bytes())
+        for name, raw in zip(MEMBERS, contents, strict=True):
+            member = zipfile.ZipInfo(name, EPOCH)
+            member.create_system, member.external_attr = 3, 0o644 << 16  # the same bytes on every system
+            archive.writestr(member, raw)
+    return file.getvalue()
 
 
-def _check_keys(plan: Plan, results: pd.DataFrame, findings: Findings) -> None:
-    """Whether the results that the run shows are those that would be packed."""
-    shown = {place(row): row for row in records(results)}
-    for due in records(planned(plan)):
-        row = shown.get(place(due))
-        if row is not None and row["key"] != due["key"]:
-            findings.add(f"{RESULTS} shows other results than the plugins that are installed make", row_name(row))
-
-
-def _absent(plan: Plan, store: Store) -> Iterator[tuple[str, str]]:
-    """What of a plan the store does not have: records, and what evaluations keep of their predictions."""
-    done = store.done(plan.tasks)
-    for key, task in plan.tasks.items():
-        if key not in done:
-            failure = store.read_failure(key)
-            yield (f"failed: {failure['reason']}", task.label) if failure else ("not computed yet", task.label)
-        elif task.kind == "evaluate" and not store.is_done(key, with_artifact=True):
-            yield "the predictions are not in the store any more", task.label
-
-
-def _zip(path: Path, texts: dict[str, bytes], records: Path) -> None:
-    """Write the file whole or not at all.
+def open_submission(path: Path) -> Board:
+    """A submission as a board of one defense; it may come from anybody, so nothing in it is trusted or unpickled.
 
     Raises:
-        StoreError: it cannot be written.
+        InputError: it is none, or holds more than one may.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    expected = f"a file that 'advbench leaderboard submit' wrote, with {', '.join(MEMBERS)}"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
-            for name, raw in texts.items():
-                archive.writestr(_member(name, len(raw)), raw, zipfile.ZIP_DEFLATED, 6)
-            with archive.open(_member(RECORDS, records.stat().st_size), "w") as into, records.open("rb") as file:
-                shutil.copyfileobj(file, into, 2**20)
-        temporary.replace(path)
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror or error}", remedy="name another with --out") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _member(name: str, size: int) -> zipfile.ZipInfo:
-    member = zipfile.ZipInfo(name, EPOCH)
-    member.create_system = 3  # the same bytes on every system
-    member.external_attr = 0o644 << 16
-    member.compress_type = zipfile.ZIP_DEFLATED
-    member.file_size = size
-    return member
+        with zipfile.ZipFile(path) as archive:
+            infos = {info.filename: info for info in archive.infolist()}
+            if sorted(infos) != sorted(MEMBERS) or len(archive.infolist()) != len(MEMBERS):
+                raise InputError(f"submission {path}", expected=expected, got=", ".join(sorted(infos))[:200])
+            if sum(info.file_size for info in infos.values()) > LARGEST:
+                raise InputError(f"submission {path}", expected=f"at most {LARGEST:,} bytes", got="more")
+            spec, identity, records = (archive.read(name) for name in MEMBERS)
+    except (OSError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"submission {path}", expected=expected, got=str(error) or type(error).__name__) from error
+    made = make_spec(read_toml(spec, f"{SPEC} of {path}"))
+    check_size(made, f"{SPEC} of {path}")
+    try:
+        data = parse_identity(identity)
+    except ValueError as error:
+        raise InputError(f"{DATA} of {path}", expected="what a run writes", got=str(error)) from error
+    if len(made.defenses) != 1 or data.shape is None:
+        raise InputError(f"submission {path}", expected="one defense, and data with the shape of its images")
+    return Board(path, made, data, Records.from_bytes(records, f"{RECORDS} of {path}"))

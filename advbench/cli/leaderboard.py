@@ -21,35 +21,46 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-BoardFolder = Annotated[Path, typer.Argument(metavar="DIR", help="The board: a folder with spec.toml and results.csv.")]
+BoardFolder = Annotated[
+    Path, typer.Argument(metavar="DIR", help="The board: a folder with spec.toml, data.json and records.")
+]
 
 
 @app.command()
 def build(
     folder: BoardFolder,
     *,
+    store: Annotated[
+        str | None, typer.Option("--store", help="Store whose results of the board's spec are taken into it.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the board's page. [default: no page]")] = None,
     reference: Annotated[
         list[Path] | None,
         typer.Option(help="Results of others to show beside: RobustBench's JSON, a file or folder; it is copied."),
     ] = None,
     formats: Annotated[
         list[str] | None,
-        typer.Option("--format", help="Also draw the tables: latex, svg, pdf or png, comma-separated."),
+        typer.Option("--format", help="Files in --out: html, latex, svg, pdf or png, comma-separated. [default: html]"),
     ] = None,
 ) -> None:
-    """Make a board's README.md and index.html anew from its spec and tables."""
-    from advbench.boards import build as make
-    from advbench.boards import load_board
-    from advbench.report.output import DRAWN, check_formats, write_report
+    """Make a board's tables and README from its records, and its page in another folder."""
+    from advbench.boards.board import build as make
+    from advbench.report.output import check_formats, check_writable, write_report
+    from advbench.store.records import Store
 
-    chosen = names(formats or [])
-    check_formats(chosen, DRAWN)
-    for path in make(folder, reference or ()):
-        typer.echo(str(path))
-    if chosen:
-        board = load_board(folder)
-        for path in write_report(board.report, folder, board.spec, chosen):
+    chosen = names(formats) if formats else ["html"]
+    check_formats(chosen)
+    if formats and out is None:
+        raise InputError("--format", expected="--out with it, the folder for those files")
+    board = make(folder, None if store is None else Store(store), reference or ())
+    for name in ("records.jsonl.gz", *board.files()):
+        typer.echo(str(folder / name))
+    if out is not None:
+        check_writable(out)
+        for path in write_report(board.report, out, board.spec, chosen, board.references(), about=board.about):
             typer.echo(str(path))
+    if board.missing:
+        typer.echo(f"{board.missing} cells of the spec have no record", err=True)
 
 
 @app.command()
@@ -62,29 +73,25 @@ def check(
         int, typer.Option(min=0, help="How many cells, chosen at random, are computed anew and compared.")
     ] = 0,
     rerun_seed: Annotated[
-        int | None, typer.Option(help="Of the choice of cells. [default: nobody can foresee it]")
+        int | None, typer.Option(help="Seed of the choice of cells. [default: nobody can foresee it]")
     ] = None,
 ) -> None:
-    """Check that a board's pages follow from its tables and that its tables can be true; exit code 1 if not.
+    """Check that a board's keys follow from its spec, and tables and README from its records; exit code 1 if not.
 
-    Keys follow from the spec, the data's SHA-256 and the versions; intervals, retention and affinity from
-    accuracies; flags from intervals. Only --rerun computes: in a store of its own, which is dropped.
+    The data set is not needed. Only --rerun computes, in a store of its own, which is dropped.
     """
     from advbench.boards.check import check as examine
     from advbench.boards.rerun import rerun as again
 
-    checked = examine(folder, execution.data_root)
-    _refuse(checked.findings)
-    board, plan = checked.board, checked.plan
-    missing = int(board.results.accuracy.isna().sum())
-    told = [f"{len(plan.cells)} rows of {len(board.spec.defenses)} defenses"]
-    told += [f"{missing} of them without a result"] if missing else []
-    told += [] if checked.dataset else ["the data set was not at hand"]
+    board, findings = examine(folder)
+    _refuse(findings)
+    cells = len(board.plan.cells) + len(board.plan.ood)
+    found = [f"{cells - board.missing:,} of {cells:,} cells of {len(board.spec.defenses)} defenses"]
     if rerun:
-        done = again(board, rerun, execution, checked.findings, _compute, typer.echo, rerun_seed)
-        _refuse(checked.findings)
-        told.append(f"{done.cells} cells computed anew, {done.equal} of them equal to the last digit")
-    typer.echo(f"sound: {', '.join(told)}")
+        done = again(board, rerun, execution, findings, _compute, rerun_seed)
+        _refuse(findings)
+        found.append(f"{done.cells} cells computed anew, {done.equal} of them equal to the last digit")
+    typer.echo(f"ok: {', '.join(found)}")
 
 
 def _compute(part: "Plan", execution: "Execution", store: "Store") -> dict[str, str]:
@@ -105,21 +112,20 @@ def submit(
     *,
     defense: Annotated[str, typer.Option(help="The defense to submit, as the run calls it.")],
     out: Annotated[Path | None, typer.Option(help="The file to write. [default: LABEL.advbench.zip]")] = None,
-    models: Annotated[bool, typer.Option("--models", help="With the weights of trainings.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
     data_root: DataRoot = None,
     store: StoreUrl = DEFAULT_STORE,
 ) -> None:
-    """Pack one defense of a run, its records and predictions, into a file for whoever keeps a board."""
+    """Pack the records of one defense of a run into a file, for whoever keeps a board."""
     from advbench.boards.findings import Findings
     from advbench.boards.submission import submit as pack
     from advbench.store.records import Store
 
-    done = pack(run_dir, defense, Store(store), out, models=models, force=force, data_root=data_root)
+    done = pack(run_dir, defense, Store(store), out, force=force, data_root=data_root)
     if isinstance(done, Findings):
         _refuse(done)
         return
-    typer.echo(f"{done.path}: {done.cells} rows, {done.records} records, {done.size:,} bytes")
+    typer.echo(f"{done.path}: {done.records} records, {done.size:,} bytes")
 
 
 @app.command()
@@ -128,21 +134,17 @@ def merge(
     file: Annotated[Path, typer.Argument(help="What 'advbench leaderboard submit' wrote.")],
     *,
     replace: Annotated[bool, typer.Option("--replace", help="Take the place of a defense of the same label.")] = False,
-    data_root: DataRoot = None,
 ) -> None:
-    """Add a submission to a board; refused with exit code 1, and nothing written, where anything is wrong with it.
-
-    A merge that was cut off goes on when the same command runs again.
-    """
+    """Add a submission to a board; refused with exit code 1, and nothing written, where anything is wrong."""
     from advbench.boards.findings import Findings
     from advbench.boards.merge import merge as add
 
-    done = add(folder, file, replacing=replace, data_root=data_root)
+    done = add(folder, file, replacing=replace)
     if isinstance(done, Findings):
         _refuse(done)
         return
-    ended = "a merge that was cut off is finished: " if done.finished else ""
-    typer.echo(f"{ended}{done.label}: {done.rows} rows added, {done.missing} with other defenses are missing")
+    missing = f", {done.missing} cells of the board are missing" if done.missing else ""
+    typer.echo(f"{done.label}: {done.records} records added{missing}")
 
 
 @app.command()
@@ -153,12 +155,12 @@ def export(
     format: Annotated[str, typer.Option(help="robustbench: a model_info for each defense.")] = "robustbench",  # noqa: A002
 ) -> None:
     """Write a board's results as other leaderboards keep theirs."""
-    from advbench.boards import load_board
+    from advbench.boards.board import read_board
     from advbench.report.references import write_model_infos
 
     if format != "robustbench":
         raise InputError("--format", expected="robustbench", got=repr(format))
-    board = load_board(folder)
+    board = read_board(folder)
     for path in write_model_infos(board.report, board.spec, out).values():
         typer.echo(str(path))
 

@@ -48,7 +48,7 @@ def run(
     store = execution.open_store()
     plan = prepare(spec, execution.data_root)
     runtime = execution.runtime(spec.dataset, spec.threads, spec.ood)
-    check_no_board(out, plan)
+    check_no_board(out)
     check_writable(out)
     store.check_writable()
     outcome = carry_out_shown(plan, execution, runtime, store, Settings(keep_examples, retry_failed))

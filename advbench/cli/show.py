@@ -26,7 +26,15 @@ def report(
 ) -> None:
     """Write a run's report anew from the store; cells that are not there yet are shown as missing."""
     from advbench.grid.run import prepare_anew
-    from advbench.report.output import DEFAULT, check_formats, check_kept, check_writable, collect_anew, write_report
+    from advbench.report.output import (
+        DEFAULT,
+        check_formats,
+        check_kept,
+        check_no_board,
+        check_writable,
+        collect_anew,
+        write_report,
+    )
     from advbench.report.references import read_references
     from advbench.store.records import Store
     from advbench.store.storage import BRIEF
@@ -35,6 +43,7 @@ def report(
     check_formats(chosen)
     references = read_references(reference or [])
     spec = make_spec(folder / "spec.toml")
+    check_no_board(folder)
     check_writable(folder)
     tables = collect_anew(prepare_anew(spec, folder, data_root), Store(store, BRIEF))
     if tables.results.accuracy.isna().all():

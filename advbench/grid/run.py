@@ -49,7 +49,7 @@ def prepare(spec: RunSpec, data_root: str | None = None) -> Plan:
     ood = identify_ood(spec.ood, data_root, spec.ood_scale)
     for name in spec.ood:
         ood_images(name, data_root, 1, dataset.test.shape, spec.ood_scale)
-    return _lay_out(spec, identify(dataset, ood), dataset.train)
+    return lay_out(spec, identify(dataset, ood), dataset.train, checkout=checkout_digest())
 
 
 def prepare_anew(spec: RunSpec, folder: Path, data_root: str | None = None) -> Plan:
@@ -61,12 +61,23 @@ def prepare_anew(spec: RunSpec, folder: Path, data_root: str | None = None) -> P
     identity = read_identity(folder)
     if identity is None or identity.shape is None or not is_about(identity, spec):
         return prepare(spec, data_root)
-    return _lay_out(spec, identity, blank(identity.shape, identity.data.name))
+    return lay_out(spec, identity, blank(identity.shape, identity.data.name), checkout=checkout_digest())
 
 
-def _lay_out(spec: RunSpec, identity: Identity, data: Data) -> Plan:
+def lay_out(spec: RunSpec, identity: Identity, data: Data, *, checkout: str | None) -> Plan:
+    """The plan of a spec.
+
+    Args:
+        spec: the run.
+        identity: of its data.
+        data: images like its training images, for which nets are built to count their weights.
+        checkout: digest of advbench's sources where it is installed from a checkout; None for a release's keys.
+
+    Raises:
+        InputError: an unknown name, a bad value, or nets that the images do not fit.
+    """
     defenses, attacks = resolve(spec)
-    return make_plan(spec, defenses, attacks, identity, checkout_digest(), count_parameters(defenses, data))
+    return make_plan(spec, defenses, attacks, identity, checkout, count_parameters(defenses, data))
 
 
 def count_parameters(defenses: Iterable[Choice], data: Data) -> dict[str, int]:

@@ -210,10 +210,26 @@ def parse_toml(path: Path) -> dict[str, Any]:
         InputError: the file cannot be read, or is no TOML.
     """
     try:
-        return tomllib.loads(path.read_text("utf-8-sig"))
-    except (OSError, UnicodeDecodeError, RecursionError, tomllib.TOMLDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise InputError(f"spec file {path}", expected="readable TOML", got=reason) from error
+        raw = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"spec file {path}", expected="readable TOML", got=error.strerror) from error
+    return read_toml(raw, f"spec file {path}")
+
+
+def read_toml(raw: bytes, what: str) -> dict[str, Any]:
+    """The values of a spec file's content.
+
+    Args:
+        raw: the content.
+        what: the file, for the error.
+
+    Raises:
+        InputError: it is no TOML.
+    """
+    try:
+        return tomllib.loads(raw.decode("utf-8-sig"))
+    except (UnicodeDecodeError, RecursionError, tomllib.TOMLDecodeError) as error:
+        raise InputError(what, expected="readable TOML", got=str(error)) from error
 
 
 def parse_settings(items: Iterable[str]) -> dict[str, dict[str, Any]]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
-from advbench.errors import InputError
 from advbench.grid.plan import Plan
-from advbench.report.tables import Report, read_table
+from advbench.report.tables import Report
 from advbench.report.texts import format_eps
 
 COLUMNS = (
@@ -126,37 +124,3 @@ def trace(plans: Iterable[tuple[int, Plan]], axis: str, report_of: Callable[[Pla
             last = rows.index[-1]
             flags[last] = ";".join(filter(None, [flags[last], UNCONVERGED]))
     return Curve(axis, table.assign(flags=flags)[COLUMNS])
-
-
-def read_curve(path: Path) -> Curve:
-    """A curve that `advbench curve` wrote.
-
-    Raises:
-        InputError: it cannot be read, or is none.
-    """
-    table = read_table(path, COLUMNS)
-    axes = table.axis.unique().tolist()
-    if len(axes) != 1 or axes[0] not in AXES:
-        raise InputError(f"column axis of {path}", expected=f"one of {', '.join(AXES)}", got=", ".join(axes)[:80])
-    steps = table.groupby(LINE, sort=False).value.diff()
-    if not (table.value > 0).all() or not (steps.dropna() > 0).all():
-        raise InputError(f"column value of {path}", expected="for each line rising whole numbers from 1", got="others")
-    numbers = table[["eps", "accuracy", "accuracy_low", "accuracy_high"]]
-    if numbers.isna().to_numpy().any():
-        raise InputError(f"curve {path}", expected="an accuracy with its interval in every row", got="a row without")
-    return Curve(str(axes[0]), table)
-
-
-def read_curves(paths: Sequence[Path]) -> dict[str, Curve]:
-    """Several curves, by what to call them: the axis, and the attack or file where that alone is not enough.
-
-    Raises:
-        InputError: one cannot be read.
-    """
-    found: dict[str, Curve] = {}
-    for path in paths:
-        curve = read_curve(path)
-        attacks = ", ".join(curve.table.attack.unique())
-        names = (curve.axis, f"{curve.axis}, {attacks}", f"{curve.axis}, {path.as_posix()}")
-        found[next((name for name in names if name not in found), path.as_posix())] = curve
-    return found

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from advbench.evaluation.summary import ENTROPIES
-from advbench.report.curves import UNCONVERGED, Curve
 from advbench.report.tables import Report
 from advbench.report.texts import format_eps, number_text
 from advbench.report.transfers import affinity_matrix
@@ -140,24 +138,6 @@ def detection_table(report: Report) -> Table:
     headings = [f"{HEADINGS[score]} {measure}" for measure in DETECTED_BY for score in SCORES]
     rows = _means(report, shown[shown.images != "clean"], columns)
     return Table(["defense", "to be found", *headings], _in_order(report, rows))
-
-
-def convergence_table(curves: Mapping[str, Curve]) -> Table:
-    """Where each line of curves settles."""
-    rows = [
-        [
-            one.defense,
-            images_text(one.attack, one.eps),
-            str(one.seed),
-            curve.axis,
-            UNCONVERGED if one.value is None else str(one.value),
-            one.accuracy or "n/a",
-            f"{one.end:.3f} at {one.last}",
-        ]
-        for curve in curves.values()
-        for one in curve.verdicts()
-    ]
-    return Table(["defense", "attack", "seed", "axis", "settles at", "accuracy there", "at the end"], rows)
 
 
 def images_text(attack: str, eps: float) -> str:

@@ -7,15 +7,26 @@ from array import array
 from binascii import a2b_base64
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from advbench.evaluation import Bools
 from advbench.grid.plan import Cell, OodCell, Plan
-from advbench.store.records import Store
 
 Record = Mapping[str, Any]
+
+
+class RecordSource(Protocol):
+    """Where records are: a store, or a board's file."""
+
+    def read_record(self, key: str) -> dict[str, Any] | None:
+        """The record of a task, or None where there is none."""
+
+    def read_records(self, keys: Sequence[str]) -> Iterator[dict[str, Any] | None]:
+        """The records of several tasks, in their order."""
+
+
 Texts = dict[tuple[tuple[str, str], ...], str]
 
 
@@ -62,19 +73,17 @@ NUMBERS = (
 ).split()
 
 
-def judgements(plan: Plan, store: Store) -> Iterator[Judgement | None]:
+def judgements(plan: Plan, store: RecordSource) -> Iterator[Judgement | None]:
     """One for each cell of the plan, in its order; None where there is no record."""
     own = {cell.key: is_own(cell) for cell in plan.cells}
     known: Texts = {}
 
-    def judge(key: str) -> Judgement | None:
-        record = store.read_record(key)
-        return None if record is None else judgement_of(record, known, with_details=own[key])
-
-    return store.storage.each(judge, [cell.key for cell in plan.cells])
+    keys = [cell.key for cell in plan.cells]
+    for key, record in zip(keys, store.read_records(keys), strict=True):
+        yield None if record is None else judgement_of(record, known, with_details=own[key])
 
 
-def found_out(plan: Plan, store: Store) -> Iterator[tuple[OodCell, int, Mapping[str, Any]]]:
+def found_out(plan: Plan, store: RecordSource) -> Iterator[tuple[OodCell, int, Mapping[str, Any]]]:
     """What records say of out-of-distribution images: cell, classes, details; 0 and none where one is missing."""
     for cell in plan.ood:
         record = store.read_record(cell.key)

@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from types import MappingProxyType
+from collections.abc import Iterator
 
 import pandas as pd
 from tabulate import tabulate
 
 from advbench.report import details
-from advbench.report.curves import UNCONVERGED, Curve
 from advbench.report.flags import FLAGS, raised
 from advbench.report.tables import Report, as_rows
 from advbench.report.texts import accuracy_text, count_text, escape, escape_cell, format_eps, number_text
 from advbench.report.transfers import affinity_matrix
 
-CONVERGENCE = (
-    "Does the accuracy still fall as an attack gets stronger, or judges get more? A line settles at the smallest value "
-    "whose 95 % interval no later accuracy falls below, nor, along draws, rises above."
-)
 
-
-def render(report: Report, about: str = "", curves: Mapping[str, Curve] = MappingProxyType({})) -> str:
+def render(report: Report, about: str = "") -> str:
     """The Markdown file of a run.
 
     Args:
         report: the tables.
         about: what else there is to say of it, as Markdown.
-        curves: along which attacks or judges were made stronger.
     """
     results, leaderboard = report.results, report.leaderboard
     sections = [
@@ -38,8 +30,7 @@ def render(report: Report, about: str = "", curves: Mapping[str, Curve] = Mappin
         main_table(report),
         ranking(report),
     ]
-    sections += [*_failures(results), *_doubts(results, curves), *_eps_tables(results, leaderboard)]
-    sections += _detail("Convergence", CONVERGENCE, details.convergence_table(curves))
+    sections += [*_failures(results), *_doubts(results), *_eps_tables(results, leaderboard)]
     sections += [*_affinity_tables(report.affinity), *_detail_tables(report)]
     return "\n\n".join(filter(None, sections)) + "\n"
 
@@ -119,25 +110,19 @@ def _failures(results: pd.DataFrame) -> Iterator[str]:
         yield "## Not computed\n\n" + "\n".join(f"- {n} cells {escape(str(r))}" for r, n in reasons.items())
 
 
-def doubts(results: pd.DataFrame, curves: Mapping[str, Curve]) -> Iterator[tuple[str, str, list[str]]]:
-    """The flags that were raised, what they mean, and by which cells, or lines of curves."""
+def doubts(results: pd.DataFrame) -> Iterator[tuple[str, str, list[str]]]:
+    """The flags that were raised, what they mean, and by which cells."""
     notes = {note: raised(note) for note in results["flags"].unique()}
     for flag, meaning in FLAGS.items():
         cells = results[results["flags"].isin([note for note, flags in notes.items() if flag in flags])]
         places = cells[["defense", "attack", "eps"]].drop_duplicates().itertuples(index=False, name=None)
         names = [f"{defense} under {attack} {format_eps(eps)}" for defense, attack, eps in places]
-        if flag == UNCONVERGED:
-            falling = [(name, one) for name, curve in curves.items() for one in curve.verdicts() if one.value is None]
-            names += [f"{one.defense} under {one.attack} {format_eps(one.eps)} along {name}" for name, one in falling]
         if names:
             yield flag, meaning, list(dict.fromkeys(names))
 
 
-def _doubts(results: pd.DataFrame, curves: Mapping[str, Curve]) -> Iterator[str]:
-    lines = [
-        f"- **{escape(flag)}**: {meaning}. {escape(', '.join(names))}"
-        for flag, meaning, names in doubts(results, curves)
-    ]
+def _doubts(results: pd.DataFrame) -> Iterator[str]:
+    lines = [f"- **{escape(flag)}**: {meaning}. {escape(', '.join(names))}" for flag, meaning, names in doubts(results)]
     if lines:
         yield "## Read with doubt\n\n" + "\n".join(lines)
 

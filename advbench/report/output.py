@@ -20,7 +20,7 @@ from advbench.grid.scheduler import Outcome, failures
 from advbench.grid.spec import RunSpec
 from advbench.report.markdown import render
 from advbench.report.references import Reference
-from advbench.report.tables import MEASURED, Report, collect, planned, to_csv
+from advbench.report.tables import MEASURED, Report, collect, to_csv
 from advbench.store.records import Store
 from advbench.store.storage import write_file
 
@@ -37,8 +37,8 @@ FORMATS = {
     "png": "likewise",
 }
 DEFAULT = ("csv", "md", "html")
-DRAWN = ("latex", "svg", "pdf", "png")  # what a board does not have of itself
 PAGE = "leaderboard.html"
+BOARD = "records.jsonl.gz"  # the file that makes a folder a board
 FILES = (*(f"{name}.csv" for name in MEASURED), "leaderboard.csv", "leaderboard.md")
 PLACE = ["source", "defense", "attack", "eps", "seed"]
 
@@ -55,7 +55,11 @@ def check_formats(names: Collection[str], known: Collection[str] = tuple(FORMATS
 
 
 def contents(
-    report: Report, formats: Collection[str], spec: RunSpec | None = None, references: Sequence[Reference] = ()
+    report: Report,
+    formats: Collection[str],
+    spec: RunSpec | None = None,
+    references: Sequence[Reference] = (),
+    about: str = "",
 ) -> Iterator[tuple[str, bytes]]:
     """Name and bytes of each file, one at a time; the same bytes for the same report and versions of libraries.
 
@@ -64,6 +68,7 @@ def contents(
         formats: keys of `FORMATS`.
         spec: of the run.
         references: models judged elsewhere, for the page.
+        about: what else there is to say, for the page.
     """
     beside = [] if spec is None else ["spec.toml", "data.json"]
     if "csv" in formats:
@@ -76,7 +81,7 @@ def contents(
     if "html" in formats:
         from advbench.report.page import render_page
 
-        yield PAGE, render_page(report, spec, references, beside=beside).encode()
+        yield PAGE, render_page(report, spec, references, beside=beside, about=about).encode()
     if "latex" in formats:
         from advbench.report.latex import render_latex
 
@@ -152,10 +157,11 @@ def write_report(
     spec: RunSpec,
     formats: Collection[str] = DEFAULT,
     references: Sequence[Reference] = (),
+    about: str = "",
 ) -> tuple[Path, ...]:
     """Write a report into a folder, in all of these formats; returns the files' paths."""
     paths = []
-    for name, raw in contents(report, formats, spec, references):
+    for name, raw in contents(report, formats, spec, references, about):
         write_file(out / name, raw)
         paths.append(out / name)
     return tuple(paths)
@@ -177,19 +183,18 @@ def check_kept(folder: Path, results: pd.DataFrame) -> None:
         )
 
 
-def check_no_board(out: Path, plan: Plan) -> None:
-    """Make sure that a run does not take the place of a published board that has other rows.
+def check_no_board(out: Path) -> None:
+    """Make sure that a run or report does not write into a published board.
 
     Raises:
         InputError: it would.
     """
-    lost = _lost(out, planned(plan).assign(accuracy=0.0)) if (out / "index.html").exists() else 0
-    if lost:
+    if (out / BOARD).exists():
         raise InputError(
             f"output folder {out}",
-            expected="no board with results that are not part of the run",
-            got=f"{lost} of them",
-            remedy="choose another with --out; 'advbench leaderboard merge' adds a defense to a board",
+            expected="no board",
+            got=f"a folder with {BOARD}",
+            remedy="choose another; 'advbench leaderboard build BOARD --store STORE' takes results into a board",
         )
 
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.resources import files
-from types import MappingProxyType
 from typing import Any
 
 import jinja2
@@ -18,9 +16,8 @@ from matplotlib.figure import Figure
 
 from advbench.grid.spec import RunSpec
 from advbench.report import details, figures
-from advbench.report.curves import Curve
 from advbench.report.flags import FLAGS
-from advbench.report.markdown import CONVERGENCE, doubts, explanation, ranking
+from advbench.report.markdown import doubts, explanation, ranking
 from advbench.report.markdown import title as title_of
 from advbench.report.page_data import Board
 from advbench.report.references import Reference
@@ -40,7 +37,6 @@ def render_page(
     name: str = "",
     beside: Sequence[str] = (),
     about: str = "",
-    curves: Mapping[str, Curve] = MappingProxyType({}),
 ) -> str:
     """The page: the leaderboard with what lies behind each number, figures, and the tables it rests on.
 
@@ -56,13 +52,12 @@ def render_page(
         name: of the board.
         beside: files that lie beside the page, which links to them.
         about: what else there is to say, in paragraphs; what stands between backquotes is set as code.
-        curves: along which attacks or judges were made stronger, by what to call them.
     """
     board = Board(report, spec)
     affinity = details.affinity_data(report, board.names)
     crossed = [attack["name"] for attack in affinity["attacks"]]
     alike, left_out = board.references(references)
-    drawn = _figures(board) | {"convergence": _drawn_curves(curves)}
+    drawn = _figures(board)
     return _template().render(
         title=title or title_of(report),
         name=name,
@@ -78,7 +73,7 @@ def render_page(
         headline=format_eps(board.radii[-1]) if board.radii else "",
         meanings=FLAGS,
         failures=board.failures(),
-        doubts=list(doubts(report.results, curves)),
+        doubts=list(doubts(report.results)),
         references=alike,
         left_out=left_out,
         format_eps=format_eps,
@@ -89,16 +84,14 @@ def render_page(
         files=beside,
         data=_json({**board.data(), "affinity": affinity}),
         **drawn,
-        **_detailed(report, curves),
+        **_detailed(report),
         **_inlined(),
     )
 
 
-def _detailed(report: Report, curves: Mapping[str, Curve]) -> dict[str, Any]:
+def _detailed(report: Report) -> dict[str, Any]:
     """The tables below the main one."""
     return {
-        "settled": details.convergence_table(curves),
-        "convergence_note": CONVERGENCE,
         "retention": details.retention_table(report),
         "calibration": details.calibration_table(report),
         "detection": details.detection_table(report),
@@ -113,12 +106,6 @@ def _inlined() -> dict[str, str]:
         "base-uri 'none'; form-action 'none'"
     )
     return {"theme": theme, "script": script, "css": style, "policy": policy}
-
-
-def without_figures(html: str) -> str:
-    """A page without what matplotlib drew and without its version, so that pages of two versions can be compared."""
-    bare = re.sub(r"<!-- figure -->.*?<!-- /figure -->\n?", "", html, flags=re.DOTALL)
-    return re.sub(r'<meta name="matplotlib"[^>]*>\n?', "", bare)
 
 
 def _figures(board: Board) -> dict[str, Drawings]:
@@ -143,10 +130,6 @@ def _figures(board: Board) -> dict[str, Drawings]:
 def _strongest(report: Report) -> str:
     """The attack that ranks the most robust defense; empty without one."""
     return next((str(name) for name in report.leaderboard.worst_attack if name), "")
-
-
-def _drawn_curves(curves: Mapping[str, Curve]) -> Drawings:
-    return [(name, figures.svg(figures.convergence_curves(curve), alone=False)) for name, curve in curves.items()]
 
 
 def _drawn(report: Report, attacks: Sequence[str], draw: Callable[[Report, str], Figure]) -> Drawings:

@@ -21,11 +21,10 @@ from advbench.grid.plan import Cell, Plan
 from advbench.grid.spec import Choice
 from advbench.report import uncertainty
 from advbench.report.flags import suspicious
-from advbench.report.judgements import NUMBERS, Judgement, found_out, is_own, judgements
+from advbench.report.judgements import NUMBERS, Judgement, RecordSource, found_out, is_own, judgements
 from advbench.report.ranks import leaderboard_table, with_own_source
 from advbench.report.transfers import COLUMNS as AFFINITY_COLUMNS
 from advbench.report.transfers import affinity_table
-from advbench.store.records import Store
 
 RESULT_COLUMNS = (
     "dataset architecture defense defense_params attack attack_params source norm eps seed n_examples draws "
@@ -91,7 +90,7 @@ def to_csv(frame: pd.DataFrame) -> bytes:
 
 
 @gc_paused()
-def collect(plan: Plan, store: Store, failed: Mapping[str, str] | None = None) -> Report:
+def collect(plan: Plan, store: RecordSource, failed: Mapping[str, str] | None = None) -> Report:
     """Make the tables of a plan from what the store holds.
 
     Args:
@@ -290,14 +289,14 @@ def _details(plan: Plan, judged: Sequence[Judgement | None]) -> Iterator[tuple[d
             yield {**_identity(plan, cell), "images": images, "classes": judgement.classes}, judgement.details
 
 
-def _ood(plan: Plan, store: Store) -> Iterator[tuple[dict[str, Any], Mapping[str, Any]]]:
+def _ood(plan: Plan, store: RecordSource) -> Iterator[tuple[dict[str, Any], Mapping[str, Any]]]:
     """What the records say of images of other data sets."""
     for cell, classes, details in found_out(plan, store):
         identity = _identity(plan, Cell(cell.defense, cell.defense, None, 0.0, cell.seed, cell.key))
         yield {**identity, "attack": f"ood:{cell.name}", "images": "ood", "classes": classes}, details
 
 
-def _models(plan: Plan, store: Store) -> pd.DataFrame:
+def _models(plan: Plan, store: RecordSource) -> pd.DataFrame:
     rows = []
     for (label, seed), key in plan.trained.items():
         record = store.read_record(key)

@@ -41,8 +41,8 @@ def affinity_table(results: pd.DataFrame, judged: Sequence[Judgement | None] = (
     table = results[columns].iloc[triples[:, 1]].rename(columns={"defense": "target"})
     table = table.assign(
         affinity=values,
-        affinity_low=ends[:, 0],
-        affinity_high=ends[:, 1],
+        affinity_low=ends[:, 0].round(6),  # what other processors' rounding leaves alone
+        affinity_high=ends[:, 1].round(6),
         clean_accuracy=accuracy[:, 0],
         transfer_accuracy=accuracy[:, 1],
         white_box_accuracy=accuracy[:, 2],
