@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 
 import advbench
+from advbench.boards.board import read_board
 from advbench.cli.app import main
 from advbench.cli.options import EXECUTION_OPTIONS, SPEC_OPTIONS
 from advbench.registry import hooks
-from advbench.report import read_report
 from advbench.report.markdown import main_table
 
 ROOT = Path(__file__).parent.parent
@@ -104,5 +104,5 @@ def test_dependencies_are_pinned_for_the_tests() -> None:
     assert "torch==2.14.1" in (ROOT / "constraints.txt").read_text()
 
 
-def test_the_readmes_table_is_that_of_the_mnist_board() -> None:
-    assert main_table(read_report(ROOT / "leaderboards" / "mnist")) in README
+def test_the_readmes_table_is_that_of_the_digits_board() -> None:
+    assert main_table(read_board(ROOT / "leaderboards" / "digits").report) in README

@@ -50,20 +50,15 @@ class Board:
 
     @cached_property
     def plan(self) -> Plan:
-        """The run, laid out by the installed plugins.
-
-        A checkout's keys hold a digest of its sources, so the plan is the one of the two that has more of the records.
+        """The run, laid out by the installed plugins; with the keys of a checkout if one made the records.
 
         Raises:
             InputError: an unknown plugin, a bad value in the spec, or nets that the images do not fit.
         """
         assert self.identity.shape is not None, "read_board refuses data without a shape"
         data = blank(self.identity.shape, self.identity.data.name)
-        known = set(self.records)
-        plans = [
-            lay_out(self.spec, self.identity, data, checkout=made) for made in dict.fromkeys((None, checkout_digest()))
-        ]
-        return max(plans, key=lambda plan: len(known & plan.tasks.keys()))
+        checkout = self.records.checkout if len(self.records) else checkout_digest()
+        return lay_out(self.spec, self.identity, data, checkout=checkout)
 
     @cached_property
     def kept(self) -> tuple[str, ...]:

@@ -37,6 +37,13 @@ class Records:
     def __iter__(self) -> Iterator[str]:
         return iter(self._found)
 
+    @property
+    def checkout(self) -> str | None:
+        """The digest of the checkout that made them, by what the first of them says; None of a release."""
+        inputs = next(iter(self._found.values()), {}).get("inputs")
+        found = inputs.get("checkout") if isinstance(inputs, dict) else None
+        return found if isinstance(found, str) else None
+
     def read_record(self, key: str) -> Record | None:
         """The record of a task, or None."""
         return self._found.get(key)

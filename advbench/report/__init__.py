@@ -2,4 +2,3 @@
 
 from advbench.report.tables import Report as Report
 from advbench.report.tables import collect as collect
-from advbench.report.tables import read_report as read_report

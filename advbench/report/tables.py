@@ -9,13 +9,11 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from advbench.errors import InputError
 from advbench.grid.memory import gc_paused
 from advbench.grid.plan import Cell, Plan
 from advbench.grid.spec import Choice
@@ -23,7 +21,6 @@ from advbench.report import uncertainty
 from advbench.report.flags import suspicious
 from advbench.report.judgements import NUMBERS, Judgement, RecordSource, found_out, is_own, judgements
 from advbench.report.ranks import leaderboard_table, with_own_source
-from advbench.report.transfers import COLUMNS as AFFINITY_COLUMNS
 from advbench.report.transfers import affinity_table
 
 RESULT_COLUMNS = (
@@ -34,13 +31,7 @@ RESULT_COLUMNS = (
 MODEL_COLUMNS = "defense seed architecture parameters posterior seconds key versions".split()
 COUNTS = ("n_examples", "draws", "parameters")  # missing where there is no result
 SHARED = ("defense_params", "attack_params", "versions")
-WHOLE = ("seed", "n_kept", "value")
-LARGEST = 1e15  # of any number in a table: beyond, sums and whole numbers lose digits
 MEASURED = ("results", "models", "affinity", "retention", "uncertainty", "histograms")
-TEXTS = (
-    "dataset architecture defense defense_params attack attack_params source target norm flags key versions reason "
-    "images measure counts posterior axis"
-).split()
 
 
 @dataclass(frozen=True)
@@ -111,79 +102,6 @@ def collect(plan: Plan, store: RecordSource, failed: Mapping[str, str] | None = 
         uncertainty=uncertainty.uncertainty_table(details),
         histograms=uncertainty.histogram_table(details),
     )
-
-
-def read_report(folder: Path) -> Report:
-    """The tables that a folder holds; `results.csv` must be there, from which the affinities follow if need be.
-
-    Raises:
-        InputError: a file cannot be read, or lacks a column.
-    """
-    results = read_table(folder / "results.csv", RESULT_COLUMNS)
-    mutual = ~results.attack.isin(with_own_source(results))
-    found = {
-        name: read_table(folder / f"{name}.csv", columns) if (folder / f"{name}.csv").exists() else None
-        for name, columns in (
-            ("models", MODEL_COLUMNS),
-            ("affinity", AFFINITY_COLUMNS),
-            ("retention", uncertainty.RETENTION_COLUMNS),
-            ("uncertainty", uncertainty.UNCERTAINTY_COLUMNS),
-            ("histograms", uncertainty.HISTOGRAM_COLUMNS),
-        )
-    }
-    if found["affinity"] is None:
-        found["affinity"] = affinity_table(results[mutual])
-    empty = {
-        "models": MODEL_COLUMNS,
-        "retention": uncertainty.RETENTION_COLUMNS,
-        "uncertainty": uncertainty.UNCERTAINTY_COLUMNS,
-        "histograms": uncertainty.HISTOGRAM_COLUMNS,
-    }
-    frames = {name: pd.DataFrame(columns=empty[name]) if frame is None else frame for name, frame in found.items()}
-    return Report(results=results, **frames)
-
-
-def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """A table that advbench wrote, in which text, whole numbers and fractions are told apart by column.
-
-    Raises:
-        InputError: it cannot be read, lacks a column, or has text where a number belongs.
-    """
-    try:
-        raw = pd.read_csv(path, dtype=str, keep_default_na=False)
-        missing = [name for name in columns if name not in raw]
-        if missing:
-            raise ValueError(f"no column {', '.join(missing)}")
-        # Python's own conversion gives back every bit, which not all versions of pandas do.
-        return pd.DataFrame({str(name): _column(str(name), raw[name].tolist()) for name in raw})
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error).partition("\n")[0]
-        raise InputError(f"table {path}", expected="a CSV file that advbench wrote", got=reason) from error
-
-
-def _column(name: str, values: list[str]) -> Any:
-    if name in TEXTS:
-        return pd.Series(values, dtype=str)
-    whole = name in WHOLE or name in COUNTS
-    try:
-        numbers = [(int(value) if whole else float(value)) if value else None for value in values]
-    except ValueError as error:
-        raise ValueError(f"{error} in column {name}") from error
-    for number, value in zip(numbers, values, strict=True):
-        if number is not None and abs(number) > LARGEST:
-            raise ValueError(f"a number as large as {value[:20]} in column {name}")
-    if name in COUNTS:
-        return pd.array(numbers, dtype="Int64")
-    if name in WHOLE:
-        if None in numbers:
-            raise ValueError(f"no number in column {name}")
-        return pd.Series(numbers, dtype=np.int64)
-    return np.array([math.nan if number is None else number for number in numbers], np.float64)
-
-
-def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of a table by column; what is missing in a number's place is NaN."""
-    return as_rows(frame.astype({name: "float64" for name in COUNTS if name in frame}))
 
 
 def as_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
@@ -270,11 +188,6 @@ def _with_plugins(versions: str, chosen: Iterable[Choice]) -> str:
 
 def _absence(reason: str | None) -> str:
     return f"failed: {reason}" if reason else "missing"
-
-
-def planned(plan: Plan) -> pd.DataFrame:
-    """The rows of `results.csv` that a plan leads to, before anything of them is known."""
-    return _results(plan, [None] * len(plan.cells), {})
 
 
 def _one_line(values: Mapping[str, Any]) -> str:

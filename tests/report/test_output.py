@@ -11,10 +11,13 @@ from conftest import Cli
 from reports import made_report
 
 from advbench.errors import InputError
-from advbench.report import Report, read_report
+from advbench.grid.run import prepare_anew
+from advbench.grid.spec import make_spec, parse_toml
+from advbench.report import Report
 from advbench.report.latex import escape, render_latex
 from advbench.report.markdown import render
-from advbench.report.output import FORMATS, check_formats, contents
+from advbench.report.output import FORMATS, check_formats, collect_anew, contents
+from advbench.store.records import Store
 
 HOSTILE = "a<b>&%$#_{}~^\\|"
 
@@ -34,7 +37,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def report(folder: Path) -> Report:
-    return read_report(folder)
+    plan = prepare_anew(make_spec(parse_toml(folder / "spec.toml")), folder)
+    return collect_anew(plan, Store(str(folder.parent / "store")))
 
 
 def renamed(report: Report, name: str) -> Report:

@@ -17,7 +17,7 @@ from reports import HOSTILE, IMAGES, made_report
 
 from advbench.cli.options import make_spec as spec_of_options
 from advbench.report import Report
-from advbench.report.page import render_page, without_figures
+from advbench.report.page import render_page
 from advbench.report.page_data import Board
 from advbench.report.references import Reference
 
@@ -176,14 +176,6 @@ def test_hostile_names_stay_text(hostile_html: str) -> None:
 def test_the_same_tables_give_the_same_bytes(html: str, report: Report) -> None:
     assert render_page(made_report(), references=[REFERENCE], name="made") == html
     assert not re.search(r"20\d\d-\d\d-\d\d|\d\d:\d\d:\d\d", html)
-
-
-def test_pages_compare_without_what_matplotlib_drew(html: str) -> None:
-    bare = without_figures(html)
-    assert "<svg" in html
-    assert "<svg" not in bare
-    assert "matplotlib" not in bare
-    assert data_of(bare) == data_of(html)
 
 
 def test_a_page_of_results_alone_and_one_without_attacks(report: Report) -> None:

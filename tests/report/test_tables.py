@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from advbench.errors import InputError
 from advbench.evaluation import Predictions, uncertainty, wilson
 from advbench.evaluation.summary import summary
 from advbench.grid.identity import DataIdentity, Identity
@@ -18,7 +17,7 @@ from advbench.grid.inputs import Component
 from advbench.grid.plan import Plan, make_plan
 from advbench.grid.spec import Choice, make_spec
 from advbench.registry import Entry
-from advbench.report import Report, collect, read_report
+from advbench.report import Report, collect
 from advbench.report.markdown import render
 from advbench.report.output import contents
 from advbench.report.ranks import ranks
@@ -160,44 +159,6 @@ def test_a_run_without_attacks_has_a_leaderboard_of_clean_accuracies(tmp_path: P
     assert list(report.leaderboard.defense) == ["a", "b"]
     assert "0.900 [" in render(report)
     assert report.affinity.empty
-
-
-def test_tables_read_back_are_the_tables(report: Report, tmp_path: Path) -> None:
-    for name, raw in contents(report, ("csv", "md")):
-        (tmp_path / name).write_bytes(raw)
-    back = read_report(tmp_path)
-    assert files_of(back) == files_of(report)
-
-
-def test_results_alone_give_all_that_follows_from_them(report: Report, tmp_path: Path) -> None:
-    (tmp_path / "results.csv").write_text(files_of(report)["results.csv"])
-    back = read_report(tmp_path)
-    assert back.affinity.affinity.tolist() == pytest.approx(report.affinity.affinity.tolist(), nan_ok=True)
-    assert back.affinity.affinity_low.isna().all()
-    assert back.leaderboard.worst.tolist() == report.leaderboard.worst.tolist()
-    assert back.retention.empty
-    assert "| 1      | b " in render(back)
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        ("a,b\n1,2\n", "no column dataset"),
-        ("", "No columns"),
-        ('"', "EOF"),
-        ("eps\n", "no column"),
-    ],
-)
-def test_what_is_no_table_is_refused_in_one_line(tmp_path: Path, content: str, said: str) -> None:
-    (tmp_path / "results.csv").write_text(content)
-    with pytest.raises(InputError, match=said) as caught:
-        read_report(tmp_path)
-    assert "\n" not in str(caught.value)
-
-
-def test_an_absent_table_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="No such file"):
-        read_report(tmp_path)
 
 
 def test_affinities_have_intervals_that_hold_them(report: Report) -> None:
