@@ -14,7 +14,7 @@ from advbench.report.texts import format_eps
 
 COLUMNS = (
     "dataset architecture defense attack norm eps seed axis value accuracy accuracy_low accuracy_high forward_passes "
-    "backward_passes flags key versions"
+    "backward_passes flags key"
 ).split()
 AXES = {
     "samples": "samples of weights for each gradient",

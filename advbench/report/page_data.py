@@ -79,6 +79,7 @@ class Board:
         self._cells: Cells = {}
         for row in as_rows(results[own_rows(results)]):
             self._cells.setdefault((row["defense"], row["attack"], row["eps"]), []).append(row)
+        self._methods = {(row["kind"], row["label"]): row for row in as_rows(report.methods)}
         self._records = {row["defense"]: row for row in as_rows(report.leaderboard)}
 
     @property
@@ -151,7 +152,7 @@ class Board:
             behind = self._cells.get((self.names[place], which, radius), [])
             start = len(rows)
             for row in behind:
-                version = versions.setdefault(row["versions"], len(versions))
+                version = versions.setdefault(self._methods["defense", row["defense"]]["versions"], len(versions))
                 note = notes.setdefault(row["flags"], len(notes))
                 counts = [_whole(row["n_examples"]), _whole(row["draws"])]
                 numbers = [_rounded(row[name]) for name in ROW_NUMBERS]
@@ -178,17 +179,22 @@ class Board:
             for attack in range(len(self.attacks)):
                 yield from ((place, attack, eps) for eps in range(len(self.radii)))
 
+    @property
+    def _swept(self) -> bool:
+        """Whether a radius was attacked after the smaller ones, so that its cells come of all of them."""
+        return any(_params(row["params"]).get("sweep") for row in self._methods.values())
+
     def _radii_option(self, eps: float) -> str:
-        before = [radius for radius in self.radii if radius < eps] if _swept(self.report.results) else []
+        before = [radius for radius in self.radii if radius < eps] if self._swept else []
         return ",".join(map(repr, (*before, eps)))
 
     def _attack(self, name: str) -> dict[str, Any]:
-        params = _params(next(row["attack_params"] for row in self._any(1, name)))
+        params = _params(self._methods["attack", name]["params"])
         return {"name": name, "params": _pairs(params), "option": self._options("attack", name, params)}
 
     def _defense(self, name: str) -> dict[str, Any]:
         record, models = self._records[name], self.report.models
-        params = _params(next(row["defense_params"] for row in self._any(0, name)))
+        params = _params(self._methods["defense", name]["params"])
         mine = models[models.defense == name]
         trained = zip(mine.seed, mine.posterior, mine.seconds, mine.key, strict=True)
         return {
@@ -199,9 +205,6 @@ class Board:
             "option": self._options("defense", name, params),
             "models": [[int(seed), str(kind), _rounded(spent), str(key)] for seed, kind, spent, key in trained],
         }
-
-    def _any(self, part: int, name: str) -> Iterator[dict[str, Any]]:
-        return (row for key, rows in self._cells.items() if key[part] == name for row in rows)
 
     def _options(self, kind: str, name: str, params: Mapping[str, Any]) -> str:
         """The options that choose a plugin, and without a spec file its hyperparameters."""
@@ -216,11 +219,6 @@ class Board:
             if key not in run and value is not None
         ]
         return " ".join([chosen, *settings])
-
-
-def _swept(results: pd.DataFrame) -> bool:
-    """Whether a radius was attacked after the smaller ones, so that its cells come of all of them."""
-    return any(_params(text).get("sweep") for text in results.attack_params.unique())
 
 
 def _base_command(results: pd.DataFrame, spec: RunSpec | None) -> str:

@@ -6,7 +6,7 @@ import io
 import json
 import math
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -24,14 +24,14 @@ from advbench.report.ranks import leaderboard_table, with_own_source
 from advbench.report.transfers import affinity_table
 
 RESULT_COLUMNS = (
-    "dataset architecture defense defense_params attack attack_params source norm eps seed n_examples draws "
+    "dataset architecture defense attack source norm eps seed n_examples draws "
     "accuracy accuracy_low accuracy_high draw_accuracy_mean draw_accuracy_low draw_accuracy_high "
-    "draw_accuracy_min draw_accuracy_max forward_passes backward_passes seconds flags key versions"
+    "draw_accuracy_min draw_accuracy_max forward_passes backward_passes seconds flags key"
 ).split()
-MODEL_COLUMNS = "defense seed architecture parameters posterior seconds key versions".split()
+MODEL_COLUMNS = "defense seed architecture parameters posterior seconds key".split()
+METHOD_COLUMNS = "kind label name distribution version params versions".split()
 COUNTS = ("n_examples", "draws", "parameters")  # missing where there is no result
-SHARED = ("defense_params", "attack_params", "versions")
-MEASURED = ("results", "models", "affinity", "retention", "uncertainty", "histograms")
+MEASURED = ("results", "methods", "models", "affinity", "retention", "uncertainty", "histograms")
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Report:
 
     Attributes:
         results: a row for each (source, target, attack, eps, seed), columns as `RESULT_COLUMNS`.
+        methods: a row for each defense and attack: what it is and with which hyperparameters, and what computed it.
         models: a row for each (defense, seed): its net's weights, how long it trained, the key of its training.
         affinity: a row for each (attack, eps, seed, source, target).
         retention: a row for each (defense, attack, eps, seed, measure, fraction kept); clean and white-box.
@@ -49,6 +50,7 @@ class Report:
     """
 
     results: pd.DataFrame
+    methods: pd.DataFrame
     models: pd.DataFrame
     affinity: pd.DataFrame
     retention: pd.DataFrame
@@ -96,6 +98,7 @@ def collect(plan: Plan, store: RecordSource, failed: Mapping[str, str] | None = 
     details = [*_details(plan, judged), *_ood(plan, store)]
     return Report(
         results=results,
+        methods=_methods(plan, judged),
         models=_models(plan, store),
         affinity=affinity_table(results[mutual], [j for j, kept in zip(judged, mutual, strict=True) if kept]),
         retention=uncertainty.retention_table(details),
@@ -136,26 +139,15 @@ def _attack_params(plan: Plan, cell: Cell) -> Mapping[str, Any]:
 def _results(plan: Plan, judged: Sequence[Judgement | None], reasons: Mapping[str, str]) -> pd.DataFrame:
     """`results.csv`, column by column."""
     doubts = suspicious(plan.cells, judged, plan.spec.norm)
-    defenses = {cell.defense.label: cell for cell in plan.cells}
-    attacks = {cell.attack.label if cell.attack else "none": cell for cell in plan.cells}
-    params = {
-        "defense": {label: _one_line(cell.defense.params) for label, cell in defenses.items()},
-        "attack": {label: _one_line(_attack_params(plan, cell)) for label, cell in attacks.items()},
-    }
     columns: dict[str, Any] = {name: [] for name in uncertainty.IDENTITY}
     for cell in plan.cells:
         for name, value in _identity(plan, cell).items():
             columns[name].append(value)
-    for kind, lines in params.items():
-        columns[f"{kind}_params"] = [lines[label] for label in columns[kind]]
     columns["key"] = [cell.key for cell in plan.cells]
-    columns["versions"] = list(_versions(plan.cells, judged))
     columns["flags"] = [
         ";".join([*judgement.flags, *doubts.get(index, ())]) if judgement else _absence(reasons.get(cell.key))
         for index, (cell, judgement) in enumerate(zip(plan.cells, judged, strict=True))
     ]
-    # Long texts that many rows share are kept once.
-    columns |= {name: pd.Categorical(columns[name]) for name in SHARED}
     absent = array("d", [math.nan] * len(NUMBERS))
     numbers = np.frombuffer(b"".join(each.numbers if each else absent for each in judged))
     columns |= dict(zip(NUMBERS, numbers.reshape(-1, len(NUMBERS)).T, strict=True))
@@ -164,26 +156,27 @@ def _results(plan: Plan, judged: Sequence[Judgement | None], reasons: Mapping[st
     return pd.DataFrame(columns, columns=RESULT_COLUMNS)
 
 
-def _versions(cells: Sequence[Cell], judged: Sequence[Judgement | None]) -> Iterator[str]:
-    """What made each cell: the versions that its record states, and those of other distributions' plugins."""
-    known: dict[tuple[str, ...], str] = {}
-    for cell, judgement in zip(cells, judged, strict=True):
-        if judgement is None:
-            yield ""
-            continue
-        chosen = [choice for choice in (cell.defense, cell.source, cell.attack) if choice]
-        which = (judgement.versions, *(choice.label for choice in chosen))
-        if which not in known:
-            known[which] = _with_plugins(judgement.versions, chosen)
-        yield known[which]
-
-
-def _with_plugins(versions: str, chosen: Iterable[Choice]) -> str:
-    """Versions as one line of JSON, with those of plugins and of what they are built on, which are in the key."""
-    plugins: dict[str, str] = {}
-    for choice in chosen:
-        plugins |= {choice.entry.distribution: choice.entry.version, **choice.built_on}
-    return _one_line({**plugins, **json.loads(versions)})
+def _methods(plan: Plan, judged: Sequence[Judgement | None]) -> pd.DataFrame:
+    """`methods.csv`: what is the same in all rows of a defense or attack."""
+    found: dict[tuple[str, str], tuple[Choice, Mapping[str, Any]]] = {}
+    made_by: dict[tuple[str, str], set[str]] = {}
+    for cell, judgement in zip(plan.cells, judged, strict=True):
+        chosen: list[tuple[str, Choice, Mapping[str, Any]]] = [("defense", cell.defense, cell.defense.params)]
+        chosen += [("attack", cell.attack, _attack_params(plan, cell))] if cell.attack else []
+        for kind, choice, params in chosen:
+            found.setdefault((kind, choice.label), (choice, params))
+            made_by.setdefault((kind, choice.label), set()).update([judgement.versions] if judgement else [])
+    rows = []
+    for kind, label in sorted(found, key=lambda which: which[0] != "defense"):
+        choice, params = found[kind, label]
+        component = choice.component
+        said = [json.loads(text) for text in sorted(made_by[kind, label])]
+        names = sorted({name for each in said for name in each})
+        versions = {name: " and ".join(sorted({str(each[name]) for each in said if name in each})) for name in names}
+        versions |= {**choice.built_on, **choice.parts}
+        where = (component.name, component.distribution, component.version)
+        rows.append((kind, label, *where, _one_line(params), _one_line(versions) if said else ""))
+    return pd.DataFrame(rows, columns=METHOD_COLUMNS)
 
 
 def _absence(reason: str | None) -> str:
@@ -225,7 +218,6 @@ def _models(plan: Plan, store: RecordSource) -> pd.DataFrame:
                 "posterior": classifier.get("posterior", ""),
                 "seconds": record["seconds"] if record else math.nan,
                 "key": key,
-                "versions": _with_plugins(_one_line(record["versions"]), [choice]) if record else "",
             }
         )
     frame = pd.DataFrame(rows, columns=MODEL_COLUMNS)

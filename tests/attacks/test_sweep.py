@@ -240,9 +240,10 @@ def test_a_run_with_sweep_and_budget(cli: Cli, tmp_path: Any) -> None:
     before = [1.0, *erm.accuracy[:-1]]  # of the images that are attacked, a pass shows which are misclassified
     assert list(erm.forward_passes)[1:] == pytest.approx([1 + 20 * share for share in before[1:]])
     assert set(own[own.defense == "bnn"].forward_passes) == {20.0}
-    assert erm.attack_params.str.contains('"budget": 300').all()
-    assert erm.attack_params.str.contains('"sweep": true').all()
-    assert not results[results.attack == "fmn"].attack_params.str.contains("sweep").any()
+    methods = pandas.read_csv(tmp_path / "results" / "methods.csv").set_index("label")
+    assert '"budget": 300, ' in methods.params["pgd"]
+    assert '"sweep": true' in methods.params["pgd"]
+    assert "sweep" not in methods.params["fmn"]
     spec = (tmp_path / "results" / "spec.toml").read_text()
     assert "sweep = true" in spec
     assert "budget = 300" in spec

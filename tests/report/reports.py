@@ -12,7 +12,7 @@ import pandas as pd
 
 from advbench.evaluation.summary import ENTROPIES
 from advbench.report import Report
-from advbench.report.tables import MODEL_COLUMNS, RESULT_COLUMNS
+from advbench.report.tables import METHOD_COLUMNS, MODEL_COLUMNS, RESULT_COLUMNS
 from advbench.report.transfers import affinity_table
 from advbench.report.uncertainty import HISTOGRAM_COLUMNS, MEASURES, RETENTION_COLUMNS, UNCERTAINTY_COLUMNS
 
@@ -45,21 +45,21 @@ def made_report(
                     )
                     numbers = [accuracy, accuracy - 0.05, accuracy + 0.05] * 2 + [accuracy - 0.02, accuracy + 0.02]
                     key = hashlib.sha256(f"{source} {target} {attack} {eps} {seed}".encode()).hexdigest()
-                    steps = ATTACK if eps else "{}"
                     flags = "failed: Error: <b>bad</b> & worse" if failed else ""
                     counts = (pd.NA, pd.NA) if failed else (IMAGES, 20)
-                    place = ("digits", "small_cnn", target, DEFENSE, attack, steps, source, "linf", eps, seed)
-                    rows.append((*place, *counts, *numbers, 20.0, 20.0, 1.5, flags, key, '{"torch": "2"}'))
+                    place = ("digits", "small_cnn", target, attack, source, "linf", eps, seed)
+                    rows.append((*place, *counts, *numbers, 20.0, 20.0, 1.5, flags, key))
                     if source == target and not failed:
                         details.append(("digits", "small_cnn", target, attack, target, "linf", eps, seed))
     results = pd.DataFrame(rows, columns=RESULT_COLUMNS).astype({"n_examples": "Int64", "draws": "Int64"})
     affinity = affinity_table(results)
     affinity = affinity.assign(affinity_low=affinity.affinity - 0.1, affinity_high=affinity.affinity + 0.1)
-    models = [
-        (name, seed, "small_cnn", 38282, "gaussian", 5.0, f"key of {name}", "{}") for name in names for seed in seeds
-    ]
+    models = [(name, seed, "small_cnn", 38282, "gaussian", 5.0, f"key of {name}") for name in names for seed in seeds]
+    methods = [("defense", name, name, "advbench", "1", DEFENSE, '{"torch": "2"}') for name in names]
+    methods += [("attack", name, name, "advbench", "1", ATTACK, '{"torch": "2"}') for name in attacks]
     return Report(
         results=results,
+        methods=pd.DataFrame(methods, columns=METHOD_COLUMNS),
         models=pd.DataFrame(models, columns=MODEL_COLUMNS).astype({"parameters": "Int64"}),
         affinity=affinity,
         **details_of(details),

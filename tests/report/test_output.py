@@ -44,7 +44,7 @@ def report(folder: Path) -> Report:
 def renamed(report: Report, name: str) -> Report:
     """The report with another name in place of a defense's."""
     results = report.results.replace({"defense": {"erm": name}, "source": {"erm": name}})
-    return dataclasses.replace(report, results=results)
+    return dataclasses.replace(report, results=results, methods=report.methods.replace({"label": {"erm": name}}))
 
 
 def test_every_format_gives_the_same_bytes_twice(report: Report) -> None:
