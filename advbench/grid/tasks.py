@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from advbench.attacks.base import Threat
 from advbench.attacks.craft import Earlier, craft
 from advbench.data.datasets import Dataset, limited, load_dataset
 from advbench.data.ood import ood_images
-from advbench.errors import GoneError, InputError, PluginError, out_of_memory
+from advbench.errors import AdvbenchError, GoneError, InputError, PluginError, out_of_memory
 from advbench.evaluation import Predictions
 from advbench.evaluation.evaluate import evaluate, evaluate_ood
 from advbench.evaluation.summary import summary
@@ -107,6 +107,8 @@ class Runner:
         self._check_versions(task)
         device = self.runtime.resources.device
         at = time.time()
+        with suppress(AdvbenchError):  # which the task itself raises, if it needs the data
+            self.dataset()  # loading it is not part of the first task's time
         slot = self._slot = _StoreSlot(self.store, task.key)
         memory.reset_peak(device)
         with _numerics(self.runtime.resources), redirect_stdout(sys.stderr):
@@ -125,7 +127,7 @@ class Runner:
                 "started": round(at, 3),
                 "chunk": self._resources.chunk,
             },
-            "versions": versions(device),
+            "versions": dict(versions(device)),
         }
         memory.release(device)
         self.store.write_record(task.key, record)
@@ -357,8 +359,9 @@ def read_predictions(store: Store, key: str) -> Predictions:
     return Predictions.from_bytes(raw)
 
 
+@functools.cache
 def versions(device: str) -> dict[str, str]:
-    """What computed a record: library versions and the kind of device."""
+    """What computed a record: library versions and the kind of device; looked up once a process."""
     names = ("advbench", "torch", "numpy")
     found = {name: importlib.metadata.version(name) for name in names}
     kind = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine()
