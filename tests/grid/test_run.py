@@ -358,15 +358,15 @@ def test_cells_that_left_the_store_are_not_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from advbench.cli.app import main
-    from advbench.grid import run as run_module
+    from advbench.report import output
 
-    real = run_module.write_out
+    real = output.write_out
 
     def late(plan: Any, store: Any, outcome: Any, out: Path) -> Any:
         next((tmp_path / "store" / "records").rglob(f"{plan.cells[-1].key}.json")).unlink()
         return real(plan, store, outcome, out)
 
-    monkeypatch.setattr(run_module, "write_out", late)
+    monkeypatch.setattr(output, "write_out", late)
     monkeypatch.chdir(tmp_path)
     assert main(["run", *OPTIONS, "--store", "store"]) == 1
     assert "1 cells have left the store since they were judged; run the same" in capsys.readouterr().err
