@@ -403,11 +403,10 @@ def _numerics(resources: Resources) -> Iterator[None]:
     """Fixed threads, deterministic kernels, torch's own defaults; puts back what was set before, whatever ran."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     threads = torch.get_num_threads()
-    strict = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    strict = torch.get_deterministic_debug_mode()
     before = torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_float32_matmul_precision()
     torch.set_num_threads(resources.threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms does the same and imports the compiler
     try:
         yield
     finally:
@@ -415,5 +414,5 @@ def _numerics(resources: Resources) -> Iterator[None]:
         torch.set_default_dtype(before[1])
         torch.set_float32_matmul_precision(before[2])
         torch.set_default_device(None)
-        torch.use_deterministic_algorithms(strict, warn_only=warn_only)
+        torch.set_deterministic_debug_mode(strict)
         torch.set_num_threads(threads)
