@@ -19,6 +19,7 @@ from advbench.grid.tasks import Record
 from advbench.progress import Progress as TaskProgress
 
 WAITING = 60.0  # seconds between two lines that say that other drivers are waited for
+SOON = 10.0  # seconds left of which plain lines say nothing
 JSON_PROGRESS = 5.0  # least seconds between two lines of JSON on one task's progress
 
 
@@ -48,6 +49,7 @@ class PlainDisplay:
         self._left: float | None = None
         self._says_again = time.monotonic() + 2.0
         self._started = time.monotonic()
+        self._forecasts_again = 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -107,8 +109,11 @@ class PlainDisplay:
             self._print(f"waiting for {count} tasks that other drivers work on (advbench status shows them)")
 
     def forecast(self, seconds_left: float | None) -> None:
-        """Remember the time left."""
+        """Remember the time left; write it once it is known, and now and then while nothing else is written."""
         self._left = seconds_left
+        now = time.monotonic()
+        if seconds_left is not None and seconds_left >= SOON and now >= self._forecasts_again:
+            self._print(f"about {duration(seconds_left)} left")
 
     def _end(self, task: Task) -> None:
         self._ended += 1
@@ -121,6 +126,7 @@ class PlainDisplay:
 
     def _print(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._forecasts_again = time.monotonic() + WAITING
 
     def seconds_left(self, share_of_running: float = 0.0) -> float | None:
         """Time left by what tasks of the kind took; else as if passes went on as fast; None while nothing is known."""
@@ -180,7 +186,7 @@ class LiveDisplay(PlainDisplay):
 
     def forecast(self, seconds_left: float | None) -> None:
         """Show the time left."""
-        super().forecast(seconds_left)
+        self._left = seconds_left
         self._refresh()
 
     def _end(self, task: Task) -> None:
@@ -264,7 +270,7 @@ class JsonDisplay(PlainDisplay):
 
     def forecast(self, seconds_left: float | None) -> None:
         """The time left changed."""
-        super().forecast(seconds_left)
+        self._left = seconds_left
         self._write("forecast", ended=self._ended, of=len(self._waiting), seconds_left=seconds_left)
 
     def _write(self, event: str, task: Task | None = None, **values: Any) -> None:

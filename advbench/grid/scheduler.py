@@ -381,17 +381,25 @@ class Scheduler:
         self._watcher.forecast(left)
 
     def _seconds_left(self, places: int, now: float) -> float | None:
-        """What is left, if the workers share it evenly; no less than the longest chain of tasks."""
+        """What is left, if the workers share it evenly; no less than the longest chain of tasks.
+
+        Tasks whose like was never measured are taken to make passes as fast as those that run now.
+        """
         estimator = self._measurements.estimator()
-        running = {key: task.left(estimator.seconds(self._tasks[key]), now) for key, task in self._running.items()}
-        waiting = estimator.total(self._backlog)
-        if waiting is None or None in running.values():
+        rates = [rate for key, task in self._running.items() if (rate := task.rate(self._tasks[key].cost, now))]
+        rate = sum(rates) / len(rates) if rates else None
+
+        def whole(task: Task) -> float | None:
+            known = estimator.seconds(task)
+            return rate * task.cost if known is None and rate is not None else known
+
+        running = {key: task.left(whole(self._tasks[key]), now) for key, task in self._running.items()}
+        waiting = {task.key: whole(task) for task in self._backlog}
+        if None in waiting.values() or None in running.values():
             return None
-        keys = {*running, *(task.key for task in self._backlog)}
-        left = {key: seconds or 0.0 for key, seconds in running.items()}
-        tasks = {key: self._tasks[key] for key in self._order if key in keys}
-        chain = longest_chain(tasks, lambda task: left.get(task.key, estimator.weight(task)))
-        return max((waiting + sum(left.values())) / places, chain)
+        left = {key: seconds or 0.0 for key, seconds in (*waiting.items(), *running.items())}
+        tasks = {key: self._tasks[key] for key in self._order if key in left}
+        return max(sum(left.values()) / places, longest_chain(tasks, lambda task: left[task.key]))
 
 
 @dataclass
@@ -409,6 +417,12 @@ class _Running:
         if self.share >= SOME:
             return (now - self.since) * (1 - self.share) / self.share
         return None if seconds is None else max(seconds - (now - self.since), 0.0)
+
+    def rate(self, cost: float, now: float) -> float | None:
+        """Seconds a pass of an image, by its own progress; None before there is some."""
+        if self.since is None or self.share < SOME or cost <= 0:
+            return None
+        return (now - self.since) / (self.share * cost)
 
     def shown(self, task: Task, now: float) -> dict[str, object]:
         """What `advbench status` tells of it."""
