@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any, NamedTuple, ParamSpec
 
@@ -20,17 +23,16 @@ from numpy.typing import NDArray
 
 from advbench.errors import InputError, unknown_name
 from advbench.evaluation.summary import ENTROPIES
+from advbench.report import drawing
 from advbench.report.curves import AXES, Curve
-from advbench.report.svg import INK, house_style, svg
+from advbench.report.drawing import BLUE, MOST, VERMILION
 from advbench.report.tables import Report
-from advbench.report.texts import format_eps
+from advbench.report.texts import format_eps, short_name
 from advbench.report.transfers import affinity_matrix
 from advbench.report.uncertainty import MEASURES
 
-MOST = 15  # lines or panels that colours, line styles and space still tell apart
-# Okabe and Ito's colours that show on light and on dark paper; their black becomes whatever the text's colour is.
-BLUE, VERMILION = "#0072b2", "#d55e00"
-COLOURS = (BLUE, VERMILION, "#009e73", "#cc79a7", INK)
+INK = "#1b1f24"
+COLOURS = (*drawing.COLOURS[:-1], INK)
 LINES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.2, 1.4)))
 MARKERS = "osD^vPX*<>phd8H"
 
@@ -39,7 +41,6 @@ __all__ = [
     "convergence_curves",
     "retention_curves",
     "security_curves",
-    "svg",
     "uncertainty_histograms",
 ]
 Parameters = ParamSpec("Parameters")
@@ -51,6 +52,48 @@ class Look(NamedTuple):
     color: str
     linestyle: Any
     marker: str
+
+
+STYLE: dict[Any, Any] = {
+    **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "grid.color", "hatch.color", "text.color"), INK),
+    **dict.fromkeys(("xtick.color", "ytick.color", "legend.labelcolor"), INK),
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 11,
+    "font.size": 10,
+    "grid.alpha": 0.2,
+    "legend.frameon": False,
+    "lines.markersize": 5,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "advbench",
+    "text.parse_math": False,  # a name may hold dollars
+}
+
+
+@contextmanager
+def house_style() -> Iterator[None]:
+    """Settings under which figures are made and drawn, whatever the user's own settings of matplotlib are."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        yield
+
+
+def to_bytes(figure: Figure, form: str) -> bytes:
+    """A figure as a file, svg, pdf or png; the same bytes for the same figure and version of matplotlib."""
+    file = io.BytesIO()
+    undated = {
+        "svg": dict.fromkeys(("Date", "Creator")),
+        "png": {"Software": None},
+        "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
+    }[form]
+    # Its text is dark: a picture that is transparent could not be read on a dark page. A glyph that matplotlib's font
+    # lacks is none of the reader's, whose own fonts show the text.
+    with warnings.catch_warnings(), house_style():
+        warnings.filterwarnings("ignore", message="Glyph")
+        figure.savefig(file, format=form, dpi=150, metadata=undated, bbox_inches="tight", facecolor="white")
+    return file.getvalue()
 
 
 def _styled(draw: Callable[Parameters, Figure]) -> Callable[Parameters, Figure]:
@@ -123,7 +166,7 @@ def convergence_curves(curve: Curve) -> Figure:
 
 @_styled
 def retention_curves(report: Report, attack: str, measure: str = "total") -> Figure:
-    """Accuracy on the surest images against the fraction kept: clean, and attacked at the largest eps.
+    """Accuracy on the most certain images against the fraction kept: clean, and attacked at the largest eps.
 
     Args:
         report: the tables.
@@ -149,7 +192,7 @@ def retention_curves(report: Report, attack: str, measure: str = "total") -> Fig
             kept = cells[cells.defense == defense].groupby("kept").accuracy.mean()
             axes.plot(kept.index.to_numpy(), kept.to_numpy(), **_look(place)._asdict())
         axes.set_title(name)
-        axes.set_xlabel("fraction of images kept, surest first")
+        axes.set_xlabel("fraction of images kept, most certain first")
         axes.set_xlim(0.15, 1.03)
         axes.set_ylim(-0.02, 1.02)
     row[0].set_ylabel("accuracy on the images kept")
@@ -164,7 +207,7 @@ def affinity_heatmap(report: Report, attack: str, eps: float | None = None) -> F
 
     Args:
         report: the tables.
-        attack: one whose examples were judged on other defenses.
+        attack: one whose examples were evaluated on other defenses.
         eps: one of its radii; by default the largest.
 
     Raises:
@@ -191,10 +234,10 @@ def affinity_heatmap(report: Report, attack: str, eps: float | None = None) -> F
         text = "n/a" if math.isnan(value) else f"{value:.2f}"
         axes.annotate(text, place, ha="center", va="center", fontsize=8, color=colour)
     ticks = np.arange(len(names)) + 0.5
-    axes.set_xticks(ticks, list(map(_short, names)), rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(ticks, list(map(_short, names)))
+    axes.set_xticks(ticks, list(map(short_name, names)), rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(ticks, list(map(short_name, names)))
     axes.invert_yaxis()
-    axes.set_xlabel("target, judged on the examples")
+    axes.set_xlabel("target, evaluated on the examples")
     axes.set_ylabel("source of the examples")
     axes.set_title(f"affinity under {attack} {format_eps(wanted)}")
     bar = figure.colorbar(mesh, ax=axes, label="affinity", extend="both")
@@ -204,25 +247,26 @@ def affinity_heatmap(report: Report, attack: str, eps: float | None = None) -> F
 
 @_styled
 def uncertainty_histograms(report: Report, attack: str, measure: str = "total") -> Figure:
-    """Uncertainty of clean images, and of attacked ones at the largest eps or foreign ones: a panel for each defense.
+    """Uncertainty of clean images, and of attacked or out-of-distribution ones: a panel for each defense.
 
     As in figure 6 of Zhang et al. 2022 (adversarial sampling), which compares clean with blurred images.
 
     Args:
         report: the tables.
-        attack: that the attacked images suffered; or what the tables call a set of foreign images, as `ood:svhn`.
+        attack: that the attacked images suffered; or what the tables call a set of out-of-distribution
+            images, as `ood:svhn`.
         measure: `total`, `aleatoric` or `epistemic`, in nats.
 
     Raises:
         InputError: an attack or a measure that the tables do not have.
     """
-    foreign = attack in ood_images(report)
-    eps = 0.0 if foreign else _radii(report, attack)[-1]
+    ood = attack in drawing.ood_images(report)
+    eps = 0.0 if ood else _radii(report, attack)[-1]
     _check_measure(measure, ENTROPIES)
     table = report.histograms[report.histograms.measure == measure]
     kinds: dict[str, tuple[pd.DataFrame, str, Any]] = {
         "clean": (table[(table.attack == "none") & (table.images == "clean")], BLUE, "-"),
-        attack if foreign else f"{attack} {format_eps(eps)}": (
+        attack if ood else f"{attack} {format_eps(eps)}": (
             table[(table.attack == attack) & (table.eps == eps)],
             VERMILION,
             "--",
@@ -236,7 +280,7 @@ def uncertainty_histograms(report: Report, attack: str, measure: str = "total") 
     for axes, name in zip(panels, names, strict=False):
         for cells, colour, line in kinds.values():
             _histogram(axes, cells[cells.defense == name], colour, line)
-        axes.set_title(_short(name), fontsize=10)
+        axes.set_title(short_name(name), fontsize=10)
         axes.set_yscale("function", functions=(_root, np.square))
         axes.set_yticks([0, 0.1, 0.4, 1.0])
         axes.set_ylim(0, 1.02)
@@ -249,11 +293,6 @@ def uncertainty_histograms(report: Report, attack: str, measure: str = "total") 
     lines = [Line2D([], [], color=colour, linestyle=line, linewidth=2) for _, colour, line in kinds.values()]
     _legend(figure, lines, list(kinds), "outside upper center", len(lines))
     return _labelled(figure, f"Histograms of {_words(measure)} uncertainty, clean and {list(kinds)[1]}")
-
-
-def ood_images(report: Report) -> list[str]:
-    """What the tables call the sets of out-of-distribution images that the defenses were shown."""
-    return list(report.histograms[report.histograms.images == "ood"].attack.unique())
 
 
 def _root(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -298,12 +337,7 @@ def _legend(figure: Figure, lines: Sequence[Artist], names: Sequence[str], where
     """A legend of names as they are: matplotlib itself drops those that begin with an underscore."""
     legend = figure.legend(lines, [" "] * len(lines), loc=where, ncols=columns, handlelength=3)  # type: ignore[call-overload]
     for text, name in zip(legend.get_texts(), names, strict=True):
-        text.set_text(_short(name))
-
-
-def _short(name: str) -> str:
-    """A name that leaves room for the figure."""
-    return name if len(name) <= 24 else f"{name[:14]}…{name[-9:]}"
+        text.set_text(short_name(name))
 
 
 def _words(measure: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
@@ -88,9 +87,11 @@ def contents(
         yield "leaderboard.tex", render_latex(report).encode()
     pictures = [form for form in ("svg", "pdf", "png") if form in formats]
     for name, draw in _figures(report).items() if pictures else ():
+        from advbench.report.figures import to_bytes
+
         figure = draw()
         for form in pictures:
-            yield f"figures/{name}.{form}", drawn(figure, form)
+            yield f"figures/{name}.{form}", to_bytes(figure, form)
 
 
 def _figures(report: Report) -> dict[str, Callable[[], Figure]]:
@@ -110,19 +111,6 @@ def _figures(report: Report) -> dict[str, Callable[[], Figure]]:
         if (cells.source != cells.target).any():
             found[f"affinity-{name}"] = partial(figures.affinity_heatmap, report, attack)
     return found
-
-
-def drawn(figure: Figure, form: str) -> bytes:
-    """A figure as a file: svg, pdf or png."""
-    if form == "svg":
-        from advbench.report.svg import svg
-
-        return svg(figure).encode()
-    file = io.BytesIO()
-    undated = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Producer": None, "Creator": None}}[form]
-    # Its text is dark: a picture that is transparent could not be read on a dark page.
-    figure.savefig(file, format=form, dpi=150, metadata=undated, bbox_inches="tight", facecolor="white")
-    return file.getvalue()
 
 
 def collect_anew(plan: Plan, store: Store) -> Report:

@@ -11,11 +11,9 @@ from importlib.resources import files
 from typing import Any
 
 import jinja2
-import matplotlib
-from matplotlib.figure import Figure
 
 from advbench.grid.spec import RunSpec
-from advbench.report import details, figures
+from advbench.report import details, drawing
 from advbench.report.flags import FLAGS
 from advbench.report.markdown import doubts, explanation, ranking
 from advbench.report.markdown import title as title_of
@@ -40,7 +38,7 @@ def render_page(
 ) -> str:
     """The page: the leaderboard with what lies behind each number, figures, and the tables it rests on.
 
-    The same text for the same input and version of matplotlib. It can be sorted, filtered and asked; without scripts
+    The same text for the same input. It can be sorted, filtered and asked; without scripts
     it shows the tables at the largest eps, and all figures. Every text of the tables is escaped.
 
     Args:
@@ -64,7 +62,6 @@ def render_page(
         about=[part.split("`") for part in about.split("\n\n") if part.strip()],
         explanation=explanation(report),
         ranking=ranking(report),
-        matplotlib=matplotlib.__version__ if any(drawn.values()) else "",
         rows=board.rows(),
         names=board.names,
         attacks=board.attacks,
@@ -116,14 +113,14 @@ def _figures(board: Board) -> dict[str, Drawings]:
         strongest = _strongest(report)
         attacks = [strongest if strongest in attacks else attacks[-1]]
     drawn: dict[str, Drawings] = {
-        "security": _drawn(report, board.attacks, figures.security_curves),
+        "security": _drawn(report, board.attacks, drawing.security_curves),
         "retention_figures": [],
         "histograms": [],
     }
     if not report.retention.empty:
-        drawn["retention_figures"] = _drawn(report, attacks, figures.retention_curves)
+        drawn["retention_figures"] = _drawn(report, attacks, drawing.retention_curves)
     if not report.histograms.empty:
-        drawn["histograms"] = _drawn(report, [*attacks, *figures.ood_images(report)], figures.uncertainty_histograms)
+        drawn["histograms"] = _drawn(report, [*attacks, *drawing.ood_images(report)], drawing.uncertainty_histograms)
     return drawn
 
 
@@ -132,8 +129,8 @@ def _strongest(report: Report) -> str:
     return next((str(name) for name in report.leaderboard.worst_attack if name), "")
 
 
-def _drawn(report: Report, attacks: Sequence[str], draw: Callable[[Report, str], Figure]) -> Drawings:
-    return [(attack, figures.svg(draw(report, attack), alone=False)) for attack in attacks]
+def _drawn(report: Report, attacks: Sequence[str], draw: Callable[[Report, str], str]) -> Drawings:
+    return [(attack, draw(report, attack)) for attack in attacks]
 
 
 @cache

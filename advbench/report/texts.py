@@ -37,6 +37,11 @@ def count_text(value: Any) -> str:
     return "n/a" if pd.isna(value) else f"{value:,.0f}"
 
 
+def short_name(name: str) -> str:
+    """A name that leaves room for a figure."""
+    return name if len(name) <= 24 else f"{name[:14]}…{name[-9:]}"
+
+
 def escape(text: str) -> str:
     """Text that Markdown and HTML show as it is, in one line."""
     text = " ".join(text.split()).replace("&", "&amp;")
