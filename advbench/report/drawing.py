@@ -105,7 +105,9 @@ def uncertainty_histograms(report: Report, attack: str) -> str:
             if mine.empty:
                 continue
             parts.append(_steps(mine, left, top, width, height, colour, dash))
-            parts.append(_text(left + width, top + height + 14, f"{float(mine.top.iloc[0]):.2f}", "end"))
+        tops = table[table.defense == name].top
+        if not tops.empty:
+            parts.append(_text(left + width, top + height + 14, f"{float(tops.iloc[0]):.2f}", "end"))
         parts.append(_text(left, top + height + 14, "0", "start"))
     rows = -(-len(names) // columns)
     size = LEFT + columns * (width + 22), TOP + 16 + rows * (height + 44) + 18
