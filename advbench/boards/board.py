@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+import fcntl
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -188,16 +193,32 @@ def build(folder: Path, store: Store | None = None, references: Iterable[Path] =
         InputError: a file is missing or cannot be read, or there is no record.
         StoreError: the folder cannot be written, or the store not read.
     """
-    board = read_board(folder, empty=store is not None)
-    adopt(folder, references)
-    if store is not None:
-        keys = board.kept
-        found = {key: each for key, each in zip(keys, store.read_records(keys), strict=True) if each is not None}
-        board = with_records(board, Records(found).joined(board.records).only(board.kept))
-    if not len(board.records):
-        raise InputError(f"board {folder}", expected="at least one record of its spec", got="none")
-    write(board, folder)
-    return board
+    with locked(folder):
+        board = read_board(folder, empty=store is not None)
+        adopt(folder, references)
+        if store is not None:
+            keys = board.kept
+            found = {key: each for key, each in zip(keys, store.read_records(keys), strict=True) if each is not None}
+            board = with_records(board, Records(found).joined(board.records).only(board.kept))
+        if not len(board.records):
+            raise InputError(f"board {folder}", expected="at least one record of its spec", got="none")
+        write(board, folder)
+        return board
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Wait until no other build of a board, or merge into it, is under way by this user on this machine.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise InputError(f"board {folder}", expected="a folder", got="none of that name")
+    place = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
+    with (Path(tempfile.gettempdir()) / f"advbench-{os.getuid()}-{place}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def with_records(board: Board, records: Records) -> Board:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
-from advbench.boards.board import Board, read_board, read_bytes
+from advbench.boards.board import ABOUT, REFERENCES, Board, read_board, read_bytes
 from advbench.boards.findings import Findings
+from advbench.boards.shape import flaw
+
+SHOWS = {".csv", ".html", ".pdf", ".png", ".svg", ".tex"}  # endings of files that show results
 
 
 def check(folder: Path) -> tuple[Board, Findings]:
@@ -22,16 +26,27 @@ def check(folder: Path) -> tuple[Board, Findings]:
     board, findings = read_board(folder), Findings()
     check_records(board, findings)
     if not findings:
-        for name, raw in board.files().items():
+        made = board.files()
+        for name, raw in made.items():
             path = folder / name
             if not path.is_file():
                 findings.add("a file is missing that follows from the records", name)
             elif read_bytes(path) != raw:
                 findings.add("a file is not what the records say", f"{name}{_line(read_bytes(path), raw)}")
-    for path in sorted(folder.glob("*.csv")):
-        if path.name not in board.files():
-            findings.add("a table that no record leads to", path.name)
+        for name in _others(folder):
+            if name not in made:
+                findings.add("a file that shows results and that no record leads to", name)
     return board, findings
+
+
+def _others(folder: Path) -> Iterator[str]:
+    """Files that show results, but for those of others in `references`, about.md and what hidden folders hold."""
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        hidden = any(part.startswith(".") for part in name.parts)
+        shows = path.suffix in SHOWS or path.stem == "leaderboard"
+        if path.is_file() and shows and not hidden and name.parts[0] not in (REFERENCES, ABOUT):
+            yield name.as_posix()
 
 
 def check_records(board: Board, findings: Findings) -> None:
@@ -45,6 +60,8 @@ def check_records(board: Board, findings: Findings) -> None:
             findings.add("a record whose inputs are not those of its key", board.plan.tasks[key].label)
         elif record.get("kind") != board.plan.tasks[key].kind:
             findings.add("a record of another kind than its key's", board.plan.tasks[key].label)
+        elif found := flaw(record, board.plan.tasks[key].inputs):
+            findings.add("a record that no task leaves", f"{board.plan.tasks[key].label}: {found}")
 
 
 def _named(record: dict[str, object], key: str) -> str:

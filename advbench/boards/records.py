@@ -91,13 +91,22 @@ class Records:
         for number, line in enumerate(content.splitlines(), 1):
             key = _key(line)
             record = parse_record(key, line) if key else None
-            if record is None or record["schema"] != FORMAT:
-                got = "damaged or edited" if record is None else f"one of format {record['schema']!r}"
+            if record is None or record["schema"] != FORMAT or not _as_written(record, line):
+                other = record is not None and record["schema"] != FORMAT
+                got = f"one of format {record['schema']!r}" if record and other else "damaged or edited"
                 raise InputError(f"line {number} of {what}", expected=f"a sealed record of format {FORMAT}", got=got)
             if key in found:
                 raise InputError(f"line {number} of {what}", expected="each record once", got=f"{key[:12]} again")
             found[key] = record
         return cls(found)
+
+
+def _as_written(record: Record, line: bytes) -> bool:
+    """Whether a line is what `to_bytes` makes of a record, which may hold numbers that are not finite."""
+    try:
+        return record_bytes(record) == line
+    except ValueError:
+        return False
 
 
 def _key(line: bytes) -> str:

@@ -49,7 +49,8 @@ SPEC_OPTIONS = {
     "affinity": _option(
         Names | None,
         "--affinity",
-        "Attacks whose examples are evaluated on every other defense, too, or none. [default: pgd, else the first]",
+        "Attacks whose examples are evaluated on every other defense, too, or none. "
+        "[default: pgd, else the first; none with --sweep]",
     ),
     "ood": _option(
         Names | None, "--ood", "Data sets whose images the defenses should be unsure about. [default: none]"

@@ -24,7 +24,7 @@ from advbench.grid.inputs import (
     read_inputs,
 )
 from advbench.grid.memory import gc_paused
-from advbench.grid.spec import Choice, RunSpec
+from advbench.grid.spec import Choice, RunSpec, swept, transferred
 from advbench.keys import content_key
 
 
@@ -186,13 +186,13 @@ def make_plan(
             layout.ood.append(OodCell(target, other.label, seed, key))
         for attack in attacks:
             crafted: dict[str, Swept] = {}
+            alone = not transferred(spec, attack)
             for eps in filter(None, spec.eps):  # eps 0 is the clean row
                 for source in (attack.init,) if attack.init else defenses:
-                    before = crafted.get(source.label, Swept("", 0.0)) if spec.sweep else None
+                    before = crafted.get(source.label, Swept("", 0.0)) if swept(spec, attack) else None
                     examples = layout.craft(source, layout.train(source, seed), attack, eps, seed, before)
                     crafted[source.label] = Swept(examples, eps)
                     within = eps if "minimal_norm" in attack.traits else None
-                    alone = not attack.init and attack.label not in (spec.affinity or ())
                     for target in (source,) if alone else defenses:
                         found = Examples(examples, clean[target.label], within)
                         key = layout.evaluate(target, trained[target.label], found, seed, source, attack, eps)
@@ -262,7 +262,7 @@ class _Layout:
     ) -> str:
         """One task for each eps, in a sweep after the one before; of a minimal-norm attack one for all, without eps."""
         every = "minimal_norm" in attack.traits
-        sweep = None if before is None or every else Sweep(before.key or None, before.eps)
+        sweep = None if before is None else Sweep(before.key or None, before.eps)
         inputs = CraftInputs(
             attack=attack.component,
             source=trained,

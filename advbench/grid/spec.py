@@ -121,7 +121,8 @@ class RunSpec(pydantic.BaseModel):
         if affinity is None:
             transferable = [name for name in kept if name.partition("@")[0] != "none"]
             by_pgd = [name for name in transferable if name.partition("@")[0] == "pgd"]
-            affinity = tuple((by_pgd or transferable)[:1])
+            # A sweep would have to craft them at each radius anew.
+            affinity = () if self.sweep else tuple((by_pgd or transferable)[:1])
         architecture = self.architecture or DEFAULT_ARCHITECTURES.get(kind, "small_cnn")
         return self.model_copy(
             update={
@@ -271,16 +272,31 @@ def resolve(spec: RunSpec) -> tuple[tuple[Choice, ...], tuple[Choice, ...]]:
     for choice in attacks:
         attack: Attack = registry().load("attack", choice.entry.name)(**choice.params)
         attack.check(Threat(spec.norm, 0.0))
-        if attack.stops_early and choice.label in (spec.affinity or ()):
+        goes_on = transferred(spec, choice)
+        if attack.stops_early and goes_on:
+            remedy = "--affinity none transfers no examples, --affinity ATTACK those of another attack"
             raise InputError(
-                f"attack {choice.label!r}, whose examples are transferred (--affinity)",
+                f"attack {choice.label!r}, whose examples are transferred",
                 expected="one that does not stop early",
                 got="early_stop",
-                remedy="--affinity none transfers no examples, --affinity ATTACK those of another attack",
+                remedy=remedy if choice.init is None else "leave early_stop to attacks that stay with their source",
             )
         if spec.budget is not None:
-            _check_budget(attack, spec.budget, sweep=spec.sweep)
+            _check_budget(attack, spec.budget, sweep=spec.sweep and not goes_on)
     return defenses, attacks
+
+
+def transferred(spec: RunSpec, attack: Choice) -> bool:
+    """Whether an attack's examples are evaluated on other defenses than the one that they were crafted on.
+
+    These are crafted to the end: what stops once the source is broken says too little of others.
+    """
+    return attack.init is not None or attack.label in (spec.affinity or ())
+
+
+def swept(spec: RunSpec, attack: Choice) -> bool:
+    """Whether an attack goes radius by radius, and leaves alone what a smaller one broke."""
+    return spec.sweep and "minimal_norm" not in attack.traits and not transferred(spec, attack)
 
 
 def narrowed(spec: RunSpec, whole: RunSpec, names: Iterable[str]) -> RunSpec:
@@ -368,15 +384,27 @@ def _net(name: str) -> Component:
 def plugin_version(plugin: Any, entry: Entry) -> str:
     """The version that a plugin's results depend on: its own `version`; else that of its distribution.
 
-    One that a class inherits is not its own: what it adds may change without it. Nets of the core have none and go by
-    the schema of trainings, whatever the release.
+    One that a class inherits is not its own, as what it adds may change without it; but it counts beside its own where
+    another distribution's class states it. What is installed editable has a digest of its sources besides. Nets of
+    the core have none and go by the schema of trainings, whatever the release.
 
     Args:
         plugin: a class, or a function that makes nets.
         entry: under which it is registered.
     """
     own: str = vars(plugin).get("version", "")
-    return own or ("1" if entry.distribution == CORE else entry.version)
+    if entry.distribution == CORE:
+        return own or "1"
+    digest = entry.version.partition("+")[2]
+    parts = [f"{own}+{digest}" if own and digest else own or entry.version]
+    bases = plugin.__mro__[1:] if isinstance(plugin, type) else ()
+    others = [base for base in bases if vars(base).get("version") and _package(base) != _package(plugin)]
+    parts += [f"{base.__name__} {vars(base)['version']}" for base in others]
+    return ", ".join(parts)
+
+
+def _package(plugin: type) -> str:
+    return plugin.__module__.partition(".")[0]
 
 
 def _parts(plugin: Configurable) -> dict[str, str]:

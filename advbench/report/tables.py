@@ -16,7 +16,7 @@ import pandas as pd
 
 from advbench.grid.memory import gc_paused
 from advbench.grid.plan import Cell, Plan
-from advbench.grid.spec import Choice
+from advbench.grid.spec import Choice, swept
 from advbench.report import uncertainty
 from advbench.report.flags import suspicious
 from advbench.report.judgements import NUMBERS, Judgement, RecordSource, found_out, is_own, judgements
@@ -131,7 +131,7 @@ def _attack_params(plan: Plan, cell: Cell) -> Mapping[str, Any]:
     if cell.attack is None:
         return {}
     settings: dict[str, Any] = {} if plan.spec.budget is None else {"budget": plan.spec.budget}
-    if plan.spec.sweep and "minimal_norm" not in cell.attack.traits:
+    if swept(plan.spec, cell.attack):
         settings["sweep"] = True
     return {**cell.attack.params, **settings}
 

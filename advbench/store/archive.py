@@ -12,7 +12,7 @@ import tempfile
 import uuid
 import warnings
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -241,7 +241,7 @@ def _add_all(store: Store, path: Path, content: _Content) -> Imported:
         own = store.read_record(key) if record_name(key) in there else None
         if own is None:
             return key, "new"
-        return key, "known" if _said(own) == content.said[key] else "conflict"
+        return key, "known" if said(own) == content.said[key] else "conflict"
 
     fates = dict(in_parallel(compare, content.said))
 
@@ -309,7 +309,7 @@ def _inspect(path: Path) -> _Content:
         if record["schema"] != FORMAT:
             raise _unfit(path, f"records of schema {record['schema']!r}, not {FORMAT}, as another version made them")
         vouched[artifact_name(key)] = record.get("artifact")
-        content.said[key] = _said(record)
+        content.said[key] = said(record)
     for name, digest in content.digests.items():
         if place(name)[0] == "artifacts" and vouched.get(name) != digest:
             raise _unfit(path, f"{name}, for which no record in it vouches")
@@ -357,11 +357,11 @@ def _unfit(path: Path, got: str) -> InputError:
     return InputError(f"file {path}", expected="a tar that 'advbench store export' wrote", got=got)
 
 
-def _said(record: dict[str, Any]) -> str:
+def said(record: Mapping[str, Any]) -> str:
     """Digest of what a record says, without how it came to be."""
-    said = {name: value for name, value in record.items() if name not in CIRCUMSTANCES}
-    result = said.get("result")
+    body = {name: value for name, value in record.items() if name not in CIRCUMSTANCES}
+    result = body.get("result")
     if isinstance(result, dict) and isinstance(result.get("attack"), dict):
         attack = {name: value for name, value in result["attack"].items() if name not in CIRCUMSTANCES}
-        said["result"] = {**result, "attack": attack}
-    return content_key(said)
+        body["result"] = {**result, "attack": attack}
+    return content_key(body)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import copy
 import gzip
+import hashlib
 import json
 import multiprocessing
 import os
@@ -20,6 +23,7 @@ from advbench.boards.check import check
 from advbench.boards.findings import Findings
 from advbench.boards.merge import Merged, merge
 from advbench.boards.records import Records
+from advbench.boards.shape import flaw
 from advbench.boards.submission import open_submission
 from advbench.cli.app import main
 from advbench.errors import InputError, StoreError
@@ -146,7 +150,21 @@ def test_a_file_less_and_a_table_more_are_found(board: Path) -> None:
     (board / "extra.csv").write_text("defense,accuracy\nmine,1.0\n")
     found = findings(board)
     assert "a file is missing that follows from the records: models.csv" in found
-    assert "a table that no record leads to: extra.csv" in found
+    assert "a file that shows results and that no record leads to: extra.csv" in found
+
+
+@pytest.mark.parametrize("name", ["sub/results.csv", "security.svg", "leaderboard.html", "sub/leaderboard.md"])
+def test_what_shows_results_and_follows_from_no_record_is_found(board: Path, name: str) -> None:
+    (board / name).parent.mkdir(exist_ok=True)
+    (board / name).write_bytes((board / "results.csv").read_bytes())
+    assert findings(board) == [f"a file that shows results and that no record leads to: {name}"]
+
+
+def test_hidden_folders_and_what_others_evaluated_may_lie_in_a_board(board: Path) -> None:
+    for name in (".git/x.csv", "LICENSE", "references/notes.csv"):
+        (board / name).parent.mkdir(exist_ok=True)
+        (board / name).write_text("x")
+    assert findings(board) == []
 
 
 def test_an_edited_record_is_damaged_and_a_sealed_one_leads_to_other_tables(board: Path) -> None:
@@ -157,8 +175,95 @@ def test_an_edited_record_is_damaged_and_a_sealed_one_leads_to_other_tables(boar
     ):
         check(board)
     (board / "records.jsonl.gz").write_bytes(gzip.compress(raw))
-    edit(board, lambda records: evaluation(records)["result"].update(accuracy=0.99))
+    edit(board, lambda records: evaluation(records)["result"]["calibration"].update(ece=0.99))
     assert "a file is not what the records say" in findings(board)[0]
+
+
+def put(*place: str, value: Any) -> Callable[[dict[str, Any]], object]:
+    """A change of one value of a record, or the removal of it where the value is `...`."""
+
+    def change(record: dict[str, Any]) -> None:
+        for name in place[:-1]:
+            record = record[name]
+        if value is ...:
+            del record[place[-1]]
+        else:
+            record[place[-1]] = value
+
+    return change
+
+
+IMPOSSIBLE = {
+    "no result": put("result", value={}),
+    "a result that is none": put("result", value=[1]),
+    "no versions": put("versions", value=...),
+    "versions that are none": put("versions", value="0.1.0"),
+    "a version that is none": put("versions", "torch", value=["2"]),
+    "seconds that are text": put("seconds", value="1"),
+    "no accuracy": put("result", "accuracy", value=...),
+    "an accuracy above 1": put("result", "accuracy", value=9.0),
+    "an accuracy other than its images'": put("result", "accuracy", value=0.5),
+    "an accuracy as text": put("result", "accuracy", value="0.5"),
+    "an interval of one": put("result", "accuracy_interval", value=[0.5]),
+    "an interval elsewhere": put("result", "accuracy_interval", value=[0.0, 0.01]),
+    "bits that are none": put("result", "right", value="???"),
+    "bits of other images": put("result", "right", value="/////w=="),
+    "images of another count": put("result", "n_examples", value=3),
+    "draws of another count": put("result", "draws", value=7),
+    "no attack": put("result", "attack", value=None),
+    "negative passes": put("result", "attack", "forward_passes", value=-1.0),
+    "flags that are none": put("result", "flags", value=5),
+    "a histogram of other images": put("result", "histograms", "total", value=[1] * 20),
+    "a histogram less": put("result", "histograms", "total", value=...),
+    "retention cut off": put("result", "retention", "total", "counts", value=[1]),
+    "no calibration": put("result", "calibration", value=...),
+    "more than there is": put("result", "praise", value="x" * 1000),
+    "a field more": put("praise", value="x" * 1000),
+    "an artifact that is none": put("artifact", value=7),
+}
+
+
+def test_records_that_no_task_leaves_are_found(board: Path) -> None:
+    edit(board, lambda records: evaluation(records)["result"].update(accuracy=9.0))
+    (found,) = findings(board)
+    assert re.match("a record that no task leaves: evaluate .*: accuracy: Input should be less", found)
+
+
+@pytest.fixture(scope="module")
+def evaluated(made: Path) -> tuple[dict[str, Any], Any]:
+    """A record of attacked images, and its task's inputs."""
+    board = read_board(made / "board")
+    key = board.plan.cells[-1].key
+    return board.records.read_record(key) or {}, board.plan.tasks[key].inputs
+
+
+@pytest.mark.parametrize("name", IMPOSSIBLE)
+def test_what_no_evaluation_leaves_is_told(evaluated: tuple[dict[str, Any], Any], name: str) -> None:
+    record, inputs = evaluated
+    assert flaw(record, inputs) == ""
+    changed = copy.deepcopy(record)
+    IMPOSSIBLE[name](changed)
+    assert flaw(changed, inputs)
+
+
+@pytest.mark.parametrize("place", [("result",), ("result", "classifier"), ("result", "classifier", "posterior")])
+def test_trainings_that_no_task_leaves_are_found(board: Path, place: tuple[str, ...]) -> None:
+    def change(records: AlteredRecords) -> None:
+        put(*place, value=3)(next(record for record in records.values() if record["kind"] == "train"))
+
+    edit(board, change)
+    assert "a record that no task leaves: train" in findings(board)[0]
+
+
+@pytest.mark.parametrize("number", [b"NaN", b"1e999", b"-Infinity"])
+def test_numbers_that_are_not_finite_have_no_seal(board: Path, number: bytes) -> None:
+    lines = gzip.decompress((board / "records.jsonl.gz").read_bytes()).splitlines()
+    raw = re.sub(rb'"seconds":[0-9.]+,"versions"', b'"seconds":%b,"versions"' % number, lines[0])
+    raw = raw[: raw.rindex(b',"sha256"')] + b"}"
+    sealed = raw[:-1] + b',"sha256":"%b"}' % hashlib.sha256(raw).hexdigest().encode()
+    (board / "records.jsonl.gz").write_bytes(gzip.compress(b"\n".join([sealed, *lines[1:]])))
+    with pytest.raises(InputError, match=r"line 1 of .*: expected a sealed record"):
+        check(board)
 
 
 def test_records_of_other_inputs_are_found(board: Path) -> None:
@@ -242,7 +347,8 @@ def test_cells_are_computed_anew(board: Path, capsys: pytest.CaptureFixture[str]
     def better(records: AlteredRecords) -> None:
         for record in records.values():
             if record["kind"] == "evaluate":
-                record["result"].update(accuracy=0.0, accuracy_interval=[0.0, 0.01])
+                wrong = base64.b64encode(bytes(5)).decode()  # 40 images
+                record["result"].update(accuracy=0.0, accuracy_interval=[0.0, 0.01], right=wrong)
 
     edit(board, better)
     build(board)
@@ -396,3 +502,108 @@ def test_a_merge_that_fails_leaves_the_board_and_nothing_beside_it(
     with pytest.raises(StoreError, match="No space left on device"):
         merge(board, made / "third.zip")
     assert files(board.parent) == before
+
+
+def test_what_a_killed_merge_left_is_swept_by_the_next(made: Path, board: Path) -> None:
+    left = board.with_name(f".{board.name}.merge-abc")
+    left.mkdir()
+    (left / "results.csv").write_text("x")
+    merge(board, made / "third.zip")
+    assert [path.name for path in board.parent.iterdir()] == [board.name]
+
+
+def test_a_board_is_not_replaced_under_whoever_works_in_it(
+    made: Path, board: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (board / "references").mkdir()
+    for place, name in ((board, "."), (board / "references", "..")):
+        monkeypatch.chdir(place)
+        with pytest.raises(InputError, match=f"expected one outside the board.*; cd {board.parent}"):
+            merge(Path(name), made / "third.zip")
+    monkeypatch.chdir(board.parent)
+    assert isinstance(merge(Path(f"./{board.name}/"), made / "third.zip"), Merged)
+
+
+# What a submission may not do to the rest of the board
+
+
+def submission(folder: Path, defense: str, *settings: str, attacks: str = "fgsm,pgd") -> Path:
+    """A submission of one defense under the board's settings."""
+    options = OPTIONS.replace("fgsm,pgd", attacks).split()
+    places = ["--store", str(folder / "store"), "--out", str(folder / "run")]
+    chosen = [part for setting in settings for part in ("--set", setting)]
+    assert main(["run", "--defense", defense, *options, *chosen, *places]) == 0
+    assert submit(folder, "run", defense, folder / "made.zip", "--force") == 0
+    return folder / "made.zip"
+
+
+def keys(board: Path) -> set[str]:
+    return set(read_board(board).records)
+
+
+def test_sources_other_than_the_board_s_are_refused(
+    board: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("advbench.grid.run.checkout_digest", lambda: "0123456789ab")
+    monkeypatch.setattr("advbench.boards.board.checkout_digest", lambda: "0123456789ab")
+    path = submission(tmp_path, "mc_dropout", SETTINGS["mc_dropout"])
+    before = files(board)
+    assert re.search("sources that made the submission: expected the board's: .*0123456789ab", refusal(board, path))
+    assert files(board) == before
+
+
+def test_a_record_that_the_board_has_stays(board: Path, tmp_path: Path) -> None:
+    """Labels are not in keys: a defense of the same hyperparameters has the same records."""
+    path = submission(tmp_path, "erm@evil", "erm@evil.stages=[3]")
+    honest = keys(board)
+
+    def forge(members: dict[str, bytes]) -> None:
+        theirs = Records.from_bytes(members["records.jsonl.gz"], "theirs")
+        records = {key: dict(theirs.read_record(key) or {}) for key in theirs}
+        wrong = base64.b64encode(bytes(5)).decode()
+        for record in records.values():
+            if record["kind"] == "evaluate":
+                record["result"].update(accuracy=0.0, accuracy_interval=[0.0, 0.01], right=wrong)
+        members["records.jsonl.gz"] = Records(records).to_bytes()
+
+    before = files(board)
+    forged = rewritten(path, tmp_path / "forged.zip", forge)
+    assert "got other results under the same keys" in refusal(board, forged)
+    assert files(board) == before
+    assert isinstance(merge(board, path), Merged)
+    assert honest <= keys(board)
+
+
+def test_settings_of_others_stay_as_they_are(made: Path, tmp_path: Path) -> None:
+    """A board whose `bnn` has its defaults: what starts from another `bnn` would make another of it."""
+    board = tmp_path / "board"
+    board.mkdir()
+    run_dir = tmp_path / "first"
+    settings = ["--set", "erm.stages=[3]", "--set", "wrm.stages=[1]", "--set", "wrm.init_from=erm"]
+    places = ["--store", str(tmp_path / "store"), "--out", str(run_dir)]
+    assert main(["run", "--defense", "erm,wrm", *OPTIONS.split(), *settings, *places]) == 0
+    for name in ("spec.toml", "data.json"):
+        shutil.copy(run_dir / name, board / name)
+    build(board, Store(str(tmp_path / "store")))
+    before = files(board)
+    path = submission(tmp_path, "ifgsm_at", "ifgsm_at.stages=[1]", "ifgsm_at.init_from=erm", "erm.stages=[2]")
+    assert "got other settings, weights or sources of erm, wrm" in refusal(board, path)
+    # Nor is a defense replaced from which another one starts.
+    path = submission(tmp_path, "erm", "erm.stages=[2]")
+    with pytest.raises(InputError, match="got other settings, weights or sources of wrm"):
+        merge(board, path, replacing=True)
+    assert files(board) == before
+    path = submission(tmp_path, "wrm", "wrm.stages=[2]", "wrm.init_from=erm", "erm.stages=[3]")
+    done = merge(board, path, replacing=True)
+    assert isinstance(done, Merged)
+    assert done.missing == 2 * 2  # what it and erm do to each other under pgd, whose examples are transferred
+
+
+def test_attacks_that_the_board_lacks_are_left_out(board: Path, tmp_path: Path) -> None:
+    path = submission(tmp_path, "mc_dropout", SETTINGS["mc_dropout"], "ifgsm.steps=2", attacks="fgsm,pgd,ifgsm")
+    before = len(keys(board))
+    done = merge(board, path)
+    assert isinstance(done, Merged)
+    assert done.records == 2 + 2 * 2  # its training, the clean images, and two attacks at two radii
+    assert len(keys(board)) == before + done.records
+    assert "ifgsm" not in (board / "spec.toml").read_text()
