@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import math
+import re
 import string
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from advbench.cli.options import make_spec as make
 from advbench.errors import InputError
 from advbench.grid.identity import DataIdentity, Identity
 from advbench.grid.plan import make_plan
-from advbench.grid.spec import RunSpec, make_spec, parse_settings, parse_toml, resolve
+from advbench.grid.spec import RunSpec, make_spec, parse_settings, parse_toml, plugin_version, resolve
+from advbench.registry import registry
 
 MINIMAL: dict[str, Any] = {"defenses": ["erm"], "attacks": ["pgd"]}
 
@@ -372,13 +375,68 @@ def test_affinity_names_attacks_of_the_run() -> None:
 
 def test_transferred_examples_are_crafted_to_the_end() -> None:
     values = {"defenses": ["erm"], "attacks": ["pgd", "fgsm"], "set": {"pgd": {"early_stop": True}}}
-    with pytest.raises(InputError, match=r"attack 'pgd', whose examples are transferred .*stop early.*--affinity none"):
+    with pytest.raises(
+        InputError, match=r"attack 'pgd', whose examples are transferred: .*stop early.*--affinity none"
+    ):
         resolve(make_spec(values))
     for affinity in ([], ["fgsm"]):
         resolve(make_spec({**values, "affinity": affinity}))
     inner = {"params": {"early_stop": True}}
     with pytest.raises(InputError, match="attack 'gray_box', whose examples are transferred"):
         resolve(make_spec({"defenses": ["erm"], "attacks": ["gray_box"], "set": {"gray_box": inner}}))
+    # Those of an attack with a source of its own always are.
+    outer = {"transfer": {"source": "erm", "params": {"early_stop": True}}}
+    with pytest.raises(InputError, match=r"attack 'transfer', whose examples are transferred: .*stop early"):
+        resolve(make_spec({"defenses": ["bnn"], "attacks": ["transfer"], "affinity": [], "set": outer}))
+
+
+def test_a_sweep_leaves_transferred_examples_alone() -> None:
+    values: dict[str, Any] = {
+        "defenses": ["erm", "bnn"],
+        "attacks": ["fgsm", "pgd", "transfer", "fmn"],
+        "eps": [0.1, 0.2],
+        "affinity": ["pgd"],
+        "set": {"transfer": {"source": "erm"}},
+    }
+
+    def crafts(**more: Any) -> dict[tuple[str, str, float | None], str]:
+        spec = make_spec({**values, **more})
+        plan = make_plan(spec, *resolve(spec), Identity(DataIdentity("digits", "d", 10, 10)), "1")
+        return {(t.attack, t.source, t.eps): t.key for t in plan.tasks.values() if t.kind == "craft"}
+
+    apart, swept = crafts(), crafts(sweep=True)
+    assert {which[0] for which in apart if apart[which] != swept[which]} == {"fgsm"}
+    assert make_spec({**values, "affinity": None, "sweep": True}).affinity == ()
+    alone = crafts(sweep=True, affinity=[])
+    assert {which[0] for which in apart if apart[which] != alone[which]} == {"fgsm", "pgd"}
+
+
+def plugin_class(module: str, *bases: type, version: str = "") -> type:
+    return type("Mine", bases, {"__module__": module, **({"version": version} if version else {})})
+
+
+@pytest.mark.parametrize(
+    ("own", "release", "expected"),
+    [
+        ("", "3.1", "3.1, PGD 1"),
+        ("7", "3.1", "7, PGD 1"),
+        ("", "3.1+0123456789ab", "3.1+0123456789ab, PGD 1"),
+        ("7", "3.1+0123456789ab", "7+0123456789ab, PGD 1"),
+    ],
+)
+def test_a_third_party_s_version_tells_what_it_inherits_and_its_sources(own: str, release: str, expected: str) -> None:
+    pgd = registry().load("attack", "pgd")
+    entry = replace(registry().find("attack", "pgd"), distribution="other", version=release)
+    mine = plugin_class("other.attacks", pgd, version=own)
+    assert plugin_version(mine, entry) == expected
+    # A class of its own distribution in between is covered by that one's version.
+    assert plugin_version(plugin_class("other.more", mine, version=own), entry) == expected
+
+
+def test_a_built_in_s_version_is_its_own_alone() -> None:
+    for entry in registry().entries("attack"):
+        if entry.target.startswith("advbench_attacks."):
+            assert re.fullmatch(r"\d+", plugin_version(registry().load("attack", entry.name), entry))
 
 
 @pytest.mark.parametrize(("affinity", "pairs"), [(("fgsm", "pgd"), 8), (None, 6), (("fgsm",), 6), ((), 4)])
