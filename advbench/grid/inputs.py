@@ -33,6 +33,12 @@ class Component:
     built_on: Mapping[str, str] | None = None
     parts: Mapping[str, str] | None = None
 
+    @property
+    def versions(self) -> dict[str, str]:
+        """Versions of all the code that it is, by what each is called."""
+        parts = {f"attack {name}": version for name, version in (self.parts or {}).items()}
+        return {f"{self.distribution} {self.name}": self.version, **(self.built_on or {}), **parts}
+
     def to_json(self) -> dict[str, Any]:
         """The component as JSON values."""
         params = {} if self.params is None else {"params": dict(self.params)}

@@ -381,6 +381,23 @@ def _net(name: str) -> Component:
     return Component(entry.name, entry.distribution, plugin_version(make, entry), built_on=libraries or None)
 
 
+def installed(kind: Kind, component: Component) -> Component:
+    """The same component with the versions that are installed in this process."""
+    if kind == "architecture":
+        return _net(component.name)
+    entry = registry().find(kind, component.name)
+    cls: type[Configurable] = registry().load(kind, component.name)
+    plugin = cls(**component.params or {})
+    return Component(
+        entry.name,
+        entry.distribution,
+        plugin_version(cls, entry),
+        component.params,
+        _libraries(plugin, entry.distribution) or None,
+        _parts(plugin) or None,
+    )
+
+
 def plugin_version(plugin: Any, entry: Entry) -> str:
     """The version that a plugin's results depend on: its own `version`; else that of its distribution.
 

@@ -38,7 +38,7 @@ from advbench.grid.inputs import (
     read_inputs,
 )
 from advbench.grid.plan import Task
-from advbench.grid.spec import plugin_version
+from advbench.grid.spec import installed
 from advbench.keys import derive
 from advbench.models.classifier import Classifier
 from advbench.models.nets import build
@@ -164,12 +164,14 @@ class Runner:
         here = {name: importlib.metadata.version(name) for name in self.runtime.libraries}
         planned = dict(self.runtime.libraries)
         inputs = task.inputs
-        chosen: list[tuple[Kind, Component]] = [("defense", inputs.defense)] if isinstance(inputs, TrainInputs) else []
-        chosen += [("attack", inputs.attack)] if isinstance(inputs, CraftInputs) else []
+        chosen: list[tuple[Kind, Component]] = []
+        if isinstance(inputs, TrainInputs):
+            chosen = [("defense", inputs.defense), ("architecture", inputs.architecture)]
+        elif isinstance(inputs, CraftInputs):
+            chosen = [("attack", inputs.attack)]
         for kind, component in chosen:
-            name = f"{component.distribution} {component.name}"
-            here[name] = plugin_version(registry().load(kind, component.name), registry().find(kind, component.name))
-            planned[name] = component.version
+            here |= installed(kind, component).versions
+            planned |= component.versions
         if here != planned:
             raise InputError(
                 f"versions on {socket.gethostname()}",

@@ -292,8 +292,19 @@ def test_workers_must_have_the_versions_of_the_plan(tmp_path: Path) -> None:
         runner_of(tmp_path, libraries={"torch": "0.1"}).run(train)
     assert isinstance(train.inputs, TrainInputs)
     other = replace(train.inputs, defense=replace(train.inputs.defense, version="9.9"))
-    with pytest.raises(InputError, match=r"expected advbench erm 9\.9, got advbench erm 1"):
+    with pytest.raises(InputError, match=r"expected advbench erm 9\.9, .*got advbench erm 1"):
         runner_of(tmp_path).run(replace(train, inputs=other))
+    other = replace(train.inputs, architecture=replace(train.inputs.architecture, version="9.9"))
+    with pytest.raises(InputError, match=r"expected .*advbench small_cnn 9\.9, got .*advbench small_cnn 1"):
+        runner_of(tmp_path).run(replace(train, inputs=other))
+
+
+def test_workers_must_have_the_versions_of_an_attack_s_parts(tmp_path: Path) -> None:
+    craft = tasks_of(prepare(SPEC.model_copy(update={"attacks": ("gray_box",), "affinity": ()})), "craft")[0]
+    assert isinstance(craft.inputs, CraftInputs)
+    other = replace(craft.inputs, attack=replace(craft.inputs.attack, parts={"pgd": "9.9"}))
+    with pytest.raises(InputError, match=r"expected .*attack pgd 9\.9, got .*attack pgd 1"):
+        runner_of(tmp_path).run(replace(craft, inputs=other))
 
 
 def test_what_a_task_prints_goes_to_standard_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
