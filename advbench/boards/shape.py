@@ -16,10 +16,10 @@ from advbench.evaluation.uncertainty import Uncertainty
 from advbench.grid.inputs import EvaluateInputs, Inputs, TrainInputs
 
 CLOSE = 1e-9  # by which a mean may differ from the mean of what it was made of
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Share = Annotated[float, Field(ge=-CLOSE, le=1.0 + CLOSE)]
 Interval = Annotated[list[Share], Field(min_length=2, max_length=2)]
 Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(ge=0.0)]
+Positive = Annotated[float, Field(ge=-CLOSE)]
 Text = Annotated[str, Field(max_length=300)]
 
 
@@ -40,8 +40,8 @@ class _Attack(_Shape):
 class _Retention(_Shape):
     fractions: list[Share]
     counts: list[Count]
-    accuracies: list[Annotated[float, Field(ge=0.0, le=1.0 + CLOSE)]]
-    area: Annotated[float, Field(ge=0.0, le=1.0 + CLOSE)]
+    accuracies: list[Share]
+    area: Share
 
     @pydantic.model_validator(mode="after")
     def _fits(self) -> Self:
