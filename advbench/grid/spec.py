@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -95,7 +96,7 @@ class RunSpec(pydantic.BaseModel):
     @pydantic.field_validator("defenses", "attacks", "eps", "seeds", "affinity", "ood")
     @classmethod
     def _distinct(cls, values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
-        repeated = sorted({str(v) for v in values or () if (values or ()).count(v) > 1})
+        repeated = sorted(str(value) for value, count in Counter(values or ()).items() if count > 1)
         if repeated:
             raise ValueError(f"each value once; repeated: {', '.join(repeated)}")
         return values
