@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from advbench.boards.board import ABOUT, REFERENCES, Board, read_board, read_bytes
+from advbench.boards.board import REFERENCES, Board, read_board, read_bytes
 from advbench.boards.findings import Findings
 from advbench.boards.shape import flaw
 
@@ -40,12 +40,12 @@ def check(folder: Path) -> tuple[Board, Findings]:
 
 
 def _others(folder: Path) -> Iterator[str]:
-    """Files that show results, but for those of others in `references`, about.md and what hidden folders hold."""
+    """Files that show results, but for those of others in `references` and what hidden folders hold."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         hidden = any(part.startswith(".") for part in name.parts)
         shows = path.suffix in SHOWS or path.stem == "leaderboard"
-        if path.is_file() and shows and not hidden and name.parts[0] not in (REFERENCES, ABOUT):
+        if path.is_file() and shows and not hidden and name.parts[0] != REFERENCES:
             yield name.as_posix()
 
 
