@@ -18,7 +18,7 @@ from advbench.grid.inputs import (
     TaskKind,
     TrainInputs,
 )
-from advbench.store.heartbeat import Heartbeat, runs
+from advbench.store.heartbeat import Heartbeat
 from advbench.store.records import Store
 
 
@@ -38,8 +38,9 @@ def other(state: str, store: Store, **changes: Any) -> str:
     heartbeat = Heartbeat(store.storage)
     heartbeat.open()
     heartbeat.close("running")
-    (entry,) = [run for run in runs(store.storage) if run["id"] == heartbeat.id]
-    store.storage.write(f"runs/{heartbeat.id}.json", json.dumps({**entry, "state": state, **changes}).encode())
+    name = f"runs/{heartbeat.id}.json"
+    entry = json.loads(store.storage.read(name) or b"")
+    store.storage.write(name, json.dumps({**entry, "state": state, **changes}).encode())
     return heartbeat.id
 
 

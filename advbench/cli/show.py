@@ -72,7 +72,8 @@ def status(
 
     found = runs_now(Store(store, BRIEF).storage, last)
     if as_json:
-        say(json.dumps(found, indent=1))
+        shown = [run.model_dump(mode="json", exclude={"measured"}, exclude_unset=True) for run in found]
+        say(json.dumps(shown, indent=1))
         return
     for line in status_lines(found, store):
         say(line)

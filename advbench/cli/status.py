@@ -19,27 +19,23 @@ def runs_now(storage: Storage, last: int) -> list[Run]:
     A run whose driver died without a word has the state `dead`. Of a driver on another machine that can only
     be told by watching it for longer than its beats are apart.
     """
-    found = sorted(runs(storage), key=lambda run: run["started"], reverse=True)
+    found = sorted(runs(storage), key=lambda run: run.started, reverse=True)
     liveness = Liveness(storage, silence=2 * BEAT)
     going = [run for run in found if liveness.of(run)]
-    silent = {run["id"] for run in going if _looks_silent(run)}
+    silent = {run.id for run in going if _looks_silent(run)}
     if silent:
         time.sleep(PAUSE)
-        again = {run["id"]: run for run in runs(storage)}
-        going = [run for run in going if run["id"] not in silent or liveness.of(again.get(run["id"], run))]
-    alive = {run["id"] for run in going}
-    ended = [run for run in found if run["id"] not in alive][:last]
-    for run in ended:
-        if run["state"] == "running":
-            run["state"] = "dead"
-    shown = [*going, *ended]
-    return [{name: value for name, value in run.items() if name != "measured"} for run in shown]
+        again = {run.id: run for run in runs(storage)}
+        going = [run for run in going if run.id not in silent or liveness.of(again.get(run.id, run))]
+    alive = {run.id for run in going}
+    ended = [run for run in found if run.id not in alive][:last]
+    return [*going, *(run.model_copy(update={"state": "dead"}) if run.state == "running" else run for run in ended)]
 
 
 def _looks_silent(run: Run) -> bool:
     """Whether a run's last word is old by this machine's clock; clocks may differ, so it gets another chance."""
     try:
-        return abs((datetime.now(UTC) - datetime.fromisoformat(run["updated"])).total_seconds()) > 3 * BEAT
+        return abs((datetime.now(UTC) - datetime.fromisoformat(run.updated)).total_seconds()) > 3 * BEAT
     except (TypeError, ValueError):
         return True
 
@@ -56,23 +52,21 @@ def status_lines(found: Sequence[Run], url: str) -> Iterator[str]:
     for index, run in enumerate(found):
         if index:
             yield ""
-        yield f"{run['state']}: {run['about']}"
-        yield f"  {run['host']}, process {run['pid']}, started {run['started']}, last word {run['updated']}"
-        tasks = run.get("tasks", {})
-        if tasks:
-            yield "  tasks: " + ", ".join(f"{count} {name}" for name, count in tasks.items() if count)
-        if run["state"] == "running":
+        yield f"{run.state}: {run.about}"
+        yield f"  {run.host}, process {run.pid}, started {run.started}, last word {run.updated}"
+        if run.tasks:
+            yield "  tasks: " + ", ".join(f"{count} {name}" for name, count in run.tasks.items() if count)
+        if run.state == "running":
             yield from _going(run)
-        for failure in run.get("failures", []):
-            yield f"  failed: {failure['task']}: {failure['reason']}"
+        for failure in run.failures:
+            yield f"  failed: {failure.task}: {failure.reason}"
 
 
 def _going(run: Run) -> Iterator[str]:
-    left = run.get("seconds_left")
-    if "places" in run:
-        about = "" if left is None else f", about {duration(left)} left"
-        yield f"  {run['places']} workers, {run['tasks_per_minute']} tasks a minute{about}"
-    for task in run.get("running", []):
-        since = "" if task["seconds"] is None else f", {duration(task['seconds'])}"
-        share = f", {100 * task['share']:.0f} %" if task["share"] else ""
-        yield f"  on {task['place'] or 'its way'}: {task['task']}{since}{share}"
+    if run.places is not None:
+        about = "" if run.seconds_left is None else f", about {duration(run.seconds_left)} left"
+        yield f"  {run.places} workers, {run.tasks_per_minute} tasks a minute{about}"
+    for task in run.running:
+        since = "" if task.seconds is None else f", {duration(task.seconds)}"
+        share = f", {100 * task.share:.0f} %" if task.share else ""
+        yield f"  on {task.place or 'its way'}: {task.task}{since}{share}"

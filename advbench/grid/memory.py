@@ -6,12 +6,12 @@ import contextlib
 import ctypes
 import functools
 import gc
-import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import torch
 
 _STATUS = Path("/proc/self/status")
@@ -20,14 +20,11 @@ _THRESHOLDS = (-3, -1)  # of glibc's mallopt: for blocks with pages of their own
 _NEVER = 2**31 - 1
 
 
-def total(device: str) -> int | None:
-    """Bytes that a device has in all, or None where that is not known."""
+def total(device: str) -> int:
+    """Bytes that a device has in all."""
     if device.startswith("cuda"):
         return int(torch.cuda.get_device_properties(device).total_memory)
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):
-        return None
+    return int(psutil.virtual_memory().total)
 
 
 def keep() -> None:

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from advbench.errors import InputError
-from advbench.store.heartbeat import SILENCE, Heartbeat, Liveness, State, machine, runs
-from advbench.store.leases import Leases, in_order
+from advbench.store.heartbeat import SILENCE, Heartbeat, Liveness, machine, runs
+from advbench.store.leases import Leases
 from advbench.store.records import Store
-from advbench.store.storage import StoreWarning
-from advbench.store.verify import Found, Survey, in_parallel
+from advbench.store.storage import StoreWarning, in_parallel
+from advbench.store.verify import Found, Survey
 
 CHECK = 5.0  # seconds between two looks whether a driver has begun to use the store
 HEARTBEATS = 20  # of runs that have ended, which are kept for people
@@ -67,124 +67,63 @@ def collect_garbage(
     liveness = Liveness(store.storage, silence)
     _refuse_use(store, liveness, silence)
     if dry_run:
-        return _Sweep(store, keep_examples=keep_examples, failures=failures).preview()
-    heartbeat = Heartbeat(store.storage, "store gc", {"upkeep": "gc"})
-    heartbeat.open()
-    state: State = "stopped"
-    try:
-        sweep = _Sweep(store, keep_examples=keep_examples, failures=failures, own=heartbeat.id)
+        return _amounts(_garbage(store, keep_examples=keep_examples, failures=failures))
+    with Heartbeat(store.storage, "store gc", {"upkeep": "gc"}) as heartbeat:
         leases = Leases(store.storage, heartbeat.id, liveness)
-        removed = sweep.carry_out(leases, lambda: _refuse_use(store, liveness, silence, heartbeat.id))
+
+        def remove(garbage: Garbage) -> Garbage | None:
+            what, found = garbage
+            if what != "leases":
+                store.storage.remove(found.name)
+            elif leases.acquire(found.key):  # a driver that begins this moment may want it too
+                leases.release(found.key)
+            else:
+                return None
+            return garbage
+
+        garbage = _garbage(store, keep_examples=keep_examples, failures=failures)
+        checked = _checked(garbage, lambda: _refuse_use(store, liveness, silence, heartbeat.id))
+        removed = _amounts(filter(None, in_parallel(remove, checked)))
         heartbeat.check()
         for run in runs(store.storage):  # earlier sweeps, which this one replaces, and imports that were killed
-            if "upkeep" in run and run["id"] != heartbeat.id and not liveness.of(run):
-                store.storage.remove(f"runs/{run['id']}.json")
-        state = "done"
-    except KeyboardInterrupt:
-        state = "interrupted"
-        raise
-    finally:
-        heartbeat.close(state)
+            if run.upkeep is not None and run.id != heartbeat.id and not liveness.of(run):
+                store.storage.remove(f"runs/{run.id}.json")
     return removed
 
 
-class _Sweep:
-    """The garbage of a store, found while it is removed, so that little time is between the two.
-
-    Args:
-        store: the store.
-        keep_examples: keep adversarial examples.
-        failures: forget why tasks failed.
-        own: the run as which this sweep is known; empty if nothing will be removed.
-    """
-
-    def __init__(self, store: Store, *, keep_examples: bool, failures: bool, own: str = "") -> None:
-        self._storage = store.storage
-        self._survey = Survey(store)
-        self._keep_examples = keep_examples
-        self._failures = failures
-        self._own = own
-
-    def preview(self) -> dict[str, Amount]:
-        """What would be removed."""
-        amounts: dict[str, Amount] = {}
-        for garbage in (self._files(), self._leases()):
-            for what, found in garbage:
-                amounts.setdefault(what, Amount()).add(found.size)
-        return amounts
-
-    def carry_out(self, leases: Leases, check: Callable[[], None]) -> dict[str, Amount]:
-        """Remove it; `check` is called now and then, and stops it by raising."""
-        amounts: dict[str, Amount] = {}
-
-        def remove(garbage: Garbage) -> Garbage:
-            self._storage.remove(garbage[1].name)
-            return garbage
-
-        for what, found in in_parallel(remove, _checked(self._files(), check)):
-            amounts.setdefault(what, Amount()).add(found.size)
-        for what, found in _checked(self._leases(), check):
-            if leases.acquire(found.key):  # a driver that begins this moment may want it too
-                leases.release(found.key)
-                amounts.setdefault(what, Amount()).add(found.size)
-        return amounts
-
-    def _files(self) -> Iterator[Garbage]:
-        """All garbage but leases that can be read."""
-        survey = self._survey
-        yield from _damaged(survey.records())
-        if not self._keep_examples:
-            yield from self._examples()
-        for found in survey.artifacts():
-            if found.problem in ("damaged", "unrecorded"):
-                yield f"{found.problem} artifacts", found
-        for found in survey.partial():
-            if found.problem == "damaged":
-                yield "damaged states", found
-            elif not found.problem and found.key in survey.whole:
-                yield "states of tasks that are done", found
-        for found in survey.entries("failures"):
-            if found.problem == "damaged":
-                yield "damaged failures", found
-            elif not found.problem and (self._failures or found.key in survey.whole):
-                yield "failures", found
-        for what, found in _damaged(survey.entries("leases")):
-            survey.items["leases"].remove((found.name, found.key))
-            yield what, found
-        yield from self._heartbeats()
-        now = survey.now(f"runs/{self._own}.json")
-        for found in survey.unread("temporary"):
-            if survey.old(found.name, now):
-                yield "temporary files", found
-
-    def _examples(self) -> Iterator[Garbage]:
-        survey = self._survey
-        items = survey.items["artifacts"]
-        crafted = {key for key, task in survey.tasks.items() if task.kind == "craft"}
-        survey.items["artifacts"] = [item for item in items if item[1] not in crafted]
-        gone = (item for item in items if item[1] in crafted)
-        for found in in_parallel(lambda item: Found("artifacts", *item, survey.size(item[0])), gone):
+def _garbage(store: Store, *, keep_examples: bool, failures: bool) -> Iterator[Garbage]:
+    """What nothing needs, found while it is removed, so that little time is between the two."""
+    ended = sorted(((run.started, run.id) for run in runs(store.storage) if run.upkeep is None), reverse=True)
+    old = {driver for _, driver in ended[HEARTBEATS:]}
+    leased: dict[str, int] = {}  # bytes of a task's leases
+    survey = Survey(store, examples=keep_examples)
+    for found in survey:
+        sort, key = found.sort, found.key
+        if found.problem in ("damaged", "unrecorded"):
+            yield f"{found.problem} {'states' if sort == 'partial' else sort}", found
+        elif found.problem == "left over":
+            yield "temporary files", found
+        elif found.problem:
+            continue
+        elif sort == "artifacts" and survey.tasks[key].kind == "craft" and not keep_examples:
             yield "examples", found
-
-    def _heartbeats(self) -> Iterator[Garbage]:
-        """Damaged ones, and runs' but the last; all have ended or died."""
-        yield from _damaged(self._survey.entries("runs"))
-        entries = (run for run in runs(self._storage) if "upkeep" not in run)
-        for _, driver in sorted(((run["started"], run["id"]) for run in entries), reverse=True)[HEARTBEATS:]:
-            name = f"runs/{driver}.json"
-            yield "heartbeats", Found("runs", name, driver, self._survey.size(name))
-
-    def _leases(self) -> Iterator[Garbage]:
-        """One for each task."""
-        names: dict[str, list[str]] = {}
-        for name, key in self._survey.items["leases"]:
-            names.setdefault(key, []).append(name)
-        for key, each in names.items():
-            yield "leases", Found("leases", in_order(each)[-1], key, sum(map(self._survey.size, each)))
+        elif sort == "partial" and key in survey.whole:
+            yield "states of tasks that are done", found
+        elif sort == "failures" and (failures or key in survey.whole):
+            yield "failures", found
+        elif sort == "runs" and key in old:
+            yield "heartbeats", found
+        elif sort == "leases":
+            leased[key] = leased.get(key, 0) + found.size
+    for key, size in leased.items():
+        yield "leases", Found("leases", "", key, size)
 
 
-def _damaged(found: Iterable[Found]) -> Iterator[Garbage]:
-    return ((f"damaged {each.sort}", each) for each in found if each.problem == "damaged")
+def _amounts(garbage: Iterable[Garbage]) -> dict[str, Amount]:
+    amounts: dict[str, Amount] = {}
+    for what, found in garbage:
+        amounts.setdefault(what, Amount()).add(found.size)
+    return amounts
 
 
 def _checked(garbage: Iterable[Garbage], check: Callable[[], None]) -> Iterator[Garbage]:
@@ -203,15 +142,15 @@ def _refuse_use(store: Store, liveness: Liveness, silence: float, own: str = "")
         InputError: one does.
     """
     beats: dict[str, int] = {}
-    while living := [run for run in runs(store.storage) if run["id"] != own and liveness.of(run)]:
+    while living := [run for run in runs(store.storage) if run.id != own and liveness.of(run)]:
         for run in living:
-            if run["machine"] == machine() or beats.get(run["id"], run["beats"]) != run["beats"]:
-                who = f"run {run['id'][:8]} ({run.get('about')}), process {run['pid']} on {run.get('host')}"
+            if run.machine == machine() or beats.get(run.id, run.beats) != run.beats:
+                who = f"run {run.id[:8]} ({run.about}), process {run.pid} on {run.host}"
                 raise InputError(
                     f"store {store.url!r} is in use by {who}", remedy="wait until that has ended, or stop it"
                 )
         if not beats:
             message = f"a run on another machine may use store {store.url}; it is watched for up to {silence:.0f} s"
             warnings.warn(message, StoreWarning, stacklevel=2)
-        beats = {run["id"]: run["beats"] for run in living} | beats
+        beats = {run.id: run.beats for run in living} | beats
         time.sleep(min(1.0, silence / 4))

@@ -15,56 +15,102 @@ from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, Field
 
 from advbench.errors import StoreError
-from advbench.store.storage import Storage
+from advbench.store.storage import Storage, parsed
 
 BEAT = 5.0  # seconds between two beats of a driver
 GAP = 20.0  # seconds without a look after which a driver's silence is counted anew
 LOOK = 2.0  # seconds between two looks whether other drivers live
 SILENCE = 60.0  # seconds without a beat after which a driver is dead
 
-ENTRY = {  # what every entry holds
-    "id": str,
-    "about": str,
-    "state": str,
-    "host": str,
-    "machine": str,
-    "pid": int,
-    "beats": int,
-    "started": str,
-    "updated": str,
-    "measured": dict,
-}
 State = Literal["running", "done", "failed", "interrupted", "stopped"]
-Run = dict[str, Any]
+
+
+class RunningTask(BaseModel, strict=True, frozen=True):
+    """A task that a run is at."""
+
+    task: str
+    place: str | None
+    seconds: float | None
+    share: float
+
+
+class FailedTask(BaseModel, strict=True, frozen=True):
+    """A task that failed, and why."""
+
+    task: str
+    reason: str
+
+
+class Run(BaseModel, strict=True, frozen=True, extra="allow"):
+    """A driver's entry, as it is read from a store.
+
+    Attributes:
+        id: of the driver.
+        about: what is run, for people.
+        state: how the run goes, or ended.
+        host: its machine, for people.
+        machine: its machine, as `machine` tells it.
+        pid: its process.
+        born: when that began, as `born` tells it.
+        beats: how often the entry was written.
+        started: when the run began, in ISO format.
+        updated: when the entry was written.
+        measured: JSON values of what tasks took, by the task's profile.
+        upkeep: what it does to the store, where it is no run.
+        tasks: how many tasks are in which state.
+        places: how many tasks run at once.
+        tasks_per_minute: how many ended, on average.
+        seconds_left: estimate of what is left, if there is one.
+        running: tasks that run.
+        failures: the first tasks that failed.
+    """
+
+    id: str
+    about: str
+    state: str
+    host: str
+    machine: str
+    pid: int = Field(gt=0, lt=2**31)
+    born: str | None
+    beats: int
+    started: str
+    updated: str
+    measured: dict[str, Any]
+    upkeep: str | None = None
+    tasks: dict[str, int] = {}
+    places: int | None = None
+    tasks_per_minute: float | None = None
+    seconds_left: float | None = None
+    running: tuple[RunningTask, ...] = ()
+    failures: tuple[FailedTask, ...] = ()
 
 
 @functools.cache
 def machine() -> str:
     """This boot of this machine, as processes see it: within it a process id means one process."""
     parts = [socket.gethostname()]
-    for path in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
-        with contextlib.suppress(OSError):
-            parts.append(os.readlink(path) if path.endswith("pid") else Path(path).read_text().strip())
+    with contextlib.suppress(OSError):  # Linux: containers may share a host's name, but not its process ids
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        parts.append(os.readlink("/proc/self/ns/pid"))
     return " ".join(parts)
 
 
 def born(pid: int) -> str | None:
-    """When a process began, in the kernel's ticks; empty where that cannot be told, None where there is none."""
+    """Seconds from the machine's boot to the start of a process, which its clock does not move; None of a dead one."""
+    import psutil
+
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return None if fields[0] in "ZX" else fields[19]  # a dead process stays listed until its parent asks
-    except OSError:
-        pass
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:  # it stays listed until its parent asks
+            return None
+        return f"{process.create_time() - psutil.boot_time():.2f}"
+    except psutil.Error:
         return None
-    except PermissionError:
-        pass
-    return "" if not Path("/proc/self/stat").exists() else None
 
 
 @dataclass
@@ -87,6 +133,7 @@ class Heartbeat:
     def __post_init__(self) -> None:
         self.id = uuid.uuid4().hex
         self._started = time.time()
+        self._born = born(os.getpid())
         self._beats = 0
         self._state: State = "running"
         self._lock = threading.Lock()
@@ -122,6 +169,13 @@ class Heartbeat:
         with contextlib.suppress(StoreError):
             self._write()
 
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close("done" if kind is None else "interrupted" if kind is KeyboardInterrupt else "stopped")
+
     def _renew(self) -> None:
         while not self._end.wait(self.beat):
             try:
@@ -140,7 +194,7 @@ class Heartbeat:
                 "host": socket.gethostname(),
                 "machine": machine(),
                 "pid": os.getpid(),
-                "born": born(os.getpid()),
+                "born": self._born,
                 "beats": self._beats,
                 "started": _iso(self._started),
                 "updated": _iso(time.time()),
@@ -156,22 +210,13 @@ def _iso(seconds: float) -> str:
 
 def read_run(storage: Storage, driver: str) -> Run | None:
     """A driver's entry, or None where there is none that a driver of this version can have written."""
-    try:
-        found = json.loads(storage.read(f"runs/{driver}.json") or b"null")
-    except (ValueError, RecursionError):
-        return None
-    return found if is_entry(found, driver) else None
+    return parse_run(driver, storage.read(f"runs/{driver}.json"))
 
 
-def is_entry(found: object, driver: str) -> bool:
-    """Whether this is what that driver writes into the store."""
-    return (
-        isinstance(found, dict)
-        and all(type(found.get(name)) is kind for name, kind in ENTRY.items())
-        and found["id"] == driver
-        and "born" in found
-        and 0 < found["pid"] < 2**31
-    )
+def parse_run(driver: str, raw: bytes | None) -> Run | None:
+    """The entry of a driver, or None where the bytes are none."""
+    run = parsed(Run, raw)
+    return run if run is not None and run.id == driver else None
 
 
 def runs(storage: Storage, without: Set[str] = frozenset()) -> Iterator[Run]:
@@ -190,7 +235,7 @@ def measured(storage: Storage) -> dict[str, dict[str, Any]]:
     """JSON values of what tasks took in all runs that used a store, by profile; of two measurements the later."""
     found: dict[str, dict[str, Any]] = {}
     for run in runs(storage):
-        for profile, entry in run["measured"].items():
+        for profile, entry in run.measured.items():
             at = entry.get("at") if isinstance(entry, dict) else None
             if isinstance(at, int | float) and math.isfinite(at) and at >= found.get(profile, entry)["at"]:
                 found[profile] = entry
@@ -233,14 +278,14 @@ class Liveness:
 
     def of(self, run: Run) -> bool:
         """Whether the driver of an entry lives; one that has ended will not come back."""
-        here = run["machine"] == machine()
-        if run["state"] != "running" or (here and born(run["pid"]) != run.get("born")):
-            self._ended.add(run["id"])
+        here = run.machine == machine()
+        if run.state != "running" or (here and born(run.pid) != run.born):
+            self._ended.add(run.id)
             return False
-        beats, now = run["beats"], time.monotonic()
-        known = self._seen.get(run["id"])
-        if known is None or known.count != beats or now - known.looked > GAP:
-            known = self._seen[run["id"]] = _Beats(beats, now, now)
+        now = time.monotonic()
+        known = self._seen.get(run.id)
+        if known is None or known.count != run.beats or now - known.looked > GAP:
+            known = self._seen[run.id] = _Beats(run.beats, now, now)
         known.looked = now
         return now - known.since <= self._silence
 

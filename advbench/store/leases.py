@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+from pydantic import BaseModel
 
 from advbench.store.heartbeat import Liveness
-from advbench.store.storage import Storage
+from advbench.store.storage import Storage, parsed
+
+
+class Lease(BaseModel, strict=True, frozen=True):
+    """What a lease file holds: the id of the driver that has the lease."""
+
+    driver: str
 
 
 class Leases:
@@ -55,12 +60,13 @@ class Leases:
         names = self._names(key)
         if not names:
             return False  # given back this moment; the next try gets it
-        if self._liveness.alive(holder(self._storage, names[-1])):
+        lease = parsed(Lease, self._storage.read(names[-1]))
+        if lease is not None and self._liveness.alive(lease.driver):
             return False
         return self._create(key, _number(names[-1]) + 1)
 
     def _create(self, key: str, number: int) -> bool:
-        raw = json.dumps({"driver": self._driver}).encode()
+        raw = Lease(driver=self._driver).model_dump_json().encode()
         taken = self._storage.create(f"leases/{key[:2]}/{key}.{number}.json", raw)
         if taken:
             self._held[key] = number
@@ -68,20 +74,9 @@ class Leases:
 
     def _names(self, key: str) -> list[str]:
         """The lease files of a task, the one that holds last."""
-        return in_order(n for n in self._storage.names(f"leases/{key[:2]}") if n.startswith(f"leases/{key[:2]}/{key}."))
-
-
-def in_order(names: Iterable[str]) -> list[str]:
-    """Lease files by number; unfinished writes are left out."""
-    return sorted((n for n in names if n.endswith(".json") and not n.rpartition("/")[2].startswith(".")), key=_number)
-
-
-def holder(storage: Storage, name: str) -> str:
-    """The driver that a lease names; empty where it cannot be read, or is gone."""
-    try:
-        return str(json.loads(storage.read(name) or b"{}").get("driver", ""))
-    except (ValueError, AttributeError, RecursionError):
-        return ""
+        folder = f"leases/{key[:2]}"
+        names = (name for name in self._storage.names(folder) if name.startswith(f"{folder}/{key}."))
+        return sorted((name for name in names if name.endswith(".json")), key=_number)
 
 
 def _number(name: str) -> int:

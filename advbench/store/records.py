@@ -10,14 +10,21 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pydantic_core
+from pydantic import BaseModel
 
 from advbench.errors import StoreError
 from advbench.keys import canonical, content_key
-from advbench.store.storage import PATIENCE, Storage, StoreWarning
+from advbench.store.storage import PATIENCE, Storage, StoreWarning, parsed
 
 FORMAT = 2  # of a record's file
 SEAL = b',"sha256":"%s"}'  # how the bytes of a record end
 SEAL_SIZE = len(SEAL % (b"0" * 64))
+
+
+class Failure(BaseModel, strict=True, frozen=True, extra="allow"):
+    """Why a task failed, and what else was kept of it."""
+
+    reason: str
 
 
 class Store:
@@ -66,8 +73,10 @@ class Store:
     def read_record(self, key: str) -> dict[str, Any] | None:
         """The record of a task, or None where there is none that can be trusted."""
         raw = self.storage.read(record_name(key))
-        if raw is None:
-            return None
+        return None if raw is None else self.trusted(key, raw)
+
+    def trusted(self, key: str, raw: bytes) -> dict[str, Any] | None:
+        """The record that bytes of this store hold, or None where it cannot be trusted."""
         record = parse_record(key, raw)
         if record is None or record["schema"] != FORMAT:
             self._distrust("record", key)
@@ -128,51 +137,36 @@ class Store:
 
     def read_failure(self, key: str) -> dict[str, Any] | None:
         """Why a task failed: `reason`, and what else was kept of it."""
-        raw = self.storage.read(self._failure_path(key))
-        try:
-            failure = json.loads(raw or b"null")
-        except (ValueError, RecursionError):
-            return None
-        return failure if isinstance(failure, dict) and isinstance(failure.get("reason"), str) else None
+        failure = parsed(Failure, self.storage.read(_failure_name(key)))
+        return None if failure is None else failure.model_dump()
 
     def write_failure(self, key: str, failure: Mapping[str, Any]) -> None:
         """Keep why a task failed, so that it is not tried again unasked."""
-        self.storage.write(self._failure_path(key), json.dumps(dict(failure), indent=1, sort_keys=True).encode())
+        self.storage.write(_failure_name(key), json.dumps(dict(failure), indent=1, sort_keys=True).encode())
 
     def drop_failure(self, key: str) -> None:
         """Forget that a task failed."""
-        self.storage.remove(self._failure_path(key))
+        self.storage.remove(_failure_name(key))
 
     # State of unfinished trainings
 
     def read_partial(self, key: str) -> bytes | None:
         """The saved state of an unfinished task, or None; checked by a digest at its head."""
-        raw = self.storage.read(self._partial_path(key))
+        raw = self.storage.read(_partial_name(key))
         if raw is None:
             return None
-        digest, body = raw[:64], raw[64:]
-        if hashlib.sha256(body).hexdigest().encode() != digest:
+        body = parse_partial(raw)
+        if body is None:
             self._distrust("partial state", key)
-            return None
         return body
 
     def write_partial(self, key: str, body: bytes) -> None:
         """Replace the saved state of an unfinished task."""
-        self.storage.write(self._partial_path(key), hashlib.sha256(body).hexdigest().encode() + body)
+        self.storage.write(_partial_name(key), hashlib.sha256(body).hexdigest().encode() + body)
 
     def drop_partial(self, key: str) -> None:
         """Remove the saved state of a task that has finished."""
-        self.storage.remove(self._partial_path(key))
-
-    # Files
-
-    @staticmethod
-    def _failure_path(key: str) -> str:
-        return f"failures/{key[:2]}/{key}.json"
-
-    @staticmethod
-    def _partial_path(key: str) -> str:
-        return f"partial/{key}.safetensors"
+        self.storage.remove(_partial_name(key))
 
     def _distrust(self, what: str, key: str) -> None:
         message = f"{what} {key[:12]} in {self.url} is damaged or foreign; it counts as absent"
@@ -187,6 +181,14 @@ def record_name(key: str) -> str:
 def artifact_name(key: str) -> str:
     """Where a task's artifact is."""
     return f"artifacts/{key[:2]}/{key}.safetensors"
+
+
+def _failure_name(key: str) -> str:
+    return f"failures/{key[:2]}/{key}.json"
+
+
+def _partial_name(key: str) -> str:
+    return f"partial/{key}.safetensors"
 
 
 def record_bytes(body: Mapping[str, Any]) -> bytes:
@@ -207,3 +209,9 @@ def parse_record(key: str, raw: bytes) -> dict[str, Any] | None:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return record if sound else None
+
+
+def parse_partial(raw: bytes) -> bytes | None:
+    """The state of an unfinished training, if the digest at its head fits; else None."""
+    body = raw[64:]
+    return body if hashlib.sha256(body).hexdigest().encode() == raw[:64] else None

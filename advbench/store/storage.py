@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
-import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -18,13 +21,20 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from advbench.errors import MissingExtraError, StoreError
 
-AT_ONCE = 16  # requests to a server
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from tenacity import RetryCallState
+
+AT_ONCE = 8  # files that are read, written or removed at once, and so about the most that are held in memory
+REQUESTS = 16  # the same, of small files on a server
 PATIENCE = 120.0  # seconds for which a server that does not answer is tried again
 BRIEF = 10.0  # the same, where somebody waits for an answer
 
 FINAL = (FileNotFoundError, FileExistsError, PermissionError, TypeError, NotImplementedError)  # time mends none
 
+Given = TypeVar("Given")
 T = TypeVar("T")
+Model = TypeVar("Model", bound="BaseModel")
 
 
 class StoreWarning(UserWarning):
@@ -61,12 +71,12 @@ class Storage:
         except Exception as error:  # whatever the file system's library raises
             raise self.unusable(f"{type(error).__name__}: {error}") from error
         self._root = root.rstrip("/")
-        self._local = isinstance(self._fs, LocalFileSystem)
+        self.local = isinstance(self._fs, LocalFileSystem)
 
     @property
     def absolute(self) -> str:
         """The URL as it is understood from any folder."""
-        return self._root if self._local else self.url
+        return self._root if self.local else self.url
 
     @property
     def shared(self) -> bool:
@@ -85,17 +95,15 @@ class Storage:
     def read(self, name: str) -> bytes | None:
         """The bytes under a name, or None where there are none."""
         try:
-            raw: bytes = self._persist("read", name, _read if self._local else self._fs.cat_file, FileNotFoundError)
+            raw: bytes = self._persist("read", name, _read if self.local else self._fs.cat_file, FileNotFoundError)
         except FileNotFoundError:
             return None
         return raw
 
     def write(self, name: str, raw: bytes) -> None:
         """Put bytes under a name, in place of others."""
-        if self._local:
-            self._persist("write", name, lambda path: write_atomically(Path(path), raw))
-        else:
-            self._persist("write", name, lambda path: self._fs.pipe_file(path, raw))
+        act = write_atomically if self.local else self._fs.pipe_file
+        self._persist("write", name, lambda path: act(path, raw))
 
     def create(self, name: str, raw: bytes) -> bool:
         """Put bytes under a name that must be free; of several callers one succeeds.
@@ -107,15 +115,12 @@ class Storage:
         Returns:
             Whether they are there now, by this call.
         """
-        act = _create_locally if self._local else self._create_remotely
+        act = _create_locally if self.local else functools.partial(self._fs.pipe_file, mode="create")
         try:
             self._persist("write", name, lambda path: act(path, raw), FileExistsError)
         except FileExistsError:
-            return not self._local and self.read(name) == raw
+            return not self.local and self.read(name) == raw
         return True
-
-    def _create_remotely(self, path: str, raw: bytes) -> None:
-        self._fs.pipe_file(path, raw, mode="create")
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
@@ -130,60 +135,64 @@ class Storage:
             return []
         return sorted(path[len(self._root) + 1 :] for path in paths)
 
-    def each(self, act: Callable[[str], T], items: Sequence[str]) -> Iterator[T]:
-        """Do something for many items, in their order; for a server's files several at a time."""
-        if self._local or len(items) < 2:
-            yield from map(act, items)
-            return
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            yield from pool.map(act, items)
+    def size(self, name: str) -> int:
+        """Bytes of a file; 0 where the file system does not tell."""
+        try:
+            return int(self._fs.size(f"{self._root}/{name}") or 0)
+        except Exception:
+            return 0
+
+    def modified(self, name: str) -> datetime:
+        """When a file was written last; raises whatever the file system does that does not tell."""
+        found: datetime = self._fs.modified(f"{self._root}/{name}")
+        return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+    def each(self, act: Callable[[str], T], names: Iterable[str]) -> Iterator[T]:
+        """Do something with small files, in their order; on a server with several at once."""
+        return map(act, names) if self.local else in_parallel(act, names, REQUESTS)
 
     def _find(self, path: str) -> list[str]:
-        if self._local:
+        if self.local:
             return [str(Path(top, name)) for top, _, files in os.walk(path) for name in files]
         self._fs.invalidate_cache()
         found: list[str] = self._fs.find(path)
         return found
 
     def _persist(self, action: str, name: str, act: Callable[[str], T], passed: type[OSError] | tuple[()] = ()) -> T:
-        """Do it; of a server's failures none but the last counts, and what is `passed` is an answer."""
+        """Do it; what fails is a `StoreError`, but for `passed`, which is an answer, and for bugs."""
         path = f"{self._root}/{name}"
-        told = False
-        for pause in (None,) if self._local else _pauses(self.patience):
-            try:
-                return act(path)
-            except passed:
+        try:
+            return act(path) if self.local else self._retried(act, path)
+        except passed:
+            raise
+        except Exception as error:
+            if self.local and not isinstance(error, OSError):
                 raise
-            except Exception as error:
-                expected = not self._local or isinstance(error, OSError)
-                if pause is None or isinstance(error, FINAL):
-                    if not expected:
-                        raise
-                    raise self._failure(action, path, error) from error
-                if not told:
-                    message = f"store {self.url} does not answer; it is tried again for up to {self.patience:.0f} s"
-                    warnings.warn(message, StoreWarning, stacklevel=4)
-                told = True
-                time.sleep(pause)
-        raise RuntimeError("pauses end with None")
+            raise self._failure(action, path, error) from error
+
+    def _retried(self, act: Callable[[str], T], path: str) -> T:
+        from tenacity import Retrying, retry_if_exception, stop_before_delay, wait_exponential
+
+        return Retrying(
+            retry=retry_if_exception(lambda error: isinstance(error, Exception) and not isinstance(error, FINAL)),
+            wait=wait_exponential(0.25, max=5),
+            stop=stop_before_delay(self.patience),
+            before_sleep=self._warn_once,
+            reraise=True,
+        )(act, path)
+
+    def _warn_once(self, state: RetryCallState) -> None:
+        if state.attempt_number == 1:
+            message = f"store {self.url} does not answer; it is tried again for up to {self.patience:.0f} s"
+            warnings.warn(message, StoreWarning, stacklevel=2)
 
     def _failure(self, action: str, path: str, error: Exception) -> StoreError:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        remedy = "free space or mend the store" if self._local else "see to the server"
+        remedy = "free space or mend the store" if self.local else "see to the server"
         return StoreError(
             f"cannot {action} {path} in the store: {reason}",
             remedy=f"{remedy}, then run the same command again: nothing finished is lost",
         )
-
-
-def _pauses(patience: float) -> Iterator[float | None]:
-    """Seconds to wait before each new try, and None after the last."""
-    end = time.monotonic() + patience
-    pause = 0.25
-    while time.monotonic() + pause < end:
-        yield pause
-        pause = min(2 * pause, 5.0)
-    yield None
 
 
 def _read(path: str) -> bytes:
@@ -199,7 +208,7 @@ def _create_locally(path: str, raw: bytes) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
         except FileExistsError as error:
             raise NotADirectoryError(error.errno, "a file where a folder should be", path) from error
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    temporary = _beside(target)
     try:
         temporary.write_bytes(raw)
         os.link(temporary, target)
@@ -207,24 +216,36 @@ def _create_locally(path: str, raw: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_atomically(path: Path, raw: bytes) -> None:
-    """Write a local file whole or not at all; synced to the disk before it is seen."""
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Write a local file whole or not at all: it takes its name once it is synced to the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary = _beside(path)
     try:
         with temporary.open("wb") as file:
-            file.write(raw)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise
     descriptor = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_atomically(path: str | Path, raw: bytes) -> None:
+    """Write a local file whole or not at all; synced to the disk before it is seen."""
+    with replacing(Path(path)) as file:
+        file.write(raw)
 
 
 def write_file(path: Path, raw: bytes) -> None:
@@ -239,3 +260,23 @@ def write_file(path: Path, raw: bytes) -> None:
         raise StoreError(
             f"cannot write {path}: {error.strerror or error}", remedy="choose another folder with --out"
         ) from error
+
+
+def parsed(model: type[Model], raw: bytes | None) -> Model | None:
+    """What JSON bytes hold, or None where there are none, or others than the model describes."""
+    try:
+        return model.model_validate_json(raw or b"")
+    except ValueError:  # which pydantic's error is
+        return None
+
+
+def in_parallel(act: Callable[[Given], T], items: Iterable[Given], at_once: int = AT_ONCE) -> Iterator[T]:
+    """Do something with each item, several at once; results come in the order of the items."""
+    with ThreadPoolExecutor(at_once, "advbench-store") as pool:
+        begun: deque[Future[T]] = deque()
+        for item in items:
+            begun.append(pool.submit(act, item))
+            if len(begun) >= at_once:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()

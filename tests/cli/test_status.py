@@ -49,7 +49,7 @@ def test_status_tells_what_runs_what_died_and_what_ended(tmp_path: Path) -> None
     for index in range(5):
         other("done", store, started=f"1{index}")
     found = runs_now(store.storage, 3)
-    assert [(run["state"], run["started"]) for run in found] == [
+    assert [(run.state, run.started) for run in found] == [
         ("running", "3"),
         ("dead", "2"),
         ("done", "14"),
@@ -71,7 +71,7 @@ def test_status_of_a_silent_driver_elsewhere_takes_a_second_look(
     monkeypatch.setattr("advbench.cli.status.BEAT", 0.05)
     monkeypatch.setattr("advbench.cli.status.PAUSE", 0.2)
     other("running", store, machine="another", updated="2020-01-01T00:00:00+00:00")
-    assert [run["state"] for run in runs_now(store.storage, 3)] == ["dead"]
+    assert [run.state for run in runs_now(store.storage, 3)] == ["dead"]
 
 
 def test_status_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
