@@ -96,7 +96,7 @@ def _garbage(store: Store, *, keep_examples: bool, failures: bool) -> Iterator[G
     ended = sorted(((run.started, run.id) for run in runs(store.storage) if run.upkeep is None), reverse=True)
     old = {driver for _, driver in ended[HEARTBEATS:]}
     leased: dict[str, int] = {}  # bytes of a task's leases
-    survey = Survey(store, examples=keep_examples)
+    survey = Survey(store.storage, examples=keep_examples)
     for found in survey:
         sort, key = found.sort, found.key
         if found.problem in ("damaged", "unrecorded"):

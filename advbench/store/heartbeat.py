@@ -136,7 +136,6 @@ class Heartbeat:
         self._born = born(os.getpid())
         self._beats = 0
         self._state: State = "running"
-        self._lock = threading.Lock()
         self._end = threading.Event()
         self._error: StoreError | None = None
         self._thread = threading.Thread(target=self._renew, name="advbench-heartbeat", daemon=True)
@@ -185,23 +184,22 @@ class Heartbeat:
                 return
 
     def _write(self) -> None:
-        with self._lock:
-            self._beats += 1
-            entry = {
-                "id": self.id,
-                "about": self.about,
-                "state": self._state,
-                "host": socket.gethostname(),
-                "machine": machine(),
-                "pid": os.getpid(),
-                "born": self._born,
-                "beats": self._beats,
-                "started": _iso(self._started),
-                "updated": _iso(time.time()),
-                "measured": dict(self.measured),
-                **self.values,
-            }
-            self.storage.write(f"runs/{self.id}.json", json.dumps(entry, indent=1).encode())
+        self._beats += 1
+        entry = {
+            "id": self.id,
+            "about": self.about,
+            "state": self._state,
+            "host": socket.gethostname(),
+            "machine": machine(),
+            "pid": os.getpid(),
+            "born": self._born,
+            "beats": self._beats,
+            "started": _iso(self._started),
+            "updated": _iso(time.time()),
+            "measured": dict(self.measured),
+            **self.values,
+        }
+        self.storage.write(f"runs/{self.id}.json", json.dumps(entry, indent=1).encode())
 
 
 def _iso(seconds: float) -> str:

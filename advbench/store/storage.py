@@ -168,7 +168,12 @@ class Storage:
         except Exception as error:
             if self.local and not isinstance(error, OSError):
                 raise
-            raise self._failure(action, path, error) from error
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            remedy = "free space or mend the store" if self.local else "see to the server"
+            raise StoreError(
+                f"cannot {action} {path} in the store: {reason}",
+                remedy=f"{remedy}, then run the same command again: nothing finished is lost",
+            ) from error
 
     def _retried(self, act: Callable[[str], T], path: str) -> T:
         from tenacity import Retrying, retry_if_exception, stop_before_delay, wait_exponential
@@ -185,14 +190,6 @@ class Storage:
         if state.attempt_number == 1:
             message = f"store {self.url} does not answer; it is tried again for up to {self.patience:.0f} s"
             warnings.warn(message, StoreWarning, stacklevel=2)
-
-    def _failure(self, action: str, path: str, error: Exception) -> StoreError:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        remedy = "free space or mend the store" if self.local else "see to the server"
-        return StoreError(
-            f"cannot {action} {path} in the store: {reason}",
-            remedy=f"{remedy}, then run the same command again: nothing finished is lost",
-        )
 
 
 def _read(path: str) -> bytes:

@@ -23,7 +23,7 @@ from advbench.store.records import (
     parse_record,
     record_name,
 )
-from advbench.store.storage import in_parallel, parsed
+from advbench.store.storage import Storage, in_parallel, parsed
 
 AGE = timedelta(hours=1)  # from which a temporary file's writer is taken for dead
 
@@ -99,7 +99,7 @@ def verify(store: Store, *, models: bool = True) -> Iterator[Found]:
     Raises:
         StoreError: the store cannot be read.
     """
-    survey = Survey(store)
+    survey = Survey(store.storage)
     yield from survey
     yield from survey.missing(("train", "evaluate") if models else ("evaluate",))
 
@@ -110,7 +110,7 @@ class Survey:
     Keeps in memory only what records vouch for.
 
     Args:
-        store: the store; it is listed at once.
+        storage: of the store; it is listed at once.
         examples: whether adversarial examples are read.
 
     Attributes:
@@ -118,10 +118,10 @@ class Survey:
         whole: tasks whose artifact is the one that their record names.
     """
 
-    def __init__(self, store: Store, *, examples: bool = True) -> None:
+    def __init__(self, storage: Storage, *, examples: bool = True) -> None:
         self.tasks: dict[str, _Task] = {}
         self.whole: set[str] = set()
-        self._storage = store.storage
+        self._storage = storage
         self._examples = examples
         self._there: set[str] = set()  # files that were there, damaged or not
         names = set(self._storage.names(""))

@@ -324,6 +324,9 @@ def test_a_living_drivers_task_is_waited_for_and_a_dead_ones_is_taken_over(store
         {"measured": []},
         {"measured": {"p": {"seconds": "abc"}}},
         {"id": "x"},
+        {"tasks": 3},
+        {"running": [{"task": "train erm"}]},
+        {"failures": [{"task": "train erm", "reason": None}]},
     ],
 )
 def test_a_foreign_entry_counts_as_absent(changes: dict[str, Any], store: Store) -> None:

@@ -41,7 +41,7 @@ from advbench.store.gc import collect_garbage
 from advbench.store.heartbeat import Heartbeat, machine, measured, runs
 from advbench.store.leases import Leases
 from advbench.store.records import FORMAT, Store
-from advbench.store.storage import StoreWarning, in_parallel
+from advbench.store.storage import Storage, StoreWarning, in_parallel
 from advbench.store.verify import Found, Survey, verify
 
 OPTIONS = (
@@ -264,7 +264,7 @@ def test_what_is_no_damage_is_told_but_does_not_fail(done: Done, capsys: Capture
 def test_an_artifact_whose_record_comes_after_the_listing_is_sound(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     digest = store.write_artifact(KEY, TENSORS)
-    listed = Survey(store)
+    listed = Survey(store.storage)
     store.write_record(KEY, {"kind": "train", "artifact": digest})
     assert [(found.sort, found.problem) for found in listed] == [("artifacts", "")]
 
@@ -572,9 +572,9 @@ def test_a_driver_that_begins_meanwhile_stops_the_sweep(done: Done, monkeypatch:
     heartbeat = Heartbeat(done.store.storage)
     listing = sweeping.Survey
 
-    def begin(store: Store, **options: bool) -> Any:
+    def begin(storage: Storage, **options: bool) -> Any:
         heartbeat.open()
-        return listing(store, **options)
+        return listing(storage, **options)
 
     monkeypatch.setattr(sweeping, "Survey", begin)
     with pytest.raises(InputError, match=f"in use by run {heartbeat.id[:8]}"):
@@ -889,7 +889,8 @@ def test_a_truncated_tar_is_refused(zipped: bool, tmp_path: Path) -> None:
     write_tar(file, artifact(), record(), artifact(OTHER), record(OTHER))
     end = file.read_bytes().rstrip(b"\0")
     whole = gzip.compress(end + bytes(1024)) if zipped else end + bytes(1024)
-    for length in [*range(0, len(whole) - (20 if zipped else 1024), 97 if zipped else 211)]:
+    last = len(whole) - (20 if zipped else 1024)
+    for length in [*range(0, last, 97 if zipped else 211), *([] if zipped else range(0, last, tarfile.BLOCKSIZE))]:
         file.write_bytes(whole[:length])
         with pytest.raises(InputError):
             import_(store, file)
@@ -943,6 +944,21 @@ def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", large)
     with pytest.raises(InputError, match="more than can be there"):
         import_(Store(str(tmp_path / "store")), tmp_path / "a.tar")
+
+
+def test_a_copy_that_does_not_fit_is_one_line(done: Done, tmp_path: Path) -> None:
+    export(done.store, tmp_path / "a.tar")
+    code = f"""
+import resource, signal, sys
+from advbench.cli.app import main
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+sys.exit(main(["store", "import", {str(tmp_path / "a.tar")!r}, "--store", {str(tmp_path / "new")!r}]))
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert re.fullmatch(r"error: cannot unpack [^\n]*a\.tar [^\n]*: File too large; [^\n]*TMPDIR[^\n]*\n", ended.stderr)
+    assert not (tmp_path / "new").exists()
 
 
 def test_gc_waits_for_an_import(done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
