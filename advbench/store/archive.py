@@ -8,11 +8,10 @@ import io
 import os
 import tarfile
 import tempfile
-import threading
 import warnings
 import zlib
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Collection, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tarfile import AREGTYPE, BLOCKSIZE, REGTYPE, HeaderError, ReadError, TarFile
@@ -21,8 +20,8 @@ from typing import IO, Any, Self, cast
 from advbench.errors import InputError, StoreError
 from advbench.keys import content_key
 from advbench.store.heartbeat import Heartbeat
-from advbench.store.records import Store, artifact_name, parse_record, record_name
-from advbench.store.storage import Storage, StoreWarning, in_parallel, replacing
+from advbench.store.records import Store, artifact_name, record_name
+from advbench.store.storage import StoreWarning, in_parallel, replacing
 from advbench.store.verify import Survey, flaw_of, place, shown
 
 RECORD_LIMIT = 2**26  # most bytes of a record in a tar
@@ -156,10 +155,10 @@ def _add(tar: tarfile.TarFile, name: str, raw: bytes) -> None:
 def import_(store: Store, path: Path) -> Imported:
     """Add what an export holds to a store.
 
-    The whole of a copy is verified before anything is written: names, digests, keys, and that artifacts can be
-    parsed; nothing is unpickled. A record that is there already and says the same is left as it is (it may differ in
-    how long the task took, where and with what it ran), and gets its artifact if that is gone; one that says
-    something else is kept and reported.
+    The whole is unpacked into a store of its own and verified before anything is written: names, digests, keys, and
+    that artifacts can be parsed; nothing is unpickled. A record that is there already and says the same is left as it
+    is (it may differ in how long the task took, where and with what it ran), and gets its artifact if that is gone;
+    one that says something else is kept and reported.
 
     Args:
         store: the store.
@@ -167,25 +166,18 @@ def import_(store: Store, path: Path) -> Imported:
 
     Raises:
         InputError: the file is none that `export` writes, or is damaged.
-        StoreError: the store cannot be read or written.
+        StoreError: the store or the folder for temporary files cannot be read or written.
     """
-    with tempfile.TemporaryFile() as copy:
-        try:
-            copy.writelines(_unzipped(path))
-            copy.flush()
-        except OSError as error:
-            raise StoreError(
-                f"cannot unpack {path} into {tempfile.gettempdir()}: {error.strerror or error}",
-                remedy="free space there, or set TMPDIR to another folder",
-            ) from error
-        packed, keys = _open(path, copy)
+    with tempfile.TemporaryDirectory(prefix="advbench-import-") as folder:
+        unpacked = Store(folder)
+        keys = _unpack(path, unpacked)
         store.check_writable()
         # While this lives, nobody takes artifacts for garbage whose records are still to come.
         heartbeat = Heartbeat(store.storage, "store import", {"upkeep": "import"})
         try:
             with heartbeat:
                 listed = set(store.storage.names("records"))
-                added = list(in_parallel(lambda key: _add_to(store, packed, key, record_name(key) in listed), keys))
+                added = list(in_parallel(lambda key: _add_to(store, unpacked, key, record_name(key) in listed), keys))
         finally:
             with contextlib.suppress(StoreError):
                 store.storage.remove(f"runs/{heartbeat.id}.json")
@@ -194,72 +186,37 @@ def import_(store: Store, path: Path) -> Imported:
     return Imported(fates.count("new"), sum(artifact for _, artifact in added), fates.count("known"), conflicts)
 
 
-@contextmanager
-def _refused(path: Path) -> Iterator[None]:
-    """Whatever shows that a file is no export becomes one line."""
+def _unpack(path: Path, into: Store) -> list[str]:
+    """Unpack an export into an empty store and verify that; the keys of its records, sorted.
+
+    Raises:
+        InputError: something is wrong with it.
+    """
     try:
-        yield
+        with path.open("rb") as file:
+            zipped = file.read(2) == b"\x1f\x8b"
+        room = path.stat().st_size * (INFLATION if zipped else 1)
+        with tarfile.open(path, "r:gz" if zipped else "r:", tarinfo=_Header) as tar:
+            for member in tar:
+                room -= member.size
+                if room < 0:
+                    raise ReadError(f"{member.name} with {member.size} bytes, more than can be there")
+                content = tar.extractfile(member)
+                if content is None or not into.storage.create(member.name, content.read()):
+                    raise ReadError(f"two files {member.name}")
     except (OSError, EOFError, ValueError, zlib.error, tarfile.TarError) as error:
         raise _unfit(path, getattr(error, "strerror", None) or str(error) or type(error).__name__) from error
-
-
-def _unfit(path: Path, got: str) -> InputError:
-    return InputError(f"file {path}", expected="a tar that 'advbench store export' wrote", got=got)
-
-
-def _unzipped(path: Path) -> Iterator[bytes]:
-    with _refused(path), path.open("rb") as file:
-        zipped = file.read(2) == b"\x1f\x8b"
-        file.seek(0)
-        stream = gzip.GzipFile(fileobj=file) if zipped else file
-        room = INFLATION * path.stat().st_size
-        while raw := stream.read(2**20):
-            room -= len(raw)
-            if room < 0:
-                raise ReadError(f"one that unpacks to over {INFLATION} times its size, more than can be there")
-            yield raw
-
-
-def _open(path: Path, copy: IO[bytes]) -> tuple[_Packed, list[str]]:
-    """Verify the unzipped copy of an export; its files, and the keys of its records."""
-    with _refused(path):
-        packed = _Packed(path, copy)
-        found = list(Survey(packed))
+    found = list(Survey(into.storage))
     for each in found:
         if each.problem:
             raise _unfit(path, str(each))
     if not found:
         raise _unfit(path, "an empty one")
-    return packed, [each.key for each in found if each.sort == "records"]
+    return [each.key for each in found if each.sort == "records"]
 
 
-class _Packed(Storage):
-    """The files in a tar, read as those of a store."""
-
-    def __init__(self, path: Path, copy: IO[bytes]) -> None:
-        super().__init__(str(path))
-        self._lock = threading.Lock()
-        size = copy.tell()
-        copy.seek(0)
-        self._tar = TarFile(fileobj=copy, tarinfo=_Header)
-        self._members: dict[str, tarfile.TarInfo] = {}
-        for member in self._tar:
-            if member.offset_data + member.size > size:
-                raise ReadError(f"{member.name} with {member.size} bytes, more than can be there")
-            if member.name in self._members:
-                raise ReadError(f"two files {member.name}")
-            self._members[member.name] = member
-
-    def names(self, folder: str) -> list[str]:
-        return [name for name in self._members if name.startswith(folder)]
-
-    def read(self, name: str) -> bytes | None:
-        if name not in self._members:
-            return None
-        with self._lock:
-            content = self._tar.extractfile(self._members[name])
-            assert content is not None, "a plain file has content"
-            return content.read()
+def _unfit(path: Path, got: str) -> InputError:
+    return InputError(f"file {path}", expected="a tar that 'advbench store export' wrote", got=got)
 
 
 class _Header(tarfile.TarInfo):
@@ -286,18 +243,18 @@ class _Header(tarfile.TarInfo):
         return member
 
 
-def _add_to(store: Store, packed: _Packed, key: str, listed: bool) -> tuple[str, bool]:
+def _add_to(store: Store, unpacked: Store, key: str, listed: bool) -> tuple[str, bool]:
     """Add a task's artifact, then its record, as that says that both are there; what became of each."""
-    raw, artifact = packed.read(record_name(key)) or b"", packed.read(artifact_name(key))
     own = store.read_record(key) if listed else None
-    if own is not None and said(own) != said(parse_record(key, raw) or {}):
+    if own is not None and said(own) != said(unpacked.read_record(key) or {}):
         return "conflict", False
+    artifact = unpacked.read_artifact(key)
     if own is not None and artifact is not None and store.read_artifact(key) is not None:
         artifact = None
     if artifact is not None:
         store.storage.write(artifact_name(key), artifact)
     if own is None:
-        store.storage.write(record_name(key), raw)
+        store.storage.write(record_name(key), unpacked.storage.read(record_name(key)) or b"")
     return "new" if own is None else "known", artifact is not None
 
 

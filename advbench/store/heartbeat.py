@@ -47,27 +47,14 @@ class FailedTask(BaseModel, strict=True, frozen=True):
 
 
 class Run(BaseModel, strict=True, frozen=True, extra="allow"):
-    """A driver's entry, as it is read from a store.
+    """A driver's entry, as it is read from a store; anything else counts as no entry.
 
     Attributes:
-        id: of the driver.
-        about: what is run, for people.
-        state: how the run goes, or ended.
-        host: its machine, for people.
-        machine: its machine, as `machine` tells it.
-        pid: its process.
-        born: when that began, as `born` tells it.
+        machine: as `machine` gives it; `host` is for people.
+        born: when the process began, as `born` gives it.
         beats: how often the entry was written.
-        started: when the run began, in ISO format.
-        updated: when the entry was written.
         measured: JSON values of what tasks took, by the task's profile.
-        upkeep: what it does to the store, where it is no run.
-        tasks: how many tasks are in which state.
-        places: how many tasks run at once.
-        tasks_per_minute: how many ended, on average.
-        seconds_left: estimate of what is left, if there is one.
-        running: tasks that run.
-        failures: the first tasks that failed.
+        upkeep: what is done to the store, where that is no run.
     """
 
     id: str
@@ -207,23 +194,18 @@ def _iso(seconds: float) -> str:
 
 
 def read_run(storage: Storage, driver: str) -> Run | None:
-    """A driver's entry, or None where there is none that a driver of this version can have written."""
+    """A driver's entry, or None where there is none."""
     return parse_run(driver, storage.read(f"runs/{driver}.json"))
 
 
 def parse_run(driver: str, raw: bytes | None) -> Run | None:
-    """The entry of a driver, or None where the bytes are none."""
+    """The entry of a driver, or None where these bytes are none that it can have written."""
     run = parsed(Run, raw)
     return run if run is not None and run.id == driver else None
 
 
 def runs(storage: Storage, without: Set[str] = frozenset()) -> Iterator[Run]:
-    """All entries but some, in no order.
-
-    Args:
-        storage: where.
-        without: the ids of drivers that are left out, unread.
-    """
+    """All entries, in no order, but those of some drivers, which are left out unread."""
     drivers = [name.removeprefix("runs/").removesuffix(".json") for name in storage.names("runs")]
     wanted = [driver for driver in drivers if driver not in without]
     yield from filter(None, storage.each(lambda driver: read_run(storage, driver), wanted))
