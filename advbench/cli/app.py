@@ -1,4 +1,4 @@
-"""The command line: options, progress, exit codes (0 done, 1 cells failed, 2 bad input, 130 interrupted)."""
+"""Entry point of the command line, with its exit codes: 0 done, 1 cells failed, 2 bad input, 130 interrupted."""
 
 import signal
 import sys
@@ -7,7 +7,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import Any
 
 import typer
 
@@ -22,6 +22,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich takes [default: ...] for markup
+    # Without a value for --help, typer imports pydantic to convert None.
+    context_settings={"default_map": {"help": False, "plugins": {"help": False}}},
 )
 for command in (run.run, run.plan, show.status, run.curve, show.report, show.plugins, show.show, show.doctor):
     app.command()(command)
@@ -29,15 +31,7 @@ app.add_typer(store.app)
 app.add_typer(leaderboard.app)
 
 
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    del category, filename, lineno, file, line
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     complain("warning: " + " ".join(str(message).split()))
 
 
@@ -46,19 +40,19 @@ _USAGE_ERROR: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; expected failures become one line and an exit code."""
+    """Run the command line and return its exit code; an expected failure prints one line."""
     use_json("--log-json" in (sys.argv[1:] if arguments is None else arguments))
     with warnings.catch_warnings(), _termination():
         warnings.showwarning = _show_warning
         code = _run(arguments)
     if code == 130:
-        complain("interrupted; the same command goes on from here")
+        complain("interrupted; run the same command again to resume")
     return code
 
 
 @contextmanager
 def _termination() -> Iterator[None]:
-    """A polite request to end, as batch systems send it, is treated as the keyboard's interrupt."""
+    """Handle SIGTERM, which batch systems send, like an interrupt from the keyboard."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -89,5 +83,5 @@ def _run(arguments: list[str] | None) -> int:
 
 
 def script() -> None:
-    """The console script."""
+    """Run the console script."""
     sys.exit(main())

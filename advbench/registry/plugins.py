@@ -54,11 +54,14 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A plugin that could not be used, and why."""
+    """A plugin that failed to load, and why."""
 
     plugin: str
     distribution: str
     reason: str
+
+    def __str__(self) -> str:
+        return f"plugin {self.plugin!r} of {self.distribution} failed to load: {self.reason}"
 
 
 class Registrar:

@@ -19,8 +19,7 @@ from typing import Any
 import pytest
 
 from advbench.boards.board import build, read_board
-from advbench.boards.check import check
-from advbench.boards.findings import Findings
+from advbench.boards.check import Findings, check
 from advbench.boards.merge import Merged, merge
 from advbench.boards.records import Records
 from advbench.boards.shape import flaw
@@ -142,22 +141,22 @@ def test_what_the_records_do_not_say_is_found(board: Path, name: str, capsys: py
     (board / path).write_bytes(change((board / path).read_bytes()))
     capsys.readouterr()
     assert main(["leaderboard", "check", str(board)]) == 1
-    assert f"a file is not what the records say: {place}" in capsys.readouterr().err
+    assert f"a file differs from what the records give: {place}" in capsys.readouterr().err
 
 
 def test_a_file_less_and_a_table_more_are_found(board: Path) -> None:
     (board / "models.csv").unlink()
     (board / "extra.csv").write_text("defense,accuracy\nmine,1.0\n")
     found = findings(board)
-    assert "a file is missing that follows from the records: models.csv" in found
-    assert "a file that shows results and that no record leads to: extra.csv" in found
+    assert "a file that follows from the records is missing: models.csv" in found
+    assert "a file shows results but follows from no record: extra.csv" in found
 
 
 @pytest.mark.parametrize("name", ["sub/results.csv", "security.svg", "leaderboard.html", "sub/leaderboard.md"])
 def test_what_shows_results_and_follows_from_no_record_is_found(board: Path, name: str) -> None:
     (board / name).parent.mkdir(exist_ok=True)
     (board / name).write_bytes((board / "results.csv").read_bytes())
-    assert findings(board) == [f"a file that shows results and that no record leads to: {name}"]
+    assert findings(board) == [f"a file shows results but follows from no record: {name}"]
 
 
 def test_hidden_folders_and_what_others_evaluated_may_lie_in_a_board(board: Path) -> None:
@@ -176,7 +175,7 @@ def test_an_edited_record_is_damaged_and_a_sealed_one_leads_to_other_tables(boar
         check(board)
     (board / "records.jsonl.gz").write_bytes(gzip.compress(raw))
     edit(board, lambda records: evaluation(records)["result"].update(accuracy_interval=[0.0, 1.0]))
-    assert "a file is not what the records say" in findings(board)[0]
+    assert "a file differs from what the records give" in findings(board)[0]
 
 
 def put(*place: str, value: Any) -> Callable[[dict[str, Any]], object]:
@@ -226,7 +225,7 @@ IMPOSSIBLE = {
 def test_records_that_no_task_leaves_are_found(board: Path) -> None:
     edit(board, lambda records: evaluation(records)["result"].update(accuracy=9.0))
     (found,) = findings(board)
-    assert re.match("a record that no task leaves: evaluate .*: accuracy: Input should be less", found)
+    assert re.match("a record that no task can have: evaluate .*: accuracy: Input should be less", found)
 
 
 @pytest.fixture(scope="module")
@@ -252,7 +251,7 @@ def test_trainings_that_no_task_leaves_are_found(board: Path, place: tuple[str, 
         put(*place, value=3)(next(record for record in records.values() if record["kind"] == "train"))
 
     edit(board, change)
-    assert "a record that no task leaves: train" in findings(board)[0]
+    assert "a record that no task can have: train" in findings(board)[0]
 
 
 @pytest.mark.parametrize("number", [b"NaN", b"1e999", b"-Infinity"])
@@ -268,7 +267,7 @@ def test_numbers_that_are_not_finite_have_no_seal(board: Path, number: bytes) ->
 
 def test_records_of_other_inputs_are_found(board: Path) -> None:
     edit(board, lambda records: evaluation(records)["inputs"].update(draws=400))
-    assert "a record whose inputs are not those of its key: evaluate" in findings(board)[0]
+    assert "a record whose inputs do not match its key: evaluate" in findings(board)[0]
 
 
 def test_keys_of_another_spec_are_found(board: Path) -> None:
@@ -283,7 +282,7 @@ def test_cells_without_a_record_are_missing_and_counted(
 ) -> None:
     key = read_board(board).plan.cells[-1].key
     edit(board, lambda records: records.pop(key))
-    assert "a file is not what the records say" in findings(board)[0]
+    assert "a file differs from what the records give" in findings(board)[0]
     capsys.readouterr()
     assert main(["leaderboard", "build", str(board), "--out", str(tmp_path / "page")]) == 0
     assert "1 cells of the spec have no record" in capsys.readouterr().err
@@ -302,7 +301,7 @@ def test_links_are_refused_before_anything_is_read(board: Path, name: str, tmp_p
     (board / name).unlink(missing_ok=True)
     (board / name).symlink_to(secret)
     for act in (check, build, lambda folder: merge(folder, tmp_path / "none.zip")):
-        with pytest.raises(InputError, match=f"expected files and folders alone, got {Path(name).name}, a link"):
+        with pytest.raises(InputError, match=f"expected nothing but files and folders, got {Path(name).name}, a link"):
             act(board)
 
 
@@ -342,7 +341,7 @@ def test_what_is_no_board_is_one_line(tmp_path: Path, board: Path, capsys: pytes
 def test_cells_are_computed_anew(board: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--executor", "inline", "--rerun", "2", "--rerun-seed", "0"]
     assert main(["leaderboard", "check", str(board), *options]) == 0
-    assert "2 cells computed anew, 2 of them equal to the last digit" in capsys.readouterr().out
+    assert "2 cells recomputed, 2 of them equal to the last digit" in capsys.readouterr().out
 
     def better(records: AlteredRecords) -> None:
         for record in records.values():
@@ -354,7 +353,7 @@ def test_cells_are_computed_anew(board: Path, capsys: pytest.CaptureFixture[str]
     build(board)
     assert findings(board) == [], "a consistent forgery is found by computing alone"
     assert main(["leaderboard", "check", str(board), *options]) == 1
-    assert "a cell computed anew is not what the board says" in capsys.readouterr().err
+    assert "a recomputed cell differs from the board" in capsys.readouterr().err
 
 
 def test_committed_boards_hold() -> None:
@@ -385,7 +384,7 @@ def test_a_third_defense_joins_the_board(made: Path, board: Path) -> None:
 def test_a_label_is_given_once_but_may_be_replaced(made: Path, board: Path) -> None:
     merge(board, made / "third.zip")
     before = files(board)
-    with pytest.raises(InputError, match="'mc_dropout' is on the board already; --replace"):
+    with pytest.raises(InputError, match="'mc_dropout' is on the board already; replace it with --replace"):
         merge(board, made / "third.zip")
     assert files(board) == before
     merge(board, made / "third.zip", replacing=True)
@@ -548,7 +547,9 @@ def test_sources_other_than_the_board_s_are_refused(
     monkeypatch.setattr("advbench.boards.board.checkout_digest", lambda: "0123456789ab")
     path = submission(tmp_path, "mc_dropout", SETTINGS["mc_dropout"])
     before = files(board)
-    assert re.search("sources that made the submission: expected the board's: .*0123456789ab", refusal(board, path))
+    assert re.search(
+        "sources that computed the submission: expected those of the board, .*0123456789ab", refusal(board, path)
+    )
     assert files(board) == before
 
 

@@ -155,7 +155,7 @@ def test_show_prints_every_hyperparameter(capsys: pytest.CaptureFixture[str]) ->
     assert main(["show", "advbnn"]) == 2
 
 
-def test_doctor_finds_this_installation_sound(capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_passes_this_installation(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out
     assert "FAIL" not in out
@@ -187,4 +187,4 @@ def test_the_written_spec_repeats_the_run(tmp_path: Path, capsys: pytest.Capture
 def test_every_setting_has_an_option() -> None:
     from advbench.grid.spec import RunSpec
 
-    assert set(SPEC_OPTIONS) - {"file"} == set(RunSpec.model_fields)
+    assert {option.name for option in SPEC_OPTIONS} - {"file"} == set(RunSpec.model_fields)

@@ -141,7 +141,7 @@ def test_a_run_leaves_a_sound_store(done: Done, capsys: Capture) -> None:
     assert command("verify", "--store", done.root) == 0
     size = sum(path.stat().st_size for path in done.root.glob("artifacts/*/*"))
     lines = capsys.readouterr().out.splitlines()
-    assert [line.partition(",")[0] for line in lines] == ["records: 16", "artifacts: 16", "runs: 1", "all sound"]
+    assert [line.partition(",")[0] for line in lines] == ["records: 16", "artifacts: 16", "runs: 1", "all ok"]
     assert lines[1] == f"artifacts: 16, {size / 1024:,.1f} KiB"
     assert files(done.root) == before
 
@@ -771,7 +771,7 @@ def test_circumstances_make_no_conflict_but_results_do(tmp_path: Path, capsys: C
     assert command("import", tmp_path / "one.tar", "--store", tmp_path / "two") == 1
     out, err = capsys.readouterr()
     assert out == "0 records and 0 artifacts added, 1 records known, 1 in conflict\n"
-    assert err == f"conflict: record {OTHER} says something else in the store, and is kept as it is there\n"
+    assert err == f"conflict: record {OTHER} differs from the store's, which is kept\n"
     assert files(tmp_path / "two") == kept
 
 
