@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +14,10 @@ from pathlib import Path
 from advbench.boards.records import NAME as RECORDS
 from advbench.boards.records import Records
 from advbench.errors import InputError
-from advbench.grid.identity import DATA, Identity, blank, identity_text, is_about, read_identity
+from advbench.grid.identity import DATA, Identity, blank, identity_text, is_about, parse_identity
 from advbench.grid.plan import Plan
 from advbench.grid.run import lay_out
-from advbench.grid.spec import RunSpec, make_spec, parse_toml
+from advbench.grid.spec import RunSpec, make_spec, read_toml
 from advbench.registry import checkout_digest
 from advbench.report import Report, collect
 from advbench.report.markdown import render
@@ -30,6 +30,7 @@ SPEC = "spec.toml"
 ABOUT = "about.md"
 README = "README.md"
 REFERENCES = "references"
+FILES = (SPEC, DATA, RECORDS)  # from which all others follow
 TABLES = ("csv",)  # formats of a report that a board keeps
 MOST_CELLS = 1_000_000  # limit on the cells of a board's spec
 
@@ -124,30 +125,41 @@ def read_board(folder: Path, *, empty: bool = False) -> Board:
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
             got = f"{path.name}, a link or device"
             raise InputError(f"board {folder}", expected="nothing but files and folders", got=got)
-    for name in (SPEC, DATA, *(() if empty else (RECORDS,))):
-        if not (folder / name).is_file():
+    found = {name: read_bytes(folder / name) for name in (*FILES, ABOUT) if (folder / name).is_file()}
+    for name in FILES:
+        if name not in found and not (empty and name == RECORDS):
             remedy = "" if name == SPEC else "make it from a run's store: advbench leaderboard build --store STORE"
             raise InputError(f"board {folder}", expected=f"a file {name} in it", got="none", remedy=remedy)
-    identity = read_identity(folder)
-    spec = make_spec(parse_toml(folder / SPEC))
-    if identity is None or identity.shape is None or not is_about(identity, spec):
-        raise InputError(f"file {folder / DATA}", expected="the data sets of spec.toml, and their images' shape")
-    check_size(spec, str(folder / SPEC))
-    path = folder / RECORDS
-    records = Records.from_bytes(read_bytes(path), str(path)) if path.is_file() else Records()
-    about = folder / ABOUT
-    return Board(folder, spec, identity, records, _text(about) if about.is_file() else "")
+    return parse_board(folder, found)
 
 
-def check_size(spec: RunSpec, what: str) -> None:
-    """Refuse a spec with too many cells for a board, before they are laid out.
+def parse_board(path: Path, files: Mapping[str, bytes]) -> Board:
+    """Parse the files of a board, which are not trusted.
+
+    Args:
+        path: the board's folder, or the archive that the files are from.
+        files: content of `FILES`, perhaps without records, and of about.md, if there is one.
 
     Raises:
-        InputError: it has too many.
+        InputError: a file that is damaged or too large.
     """
+    spec = make_spec(read_toml(files[SPEC], f"{SPEC} of {path}"))
     cells = len(spec.seeds) * len(spec.defenses) ** 2 * len(spec.attacks) * len(spec.eps)
     if cells > MOST_CELLS:
-        raise InputError(what, expected=f"at most {MOST_CELLS:,} cells", got=f"{cells:,}", remedy="split the board")
+        expected = f"at most {MOST_CELLS:,} cells"
+        raise InputError(f"{SPEC} of {path}", expected=expected, got=f"{cells:,}", remedy="split the board")
+    try:
+        identity = parse_identity(files[DATA])
+    except ValueError as error:
+        raise InputError(f"{DATA} of {path}", expected="the data.json of a run", got=str(error)) from error
+    try:
+        about = files.get(ABOUT, b"").decode().strip()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{ABOUT} of {path}", expected="UTF-8 text", got=str(error)) from error
+    if identity.shape is None or not is_about(identity, spec):
+        raise InputError(f"{DATA} of {path}", expected="the data sets of spec.toml, and the shape of their images")
+    records = Records.from_bytes(files[RECORDS], f"{RECORDS} of {path}") if RECORDS in files else Records()
+    return Board(path, spec, identity, records, about)
 
 
 def read_bytes(path: Path) -> bytes:
@@ -160,13 +172,6 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise InputError(f"file {path}", expected="a readable file", got=error.strerror or str(error)) from error
-
-
-def _text(path: Path) -> str:
-    try:
-        return read_bytes(path).decode().strip()
-    except UnicodeDecodeError as error:
-        raise InputError(f"file {path}", expected="UTF-8 text", got=str(error)) from error
 
 
 def build(folder: Path, store: Store | None = None, references: Iterable[Path] = ()) -> Board:

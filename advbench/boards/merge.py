@@ -80,14 +80,10 @@ def merge(folder: Path, file: Path, *, replacing: bool = False) -> Merged | Find
 
 def _own_keys(plan: Plan, label: str) -> set[str]:
     """Keys of the tasks that concern one defense, without those shared with other labels."""
-    own, others = set[str](), set[str]()
-    for (name, _), key in plan.trained.items():
-        (own if name == label else others).add(key)
-    for cell in plan.cells:
-        (own if label in (cell.defense.label, cell.source.label) else others).add(cell.key)
-    for each in plan.ood:
-        (own if each.defense.label == label else others).add(each.key)
-    return own - others
+    uses = [({name}, key) for (name, _), key in plan.trained.items()]
+    uses += [({cell.defense.label, cell.source.label}, cell.key) for cell in plan.cells]
+    uses += [({each.defense.label}, each.key) for each in plan.ood]
+    return {key for labels, key in uses if label in labels} - {key for labels, key in uses if label not in labels}
 
 
 def _check_others_stay(board: Board, joined: Board, own: set[str], file: Path) -> None:

@@ -12,7 +12,7 @@ import pydantic_core
 
 from advbench.errors import InputError
 from advbench.report.output import BOARD
-from advbench.store.records import FORMAT, parse_record, record_bytes
+from advbench.store.records import FORMAT, record_bytes
 
 NAME = BOARD
 CIRCUMSTANCES = ("memory", "ran")  # where and when a record was made: host, process, time of day
@@ -72,30 +72,23 @@ class Records(dict[str, Record]):
         if len(content) > LARGEST:
             raise InputError(what, expected=f"at most {LARGEST:,} bytes, unpacked", got="more")
         for number, line in enumerate(content.splitlines(), 1):
-            key = _key(line)
-            record = parse_record(key, line) if key else None
-            if record is None or record["schema"] != FORMAT or not _as_written(record, line):
-                other = record["schema"] if record else FORMAT
-                got = "damaged or edited" if other == FORMAT else f"one of format {other!r}"
+            record = _parse(line)
+            if record is None or record["schema"] != FORMAT:
+                got = "damaged or edited" if record is None else f"one of format {record['schema']!r}"
                 raise InputError(f"line {number} of {what}", expected=f"a sealed record of format {FORMAT}", got=got)
+            key = record["key"]
             if key in found:
                 raise InputError(f"line {number} of {what}", expected="each record once", got=f"{key[:12]} again")
             found[key] = record
         return cls(sorted(found.items()))
 
 
-def _as_written(record: Record, line: bytes) -> bool:
-    """Whether `to_bytes` writes a record like this; not one with numbers that are not finite."""
+def _parse(line: bytes) -> Record | None:
+    """The record in a line that may hold anything; None unless its seal and form are those that `to_bytes` writes."""
     try:
-        return record_bytes(record) == line
-    except ValueError:
-        return False
-
-
-def _key(line: bytes) -> str:
-    """The key in a line that may hold anything; empty if there is none."""
-    try:
-        key = pydantic_core.from_json(line)["key"] if len(line) <= LONGEST else ""
+        record: Record = pydantic_core.from_json(line) if len(line) <= LONGEST else {}
+        del record["sha256"]
+        intact = isinstance(record["key"], str) and "schema" in record and record_bytes(record) == line
     except (ValueError, KeyError, TypeError, RecursionError):
-        return ""
-    return key if isinstance(key, str) else ""
+        return None
+    return record if intact else None

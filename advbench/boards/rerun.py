@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -55,8 +55,13 @@ def rerun(
     if not there:
         raise InputError(f"board {board.folder}", expected="cells with a record, to recompute", got="none")
     generator = random.SystemRandom() if seed is None else random.Random(seed)  # noqa: S311
-    chosen = set(generator.sample(range(len(there)), min(count, len(there))))
-    part = part_of(plan, [cell for index, cell in enumerate(there) if index in chosen])
+    chosen = generator.sample(there, min(count, len(there)))
+    needed = {cell.key for cell in chosen}
+    for task in reversed(list(plan.tasks.values())):
+        if task.key in needed:
+            needed.update(task.needs)
+    tasks = {key: task for key, task in plan.tasks.items() if key in needed}
+    part = Plan(plan.spec, tasks, tuple(chosen))
     equal = 0
     with tempfile.TemporaryDirectory(prefix="advbench-rerun-") as folder:
         execution = replace(execution, store=folder)
@@ -70,22 +75,6 @@ def rerun(
             before = board.records[known[_place(cell)]]
             equal += _agree(before["result"], record["result"], label, findings)
     return len(part.cells), equal
-
-
-def part_of(plan: Plan, cells: Sequence[Cell]) -> Plan:
-    """The part of a plan that some of its cells need."""
-    wanted = {cell.key for cell in cells}
-    for task in reversed(list(plan.tasks.values())):
-        if task.key in wanted:
-            wanted.update(task.needs)
-    labels = {cell.defense.label for cell in cells}
-    return replace(
-        plan,
-        tasks={key: task for key, task in plan.tasks.items() if key in wanted},
-        cells=tuple(cells),
-        trained={which: key for which, key in plan.trained.items() if which[0] in labels},
-        ood=(),
-    )
 
 
 def _place(cell: Cell) -> tuple[str, str, str, float, int]:

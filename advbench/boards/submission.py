@@ -11,18 +11,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from advbench.boards.board import SPEC, Board, check_size
+from advbench.boards.board import FILES, SPEC, Board, parse_board
 from advbench.boards.check import Findings
 from advbench.boards.records import LARGEST, Records
-from advbench.boards.records import NAME as RECORDS
 from advbench.errors import InputError, unknown_name
-from advbench.grid.identity import DATA, identify_data, identity_text, parse_identity, read_identity
-from advbench.grid.spec import make_spec, narrowed, parse_toml, read_toml
+from advbench.grid.identity import identify_data, identity_text, read_identity
+from advbench.grid.spec import make_spec, narrowed, parse_toml
 from advbench.store.records import Store
 from advbench.store.storage import write_file
 
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date that a zip can state
-MEMBERS = (SPEC, DATA, RECORDS)
 
 
 class Submitted(NamedTuple):
@@ -81,7 +79,7 @@ def submit(
 def _zipped(contents: Iterable[bytes]) -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        for name, raw in zip(MEMBERS, contents, strict=True):
+        for name, raw in zip(FILES, contents, strict=True):
             member = zipfile.ZipInfo(name, EPOCH)
             member.create_system, member.external_attr = 3, 0o644 << 16  # the same bytes on every system
             archive.writestr(member, raw)
@@ -94,23 +92,18 @@ def open_submission(path: Path) -> Board:
     Raises:
         InputError: it is not a submission, or too large.
     """
-    expected = f"a file that 'advbench leaderboard submit' wrote, with {', '.join(MEMBERS)}"
+    expected = f"a file that 'advbench leaderboard submit' wrote, with {', '.join(FILES)}"
     try:
         with zipfile.ZipFile(path) as archive:
             infos = {info.filename: info for info in archive.infolist()}
-            if sorted(infos) != sorted(MEMBERS) or len(archive.infolist()) != len(MEMBERS):
+            if sorted(infos) != sorted(FILES) or len(archive.infolist()) != len(FILES):
                 raise InputError(f"submission {path}", expected=expected, got=", ".join(sorted(infos))[:200])
             if sum(info.file_size for info in infos.values()) > LARGEST:
                 raise InputError(f"submission {path}", expected=f"at most {LARGEST:,} bytes", got="more")
-            spec, identity, records = (archive.read(name) for name in MEMBERS)
+            contents = {name: archive.read(name) for name in FILES}
     except (OSError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"submission {path}", expected=expected, got=str(error) or type(error).__name__) from error
-    made = make_spec(read_toml(spec, f"{SPEC} of {path}"))
-    check_size(made, f"{SPEC} of {path}")
-    try:
-        data = parse_identity(identity)
-    except ValueError as error:
-        raise InputError(f"{DATA} of {path}", expected="the data.json of a run", got=str(error)) from error
-    if len(made.defenses) != 1 or data.shape is None:
-        raise InputError(f"submission {path}", expected="one defense, and data with the shape of its images")
-    return Board(path, made, data, Records.from_bytes(records, f"{RECORDS} of {path}"))
+    board = parse_board(path, contents)
+    if len(board.spec.defenses) != 1:
+        raise InputError(f"submission {path}", expected="one defense", got=len(board.spec.defenses))
+    return board

@@ -2,11 +2,8 @@
 
 import signal
 import sys
-import threading
 import traceback
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -42,46 +39,30 @@ _USAGE_ERROR: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code; an expected failure prints one line."""
     use_json("--log-json" in (sys.argv[1:] if arguments is None else arguments))
-    with warnings.catch_warnings(), _termination():
+    code: Any
+    with warnings.catch_warnings():
         warnings.showwarning = _show_warning
-        code = _run(arguments)
+        try:
+            code = app(arguments, standalone_mode=False, prog_name="advbench")
+        except _USAGE_ERROR as error:
+            complain("error: " + " ".join(error.format_message().split()))
+            return 2
+        except AdvbenchError as error:
+            complain(f"error: {error}")
+            return 2
+        except (KeyboardInterrupt, typer.Abort):
+            code = 130  # some versions of typer raise for an interrupt, others return this code
+        except Exception:
+            if not uses_json():
+                raise
+            complain(f"bug: {traceback.format_exc()}")
+            return 1
     if code == 130:
         complain("interrupted; run the same command again to resume")
-    return code
-
-
-@contextmanager
-def _termination() -> Iterator[None]:
-    """Handle SIGTERM, which batch systems send, like an interrupt from the keyboard."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _run(arguments: list[str] | None) -> int:
-    try:
-        code = app(arguments, standalone_mode=False, prog_name="advbench")
-    except _USAGE_ERROR as error:
-        complain("error: " + " ".join(error.format_message().split()))
-        return 2
-    except AdvbenchError as error:
-        complain(f"error: {error}")
-        return 2
-    except (KeyboardInterrupt, typer.Abort):
-        return 130  # some versions of typer raise for an interrupt, others return this code
-    except Exception:
-        if not uses_json():
-            raise
-        complain(f"bug: {traceback.format_exc()}")
-        return 1
     return code if isinstance(code, int) else 0
 
 
 def script() -> None:
     """Run the console script."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # batch systems end a job with it
     sys.exit(main())

@@ -174,12 +174,16 @@ class Display:
 
     def _seconds_left(self) -> float | None:
         """The time left by the scheduler's estimate, else at the speed of the tasks so far; None if unknown."""
-        spent = self._spent + sum(bar.completed for bar in self._bars.tasks[1:])
         if self._ended >= self._count:
             return None
         if self._left is not None:
             return self._left
+        spent = self._passes()
         return (time.monotonic() - self._started) / spent * (self._cost - spent) if spent > 0 else None
+
+    def _passes(self) -> float:
+        """Cost of the tasks that ended, and of the finished part of those that run."""
+        return self._spent + sum(bar.completed for bar in self._bars.tasks[1:])
 
     def _remove_bar(self, task: Task) -> None:
         if task.key in self._running:
@@ -195,7 +199,7 @@ class Display:
         notes.append("" if left is None else f"about {duration(left)} left")
         self._bars.update(
             self._all,
-            completed=self._spent + sum(bar.completed for bar in self._bars.tasks[1:]),
+            completed=self._passes(),
             description=f"{self._ended}/{self._count} tasks",
             note=", ".join(filter(None, notes)),
         )

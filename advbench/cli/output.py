@@ -47,15 +47,6 @@ def uses_json() -> bool:
     return _how.get("json", False)
 
 
-def size(count: float) -> str:
-    """A number of bytes for people."""
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
-        count /= 1024
-    return f"{count:,.1f} GiB"
-
-
 def print_end(report: "Report", files: tuple[Path, ...]) -> None:
     """Print a run's main table, the files written, and how many cells are flagged."""
     from advbench.report.flags import FLAGS

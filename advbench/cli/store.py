@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.filesize import decimal
 
 from advbench.cli.options import DEFAULT_STORE, DataRoot, Force, StoreUrl, make_spec
-from advbench.cli.output import complain, refuse, say, size
+from advbench.cli.output import complain, refuse, say
 from advbench.errors import InputError
 
 app = typer.Typer(
@@ -41,7 +42,7 @@ def verify(
     if not amounts:
         raise InputError(f"store {store!r} holds nothing", remedy="name another with --store")
     for sort, amount in amounts.items():
-        say(f"{sort}: {amount.count}, {size(amount.size)}")
+        say(f"{sort}: {amount.count}, {decimal(amount.size)}")
     say(f"{damaged} damaged or missing" if damaged else "all ok")
     if damaged:
         raise typer.Exit(1)
@@ -65,7 +66,7 @@ def gc(
 
     amounts = collect_garbage(Store(store), dry_run=dry_run, keep_examples=keep_examples, failures=failures)
     for what, amount in amounts.items():
-        say(f"{'would remove' if dry_run else 'removed'} {amount.count} {what}, {size(amount.size)}")
+        say(f"{'would remove' if dry_run else 'removed'} {amount.count} {what}, {decimal(amount.size)}")
     if not amounts:
         say("nothing to remove")
 
@@ -95,7 +96,7 @@ def export(
     packed = pack(Store(store), file, keys, models=not no_models, examples=examples, force=force)
     if keys is not None and packed.absent:
         complain(f"warning: {packed.absent} of the run's {len(keys)} tasks have no record yet")
-    say(f"{file}: {packed.records} records, {packed.artifacts} artifacts, {size(packed.size)}")
+    say(f"{file}: {packed.records} records, {packed.artifacts} artifacts, {decimal(packed.size)}")
 
 
 @app.command("import")

@@ -77,7 +77,7 @@ def test_status_of_a_silent_driver_elsewhere_takes_a_second_look(
 def test_status_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = ["--store", str(tmp_path / "store")]
     assert main(["status", *store]) == 0
-    assert capsys.readouterr().out == f"no run has used the store {tmp_path / 'store'}\n"
+    assert capsys.readouterr().out == f"no run has used store {tmp_path / 'store'}\n"
     assert main(["run", *QUICK, *store, "--out", str(tmp_path / "out")]) == 0
     capsys.readouterr()
     assert main(["status", *store]) == 0

@@ -30,6 +30,7 @@ from fsspec.implementations.local import LocalFileSystem
 from helpers import Harmful
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.filesize import decimal
 
 from advbench.cli.app import main
 from advbench.errors import InputError, StoreError
@@ -325,10 +326,10 @@ def test_gc_removes_what_nothing_needs_and_the_same_command_then_runs_nothing(do
     before = files(done.root)
     capsys.readouterr()
     assert command("gc", "--dry-run", "--store", done.root) == 0
-    assert capsys.readouterr().out == f"would remove 4 examples, {size / 1024:,.1f} KiB\n"
+    assert capsys.readouterr().out == f"would remove 4 examples, {decimal(size)}\n"
     assert files(done.root) == before
     assert command("gc", "--store", done.root) == 0
-    assert capsys.readouterr().out == f"removed 4 examples, {size / 1024:,.1f} KiB\n"
+    assert capsys.readouterr().out == f"removed 4 examples, {decimal(size)}\n"
     gone = {name for name in before if name not in files(done.root)}
     assert gone == {str(path.relative_to(done.root)) for path in examples}
     assert command("gc", "--store", done.root) == 0
@@ -614,8 +615,8 @@ def test_what_is_exported_and_imported_gives_the_same_report(done: Done, tmp_pat
     table = (done.out / "results.csv").read_bytes()
     capsys.readouterr()
     assert command("export", file, "--store", done.root) == 0
-    size = file.stat().st_size / 1024
-    assert capsys.readouterr().out == f"{file}: 16 records, 12 artifacts, {size:,.1f} KiB\n"
+    size = decimal(file.stat().st_size)
+    assert capsys.readouterr().out == f"{file}: 16 records, 12 artifacts, {size}\n"
     assert command("import", file, "--store", new) == 0
     assert capsys.readouterr().out == "16 records and 12 artifacts added, 0 records known, 0 in conflict\n"
     assert command("verify", "--store", new) == 0
