@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import copy
+import errno
 import gzip
 import hashlib
 import json
@@ -11,14 +12,17 @@ import multiprocessing
 import os
 import re
 import shutil
+import threading
+import time
 import zipfile
 from collections.abc import Callable
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from advbench.boards.board import build, read_board
+from advbench.boards.board import build, locked, read_board
 from advbench.boards.check import Findings, check
 from advbench.boards.merge import Merged, merge
 from advbench.boards.records import Records
@@ -27,6 +31,7 @@ from advbench.boards.submission import open_submission
 from advbench.cli.app import main
 from advbench.errors import InputError, StoreError
 from advbench.store.records import Store
+from advbench.store.storage import StoreWarning
 
 pytestmark = pytest.mark.xdist_group("boards")  # which share one fixture
 ROOT = Path(__file__).parents[2]
@@ -170,7 +175,7 @@ def test_an_edited_record_is_damaged_and_a_sealed_one_leads_to_other_tables(boar
     raw = gzip.decompress((board / "records.jsonl.gz").read_bytes())
     (board / "records.jsonl.gz").write_bytes(gzip.compress(raw.replace(b'"accuracy":', b'"accuracy":1', 1)))
     with pytest.raises(
-        InputError, match=r"line \d+ of .*records.jsonl.gz: expected a sealed record .*damaged or edited"
+        InputError, match=r"line \d+ of records.jsonl.gz of .*: expected a sealed record .*damaged or edited"
     ):
         check(board)
     (board / "records.jsonl.gz").write_bytes(gzip.compress(raw))
@@ -469,6 +474,39 @@ def test_a_submission_that_unpacks_to_too_much_is_refused(made: Path, monkeypatc
         monkeypatch.undo()
 
 
+def _hold(board: Path, held: Event) -> None:
+    os.environ["TMPDIR"] = str(board)
+    with locked(board):
+        held.set()
+        time.sleep(600)
+
+
+def test_all_who_change_a_board_wait_for_each_other_until_the_holder_dies(board: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    held = context.Event()
+    holder = context.Process(target=_hold, args=(board, held))
+    holder.start()
+    assert held.wait(60)
+    waiter = threading.Thread(target=build, args=(board,))
+    waiter.start()
+    waiter.join(0.5)
+    assert waiter.is_alive()
+    holder.kill()
+    holder.join()
+    waiter.join(60)
+    assert not waiter.is_alive()
+    assert [path.name for path in board.parent.iterdir()] == [board.name]
+
+
+def test_a_folder_that_cannot_be_locked_is_warned_of(board: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.EBADF, "Bad file descriptor")  # as over NFS
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.warns(StoreWarning, match="cannot lock .*: Bad file descriptor; run no other build or merge"):
+        build(board)
+
+
 def _merge(board: Path, file: Path) -> None:
     assert main(["leaderboard", "merge", str(board), str(file)]) == 0
 
@@ -550,6 +588,22 @@ def test_sources_other_than_the_board_s_are_refused(
     assert re.search(
         "sources that computed the submission: expected those of the board, .*0123456789ab", refusal(board, path)
     )
+    assert files(board) == before
+
+
+def test_a_build_says_why_it_takes_nothing_from_a_store(
+    board: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = files(board)
+    with pytest.warns(StoreWarning, match="no record was taken from store .*empty: it has none of the board's spec"):
+        build(board, Store(str(tmp_path / "empty")))
+    monkeypatch.setattr("advbench.grid.run.checkout_digest", lambda: "0123456789ab")
+    monkeypatch.setattr("advbench.boards.board.checkout_digest", lambda: "0123456789ab")
+    places = ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "run")]
+    assert main(["run", "--spec", str(board / "spec.toml"), "--executor", "inline", *places]) == 0
+    expected = "the board was computed by .*, this installation is a checkout with sources 0123456789ab, and their keys"
+    with pytest.warns(StoreWarning, match=expected):
+        build(board, Store(str(tmp_path / "store")))
     assert files(board) == before
 
 
