@@ -95,10 +95,10 @@ def open_submission(path: Path) -> Board:
     expected = f"a file that 'advbench leaderboard submit' wrote, with {', '.join(FILES)}"
     try:
         with zipfile.ZipFile(path) as archive:
-            infos = {info.filename: info for info in archive.infolist()}
-            if sorted(infos) != sorted(FILES) or len(archive.infolist()) != len(FILES):
-                raise InputError(f"submission {path}", expected=expected, got=", ".join(sorted(infos))[:200])
-            if sum(info.file_size for info in infos.values()) > LARGEST:
+            found = sorted(archive.namelist())
+            if found != sorted(FILES):
+                raise InputError(f"submission {path}", expected=expected, got=", ".join(found)[:200])
+            if sum(info.file_size for info in archive.infolist()) > LARGEST:
                 raise InputError(f"submission {path}", expected=f"at most {LARGEST:,} bytes", got="more")
             contents = {name: archive.read(name) for name in FILES}
     except (OSError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:

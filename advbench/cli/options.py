@@ -94,25 +94,10 @@ EXECUTION_OPTIONS = (
 )
 
 
-def takes_spec(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace a command's parameter `spec` by the options that make one."""
-    return _expanded(command, "spec", SPEC_OPTIONS, make_spec)
-
-
-def takes_execution(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace a command's parameter `execution` by the options that make one."""
-
-    def make(**values: Any) -> Execution:
-        from advbench.grid.execution import Execution
-
-        return Execution(**values)
-
-    return _expanded(command, "execution", EXECUTION_OPTIONS, make)
-
-
 def _expanded(
-    command: Callable[..., None], name: str, options: tuple[Parameter, ...], make: Callable[..., Any]
+    name: str, options: tuple[Parameter, ...], make: Callable[..., Any], command: Callable[..., None]
 ) -> Callable[..., None]:
+    """A command whose parameter of that name is replaced by options, from which its value is made."""
     signature = inspect.signature(command)
 
     @functools.wraps(command)
@@ -125,6 +110,12 @@ def _expanded(
     wrapper.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     wrapper.__annotations__ = {each.name: each.annotation for each in parameters}
     return wrapper
+
+
+def _make_execution(**values: Any) -> Execution:
+    from advbench.grid.execution import Execution
+
+    return Execution(**values)
 
 
 def make_spec(file: Path | None, **options: Any) -> RunSpec:
@@ -187,3 +178,8 @@ def integers(values: Names, option: str = "--seeds") -> list[int]:
         return [int(name) for name in names(values)]
     except ValueError as error:
         raise InputError(option, expected="whole numbers", got=repr(",".join(values))) from error
+
+
+# Decorators of commands with a parameter `spec` or `execution`.
+takes_spec = functools.partial(_expanded, "spec", SPEC_OPTIONS, make_spec)
+takes_execution = functools.partial(_expanded, "execution", EXECUTION_OPTIONS, _make_execution)

@@ -68,6 +68,7 @@ def _going(run: Run) -> Iterator[str]:
         about = "" if left is None else f", about {duration(left)} left"
         yield f"  {run['places']} workers, {run['tasks_per_minute']} tasks a minute{about}"
     for task in run.get("running", []):
+        where = f"on {task['place']}" if task["place"] else "starting"
         since = "" if task["seconds"] is None else f", {duration(task['seconds'])}"
         share = f", {100 * task['share']:.0f} %" if task["share"] else ""
-        yield f"  on {task['place'] or 'no worker yet'}: {task['task']}{since}{share}"
+        yield f"  {where}: {task['task']}{since}{share}"

@@ -143,7 +143,7 @@ def test_a_run_leaves_a_sound_store(done: Done, capsys: Capture) -> None:
     size = sum(path.stat().st_size for path in done.root.glob("artifacts/*/*"))
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(",")[0] for line in lines] == ["records: 16", "artifacts: 16", "runs: 1", "all ok"]
-    assert lines[1] == f"artifacts: 16, {size / 1024:,.1f} KiB"
+    assert lines[1] == f"artifacts: 16, {decimal(size)}"
     assert files(done.root) == before
 
 
@@ -259,8 +259,8 @@ def test_what_is_no_damage_is_told_but_does_not_fail(done: Done, capsys: Capture
     out = capsys.readouterr().out
     assert f"of another schema: records/{KEY[:2]}/{KEY}.json: {FORMAT - 1}, while this version has {FORMAT}" in out
     assert r"foreign: 'runs/odd\nname': " in out
-    assert "foreign: 6, 24 B" in out
-    assert "temporary: 2, 8 B" in out
+    assert "foreign: 6, 24 bytes" in out
+    assert "temporary: 2, 8 bytes" in out
 
 
 def test_an_artifact_whose_record_comes_after_the_listing_is_sound(tmp_path: Path) -> None:
