@@ -164,7 +164,8 @@ def _install(board: Board, folder: Path) -> None:
         assert not findings, f"a merged board fails its check: {list(findings.lines())}"
         _exchange(made, folder)
     except OSError as error:
-        raise StoreError(f"cannot write {folder}: {error.strerror or error}", remedy="check its permissions") from error
+        place = error.filename or folder
+        raise StoreError(f"cannot write {place}: {error.strerror or error}", remedy="check its permissions") from error
     finally:
         if made is not None:
             shutil.rmtree(made, ignore_errors=True)

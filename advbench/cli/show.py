@@ -24,7 +24,7 @@ def report(
     data_root: DataRoot = None,
     store: StoreUrl = DEFAULT_STORE,
 ) -> None:
-    """Write a run's report anew from the store, with missing cells marked as such."""
+    """Write a run's report again from the store, with missing cells marked as such."""
     from advbench.grid.run import prepare_anew
     from advbench.report import output
     from advbench.report.references import read_references

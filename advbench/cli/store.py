@@ -24,8 +24,8 @@ def verify(
 ) -> None:
     """Read and check everything in a store; exit code 1 if something is damaged or missing.
 
-    Prints a line for each file that is damaged, unreadable or missing; also, though they are no damage, for artifacts
-    without a record, records of another schema, leftover temporary files, and files that do not belong there.
+    Prints a line for each file that is damaged, unreadable or missing. Artifacts without a record, records of another
+    schema, leftover temporary files, and files that do not belong there are listed, too, but are no damage.
     """
     from advbench.store.gc import Amount
     from advbench.store.records import Store
