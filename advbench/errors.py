@@ -86,8 +86,12 @@ def unknown_name(kind: str, name: str, known: Iterable[str], *, remedy: str = ""
     return InputError(f"unknown {kind} {name!r}", expected=f"one of {listed}", remedy=advice)
 
 
+# How the CPU's allocator, CUDA and its libraries say that memory ran out, where torch raises no error of its own for it.
+_NO_MEMORY = ("can't allocate memory", "out of memory", "STATUS_ALLOC_FAILED", "cudaErrorMemoryAllocation")
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on a GPU or on the CPU."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)

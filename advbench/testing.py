@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -26,7 +25,7 @@ from advbench.attacks.craft import craft
 from advbench.data.base import Data
 from advbench.models.classifier import Classifier
 from advbench.models.posterior import GaussianPosterior
-from advbench.models.saving import export_classifier, load_classifier
+from advbench.models.saving import export_classifier, load_classifier, read_tensors, tensor_bytes
 from advbench.training.base import Defense, Resources, TrainContext
 
 TOLERANCE = 1e-6
@@ -161,11 +160,10 @@ class _InterruptingSlot:
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         if self._saved is None:
             return None
-        return safetensors.torch.load(self._saved[0]), self._saved[1]
+        return read_tensors(self._saved[0]), self._saved[1]
 
     def save(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        raw = safetensors.torch.save({name: tensor.contiguous().clone() for name, tensor in tensors.items()})
-        self._saved = raw, dict(values)
+        self._saved = tensor_bytes(tensors), dict(values)
         self.left -= 1
         if self.left == 0:
             raise _InterruptionError
@@ -230,8 +228,7 @@ class DefenseConformance:
         """Tensors and JSON values give the same classifier back."""
         clf = defense.fit(small_net(), small_data())
         tensors, values = export_classifier(clf)
-        raw = safetensors.torch.save({name: tensor.contiguous().clone() for name, tensor in tensors.items()})
-        again = load_classifier(small_net(), safetensors.torch.load(raw), values)
+        again = load_classifier(small_net(), read_tensors(tensor_bytes(tensors)), values)
         x, _ = small_data().batch(slice(5))
         assert torch.equal(clf.reseed(1).draws(x, 3), again.reseed(1).draws(x, 3))
 

@@ -56,7 +56,7 @@ class Crafted:
     @classmethod
     def of(cls, images: Tensor, passes: Passes, *, random: bool) -> Crafted:
         """With the costs of an attack on all the images."""
-        share = float(passes.vanished) / passes.gradients if passes.gradients else 0.0
+        share = passes.vanished / passes.gradients if passes.gradients else 0.0
         return cls(images, passes.forward / len(images), passes.backward / len(images), random, share)
 
 

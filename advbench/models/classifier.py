@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from advbench.errors import InputError, PluginError
 from advbench.keys import derive, isolated_rng
-from advbench.models.gradient_watch import BackwardWatch, Passes, asked
+from advbench.models.gradient_watch import BackwardWatch, Passes
 from advbench.models.noise import Noise
 from advbench.models.posterior import PointPosterior, Posterior, Weights
 
@@ -162,12 +162,11 @@ class Classifier(nn.Module):
         finite = logits.detach().isfinite().all()
         if watched:  # of what another library's attack makes of a zero gradient no model makes finite logits
             finite = finite | ~x.detach().isfinite().all()
-        self.passes.finite = finite & self.passes.finite
+        self.passes.note_finite(finite)
         if watched and logits.requires_grad:
             BackwardWatch(self.passes, x, logits, self.labels)
-        elif watched:  # somebody wants a gradient, and the model lets none through
-            self.passes.gradients += len(x)
-            self.passes.vanished = self.passes.vanished + len(x)
+        elif watched:
+            self.passes.note_cut(len(x))
         return logits
 
     def input_gradient(
@@ -191,7 +190,7 @@ class Classifier(nn.Module):
             samples = 1
         total: Tensor | None = None
         logits: list[Tensor] = []
-        asked_of: Tensor | bool = False
+        slopes: list[Tensor] = []
         for index in range(samples):
             with torch.no_grad():
                 draw = self.draw() if draws is None else draws[index]
@@ -199,16 +198,13 @@ class Classifier(nn.Module):
             gradient, found, slope = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
             total = gradient if total is None else total + gradient
             logits.append(found)
-            asked_of = asked(slope, found, y) | asked_of
+            slopes.append(slope)
         assert total is not None, "samples >= 1"
-        every = torch.stack(logits)
         largest = total.abs().flatten(1).amax(1)  # sixteen times faster than the norm of that name; NaN stays
-        self.passes.finite = every.isfinite().all() & largest.isfinite().all() & self.passes.finite
+        self.passes.note_gradient(largest, logits, slopes, y)
         self.passes.forward += samples * len(x)
         self.passes.backward += samples * len(x)
-        self.passes.gradients += len(x)
-        self.passes.vanished = self.passes.vanished + ((largest == 0) & asked_of).sum()
-        return Gradient(total / samples if samples > 1 else total, every)
+        return Gradient(total / samples if samples > 1 else total, torch.stack(logits))
 
     def _chunk_gradient(
         self, draw: Draw, x: Tensor, y: Tensor, loss: ExampleLoss, offset: int

@@ -208,9 +208,9 @@ class LoopDefense(Defense):
         sync_every = 1 if data.images.device.type == "cpu" else 50
         watch = _Watch(state.step, state.steps, context, sync_every)
         next_save = time.monotonic() + context.checkpoint_seconds
-        for index in _batches(state.step, state.steps, per_epoch, len(data), context.seed):
+        for index in _batches(state.step, state.steps, per_epoch, data, context.seed):
             state.enter(0.1 ** sum(state.step >= boundary for boundary in boundaries))
-            x, y = data.batch(index.to(data.images.device))
+            x, y = data.batch(index)
             if self.params.augment:
                 x = crop_and_flip(x, context.generator("augment", state.step))
             state.clf.reseed(derive(context.seed, "weights", state.step))
@@ -331,14 +331,18 @@ def _save(state: TrainState, slot: CheckpointSlot, seconds: float) -> float:
     return ended + min(max(seconds, 20 * (ended - started)), 10 * seconds)
 
 
-def _batches(first: int, total: int, per_epoch: int, count: int, seed: int) -> Iterator[Tensor]:
-    """Index tensors of steps `first` to `total`: each epoch one permutation in parts of nearly equal size."""
+def _batches(first: int, total: int, per_epoch: int, data: Data, seed: int) -> Iterator[Tensor]:
+    """Index tensors of steps `first` to `total`: each epoch one permutation in parts of nearly equal size.
+
+    A permutation is drawn on the CPU, so that every device sees the same one, and moved once an epoch.
+    """
     parts: tuple[Tensor, ...] = ()
     for step in range(first, total):
         epoch, position = divmod(step, per_epoch)
         if not parts or position == 0:
             generator = torch.Generator().manual_seed(derive(seed, "order", epoch))
-            parts = torch.randperm(count, generator=generator).tensor_split(per_epoch)
+            order = torch.randperm(len(data), generator=generator).to(data.images.device)
+            parts = order.tensor_split(per_epoch)
         yield parts[position]
 
 
