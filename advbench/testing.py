@@ -45,6 +45,25 @@ def small_net(classes: int = 3, channels: int = 1) -> nn.Sequential:
         )
 
 
+class InPlace(nn.Module):
+    """Works on its images in place, as nets do that normalise by `x.sub_(mean).div_(std)`, or does not.
+
+    Args:
+        net: what the normalised images go through.
+        in_place: whether to.
+    """
+
+    def __init__(self, net: nn.Module, *, in_place: bool = True) -> None:
+        super().__init__()
+        self.net = net
+        self.in_place = in_place
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        logits: Tensor = self.net(x.sub_(0.1).div_(0.5) if self.in_place else (x - 0.1) / 0.5)
+        return logits
+
+
 def small_data(count: int = 48, classes: int = 3, channels: int = 1) -> Data:
     """Images 6x6 whose class shows in the brightness of a band of rows."""
     generator = torch.Generator().manual_seed(1)
@@ -137,6 +156,14 @@ class AttackConformance:
         both = craft(attack, clf, x, y, threat, batch_size=4).images
         assert torch.equal(both[:4], craft(attack, clf, x[:4], y[:4], threat, batch_size=4).images)
 
+    def test_models_that_work_in_place(self, attack: Attack, threat: Threat) -> None:
+        """Are attacked as their twins that do not, and get copies: the caller's images stay."""
+        x, y = small_data(classes=self.classes, channels=self.channels).batch(slice(8))
+        given, net = x.clone(), small_net(self.classes, self.channels).eval()
+        found = attack(InPlace(net), x, y, threat)
+        assert torch.equal(x, given)
+        assert torch.equal(found, attack(InPlace(net, in_place=False), x, y, threat))
+
     def test_chunks_change_by_rounding_alone(self, attack: Attack, clf: Classifier, threat: Threat) -> None:
         """Cutting a batch to fit into memory keeps its draws: nearly all pixels agree."""
         x, y = small_data(classes=self.classes, channels=self.channels).batch(slice(8))
@@ -210,6 +237,14 @@ class DefenseConformance:
         defense.fit(net, small_data())
         assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
         assert all(module.training for module in net.modules())
+
+    def test_modules_that_work_in_place(self, defense: Defense) -> None:
+        """Are trained as their twins that do not; the data stay."""
+        data = small_data()
+        given = data.images.clone()
+        found = defense.fit(InPlace(small_net()), data, TrainContext(seed=3))
+        assert torch.equal(data.images, given)
+        assert same_weights(found, defense.fit(InPlace(small_net(), in_place=False), data, TrainContext(seed=3)))
 
     @pytest.mark.parametrize("saves", [1, 2, 4])
     def test_resumes_bit_for_bit(self, defense: Defense, saves: int) -> None:

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from advbench.data.base import Data, check_images, check_labels
 from advbench.errors import InputError, PluginError, out_of_memory
-from advbench.keys import derive, isolated_rng
+from advbench.keys import derive, isolated_rng, seed_others
 from advbench.models.classifier import Classifier
+from advbench.models.guard import check_trained
 from advbench.models.posterior import FlatLayout, PointPosterior, copy_alike
 from advbench.models.saving import export_classifier
 from advbench.progress import Progress
@@ -173,10 +174,12 @@ class LoopDefense(Defense):
             state = method.begin(own, method.steps(per_epoch), len(data), context)
         if saved is not None:
             state.restore(*saved)
-        method._run(state, data.to(context.resources.device), per_epoch, context)
+        with isolated_rng(0, context.resources.device, everywhere=True):
+            method._run(state, data.to(context.resources.device), per_epoch, context)
         state.clf.module.eval()
         clf = method.finish(state).requires_grad_(False)
         _check_finite(clf, data, context)
+        check_trained(type(self).__name__, clf, data)
         return clf
 
     def separable(self, clf: Classifier) -> bool:
@@ -214,7 +217,9 @@ class LoopDefense(Defense):
             if self.params.augment:
                 x = crop_and_flip(x, context.generator("augment", state.step))
             state.clf.reseed(derive(context.seed, "weights", state.step))
-            with isolated_rng(derive(context.seed, "module", state.step), x.device), self._enough_memory(state, x):
+            seed = derive(context.seed, "module", state.step)
+            seed_others(seed)
+            with isolated_rng(seed, x.device), self._enough_memory(state, x):
                 watch.add(self.update(state, x, y, len(data), context))
             state.step += 1
             if context.checkpoint and time.monotonic() >= next_save:
