@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import safetensors.numpy
@@ -101,7 +101,8 @@ class Predictions:
     @classmethod
     def from_bytes(cls, raw: bytes) -> Predictions:
         """The predictions that `to_bytes` gave."""
-        return cls(**safetensors.numpy.load(raw))
+        arrays: dict[str, Any] = safetensors.numpy.load(raw)
+        return cls(**arrays)
 
     def __len__(self) -> int:
         return len(self.labels)

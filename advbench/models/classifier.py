@@ -242,9 +242,9 @@ class Classifier(nn.Module):
                 logits = self._call(draw.weights, x)
         else:
             logits = self._call(draw.weights, x)
-        _check_logits(logits, x, self._classes)
-        self._classes = logits.shape[1]
-        return logits
+        checked = _checked_logits(logits, x, self._classes)
+        self._classes = checked.shape[1]
+        return checked
 
     def _call(self, weights: Weights, x: Tensor) -> Any:
         x = x.clone()  # a module may work in place
@@ -277,8 +277,8 @@ def _named_errors() -> Iterator[None]:
         raise PluginError(f"the model raised {type(error).__name__}", got=reason) from error
 
 
-def _check_logits(logits: Any, x: Tensor, classes: int | None) -> None:
-    """Refuse what is no table of logits.
+def _checked_logits(logits: Any, x: Tensor, classes: int | None) -> Tensor:
+    """What a module returned, which must be a table of logits.
 
     Raises:
         PluginError: says what it is.
@@ -293,6 +293,7 @@ def _check_logits(logits: Any, x: Tensor, classes: int | None) -> None:
         kind = "" if logits.layout == torch.strided else f" {logits.layout}".replace("torch.", "")
         got = f"{logits.dtype}{kind} {tuple(logits.shape)} on {logits.device}"
         raise PluginError("the model's output", expected=expected, got=got)
+    return logits
 
 
 def _aliases(module: nn.Module) -> list[tuple[str, str]]:
