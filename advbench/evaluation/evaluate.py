@@ -15,7 +15,7 @@ from advbench.errors import InputError, ModelWarning
 from advbench.evaluation.predictions import Predictions
 from advbench.keys import derive
 from advbench.models.classifier import Classifier
-from advbench.models.guard import ODDITIES, opened, undisturbed
+from advbench.models.guard import ODDITIES, PROBE_IMAGES, draws_agree, opened, undisturbed
 from advbench.progress import OnProgress, Progress
 
 BATCH_SIZE = 256
@@ -122,7 +122,8 @@ def _evaluated(
             right += float((probs[-1].argmax(1) == labels).mean())
             report(Progress(k + 1, draws, {"accuracy so far": right / (k + 1)}))
         clf.passes.check_finite()
-    equal = clf.noise is not True and draws > 1 and all(np.array_equal(one, probs[0]) for one in probs)
+        equal = clf.noise is not True and draws > 1 and all(np.array_equal(one, probs[0]) for one in probs)
+        equal = equal and draws_agree(clf, x[:PROBE_IMAGES])  # of few members, a few draws may all be one of them
     if equal:
         warnings.warn(ModelWarning(ODDITIES["equal_draws"]), stacklevel=3)
     found = Predictions.from_probs(np.stack(probs), labels)
