@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -26,7 +25,7 @@ from advbench.attacks.craft import craft
 from advbench.data.base import Data
 from advbench.models.classifier import Classifier
 from advbench.models.posterior import GaussianPosterior
-from advbench.models.saving import export_classifier, load_classifier
+from advbench.models.saving import export_classifier, load_classifier, read_tensors, tensor_bytes
 from advbench.training.base import Defense, Resources, TrainContext
 
 TOLERANCE = 1e-6
@@ -44,6 +43,25 @@ def small_net(classes: int = 3, channels: int = 1) -> nn.Sequential:
             nn.Flatten(),
             nn.Linear(144, classes),
         )
+
+
+class InPlace(nn.Module):
+    """Works on its images in place, as nets do that normalise by `x.sub_(mean).div_(std)`, or does not.
+
+    Args:
+        net: what the normalised images go through.
+        in_place: whether to.
+    """
+
+    def __init__(self, net: nn.Module, *, in_place: bool = True) -> None:
+        super().__init__()
+        self.net = net
+        self.in_place = in_place
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        logits: Tensor = self.net(x.sub_(0.1).div_(0.5) if self.in_place else (x - 0.1) / 0.5)
+        return logits
 
 
 def small_data(count: int = 48, classes: int = 3, channels: int = 1) -> Data:
@@ -138,6 +156,14 @@ class AttackConformance:
         both = craft(attack, clf, x, y, threat, batch_size=4).images
         assert torch.equal(both[:4], craft(attack, clf, x[:4], y[:4], threat, batch_size=4).images)
 
+    def test_models_that_work_in_place(self, attack: Attack, threat: Threat) -> None:
+        """Are attacked as their twins that do not, and get copies: the caller's images stay."""
+        x, y = small_data(classes=self.classes, channels=self.channels).batch(slice(8))
+        given, net = x.clone(), small_net(self.classes, self.channels).eval()
+        found = attack(InPlace(net), x, y, threat)
+        assert torch.equal(x, given)
+        assert torch.equal(found, attack(InPlace(net, in_place=False), x, y, threat))
+
     def test_chunks_change_by_rounding_alone(self, attack: Attack, clf: Classifier, threat: Threat) -> None:
         """Chunks of a batch, which save memory, use the same draws: nearly all pixels agree."""
         x, y = small_data(classes=self.classes, channels=self.channels).batch(slice(8))
@@ -161,11 +187,10 @@ class _InterruptingSlot:
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         if self._saved is None:
             return None
-        return safetensors.torch.load(self._saved[0]), self._saved[1]
+        return read_tensors(self._saved[0]), self._saved[1]
 
     def save(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        raw = safetensors.torch.save({name: tensor.contiguous().clone() for name, tensor in tensors.items()})
-        self._saved = raw, dict(values)
+        self._saved = tensor_bytes(tensors), dict(values)
         self.left -= 1
         if self.left == 0:
             raise _InterruptionError
@@ -213,6 +238,14 @@ class DefenseConformance:
         assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
         assert all(module.training for module in net.modules())
 
+    def test_modules_that_work_in_place(self, defense: Defense) -> None:
+        """Are trained as their twins that do not; the data stay."""
+        data = small_data()
+        given = data.images.clone()
+        found = defense.fit(InPlace(small_net()), data, TrainContext(seed=3))
+        assert torch.equal(data.images, given)
+        assert same_weights(found, defense.fit(InPlace(small_net(), in_place=False), data, TrainContext(seed=3)))
+
     @pytest.mark.parametrize("saves", [1, 2, 4])
     def test_resumes_bit_for_bit(self, defense: Defense, saves: int) -> None:
         """A training interrupted at its n-th checkpoint ends with the weights of an uninterrupted one."""
@@ -230,8 +263,7 @@ class DefenseConformance:
         """Exported tensors and JSON values give the same classifier."""
         clf = defense.fit(small_net(), small_data())
         tensors, values = export_classifier(clf)
-        raw = safetensors.torch.save({name: tensor.contiguous().clone() for name, tensor in tensors.items()})
-        again = load_classifier(small_net(), safetensors.torch.load(raw), values)
+        again = load_classifier(small_net(), read_tensors(tensor_bytes(tensors)), values)
         x, _ = small_data().batch(slice(5))
         assert torch.equal(clf.reseed(1).draws(x, 3), again.reseed(1).draws(x, 3))
 
