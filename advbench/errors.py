@@ -56,6 +56,10 @@ class PluginError(AdvbenchError):
     """A plugin broke its contract: a false claim, a wrong shape, a number that is not finite."""
 
 
+class ModelWarning(UserWarning):
+    """A model does something that makes what an evaluation or an attack says of it doubtful."""
+
+
 class StoreError(AdvbenchError):
     """The store cannot be read or written."""
 
@@ -86,8 +90,12 @@ def unknown_name(kind: str, name: str, known: Iterable[str], *, remedy: str = ""
     return InputError(f"unknown {kind} {name!r}", expected=f"one of {listed}", remedy=advice)
 
 
+# How CUDA, its libraries and the CPU's allocator say that memory ran out where torch has no class of error for it.
+_NO_MEMORY = ("can't allocate memory", "out of memory", "STATUS_ALLOC_FAILED", "cudaErrorMemoryAllocation")
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on a GPU or on the CPU."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -41,14 +42,58 @@ def derive(seed: int, *labels: object) -> int:
 
 
 @contextmanager
-def isolated_rng(seed: int, device: torch.device | str) -> Iterator[None]:
-    """Run a block under global random state seeded by `seed`; put the former state back afterwards."""
+def isolated_rng(seed: int, device: torch.device | str, *, everywhere: bool = False) -> Iterator[None]:
+    """Run a block under global random state seeded by `seed`; put the former state back afterwards.
+
+    torch's state on the CPU and on one device: other devices' is neither read nor changed. (`torch.manual_seed` asks
+    every kind of device, which costs more than a small net's pass.)
+
+    Args:
+        seed: any of 64 bits.
+        device: the device beside the CPU.
+        everywhere: numpy's and Python's global state as well, for code that may draw from it.
+    """
     import torch
 
     device = torch.device(device)
-    with torch.random.fork_rng([device] if device.type == "cuda" else [], device_type="cuda"):
-        # torch.manual_seed asks every kind of device, which costs more than a small net's pass.
-        torch.default_generator.manual_seed(seed)
-        if device.type == "cuda":
-            torch.cuda.manual_seed_all(seed)
+    with _others_isolated(seed) if everywhere else nullcontext(), _torch_isolated(seed, device):
         yield
+
+
+def seed_others(seed: int) -> None:
+    """Seed numpy's and Python's global random state, which code inside `isolated_rng(everywhere=True)` may do."""
+    import numpy as np
+
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+@contextmanager
+def _others_isolated(seed: int) -> Iterator[None]:
+    import numpy as np
+
+    of_numpy, of_python = np.random.get_state(), random.getstate()
+    try:
+        seed_others(seed)
+        yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)
+
+
+@contextmanager
+def _torch_isolated(seed: int, device: torch.device) -> Iterator[None]:
+    import torch
+
+    before = torch.default_generator.get_state()
+    module = None if device.type == "cpu" else torch.get_device_module(device)
+    on_device = None if module is None else module.get_rng_state(device)
+    try:
+        torch.default_generator.manual_seed(seed)
+        if module is not None:
+            module.set_rng_state(torch.Generator(device).manual_seed(seed).get_state(), device)
+        yield
+    finally:
+        torch.default_generator.set_state(before)
+        if module is not None:
+            module.set_rng_state(on_device, device)

@@ -1,4 +1,4 @@
-"""Conformance suites for plugin authors: inherit, supply one fixture, and every contract is tested.
+"""Conformance suites for plugin authors: inherit one and supply a fixture, and every contract is tested.
 
     from advbench.testing import AttackConformance
 
@@ -7,7 +7,7 @@
         def attack(self):
             return MyAttack(steps=3)
 
-pytest is needed to run them and is not a dependency of advbench itself.
+They need pytest, which is not a dependency of advbench itself.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -26,14 +25,14 @@ from advbench.attacks.craft import craft
 from advbench.data.base import Data
 from advbench.models.classifier import Classifier
 from advbench.models.posterior import GaussianPosterior
-from advbench.models.saving import export_classifier, load_classifier
+from advbench.models.saving import export_classifier, load_classifier, read_tensors, tensor_bytes
 from advbench.training.base import Defense, Resources, TrainContext
 
 TOLERANCE = 1e-6
 
 
 def small_net(classes: int = 3, channels: int = 1) -> nn.Sequential:
-    """A net of every common layer for 6x6 images, with fixed weights."""
+    """A net for 6x6 images with one of each common layer and fixed weights."""
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         return nn.Sequential(
@@ -46,8 +45,27 @@ def small_net(classes: int = 3, channels: int = 1) -> nn.Sequential:
         )
 
 
+class InPlace(nn.Module):
+    """Works on its images in place, as nets do that normalise by `x.sub_(mean).div_(std)`, or does not.
+
+    Args:
+        net: what the normalised images go through.
+        in_place: whether to.
+    """
+
+    def __init__(self, net: nn.Module, *, in_place: bool = True) -> None:
+        super().__init__()
+        self.net = net
+        self.in_place = in_place
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        logits: Tensor = self.net(x.sub_(0.1).div_(0.5) if self.in_place else (x - 0.1) / 0.5)
+        return logits
+
+
 def small_data(count: int = 48, classes: int = 3, channels: int = 1) -> Data:
-    """Images 6x6 whose class shows in the brightness of a band of rows."""
+    """Images of 6x6 pixels, in which a bright band of rows marks the class."""
     generator = torch.Generator().manual_seed(1)
     labels = torch.arange(count) % classes
     images = 0.4 * torch.rand((count, channels, 6, 6), generator=generator)
@@ -57,11 +75,11 @@ def small_data(count: int = 48, classes: int = 3, channels: int = 1) -> Data:
 
 
 class AttackConformance:
-    """What every attack must do, on a deterministic and on a random classifier.
+    """Tests of an attack on a deterministic and on a random classifier.
 
     Attributes:
-        classes: of the classifier that is attacked.
-        channels: of its images.
+        classes: number of the classifier's classes.
+        channels: number of the images' channels.
     """
 
     classes = 3
@@ -74,7 +92,7 @@ class AttackConformance:
 
     @pytest.fixture(params=["deterministic", "random"])
     def clf(self, request: pytest.FixtureRequest) -> Classifier:
-        """A classifier to attack."""
+        """The classifier to attack."""
         net = small_net(self.classes, self.channels).eval()
         if request.param == "deterministic":
             return Classifier(net).requires_grad_(False)
@@ -82,14 +100,14 @@ class AttackConformance:
 
     @pytest.fixture(params=["linf", "l2"])
     def threat(self, request: pytest.FixtureRequest, attack: Attack) -> Threat:
-        """A threat of each norm that the attack understands."""
+        """A threat in each norm that the attack supports."""
         if request.param not in attack.norms:
-            pytest.skip(f"the attack does not understand {request.param}")
+            pytest.skip(f"the attack does not support {request.param}")
         return Threat(request.param, 0.1 if request.param == "linf" else 0.5)
 
     @pytest.mark.parametrize("count", [1, 3, 8])
     def test_stays_in_ball_and_box(self, attack: Attack, clf: Classifier, threat: Threat, count: int) -> None:
-        """Also from the corners of the box, for batches of 1, 3 and 8."""
+        """Examples stay in the ball and in [0, 1], also for pixels at 1 and for batches of 1, 3 and 8."""
         x, y = small_data(classes=self.classes, channels=self.channels).batch(slice(count))
         x = torch.where(x > 0.6, torch.ones_like(x), x)
         x_adv = attack(clf, x, y, threat)
@@ -100,7 +118,7 @@ class AttackConformance:
         assert float(distances(x_adv, x, threat).max()) <= threat.eps + TOLERANCE
 
     def test_same_seed_same_examples(self, attack: Attack, clf: Classifier, threat: Threat) -> None:
-        """Whatever the global random state and the draws made before."""
+        """Examples depend on the seed, not on the global random state or on earlier draws."""
         x, y = small_data(classes=self.classes, channels=self.channels).batch(slice(8))
         first = attack(clf, x, y, threat, seed=5)
         torch.manual_seed(99)
@@ -108,7 +126,7 @@ class AttackConformance:
         assert torch.equal(first, attack(clf, x, y, threat, seed=5))
 
     def test_leaves_everything_as_it_was(self, attack: Attack, threat: Threat) -> None:
-        """Images, modes, parameters, gradients, requires_grad and the global random state."""
+        """An attack leaves images, modes, parameters, gradients and the global random state unchanged."""
         x, y = small_data(classes=self.classes, channels=self.channels).batch(slice(8))
         given = x.clone()
         net = small_net(self.classes, self.channels)
@@ -128,18 +146,26 @@ class AttackConformance:
         assert torch.equal(state, torch.get_rng_state())
 
     def test_eps_zero_gives_the_images(self, attack: Attack, clf: Classifier, threat: Threat) -> None:
-        """No budget, no change."""
+        """At eps 0 an attack returns the images."""
         x, y = small_data(classes=self.classes, channels=self.channels).batch(slice(3))
         assert torch.equal(attack(clf, x, y, Threat(threat.norm, 0.0)), x)
 
     def test_batches_are_independent(self, attack: Attack, clf: Classifier, threat: Threat) -> None:
-        """What a batch becomes does not depend on the batches behind it."""
+        """The examples of a batch do not depend on later batches."""
         x, y = small_data(classes=self.classes, channels=self.channels).batch(slice(8))
         both = craft(attack, clf, x, y, threat, batch_size=4).images
         assert torch.equal(both[:4], craft(attack, clf, x[:4], y[:4], threat, batch_size=4).images)
 
+    def test_models_that_work_in_place(self, attack: Attack, threat: Threat) -> None:
+        """Are attacked as their twins that do not, and get copies: the caller's images stay."""
+        x, y = small_data(classes=self.classes, channels=self.channels).batch(slice(8))
+        given, net = x.clone(), small_net(self.classes, self.channels).eval()
+        found = attack(InPlace(net), x, y, threat)
+        assert torch.equal(x, given)
+        assert torch.equal(found, attack(InPlace(net, in_place=False), x, y, threat))
+
     def test_chunks_change_by_rounding_alone(self, attack: Attack, clf: Classifier, threat: Threat) -> None:
-        """Cutting a batch to fit into memory keeps its draws: nearly all pixels agree."""
+        """Chunks of a batch, which save memory, use the same draws: nearly all pixels agree."""
         x, y = small_data(classes=self.classes, channels=self.channels).batch(slice(8))
         whole = attack(clf, x, y, threat)
         clf.chunk = 3
@@ -152,7 +178,7 @@ class _InterruptionError(Exception):
 
 
 class _InterruptingSlot:
-    """A checkpoint slot in memory that breaks off the training at its n-th save."""
+    """A checkpoint slot in memory that interrupts the training at its n-th save."""
 
     def __init__(self, saves: int) -> None:
         self.left = saves
@@ -161,24 +187,23 @@ class _InterruptingSlot:
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         if self._saved is None:
             return None
-        return safetensors.torch.load(self._saved[0]), self._saved[1]
+        return read_tensors(self._saved[0]), self._saved[1]
 
     def save(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        raw = safetensors.torch.save({name: tensor.contiguous().clone() for name, tensor in tensors.items()})
-        self._saved = raw, dict(values)
+        self._saved = tensor_bytes(tensors), dict(values)
         self.left -= 1
         if self.left == 0:
             raise _InterruptionError
 
 
 def same_weights(one: Classifier, other: Classifier) -> bool:
-    """Whether two classifiers hold the same tensors, bit for bit."""
+    """Whether two classifiers have the same tensors, bit for bit."""
     first, second = export_classifier(one)[0], export_classifier(other)[0]
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 class DefenseConformance:
-    """What every training method must do. Give hyperparameters that train for a few steps only."""
+    """Tests of a training method; they are quick if its hyperparameters train for a few steps only."""
 
     @pytest.fixture
     def defense(self) -> Defense:
@@ -186,7 +211,7 @@ class DefenseConformance:
         raise NotImplementedError("supply the fixture 'defense'")
 
     def test_gives_a_classifier(self, defense: Defense) -> None:
-        """Of finite logits of the right shape."""
+        """`fit` returns a classifier with finite logits of the right shape."""
         data = small_data()
         clf = defense.fit(small_net(), data)
         x, _ = data.batch(slice(5))
@@ -195,7 +220,7 @@ class DefenseConformance:
         assert bool(clf(x).isfinite().all())
 
     def test_same_seed_same_classifier(self, defense: Defense) -> None:
-        """Whatever the global random state, which stays as it was; another seed trains another."""
+        """Weights depend on the seed, not on the global random state, which stays unchanged."""
         data = small_data()
         first = defense.fit(small_net(), data, TrainContext(seed=3))
         torch.manual_seed(99)
@@ -206,16 +231,24 @@ class DefenseConformance:
         assert not same_weights(first, defense.fit(small_net(), data, TrainContext(seed=4)))
 
     def test_leaves_the_module_as_it_was(self, defense: Defense) -> None:
-        """The caller's weights and modes are not the classifier's."""
+        """`fit` leaves the weights and modes of the module unchanged."""
         net = small_net()
         before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
         defense.fit(net, small_data())
         assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
         assert all(module.training for module in net.modules())
 
+    def test_modules_that_work_in_place(self, defense: Defense) -> None:
+        """Are trained as their twins that do not; the data stay."""
+        data = small_data()
+        given = data.images.clone()
+        found = defense.fit(InPlace(small_net()), data, TrainContext(seed=3))
+        assert torch.equal(data.images, given)
+        assert same_weights(found, defense.fit(InPlace(small_net(), in_place=False), data, TrainContext(seed=3)))
+
     @pytest.mark.parametrize("saves", [1, 2, 4])
     def test_resumes_bit_for_bit(self, defense: Defense, saves: int) -> None:
-        """A training broken off at its n-th checkpoint ends like one that was not."""
+        """A training interrupted at its n-th checkpoint ends with the weights of an uninterrupted one."""
         whole = defense.fit(small_net(), small_data(), TrainContext(seed=3))
         slot = _InterruptingSlot(saves)
         context = TrainContext(seed=3, checkpoint=slot, checkpoint_seconds=0.0)
@@ -227,19 +260,18 @@ class DefenseConformance:
         assert same_weights(whole, resumed)
 
     def test_is_stored_without_pickle(self, defense: Defense) -> None:
-        """Tensors and JSON values give the same classifier back."""
+        """Exported tensors and JSON values give the same classifier."""
         clf = defense.fit(small_net(), small_data())
         tensors, values = export_classifier(clf)
-        raw = safetensors.torch.save({name: tensor.contiguous().clone() for name, tensor in tensors.items()})
-        again = load_classifier(small_net(), safetensors.torch.load(raw), values)
+        again = load_classifier(small_net(), read_tensors(tensor_bytes(tensors)), values)
         x, _ = small_data().batch(slice(5))
         assert torch.equal(clf.reseed(1).draws(x, 3), again.reseed(1).draws(x, 3))
 
     def test_draws_differ_and_frozen_draws_do_not(self, defense: Defense) -> None:
-        """Also after a library called `.eval()`, which silences nothing."""
+        """Draws of a random classifier differ, also after `.eval()`; those of a frozen one are equal."""
         clf = defense.fit(small_net(), small_data()).eval()
         x, _ = small_data().batch(slice(8))
-        draws = clf.draws(x, 16)  # of a few samples, two draws may be the same one
+        draws = clf.draws(x, 16)  # two draws from a few samples may be equal
         assert all(torch.equal(draw, draws[0]) for draw in draws) != clf.stochastic
         frozen = clf.frozen(7)
         assert not frozen.stochastic
@@ -248,7 +280,7 @@ class DefenseConformance:
         assert all(torch.equal(frozen(x), clf.frozen(seed)(x)) for seed in range(16)) != clf.stochastic
 
     def test_trains_in_bfloat16(self, defense: Defense) -> None:
-        """Passes in bfloat16, weights in float32."""
+        """Training in bfloat16 gives a classifier with finite float32 logits."""
         context = TrainContext(precision="bfloat16", resources=Resources(threads=1))
         clf = defense.fit(small_net(), small_data(), context)
         x, _ = small_data().batch(slice(4))

@@ -22,7 +22,7 @@ import advbench
 from advbench.attacks.base import Threat
 from advbench.attacks.craft import Earlier, craft
 from advbench.attacks.losses import cross_entropy
-from advbench.cli.display import PlainDisplay
+from advbench.cli.display import Display
 from advbench.data.base import Data
 from advbench.grid.execution import Execution
 from advbench.grid.run import carry_out, prepare
@@ -332,7 +332,7 @@ def grid(folder: Path, workers: int, **values: Any) -> tuple[float, list[dict[st
     execution = Execution(str(folder), executor="local", workers=workers, device="cpu")
     store, plan = execution.open_store(), prepare(spec)
     waiting = outstanding(plan, store)
-    display = PlainDisplay(Console(quiet=True), plan.tasks, waiting)
+    display = Display(plan.tasks, waiting, Console(quiet=True))
     runtime = execution.runtime(spec.dataset, spec.threads)
     outcome = carry_out(plan, waiting, store, lambda: execution.start(runtime, display.moved, display.printed), display)
     ended = time.time()

@@ -67,8 +67,8 @@ def test_the_readme_documents_every_hook_option_and_package() -> None:
     sources = [path.relative_to(ROOT / "advbench") for path in SOURCES if path.is_relative_to(ROOT / "advbench")]
     parts = {Path(path.parts[0]).stem for path in sources if not path.parts[0].startswith("__")}
     assert {name for name in parts if f"`{name}" not in house} == set()
-    options = [*SPEC_OPTIONS.values(), *(kind for kind, _ in EXECUTION_OPTIONS.values())]
-    flags = {flag for option in options for flag in typing.get_args(option)[1].param_decls}
+    options = (*SPEC_OPTIONS, *EXECUTION_OPTIONS)
+    flags = {flag for option in options for flag in typing.get_args(option.annotation)[1].param_decls}
     assert {flag for flag in flags if f"`{flag}" not in README} == set()
 
 

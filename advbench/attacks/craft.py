@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import random
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,14 +13,14 @@ from advbench.attacks.base import Attack, Goal, Threat
 from advbench.attacks.budget import within_budget
 from advbench.data.base import check_floating, check_labels
 from advbench.errors import InputError, PluginError
-from advbench.keys import derive, isolated_rng
-from advbench.models.classifier import Classifier, opened
+from advbench.keys import derive
+from advbench.models.classifier import Classifier
 from advbench.models.gradient_watch import Passes
+from advbench.models.guard import opened, undisturbed
 from advbench.progress import OnProgress, Progress
 
 TOLERANCE = 1e-6
 BATCH_SIZE = 256
-PROBE_IMAGES = 32
 
 
 class Earlier(NamedTuple):
@@ -56,7 +51,7 @@ class Crafted:
     @classmethod
     def of(cls, images: Tensor, passes: Passes, *, random: bool) -> Crafted:
         """With the costs of an attack on all the images."""
-        share = float(passes.vanished) / passes.gradients if passes.gradients else 0.0
+        share = passes.vanished / passes.gradients if passes.gradients else 0.0
         return cls(images, passes.forward / len(images), passes.backward / len(images), random, share)
 
 
@@ -105,7 +100,7 @@ def craft(
     nearest, x = nearest and attack.minimal_norm, x.detach()
     if len(x) == 0 or (threat.eps == 0 and not nearest):
         return Crafted(x.clone())
-    clf, classes = opened(model, x, probe=x[:PROBE_IMAGES])
+    clf, classes, _ = opened(model, x, settle=True)
     _check_classes(attack, y, targets, classes)
     earlier = None if clf.stochastic or attack.minimal_norm else earlier
     attack = attack if budget is None else within_budget(attack, budget - (earlier is not None), random=clf.stochastic)
@@ -136,38 +131,11 @@ def _resistant(clf: Classifier, images: Tensor, goal: Goal, batch_size: int) -> 
 def _craft_batch(attack: Attack, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, seed: int) -> Tensor:
     generator = torch.Generator(x.device).manual_seed(derive(seed, "generator"))
     clf.reseed(derive(seed, "draws"))
-    with _undisturbed(clf, derive(seed, "global"), x.device):
+    with undisturbed(clf, derive(seed, "global"), x.device):
         x_adv = attack.search(clf, x.clone(), Goal(goal.rows.clone()), threat, generator)
     clf.passes.check_finite()
     _check_claim(attack, x, x_adv, threat)
     return x_adv.detach()
-
-
-@contextmanager
-def _undisturbed(clf: Classifier, seed: int, device: torch.device) -> Iterator[None]:
-    """Run a block of foreign code; put back what such code is known to leave changed.
-
-    Modes, `requires_grad` and gradients of the model; the global random state of torch, numpy and Python, which the
-    block finds seeded; the interpreter's trace function. No parameter needs a gradient meanwhile.
-    """
-    modes = [(module, module.training) for module in clf.modules()]
-    parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in clf.parameters()]
-    numpy_state, python_state, trace = np.random.get_state(), random.getstate(), sys.gettrace()
-    try:
-        np.random.seed(seed % 2**32)
-        random.seed(seed)
-        for parameter, _, _ in parameters:
-            parameter.requires_grad_(False).grad = None
-        with isolated_rng(seed, device):
-            yield
-    finally:
-        sys.settrace(trace)
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
-        for parameter, needs, gradient in parameters:
-            parameter.requires_grad_(needs).grad = gradient
-        for module, mode in modes:
-            module.training = mode
 
 
 def _check_attackable(attack: Attack, x: Tensor, y: Tensor, threat: Threat, targets: Tensor | None) -> None:
@@ -175,6 +143,9 @@ def _check_attackable(attack: Attack, x: Tensor, y: Tensor, threat: Threat, targ
     if not isinstance(threat, Threat):
         raise InputError(f"threat given to {name}", expected="an advbench.Threat", got=type(threat).__name__)
     check_floating(x, f"images given to {name}")
+    if torch.is_inference_mode_enabled():
+        remedy = "call it outside of torch.inference_mode(); torch.no_grad() does no harm"
+        raise InputError(f"{name} called in inference mode", expected="a mode in which gradients exist", remedy=remedy)
     for what, classes in (("labels", y), ("targets", targets)):
         if isinstance(classes, Tensor) and classes.device != x.device:
             raise InputError(

@@ -1,50 +1,50 @@
-"""A board is a folder: spec.toml, data.json, records, and the tables and README that follow from them to the byte."""
+"""A board: a folder with spec.toml, data.json, records, and the tables and README that follow from them to the byte."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import os
-import tempfile
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from advbench.boards.records import NAME as RECORDS
 from advbench.boards.records import Records
 from advbench.errors import InputError
-from advbench.grid.identity import DATA, Identity, blank, identity_text, is_about, read_identity
+from advbench.grid.identity import DATA, Identity, blank, identity_text, is_about, parse_identity
 from advbench.grid.plan import Plan
 from advbench.grid.run import lay_out
-from advbench.grid.spec import RunSpec, make_spec, parse_toml
+from advbench.grid.spec import RunSpec, make_spec, read_toml
 from advbench.registry import checkout_digest
 from advbench.report import Report, collect
 from advbench.report.markdown import render
 from advbench.report.output import contents
 from advbench.report.references import Reference, read_references
 from advbench.store.records import Store
-from advbench.store.storage import write_file
+from advbench.store.storage import StoreWarning, write_file
 
 SPEC = "spec.toml"
 ABOUT = "about.md"
 README = "README.md"
 REFERENCES = "references"
+FILES = (SPEC, DATA, RECORDS)  # from which all others follow
 TABLES = ("csv",)  # formats of a report that a board keeps
-MOST_CELLS = 1_000_000  # that a board's spec may lead to
+MOST_CELLS = 1_000_000  # limit on the cells of a board's spec
 
 
 @dataclass(frozen=True)
 class Board:
-    """What a board's folder holds.
+    """The content of a board's folder.
 
     Attributes:
         folder: the folder.
-        spec: what was computed.
+        spec: the run that was computed.
         identity: the data that it was computed on.
-        records: what trainings and evaluations found.
-        about: what those who made it say of it, as Markdown.
+        records: records of trainings and evaluations.
+        about: its makers' description, as Markdown.
     """
 
     folder: Path
@@ -55,49 +55,49 @@ class Board:
 
     @cached_property
     def plan(self) -> Plan:
-        """The run, laid out by the installed plugins; with the keys of a checkout if one made the records.
+        """The run as the installed plugins lay it out, with the keys of the sources that made the records.
 
         Raises:
-            InputError: an unknown plugin, a bad value in the spec, or nets that the images do not fit.
+            InputError: an unknown plugin, a bad value in the spec, or images that do not fit a net.
         """
         assert self.identity.shape is not None, "read_board refuses data without a shape"
         data = blank(self.identity.shape, self.identity.data.name)
-        checkout = self.records.checkout if len(self.records) else checkout_digest()
+        checkout = self.records.checkout if self.records else checkout_digest()
         return lay_out(self.spec, self.identity, data, checkout=checkout)
 
     @cached_property
     def kept(self) -> tuple[str, ...]:
         """Keys of the tasks whose records a board keeps: trainings of its defenses, and evaluations."""
-        plan = self.plan
-        wanted = {*plan.trained.values(), *(cell.key for cell in plan.cells), *(cell.key for cell in plan.ood)}
-        return tuple(key for key in plan.tasks if key in wanted)
+        wanted = {*self.plan.trained.values(), *self.cells}
+        return tuple(key for key in self.plan.tasks if key in wanted)
+
+    @cached_property
+    def cells(self) -> tuple[str, ...]:
+        """Keys of the evaluations."""
+        return (*(cell.key for cell in self.plan.cells), *(cell.key for cell in self.plan.ood))
 
     @cached_property
     def report(self) -> Report:
-        """The tables, made from the records."""
+        """The tables that follow from the records."""
         return collect(self.plan, self.records)
 
     def files(self) -> dict[str, bytes]:
-        """The content of every file that follows from the others, by name."""
+        """Content of each file that follows from the records, by name."""
         tables = dict(contents(self.report, TABLES))
         return {**tables, README: self._readme().encode()}
 
     def references(self) -> list[Reference]:
-        """Models that others evaluated, for the page."""
+        """Results of models that others evaluated, for the page."""
         folder = self.folder / REFERENCES
         return read_references([folder]) if folder.is_dir() else []
 
     @property
     def missing(self) -> int:
-        """How many cells of the spec have no record."""
-        return sum(key not in self.records for key in self._cells)
-
-    @property
-    def _cells(self) -> tuple[str, ...]:
-        return (*(cell.key for cell in self.plan.cells), *(cell.key for cell in self.plan.ood))
+        """Number of the spec's cells without a record."""
+        return sum(key not in self.records for key in self.cells)
 
     def _readme(self) -> str:
-        cells = len(self._cells)
+        cells = len(self.cells)
         root = "" if self.spec.dataset == "digits" else " --data-root PATH"
         origin = (
             f"## This board\n\n{cells - self.missing:,} of {cells:,} cells. `advbench leaderboard check .` checks that "
@@ -115,55 +115,55 @@ def read_board(folder: Path, *, empty: bool = False) -> Board:
 
     Args:
         folder: the folder.
-        empty: whether it may have no records yet.
+        empty: whether it may lack records.
 
     Raises:
         InputError: no such folder; a link in it; a file that is missing, damaged or too large.
     """
-    if not folder.is_dir():
-        raise InputError(f"board {folder}", expected="a folder", got="none of that name")
-    refuse_links(folder)
-    for name in (SPEC, DATA, *(() if empty else (RECORDS,))):
-        if not (folder / name).is_file():
+    _check_folder(folder)
+    for path in (folder, *folder.rglob("*")):  # so that whatever is read or written lies inside
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            got = f"{path.name}, a link or device"
+            raise InputError(f"board {folder}", expected="nothing but files and folders", got=got)
+    found = {name: read_bytes(folder / name) for name in (*FILES, ABOUT) if (folder / name).is_file()}
+    for name in FILES:
+        if name not in found and not (empty and name == RECORDS):
             remedy = "" if name == SPEC else "make it from a run's store: advbench leaderboard build --store STORE"
             raise InputError(f"board {folder}", expected=f"a file {name} in it", got="none", remedy=remedy)
-    identity = read_identity(folder)
-    spec = make_spec(parse_toml(folder / SPEC))
-    if identity is None or identity.shape is None or not is_about(identity, spec):
-        raise InputError(f"file {folder / DATA}", expected="the data sets of spec.toml, and their images' shape")
-    check_size(spec, str(folder / SPEC))
-    path = folder / RECORDS
-    records = Records.from_bytes(read_bytes(path), str(path)) if path.is_file() else Records({})
-    about = folder / ABOUT
-    return Board(folder, spec, identity, records, _text(about) if about.is_file() else "")
+    return parse_board(folder, found)
 
 
-def refuse_links(folder: Path) -> None:
-    """Refuse a folder that holds a link or anything but files and folders: what is read or written lies inside.
+def parse_board(path: Path, files: Mapping[str, bytes]) -> Board:
+    """Parse the files of a board, which are not trusted.
+
+    Args:
+        path: the board's folder, or the archive that the files are from.
+        files: content of `FILES`, perhaps without records, and of about.md, if there is one.
 
     Raises:
-        InputError: names it.
+        InputError: a file that is damaged or too large.
     """
-    for path in (folder, *folder.rglob("*")):
-        if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise InputError(
-                f"board {folder}", expected="files and folders alone", got=f"{path.name}, a link or device"
-            )
-
-
-def check_size(spec: RunSpec, what: str) -> None:
-    """Refuse a spec of more cells than a board may have, before they are laid out.
-
-    Raises:
-        InputError: says how many.
-    """
+    spec = make_spec(read_toml(files[SPEC], f"{SPEC} of {path}"))
     cells = len(spec.seeds) * len(spec.defenses) ** 2 * len(spec.attacks) * len(spec.eps)
     if cells > MOST_CELLS:
-        raise InputError(what, expected=f"at most {MOST_CELLS:,} cells", got=f"{cells:,}", remedy="split the board")
+        expected = f"at most {MOST_CELLS:,} cells"
+        raise InputError(f"{SPEC} of {path}", expected=expected, got=f"{cells:,}", remedy="split the board")
+    try:
+        identity = parse_identity(files[DATA])
+    except ValueError as error:
+        raise InputError(f"{DATA} of {path}", expected="the data.json of a run", got=str(error)) from error
+    try:
+        about = files.get(ABOUT, b"").decode().strip()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{ABOUT} of {path}", expected="UTF-8 text", got=str(error)) from error
+    if identity.shape is None or not is_about(identity, spec):
+        raise InputError(f"{DATA} of {path}", expected="the data sets of spec.toml, and the shape of their images")
+    records = Records.from_bytes(files[RECORDS], f"{RECORDS} of {path}") if RECORDS in files else Records()
+    return Board(path, spec, identity, records, about)
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a file.
+    """The bytes of a file.
 
     Raises:
         InputError: it cannot be read.
@@ -171,22 +171,15 @@ def read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise InputError(f"file {path}", expected="one that can be read", got=error.strerror or str(error)) from error
-
-
-def _text(path: Path) -> str:
-    try:
-        return read_bytes(path).decode().strip()
-    except UnicodeDecodeError as error:
-        raise InputError(f"file {path}", expected="UTF-8 text", got=str(error)) from error
+        raise InputError(f"file {path}", expected="a readable file", got=error.strerror or str(error)) from error
 
 
 def build(folder: Path, store: Store | None = None, references: Iterable[Path] = ()) -> Board:
-    """Make a board's records, tables and README: records are those that it has, and those of a store.
+    """Write a board's records, tables and README, from the records that it has and those of a store.
 
     Args:
         folder: with spec.toml and data.json at least.
-        store: a store with results of the spec; None for the records that the board has.
+        store: a store with results of the spec, which is searched for the board's keys.
         references: files or folders with results of others, which are copied into the board.
 
     Raises:
@@ -199,35 +192,62 @@ def build(folder: Path, store: Store | None = None, references: Iterable[Path] =
         if store is not None:
             keys = board.kept
             found = {key: each for key, each in zip(keys, store.read_records(keys), strict=True) if each is not None}
-            board = with_records(board, Records(found).joined(board.records).only(board.kept))
-        if not len(board.records):
+            if not found:
+                _warn_of_no_record(board, store)
+            board = replace(board, records=Records({**board.records, **found}).only(keys))
+        if not board.records:
             raise InputError(f"board {folder}", expected="at least one record of its spec", got="none")
         write(board, folder)
         return board
 
 
+def _warn_of_no_record(board: Board, store: Store) -> None:
+    """Report why a store has no record for a board."""
+    theirs, own = board.records.checkout, checkout_digest()
+    reason = "it has none of the board's spec, data and versions of plugins"
+    if board.records and theirs != own:
+        reason = (
+            f"the board was computed by {sources(theirs)}, this installation is {sources(own)}, and their keys differ; "
+            "compute the results with an installation like the board's"
+        )
+    warnings.warn(f"no record was taken from store {store.storage.url}: {reason}", StoreWarning, stacklevel=3)
+
+
+def sources(checkout: str | None) -> str:
+    """The sources that compute results, in words: a release, or the digest of a checkout."""
+    return "a release" if checkout is None else f"a checkout with sources {checkout}"
+
+
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Wait until no other build of a board, or merge into it, is under way by this user on this machine.
+    """Wait for other builds of a board and merges into it, and keep them waiting, whoever runs them.
+
+    The lock is on the board's parent folder: it outlives the board's own folder, which a merge replaces, needs no file
+    that could be published, and is released when its holder dies.
 
     Raises:
         InputError: there is no such folder.
     """
-    if not folder.is_dir():
-        raise InputError(f"board {folder}", expected="a folder", got="none of that name")
-    place = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
-    with (Path(tempfile.gettempdir()) / f"advbench-{os.getuid()}-{place}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    _check_folder(folder)
+    parent = folder.resolve().parent
+    with contextlib.ExitStack() as stack:
+        try:
+            descriptor = os.open(parent, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:  # some network file systems lock no folders
+            message = f"cannot lock {parent}: {error.strerror or error}; run no other build or merge there meanwhile"
+            warnings.warn(message, StoreWarning, stacklevel=4)
         yield
 
 
-def with_records(board: Board, records: Records) -> Board:
-    """The same board with other records."""
-    return Board(board.folder, board.spec, board.identity, records, board.about)
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise InputError(f"board {folder}", expected="a folder", got="none of that name")
 
 
 def write(board: Board, folder: Path) -> None:
-    """Write all files of a board but what its makers wrote by hand.
+    """Write all files of a board but those that its makers write by hand.
 
     Raises:
         StoreError: the folder cannot be written.
@@ -243,7 +263,7 @@ def write(board: Board, folder: Path) -> None:
 
 
 def adopt(folder: Path, references: Iterable[Path]) -> None:
-    """Copy results of others into a board, once they are known to be readable."""
+    """Copy results of others into a board, if all can be read."""
     given = list(references)
     read_references(given)
     into = folder / REFERENCES
@@ -252,10 +272,10 @@ def adopt(folder: Path, references: Iterable[Path]) -> None:
         for file in sorted(path.rglob("*.json")) if path.is_dir() else [path]:
             if file.resolve().is_relative_to(into.resolve()):
                 continue
-            # RobustBench's layout, DATASET/NORM/MODEL.json: the folder's name says the norm.
+            # RobustBench's layout is DATASET/NORM/MODEL.json: the norm is in the folder's name alone.
             target = into.joinpath(*file.resolve().parts[1:][-3:])
             raw = file.read_bytes()
             if copies.setdefault(target, raw) != raw:
-                raise InputError(f"reference {file}", expected="no other of its place and name", got=str(target))
+                raise InputError(f"reference {file}", expected="one file per name", got=f"another for {target}")
     for target, raw in copies.items():
         write_file(target, raw)

@@ -1,4 +1,4 @@
-"""Checks a board: keys follow from the spec, seals hold, tables and README follow from the records."""
+"""Checks that a board's keys follow from its spec, and its tables and README from its records."""
 
 from __future__ import annotations
 
@@ -6,62 +6,82 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from advbench.boards.board import REFERENCES, Board, read_board, read_bytes
-from advbench.boards.findings import Findings
 from advbench.boards.shape import flaw
 
-SHOWS = {".csv", ".html", ".pdf", ".png", ".svg", ".tex"}  # endings of files that show results
+SHOWS = {".csv", ".html", ".pdf", ".png", ".svg", ".tex"}  # suffixes of files that show results
+
+
+class Findings:
+    """Problems of a board, grouped by kind in the order in which each kind was first found."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, list[str]] = {}
+
+    def add(self, kind: str, where: str) -> None:
+        """Add a problem.
+
+        Args:
+            kind: its description, equal for all problems of the kind.
+            where: its file or cell, and details.
+        """
+        self._found.setdefault(kind, []).append(where)
+
+    def __bool__(self) -> bool:
+        return bool(self._found)
+
+    def lines(self) -> Iterator[str]:
+        """One line for each kind, with the number of its problems and the place of the first."""
+        for kind, places in self._found.items():
+            line = f"{len(places)} times: {kind}, first {places[0]}" if len(places) > 1 else f"{kind}: {places[0]}"
+            yield " ".join(line.split())
 
 
 def check(folder: Path) -> tuple[Board, Findings]:
     """Check a board, without its data and without computing anything.
 
-    A record that was made up as a whole, with its seal and tables, is not found out here: `rerun` computes cells anew.
+    A consistent forgery of a record, with its seal and tables, is not found: `rerun` recomputes cells for that.
 
     Returns:
-        The board, and what does not hold of it.
+        The board and its problems.
 
     Raises:
         InputError: it cannot be read at all.
     """
     board, findings = read_board(folder), Findings()
     check_records(board, findings)
-    if not findings:
-        made = board.files()
-        for name, raw in made.items():
-            path = folder / name
-            if not path.is_file():
-                findings.add("a file is missing that follows from the records", name)
-            elif read_bytes(path) != raw:
-                findings.add("a file is not what the records say", f"{name}{_line(read_bytes(path), raw)}")
-        for name in _others(folder):
-            if name not in made:
-                findings.add("a file that shows results and that no record leads to", name)
+    if findings:
+        return board, findings
+    made = board.files()
+    for name, raw in made.items():
+        path = folder / name
+        if not path.is_file():
+            findings.add("a file that follows from the records is missing", name)
+        elif read_bytes(path) != raw:
+            findings.add("a file differs from what the records give", f"{name}{_line(read_bytes(path), raw)}")
+    for path in sorted(folder.rglob("*")):
+        place = path.relative_to(folder)
+        # Hidden folders are not published, and `references` holds others' results.
+        ignored = place.parts[0] == REFERENCES or any(part.startswith(".") for part in place.parts)
+        shows = path.suffix in SHOWS or path.stem == "leaderboard"
+        if path.is_file() and shows and not ignored and place.as_posix() not in made:
+            findings.add("a file shows results but follows from no record", place.as_posix())
     return board, findings
 
 
-def _others(folder: Path) -> Iterator[str]:
-    """Files that show results, but for those of others in `references` and what hidden folders hold."""
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        hidden = any(part.startswith(".") for part in name.parts)
-        shows = path.suffix in SHOWS or path.stem == "leaderboard"
-        if path.is_file() and shows and not hidden and name.parts[0] != REFERENCES:
-            yield name.as_posix()
-
-
 def check_records(board: Board, findings: Findings) -> None:
-    """Whether all records are of tasks that the spec leads to."""
+    """Check that every record is one that a task of the spec can have."""
     kept = set(board.kept)
-    for key in board.records:
-        record = board.records.read_record(key) or {}
+    for key, record in board.records.items():
         if key not in kept:
             findings.add("a record of another spec, data set or version of a plugin", _named(record, key))
-        elif record.get("inputs") != board.plan.tasks[key].inputs.to_json():
-            findings.add("a record whose inputs are not those of its key", board.plan.tasks[key].label)
-        elif record.get("kind") != board.plan.tasks[key].kind:
-            findings.add("a record of another kind than its key's", board.plan.tasks[key].label)
-        elif found := flaw(record, board.plan.tasks[key].inputs):
-            findings.add("a record that no task leaves", f"{board.plan.tasks[key].label}: {found}")
+            continue
+        task = board.plan.tasks[key]
+        if record.get("inputs") != task.inputs.to_json():
+            findings.add("a record whose inputs do not match its key", task.label)
+        elif record.get("kind") != task.kind:
+            findings.add("a record whose kind does not match its key", task.label)
+        elif found := flaw(record, task.inputs):
+            findings.add("a record that no task can have", f"{task.label}: {found}")
 
 
 def _named(record: dict[str, object], key: str) -> str:

@@ -1,118 +1,94 @@
-"""The records of a board as one file: a sealed record a line, sorted by key, the same bytes for the same records."""
+"""A board's records as one file: one sealed record per line, sorted by key, the same bytes for the same records."""
 
 from __future__ import annotations
 
 import gzip
 import io
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pydantic_core
 
 from advbench.errors import InputError
 from advbench.report.output import BOARD
-from advbench.store.records import FORMAT, parse_record, record_bytes
+from advbench.store.records import FORMAT, record_bytes
 
 NAME = BOARD
 CIRCUMSTANCES = ("memory", "ran")  # where and when a record was made: host, process, time of day
-LARGEST = 2**30  # bytes that a file may unpack to
-LONGEST = 2**20  # bytes of a record
+LARGEST = 2**30  # limit on a file's unpacked bytes
+LONGEST = 2**20  # limit on a record's bytes
 Record = dict[str, Any]
 
 
-class Records:
-    """Sealed records by key, in memory; a report is made of them as of a store.
-
-    Args:
-        found: records by key.
-    """
-
-    def __init__(self, found: Mapping[str, Record]) -> None:
-        self._found = dict(sorted(found.items()))
-
-    def __len__(self) -> int:
-        return len(self._found)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._found)
+class Records(dict[str, Record]):
+    """Records by key, in memory, from which tables are made as from a store."""
 
     @property
     def checkout(self) -> str | None:
-        """The digest of the checkout that made them, by what the first of them says; None of a release."""
-        inputs = next(iter(self._found.values()), {}).get("inputs")
+        """Digest of the checkout that computed them, as the first record states it; None for a release."""
+        inputs = next(iter(self.values()), {}).get("inputs")
         found = inputs.get("checkout") if isinstance(inputs, dict) else None
         return found if isinstance(found, str) else None
 
     def read_record(self, key: str) -> Record | None:
         """The record of a task, or None."""
-        return self._found.get(key)
+        return self.get(key)
 
     def read_records(self, keys: Iterable[str]) -> Iterator[Record | None]:
         """The records of several tasks, in their order."""
-        return (self._found.get(key) for key in keys)
+        return map(self.get, keys)
 
     def only(self, keys: Iterable[str]) -> Records:
-        """Those of these tasks."""
-        return Records({key: self._found[key] for key in keys if key in self._found})
-
-    def joined(self, others: Records) -> Records:
-        """These, and those of others that are not among them."""
-        return Records({**others._found, **self._found})
+        """The records of these tasks."""
+        return Records({key: self[key] for key in keys if key in self})
 
     def to_bytes(self) -> bytes:
-        """The content of the file."""
+        """The bytes of the file."""
         file = io.BytesIO()
         with gzip.GzipFile(filename="", mode="wb", compresslevel=9, fileobj=file, mtime=0) as packed:
-            for key, record in self._found.items():
+            for key, record in sorted(self.items()):
                 body = {name: value for name, value in record.items() if name not in CIRCUMSTANCES}
                 packed.write(record_bytes({**body, "key": key, "schema": FORMAT}) + b"\n")
         return file.getvalue()
 
     @classmethod
     def from_bytes(cls, raw: bytes, what: str) -> Records:
-        """The records of a file that `to_bytes` made.
+        """Read the bytes that `to_bytes` made.
 
         Args:
-            raw: its content.
+            raw: the bytes.
             what: the file, for the error.
 
         Raises:
-            InputError: it is none, is too large, or a line is no sealed record.
+            InputError: they are not a gzip file, too large, or contain a line that is not a sealed record.
         """
         found: dict[str, Record] = {}
         try:
             with gzip.GzipFile(fileobj=io.BytesIO(raw)) as packed:
                 content = packed.read(LARGEST + 1)
         except (OSError, EOFError, zlib.error) as error:
-            raise InputError(what, expected="a gzip file of records, a line each", got=str(error)) from error
+            raise InputError(what, expected="a gzip file of records, one per line", got=str(error)) from error
         if len(content) > LARGEST:
             raise InputError(what, expected=f"at most {LARGEST:,} bytes, unpacked", got="more")
         for number, line in enumerate(content.splitlines(), 1):
-            key = _key(line)
-            record = parse_record(key, line) if key else None
-            if record is None or record["schema"] != FORMAT or not _as_written(record, line):
-                other = record is not None and record["schema"] != FORMAT
-                got = f"one of format {record['schema']!r}" if record and other else "damaged or edited"
+            record = _parse(line)
+            if record is None or record["schema"] != FORMAT:
+                got = "damaged or edited" if record is None else f"one of format {record['schema']!r}"
                 raise InputError(f"line {number} of {what}", expected=f"a sealed record of format {FORMAT}", got=got)
+            key = record["key"]
             if key in found:
                 raise InputError(f"line {number} of {what}", expected="each record once", got=f"{key[:12]} again")
             found[key] = record
-        return cls(found)
+        return cls(sorted(found.items()))
 
 
-def _as_written(record: Record, line: bytes) -> bool:
-    """Whether a line is what `to_bytes` makes of a record, which may hold numbers that are not finite."""
+def _parse(line: bytes) -> Record | None:
+    """The record in a line that may hold anything; None unless its seal and form are those that `to_bytes` writes."""
     try:
-        return record_bytes(record) == line
-    except ValueError:
-        return False
-
-
-def _key(line: bytes) -> str:
-    """The key that a line states, without trust; empty where it states none."""
-    try:
-        key = pydantic_core.from_json(line)["key"] if len(line) <= LONGEST else ""
+        record: Record = pydantic_core.from_json(line) if len(line) <= LONGEST else {}
+        del record["sha256"]
+        intact = isinstance(record["key"], str) and "schema" in record and record_bytes(record) == line
     except (ValueError, KeyError, TypeError, RecursionError):
-        return ""
-    return key if isinstance(key, str) else ""
+        return None
+    return record if intact else None

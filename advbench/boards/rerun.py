@@ -1,15 +1,15 @@
-"""Computes some of a board's cells anew, from nothing, and compares."""
+"""Recomputes some of a board's cells from scratch and compares the results."""
 
 from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from advbench.boards.board import Board
-from advbench.boards.findings import Findings
+from advbench.boards.check import Findings
 from advbench.errors import InputError
 from advbench.grid.execution import Execution
 from advbench.grid.plan import Cell, Plan
@@ -20,19 +20,6 @@ Compute = Callable[[Plan, Execution, Store], Mapping[str, str]]
 EQUAL = ("accuracy", "draw_accuracy", "accuracy_interval", "draw_accuracy_interval", "draws", "n_examples", "right")
 
 
-@dataclass(frozen=True)
-class Rerun:
-    """What came of computing cells anew.
-
-    Attributes:
-        cells: how many were computed.
-        equal: in how many of them all accuracies, intervals and images that are right are equal.
-    """
-
-    cells: int
-    equal: int
-
-
 def rerun(
     board: Board,
     count: int,
@@ -40,62 +27,54 @@ def rerun(
     findings: Findings,
     compute: Compute,
     seed: int | None = None,
-) -> Rerun:
-    """Compute cells of a board anew and note those that come out otherwise.
+) -> tuple[int, int]:
+    """Recompute cells of a board and find those whose results disagree with it.
 
     The cells are chosen at random among those with a record. They and all that they need, trainings included, are
-    computed by the installed versions in a store of their own, which is dropped afterwards. Two accuracies agree where
-    each lies within the other's interval, and so do the mean accuracies of a single draw.
+    computed by the installed versions in a temporary store. Two accuracies agree if each lies within the other's
+    interval; this applies to the ensemble's accuracy and to the mean accuracy of a single draw.
 
     Args:
         board: the board.
-        count: how many cells, or all where there are no more.
+        count: number of cells, all if it has fewer.
         execution: how to compute; its store is not used.
-        findings: where it is noted what does not agree.
+        findings: to which disagreements are added.
         compute: carries a plan out, with an execution, into a store; returns why tasks failed, by key.
-        seed: of the choice; by default nobody can foresee it.
+        seed: of the choice; unpredictable by default.
+
+    Returns:
+        The number of cells, and in how many of them `EQUAL` values are equal to the last digit.
 
     Raises:
         InputError: the spec cannot be carried out here, the data is absent, or no cell has a record.
     """
-    # Out-of-distribution images have no row in results, and their data may not be at hand.
+    # Out-of-distribution images have no row in the results, and their data may not be available.
     plan = prepare(board.spec.model_copy(update={"ood": ()}), execution.data_root)
     known = {_place(cell): cell.key for cell in board.plan.cells if cell.key in board.records}
     there = [cell for cell in plan.cells if _place(cell) in known]
     if not there:
-        raise InputError(f"board {board.folder}", expected="cells with a record to compute anew", got="none")
+        raise InputError(f"board {board.folder}", expected="cells with a record, to recompute", got="none")
     generator = random.SystemRandom() if seed is None else random.Random(seed)  # noqa: S311
-    chosen = set(generator.sample(range(len(there)), min(count, len(there))))
-    part = part_of(plan, [cell for index, cell in enumerate(there) if index in chosen])
+    chosen = generator.sample(there, min(count, len(there)))
+    needed = {cell.key for cell in chosen}
+    for task in reversed(list(plan.tasks.values())):
+        if task.key in needed:
+            needed.update(task.needs)
+    tasks = {key: task for key, task in plan.tasks.items() if key in needed}
+    part = Plan(plan.spec, tasks, tuple(chosen))
     equal = 0
     with tempfile.TemporaryDirectory(prefix="advbench-rerun-") as folder:
-        apart = replace(execution, store=folder)
-        store = apart.open_store()
-        failed = compute(part, apart, store)
+        execution = replace(execution, store=folder)
+        store = execution.open_store()
+        failed = compute(part, execution, store)
         for cell in part.cells:
             label, record = plan.tasks[cell.key].label, store.read_record(cell.key)
             if record is None:
-                findings.add("a cell could not be computed anew", f"{label}: {failed.get(cell.key, 'unknown')}")
+                findings.add("a cell could not be recomputed", f"{label}: {failed.get(cell.key, 'unknown')}")
                 continue
-            before = board.records.read_record(known[_place(cell)]) or {}
+            before = board.records[known[_place(cell)]]
             equal += _agree(before["result"], record["result"], label, findings)
-    return Rerun(len(part.cells), equal)
-
-
-def part_of(plan: Plan, cells: Sequence[Cell]) -> Plan:
-    """The part of a plan that leads to some of its cells: their tasks and whatever those need."""
-    wanted = {cell.key for cell in cells}
-    for task in reversed(list(plan.tasks.values())):
-        if task.key in wanted:
-            wanted.update(task.needs)
-    labels = {cell.defense.label for cell in cells}
-    return replace(
-        plan,
-        tasks={key: task for key, task in plan.tasks.items() if key in wanted},
-        cells=tuple(cells),
-        trained={which: key for which, key in plan.trained.items() if which[0] in labels},
-        ood=(),
-    )
+    return len(part.cells), equal
 
 
 def _place(cell: Cell) -> tuple[str, str, str, float, int]:
@@ -104,11 +83,11 @@ def _place(cell: Cell) -> tuple[str, str, str, float, int]:
 
 
 def _agree(before: Mapping[str, Any], now: Mapping[str, Any], label: str, findings: Findings) -> bool:
-    """Note accuracies out of each other's intervals; returns whether all that was found is equal."""
+    """Compare two results of a cell; returns whether they are equal to the last digit."""
     for name in ("accuracy", "draw_accuracy"):
         pairs = ((before, now), (now, before))
         inside = [low <= one[name] <= high for one, other in pairs for low, high in [other[f"{name}_interval"]]]
         if not all(inside):
-            said = f"{label}: {name} {before[name]:.4f} on the board, {now[name]:.4f} anew"
-            findings.add("a cell computed anew is not what the board says", said)
+            where = f"{label}: {name} {before[name]:.4f} on the board, {now[name]:.4f} recomputed"
+            findings.add("a recomputed cell differs from the board", where)
     return all(before[name] == now[name] for name in EQUAL)

@@ -1,4 +1,4 @@
-"""What a record of a board must look like before tables are made of it, as it may come from anybody."""
+"""The form of a board's records, which may come from anybody and are checked before tables are made from them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from advbench.evaluation.summary import ENTROPIES
 from advbench.evaluation.uncertainty import Uncertainty
 from advbench.grid.inputs import EvaluateInputs, Inputs, TrainInputs
 
-CLOSE = 1e-9  # by which a mean may differ from the mean of what it was made of
+CLOSE = 1e-9  # tolerance for rounding of means
 Share = Annotated[float, Field(ge=-CLOSE, le=1.0 + CLOSE)]
 Interval = Annotated[list[Share], Field(min_length=2, max_length=2)]
 Count = Annotated[int, Field(ge=0)]
@@ -24,9 +24,12 @@ Text = Annotated[str, Field(max_length=300)]
 
 
 class _Shape(pydantic.BaseModel):
-    """Known fields alone, of the types that they state, and finite numbers."""
-
     model_config = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def _require(holds: bool, what: str) -> None:
+    if not holds:
+        raise ValueError(f"expected {what}")
 
 
 class _Attack(_Shape):
@@ -45,8 +48,8 @@ class _Retention(_Shape):
 
     @pydantic.model_validator(mode="after")
     def _fits(self) -> Self:
-        if not len(self.fractions) == len(self.counts) == len(self.accuracies):
-            raise ValueError("a point of retention without a share, count or accuracy")
+        same = len(self.fractions) == len(self.counts) == len(self.accuracies)
+        _require(same, "a fraction, count and accuracy for each point of retention")
         return self
 
 
@@ -63,7 +66,7 @@ class _Detection(_Shape):
 
 
 class _Found(_Shape):
-    """What was found of any images."""
+    """Result of an evaluation on any images."""
 
     n_examples: Annotated[int, Field(ge=1)]
     classes: Annotated[int, Field(ge=2)]
@@ -74,16 +77,18 @@ class _Found(_Shape):
 
     @pydantic.model_validator(mode="after")
     def _measured(self) -> Self:
-        if set(self.uncertainty) != set(Uncertainty._fields) or set(self.histograms) != set(ENTROPIES):
-            raise ValueError("other measures of uncertainty")
-        if self.detection is not None and set(self.detection) != set(Uncertainty._fields):
-            raise ValueError("other measures of detection")
-        if any(sum(counts) != self.n_examples for counts in self.histograms.values()):
-            raise ValueError("a histogram of other images")
+        measures = set(Uncertainty._fields)
+        _require(set(self.uncertainty) == measures, f"the measures of uncertainty {sorted(measures)}")
+        _require(self.detection is None or set(self.detection) == measures, f"detection by {sorted(measures)}")
+        _require(set(self.histograms) == set(ENTROPIES), f"histograms of {sorted(ENTROPIES)}")
+        counts = {sum(histogram) for histogram in self.histograms.values()}
+        _require(counts == {self.n_examples}, "histograms of all images")
         return self
 
 
 class _Evaluation(_Found):
+    """Result of an evaluation on clean or adversarial images."""
+
     accuracy: Share
     accuracy_interval: Interval
     draw_accuracy: Share
@@ -102,21 +107,18 @@ class _Evaluation(_Found):
         try:
             bits = np.unpackbits(np.frombuffer(a2b_base64(self.right), np.uint8))
         except Base64Error as error:
-            raise ValueError("bits that are none") from error
+            raise ValueError("expected bits in base64") from error
         images = self.n_examples
-        if len(bits) != -(-images // 8) * 8 or bits[images:].any():
-            raise ValueError("bits of other images than were evaluated")
-        if abs(bits.sum() / images - self.accuracy) > CLOSE:
-            raise ValueError("an accuracy that is not that of its bits")
+        _require(len(bits) == -(-images // 8) * 8 and not bits[images:].any(), "one bit per image")
+        _require(abs(bits.sum() / images - self.accuracy) <= CLOSE, "the accuracy that the bits give")
         within = [
             (*self.accuracy_interval, self.accuracy),
             (*self.draw_accuracy_interval, self.draw_accuracy),
             (self.draw_accuracy_min, self.draw_accuracy_max, self.draw_accuracy),
         ]
-        if not all(low - CLOSE <= value <= high + CLOSE for low, high, value in within):
-            raise ValueError("an accuracy outside its interval")
-        if set(self.retention) != set(ENTROPIES):
-            raise ValueError("other curves of retention")
+        inside = all(low - CLOSE <= value <= high + CLOSE for low, high, value in within)
+        _require(inside, "accuracies inside their intervals")
+        _require(set(self.retention) == set(ENTROPIES), f"curves of retention by {sorted(ENTROPIES)}")
         return self
 
 
@@ -143,7 +145,7 @@ class _Record(_Shape):
 
 
 def flaw(record: Mapping[str, Any], inputs: Inputs) -> str:
-    """What of a record is not as a task of these inputs leaves it; empty where all of it is.
+    """The first way in which a record differs from any that a task of these inputs can have; empty if there is none.
 
     That a record is possible does not make it true: see `rerun`.
     """
@@ -154,14 +156,12 @@ def flaw(record: Mapping[str, Any], inputs: Inputs) -> str:
             return ""
         assert isinstance(inputs, EvaluateInputs), "boards keep no examples"
         found = (_Found if inputs.foreign else _Evaluation).model_validate(record["result"])
+        _require(found.n_examples == inputs.images, f"{inputs.images} images, got {found.n_examples}")
+        _require(found.draws in (1, inputs.draws), f"{inputs.draws} draws, got {found.draws}")
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         return f"{where}: {first['msg']}" if where else str(first["msg"]).removeprefix("Value error, ")
-    return _other_settings(found, inputs)
-
-
-def _other_settings(found: _Found, inputs: EvaluateInputs) -> str:
-    if found.n_examples != inputs.images:
-        return f"{found.n_examples} images, not {inputs.images}"
-    return "" if found.draws in (1, inputs.draws) else f"{found.draws} draws, not {inputs.draws}"
+    except ValueError as error:
+        return str(error)
+    return ""

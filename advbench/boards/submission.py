@@ -1,4 +1,4 @@
-"""A submission: the records of one defense of a run in one file, for whoever keeps a board."""
+"""A submission: the records of one defense of a run in one file, to be merged into a board."""
 
 from __future__ import annotations
 
@@ -7,36 +7,27 @@ import os
 import re
 import zipfile
 import zlib
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
-from advbench.boards.board import SPEC, Board, check_size
-from advbench.boards.findings import Findings
+from advbench.boards.board import FILES, SPEC, Board, parse_board
+from advbench.boards.check import Findings
 from advbench.boards.records import LARGEST, Records
-from advbench.boards.records import NAME as RECORDS
 from advbench.errors import InputError, unknown_name
-from advbench.grid.identity import DATA, identify_data, identity_text, parse_identity, read_identity
-from advbench.grid.spec import RunSpec, make_spec, narrowed, parse_toml, read_toml
+from advbench.grid.identity import identify_data, identity_text, read_identity
+from advbench.grid.spec import make_spec, narrowed, parse_toml
 from advbench.store.records import Store
 from advbench.store.storage import write_file
 
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date that a zip can state
-MEMBERS = (SPEC, DATA, RECORDS)
 
 
-@dataclass(frozen=True)
-class Submitted:
-    """What was packed.
-
-    Attributes:
-        path: the file.
-        records: how many records are in it.
-        size: bytes of the file.
-    """
+class Submitted(NamedTuple):
+    """A packed file, and the number of records in it."""
 
     path: Path
     records: int
-    size: int
 
 
 def submit(
@@ -47,21 +38,21 @@ def submit(
     Args:
         run: the run's `--out` folder.
         label: the defense.
-        store: where the run's records are.
-        path: the file; by default LABEL.advbench.zip.
-        force: replace a file that is there.
+        store: with the run's records.
+        path: the file; LABEL.advbench.zip by default.
+        force: replace an existing file.
         data_root: folder of the data sets.
 
     Returns:
-        What was packed; or, where records of the defense are missing, which.
+        What was packed; or the records of the defense that are missing.
 
     Raises:
-        InputError: no such run or defense, or the file is there already.
+        InputError: no such run or defense, or the file exists already.
         StoreError: the store cannot be read, or the file not written.
     """
     path = path or Path(f"{re.sub(r'[^A-Za-z0-9_.@+-]', '_', label)}.advbench.zip")
     if path.is_dir() or (os.path.lexists(path) and not force):
-        raise InputError(f"file {path} is there already", remedy="name another with --out, or replace it with --force")
+        raise InputError(f"file {path} exists already", remedy="choose another with --out, or replace it with --force")
     whole = make_spec(parse_toml(run / SPEC))
     if label not in whole.defenses:
         raise unknown_name("defense of the run", label, whole.defenses)
@@ -69,26 +60,26 @@ def submit(
     identity = read_identity(run)
     if identity is None or identity.shape is None:
         identity = identify_data(whole, data_root)
-    board = Board(run, part, identity, Records({}))
-    keys, findings = board.kept, Findings()
-    found = dict(zip(keys, store.read_records(keys), strict=True))
-    for key, record in found.items():
-        if record is None:
-            failure = store.read_failure(key)
-            kind = f"failed: {failure['reason']}" if failure else "not computed yet"
-            findings.add(kind, board.plan.tasks[key].label)
+    board = Board(run, part, identity, Records())
+    found, findings = {}, Findings()
+    for key, record in zip(board.kept, store.read_records(board.kept), strict=True):
+        if record is not None:
+            found[key] = record
+            continue
+        failure = store.read_failure(key)
+        kind = f"failed: {failure['reason']}" if failure else "not computed yet"
+        findings.add(kind, board.plan.tasks[key].label)
     if findings:
         return findings
-    records = Records({key: record for key, record in found.items() if record is not None})
-    write_file(path, _zipped(part, identity_text(identity).encode(), records))
-    return Submitted(path, len(records), path.stat().st_size)
+    contents = (part.to_toml().encode(), identity_text(identity).encode(), Records(found).to_bytes())
+    write_file(path, _zipped(contents))
+    return Submitted(path, len(found))
 
 
-def _zipped(spec: RunSpec, identity: bytes, records: Records) -> bytes:
+def _zipped(contents: Iterable[bytes]) -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        contents = (spec.to_toml().encode(), identity, records.to_bytes())
-        for name, raw in zip(MEMBERS, contents, strict=True):
+        for name, raw in zip(FILES, contents, strict=True):
             member = zipfile.ZipInfo(name, EPOCH)
             member.create_system, member.external_attr = 3, 0o644 << 16  # the same bytes on every system
             archive.writestr(member, raw)
@@ -96,28 +87,23 @@ def _zipped(spec: RunSpec, identity: bytes, records: Records) -> bytes:
 
 
 def open_submission(path: Path) -> Board:
-    """A submission as a board of one defense; it may come from anybody, so nothing in it is trusted or unpickled.
+    """Read a submission as a board of one defense; it is not trusted, and nothing in it is unpickled.
 
     Raises:
-        InputError: it is none, or holds more than one may.
+        InputError: it is not a submission, or too large.
     """
-    expected = f"a file that 'advbench leaderboard submit' wrote, with {', '.join(MEMBERS)}"
+    expected = f"a file that 'advbench leaderboard submit' wrote, with {', '.join(FILES)}"
     try:
         with zipfile.ZipFile(path) as archive:
-            infos = {info.filename: info for info in archive.infolist()}
-            if sorted(infos) != sorted(MEMBERS) or len(archive.infolist()) != len(MEMBERS):
-                raise InputError(f"submission {path}", expected=expected, got=", ".join(sorted(infos))[:200])
-            if sum(info.file_size for info in infos.values()) > LARGEST:
+            found = sorted(archive.namelist())
+            if found != sorted(FILES):
+                raise InputError(f"submission {path}", expected=expected, got=", ".join(found)[:200])
+            if sum(info.file_size for info in archive.infolist()) > LARGEST:
                 raise InputError(f"submission {path}", expected=f"at most {LARGEST:,} bytes", got="more")
-            spec, identity, records = (archive.read(name) for name in MEMBERS)
+            contents = {name: archive.read(name) for name in FILES}
     except (OSError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"submission {path}", expected=expected, got=str(error) or type(error).__name__) from error
-    made = make_spec(read_toml(spec, f"{SPEC} of {path}"))
-    check_size(made, f"{SPEC} of {path}")
-    try:
-        data = parse_identity(identity)
-    except ValueError as error:
-        raise InputError(f"{DATA} of {path}", expected="what a run writes", got=str(error)) from error
-    if len(made.defenses) != 1 or data.shape is None:
-        raise InputError(f"submission {path}", expected="one defense, and data with the shape of its images")
-    return Board(path, made, data, Records.from_bytes(records, f"{RECORDS} of {path}"))
+    board = parse_board(path, contents)
+    if len(board.spec.defenses) != 1:
+        raise InputError(f"submission {path}", expected="one defense", got=len(board.spec.defenses))
+    return board

@@ -1,13 +1,10 @@
-"""The command line: options, progress, exit codes (0 done, 1 cells failed, 2 bad input, 130 interrupted)."""
+"""Entry point of the command line, with its exit codes: 0 done, 1 cells failed, 2 bad input, 130 interrupted."""
 
 import signal
 import sys
-import threading
 import traceback
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import Any
 
 import typer
 
@@ -22,6 +19,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich takes [default: ...] for markup
+    # Without a value for --help, typer imports pydantic to convert None.
+    context_settings={"default_map": {"help": False, "plugins": {"help": False}}},
 )
 for command in (run.run, run.plan, show.status, run.curve, show.report, show.plugins, show.show, show.doctor):
     app.command()(command)
@@ -29,15 +28,7 @@ app.add_typer(store.app)
 app.add_typer(leaderboard.app)
 
 
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    del category, filename, lineno, file, line
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     complain("warning: " + " ".join(str(message).split()))
 
 
@@ -46,48 +37,32 @@ _USAGE_ERROR: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; expected failures become one line and an exit code."""
+    """Run the command line and return its exit code; an expected failure prints one line."""
     use_json("--log-json" in (sys.argv[1:] if arguments is None else arguments))
-    with warnings.catch_warnings(), _termination():
+    code: Any
+    with warnings.catch_warnings():
         warnings.showwarning = _show_warning
-        code = _run(arguments)
+        try:
+            code = app(arguments, standalone_mode=False, prog_name="advbench")
+        except _USAGE_ERROR as error:
+            complain("error: " + " ".join(error.format_message().split()))
+            return 2
+        except AdvbenchError as error:
+            complain(f"error: {error}")
+            return 2
+        except (KeyboardInterrupt, typer.Abort):
+            code = 130  # some versions of typer raise for an interrupt, others return this code
+        except Exception:
+            if not uses_json():
+                raise
+            complain(f"bug: {traceback.format_exc()}")
+            return 1
     if code == 130:
-        complain("interrupted; the same command goes on from here")
-    return code
-
-
-@contextmanager
-def _termination() -> Iterator[None]:
-    """A polite request to end, as batch systems send it, is treated as the keyboard's interrupt."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _run(arguments: list[str] | None) -> int:
-    try:
-        code = app(arguments, standalone_mode=False, prog_name="advbench")
-    except _USAGE_ERROR as error:
-        complain("error: " + " ".join(error.format_message().split()))
-        return 2
-    except AdvbenchError as error:
-        complain(f"error: {error}")
-        return 2
-    except (KeyboardInterrupt, typer.Abort):
-        return 130  # some versions of typer raise for an interrupt, others return this code
-    except Exception:
-        if not uses_json():
-            raise
-        complain(f"bug: {traceback.format_exc()}")
-        return 1
+        complain("interrupted; run the same command again to resume")
     return code if isinstance(code, int) else 0
 
 
 def script() -> None:
-    """The console script."""
+    """Run the console script."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # batch systems end a job with it
     sys.exit(main())

@@ -5,24 +5,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from advbench.cli.options import DEFAULT_STORE, DataRoot, StoreUrl, names, takes_execution
+from advbench.cli.options import DEFAULT_STORE, DataRoot, Force, References, StoreUrl, names, takes_execution
+from advbench.cli.output import complain, refuse, say
 from advbench.cli.run import carry_out_shown
 from advbench.errors import InputError
 
 if TYPE_CHECKING:
-    from advbench.boards.findings import Findings
     from advbench.grid.execution import Execution
     from advbench.grid.plan import Plan
     from advbench.store.records import Store
 
 app = typer.Typer(
     name="leaderboard",
-    help="Make, check and extend boards: folders of results that are published.",
+    help="Build, check and extend boards, which are published folders of results.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 BoardFolder = Annotated[
-    Path, typer.Argument(metavar="DIR", help="The board: a folder with spec.toml, data.json and records.")
+    Path, typer.Argument(metavar="DIR", help="board: a folder with spec.toml, data.json and records.jsonl.gz")
 ]
 
 
@@ -31,19 +31,16 @@ def build(
     folder: BoardFolder,
     *,
     store: Annotated[
-        str | None, typer.Option("--store", help="Store whose results of the board's spec are taken into it.")
+        str | None, typer.Option("--store", help="store to add results of the board's spec from [default: none]")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the board's page. [default: no page]")] = None,
-    reference: Annotated[
-        list[Path] | None,
-        typer.Option(help="Results of others to show beside: RobustBench's JSON, a file or folder; it is copied."),
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="folder for the board's page [default: no page]")] = None,
+    reference: References = None,
     formats: Annotated[
         list[str] | None,
-        typer.Option("--format", help="Files in --out: html, latex, svg, pdf or png, comma-separated. [default: html]"),
+        typer.Option("--format", help="formats in --out, comma-separated: html, latex, svg, pdf, png [default: html]"),
     ] = None,
 ) -> None:
-    """Make a board's tables and README from its records, and its page in another folder."""
+    """Write a board's tables and README from its records, and its page into another folder."""
     from advbench.boards.board import build as make
     from advbench.report.output import check_formats, check_writable, write_report
     from advbench.store.records import Store
@@ -54,13 +51,13 @@ def build(
         raise InputError("--format", expected="--out with it, the folder for those files")
     board = make(folder, None if store is None else Store(store), reference or ())
     for name in ("records.jsonl.gz", *board.files()):
-        typer.echo(str(folder / name))
+        say(folder / name)
     if out is not None:
         check_writable(out)
         for path in write_report(board.report, out, board.spec, chosen, board.references(), about=board.about):
-            typer.echo(str(path))
+            say(path)
     if board.missing:
-        typer.echo(f"{board.missing} cells of the spec have no record", err=True)
+        complain(f"{board.missing} cells of the spec have no record")
 
 
 @app.command()
@@ -69,92 +66,86 @@ def check(
     folder: BoardFolder,
     execution: "Execution",
     *,
-    rerun: Annotated[
-        int, typer.Option(min=0, help="How many cells, chosen at random, are computed anew and compared.")
-    ] = 0,
-    rerun_seed: Annotated[
-        int | None, typer.Option(help="Seed of the choice of cells. [default: nobody can foresee it]")
-    ] = None,
+    rerun: Annotated[int, typer.Option(min=0, help="number of randomly chosen cells to recompute and compare")] = 0,
+    rerun_seed: Annotated[int | None, typer.Option(help="seed of that choice [default: unpredictable]")] = None,
 ) -> None:
-    """Check that a board's keys follow from its spec, and tables and README from its records; exit code 1 if not.
+    """Check that a board's keys follow from its spec, and its tables and README from its records; exit code 1 if not.
 
-    The data set is not needed. Only --rerun computes, in a store of its own, which is dropped.
+    The data set is not needed. Only --rerun computes anything, in a temporary store.
     """
     from advbench.boards.check import check as examine
-    from advbench.boards.rerun import rerun as again
+    from advbench.boards.rerun import rerun as recompute
 
     board, findings = examine(folder)
-    _refuse(findings)
-    cells = len(board.plan.cells) + len(board.plan.ood)
-    found = [f"{cells - board.missing:,} of {cells:,} cells of {len(board.spec.defenses)} defenses"]
+    refuse(findings.lines())
+    cells = len(board.cells)
+    found = f"{cells - board.missing:,} of {cells:,} cells of {len(board.spec.defenses)} defenses"
     if rerun:
-        done = again(board, rerun, execution, findings, _compute, rerun_seed)
-        _refuse(findings)
-        found.append(f"{done.cells} cells computed anew, {done.equal} of them equal to the last digit")
-    typer.echo(f"ok: {', '.join(found)}")
+        count, equal = recompute(board, rerun, execution, findings, _compute, rerun_seed)
+        refuse(findings.lines())
+        found += f", {count} cells recomputed, {equal} of them equal to the last digit"
+    say(f"ok: {found}")
 
 
 def _compute(part: "Plan", execution: "Execution", store: "Store") -> dict[str, str]:
-    """Say what a plan costs, and carry it out; returns why tasks failed, by key."""
+    """Print what a plan costs, and carry it out; returns why tasks failed, by key."""
     from advbench.cli.describe import plan_lines
     from advbench.grid.run import Settings
 
-    typer.echo(f"computing {len(part.cells)} cells anew:")
-    for line in plan_lines(part, store, every_task=False):
-        typer.echo(line)
-    runtime = execution.runtime(part.spec.dataset, part.spec.threads)
-    return carry_out_shown(part, execution, runtime, store, Settings()).failed
+    for line in (f"recomputing {len(part.cells)} cells:", *plan_lines(part, store, every_task=False)):
+        say(line)
+    return carry_out_shown(part, execution, store, Settings()).failed
 
 
 @app.command()
 def submit(
-    run_dir: Annotated[Path, typer.Argument(help="The --out folder of a run under the board's settings.")],
+    run_dir: Annotated[Path, typer.Argument(help="--out folder of a run with the board's settings")],
     *,
-    defense: Annotated[str, typer.Option(help="The defense to submit, as the run calls it.")],
-    out: Annotated[Path | None, typer.Option(help="The file to write. [default: LABEL.advbench.zip]")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    defense: Annotated[str, typer.Option(help="label of the defense in the run")],
+    out: Annotated[Path | None, typer.Option(help="file to write [default: LABEL.advbench.zip]")] = None,
+    force: Force = False,
     data_root: DataRoot = None,
     store: StoreUrl = DEFAULT_STORE,
 ) -> None:
-    """Pack the records of one defense of a run into a file, for whoever keeps a board."""
-    from advbench.boards.findings import Findings
+    """Pack the records of one defense of a run into a file, for the maintainers of a board."""
+    from advbench.boards.check import Findings
     from advbench.boards.submission import submit as pack
     from advbench.store.records import Store
 
     done = pack(run_dir, defense, Store(store), out, force=force, data_root=data_root)
     if isinstance(done, Findings):
-        _refuse(done)
-        return
-    typer.echo(f"{done.path}: {done.records} records, {done.size:,} bytes")
+        refuse(done.lines())
+    else:
+        say(f"{done.path}: {done.records} records, {done.path.stat().st_size:,} bytes")
 
 
 @app.command()
 def merge(
     folder: BoardFolder,
-    file: Annotated[Path, typer.Argument(help="What 'advbench leaderboard submit' wrote.")],
+    file: Annotated[Path, typer.Argument(help="file written by 'advbench leaderboard submit'")],
     *,
-    replace: Annotated[bool, typer.Option("--replace", help="Take the place of a defense of the same label.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="replace a defense of the same label")] = False,
 ) -> None:
-    """Add a submission to a board; refused with exit code 1, and nothing written, where anything is wrong."""
-    from advbench.boards.findings import Findings
+    """Add a submission to a board; if any check fails, nothing is written and the exit code is 1."""
+    from advbench.boards.check import Findings
     from advbench.boards.merge import merge as add
 
     done = add(folder, file, replacing=replace)
     if isinstance(done, Findings):
-        _refuse(done)
-        return
-    missing = f", {done.missing} cells of the board are missing" if done.missing else ""
-    typer.echo(f"{done.label}: {done.records} records added{missing}")
+        refuse(done.lines())
+    else:
+        missing = f", {done.missing} cells of the board are missing" if done.missing else ""
+        say(f"{done.label}: {done.records} records added{missing}")
 
 
 @app.command()
 def export(
     folder: BoardFolder,
     *,
-    out: Annotated[Path, typer.Option(help="Folder for the files.")],
-    format: Annotated[str, typer.Option(help="robustbench: a model_info for each defense.")] = "robustbench",  # noqa: A002
+    out: Annotated[Path, typer.Option(help="folder for the files")],
+    format: Annotated[str, typer.Option(help="format: robustbench (a model_info per defense)")] = "robustbench",  # noqa: A002
 ) -> None:
-    """Write a board's results as other leaderboards keep theirs."""
+    """Write a board's results in the format of another leaderboard."""
     from advbench.boards.board import read_board
     from advbench.report.references import write_model_infos
 
@@ -162,12 +153,4 @@ def export(
         raise InputError("--format", expected="robustbench", got=repr(format))
     board = read_board(folder)
     for path in write_model_infos(board.report, board.spec, out).values():
-        typer.echo(str(path))
-
-
-def _refuse(findings: "Findings") -> None:
-    """End with exit code 1 and a line for each kind of finding, if there is any."""
-    if findings:
-        for line in findings.lines():
-            typer.echo(line, err=True)
-        raise typer.Exit(1)
+        say(path)

@@ -1,10 +1,11 @@
-"""The command line's options: what they are called and mean, and how they become a spec and an execution."""
+"""Options of the command line, and the spec and the execution that they make."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from inspect import Parameter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,122 +20,95 @@ if TYPE_CHECKING:
 Names = list[str]
 DEFAULT_STORE = ".advbench/store"
 DEFAULT_OUT = Path("results")
-DataRoot = Annotated[str | None, typer.Option(help="Folder that holds the data sets.")]
+DataRoot = Annotated[str | None, typer.Option(help="folder of the data sets [default: ~/.cache/advbench/data]")]
 StoreUrl = Annotated[
-    str, typer.Option("--store", envvar="ADVBENCH_STORE", help="Where results are kept: a folder or fsspec URL.")
+    str, typer.Option("--store", envvar="ADVBENCH_STORE", help="store of results, a folder or fsspec URL")
 ]
+Formats = Annotated[Names | None, typer.Option("--format", help="comma-separated: csv, md, html, latex, svg, pdf, png")]
+References = Annotated[
+    list[Path] | None,
+    typer.Option("--reference", help="RobustBench JSON of a model, or folder of them, to show on the page"),
+]
+Force = Annotated[bool, typer.Option("--force", help="replace an existing file")]
 
 
-def _option(kind: object, flag: str, text: str, **rules: Any) -> Any:
-    return Annotated[kind, typer.Option(flag, help=text, **rules)]
+def _option(name: str, kind: Any, text: str, default: object = None, flag: str = "", **rules: Any) -> Parameter:
+    option = typer.Option(flag or f"--{name.replace('_', '-')}", help=text, **rules)
+    annotation: Any = Annotated[kind | None if default is None else kind, option]
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-# The options that make a spec, by the name of its field.
-SPEC_OPTIONS = {
-    "file": _option(Path | None, "--spec", "TOML file with the settings; options override it."),
-    "defenses": _option(Names | None, "--defense", "Defenses to train: NAME or NAME@LABEL, comma-separated."),
-    "attacks": _option(Names | None, "--attack", "Attacks to run, likewise."),
-    "dataset": _option(str | None, "--dataset", "Data set. [default: digits]"),
-    "architecture": _option(str | None, "--arch", "Net. [default: the data set's]"),
-    "norm": _option(str | None, "--norm", "linf or l2. [default: linf]"),
-    "eps": _option(Names | None, "--eps", "Radii, as 0.1 or 8/255, comma-separated. [default: the data set's]"),
-    "seeds": _option(Names | None, "--seeds", "Seeds; each trains its own models. [default: 0]"),
-    "draws": _option(int | None, "--draws", "Draws that judge a random classifier. [default: 20]"),
-    "limit": _option(int | None, "--limit", "Judge on a fixed stratified subset of this many test images."),
-    "batch_size": _option(int | None, "--batch-size", "Images attacked and judged together. [default: 256]"),
-    "precision": _option(str | None, "--precision", "Of training: float32 or bfloat16. [default: float32]"),
-    "threads": _option(int | None, "--threads", "CPU threads of a task. [default: 1]"),
-    "sweep": _option(bool | None, "--sweep/--no-sweep", "Attack eps by eps: what a smaller one broke is left alone."),
-    "budget": _option(int | None, "--budget", "Most forward passes of an image in an attack. [default: the attack's]"),
-    "affinity": _option(
-        Names | None,
-        "--affinity",
-        "Attacks whose examples are evaluated on every other defense, too, or none. "
+# Named like the fields of the spec, but for `file`.
+SPEC_OPTIONS = (
+    _option("file", Path, "TOML file of settings; options take precedence [default: none]", flag="--spec"),
+    _option("defenses", Names, "defenses to train, as NAME or NAME@LABEL, comma-separated", flag="--defense"),
+    _option("attacks", Names, "attacks to run, as NAME or NAME@LABEL, comma-separated", flag="--attack"),
+    _option("dataset", str, "data set [default: digits]"),
+    _option("architecture", str, "network architecture [default: the data set's]", flag="--arch"),
+    _option("norm", str, "norm of the perturbations, linf or l2 [default: linf]"),
+    _option("eps", Names, "radii for pixels in [0, 1], as 0.1 or 8/255, comma-separated [default: the data set's]"),
+    _option("seeds", Names, "seeds, comma-separated; each trains its own models [default: 0]"),
+    _option("draws", int, "draws of a random classifier per evaluation [default: 20]"),
+    _option("limit", int, "size of a fixed stratified subset of the test images to evaluate on [default: all images]"),
+    _option("batch_size", int, "images per batch in attacks and evaluations [default: 256]"),
+    _option("precision", str, "data type of training, float32 or bfloat16 [default: float32]"),
+    _option("threads", int, "CPU threads per task [default: 1]"),
+    _option(
+        "sweep",
+        bool,
+        "attacks in order of radius, without the images that a smaller one broke [default: no-sweep]",
+        flag="--sweep/--no-sweep",
+    ),
+    _option("budget", int, "limit on an attack's forward passes per image [default: the attack's own]"),
+    _option(
+        "affinity",
+        Names,
+        "attacks whose examples are also evaluated on every other defense, or none "
         "[default: pgd, else the first; none with --sweep]",
     ),
-    "ood": _option(
-        Names | None, "--ood", "Data sets whose images the defenses should be unsure about. [default: none]"
-    ),
-    "ood_scale": _option(float | None, "--ood-scale", "Factor on the pixel values of those. [default: 1]"),
-    "set": _option(Names | None, "--set", "A hyperparameter: NAME.PARAM=VALUE; repeat for more."),
-}
+    _option("ood", Names, "out-of-distribution data sets, comma-separated [default: none]"),
+    _option("ood_scale", float, "factor on the pixel values of out-of-distribution images [default: 1]"),
+    _option("set", Names, "hyperparameter, as NAME.PARAM=VALUE; may be repeated"),
+)
 
-# The options that make an execution, by the name of its field, with the field's default.
-EXECUTION_OPTIONS: dict[str, tuple[Any, Any]] = {
-    "data_root": (DataRoot, None),
-    "store": (StoreUrl, DEFAULT_STORE),
-    "executor": (
-        _option(
-            str,
-            "--executor",
-            "Where tasks run: local, in worker processes; inline, in this one; ray, on Ray.",
-            envvar="ADVBENCH_EXECUTOR",
-        ),
+# Named like the fields of `Execution`, with its defaults.
+EXECUTION_OPTIONS = (
+    Parameter("data_root", Parameter.KEYWORD_ONLY, default=None, annotation=DataRoot),
+    Parameter("store", Parameter.KEYWORD_ONLY, default=DEFAULT_STORE, annotation=StoreUrl),
+    _option(
+        "executor",
+        str,
+        "executor of tasks: local (worker processes), inline (this process) or ray (Ray, here or on a cluster)",
         "local",
+        envvar="ADVBENCH_EXECUTOR",
     ),
-    "workers": (
-        _option(int | None, "--workers", "Workers on each device. [default: as many as there are cores for]", min=1),
-        None,
-    ),
-    "device": (
-        _option(str | None, "--device", "As cpu or cuda:0,cuda:1. [default: all GPUs, or the CPU where none is]"),
-        None,
-    ),
-    "chunk": (
-        _option(int | None, "--chunk", "Most images in a net at once, in attacks and judging; saves memory.", min=1),
-        None,
-    ),
-    "checkpoint_seconds": (
-        _option(float, "--checkpoint-seconds", "Least time between a training's saves.", min=0),
-        30.0,
-    ),
-    "time_limit": (
-        _option(float | None, "--time-limit", "Seconds that a task may take. [default: any]", min=0.1),
-        None,
-    ),
-    "retries": (_option(int, "--retries", "How often a task is tried again whose worker died.", min=0), 2),
-    "address": (_option(str | None, "--address", "Of a Ray cluster. [default: Ray is started here]"), None),
-    "gpus_per_task": (
-        _option(
-            float | None, "--gpus-per-task", "Part of a GPU that a task asks Ray for. [default: measured]", min=0.01
-        ),
-        None,
-    ),
-    "patience": (
-        _option(float, "--store-patience", "Seconds for which a store's server that fails is tried again.", min=0),
-        120.0,
-    ),
-}
-
-
-def takes_spec(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace a command's parameter `spec` by the options that make one."""
-    return _expanded(command, "spec", {name: (kind, None) for name, kind in SPEC_OPTIONS.items()}, make_spec)
-
-
-def takes_execution(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace a command's parameter `execution` by the options that make one."""
-    return _expanded(command, "execution", EXECUTION_OPTIONS, _make_execution)
+    _option("workers", int, "workers per device [default: as many as there are cores for]", min=1),
+    _option("device", str, "devices, as cpu or cuda:0,cuda:1 [default: all GPUs, or the CPU if there is none]"),
+    _option("chunk", int, "limit on images per forward pass, to save memory [default: the whole batch]", min=1),
+    _option("checkpoint_seconds", float, "minimum time between checkpoints of a training, in seconds", 30.0, min=0),
+    _option("time_limit", float, "time limit per task, in seconds [default: none]", min=0.1),
+    _option("retries", int, "retries of a task whose worker died", 2, min=0),
+    _option("address", str, "address of a Ray cluster [default: a new one on this machine]"),
+    _option("gpus_per_task", float, "share of a GPU that Ray reserves per task [default: as measured]", min=0.01),
+    _option("patience", float, "time limit for retrying a failing store, in seconds", 120.0, "--store-patience", min=0),
+)
 
 
 def _expanded(
-    command: Callable[..., None], name: str, options: Mapping[str, tuple[Any, Any]], make: Callable[..., Any]
+    name: str, options: tuple[Parameter, ...], make: Callable[..., Any], command: Callable[..., None]
 ) -> Callable[..., None]:
+    """A command whose parameter of that name is replaced by options, from which its value is made."""
     signature = inspect.signature(command)
-    own = [parameter for parameter in signature.parameters.values() if parameter.name != name]
 
     @functools.wraps(command)
     def wrapper(**values: Any) -> None:
-        made = make(**{option: values.pop(option) for option in options})
+        made = make(**{option.name: values.pop(option.name) for option in options})
         command(**{name: made}, **values)
 
-    added = [
-        inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-        for option, (annotation, default) in options.items()
-    ]
-    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*added, *own)]
+    own = (each.replace(kind=Parameter.KEYWORD_ONLY) for each in signature.parameters.values() if each.name != name)
+    parameters = (*options, *own)
     wrapper.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
+    wrapper.__annotations__ = {each.name: each.annotation for each in parameters}
     return wrapper
 
 
@@ -145,7 +119,7 @@ def _make_execution(**values: Any) -> Execution:
 
 
 def make_spec(file: Path | None, **options: Any) -> RunSpec:
-    """The spec that a file and options make; options count.
+    """The spec that a file and options make; options take precedence.
 
     Raises:
         InputError: an unknown name, or a bad value.
@@ -156,17 +130,12 @@ def make_spec(file: Path | None, **options: Any) -> RunSpec:
     values: dict[str, Any] = {} if file is None else parse_toml(file)
     items = options.pop("set", None)
     whole = dict(values)
-    readers = {
-        "defenses": names,
-        "attacks": names,
-        "eps": _radii,
-        "seeds": integers,
-        "affinity": _attacks_or_none,
-        "ood": names,
-    }
+    readers: dict[str, Callable[[Names], list[Any]]] = {"eps": _radii, "seeds": integers}
     for name, value in options.items():
         if value is not None:
-            values[name] = readers[name](value) if name in readers else value
+            values[name] = readers.get(name, names)(value) if isinstance(value, list) else value
+    if values.get("affinity") == ["none"] and options.get("affinity"):
+        values["affinity"] = []
     settings = parse_settings(items or [])
     for plugin, params in settings.items():
         given = values.setdefault("set", {})
@@ -178,7 +147,7 @@ def make_spec(file: Path | None, **options: Any) -> RunSpec:
             raise InputError(f"no {name}", remedy=f"name at least one with {option}; 'advbench plugins' lists them")
     if all(values[name] == whole.get(name) for name in ("defenses", "attacks")):
         return validated(values)
-    # A part of the file's run: what it says of the rest is not needed.
+    # For a part of the file's run, settings of the rest are left out.
     if isinstance(whole.get("affinity"), list) and options.get("affinity") is None:
         values["affinity"] = [name for name in whole["affinity"] if name in values["attacks"]]
     spec = validated(values)
@@ -187,13 +156,8 @@ def make_spec(file: Path | None, **options: Any) -> RunSpec:
 
 
 def names(values: Names) -> list[str]:
-    """Names, comma-separated or repeated."""
+    """Values of an option that is comma-separated or repeated."""
     return [name.strip() for value in values for name in value.split(",") if name.strip()]
-
-
-def _attacks_or_none(values: Names) -> list[str]:
-    found = names(values)
-    return [] if found == ["none"] else found
 
 
 def _radii(values: Names) -> list[float]:
@@ -205,12 +169,17 @@ def _radii(values: Names) -> list[float]:
 
 
 def integers(values: Names, option: str = "--seeds") -> list[int]:
-    """Whole numbers, comma-separated or repeated.
+    """Whole numbers of an option that is comma-separated or repeated.
 
     Raises:
-        InputError: one is none.
+        InputError: a value is not a whole number.
     """
     try:
         return [int(name) for name in names(values)]
     except ValueError as error:
         raise InputError(option, expected="whole numbers", got=repr(",".join(values))) from error
+
+
+# Decorators of commands with a parameter `spec` or `execution`.
+takes_spec = functools.partial(_expanded, "spec", SPEC_OPTIONS, make_spec)
+takes_execution = functools.partial(_expanded, "execution", EXECUTION_OPTIONS, _make_execution)

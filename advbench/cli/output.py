@@ -1,5 +1,6 @@
-"""What a command prints: results on standard output, all else on standard error, as lines or as JSON."""
+"""Output of the commands: results on standard output, all else on standard error, as lines or as JSON."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,30 +12,38 @@ if TYPE_CHECKING:
 _how: dict[str, bool] = {}
 
 
-def say(line: str) -> None:
+def say(line: object) -> None:
     """Print a line of a command's result."""
-    typer.echo(line)
+    typer.echo(str(line))
 
 
 def complain(line: str) -> None:
-    """Print a line that is no result: an error, a warning, a note."""
+    """Print a line that is not a result: an error, a warning, a note."""
     if uses_json():
         from advbench.cli.display import json_line
 
         kind, _, message = line.partition(": ")
         known = kind in ("error", "warning", "bug")
-        typer.echo(json_line(kind if known else "note", message=message if known else line), err=True)
-    else:
-        typer.echo(line, err=True)
+        line = json_line(kind if known else "note", message=message if known else line)
+    typer.echo(line, err=True)
+
+
+def refuse(problems: Iterable[str]) -> None:
+    """Print problems, if there are any, and end with exit code 1."""
+    found = list(problems)
+    for line in found:
+        complain(line)
+    if found:
+        raise typer.Exit(1)
 
 
 def use_json(enabled: bool) -> None:
-    """Print what is no result as lines of JSON from now on, or as text."""
+    """Choose whether `complain` prints lines of JSON or text from now on."""
     _how["json"] = enabled
 
 
 def uses_json() -> bool:
-    """Whether what is no result is printed as lines of JSON."""
+    """Whether `complain` prints lines of JSON."""
     return _how.get("json", False)
 
 
@@ -43,14 +52,11 @@ def print_end(report: "Report", files: tuple[Path, ...]) -> None:
     from advbench.report.flags import FLAGS
     from advbench.report.markdown import main_table
 
-    say(main_table(report))
-    say("")
-    for path in files:
-        say(str(path))
-
-    undefined = report.affinity[report.affinity.affinity.isna()]
-    if len(undefined):
-        complain(f"warning: {len(undefined)} affinities are undefined (NaN); affinity.csv says why")
-    doubtful = int(report.results["flags"].str.contains("|".join(FLAGS)).sum())
-    if doubtful:
-        complain(f"warning: {doubtful} cells are to be read with doubt; leaderboard.md says why")
+    for line in (main_table(report), "", *files):
+        say(line)
+    undefined = int(report.affinity.affinity.isna().sum())
+    if undefined:
+        complain(f"warning: {undefined} affinities are undefined (NaN); affinity.csv gives the reasons")
+    flagged = int(report.results["flags"].str.contains("|".join(FLAGS)).sum())
+    if flagged:
+        complain(f"warning: {flagged} cells are flagged as unreliable; leaderboard.md gives the reasons")

@@ -15,7 +15,7 @@ from advbench.cli.options import (
     takes_execution,
     takes_spec,
 )
-from advbench.cli.output import complain, print_end, say, uses_json
+from advbench.cli.output import complain, print_end, refuse, say, uses_json
 
 if TYPE_CHECKING:
     from advbench.grid.execution import Execution
@@ -23,10 +23,11 @@ if TYPE_CHECKING:
     from advbench.grid.run import Settings
     from advbench.grid.scheduler import Outcome
     from advbench.grid.spec import RunSpec
-    from advbench.grid.tasks import Runtime
     from advbench.store.records import Store
 
-LogJson = Annotated[bool, typer.Option("--log-json", help="Tell what happens as lines of JSON, on standard error.")]
+RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="retry tasks that failed in an earlier run")]
+# `main` looks for it itself, so that errors in other options are JSON, too.
+LogJson = Annotated[bool, typer.Option("--log-json", help="log events as lines of JSON to standard error")]
 
 
 @takes_spec
@@ -35,23 +36,20 @@ def run(
     spec: "RunSpec",
     execution: "Execution",
     *,
-    out: Annotated[Path, typer.Option(help="Folder for spec, tables and leaderboard.")] = DEFAULT_OUT,
-    keep_examples: Annotated[bool, typer.Option("--keep-examples", help="Keep adversarial examples.")] = False,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again what failed before.")] = False,
+    out: Annotated[Path, typer.Option(help="folder for spec, tables and leaderboard")] = DEFAULT_OUT,
+    keep_examples: Annotated[bool, typer.Option("--keep-examples", help="keep adversarial examples")] = False,
+    retry_failed: RetryFailed = False,
     log_json: LogJson = False,
 ) -> None:
-    """Train, attack, judge, and write the leaderboard; what the store already has is not done again."""
-    del log_json  # `main` has seen it, so that errors in other options are told so, too
+    """Train and attack defenses, evaluate them, and write the leaderboard; results in the store are reused."""
+    del log_json
     from advbench.grid.run import Settings, prepare
-    from advbench.report.output import check_no_board, check_writable, write_out
+    from advbench.report.output import check_no_board, write_out
 
     store = execution.open_store()
     plan = prepare(spec, execution.data_root)
-    runtime = execution.runtime(spec.dataset, spec.threads, spec.ood)
     check_no_board(out)
-    check_writable(out)
-    store.check_writable()
-    outcome = carry_out_shown(plan, execution, runtime, store, Settings(keep_examples, retry_failed))
+    outcome = carry_out_shown(plan, execution, store, Settings(keep_examples, retry_failed), out)
     report, files = write_out(plan, store, outcome, out)
     print_end(report, files)
     say(outcome.summary())
@@ -59,21 +57,26 @@ def run(
         complain(line)
     missing = int(report.results["flags"].eq("missing").sum())
     if missing:
-        complain(f"warning: {missing} cells have left the store since they were judged; run the same command again")
+        complain(f"warning: {missing} cells left the store after they were evaluated; run the same command again")
     if outcome.failed or missing:
         raise typer.Exit(1)
 
 
 def carry_out_shown(
-    plan: "Plan", execution: "Execution", runtime: "Runtime", store: "Store", settings: "Settings"
+    plan: "Plan", execution: "Execution", store: "Store", settings: "Settings", out: Path | None = None
 ) -> "Outcome":
-    """Carry a plan out behind a display on standard error."""
-    from advbench.cli.display import make_display
+    """Carry a plan out with a display on standard error, once its output folder and store are known to be writable."""
+    from advbench.cli.display import Display
     from advbench.grid.run import carry_out
     from advbench.grid.scheduler import outstanding
+    from advbench.report.output import check_writable
 
+    runtime = execution.runtime(plan.spec.dataset, plan.spec.threads, plan.spec.ood)
+    if out is not None:
+        check_writable(out)
+    store.check_writable()
     waiting = outstanding(plan, store)
-    with make_display(plan.tasks, waiting, as_json=uses_json()) as display:
+    with Display(plan.tasks, waiting, as_json=uses_json()) as display:
         return carry_out(
             plan, waiting, store, lambda: execution.start(runtime, display.moved, display.printed), display, settings
         )
@@ -85,9 +88,9 @@ def plan(
     *,
     data_root: DataRoot = None,
     store: StoreUrl = DEFAULT_STORE,
-    tasks: Annotated[bool, typer.Option("--tasks", help="List every task that has to run.")] = False,
+    tasks: Annotated[bool, typer.Option("--tasks", help="list every task to run")] = False,
 ) -> None:
-    """Show what a run would do and what it would cost, without doing it."""
+    """Show what a run would do and cost, without doing it."""
     from advbench.cli.describe import plan_lines
     from advbench.grid.run import prepare
     from advbench.store.records import Store
@@ -103,15 +106,15 @@ def curve(
     spec: "RunSpec",
     execution: "Execution",
     *,
-    over: Annotated[str, typer.Option(help="The axis: samples, steps, restarts or draws.")],
+    over: Annotated[str, typer.Option(help="axis of the curve: samples, steps, restarts or draws")],
     values: Annotated[
-        Names | None, typer.Option(help="Values along it, comma-separated. [default: the axis's]")
+        Names | None, typer.Option(help="values on the axis, comma-separated [default: the axis's own]")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for curve.csv and curve.png.")] = DEFAULT_OUT,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again what failed before.")] = False,
+    out: Annotated[Path, typer.Option(help="folder for curve.csv and curve.png")] = DEFAULT_OUT,
+    retry_failed: RetryFailed = False,
     log_json: LogJson = False,
 ) -> None:
-    """Run cells along one axis, at the largest eps, and say where the accuracy falls no more."""
+    """Run cells along one axis at the largest eps, and report where the accuracy has converged."""
     del log_json
     from advbench.grid.convergence import along
     from advbench.grid.plan import merged
@@ -119,27 +122,19 @@ def curve(
     from advbench.report import collect
     from advbench.report.curves import trace
     from advbench.report.figures import convergence_curves, to_bytes
-    from advbench.report.output import check_writable
     from advbench.report.tables import to_csv
     from advbench.store.storage import write_file
 
     store = execution.open_store()
     chosen = along(spec, over, integers(values or [], "--values"))
     plans = [(value, prepare(one, execution.data_root)) for value, one in chosen]
-    runtime = execution.runtime(spec.dataset, spec.threads, spec.ood)
-    check_writable(out)
-    store.check_writable()
     whole = merged([each for _, each in plans])
-    outcome = carry_out_shown(whole, execution, runtime, store, Settings(retry_failed=retry_failed))
+    outcome = carry_out_shown(whole, execution, store, Settings(retry_failed=retry_failed), out)
     if outcome.failed:
-        for line in outcome.why(whole.tasks):
-            complain(line)
-        raise typer.Exit(1)
+        refuse(outcome.why(whole.tasks))
     traced = trace(plans, over, lambda each: collect(each, store))
     files = {"curve.csv": to_csv(traced.table), "curve.png": to_bytes(convergence_curves(traced), "png")}
     for name, raw in files.items():
         write_file(out / name, raw)
-    for line in traced.lines():
+    for line in (*traced.lines(), *(out / name for name in files)):
         say(line)
-    for name in files:
-        say(str(out / name))

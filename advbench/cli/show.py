@@ -1,58 +1,50 @@
 """The commands that show what is there: report, status, plugins, show, doctor."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from advbench.cli.options import DEFAULT_OUT, DEFAULT_STORE, DataRoot, StoreUrl, make_spec, names
+from advbench.cli.options import DEFAULT_OUT, DEFAULT_STORE, DataRoot, References, StoreUrl, make_spec, names
 from advbench.cli.output import complain, print_end, say
 from advbench.errors import InputError
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(help="The --out folder of a run.")] = DEFAULT_OUT,
+    folder: Annotated[Path, typer.Argument(help="--out folder of a run")] = DEFAULT_OUT,
     *,
     formats: Annotated[
         list[str] | None,
-        typer.Option("--format", help="csv, md, html, latex, svg, pdf or png, comma-separated. [default: csv,md,html]"),
+        typer.Option(
+            "--format", help="formats, comma-separated: csv, md, html, latex, svg, pdf, png [default: csv,md,html]"
+        ),
     ] = None,
-    reference: Annotated[
-        list[Path] | None,
-        typer.Option("--reference", help="RobustBench's JSON of a model, or a folder of them, for the page."),
-    ] = None,
+    reference: References = None,
     data_root: DataRoot = None,
     store: StoreUrl = DEFAULT_STORE,
 ) -> None:
-    """Write a run's report anew from the store; cells that are not there yet are shown as missing."""
+    """Write a run's report again from the store, with missing cells marked as such."""
     from advbench.grid.run import prepare_anew
-    from advbench.report.output import (
-        DEFAULT,
-        check_formats,
-        check_kept,
-        check_no_board,
-        check_writable,
-        collect_anew,
-        write_report,
-    )
+    from advbench.report import output
     from advbench.report.references import read_references
     from advbench.store.records import Store
     from advbench.store.storage import BRIEF
 
-    chosen = names(formats) if formats else DEFAULT
-    check_formats(chosen)
+    chosen = names(formats) if formats else output.DEFAULT
+    output.check_formats(chosen)
     references = read_references(reference or [])
     spec = make_spec(folder / "spec.toml")
-    check_no_board(folder)
-    check_writable(folder)
-    tables = collect_anew(prepare_anew(spec, folder, data_root), Store(store, BRIEF))
+    output.check_no_board(folder)
+    output.check_writable(folder)
+    tables = output.collect_anew(prepare_anew(spec, folder, data_root), Store(store, BRIEF))
     if tables.results.accuracy.isna().all():
         raise InputError(
             f"store {store!r} has none of this run's results",
             remedy="name the run's store with --store, or compute them: advbench run --spec FOLDER/spec.toml",
         )
-    check_kept(folder, tables.results)
-    print_end(tables, write_report(tables, folder, spec, chosen, references))
+    output.check_kept(folder, tables.results)
+    print_end(tables, output.write_report(tables, folder, spec, chosen, references))
     if tables.incomplete:
         raise typer.Exit(1)
 
@@ -60,12 +52,10 @@ def report(
 def status(
     *,
     store: StoreUrl = DEFAULT_STORE,
-    last: Annotated[int, typer.Option(min=0, help="How many runs that have ended are shown.")] = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="As one JSON list, for programs.")] = False,
+    last: Annotated[int, typer.Option(min=0, help="number of ended runs to show")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="print a JSON list, for programs")] = False,
 ) -> None:
-    """Show the runs that use a store, from any terminal or machine that reaches it."""
-    import json
-
+    """Show the runs that use a store, from any machine that can access it."""
     from advbench.cli.status import runs_now, status_lines
     from advbench.store.records import Store
     from advbench.store.storage import BRIEF
@@ -80,7 +70,7 @@ def status(
 
 
 def plugins() -> None:
-    """List what is registered, and plugins that could not be loaded."""
+    """List all registered names, and the plugins that failed to load."""
     from advbench.registry import KINDS, registry
 
     found = registry()
@@ -90,19 +80,15 @@ def plugins() -> None:
         width = max((len(entry.shown) for entry in entries), default=0)
         for entry in entries:
             say(f"  {entry.shown:<{width}}  {entry.summary}  [{entry.distribution} {entry.version}]")
-    for problem in found.problems:
-        complain(f"plugin {problem.plugin!r} of {problem.distribution} failed to load: {problem.reason}")
     duplicates = found.duplicates()
-    for error in duplicates:
-        complain(str(error))
-    if duplicates:
-        raise typer.Exit(2)
-    if found.problems:
-        raise typer.Exit(1)
+    for problem in (*found.problems, *duplicates):
+        complain(str(problem))
+    if duplicates or found.problems:
+        raise typer.Exit(2 if duplicates else 1)
 
 
-def show(name: Annotated[str, typer.Argument(help="A defense or an attack.")]) -> None:
-    """Print a plugin's description and hyperparameters: defaults, presets, units and sources."""
+def show(name: Annotated[str, typer.Argument(help="defense or attack")]) -> None:
+    """Print a plugin's description and its hyperparameters, with defaults, presets, units and sources."""
     from advbench.cli.describe import plugin_lines
 
     for line in plugin_lines(name):
@@ -113,9 +99,9 @@ def doctor(*, store: StoreUrl = DEFAULT_STORE, data_root: DataRoot = None) -> No
     """Check this installation: versions, devices, plugins, store, data."""
     from advbench.cli.describe import doctor_lines
 
-    sound = True
-    for good, line in doctor_lines(store, data_root):
-        sound &= good
-        say(f"{'ok  ' if good else 'FAIL'}  {line}")
-    if not sound:
+    passed = True
+    for ok, line in doctor_lines(store, data_root):
+        passed &= ok
+        say(f"{'ok  ' if ok else 'FAIL'}  {line}")
+    if not passed:
         raise typer.Exit(1)

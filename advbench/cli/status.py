@@ -1,4 +1,4 @@
-"""What runs now, by what their drivers tell in the store: for people elsewhere."""
+"""The state of runs, by their drivers' heartbeats in the store."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from advbench.cli.display import duration
 from advbench.store.heartbeat import BEAT, Liveness, Run, runs
 from advbench.store.storage import Storage
 
-PAUSE = 2 * BEAT + 1  # seconds in which a driver that lives has given a sign
+PAUSE = 2 * BEAT + 1  # seconds in which a live driver beats
 
 
 def runs_now(storage: Storage, last: int) -> list[Run]:
-    """The runs that go on, and the last of those that ended, the newest first.
+    """The live runs, and the last of those that ended, the newest first.
 
-    A run whose driver died without a word has the state `dead`. Of a driver on another machine that can only
-    be told by watching it for longer than its beats are apart.
+    A run whose driver died without closing its heartbeat has the state `dead`. Whether a driver on another machine
+    is dead only shows after watching it for more than a beat.
     """
     found = sorted(runs(storage), key=lambda run: run.started, reverse=True)
     liveness = Liveness(storage, silence=2 * BEAT)
@@ -33,7 +33,7 @@ def runs_now(storage: Storage, last: int) -> list[Run]:
 
 
 def _looks_silent(run: Run) -> bool:
-    """Whether a run's last word is old by this machine's clock; clocks may differ, so it gets another chance."""
+    """Whether a run's last beat is old by this machine's clock, from which the driver's may differ."""
     try:
         return abs((datetime.now(UTC) - datetime.fromisoformat(run.updated)).total_seconds()) > 3 * BEAT
     except (TypeError, ValueError):
@@ -41,19 +41,14 @@ def _looks_silent(run: Run) -> bool:
 
 
 def status_lines(found: Sequence[Run], url: str) -> Iterator[str]:
-    """The runs for people.
-
-    Args:
-        found: what `runs_now` gave.
-        url: the store.
-    """
+    """Description of the runs that `runs_now` found in the store at a URL."""
     if not found:
-        yield f"no run has used the store {url}"
+        yield f"no run has used store {url}"
     for index, run in enumerate(found):
         if index:
             yield ""
         yield f"{run.state}: {run.about}"
-        yield f"  {run.host}, process {run.pid}, started {run.started}, last word {run.updated}"
+        yield f"  {run.host}, process {run.pid}, started {run.started}, last beat {run.updated}"
         if run.tasks:
             yield "  tasks: " + ", ".join(f"{count} {name}" for name, count in run.tasks.items() if count)
         if run.state == "running":
@@ -67,6 +62,7 @@ def _going(run: Run) -> Iterator[str]:
         about = "" if run.seconds_left is None else f", about {duration(run.seconds_left)} left"
         yield f"  {run.places} workers, {run.tasks_per_minute} tasks a minute{about}"
     for task in run.running:
+        where = f"on {task.place}" if task.place else "starting"
         since = "" if task.seconds is None else f", {duration(task.seconds)}"
         share = f", {100 * task.share:.0f} %" if task.share else ""
-        yield f"  on {task.place or 'its way'}: {task.task}{since}{share}"
+        yield f"  {where}: {task.task}{since}{share}"

@@ -38,7 +38,12 @@ class Data:
     def batch(self, index: Tensor | slice) -> tuple[Tensor, Tensor]:
         """The images, float32 in [0, 1], and the labels at `index`."""
         images = self.images[index]
-        return (images if images.is_floating_point() else images.float() / 255), self.labels[index]
+        if not images.is_floating_point():
+            # A GPU divides by a number by multiplying with its reciprocal, which rounds half of the 256 values to other
+            # ones than the CPU's; by a tensor it divides.
+            on_cpu = images.device.type == "cpu"
+            images = images.float() / (255.0 if on_cpu else torch.full((), 255.0, device=images.device))
+        return images, self.labels[index]
 
     def to(self, device: str) -> Data:
         """The same data on another device."""

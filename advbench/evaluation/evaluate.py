@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import warnings
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from advbench.data.base import check_floating, check_labels
-from advbench.errors import InputError
+from advbench.errors import InputError, ModelWarning
 from advbench.evaluation.predictions import Predictions
 from advbench.keys import derive
-from advbench.models.classifier import Classifier, opened
+from advbench.models.classifier import Classifier
+from advbench.models.guard import ODDITIES, PROBE_IMAGES, draws_agree, opened, undisturbed
 from advbench.progress import OnProgress, Progress
 
 BATCH_SIZE = 256
@@ -53,9 +57,10 @@ def evaluate(
     check_floating(x, "images to evaluate")
     if len(x) == 0:
         raise InputError("images to evaluate", expected="at least one", got=0)
-    clf, classes = opened(model, x)
+    model, classes, oddities = opened(model, x)
     check_labels(y, len(x), classes, "labels to evaluate")
-    return _evaluated(clf, x, y.cpu().numpy(), draws, seed=seed, batch_size=batch_size, report=report)
+    found = _evaluated(model, x, y.cpu().numpy(), draws, seed=seed, batch_size=batch_size, report=report)
+    return dataclasses.replace(found, flags=(*oddities, *found.flags))
 
 
 @torch.no_grad()
@@ -87,7 +92,7 @@ def evaluate_ood(
     """
     if len(x) == 0:
         raise InputError("images to evaluate", expected="at least one", got=0)
-    clf, _ = opened(model, x)
+    clf = opened(model, x).clf
     labels = np.full(len(x), -1, np.int64)
     return _evaluated(clf, x, labels, draws, seed=seed, batch_size=batch_size, report=report)
 
@@ -106,7 +111,7 @@ def _evaluated(
         raise InputError("draws", expected="at least 1", got=repr(draws))
     draws = draws if clf.stochastic else 1
     probs, right = [], 0.0
-    with clf.isolated():
+    with undisturbed(clf, seed, x.device), clf.isolated():
         for k in range(draws):
             draw = clf.draw(derive(seed, "judge", k))
             parts = []
@@ -117,4 +122,9 @@ def _evaluated(
             right += float((probs[-1].argmax(1) == labels).mean())
             report(Progress(k + 1, draws, {"accuracy so far": right / (k + 1)}))
         clf.passes.check_finite()
-    return Predictions.from_probs(np.stack(probs), labels)
+        equal = clf.noise is not True and draws > 1 and all(np.array_equal(one, probs[0]) for one in probs)
+        equal = equal and draws_agree(clf, x[:PROBE_IMAGES])  # of few members, a few draws may all be one of them
+    if equal:
+        warnings.warn(ModelWarning(ODDITIES["equal_draws"]), stacklevel=3)
+    found = Predictions.from_probs(np.stack(probs), labels)
+    return dataclasses.replace(found, flags=("equal_draws",) if equal else ())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import safetensors.numpy
@@ -42,6 +42,7 @@ class Predictions:
         resampled_accuracy: the ensemble's accuracy at each of 200 bootstrap resamples of the K draws, `(200,)`,
             float64: the spread that the choice of draws causes.
         resampled_share: in what share of those resamples the ensemble is right, `(N,)`, float64.
+        flags: names of what makes them doubtful (`advbench.models.guard.ODDITIES`); not stored with them.
     """
 
     labels: NDArray[np.int64]
@@ -52,6 +53,7 @@ class Predictions:
     correct: Bools
     resampled_accuracy: NDArray[np.float64]
     resampled_share: NDArray[np.float64]
+    flags: tuple[str, ...] = ()
 
     @classmethod
     def from_probs(cls, probs: Floats, labels: NDArray[np.int64]) -> Self:
@@ -89,8 +91,8 @@ class Predictions:
         )
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
-        """The fields by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        """The arrays by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "flags"}
 
     def to_bytes(self) -> bytes:
         """The predictions as one safetensors file."""
@@ -99,7 +101,8 @@ class Predictions:
     @classmethod
     def from_bytes(cls, raw: bytes) -> Predictions:
         """The predictions that `to_bytes` gave."""
-        return cls(**safetensors.numpy.load(raw))
+        arrays: dict[str, Any] = safetensors.numpy.load(raw)
+        return cls(**arrays)
 
     def __len__(self) -> int:
         return len(self.labels)

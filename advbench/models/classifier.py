@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from advbench.errors import InputError, PluginError
+from advbench.errors import AdvbenchError, PluginError, out_of_memory
 from advbench.keys import derive, isolated_rng
-from advbench.models.gradient_watch import BackwardWatch, Passes, asked
+from advbench.models.gradient_watch import BackwardWatch, Passes
 from advbench.models.noise import Noise
 from advbench.models.posterior import PointPosterior, Posterior, Weights
 
@@ -71,11 +71,13 @@ class Classifier(nn.Module):
         self._aliases = _aliases(module)
         self._seed = 0
         self._drawn = 0
+        self._classes: int | None = None
 
     @property
     def stochastic(self) -> bool:
         """Whether two calls on the same images can differ."""
-        return bool(self.noise) or self.posterior.stochastic
+        noisy = self.noise.acts if isinstance(self.noise, Noise) else self.noise
+        return noisy or self.posterior.stochastic
 
     def train(self, mode: bool = True) -> Self:
         """Do nothing but note the mode: neither the module inside nor the randomness follows it."""
@@ -149,25 +151,25 @@ class Classifier(nn.Module):
         if watched:
             x = x.view_as(x)
         ranges = self._chunks(len(x))
-        if len(ranges) == 1:
-            logits = self._logits(draw, x, offset)
-        elif torch.is_grad_enabled():
-            parts = [
-                checkpoint(self._logits, draw, x[r], r.start, use_reentrant=False, preserve_rng_state=False)
-                for r in ranges
-            ]
-            logits = torch.cat(parts)
-        else:
-            logits = torch.cat([self._logits(draw, x[r], r.start) for r in ranges])
+        with _named_errors():
+            if len(ranges) == 1:
+                logits = self._logits(draw, x, offset)
+            elif torch.is_grad_enabled():
+                parts = [
+                    checkpoint(self._logits, draw, x[r], r.start, use_reentrant=False, preserve_rng_state=False)
+                    for r in ranges
+                ]
+                logits = torch.cat(parts)
+            else:
+                logits = torch.cat([self._logits(draw, x[r], r.start) for r in ranges])
         finite = logits.detach().isfinite().all()
         if watched:  # of what another library's attack makes of a zero gradient no model makes finite logits
             finite = finite | ~x.detach().isfinite().all()
-        self.passes.finite = finite & self.passes.finite
+        self.passes.note_finite(finite)
         if watched and logits.requires_grad:
             BackwardWatch(self.passes, x, logits, self.labels)
-        elif watched:  # somebody wants a gradient, and the model lets none through
-            self.passes.gradients += len(x)
-            self.passes.vanished = self.passes.vanished + len(x)
+        elif watched:
+            self.passes.note_cut(len(x))
         return logits
 
     def input_gradient(
@@ -191,7 +193,7 @@ class Classifier(nn.Module):
             samples = 1
         total: Tensor | None = None
         logits: list[Tensor] = []
-        asked_of: Tensor | bool = False
+        slopes: list[Tensor] = []
         for index in range(samples):
             with torch.no_grad():
                 draw = self.draw() if draws is None else draws[index]
@@ -199,16 +201,13 @@ class Classifier(nn.Module):
             gradient, found, slope = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
             total = gradient if total is None else total + gradient
             logits.append(found)
-            asked_of = asked(slope, found, y) | asked_of
+            slopes.append(slope)
         assert total is not None, "samples >= 1"
-        every = torch.stack(logits)
         largest = total.abs().flatten(1).amax(1)  # sixteen times faster than the norm of that name; NaN stays
-        self.passes.finite = every.isfinite().all() & largest.isfinite().all() & self.passes.finite
+        self.passes.note_gradient(largest, logits, slopes, y)
         self.passes.forward += samples * len(x)
         self.passes.backward += samples * len(x)
-        self.passes.gradients += len(x)
-        self.passes.vanished = self.passes.vanished + ((largest == 0) & asked_of).sum()
-        return Gradient(total / samples if samples > 1 else total, every)
+        return Gradient(total / samples if samples > 1 else total, torch.stack(logits))
 
     def _chunk_gradient(
         self, draw: Draw, x: Tensor, y: Tensor, loss: ExampleLoss, offset: int
@@ -216,7 +215,8 @@ class Classifier(nn.Module):
         """The loss's gradient with respect to the images, the logits, and the gradient with respect to these."""
         with torch.enable_grad():
             leaf = x.detach().requires_grad_(True)
-            logits = self._logits(draw, leaf, offset)
+            with _named_errors():
+                logits = self._logits(draw, leaf, offset)
             total = loss(logits, y).sum()
             if not total.requires_grad:
                 raise PluginError(
@@ -236,16 +236,18 @@ class Classifier(nn.Module):
 
     def _logits(self, draw: Draw, x: Tensor, offset: int) -> Tensor:
         if self.noise:
-            with isolated_rng(derive(draw.seed, "noise", offset), x.device):
+            # A module that draws by itself may do so from numpy's or Python's generators as well.
+            seed = derive(draw.seed, "noise", offset)
+            with isolated_rng(seed, x.device, everywhere=not isinstance(self.noise, Noise)):
                 logits = self._call(draw.weights, x)
         else:
             logits = self._call(draw.weights, x)
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
-            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise PluginError("the model's output", expected=f"logits of shape ({len(x)}, classes)", got=got)
-        return logits
+        checked = _checked_logits(logits, x, self._classes)
+        self._classes = checked.shape[1]
+        return checked
 
     def _call(self, weights: Weights, x: Tensor) -> Any:
+        x = x.clone()  # a module may work in place
         if isinstance(self.posterior, PointPosterior) and self.posterior.are_modules_own(weights):
             return self.module(x)
         every_name = {name: weights[owner] for name, owner in self._aliases}
@@ -261,6 +263,37 @@ class Classifier(nn.Module):
         frozen.chunk = self.chunk
         frozen.passes = self.passes  # an attack on a frozen draw is counted like any other
         return frozen
+
+
+@contextmanager
+def _named_errors() -> Iterator[None]:
+    """Say of an error in a pass that it is the model's; what is an error of advbench or of memory stays as it is."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, AdvbenchError) or out_of_memory(error):
+            raise
+        reason = (str(error).strip() or "no message").splitlines()[0]
+        raise PluginError(f"the model raised {type(error).__name__}", got=reason) from error
+
+
+def _checked_logits(logits: Any, x: Tensor, classes: int | None) -> Tensor:
+    """What a module returned, which must be a table of logits.
+
+    Raises:
+        PluginError: says what it is.
+    """
+    expected = f"floating-point logits of shape ({len(x)}, {classes or 'classes'}) on {x.device}"
+    if not isinstance(logits, Tensor):
+        hint = "wrap the module so that it returns the logits alone" if isinstance(logits, tuple | dict) else ""
+        raise PluginError("the model's output", expected=expected, got=type(logits).__name__, remedy=hint)
+    fits = logits.ndim == 2 and len(logits) == len(x) and classes in (None, logits.shape[1])
+    fits = fits and logits.is_floating_point()
+    if not fits or logits.layout != torch.strided or logits.device != x.device:
+        kind = "" if logits.layout == torch.strided else f" {logits.layout}".replace("torch.", "")
+        got = f"{logits.dtype}{kind} {tuple(logits.shape)} on {logits.device}"
+        raise PluginError("the model's output", expected=expected, got=got)
+    return logits
 
 
 def _aliases(module: nn.Module) -> list[tuple[str, str]]:
@@ -292,46 +325,3 @@ class _FrozenNoise(Classifier):
     def draw(self, seed: int | None = None) -> Draw:
         del seed
         return super().draw(self._frozen_seed)
-
-
-def as_classifier(model: nn.Module, probe: Tensor | None = None) -> Classifier:
-    """The model as a `Classifier`; a plain module keeps its mode and counts as random unless probed.
-
-    A probe can miss rare noise, so what judges a model must not rely on it; an attack may, since a wrong
-    guess costs it passes or strength and never touches the verdict.
-
-    Args:
-        model: a `Classifier`, or any module on [0, 1] images.
-        probe: images `(batch, channels, height, width)`: a plain module that twice gives the same logits on
-            them is taken for deterministic.
-
-    Raises:
-        InputError: `model` is no module.
-        PluginError: its output has the wrong shape.
-    """
-    if isinstance(model, Classifier):
-        return model
-    if not isinstance(model, nn.Module):
-        raise InputError("model", expected="an nn.Module", got=type(model).__name__)
-    clf = Classifier(model, noise=True)
-    if probe is not None:
-        with torch.no_grad():
-            first, second = clf.draws(probe, 2)
-        clf.noise = not torch.equal(first, second)
-        clf.passes = Passes()
-    return clf
-
-
-@torch.no_grad()
-def opened(model: nn.Module, x: Tensor, probe: Tensor | None = None) -> tuple[Classifier, int]:
-    """The model as a classifier, and its number of classes, from one pass of two images."""
-    try:
-        clf = as_classifier(model, probe)
-        with clf.isolated():
-            return clf, clf(x[:2]).shape[1]
-    except (RuntimeError, ValueError) as error:
-        raise InputError(
-            "the model cannot be applied to the images",
-            expected="images of the shape, dtype and device that it takes",
-            got=f"{x.dtype} {tuple(x.shape)} on {x.device} ({str(error).splitlines()[0]})",
-        ) from error

@@ -2,39 +2,114 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from advbench.errors import PluginError
 
+_PENDING = 64  # gradients that wait for their check, so that one check serves many and memory stays small
 
-@dataclass
+
+class _Seen(NamedTuple):
+    """Of one gradient: its largest absolute value for each image, and each draw's logits and slopes at them."""
+
+    largest: Tensor
+    logits: Sequence[Tensor]
+    slopes: Sequence[Tensor]
+    rows: Tensor | None
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """Gradients of one kind are checked together."""
+        rows = None if self.rows is None else self.rows.ndim
+        return len(self.logits), self.logits[0].shape[1], self.logits[0].dtype, rows
+
+
 class Passes:
     """What an attack cost, and whether it had something to go by.
+
+    Gradients are checked many at once, when somebody asks or enough have come: on a GPU each check of one costs more
+    kernels than a small net's pass.
 
     Attributes:
         forward: images that passed a net.
         backward: images that passed it backward, for a gradient.
         gradients: images' gradients that were asked for, each over all its draws.
-        vanished: how many of them were exactly zero; a tensor, so that no pass waits for the device.
-        finite: whether all logits and gradients were finite; likewise.
     """
 
-    forward: int = 0
-    backward: int = 0
-    gradients: int = 0
-    vanished: int | Tensor = 0
-    finite: bool | Tensor = True
+    def __init__(self) -> None:
+        self.forward = 0
+        self.backward = 0
+        self.gradients = 0
+        self._vanished: int | Tensor = 0
+        self._finite: list[Tensor] = []
+        self._pending: list[_Seen] = []
+
+    def note_finite(self, finite: Tensor) -> None:
+        """Note whether some logits or gradients were finite, `()`, bool."""
+        self._finite.append(finite)
+        if len(self._finite) >= _PENDING:
+            self._finite = [torch.stack(self._finite).all()]
+
+    def note_gradient(
+        self, largest: Tensor, logits: Sequence[Tensor], slopes: Sequence[Tensor], rows: Tensor | None
+    ) -> None:
+        """Note a gradient with respect to images.
+
+        Args:
+            largest: its largest absolute value for each image, `(batch,)`.
+            logits: of each draw that it is an average over, `(batch, classes)`.
+            slopes: the gradient with respect to each of them.
+            rows: labels, or labels and targets, `(batch, 2)`; None where they are not known.
+        """
+        self.gradients += len(largest)
+        self._pending.append(_Seen(largest, logits, slopes, rows))
+        if len(self._pending) >= _PENDING:
+            self._check()
+
+    def note_cut(self, images: int) -> None:
+        """Note images for which somebody wanted a gradient that the model does not let through."""
+        self.gradients += images
+        self._vanished = self._vanished + images
+
+    @property
+    def vanished(self) -> int:
+        """How many of the gradients were exactly zero."""
+        self._check()
+        return int(self._vanished)
+
+    @property
+    def finite(self) -> bool:
+        """Whether all logits and gradients were finite."""
+        self._check()
+        return not self._finite or bool(torch.stack(self._finite).all())
+
+    def _check(self) -> None:
+        kinds: dict[tuple[object, ...], list[_Seen]] = {}
+        for seen in self._pending:
+            kinds.setdefault(seen.kind, []).append(seen)
+        self._pending = []
+        for alike in kinds.values():
+            largest = torch.cat([seen.largest for seen in alike])
+            logits = torch.stack([torch.cat(parts) for parts in zip(*(seen.logits for seen in alike), strict=True)])
+            slopes = torch.stack([torch.cat(parts) for parts in zip(*(seen.slopes for seen in alike), strict=True)])
+            known = [seen.rows for seen in alike if seen.rows is not None]
+            wanted = _asked(slopes, logits, torch.cat(known) if known else None)
+            self._vanished = self._vanished + ((largest == 0) & wanted).sum()
+            self.note_finite(logits.isfinite().all() & largest.isfinite().all())
 
     def add(self, other: Passes) -> None:
         """Count what another counted as well."""
+        other._check()
         self.forward += other.forward
         self.backward += other.backward
         self.gradients += other.gradients
-        self.vanished = self.vanished + other.vanished
-        self.finite = other.finite & self.finite
+        self._vanished = self._vanished + other._vanished
+        for finite in other._finite:
+            self.note_finite(finite)
 
     def check_finite(self) -> None:
         """Refuse a model that gave NaN or infinity.
@@ -46,22 +121,22 @@ class Passes:
             raise PluginError("the model's output", expected="finite logits and gradients", got="NaN or infinity")
 
 
-def asked(slope: Tensor, logits: Tensor, rows: Tensor | None) -> Tensor:
+def _asked(slopes: Tensor, logits: Tensor, rows: Tensor | None) -> Tensor:
     """Of which images an attack asked a gradient, `(batch,)`: only such a gradient can vanish.
 
     It may ask nothing of an image, as where that fools already: then its loss does not depend on the logits. Nor
     does cross-entropy where the softmax is rounded to 1, but that is what is looked for.
 
     Args:
-        slope: gradient with respect to the logits, `(batch, classes)`.
+        slopes: gradient with respect to the logits, `(draws, batch, classes)`.
         logits: likewise.
         rows: labels, or labels and targets, `(batch, 2)`; None where they are not known, and doubt prevails.
     """
-    rounded = logits.softmax(1).amax(1) == 1
+    rounded = logits.softmax(-1).amax(-1) == 1
     if rows is not None:
-        predicted = logits.argmax(1)
+        predicted = logits.argmax(-1)
         rounded &= predicted == rows if rows.ndim == 1 else predicted != rows[:, 1]
-    return (slope != 0).any(1) | rounded
+    return ((slopes != 0).any(-1) | rounded).any(0)
 
 
 def _is_batched(gradient: Tensor) -> bool:
@@ -97,8 +172,8 @@ class BackwardWatch:
         if self._slope is None or _is_batched(gradient):
             return
         largest = gradient.detach().abs().flatten(1).amax(1)
-        passes = self._passes
-        passes.gradients += len(gradient)
-        passes.vanished = passes.vanished + ((largest == 0) & asked(self._slope, self._logits, self._rows)).sum()
-        counted = ~self._logits.isfinite().all()  # by the pass forward
-        passes.finite = (largest.isfinite().all() | counted) & passes.finite
+        # Logits that are not finite were noted by the pass forward, which knows whether the images were.
+        finite = self._logits.isfinite().all(1)
+        largest = torch.where(finite, largest, 1.0)
+        logits = torch.where(finite[:, None], self._logits, 0.0)
+        self._passes.note_gradient(largest, [logits], [self._slope], self._rows)

@@ -35,6 +35,11 @@ class Noise(ABC):
 
     kind: ClassVar[str]
 
+    @property
+    def acts(self) -> bool:
+        """Whether it changes anything; not where its level is 0."""
+        return True
+
     @abstractmethod
     def values(self) -> dict[str, Any]:
         """JSON values: the keyword arguments from which the same noise is made."""
@@ -72,6 +77,11 @@ class DropoutNoise(Noise):
             raise InputError("rate of dropout", expected="a number in [0, 1)", got=rate)
         self.rate = rate
 
+    @property
+    def acts(self) -> bool:
+        """At a rate above 0."""
+        return self.rate > 0
+
     def values(self) -> dict[str, Any]:
         """The rate."""
         return {"rate": self.rate}
@@ -97,13 +107,14 @@ class DropoutNoise(Noise):
 
 
 class GaussianNoise(Noise):
-    """Gaussian noise added to the input of each convolution (Random Self-Ensemble, Liu et al. 2018).
+    """Gaussian noise added to the images and to the input of each further convolution (RSE, Liu et al. 2018).
 
-    A module without convolutions gets it before its linear layers.
+    A module without convolutions gets it before its linear layers. The first noise is added to the images themselves,
+    before the module normalises them, as in the authors' code.
 
     Args:
-        first: standard deviation before the first layer, in units of that layer's input.
-        inner: standard deviation before each other layer.
+        first: standard deviation of the noise on the images, in pixels in [0, 1].
+        inner: standard deviation before each layer but the first, in units of that layer's input.
     """
 
     kind = "gaussian"
@@ -111,6 +122,11 @@ class GaussianNoise(Noise):
     def __init__(self, first: float = 0.2, inner: float = 0.1) -> None:
         self.first = first
         self.inner = inner
+
+    @property
+    def acts(self) -> bool:
+        """At any deviation above 0."""
+        return self.first > 0 or self.inner > 0
 
     def values(self) -> dict[str, Any]:
         """The two deviations."""
@@ -121,9 +137,9 @@ class GaussianNoise(Noise):
         places = _layers(module, (_ConvNd,)) or _layers(module, (nn.Linear,))
         if not places:
             raise InputError("the module has no place for noise", expected="a convolution or a linear layer")
-        for position, layer in enumerate(places):
-            std = self.inner if position else self.first
-            layer.register_forward_pre_hook(functools.partial(_add_gaussian, std))
+        module.register_forward_pre_hook(functools.partial(_add_gaussian, self.first))
+        for layer in places[1:]:
+            layer.register_forward_pre_hook(functools.partial(_add_gaussian, self.inner))
 
 
 def _layers(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> list[nn.Module]:

@@ -262,6 +262,11 @@ class SamplePosterior(Posterior):
             samples = self.layout.flatten(dict(module.named_parameters())).detach()[None]
         self.register_buffer("samples", samples)
 
+    @property
+    def stochastic(self) -> bool:  # type: ignore[override]
+        """Whether there is more than one sample."""
+        return len(self.samples) > 1
+
     def sample(self, generator: torch.Generator) -> Weights:
         """One of the samples, each as likely as any other."""
         index = torch.randint(len(self.samples), (1,), generator=generator, device=generator.device)

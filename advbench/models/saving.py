@@ -70,10 +70,14 @@ def _stored_noise(value: Any) -> bool | Noise:
 def check_restores(
     name: str, clf: Classifier, module: nn.Module, raw: bytes, values: Mapping[str, Any], data: Data
 ) -> None:
-    """Refuse a classifier that its stored state does not give back: another one would be judged in its place."""
-    x = data.batch(slice(8))[0].to(next(iter(export_classifier(clf)[0].values())).device)
+    """Refuse a classifier that its stored state does not give back: another one would be evaluated in its place.
+
+    Compared on the CPU, to which the classifier is moved: a device need not hold a large posterior twice.
+    """
+    clf.cpu()
+    x = data.batch(slice(8))[0].cpu()
     try:
-        again = load_classifier(module, read_tensors(raw), values).to(x.device)
+        again = load_classifier(module, read_tensors(raw), values)
         same = again.stochastic == clf.stochastic
         same = same and torch.allclose(again.at(again.draw(0), x), clf.at(clf.draw(0), x), atol=1e-5, equal_nan=True)
     except InputError:

@@ -1,4 +1,4 @@
-"""What is registered: plugins and their hooks, described hyperparameters, optional libraries. Imports no torch."""
+"""Plugins and their hooks, described hyperparameters, optional libraries. Imports no torch."""
 
 from advbench.registry.hooks import FinishedTask as FinishedTask
 from advbench.registry.hooks import hookimpl as hookimpl

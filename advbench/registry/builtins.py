@@ -1,4 +1,4 @@
-"""The core's own plugin: data sets, nets, posteriors, noise, declared like anybody's; nothing is imported."""
+"""The core's own plugin, which declares its data sets, nets, posteriors and noise without importing them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def advbench_register(register: Registrar) -> None:
     for name, summary in {
         "digits": "scikit-learn's handwritten digits, 8x8 grey, 10 classes; embedded, nothing to download",
         "mnist": "MNIST, 28x28 grey, 10 classes",
-        "notmnist": "notMNIST, letters as 28x28 grey, 10 classes; nothing to download it from",
+        "notmnist": "notMNIST, letters as 28x28 grey, 10 classes; no download",
         "fashion_mnist": "Fashion-MNIST, 28x28 grey, 10 classes",
         "cifar10": "CIFAR-10, 32x32 colour, 10 classes",
         "cifar100": "CIFAR-100, 32x32 colour, 100 classes",
@@ -43,9 +43,9 @@ def advbench_register(register: Registrar) -> None:
     for name, target, summary in (
         ("point", "PointPosterior", "one value of the weights: a deterministic net"),
         ("gaussian", "GaussianPosterior", "mean-field Gaussian over every weight"),
-        ("samples", "SamplePosterior", "equally likely samples, as a Markov chain leaves them"),
+        ("samples", "SamplePosterior", "equally likely samples, as from a Markov chain"),
         ("generator", "GeneratorPosterior", "a net that turns noise into weights"),
     ):
         register.posterior(name, f"advbench.models.posterior:{target}", summary)
-    register.noise("dropout", "advbench.models.noise:DropoutNoise", "dropout that stays on")
+    register.noise("dropout", "advbench.models.noise:DropoutNoise", "dropout, also at prediction")
     register.noise("gaussian", "advbench.models.noise:GaussianNoise", "Gaussian noise before convolutions")

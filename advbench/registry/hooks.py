@@ -1,4 +1,4 @@
-"""The hooks that a plugin can implement, and the marker that it implements them with."""
+"""The hooks that a plugin can implement, and the marker for its implementations."""
 
 from __future__ import annotations
 
@@ -15,59 +15,47 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 class FinishedTask(Protocol):
-    """What a tracker is given of a task; the record beside it holds its inputs."""
+    """A finished task, as a tracker sees it; the record beside it holds its inputs.
 
-    @property
-    def kind(self) -> str:
-        """One of `"train"`, `"craft"` and `"evaluate"`."""
+    Attributes:
+        kind: `"train"`, `"craft"` or `"evaluate"`.
+        key: name of its record in the store.
+        label: description for people.
+        defense: label of the defense that was trained or evaluated; empty for `"craft"`.
+        source: label of the defense that examples were crafted on; empty for trainings and clean images.
+        attack: label of the attack; `none` for clean images, empty for trainings and out-of-distribution images.
+        eps: the radius; 0 for clean images, None if there is none.
+        seed: seed of the training, attack or evaluation.
+    """
 
-    @property
-    def key(self) -> str:
-        """The name of its record in the store."""
-
-    @property
-    def label(self) -> str:
-        """The task in words."""
-
-    @property
-    def defense(self) -> str:
-        """Label of the defense that was trained or evaluated; empty where examples were crafted."""
-
-    @property
-    def source(self) -> str:
-        """Label of the defense that examples were crafted on; empty of clean images and of a training."""
-
-    @property
-    def attack(self) -> str:
-        """Label of the attack; `none` of clean images, empty of a training and of out-of-distribution images."""
-
-    @property
-    def eps(self) -> float | None:
-        """The radius; 0 of clean images; None where there is none."""
-
-    @property
-    def seed(self) -> int:
-        """The seed of training, attack or evaluation."""
+    kind: str
+    key: str
+    label: str
+    defense: str
+    source: str
+    attack: str
+    eps: float | None
+    seed: int
 
 
 @hookspec
 def advbench_register(register: Registrar) -> None:
-    """Declare what this plugin offers.
+    """Declare the names that this plugin offers.
 
-    Called once when the registry is built. Give names with a `"module:attribute"` target and a one-line
+    Called once when the registry is built. Each name has a `"module:attribute"` target and a one-line
     summary; do not import the target (or torch) here, so that listing plugins stays fast.
 
     Args:
-        register: has one method a kind: `defense`, `attack`, `architecture`, `dataset`, and for classifiers of
-            a make that advbench lacks `posterior` and `noise`; each `(name, target, summary)`.
+        register: has one method per kind: `defense`, `attack`, `architecture`, `dataset`, and, for new kinds of
+            classifiers, `posterior` and `noise`; each `(name, target, summary)`.
     """
 
 
 @hookspec
 def advbench_task_finished(task: FinishedTask, record: dict[str, Any]) -> None:
-    """Called in the driver's process after each task that ran to its end, for trackers.
+    """Track a task; called in the driver's process after each task that finished.
 
     Args:
-        task: which defense, attack, source, eps and seed it was about.
-        record: what the store keeps of it: inputs, result, versions, seconds.
+        task: its defense, attack, source, eps and seed.
+        record: its record in the store: inputs, result, versions, seconds.
     """

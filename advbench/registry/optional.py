@@ -1,4 +1,4 @@
-"""Libraries that only extras install: whether one is there, whether it is what it says, and calling it."""
+"""Libraries that only extras install: whether one is installed, whether it is intact, and calls into it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def require(distribution: str, needed_by: str, extra: str) -> importlib.metadata
 
     Args:
         distribution: its name.
-        needed_by: what needs it, for the error.
+        needed_by: the feature that needs it, for the error.
         extra: the extra of advbench that installs it.
 
     Raises:
@@ -33,13 +33,13 @@ def require(distribution: str, needed_by: str, extra: str) -> importlib.metadata
 
 @contextlib.contextmanager
 def calling(what: str) -> Iterator[None]:
-    """Run another library's code; what goes wrong in it is one line, whose cause keeps the traceback.
+    """Run another library's code; its failures become errors of one line, whose cause keeps the traceback.
 
     Args:
-        what: the code that is run, for the error.
+        what: the code, for the error.
 
     Raises:
-        PluginError: the library failed. Running out of memory is no failure of the library and stays what it is.
+        PluginError: the library failed. Running out of memory is not its failure, and is raised unchanged.
     """
     try:
         yield
@@ -50,9 +50,9 @@ def calling(what: str) -> Iterator[None]:
 
 
 def written_over(distribution: importlib.metadata.Distribution) -> str | None:
-    """The first source file of a distribution whose content is no more the one that it installed.
+    """The first source file of a distribution whose content differs from the one that it installed.
 
-    Two distributions may bring a package of the same name; the one installed last then leaves a mixture.
+    If two distributions contain a package of the same name, the one installed last overwrites files of the other.
     """
     for file in distribution.files or []:
         if file.hash and file.suffix == ".py":

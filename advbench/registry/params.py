@@ -1,4 +1,4 @@
-"""Hyperparameters: described, checked, with presets; what attacks and training methods have in common."""
+"""Hyperparameters of attacks and training methods: described, checked, with presets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from advbench.errors import InputError, unknown_name
 
 
 class Params(pydantic.BaseModel):
-    """Hyperparameters: keyword-only, frozen, unknown names refused. Describe each field: unit and source."""
+    """Hyperparameters: keyword-only, frozen, without unknown names. Describe each field with its unit and source."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -21,15 +21,14 @@ _Params = Params  # within Configurable the name means the subclass's own
 
 
 class Configurable:
-    """A class with `Params`, an instance of which is made from keyword arguments.
+    """A class with `Params`, whose instances are made from keyword arguments.
 
     Attributes:
         presets: named sets of hyperparameters. One named like a data set holds the defaults for it;
-            `preset="paper"` among the keyword arguments picks one by hand.
+            `preset="paper"` among the keyword arguments chooses one.
         built_on: distributions that the class wraps, whose versions results depend on.
-        version: raised by whoever changes what the class computes without changing its hyperparameters; results of
-            another version are not taken for those of this one. Where a class has none of its own, its
-            distribution's version counts.
+        version: to be raised when the class computes something else from the same hyperparameters, so that earlier
+            results are not reused. A class without one has its distribution's version.
     """
 
     Params: ClassVar[type[Params]] = Params
@@ -44,34 +43,33 @@ class Configurable:
 
     @classmethod
     def resolve(cls, values: Mapping[str, Any], dataset: str = "") -> _Params:
-        """The hyperparameters that `values` stand for: defaults, then the preset's, then `values`.
+        """The hyperparameters that `values` give on top of the preset's, on top of the defaults.
 
         Raises:
             InputError: an unknown hyperparameter or preset, or a value of the wrong type or range.
         """
-        given = dict(values)
+        given, owner = dict(values), cls.__name__
         preset = given.pop("preset", dataset if dataset in cls.presets else None)
         if preset is not None and (not isinstance(preset, str) or preset not in cls.presets):
-            raise unknown_name(f"preset of {cls.__name__}", str(preset), cls.presets)
-        owner = cls.__name__
+            raise unknown_name(f"preset of {owner}", str(preset), cls.presets)
         for name, value in given.items():
             if name not in cls.Params.model_fields:
                 raise unknown_name(f"hyperparameter of {owner}", name, cls.Params.model_fields)
             if isinstance(value, bool) and cls.Params.model_fields[name].annotation is not bool:
-                raise InputError(f"hyperparameter {name!r} of {owner}", expected="anything but a boolean", got=value)
+                raise InputError(f"hyperparameter {name!r} of {owner}", expected="no boolean", got=value)
         try:
             return cls.Params(**{**cls.presets.get(preset or "", {}), **given})
         except pydantic.ValidationError as error:
             first = error.errors()[0]
             name = ".".join(map(str, first["loc"])) or "values"
             raise InputError(
-                f"hyperparameter {name!r} of {cls.__name__}",
+                f"hyperparameter {name!r} of {owner}",
                 expected=first["msg"][0].lower() + first["msg"][1:],
                 got=repr(first["input"]),
             ) from error
 
     def for_dataset(self, name: str) -> Self:
-        """The same with the defaults for that data set under what was given by hand."""
+        """A copy with the defaults for that data set, below the values that were given explicitly."""
         return type(self)(**self.resolve(self._given, name).model_dump())
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""Finds plugins: a name leads to a lazily loaded class, with the distribution and version it came from."""
+"""Finds plugins: names of lazily loaded classes, with the distribution and version that they come from."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Entry:
 
     @property
     def is_family(self) -> bool:
-        """Whether `target` is a function that makes what a name of the family stands for."""
+        """Whether `target` is a function that makes the members of a family."""
         return self.name.endswith(":")
 
     @property
@@ -54,18 +54,21 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A plugin that could not be used, and why."""
+    """A plugin that failed to load, and why."""
 
     plugin: str
     distribution: str
     reason: str
 
+    def __str__(self) -> str:
+        return f"plugin {self.plugin!r} of {self.distribution} failed to load: {self.reason}"
+
 
 class Registrar:
-    """What a plugin's `advbench_register` receives; collects its declarations.
+    """Collects the declarations of a plugin's `advbench_register`.
 
-    A name that ends in a colon declares a family, as `torchattacks:`: its target is a function that is given what
-    follows the colon and returns what the other kind of target names.
+    A name that ends in a colon declares a family, as `torchattacks:`: its target is a function that takes the part of
+    a name behind the colon and returns the class or function for it.
     """
 
     def __init__(self, distribution: str, version: str) -> None:
@@ -90,11 +93,11 @@ class Registrar:
         self._add("dataset", name, target, summary)
 
     def posterior(self, name: str, target: str, summary: str) -> None:
-        """Declare a distribution over weights: `target` is an `advbench.models.Posterior` of that `kind`."""
+        """Declare a distribution over weights: `target` is the `advbench.models.Posterior` of that `kind`."""
         self._add("posterior", name, target, summary)
 
     def noise(self, name: str, target: str, summary: str) -> None:
-        """Declare noise inside a module: `target` is an `advbench.models.Noise` of that `kind`."""
+        """Declare noise inside a module: `target` is the `advbench.models.Noise` of that `kind`."""
         self._add("noise", name, target, summary)
 
     def _add(self, kind: Kind, name: str, target: str, summary: str) -> None:
@@ -107,11 +110,10 @@ class Registrar:
 
 
 class Registry:
-    """Every name that the installed plugins offer.
+    """All names that the core and the installed distributions declare.
 
     Args:
-        manager: a plugin manager to read; by default a new one over the installed distributions'
-            entry points of the group `advbench`.
+        manager: the plugin manager to use; a new one by default.
     """
 
     def __init__(self, manager: pluggy.PluginManager | None = None) -> None:
@@ -150,13 +152,13 @@ class Registry:
         self.problems.append(Problem(plugin, distribution, reason))
 
     def entries(self, kind: Kind | None = None) -> Iterator[Entry]:
-        """The registered names in the order of kinds, then of names."""
+        """The registered names, of all kinds or of one, sorted by kind and name."""
         for key in sorted(self._entries, key=lambda k: (KINDS.index(k[0]), k[1])):
             if kind in (None, key[0]):
                 yield self._entries[key][0]
 
     def duplicates(self) -> list[InputError]:
-        """One error for each name that two plugins claim."""
+        """One error for each name that two plugins declare."""
         return [self._duplicate(found) for found in self._entries.values() if len(found) > 1]
 
     @staticmethod
@@ -172,14 +174,14 @@ class Registry:
         return self._entries.get((kind, family + colon), []) if member or not colon else []
 
     def knows(self, kind: Kind, name: str) -> bool:
-        """Whether the name is registered, or of a registered family."""
+        """Whether the name is registered, or belongs to a registered family."""
         return bool(self._claims(kind, name))
 
     def find(self, kind: Kind, name: str) -> Entry:
-        """The entry of a name; of a member of a family the family's, under the member's name.
+        """The entry of a name; for a member of a family, the family's entry under the member's name.
 
         Raises:
-            InputError: the name is unknown, or two plugins claim it.
+            InputError: the name is unknown, or two plugins declare it.
         """
         found = self._claims(kind, name)
         if not found:
@@ -196,10 +198,10 @@ class Registry:
         return dataclasses.replace(found[0], name=name)
 
     def load(self, kind: Kind, name: str) -> Any:
-        """Import and return what a name stands for.
+        """Import and return the class or function of a name.
 
         Raises:
-            InputError: the name is unknown or claimed twice, its target cannot be imported, or its family has no
+            InputError: the name is unknown or declared twice, its target cannot be imported, or its family has no
                 such member.
         """
         entry = self.find(kind, name)
@@ -225,27 +227,25 @@ def registry() -> Registry:
 
 
 def distribution_version(distribution: importlib.metadata.Distribution) -> str:
-    """The version of a distribution; an editable install adds a digest of its sources.
+    """The version of a distribution; for an editable install, with a digest of its sources.
 
-    A release never changes under its version. A checkout does, and results computed by older code must
-    not be taken for the present code's.
+    The code of a release never changes; a checkout's does, and results of older code must not be reused.
     """
     folder = _checkout(distribution)
     return distribution.version if folder is None else f"{distribution.version}+{_source_digest(folder)}"
 
 
 def checkout_digest() -> str | None:
-    """A digest of those of advbench's sources that results depend on, if it is installed editable; else None.
+    """Digest of the sources of advbench that results depend on, for an editable install; None for a release.
 
-    What results mean is versioned by `SCHEMA` and by plugins' own versions; between two of these a checkout's code may
-    change at any time.
+    `SCHEMA` and the versions of plugins stand for what results mean, but a checkout's code may change in between.
     """
     folder = _checkout(importlib.metadata.distribution("advbench"))
     return None if folder is None else _source_digest(folder, RESULTS_DEPEND_ON)
 
 
 def _checkout(distribution: importlib.metadata.Distribution) -> str | None:
-    """The folder of the sources of an editable install; None of any other."""
+    """The folder of an editable install; None for a release."""
     source = json.loads(distribution.read_text("direct_url.json") or "{}")
     return unquote(urlparse(source["url"]).path) if source.get("dir_info", {}).get("editable") else None
 

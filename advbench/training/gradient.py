@@ -165,25 +165,28 @@ class VariationalLoss(GradientDefense):
 
     @torch.no_grad()
     def statistics(self, clf: Classifier) -> dict[str, Any]:
-        """What the tables of hierarchical variational inference report, for each layer and over all layers.
+        """Statistics of the posterior, as in Tables 1 to 3 of hierarchical variational inference.
+
+        Bias tensors are left out, as there: nearly zero, they would halve `kld`.
 
         Returns:
-            `layers`: a row for each layer, with its number of weights and, as means over them, `mean` (of mu),
-            `std` (sigma) and `kld` (the method's own regulariser, in nats). `mean`, `std`, `kld`: the means of
-            those over layers, each layer counting the same.
+            `mean` (of mu) and `std` (sigma): means over all weights. `kld`: the method's own regulariser in nats, as
+            the mean over weight tensors of each tensor's mean, so that a small tensor counts as much as a large one.
+            `tensors`: the three of each tensor, with its `name` and number of `weights`.
         """
         posterior = gaussian(clf)
-        layers: dict[str, list[str]] = {}
-        for name in posterior.layout:
-            layers.setdefault(name.rpartition(".")[0], []).append(name)
+        names = [name for name in posterior.layout if name.rpartition(".")[2] != "bias"] or list(posterior.layout)
         rows: list[dict[str, Any]] = []
-        for layer, names in layers.items():
-            mean, log_std = posterior.selected(names)
-            kld = self.divergence(mean, log_std).mean()
-            row = {"mean": mean.mean(), "std": log_std.exp().mean(), "kld": kld}
-            rows.append({"layer": layer, "weights": len(mean), **{key: float(value) for key, value in row.items()}})
-        means = {key: sum(row[key] for row in rows) / len(rows) for key in ("mean", "std", "kld")}
-        return {"layers": rows, **means}
+        for name in names:
+            mean, log_std = (value.double() for value in posterior.selected([name]))
+            kld = self.divergence(mean, log_std)
+            row = {"mean": mean, "std": log_std.exp(), "kld": kld}
+            rows.append(
+                {"name": name, "weights": len(mean), **{key: float(value.mean()) for key, value in row.items()}}
+            )
+        size = sum(row["weights"] for row in rows)
+        means = {key: sum(row[key] * row["weights"] for row in rows) / size for key in ("mean", "std")}
+        return {**means, "kld": sum(row["kld"] for row in rows) / len(rows), "tensors": rows}
 
 
 class BayesParams(VariationalParams):

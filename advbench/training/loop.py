@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from advbench.data.base import Data, check_images, check_labels
 from advbench.errors import InputError, PluginError, out_of_memory
-from advbench.keys import derive, isolated_rng
+from advbench.keys import derive, isolated_rng, seed_others
 from advbench.models.classifier import Classifier
+from advbench.models.guard import check_trained
 from advbench.models.posterior import FlatLayout, PointPosterior, copy_alike
 from advbench.models.saving import export_classifier
 from advbench.progress import Progress
@@ -173,10 +174,12 @@ class LoopDefense(Defense):
             state = method.begin(own, method.steps(per_epoch), len(data), context)
         if saved is not None:
             state.restore(*saved)
-        method._run(state, data.to(context.resources.device), per_epoch, context)
+        with isolated_rng(0, context.resources.device, everywhere=True):
+            method._run(state, data.to(context.resources.device), per_epoch, context)
         state.clf.module.eval()
         clf = method.finish(state).requires_grad_(False)
         _check_finite(clf, data, context)
+        check_trained(type(self).__name__, clf, data)
         return clf
 
     def separable(self, clf: Classifier) -> bool:
@@ -208,13 +211,15 @@ class LoopDefense(Defense):
         sync_every = 1 if data.images.device.type == "cpu" else 50
         watch = _Watch(state.step, state.steps, context, sync_every)
         next_save = time.monotonic() + context.checkpoint_seconds
-        for index in _batches(state.step, state.steps, per_epoch, len(data), context.seed):
+        for index in _batches(state.step, state.steps, per_epoch, data, context.seed):
             state.enter(0.1 ** sum(state.step >= boundary for boundary in boundaries))
-            x, y = data.batch(index.to(data.images.device))
+            x, y = data.batch(index)
             if self.params.augment:
                 x = crop_and_flip(x, context.generator("augment", state.step))
             state.clf.reseed(derive(context.seed, "weights", state.step))
-            with isolated_rng(derive(context.seed, "module", state.step), x.device), self._enough_memory(state, x):
+            seed = derive(context.seed, "module", state.step)
+            seed_others(seed)
+            with isolated_rng(seed, x.device), self._enough_memory(state, x):
                 watch.add(self.update(state, x, y, len(data), context))
             state.step += 1
             if context.checkpoint and time.monotonic() >= next_save:
@@ -331,14 +336,18 @@ def _save(state: TrainState, slot: CheckpointSlot, seconds: float) -> float:
     return ended + min(max(seconds, 20 * (ended - started)), 10 * seconds)
 
 
-def _batches(first: int, total: int, per_epoch: int, count: int, seed: int) -> Iterator[Tensor]:
-    """Index tensors of steps `first` to `total`: each epoch one permutation in parts of nearly equal size."""
+def _batches(first: int, total: int, per_epoch: int, data: Data, seed: int) -> Iterator[Tensor]:
+    """Index tensors of steps `first` to `total`: each epoch one permutation in parts of nearly equal size.
+
+    A permutation is drawn on the CPU, so that every device sees the same one, and moved once an epoch.
+    """
     parts: tuple[Tensor, ...] = ()
     for step in range(first, total):
         epoch, position = divmod(step, per_epoch)
         if not parts or position == 0:
             generator = torch.Generator().manual_seed(derive(seed, "order", epoch))
-            parts = torch.randperm(count, generator=generator).tensor_split(per_epoch)
+            order = torch.randperm(len(data), generator=generator).to(data.images.device)
+            parts = order.tensor_split(per_epoch)
         yield parts[position]
 
 

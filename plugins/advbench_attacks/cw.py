@@ -71,7 +71,7 @@ class CW(Attack):
         found = x.clone()
         # What is wrong as it is needs no search.
         wrong = (kept.margins_of(x) > params.confidence) & (not clf.stochastic)
-        nearest[wrong] = 0.0
+        nearest = torch.where(wrong, 0.0, nearest)
         open_ = (~wrong).nonzero().squeeze(1)
         if len(open_) == 0:
             return found
@@ -129,7 +129,7 @@ class CW(Attack):
             if params.abort_early and (step + 1) % max(1, params.steps // CHECKS) == 0:
                 missing = torch.stack([shortfall(draw, goal.rows[left]) for draw in logits]).mean(0)
                 objective = distance.square() + c[left] * missing
-                falls = objective < before * (1 - 1e-4)
+                falls = (objective < before * (1 - 1e-4)).nonzero().squeeze(1)
                 before, left = objective[falls], left[falls]
                 w, first, second = w[falls], first[falls], second[falls]
                 if len(left) == 0:

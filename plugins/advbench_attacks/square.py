@@ -47,10 +47,10 @@ class Square(Attack):
         """Search; on a deterministic classifier an image that is misclassified is left alone."""
         random = _Random(x, generator)
         found = x.clone()
-        left = torch.arange(len(x), device=x.device)
         margins = goal.margin(clf(x))
+        left = torch.arange(len(x), device=x.device)
         if not clf.stochastic:
-            left = left[margins <= 0]
+            left = (margins <= 0).nonzero().squeeze(1)
         if len(left) == 0:
             return found
         candidate = _start(x, threat, random)[left]
@@ -58,7 +58,7 @@ class Square(Attack):
         for query in range(1, self.params.queries):
             if not clf.stochastic:
                 found[left] = best
-                open_ = best_margin <= 0
+                open_ = (best_margin <= 0).nonzero().squeeze(1)
                 left, best, best_margin = left[open_], best[open_], best_margin[open_]
                 if len(left) == 0:
                     return found

@@ -19,7 +19,7 @@ class AdvBNN(PgdPerturbation, ElboLoss):
     which the released code does not.
     """
 
-    version = "1"
+    version = "2"
 
     class Params(AdversarialParams, BayesParams):
         """Hyperparameters of Adv-BNN."""

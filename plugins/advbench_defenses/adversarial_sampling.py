@@ -24,7 +24,7 @@ class AdversarialSampling(ElboLoss):
     The noise is moved with the module in evaluation mode: batch norm's statistics come from the passes that train.
     """
 
-    version = "1"
+    version = "2"
 
     class Params(BayesParams):
         """Hyperparameters of adversarial sampling."""

@@ -12,7 +12,7 @@ class BNN(ElboLoss):
     random, biases and batch norm's affine ones too, and a draw is shared by the batch.
     """
 
-    version = "1"
+    version = "2"
 
     class Params(BayesParams):
         """Hyperparameters of Bayes by backprop."""

@@ -19,7 +19,7 @@ class HierarchicalVI(PgdPerturbation, VariationalLoss):
     the standard deviation of its released code, which weighs the sum by 0.1 / N: `kl_weight` 0.1.
     """
 
-    version = "1"
+    version = "2"
 
     class Params(AdversarialParams, VariationalParams):
         """Hyperparameters of hierarchical variational inference."""

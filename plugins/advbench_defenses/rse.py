@@ -7,14 +7,14 @@ from advbench.training import ErmLoss, Field, TrainParams
 
 
 class RSE(ErmLoss):
-    """Plain training of a net with Gaussian noise at the input of each convolution, and prediction with it.
+    """Plain training of a net with Gaussian noise on its images and in its convolutions' inputs; prediction with it.
 
     Liu et al. 2018, "Towards Robust Neural Networks via Random Self-ensemble", the baseline of Adv-BNN Figure 3.
     A net without convolutions gets the noise before its linear layers. It stays on whatever `.eval()` an attack
     library calls.
     """
 
-    version = "1"
+    version = "2"
 
     class Params(TrainParams):
         """Hyperparameters of Random Self-Ensemble."""
@@ -22,12 +22,13 @@ class RSE(ErmLoss):
         first_std: float = Field(
             default=0.2,
             ge=0,
-            description="standard deviation of the noise before the first convolution, in units of its input; RSE: 0.2",
+            description="standard deviation of the noise on the images, in pixels in [0, 1]; RSE: 0.2",
         )
         inner_std: float = Field(
             default=0.1,
             ge=0,
-            description="standard deviation of the noise before the other convolutions, likewise; RSE: 0.1",
+            description="standard deviation of the noise before each convolution but the first, in units of its "
+            "input; RSE: 0.1",
         )
 
     presets = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import copy
+import errno
 import gzip
 import hashlib
 import json
@@ -11,16 +12,18 @@ import multiprocessing
 import os
 import re
 import shutil
+import threading
+import time
 import zipfile
 from collections.abc import Callable
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from advbench.boards.board import build, read_board
-from advbench.boards.check import check
-from advbench.boards.findings import Findings
+from advbench.boards.board import build, locked, read_board
+from advbench.boards.check import Findings, check
 from advbench.boards.merge import Merged, merge
 from advbench.boards.records import Records
 from advbench.boards.shape import flaw
@@ -28,6 +31,7 @@ from advbench.boards.submission import open_submission
 from advbench.cli.app import main
 from advbench.errors import InputError, StoreError
 from advbench.store.records import Store
+from advbench.store.storage import StoreWarning
 
 pytestmark = pytest.mark.xdist_group("boards")  # which share one fixture
 ROOT = Path(__file__).parents[2]
@@ -142,22 +146,22 @@ def test_what_the_records_do_not_say_is_found(board: Path, name: str, capsys: py
     (board / path).write_bytes(change((board / path).read_bytes()))
     capsys.readouterr()
     assert main(["leaderboard", "check", str(board)]) == 1
-    assert f"a file is not what the records say: {place}" in capsys.readouterr().err
+    assert f"a file differs from what the records give: {place}" in capsys.readouterr().err
 
 
 def test_a_file_less_and_a_table_more_are_found(board: Path) -> None:
     (board / "models.csv").unlink()
     (board / "extra.csv").write_text("defense,accuracy\nmine,1.0\n")
     found = findings(board)
-    assert "a file is missing that follows from the records: models.csv" in found
-    assert "a file that shows results and that no record leads to: extra.csv" in found
+    assert "a file that follows from the records is missing: models.csv" in found
+    assert "a file shows results but follows from no record: extra.csv" in found
 
 
 @pytest.mark.parametrize("name", ["sub/results.csv", "security.svg", "leaderboard.html", "sub/leaderboard.md"])
 def test_what_shows_results_and_follows_from_no_record_is_found(board: Path, name: str) -> None:
     (board / name).parent.mkdir(exist_ok=True)
     (board / name).write_bytes((board / "results.csv").read_bytes())
-    assert findings(board) == [f"a file that shows results and that no record leads to: {name}"]
+    assert findings(board) == [f"a file shows results but follows from no record: {name}"]
 
 
 def test_hidden_folders_and_what_others_evaluated_may_lie_in_a_board(board: Path) -> None:
@@ -171,12 +175,12 @@ def test_an_edited_record_is_damaged_and_a_sealed_one_leads_to_other_tables(boar
     raw = gzip.decompress((board / "records.jsonl.gz").read_bytes())
     (board / "records.jsonl.gz").write_bytes(gzip.compress(raw.replace(b'"accuracy":', b'"accuracy":1', 1)))
     with pytest.raises(
-        InputError, match=r"line \d+ of .*records.jsonl.gz: expected a sealed record .*damaged or edited"
+        InputError, match=r"line \d+ of records.jsonl.gz of .*: expected a sealed record .*damaged or edited"
     ):
         check(board)
     (board / "records.jsonl.gz").write_bytes(gzip.compress(raw))
     edit(board, lambda records: evaluation(records)["result"].update(accuracy_interval=[0.0, 1.0]))
-    assert "a file is not what the records say" in findings(board)[0]
+    assert "a file differs from what the records give" in findings(board)[0]
 
 
 def put(*place: str, value: Any) -> Callable[[dict[str, Any]], object]:
@@ -226,7 +230,7 @@ IMPOSSIBLE = {
 def test_records_that_no_task_leaves_are_found(board: Path) -> None:
     edit(board, lambda records: evaluation(records)["result"].update(accuracy=9.0))
     (found,) = findings(board)
-    assert re.match("a record that no task leaves: evaluate .*: accuracy: Input should be less", found)
+    assert re.match("a record that no task can have: evaluate .*: accuracy: Input should be less", found)
 
 
 @pytest.fixture(scope="module")
@@ -252,7 +256,7 @@ def test_trainings_that_no_task_leaves_are_found(board: Path, place: tuple[str, 
         put(*place, value=3)(next(record for record in records.values() if record["kind"] == "train"))
 
     edit(board, change)
-    assert "a record that no task leaves: train" in findings(board)[0]
+    assert "a record that no task can have: train" in findings(board)[0]
 
 
 @pytest.mark.parametrize("number", [b"NaN", b"1e999", b"-Infinity"])
@@ -268,7 +272,7 @@ def test_numbers_that_are_not_finite_have_no_seal(board: Path, number: bytes) ->
 
 def test_records_of_other_inputs_are_found(board: Path) -> None:
     edit(board, lambda records: evaluation(records)["inputs"].update(draws=400))
-    assert "a record whose inputs are not those of its key: evaluate" in findings(board)[0]
+    assert "a record whose inputs do not match its key: evaluate" in findings(board)[0]
 
 
 def test_keys_of_another_spec_are_found(board: Path) -> None:
@@ -283,7 +287,7 @@ def test_cells_without_a_record_are_missing_and_counted(
 ) -> None:
     key = read_board(board).plan.cells[-1].key
     edit(board, lambda records: records.pop(key))
-    assert "a file is not what the records say" in findings(board)[0]
+    assert "a file differs from what the records give" in findings(board)[0]
     capsys.readouterr()
     assert main(["leaderboard", "build", str(board), "--out", str(tmp_path / "page")]) == 0
     assert "1 cells of the spec have no record" in capsys.readouterr().err
@@ -302,7 +306,7 @@ def test_links_are_refused_before_anything_is_read(board: Path, name: str, tmp_p
     (board / name).unlink(missing_ok=True)
     (board / name).symlink_to(secret)
     for act in (check, build, lambda folder: merge(folder, tmp_path / "none.zip")):
-        with pytest.raises(InputError, match=f"expected files and folders alone, got {Path(name).name}, a link"):
+        with pytest.raises(InputError, match=f"expected nothing but files and folders, got {Path(name).name}, a link"):
             act(board)
 
 
@@ -342,7 +346,7 @@ def test_what_is_no_board_is_one_line(tmp_path: Path, board: Path, capsys: pytes
 def test_cells_are_computed_anew(board: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--executor", "inline", "--rerun", "2", "--rerun-seed", "0"]
     assert main(["leaderboard", "check", str(board), *options]) == 0
-    assert "2 cells computed anew, 2 of them equal to the last digit" in capsys.readouterr().out
+    assert "2 cells recomputed, 2 of them equal to the last digit" in capsys.readouterr().out
 
     def better(records: AlteredRecords) -> None:
         for record in records.values():
@@ -354,7 +358,7 @@ def test_cells_are_computed_anew(board: Path, capsys: pytest.CaptureFixture[str]
     build(board)
     assert findings(board) == [], "a consistent forgery is found by computing alone"
     assert main(["leaderboard", "check", str(board), *options]) == 1
-    assert "a cell computed anew is not what the board says" in capsys.readouterr().err
+    assert "a recomputed cell differs from the board" in capsys.readouterr().err
 
 
 def test_committed_boards_hold() -> None:
@@ -385,7 +389,7 @@ def test_a_third_defense_joins_the_board(made: Path, board: Path) -> None:
 def test_a_label_is_given_once_but_may_be_replaced(made: Path, board: Path) -> None:
     merge(board, made / "third.zip")
     before = files(board)
-    with pytest.raises(InputError, match="'mc_dropout' is on the board already; --replace"):
+    with pytest.raises(InputError, match="'mc_dropout' is on the board already; replace it with --replace"):
         merge(board, made / "third.zip")
     assert files(board) == before
     merge(board, made / "third.zip", replacing=True)
@@ -470,6 +474,39 @@ def test_a_submission_that_unpacks_to_too_much_is_refused(made: Path, monkeypatc
         monkeypatch.undo()
 
 
+def _hold(board: Path, held: Event) -> None:
+    os.environ["TMPDIR"] = str(board)
+    with locked(board):
+        held.set()
+        time.sleep(600)
+
+
+def test_all_who_change_a_board_wait_for_each_other_until_the_holder_dies(board: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    held = context.Event()
+    holder = context.Process(target=_hold, args=(board, held))
+    holder.start()
+    assert held.wait(60)
+    waiter = threading.Thread(target=build, args=(board,))
+    waiter.start()
+    waiter.join(0.5)
+    assert waiter.is_alive()
+    holder.kill()
+    holder.join()
+    waiter.join(60)
+    assert not waiter.is_alive()
+    assert [path.name for path in board.parent.iterdir()] == [board.name]
+
+
+def test_a_folder_that_cannot_be_locked_is_warned_of(board: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.EBADF, "Bad file descriptor")  # as over NFS
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.warns(StoreWarning, match="cannot lock .*: Bad file descriptor; run no other build or merge"):
+        build(board)
+
+
 def _merge(board: Path, file: Path) -> None:
     assert main(["leaderboard", "merge", str(board), str(file)]) == 0
 
@@ -548,7 +585,25 @@ def test_sources_other_than_the_board_s_are_refused(
     monkeypatch.setattr("advbench.boards.board.checkout_digest", lambda: "0123456789ab")
     path = submission(tmp_path, "mc_dropout", SETTINGS["mc_dropout"])
     before = files(board)
-    assert re.search("sources that made the submission: expected the board's: .*0123456789ab", refusal(board, path))
+    assert re.search(
+        "sources that computed the submission: expected those of the board, .*0123456789ab", refusal(board, path)
+    )
+    assert files(board) == before
+
+
+def test_a_build_says_why_it_takes_nothing_from_a_store(
+    board: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = files(board)
+    with pytest.warns(StoreWarning, match="no record was taken from store .*empty: it has none of the board's spec"):
+        build(board, Store(str(tmp_path / "empty")))
+    monkeypatch.setattr("advbench.grid.run.checkout_digest", lambda: "0123456789ab")
+    monkeypatch.setattr("advbench.boards.board.checkout_digest", lambda: "0123456789ab")
+    places = ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "run")]
+    assert main(["run", "--spec", str(board / "spec.toml"), "--executor", "inline", *places]) == 0
+    expected = "the board was computed by .*, this installation is a checkout with sources 0123456789ab, and their keys"
+    with pytest.warns(StoreWarning, match=expected):
+        build(board, Store(str(tmp_path / "store")))
     assert files(board) == before
 
 

@@ -433,7 +433,7 @@ def test_options_that_do_not_go_together_are_one_line(options: dict[str, Any], m
 
 def test_options_and_execution_have_the_same_defaults() -> None:
     fields = {field.name: field.default for field in dataclasses.fields(Execution)}
-    assert {name: default for name, (_, default) in EXECUTION_OPTIONS.items() if name != "store"} == {
+    assert {option.name: option.default for option in EXECUTION_OPTIONS if option.name != "store"} == {
         name: default for name, default in fields.items() if name != "store"
     }
 

@@ -330,7 +330,7 @@ def test_an_interrupt_ends_workers_leases_and_run_cleanly(how: signal.Signals, r
     process.send_signal(how)
     _, err = process.communicate(timeout=400)
     assert process.returncode == 130
-    assert err.strip().splitlines()[-1] == "interrupted; the same command goes on from here"
+    assert err.strip().splitlines()[-1] == "interrupted; run the same command again to resume"
     assert "Traceback" not in err
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
     assert not [path for path in (tmp_path / "store" / "leases").rglob("*") if path.is_file()]

@@ -122,8 +122,8 @@ def test_a_random_start_fails_its_heir_alone_and_says_why(tmp_path: Path) -> Non
 def test_a_variational_methods_record_has_its_posteriors_statistics(name: str, tmp_path: Path) -> None:
     record = run_tasks(plan(name, **{name: SHORT}), tmp_path)[f"train {name}, seed 0"]
     found = record["result"]["statistics"]
-    assert [row["layer"] for row in found["layers"]] == ["1.0", "1.2", "1.6", "1.8"]
-    assert found["std"] == pytest.approx(sum(row["std"] for row in found["layers"]) / 4)
+    assert [row["name"] for row in found["tensors"]] == [f"1.{layer}.weight" for layer in (0, 2, 6, 8)]
+    assert found["kld"] == pytest.approx(sum(row["kld"] for row in found["tensors"]) / 4)
     assert found["kld"] > 0
 
 

@@ -134,7 +134,7 @@ def test_a_polite_end_and_the_death_of_what_only_watches(reference: str, tmp_pat
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=400)
     assert process.returncode == 130
-    assert (out, err.splitlines()[-1]) == ("", "interrupted; the same command goes on from here")
+    assert (out, err.splitlines()[-1]) == ("", "interrupted; run the same command again to resume")
     assert "Traceback" not in err
     process = start(tmp_path, "--executor", "ray", "--workers", "2")
     while process.poll() is None and not (watchers := processes("ray::_News")):

@@ -16,7 +16,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from advbench.cli.display import PlainDisplay
+from advbench.cli.display import Display
 from advbench.grid.execution import Execution
 from advbench.grid.run import carry_out, prepare
 from advbench.grid.scheduler import Outcome, outstanding
@@ -66,7 +66,7 @@ def run(folder: Path, store: str | None = None, chunk: int | None = None, **chan
     opened = execution.open_store()
     plan = prepare(spec)
     waiting = outstanding(plan, opened)
-    display = PlainDisplay(Console(quiet=True), plan.tasks, waiting)
+    display = Display(plan.tasks, waiting, Console(quiet=True))
     runtime = execution.runtime(spec.dataset, spec.threads)
     outcome = carry_out(
         plan, waiting, opened, lambda: execution.start(runtime, display.moved, display.printed), display
@@ -325,7 +325,7 @@ def test_an_interrupt_ends_with_130_and_a_resumable_state(tmp_path: Path) -> Non
     process.send_signal(signal.SIGINT)
     _, err = process.communicate()
     assert process.returncode == 130
-    assert err.strip().splitlines()[-1] == "interrupted; the same command goes on from here"
+    assert err.strip().splitlines()[-1] == "interrupted; run the same command again to resume"
     assert "Traceback" not in err
 
 
@@ -369,7 +369,7 @@ def test_cells_that_left_the_store_are_not_passed_over(
     monkeypatch.setattr(output, "write_out", late)
     monkeypatch.chdir(tmp_path)
     assert main(["run", *OPTIONS, "--store", "store"]) == 1
-    assert "1 cells have left the store since they were judged; run the same" in capsys.readouterr().err
+    assert "1 cells left the store after they were evaluated; run the same" in capsys.readouterr().err
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     assert main(["run", *OPTIONS, "--store", "store"]) == 0

@@ -66,16 +66,16 @@ def disturbed(net: nn.Sequential) -> list[int]:
 # where it lies, and how strong it is
 
 
-def test_gaussian_noise_lies_before_each_convolution_and_nowhere_else() -> None:
+def test_gaussian_noise_lies_on_the_images_and_before_each_further_convolution() -> None:
     net = plain_net()
     GaussianNoise().install(net)
     assert disturbed(net) == [0, 1]
 
 
-def test_without_convolutions_gaussian_noise_lies_before_each_linear_layer() -> None:
+def test_without_convolutions_gaussian_noise_lies_before_each_further_linear_layer() -> None:
     net = linear_net()
     GaussianNoise().install(net)
-    assert disturbed(net) == [1, 2, 3]
+    assert disturbed(net) == [0, 2, 3]
 
 
 @pytest.mark.parametrize("net", [plain_net, linear_net])

@@ -116,7 +116,7 @@ def test_every_task_of_a_run_is_a_run_with_its_numbers_and_no_repetition_doubles
 
     (trained,) = [run for run in runs.values() if run.info.run_name == "train bnn@small, seed 0"]
     assert trained.data.params["bnn.stages"] == "[1]"
-    assert {"seconds", "training/loss", "statistics/kld", "statistics/layers/3/std"} <= set(trained.data.metrics)
+    assert {"seconds", "training/loss", "statistics/kld", "statistics/tensors/3/std"} <= set(trained.data.metrics)
     assert not {name for name in trained.data.metrics if "classifier" in name}
     (crafted,) = [run for run in runs.values() if run.info.run_name == "craft fgsm 0.1 on erm, seed 0"]
     assert crafted.data.metrics["forward_passes"] == 1

@@ -161,7 +161,7 @@ def test_flags_of_a_run_are_in_its_files(cli: Cli, tmp_path: Path) -> None:
     options = "--defense erm --attack fgsm,pgd --eps 0.15 --limit 200 --set erm.stages=[8] --set pgd.step_size=1e-6"
     done = cli("run", *options.split(), "--set", "pgd.random_start=false")
     assert done.returncode == 0, done.stderr
-    assert "1 cells are to be read with doubt" in done.stderr
+    assert "1 cells are flagged as unreliable" in done.stderr
     frame = pd.read_csv(tmp_path / "results" / "results.csv").set_index("attack")
     assert frame.loc["pgd", "flags"] == "single_step_stronger"
     assert FLAGS["single_step_stronger"] in (tmp_path / "results" / "leaderboard.md").read_text()

@@ -30,6 +30,7 @@ from fsspec.implementations.local import LocalFileSystem
 from helpers import Harmful
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.filesize import decimal
 
 from advbench.cli.app import main
 from advbench.errors import InputError, StoreError
@@ -140,8 +141,8 @@ def test_a_run_leaves_a_sound_store(done: Done, capsys: Capture) -> None:
     assert command("verify", "--store", done.root) == 0
     size = sum(path.stat().st_size for path in done.root.glob("artifacts/*/*"))
     lines = capsys.readouterr().out.splitlines()
-    assert [line.partition(",")[0] for line in lines] == ["records: 16", "artifacts: 16", "runs: 1", "all sound"]
-    assert lines[1] == f"artifacts: 16, {size / 1024:,.1f} KiB"
+    assert [line.partition(",")[0] for line in lines] == ["records: 16", "artifacts: 16", "runs: 1", "all ok"]
+    assert lines[1] == f"artifacts: 16, {decimal(size)}"
     assert files(done.root) == before
 
 
@@ -257,8 +258,8 @@ def test_what_is_no_damage_is_told_but_does_not_fail(done: Done, capsys: Capture
     out = capsys.readouterr().out
     assert f"of another schema: records/{KEY[:2]}/{KEY}.json: {FORMAT - 1}, while this version has {FORMAT}" in out
     assert r"foreign: 'runs/odd\nname': " in out
-    assert "foreign: 6, 24 B" in out
-    assert "temporary: 2, 8 B" in out
+    assert "foreign: 6, 24 bytes" in out
+    assert "temporary: 2, 8 bytes" in out
 
 
 def test_an_artifact_whose_record_comes_after_the_listing_is_sound(tmp_path: Path) -> None:
@@ -323,10 +324,10 @@ def test_gc_removes_what_nothing_needs_and_the_same_command_then_runs_nothing(do
     before = files(done.root)
     capsys.readouterr()
     assert command("gc", "--dry-run", "--store", done.root) == 0
-    assert capsys.readouterr().out == f"would remove 4 examples, {size / 1024:,.1f} KiB\n"
+    assert capsys.readouterr().out == f"would remove 4 examples, {decimal(size)}\n"
     assert files(done.root) == before
     assert command("gc", "--store", done.root) == 0
-    assert capsys.readouterr().out == f"removed 4 examples, {size / 1024:,.1f} KiB\n"
+    assert capsys.readouterr().out == f"removed 4 examples, {decimal(size)}\n"
     gone = {name for name in before if name not in files(done.root)}
     assert gone == {str(path.relative_to(done.root)) for path in examples}
     assert command("gc", "--store", done.root) == 0
@@ -612,8 +613,8 @@ def test_what_is_exported_and_imported_gives_the_same_report(done: Done, tmp_pat
     table = (done.out / "results.csv").read_bytes()
     capsys.readouterr()
     assert command("export", file, "--store", done.root) == 0
-    size = file.stat().st_size / 1024
-    assert capsys.readouterr().out == f"{file}: 16 records, 12 artifacts, {size:,.1f} KiB\n"
+    size = decimal(file.stat().st_size)
+    assert capsys.readouterr().out == f"{file}: 16 records, 12 artifacts, {size}\n"
     assert command("import", file, "--store", new) == 0
     assert capsys.readouterr().out == "16 records and 12 artifacts added, 0 records known, 0 in conflict\n"
     assert command("verify", "--store", new) == 0
@@ -769,7 +770,7 @@ def test_circumstances_make_no_conflict_but_results_do(tmp_path: Path, capsys: C
     assert command("import", tmp_path / "one.tar", "--store", tmp_path / "two") == 1
     out, err = capsys.readouterr()
     assert out == "0 records and 0 artifacts added, 1 records known, 1 in conflict\n"
-    assert err == f"conflict: record {OTHER} says something else in the store, and is kept as it is there\n"
+    assert err == f"conflict: record {OTHER} differs from the store's, which is kept\n"
     assert files(tmp_path / "two") == kept
 
 

@@ -16,6 +16,7 @@ from advbench.attacks.losses import cross_entropy
 from advbench.data.base import Data
 from advbench.errors import InputError
 from advbench.models.classifier import Classifier, Draw
+from advbench.models.nets import build
 from advbench.models.posterior import GaussianPosterior
 from advbench.testing import same_weights, small_data, small_net
 from advbench.training.base import CheckpointSlot, Defense, TrainContext
@@ -200,7 +201,7 @@ def test_wrm_steps_are_one_over_the_root_of_t_plus_2_and_stay_in_the_box() -> No
 # statistics of the posterior
 
 
-def test_statistics_report_each_layers_mean_sigma_and_divergence() -> None:
+def test_statistics_report_each_weight_tensors_mean_sigma_and_divergence() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(36, 5), nn.ReLU(), nn.Linear(5, 3))
     clf = Classifier(net, GaussianPosterior(net, 0.1))
     with torch.no_grad():
@@ -210,19 +211,33 @@ def test_statistics_report_each_layers_mean_sigma_and_divergence() -> None:
         ("hierarchical_vi", 0.5 * torch.log(torch.tensor(1 + 0.2**2 / 0.1**2))),
     ):
         found = advbench.get_defense(name).statistics(clf)
-        assert [row["layer"] for row in found["layers"]] == ["1", "3"]
-        assert [row["weights"] for row in found["layers"]] == [36 * 5 + 5, 5 * 3 + 3]
-        for row in (*found["layers"], found):
+        assert [(row["name"], row["weights"]) for row in found["tensors"]] == [
+            ("1.weight", 36 * 5),
+            ("3.weight", 5 * 3),
+        ]
+        for row in (*found["tensors"], found):
             assert (row["mean"], row["std"], row["kld"]) == pytest.approx((0.2, 0.1, float(expected)), rel=1e-5)
 
 
-def test_statistics_count_every_layer_the_same_in_the_mean_over_layers() -> None:
+def test_sigma_is_averaged_over_weights_and_the_divergence_over_tensors() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(36, 5), nn.Linear(5, 3))
     clf = Classifier(net, GaussianPosterior(net, 0.1))
     with torch.no_grad():
+        gaussian(clf).mean.fill_(0.0)
         gaussian(clf).layout.views(gaussian(clf).log_std)["2.weight"].fill_(0.0)
-        gaussian(clf).layout.views(gaussian(clf).log_std)["2.bias"].fill_(0.0)
-    assert advbench.get_defense("bnn").statistics(clf)["std"] == pytest.approx((0.1 + 1.0) / 2)
+    found = advbench.get_defense("bnn").statistics(clf)
+    assert found["std"] == pytest.approx((0.1 * 36 * 5 + 1.0 * 5 * 3) / (36 * 5 + 5 * 3))
+    assert found["kld"] == pytest.approx(sum(row["kld"] for row in found["tensors"]) / 2)
+
+
+@pytest.mark.parametrize(("name", "kld"), [("hierarchical_vi", 1.130), ("adv_bnn", 24.10)])
+def test_statistics_of_an_untrained_vgg16_are_those_of_the_papers_tables(name: str, kld: float) -> None:
+    data = Data(torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 2, 9]), 10)
+    net = build("vgg16", data, 0)
+    params = {"prior_std": 0.1} if name == "adv_bnn" else {}
+    found = advbench.get_defense(name, **params).statistics(Classifier(net, GaussianPosterior(net, 0.1)))
+    assert len(found["tensors"]) == 13 + 13 + 1
+    assert (found["mean"], found["kld"]) == (pytest.approx(0.0003, abs=5e-5), pytest.approx(kld, abs=6e-3))
 
 
 def test_a_method_without_statistics_reports_none() -> None:

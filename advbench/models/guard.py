@@ -1,0 +1,195 @@
+"""The border to models that advbench did not write: opens them, puts back what they change, and says what is odd."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from advbench.data.base import Data
+from advbench.errors import InputError, ModelWarning, PluginError
+from advbench.keys import derive, isolated_rng
+from advbench.models.classifier import Classifier, Draw
+from advbench.models.gradient_watch import Passes
+from advbench.models.posterior import PointPosterior
+
+PROBE_IMAGES = 32
+PROBE_DRAWS = 24  # of two equally likely members, so many draws are the same one in one case of eight million
+
+# Why a number that an evaluation of such a model gives may not be what it seems.
+ODDITIES = {
+    "probabilities": "the model returns probabilities in place of logits, which hides gradients from attacks: return "
+    "what goes into its last softmax or sigmoid",
+    "train_mode": "batch norm is in train mode, so that predictions depend on the other images of a batch: call "
+    "model.eval() (dropout that is to stay on can be left in train mode)",
+    "unseeded": "the model draws random numbers from a generator of its own, which no seed reaches: its results cannot "
+    "be repeated; draw from torch's, numpy's or Python's global generator",
+    "equal_draws": "the classifier counts as random, but all draws are equal: its randomness does not act",
+}
+
+
+class Opened(NamedTuple):
+    """A model that has been looked at.
+
+    Attributes:
+        clf: the model as a classifier.
+        classes: their number.
+        oddities: names of what is odd about it (`ODDITIES`).
+    """
+
+    clf: Classifier
+    classes: int
+    oddities: tuple[str, ...]
+
+
+@torch.no_grad()
+def opened(model: nn.Module, x: Tensor, *, settle: bool = False) -> Opened:
+    """A model as a classifier, once it has passed a few images; warns of what is odd about it.
+
+    A plain module counts as random, for none can be proved not to be. A probe can miss rare noise, so an evaluation
+    must not rely on one; an attack may, since a wrong guess costs it passes or strength and never touches the verdict.
+
+    Args:
+        model: a `Classifier`, or any module on [0, 1] images.
+        x: images, at least one; the first ones are passed.
+        settle: take a plain module whose two draws are equal for deterministic.
+
+    Raises:
+        InputError: `model` is no module, or cannot be applied to the images.
+        PluginError: its output has the wrong shape.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError("model", expected="an nn.Module", got=type(model).__name__)
+    x = x[:PROBE_IMAGES]
+    clf = model if isinstance(model, Classifier) else Classifier(model, noise=True)
+    oddities = ["train_mode"] if _batch_dependent(clf) else []
+    passes, clf.passes = clf.passes, Passes()  # which looking at a model does not add to
+    try:
+        with undisturbed(clf, 0, x.device):
+            logits = clf.at(clf.draw(derive(0, "probe", 0)), x)
+            if clf.noise and not _same(logits, clf.at(clf.draw(derive(0, "probe", 0)), x)):
+                oddities.append("unseeded")
+            if settle and clf is not model:
+                clf.noise = not torch.equal(logits, clf.at(clf.draw(derive(0, "probe", 1)), x))
+    except PluginError as error:
+        if isinstance(error.__cause__, RuntimeError | ValueError):  # more often the images' fault than the model's
+            raise InputError(
+                "the model cannot be applied to the images",
+                expected="images of the shape, dtype and device that it takes",
+                got=f"{x.dtype} {tuple(x.shape)} on {x.device} ({str(error.__cause__).strip().splitlines()[0]})",
+            ) from error.__cause__
+        raise
+    finally:
+        clf.passes = passes
+    if _looks_like_probabilities(logits):
+        oddities.append("probabilities")
+    for name in oddities:
+        warnings.warn(ModelWarning(ODDITIES[name]), stacklevel=3)
+    return Opened(clf, logits.shape[1], tuple(oddities))
+
+
+def _batch_dependent(clf: Classifier) -> bool:
+    return any(isinstance(part, _BatchNorm) and part.training for part in clf.module.modules())
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether logits of one draw agree; some kernels of a GPU add in an order that changes."""
+    return torch.allclose(one, other, rtol=1e-3, atol=1e-4, equal_nan=True)
+
+
+def _looks_like_probabilities(logits: Tensor) -> bool:
+    values = logits.double()
+    if values.numel() < 8 or bool((values == values[0, 0]).all()):
+        return False
+    ones = torch.ones(len(values), dtype=values.dtype, device=values.device)
+    between = bool(((values >= 0) & (values <= 1)).all())  # a softmax's output, or sigmoids
+    return between or torch.allclose(values.exp().sum(1), ones, atol=1e-4)
+
+
+@contextmanager
+def undisturbed(clf: Classifier, seed: int, device: torch.device) -> Iterator[None]:
+    """Run a block of foreign code; put back what such code is known to leave changed.
+
+    Modes, buffers, `requires_grad` and gradients of the model; the global random state of torch, numpy and Python,
+    which the block finds seeded; the interpreter's trace function. No parameter needs a gradient meanwhile.
+    """
+    modes = [(module, module.training) for module in clf.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in clf.module.buffers()]
+    parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in clf.parameters()]
+    trace = sys.gettrace()
+    try:
+        for parameter, _, _ in parameters:
+            parameter.requires_grad_(False).grad = None
+        with isolated_rng(seed, device, everywhere=True):
+            yield
+    finally:
+        sys.settrace(trace)
+        for parameter, needs, gradient in parameters:
+            parameter.requires_grad_(needs).grad = gradient
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+        for module, mode in modes:
+            module.training = mode
+
+
+def check_trained(name: str, clf: Classifier, data: Data) -> None:
+    """Refuse a trained classifier whose randomness does not act, or whose posterior is over weights that do nothing.
+
+    Args:
+        name: of the training method, for the message.
+        clf: what it returned.
+        data: of the training.
+
+    Raises:
+        PluginError: all draws agree on images of the data and on random ones though the classifier counts as random; or
+            no output depends on one of the posterior's parameters.
+    """
+    if not clf.stochastic:
+        return
+    x = data.batch(slice(8))[0].to(_device(clf))
+    generator = torch.Generator().manual_seed(0)
+    x = torch.cat([x, torch.rand(x.shape, generator=generator).to(x)])
+    with undisturbed(clf, 0, x.device), clf.isolated():
+        if draws_agree(clf, x):
+            raise PluginError(
+                f"the classifier that defense {name!r} trained",
+                expected="draws that differ, for it counts as random",
+                got=f"{PROBE_DRAWS} equal ones, on images of the data and on random ones",
+                remedy="return one that is deterministic, or let the drawn weights or the noise reach the logits",
+            )
+        if isinstance(clf.posterior, PointPosterior):
+            return
+        draw = clf.draw(0)
+        weights = {key: value.detach().requires_grad_() for key, value in draw.weights.items()}
+        with torch.enable_grad():
+            logits = clf.at(Draw(weights, draw.seed), x[:2])
+            gradients = torch.autograd.grad(logits.sum(), list(weights.values()), allow_unused=True)
+    unused = [key for key, gradient in zip(weights, gradients, strict=True) if gradient is None]
+    if unused:
+        raise PluginError(
+            f"the posterior that defense {name!r} trained",
+            expected="weights that the logits depend on",
+            got=f"{unused[0]} and {len(unused) - 1} more without effect"
+            if unused[1:]
+            else f"{unused[0]} without effect",
+            remedy="a layer that copies its weights, or a parameter of a layer that is never called, takes no draws",
+        )
+
+
+@torch.no_grad()
+def draws_agree(clf: Classifier, x: Tensor) -> bool:
+    """Whether the logits of many draws are equal, as they are where the randomness does not act."""
+    first = clf.at(clf.draw(derive(0, "probe", 0)), x)
+    return all(torch.equal(first, clf.at(clf.draw(derive(0, "probe", k)), x)) for k in range(1, PROBE_DRAWS))
+
+
+def _device(clf: Classifier) -> torch.device:
+    tensors = [*clf.module.parameters(), *clf.posterior.parameters(), *clf.posterior.buffers()]
+    return tensors[0].device if tensors else torch.device("cpu")
