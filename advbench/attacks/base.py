@@ -34,6 +34,8 @@ class Threat:
     def __post_init__(self) -> None:
         if self.norm not in ("linf", "l2"):
             raise InputError("threat norm", expected="'linf' or 'l2'", got=repr(self.norm))
+        if getattr(self.eps, "ndim", None) == 0 and hasattr(self.eps, "item"):  # numpy's and torch's numbers
+            object.__setattr__(self, "eps", self.eps.item())
         number = isinstance(self.eps, int | float) and not isinstance(self.eps, bool)
         if not number or not math.isfinite(self.eps) or self.eps < 0:
             raise InputError("threat eps", expected="a finite number >= 0", got=repr(self.eps))

@@ -29,6 +29,11 @@ class Data:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __repr__(self) -> str:
+        size = "x".join(map(str, self.images.shape[1:]))
+        kind = f"{self.images.dtype}".removeprefix("torch.")
+        return f"Data({self.name!r}, {len(self)} images {size}, {kind}, {self.classes} classes, {self.images.device})"
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """Channels, height, width."""
@@ -66,12 +71,11 @@ def check_images(images: Tensor, what: str) -> None:
     if images.numel():
         low, high = float(images.min()), float(images.max())
         if not (low >= 0 and high <= 1):  # also false for NaN
-            raise InputError(
-                what,
-                expected="values in [0, 1]",
-                got=f"[{low:g}, {high:g}]",
-                remedy="divide by 255, and normalise inside the model",
-            )
+            excess = max(-low, high - 1)
+            # Rounding that a clamp mends is told apart from images in other units.
+            remedy = "clamp them to [0, 1]" if excess < 1e-3 else "divide by 255, and normalise inside the model"
+            found = f"[{low:g}, {high:g}]" + (f", an excess of {excess:.3g}" if excess < 1e-3 else "")
+            raise InputError(what, expected="values in [0, 1]", got=found, remedy=remedy)
 
 
 def check_labels(labels: Tensor, count: int, classes: int | None, what: str) -> None:

@@ -38,6 +38,15 @@ class Dataset:
     test: Data
     digest: str
 
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{len(part)} {name}" for name, part in self.parts.items())
+        return f"Dataset({self.name!r}, {parts}, {self.train.classes} classes)"
+
+    @property
+    def parts(self) -> dict[str, Data]:
+        """The splits by name."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
 
 @functools.lru_cache(maxsize=4)
 def load_dataset(name: str, root: str | None = None) -> Dataset:
@@ -52,9 +61,16 @@ def load_dataset(name: str, root: str | None = None) -> Dataset:
     """
     kind, _, path = name.partition(":")
     load = registry().load("dataset", kind)
-    folder = Path(root) if root else DEFAULT_ROOT
-    dataset: Dataset = load(folder.expanduser(), path)
+    dataset: Dataset = load(Path(root).expanduser() if root else default_root(), path)
     return dataset
+
+
+def default_root() -> Path:
+    """Where data sets lie unless a folder is named; in the working folder for a user without a home."""
+    try:
+        return DEFAULT_ROOT.expanduser()
+    except RuntimeError:  # no HOME, and the user is in no list: as in many containers
+        return Path(".advbench/data").absolute()
 
 
 def make_dataset(

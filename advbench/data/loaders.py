@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from advbench.data.datasets import Dataset, make_dataset, stratified
@@ -133,9 +134,10 @@ def _arrays(part: Any, size: int | None) -> tuple[Tensor, Tensor]:
 
 
 def _decode(files: list[str], labels: list[int], size: int | None) -> tuple[Tensor, Tensor]:
+    """Images and labels; where some are grey and others in colour, all are made RGB, as torchvision does."""
     from PIL import Image
 
-    images = []
+    images: list[NDArray[np.uint8]] = []
     for file in files:
         try:
             with Image.open(file) as image:
@@ -149,13 +151,15 @@ def _decode(files: list[str], labels: list[int], size: int | None) -> tuple[Tens
             rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)
         array = np.asarray(rgb)
         images.append(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
-        if images[-1].shape != images[0].shape:
+        if images[-1].shape[1:] != images[0].shape[1:]:
             raise InputError(
                 f"image {file}",
-                expected="the size and mode of {}: {}x{}x{}".format(files[0], *images[0].shape),
-                got="{}x{}x{}".format(*images[-1].shape),
+                expected="the size of {}: {}x{}".format(files[0], *images[0].shape[1:]),
+                got="{}x{}".format(*images[-1].shape[1:]),
                 remedy="resize the images to one size first",
             )
+    channels = max(len(image) for image in images)
+    images = [image if len(image) == channels else np.repeat(image, channels, axis=0) for image in images]
     return torch.from_numpy(np.stack(images)), torch.tensor(labels)
 
 
@@ -173,16 +177,33 @@ def load_imagefolder(root: Path, path: str) -> Dataset:
             expected="the same class folders in train and test",
             got=f"only in one of them: {', '.join(differing)}",
         )
-    train, test = (_decode(files, labels, None) for files, labels, _ in parts)
+    count = len(parts[0][0])  # decoded together, so that both parts get the same channels
+    images, targets = _decode(parts[0][0] + parts[1][0], parts[0][1] + parts[1][1], None)
+    train, test = (images[:count], targets[:count]), (images[count:], targets[count:])
     return make_dataset(f"imagefolder:{path}", train, test, len(parts[0][2]))
 
 
 def _class_folders(folder: Path) -> tuple[list[str], list[int], list[str]]:
-    """Files, their labels, and the names of the classes."""
+    """Files, their labels, and the names of the classes; what is hidden, or was left by an archiver, is none."""
     from torchvision.datasets import ImageFolder
+    from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension
+
+    def hidden(name: str) -> bool:
+        return name.startswith((".", "__MACOSX"))
+
+    class Visible(ImageFolder):  # type: ignore[misc]
+        def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
+            names = sorted(each.name for each in Path(directory).iterdir() if each.is_dir() and not hidden(each.name))
+            if not names:
+                raise FileNotFoundError(f"no class folder in {directory}")
+            return names, {name: index for index, name in enumerate(names)}
+
+    def is_image(file: str) -> bool:
+        inside = Path(file).relative_to(folder).parts
+        return not any(map(hidden, inside)) and bool(has_file_allowed_extension(file, IMG_EXTENSIONS))
 
     try:
-        found = ImageFolder(folder)
+        found = Visible(folder, is_valid_file=is_image)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(
             f"image folder {folder}", expected="one folder a class with images in it", got=str(error)

@@ -80,11 +80,17 @@ def check_restores(
         again = load_classifier(module, read_tensors(raw), values)
         same = again.stochastic == clf.stochastic
         same = same and torch.allclose(again.at(again.draw(0), x), clf.at(clf.draw(0), x), atol=1e-5, equal_nan=True)
-    except InputError:
-        same = False
-    if not same:
-        raise PluginError(
-            f"defense {name!r} returned a classifier that cannot be stored",
-            expected="the architecture's own layers, with weights from a posterior of advbench.models.posterior",
-            got="layers, hooks or modes that the stored weights do not give back",
-        )
+        reason = "layers, hooks or modes that the stored weights do not give back"
+    except InputError as error:
+        same, reason = False, str(error).removeprefix("stored classifier does not fit the module")
+    if same:
+        return
+    remedy = ""
+    if not torch.equal(clf.at(clf.draw(0), x), clf.at(clf.draw(0), x)):
+        reason, remedy = "a module whose passes differ at one draw", "say so: Classifier(module, noise=True)"
+    raise PluginError(
+        f"defense {name!r} returned a classifier that cannot be stored",
+        expected="the architecture's own layers, with weights from a posterior of advbench.models.posterior",
+        got=reason.lstrip(":, "),
+        remedy=remedy,
+    )

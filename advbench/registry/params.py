@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from contextlib import suppress
+from typing import Any, ClassVar, Self, get_args, get_origin
 
 import pydantic
 from pydantic import Field as Field  # noqa: PLC0414 - re-exported for plugins
+from pydantic.fields import FieldInfo
 
 from advbench.errors import InputError, unknown_name
 
@@ -15,6 +17,27 @@ class Params(pydantic.BaseModel):
     """Hyperparameters: keyword-only, frozen, without unknown names. Describe each field with its unit and source."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _as_written(cls, values: Any) -> Any:
+        """Take what people write for a value: a fraction, one value for a list of one, numpy's and torch's numbers."""
+        if not isinstance(values, dict):
+            return values
+        return {name: _plain(value, cls.model_fields.get(name)) for name, value in values.items()}
+
+
+def _plain(value: Any, field: FieldInfo | None) -> Any:
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        value = value.item()
+    kinds = [get_origin(kind) or kind for kind in get_args(field.annotation) or [field.annotation]] if field else []
+    if field is not None and get_origin(field.annotation) is tuple:
+        return (value,) if isinstance(value, str | int | float) else value
+    if isinstance(value, str) and float in kinds and str not in kinds and value.count("/") == 1:
+        with suppress(ValueError, ZeroDivisionError):
+            above, below = map(float, value.split("/"))
+            return above / below
+    return value
 
 
 _Params = Params  # within Configurable the name means the subclass's own

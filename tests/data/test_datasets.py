@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from advbench.data.base import Data
-from advbench.data.datasets import Dataset, limited, load_dataset, make_dataset, stratified
+from advbench.data.base import Data, check_images
+from advbench.data.datasets import Dataset, default_root, limited, load_dataset, make_dataset, stratified
 from advbench.errors import InputError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -339,18 +339,68 @@ def test_imagefolder_with_other_classes_in_test_is_refused(tmp_path: Path) -> No
         load_dataset(f"imagefolder:{tmp_path}")
 
 
-@pytest.mark.parametrize(("size", "mode"), [((9, 8), "RGB"), ((8, 8), "L")])
-def test_images_of_differing_size_or_mode_are_refused(tmp_path: Path, size: tuple[int, int], mode: str) -> None:
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_images_of_differing_size_are_refused(tmp_path: Path, mode: str) -> None:
     write_images(tmp_path / "a", 10, (8, 8), "RGB", 0)
-    write_images(tmp_path / "b", 10, size, mode, 0)
-    with pytest.raises(InputError, match=r"^image [^\n]*b/0\.png: expected the size and mode of [^\n]*3x8x8, got "):
+    write_images(tmp_path / "b", 10, (9, 8), mode, 0)
+    with pytest.raises(InputError, match=r"^image [^\n]*b/0\.png: expected the size of [^\n]*8x8, got 8x9"):
         load_dataset(f"imagefolder:{tmp_path}")
+
+
+@pytest.mark.parametrize("first", ["L", "RGB"])
+def test_grey_images_among_colour_ones_become_colour_as_in_torchvision(tmp_path: Path, first: str) -> None:
+    write_images(tmp_path / "train" / "a", 10, (8, 8), first, 7)
+    write_images(tmp_path / "train" / "b", 10, (8, 8), "L", 9)
+    write_images(tmp_path / "test" / "a", 5, (8, 8), "RGB", 7)
+    write_images(tmp_path / "test" / "b", 5, (8, 8), "L", 9)
+    dataset = load_dataset(f"imagefolder:{tmp_path}")
+    assert all(part.shape == (3, 8, 8) for part in parts(dataset))
+    grey = dataset.train.images[dataset.train.labels == 1]
+    assert (grey == grey[:, :1]).all(), "each channel is the grey one"
+    assert (grey[:, 0, 0, 0] == 9).all()
+
+
+def test_hidden_folders_and_files_are_no_classes_and_no_images(tmp_path: Path) -> None:
+    for name in ("a", "b", ".ipynb_checkpoints", "__MACOSX", "a/.ipynb_checkpoints"):
+        write_images(tmp_path / name, 10, (8, 8), "L", 0)
+    (tmp_path / "a" / "._0.png").write_bytes(b"resource fork")
+    dataset = load_dataset(f"imagefolder:{tmp_path}")
+    assert dataset.train.classes == 2
+    assert sum(map(len, parts(dataset))) == 20
+
+
+def test_a_user_without_a_home_keeps_data_in_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_home(_: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", no_home)
+    monkeypatch.chdir(tmp_path)
+    assert default_root() == tmp_path / ".advbench" / "data"
+    assert len(load_dataset.__wrapped__("digits").test) == 359
+
+
+def test_data_are_described_in_one_line() -> None:
+    digits = load_dataset("digits")
+    assert repr(digits.test) == "Data('digits', 359 images 1x8x8, float32, 10 classes, cpu)"
+    assert repr(digits) == "Dataset('digits', 1294 train, 144 validation, 359 test, 10 classes)"
+
+
+def test_an_excess_that_no_rounding_shows_is_said() -> None:
+    images = torch.full((2, 1, 4, 4), 1 + 2e-7)
+    with pytest.raises(InputError, match=r"got \[1, 1\], an excess of 2\.38e-07; clamp them to \[0, 1\]"):
+        check_images(images, "images")
+    with pytest.raises(InputError, match=r"got \[0, 255\]; divide by 255"):
+        check_images(torch.tensor([[0.0, 255.0]]), "images")
 
 
 def test_training_and_test_images_of_differing_size_are_refused(tmp_path: Path) -> None:
     write_images(tmp_path / "train" / "a", 10, (8, 8), "L", 0)
     write_images(tmp_path / "test" / "a", 10, (9, 8), "L", 0)
-    with pytest.raises(InputError, match=r"expected the training images' shape \(1, 8, 8\), got"):
+    with pytest.raises(
+        InputError, match=r"^image [^\n]*test/a/0\.png: expected the size of [^\n]*train/a/0\.png: 8x8, got 8x9"
+    ):
         load_dataset(f"imagefolder:{tmp_path}")
 
 

@@ -8,13 +8,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pluggy
 import pytest
+import torch
 from conftest import Cli
 from helpers import install
 
+import advbench
 from advbench.errors import InputError, MissingExtraError
 from advbench.registry import KINDS, Registrar, Registry, hooks, registry
 
@@ -204,3 +207,34 @@ def test_one_failing_registration_leaves_nothing_of_that_plugin() -> None:
 def test_did_you_mean() -> None:
     with pytest.raises(InputError, match=r"did you mean 'adv_bnn'\?"):
         registry().find("defense", "advbnn")
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "field", "expected"),
+    [
+        ("erm", 2, "stages", (2,)),
+        ("erm", (2, 1), "stages", (2, 1)),
+        ("fgsm_at", "8/255", "eps", 8 / 255),
+        ("fgsm_at", np.float64(0.1), "eps", 0.1),
+        ("fgsm_at", torch.tensor(0.25), "eps", 0.25),
+        ("adv_bnn", np.int64(7), "steps", 7),
+        ("apd", 8, "hidden", (8,)),
+    ],
+)
+def test_hyperparameters_are_taken_as_people_write_them(name: str, given: object, field: str, expected: object) -> None:
+    assert getattr(advbench.get_defense(name, **{field: given}).params, field) == expected
+
+
+@pytest.mark.parametrize("given", ["8/0", "8/255/2", "eight", [0.1]])
+def test_what_is_no_number_is_refused(given: object) -> None:
+    with pytest.raises(advbench.InputError, match="hyperparameter 'eps"):
+        advbench.get_defense("fgsm_at", eps=given)
+
+
+@pytest.mark.parametrize("eps", [np.float32(0.25), np.array(0.25), torch.tensor(0.25)])
+def test_a_radius_may_be_numpys_or_torchs_number(eps: Any) -> None:
+    assert advbench.Threat("linf", eps) == advbench.Threat("linf", 0.25)
+
+
+def test_dir_lists_all_that_users_import() -> None:
+    assert {"evaluate", "get_attack", "Threat", "load_dataset"} <= set(dir(advbench))
