@@ -57,7 +57,7 @@ def build(
         typer.echo(str(folder / name))
     if out is not None:
         check_writable(out)
-        for path in write_report(board.report, out, board.spec, chosen, board.references(), about=board.about):
+        for path in write_report(board.report, out, chosen, board.references(), about=board.about):
             typer.echo(str(path))
     if board.missing:
         typer.echo(f"{board.missing} cells of the spec have no record", err=True)

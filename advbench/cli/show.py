@@ -52,7 +52,7 @@ def report(
             remedy="name the run's store with --store, or compute them: advbench run --spec FOLDER/spec.toml",
         )
     check_kept(folder, tables.results)
-    print_end(tables, write_report(tables, folder, spec, chosen, references))
+    print_end(tables, write_report(tables, folder, chosen, references))
     if tables.incomplete:
         raise typer.Exit(1)
 

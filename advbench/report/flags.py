@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 from advbench.grid.plan import Cell
 from advbench.grid.spec import Choice
-from advbench.report.judgements import Judgement
+from advbench.report.evaluations import Evaluation
 
 FLAGS = {
-    "one_draw": "a random defense was judged by one draw: the intervals know nothing of other draws",
+    "one_draw": "a random defense was evaluated with one draw: the intervals do not cover other draws",
     "vanished_gradients": "over 1 % of the gradients that the attack asked for were exactly zero",
     "single_step_stronger": "an attack of one step does more harm than this one of many",
     "black_box_stronger": "examples made without this defense's gradients do more harm than the best made with them",
@@ -48,18 +48,18 @@ class _Seen(NamedTuple):
         return self.attack.passes is not None and self.attack.passes <= 1
 
 
-def suspicious(cells: Sequence[Cell], judged: Sequence[Judgement | None], norm: str) -> dict[int, list[str]]:
+def suspicious(cells: Sequence[Cell], evaluations: Sequence[Evaluation | None], norm: str) -> dict[int, list[str]]:
     """The flags that arise between cells, by the cell's position.
 
     Args:
         cells: of a run.
-        judged: how each was judged; None where that is missing.
+        evaluations: their results; None where one is missing.
         norm: of the run.
     """
     groups: dict[tuple[str, int], list[_Seen]] = {}
-    for index, (cell, judgement) in enumerate(zip(cells, judged, strict=True)):
-        if judgement is not None and cell.attack is not None:
-            seen = _Seen(index, cell, cell.attack, *judgement.interval, judgement.classes)
+    for index, (cell, evaluation) in enumerate(zip(cells, evaluations, strict=True)):
+        if evaluation is not None and cell.attack is not None:
+            seen = _Seen(index, cell, cell.attack, *evaluation.interval, evaluation.classes)
             groups.setdefault((cell.defense.label, cell.seed), []).append(seen)
     found: dict[int, set[str]] = {}
     for group in groups.values():

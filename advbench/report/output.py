@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +15,7 @@ from advbench.grid.identity import DATA, identity_text
 from advbench.grid.memory import gc_paused
 from advbench.grid.plan import Plan
 from advbench.grid.scheduler import Outcome, failures
-from advbench.grid.spec import RunSpec
-from advbench.report.markdown import render
+from advbench.report.markdown import render, render_latex
 from advbench.report.references import Reference
 from advbench.report.tables import MEASURED, Report, collect, to_csv
 from advbench.store.records import Store
@@ -56,20 +54,20 @@ def check_formats(names: Collection[str], known: Collection[str] = tuple(FORMATS
 def contents(
     report: Report,
     formats: Collection[str],
-    spec: RunSpec | None = None,
     references: Sequence[Reference] = (),
     about: str = "",
+    beside: Sequence[str] = (),
 ) -> Iterator[tuple[str, bytes]]:
     """Name and bytes of each file, one at a time; the same bytes for the same report and versions of libraries.
 
     Args:
         report: the tables.
         formats: keys of `FORMATS`.
-        spec: of the run.
-        references: models judged elsewhere, for the page.
+        references: models evaluated elsewhere, for the page.
         about: what else there is to say, for the page.
+        beside: other files in the same folder, for the page.
     """
-    beside = [] if spec is None else ["spec.toml", "data.json"]
+    beside = list(beside)
     if "csv" in formats:
         for name, frame in {**report.tables(), "leaderboard.csv": report.leaderboard}.items():
             beside.append(name)
@@ -80,37 +78,31 @@ def contents(
     if "html" in formats:
         from advbench.report.page import render_page
 
-        yield PAGE, render_page(report, spec, references, beside=beside, about=about).encode()
+        yield PAGE, render_page(report, references, beside=beside, about=about).encode()
     if "latex" in formats:
-        from advbench.report.latex import render_latex
-
         yield "leaderboard.tex", render_latex(report).encode()
     pictures = [form for form in ("svg", "pdf", "png") if form in formats]
-    for name, draw in _figures(report).items() if pictures else ():
+    for name, figure in _figures(report) if pictures else ():
         from advbench.report.figures import to_bytes
 
-        figure = draw()
         for form in pictures:
             yield f"figures/{name}.{form}", to_bytes(figure, form)
 
 
-def _figures(report: Report) -> dict[str, Callable[[], Figure]]:
-    """Each figure that the tables allow, by the name of its file."""
-    from advbench.report import figures
+def _figures(report: Report) -> Iterator[tuple[str, Figure]]:
+    """Each figure that the tables allow, with the name of its file."""
+    from advbench.report import charts, figures, views
 
-    results, affinity = report.results, report.affinity
-    found: dict[str, Callable[[], Figure]] = {}
-    for attack in map(str, results[results.attack != "none"].attack.unique()):
+    crossed = views.affinities(report)
+    for attack in report.attacks:
         name = re.sub(r"[^\w.+-]", "-", attack)
-        found[f"security-{name}"] = partial(figures.security_curves, report, attack)
-        if not report.retention.empty:
-            found[f"retention-{name}"] = partial(figures.retention_curves, report, attack)
-        if not report.histograms.empty:
-            found[f"uncertainty-{name}"] = partial(figures.uncertainty_histograms, report, attack)
-        cells = affinity[affinity.attack == attack]
-        if (cells.source != cells.target).any():
-            found[f"affinity-{name}"] = partial(figures.affinity_heatmap, report, attack)
-    return found
+        yield f"security-{name}", figures.draw_chart(charts.security_curves(report, attack))
+        if len(report.retention):
+            yield f"retention-{name}", figures.draw_chart(charts.retention_curves(report, attack))
+        if len(report.histograms):
+            yield f"uncertainty-{name}", figures.draw_histograms(charts.uncertainty_histograms(report, attack))
+        if attack in crossed:
+            yield f"affinity-{name}", figures.affinity_heatmap(report, attack)
 
 
 def collect_anew(plan: Plan, store: Store) -> Report:
@@ -135,21 +127,21 @@ def write_out(plan: Plan, store: Store, outcome: Outcome, out: Path) -> tuple[Re
         texts[DATA] = identity_text(plan.identity)
     for name, text in texts.items():
         write_file(out / name, text.encode())
-    return report, (*(out / name for name in texts), *write_report(report, out, plan.spec))
+    return report, (*(out / name for name in texts), *write_report(report, out))
 
 
 @gc_paused()
 def write_report(
     report: Report,
     out: Path,
-    spec: RunSpec,
     formats: Collection[str] = DEFAULT,
     references: Sequence[Reference] = (),
     about: str = "",
 ) -> tuple[Path, ...]:
     """Write a report into a folder, in all of these formats; returns the files' paths."""
     paths = []
-    for name, raw in contents(report, formats, spec, references, about):
+    beside = [name for name in ("spec.toml", DATA) if (out / name).is_file()]
+    for name, raw in contents(report, formats, references, about, beside):
         write_file(out / name, raw)
         paths.append(out / name)
     return tuple(paths)

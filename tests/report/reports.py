@@ -12,9 +12,16 @@ import pandas as pd
 
 from advbench.evaluation.summary import ENTROPIES
 from advbench.report import Report
-from advbench.report.tables import METHOD_COLUMNS, MODEL_COLUMNS, RESULT_COLUMNS
+from advbench.report.tables import (
+    HISTOGRAM_COLUMNS,
+    MEASURES,
+    METHOD_COLUMNS,
+    MODEL_COLUMNS,
+    RESULT_COLUMNS,
+    RETENTION_COLUMNS,
+    UNCERTAINTY_COLUMNS,
+)
 from advbench.report.transfers import affinity_table
-from advbench.report.uncertainty import HISTOGRAM_COLUMNS, MEASURES, RETENTION_COLUMNS, UNCERTAINTY_COLUMNS
 
 IMAGES = 200
 DEFENSE = json.dumps({"lr": 0.001, "init_from": None, "stages": [40, 10]})
