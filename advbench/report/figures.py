@@ -136,7 +136,7 @@ def draw_histograms(chart: Histograms) -> Figure:
 @house_style()
 def affinity_heatmap(report: Report, attack: str) -> Figure:
     """How well examples made on each row's defense work on each column's; hatched where that is not defined."""
-    eps, pairs = list(affinities(report)[attack].items())[-1]
+    ((eps, pairs),) = affinities(report, report.radii(attack)[-1:])[attack].items()
     names = [one.defense for one in report.standings if any(one.defense == target for _, target in pairs)]
     matrix = squares(pairs, names)
     values = np.array([[each.value for each in row] for row in matrix])

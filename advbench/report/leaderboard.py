@@ -115,7 +115,7 @@ def standings(results: pd.DataFrame, retention: pd.DataFrame, models: pd.DataFra
     headline, seeds = own.eps.max(), results.seed.nunique()
     clean = retention[(retention.attack == "none") & (retention.measure == "total")]
     curves = clean.groupby("defense", sort=False)  # an area stands in each of its curve's rows
-    areas = curves.area.mean().where(curves.seed.nunique() == seeds).to_dict()
+    areas = {name: rows.area.mean() for name, rows in curves if rows.seed.nunique() == seeds}
     sizes = models.dropna(subset="parameters").drop_duplicates("defense").set_index("defense").parameters.to_dict()
     by_defense = _accuracies(own, seeds)
     found = []

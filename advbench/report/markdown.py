@@ -53,8 +53,8 @@ def _notes(report: Report) -> Iterator[str]:
 def _tables(report: Report) -> Iterator[str]:
     for attack in report.attacks if len(report.radii()) > 1 else ():
         yield f"## {escape(attack)}: accuracy against eps\n\n{_table(views.eps_table(report, attack))}"
-    for attack, by_eps in views.affinities(report).items():
-        eps, pairs = list(by_eps.items())[-1]
+    for attack, by_eps in views.affinities(report, report.radii()[-1:]).items():
+        ((eps, pairs),) = by_eps.items()
         names = list(dict.fromkeys(target for _, target in pairs))
         matrix = views.squares(pairs, names)
         rows: list[list[Value]] = [

@@ -35,7 +35,7 @@ def _number(value: Any) -> Any:
         return value
     above, _, below = value.partition("/")
     try:
-        return float(above) / float(below or 1) if value else None
+        return float(above) / float(below or 1) if value not in ("", "null") else None
     except (ValueError, ZeroDivisionError, OverflowError):
         return value
 
@@ -82,7 +82,7 @@ class Reference(pydantic.BaseModel):
         footnote: what else is said of it.
     """
 
-    model_config = pydantic.ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+    model_config = pydantic.ConfigDict(frozen=True, strict=True, allow_inf_nan=False, str_strip_whitespace=True)
 
     model: str = ""
     norm: str = ""

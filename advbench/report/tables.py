@@ -75,14 +75,19 @@ class Report:
         return leaderboard_table(self.standings)
 
     @cached_property
+    def places(self) -> list[tuple[str, float]]:
+        """Each attack with each of its radii."""
+        pairs = self.results[["attack", "eps"]].drop_duplicates().itertuples(index=False, name=None)
+        return [(str(attack), float(eps)) for attack, eps in pairs if attack != "none"]
+
+    @property
     def attacks(self) -> list[str]:
         """The attacks' labels."""
-        return [str(name) for name in self.results.attack.unique() if name != "none"]
+        return list(dict.fromkeys(attack for attack, _ in self.places))
 
     def radii(self, attack: str = "") -> list[float]:
         """The radii of an attack, or of all of them, ascending."""
-        chosen = [attack] if attack else self.attacks
-        return sorted(map(float, self.results[self.results.attack.isin(chosen)].eps.unique()))
+        return sorted({eps for name, eps in self.places if attack in ("", name)})
 
     @property
     def seeds(self) -> int:

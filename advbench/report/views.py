@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import pandas as pd
@@ -113,19 +113,24 @@ def raised_flags(report: Report) -> Iterator[tuple[str, str, list[str]]]:
             yield flag, meaning, list(dict.fromkeys(names))
 
 
-def affinities(report: Report) -> dict[str, dict[float, Pairs]]:
-    """By attack, eps, source and target, of the attacks whose examples were evaluated on other defenses."""
-    table = report.affinity
+def affinities(report: Report, eps: Sequence[float] = ()) -> dict[str, dict[float, Pairs]]:
+    """By attack, eps, source and target, of the attacks whose examples were evaluated on other defenses.
+
+    Args:
+        report: the tables.
+        eps: the radii wanted; by default all of them.
+    """
+    table = report.affinity[report.affinity.eps.isin(eps or report.radii())]
     table = table[table.attack.isin(table[table.source != table.target].attack.unique())]
     keys = ["attack", "eps", "source", "target"]
     means = over_seeds(table, keys, ["affinity", "affinity_low", "affinity_high"], report.seeds)
     why = table[table.affinity_low.isna()].drop_duplicates(keys).set_index(keys).reason.to_dict()
     found: dict[str, dict[float, Pairs]] = {}
     for key, numbers in zip(means.index, means.to_numpy(float).tolist(), strict=True):
-        attack, eps, source, target = key
+        attack, radius, source, target = key
         value, low, high = numbers
         note = (why.get(key) or "not known") if math.isnan(low) else ""
-        found.setdefault(attack, {}).setdefault(eps, {})[source, target] = Measured(value, low, high, note=note)
+        found.setdefault(attack, {}).setdefault(radius, {})[source, target] = Measured(value, low, high, note=note)
     return {attack: dict(sorted(by_eps.items())) for attack, by_eps in found.items()}
 
 
