@@ -6,6 +6,7 @@ import json
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 
 from advbench.grid.plan import Cell, Plan
@@ -15,8 +16,6 @@ NUMBERS = (
     "draw_accuracy_min draw_accuracy_max forward_passes backward_passes seconds"
 ).split()
 DETAILS = ("retention", "histograms", "calibration", "uncertainty", "detection")
-
-Texts = dict[tuple[tuple[str, str], ...], str]
 
 
 class RecordSource(Protocol):
@@ -31,25 +30,15 @@ class RecordSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """The result of a cell.
+    """The result of a cell."""
 
-    Attributes:
-        numbers: what `NUMBERS` names, columns of `results.csv`.
-        classes: of the classifier.
-        flags: raised by the cell itself.
-        versions: as one line of JSON.
-        right: whether the ensemble is right on each image, as bits; None where the record is too old to say.
-        draw_variance: variance of the accuracy from the choice of draws.
-        details: the record's `DETAILS`, on uncertainty; None for transfers.
-    """
-
-    numbers: array[float]
-    classes: int
-    flags: tuple[str, ...]
-    versions: str
-    right: bytes | None
-    draw_variance: float
-    details: Mapping[str, Any] | None
+    numbers: array[float]  # what `NUMBERS` names, columns of `results.csv`
+    classes: int  # of the classifier
+    flags: tuple[str, ...]  # raised by the cell itself
+    versions: str  # as one line of JSON
+    right: bytes | None  # whether the ensemble is right on each image, as bits; None in old records
+    draw_variance: float  # of the accuracy, from the choice of draws
+    details: Mapping[str, Any] | None  # `DETAILS`, on uncertainty; None for transfers
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -59,9 +48,8 @@ class Evaluation:
 
 def read_evaluations(plan: Plan, store: RecordSource) -> Iterator[Evaluation | None]:
     """One for each cell of the plan, in its order; None where there is no record."""
-    known: Texts = {}
     for cell, record in zip(plan.cells, store.read_records([cell.key for cell in plan.cells]), strict=True):
-        yield None if record is None else evaluation_of(record, known, with_details=is_own(cell))
+        yield None if record is None else evaluation_of(record, with_details=is_own(cell))
 
 
 def is_own(cell: Cell) -> bool:
@@ -69,20 +57,16 @@ def is_own(cell: Cell) -> bool:
     return cell.source.label == cell.defense.label or (cell.attack is not None and cell.attack.init is not None)
 
 
-def evaluation_of(record: Mapping[str, Any], known: Texts | None = None, *, with_details: bool = True) -> Evaluation:
-    """The result in the record of an evaluation.
+@cache
+def _versions(items: tuple[tuple[str, str], ...]) -> str:
+    """As one line of JSON, of which memory holds one, however many cells have it."""
+    return json.dumps(dict(items), sort_keys=True)
 
-    Args:
-        record: of an evaluation.
-        known: versions as text, which are kept once, however many cells have them.
-        with_details: whether what it says of uncertainty is kept.
-    """
-    known = {} if known is None else known
+
+def evaluation_of(record: Mapping[str, Any], *, with_details: bool = True) -> Evaluation:
+    """The result in the record of an evaluation, with or without what it says of uncertainty."""
     result = record["result"]
     attack = result["attack"]
-    versions = tuple(record["versions"].items())
-    if versions not in known:
-        known[versions] = json.dumps(record["versions"], sort_keys=True)
     right = result.get("right")
     numbers = (
         result["n_examples"],
@@ -101,7 +85,7 @@ def evaluation_of(record: Mapping[str, Any], known: Texts | None = None, *, with
         numbers=array("d", numbers),
         classes=result["classes"],
         flags=tuple(result.get("flags", ())),
-        versions=known[versions],
+        versions=_versions(tuple(record["versions"].items())),
         right=None if right is None else right.encode(),
         draw_variance=result.get("draw_variance", 0.0),
         details={name: result[name] for name in DETAILS if name in result} if with_details else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,12 +14,12 @@ import matplotlib
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
+from advbench.report import charts
 from advbench.report.charts import MOST, PAIR, Chart, Histograms, Panel, look
 from advbench.report.tables import Report
 from advbench.report.texts import format_eps, parts, short_name
@@ -77,7 +78,8 @@ def draw_chart(chart: Chart) -> Figure:
         _lines(axes, panel, names)
         axes.set_xlabel(chart.below)
         axes.set_xscale("log" if chart.log else "linear")
-        axes.set_xticks([x for x, _ in panel.ticks], [text for _, text in panel.ticks], rotation=_slant(panel))
+        places, texts = zip(*panel.ticks, strict=True)
+        axes.set_xticks(places, texts, rotation=40 if len(texts) > 7 else 0)
         axes.set_xticks([], minor=True)
         axes.set_ylim(-0.02, 1.02)
     row[0].set_ylabel(chart.beside)
@@ -99,10 +101,6 @@ def _lines(axes: Axes, panel: Panel, names: list[str]) -> None:
             axes.fill_between(xs, lows, highs, color=style["color"], alpha=0.12, linewidth=0)
         axes.plot(xs, [each.value for each in numbers], **style)
     axes.set_title(panel.title)
-
-
-def _slant(panel: Panel) -> int:
-    return 40 if len(panel.ticks) > 7 else 0
 
 
 @house_style()
@@ -162,6 +160,20 @@ def affinity_heatmap(report: Report, attack: str) -> Figure:
     return figure
 
 
+def all_figures(report: Report) -> Iterator[tuple[str, Figure]]:
+    """Each figure that the tables allow, with the name of its file."""
+    crossed = affinities(report, report.radii()[-1:])
+    for attack in report.attacks:
+        name = re.sub(r"[^\w.+-]", "-", attack)
+        yield f"security-{name}", draw_chart(charts.security_curves(report, attack))
+        if len(report.retention):
+            yield f"retention-{name}", draw_chart(charts.retention_curves(report, attack))
+        if len(report.histograms):
+            yield f"uncertainty-{name}", draw_histograms(charts.uncertainty_histograms(report, attack))
+        if attack in crossed:
+            yield f"affinity-{name}", affinity_heatmap(report, attack)
+
+
 def _root(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.sqrt(np.maximum(values, 0.0))
 
@@ -170,7 +182,6 @@ def _canvas(
     size: tuple[float, float], columns: int, rows: int = 1, *, sharex: bool = False, sharey: bool = False
 ) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
     grid = figure.subplots(rows, columns, sharex=sharex, sharey=sharey, squeeze=False)
     return figure, list(grid.flat)
 

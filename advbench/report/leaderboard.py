@@ -13,25 +13,18 @@ import pandas as pd
 from advbench.report.flags import FLAGS, raised
 
 CLEAN = ("none", 0.0)
+LEADING = "rank defense dataset architecture parameters norm seeds n_examples draws".split()
 COUNTS = ("rank", "parameters", "n_examples", "draws", "passes_to_predict")  # may be missing
 
 
 class Measured(NamedTuple):
-    """A number as tables carry it; only what is written out is text.
+    """A number as tables carry it; only what is written out is text."""
 
-    Attributes:
-        value: mean over seeds; NaN where there is none.
-        low: lower end of its 95 % interval; NaN without one.
-        high: upper end.
-        deviation: over seeds; NaN for one seed.
-        note: why there is no value or no interval.
-    """
-
-    value: float = math.nan
-    low: float = math.nan
-    high: float = math.nan
-    deviation: float = math.nan
-    note: str = ""
+    value: float = math.nan  # mean over seeds; NaN where there is none
+    low: float = math.nan  # lower end of its 95 % interval; NaN without one
+    high: float = math.nan  # upper end
+    deviation: float = math.nan  # over seeds; NaN for one seed
+    note: str = ""  # why there is no value or no interval
 
     @property
     def missing(self) -> bool:
@@ -44,40 +37,22 @@ NOT_RUN = Measured(note="not run: not part of this run")
 
 @dataclass(frozen=True)
 class Standing:
-    """A defense on the leaderboard.
-
-    Attributes:
-        defense: label.
-        dataset: data set.
-        architecture: net.
-        parameters: its weights.
-        norm: norm.
-        seeds: how many.
-        n_examples: test images.
-        draws: draws of one prediction, which are its forward passes.
-        accuracies: by attack and eps, `CLEAN` first.
-        lowest: the lowest accuracy at the largest eps; missing as long as that of one attack is.
-        lowest_attack: whose it is.
-        retention: area under accuracy against the fraction of clean images kept.
-        flags: those of its cells, each once.
-        failed_cells: how many accuracies are missing.
-        rank: one more than the number of defenses whose whole interval lies above its own.
-    """
+    """A defense on the leaderboard."""
 
     defense: str
     dataset: str
     architecture: str
-    parameters: int | None
+    parameters: int | None  # weights of its net
     norm: str
     seeds: int
     n_examples: int | None
-    draws: int | None
-    accuracies: Mapping[tuple[str, float], Measured]
-    lowest: Measured
+    draws: int | None  # of one prediction, which are its forward passes
+    accuracies: Mapping[tuple[str, float], Measured]  # by attack and eps, `CLEAN` first
+    lowest: Measured  # at the largest eps; missing as long as that of one attack is
     lowest_attack: str
-    retention: Measured
-    flags: tuple[str, ...]
-    failed_cells: int
+    retention: Measured  # area under accuracy against the fraction of clean images kept
+    flags: tuple[str, ...]  # those of its cells, each once
+    failed_cells: int  # accuracies that are missing
     rank: int | None = None
 
     def accuracy(self, attack: str, eps: float) -> Measured:
@@ -99,10 +74,8 @@ def own_rows(results: pd.DataFrame) -> pd.Series[bool]:
 
 def with_own_source(results: pd.DataFrame) -> list[str]:
     """The attacks that have a source of their own: some defense has no row of theirs crafted on itself."""
-    own = results.source == results.defense
-    pairs = results[["attack", "defense"]].drop_duplicates()
-    crafted = set(results[own][["attack", "defense"]].itertuples(index=False, name=None))
-    return list(dict.fromkeys(row[0] for row in pairs.itertuples(index=False, name=None) if row not in crafted))
+    own = (results.source == results.defense).groupby([results.attack, results.defense], sort=False).any()
+    return list(own[~own].index.unique("attack"))
 
 
 def standings(results: pd.DataFrame, retention: pd.DataFrame, models: pd.DataFrame) -> list[Standing]:
@@ -116,7 +89,7 @@ def standings(results: pd.DataFrame, retention: pd.DataFrame, models: pd.DataFra
     clean = retention[(retention.attack == "none") & (retention.measure == "total")]
     curves = clean.groupby("defense", sort=False)  # an area stands in each of its curve's rows
     areas = {name: rows.area.mean() for name, rows in curves if rows.seed.nunique() == seeds}
-    sizes = models.dropna(subset="parameters").drop_duplicates("defense").set_index("defense").parameters.to_dict()
+    sizes = models.dropna(subset="parameters").set_index("defense").parameters.to_dict()
     by_defense = _accuracies(own, seeds)
     found = []
     for defense, mine in own.groupby("defense", sort=False):
@@ -129,7 +102,7 @@ def standings(results: pd.DataFrame, retention: pd.DataFrame, models: pd.DataFra
                 defense=name,
                 dataset=first.dataset,
                 architecture=first.architecture,
-                parameters=_whole(sizes.get(name)),
+                parameters=sizes.get(name),
                 norm=first.norm,
                 seeds=mine.seed.nunique(),
                 n_examples=_whole(mine.n_examples.max()),
@@ -170,7 +143,7 @@ def _lowest(cells: Mapping[str, Measured]) -> tuple[Measured, str]:
 
 
 def _whole(value: Any) -> int | None:
-    return None if value is None or pd.isna(value) else int(value)
+    return None if pd.isna(value) else int(value)
 
 
 def ranks(lows: Sequence[float], highs: Sequence[float]) -> list[int | None]:
@@ -200,27 +173,12 @@ def leaderboard_table(found: Iterable[Standing]) -> pd.DataFrame:
     """`leaderboard.csv`: accuracies with the ends of their intervals, and of several seeds the deviation."""
     rows = []
     for one in found:
-        row: dict[str, Any] = {
-            "rank": one.rank,
-            "defense": one.defense,
-            "dataset": one.dataset,
-            "architecture": one.architecture,
-            "parameters": one.parameters,
-            "norm": one.norm,
-            "seeds": one.seeds,
-            "n_examples": one.n_examples,
-            "draws": one.draws,
-        }
-        names = {key: "clean" if key == CLEAN else f"{key[0]}@{key[1]:.10g}" for key in one.accuracies}
-        for name, each in [*((names[key], each) for key, each in one.accuracies.items()), ("worst", one.lowest)]:
+        row: dict[str, Any] = {name: getattr(one, name) for name in LEADING}
+        names = {place: "clean" if place == CLEAN else f"{place[0]}@{place[1]:.10g}" for place in one.accuracies}
+        for name, each in [*((names[place], each) for place, each in one.accuracies.items()), ("worst", one.lowest)]:
             row |= {name: each.value, f"{name}_low": each.low, f"{name}_high": each.high}
             row |= {f"{name}_sd": each.deviation} if one.seeds > 1 else {}
-        row |= {
-            "worst_attack": one.lowest_attack,
-            "retention_area": one.retention.value,
-            "passes_to_predict": one.draws,
-            "flags": ";".join(one.flags),
-            "failed_cells": one.failed_cells,
-        }
+        row |= {"worst_attack": one.lowest_attack, "retention_area": one.retention.value}
+        row |= {"passes_to_predict": one.draws, "flags": ";".join(one.flags), "failed_cells": one.failed_cells}
         rows.append(row)
     return pd.DataFrame(rows).astype(dict.fromkeys(COUNTS, "Int64"))

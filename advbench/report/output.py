@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -21,18 +19,8 @@ from advbench.report.tables import MEASURED, Report, collect, to_csv
 from advbench.store.records import Store
 from advbench.store.storage import write_file
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-FORMATS = {
-    "csv": "every table, and the leaderboard",
-    "md": "the leaderboard, leaderboard.md",
-    "html": "the page, leaderboard.html",
-    "latex": "the main table, leaderboard.tex",
-    "svg": "the figures, in figures/",
-    "pdf": "likewise",
-    "png": "likewise",
-}
+FIGURES = ("svg", "pdf", "png")
+FORMATS = ("csv", "md", "html", "latex", *FIGURES)
 DEFAULT = ("csv", "md", "html")
 PAGE = "leaderboard.html"
 BOARD = "records.jsonl.gz"  # the file that makes a folder a board
@@ -40,15 +28,15 @@ FILES = (*(f"{name}.csv" for name in MEASURED), "leaderboard.csv", "leaderboard.
 PLACE = ["source", "defense", "attack", "eps", "seed"]
 
 
-def check_formats(names: Collection[str], known: Collection[str] = tuple(FORMATS)) -> None:
-    """Refuse what is none of these formats.
+def check_formats(names: Iterable[str]) -> None:
+    """Refuse what is none of `FORMATS`.
 
     Raises:
         InputError: with what was probably meant.
     """
     for name in names:
-        if name not in known:
-            raise unknown_name("format", name, known)
+        if name not in FORMATS:
+            raise unknown_name("format", name, FORMATS)
 
 
 def contents(
@@ -81,35 +69,20 @@ def contents(
         yield PAGE, render_page(report, references, beside=beside, about=about).encode()
     if "latex" in formats:
         yield "leaderboard.tex", render_latex(report).encode()
-    pictures = [form for form in ("svg", "pdf", "png") if form in formats]
-    for name, figure in _figures(report) if pictures else ():
-        from advbench.report.figures import to_bytes
+    if any(form in FIGURES for form in formats):
+        from advbench.report.figures import all_figures, to_bytes
 
-        for form in pictures:
-            yield f"figures/{name}.{form}", to_bytes(figure, form)
-
-
-def _figures(report: Report) -> Iterator[tuple[str, Figure]]:
-    """Each figure that the tables allow, with the name of its file."""
-    from advbench.report import charts, figures, views
-
-    crossed = views.affinities(report)
-    for attack in report.attacks:
-        name = re.sub(r"[^\w.+-]", "-", attack)
-        yield f"security-{name}", figures.draw_chart(charts.security_curves(report, attack))
-        if len(report.retention):
-            yield f"retention-{name}", figures.draw_chart(charts.retention_curves(report, attack))
-        if len(report.histograms):
-            yield f"uncertainty-{name}", figures.draw_histograms(charts.uncertainty_histograms(report, attack))
-        if attack in crossed:
-            yield f"affinity-{name}", figures.affinity_heatmap(report, attack)
+        for name, figure in all_figures(report):
+            for form in FIGURES:
+                if form in formats:
+                    yield f"figures/{name}.{form}", to_bytes(figure, form)
 
 
 def collect_anew(plan: Plan, store: Store) -> Report:
     """The tables of a run from what a store holds by now."""
     failed = failures(plan, store)
-    plan = replace(plan, tasks={})  # of a large grid they take as much memory as the tables, which do without
-    return collect(plan, store, failed)
+    # Of a large grid the tasks take as much memory as the tables, which do without.
+    return collect(replace(plan, tasks={}), store, failed)
 
 
 def write_out(plan: Plan, store: Store, outcome: Outcome, out: Path) -> tuple[Report, tuple[Path, ...]]:
@@ -139,8 +112,8 @@ def write_report(
     about: str = "",
 ) -> tuple[Path, ...]:
     """Write a report into a folder, in all of these formats; returns the files' paths."""
-    paths = []
     beside = [name for name in ("spec.toml", DATA) if (out / name).is_file()]
+    paths = []
     for name, raw in contents(report, formats, references, about, beside):
         write_file(out / name, raw)
         paths.append(out / name)
@@ -148,12 +121,18 @@ def write_report(
 
 
 def check_kept(folder: Path, results: pd.DataFrame) -> None:
-    """Make sure that no result that a folder's table has would be missing from the one that takes its place.
+    """Make sure that no result in a folder's `results.csv` would be missing from the one that takes its place.
 
     Raises:
         InputError: some would.
     """
-    lost = _lost(folder, results)
+    try:
+        before = pd.read_csv(folder / "results.csv", usecols=[*PLACE, "accuracy"], keep_default_na=False, dtype=str)
+        before = before[before.accuracy != ""].astype({"eps": float, "seed": int})
+    except (OSError, ValueError):
+        return  # nothing that could be read
+    there = set(results.loc[results.accuracy.notna(), PLACE].itertuples(index=False, name=None))
+    lost = sum(row not in there for row in before[PLACE].itertuples(index=False, name=None))
     if lost:
         raise InputError(
             f"folder {folder}",
@@ -176,17 +155,6 @@ def check_no_board(out: Path) -> None:
             got=f"a folder with {BOARD}",
             remedy="choose another; 'advbench leaderboard build BOARD --store STORE' takes results into a board",
         )
-
-
-def _lost(folder: Path, results: pd.DataFrame) -> int:
-    """How many rows of a folder's `results.csv` have a result, and none in other results."""
-    try:
-        before = pd.read_csv(folder / "results.csv", usecols=[*PLACE, "accuracy"], keep_default_na=False, dtype=str)
-        before = before[before.accuracy != ""].astype({"eps": float, "seed": int})
-    except (OSError, ValueError):
-        return 0  # nothing that could be read
-    there = set(results.loc[results.accuracy.notna(), PLACE].itertuples(index=False, name=None))
-    return sum(row not in there for row in before[PLACE].itertuples(index=False, name=None))
 
 
 def check_writable(out: Path) -> None:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -15,7 +15,9 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from advbench.report import charts, drawing, views
+from advbench.report import charts, views
+from advbench.report.drawing import draw_chart, draw_histograms
+from advbench.report.evaluations import NUMBERS
 from advbench.report.flags import FLAGS
 from advbench.report.leaderboard import CLEAN, NOT_RUN, Measured, own_rows
 from advbench.report.references import Reference
@@ -23,21 +25,12 @@ from advbench.report.tables import Report, as_rows
 from advbench.report.texts import format_eps, parts
 
 FEW = 3  # attacks whose every figure is drawn; of more, uncertainty is drawn under the strongest alone
-COMMAND = "advbench run --spec spec.toml"
 COLOURS = 10  # steps of the scale of colours from affinity 0 to 1
-ROW_NUMBERS = (
-    "accuracy accuracy_low accuracy_high draw_accuracy_mean draw_accuracy_low draw_accuracy_high draw_accuracy_min "
-    "draw_accuracy_max forward_passes backward_passes seconds"
-).split()
-
-Drawings = list[tuple[str, str]]
 
 
 def render_page(
     report: Report,
     references: Sequence[Reference] = (),
-    title: str = "",
-    name: str = "",
     beside: Sequence[str] = (),
     about: str = "",
 ) -> str:
@@ -50,46 +43,28 @@ def render_page(
     Args:
         report: the tables.
         references: models evaluated elsewhere, shown where that was on the same data under the same norm.
-        title: heading; by default data, nets and norm.
-        name: of the board.
         beside: files that lie beside the page, which links to them.
         about: what else there is to say, in paragraphs; what stands between backquotes is set as code.
     """
     first = report.results.iloc[0]
     alike = [one for one in references if one.dataset == first.dataset and one.norm in ("", first.norm)]
-    names = [one.defense for one in report.standings]
     affinities = views.affinities(report)
-    crossed = next(iter(affinities.values()), {})
-    data = page_data(report, affinities)
     strongest = next((one.lowest_attack for one in report.standings if one.lowest_attack), "")
+    data = page_data(report, affinities)
     return _template().render(
-        title=title or views.title(report),
-        name=name,
+        report=report,
+        views=views,
         about=[part.split("`") for part in about.split("\n\n") if part.strip()],
-        explanation=views.explanation(report),
-        ranking=views.ranking(report),
-        standings=report.standings,
-        attacks=report.attacks,
-        radii=report.radii(),
         strongest=strongest,
         clean=CLEAN,
         not_run=NOT_RUN,
         meanings=FLAGS,
-        failures=views.not_computed(report),
-        flags=list(views.raised_flags(report)),
         references=sorted(alike, key=lambda one: (one.robust is None, -(one.robust or 0.0), one.model)),
         left_out=len(references) - len(alike),
-        squares=views.squares(list(crossed.values())[-1], names) if crossed else [],
-        crossed=list(affinities),
-        crossed_radii=list(crossed),
+        affinities=affinities,
         reasons=data["affinity"]["reasons"],
         files=beside,
         data=_json(data),
-        retention=views.retention_table(report),
-        calibration=views.calibration_table(report),
-        calibration_note=views.CALIBRATION_NOTE,
-        detection=views.detection_table(report),
-        detection_note=views.DETECTION_NOTE,
         **_figures(report, strongest),
         **_inlined(),
     )
@@ -116,8 +91,8 @@ def page_data(report: Report, affinities: Mapping[str, Mapping[float, views.Pair
             start = len(rows)
             for row in behind.get((one.defense, *where), ()):
                 note = notes.setdefault(row["flags"], len(notes))
-                counts = [None if pd.isna(row[name]) else int(row[name]) for name in ("n_examples", "draws")]
-                numbers = [_rounded(row[name], 4) for name in ROW_NUMBERS]
+                counts = [None if pd.isna(row[name]) else int(row[name]) for name in NUMBERS[:2]]
+                numbers = [_rounded(row[name], 4) for name in NUMBERS[2:]]
                 rows.append([row["seed"], row["source"], *counts, *numbers, note, row["key"]])
             shown = one.accuracy(*where)
             note = notes.setdefault(shown.note, len(notes))
@@ -127,7 +102,7 @@ def page_data(report: Report, affinities: Mapping[str, Mapping[float, views.Pair
     return {
         "dataset": first.dataset,
         "norm": first.norm,
-        "command": COMMAND,
+        "command": "advbench run --spec spec.toml",
         "eps": [
             [format_eps(eps), ",".join(map(repr, radii[: place + 1] if swept else [eps]))]
             for place, eps in enumerate(radii)
@@ -207,26 +182,17 @@ def _colour(affinity: Measured) -> str:
     return f"a{min(COLOURS, max(0, math.floor(round(affinity.value, 2) * COLOURS + 0.5)))}"
 
 
-def _figures(report: Report, strongest: str) -> dict[str, Drawings]:
+def _figures(report: Report, strongest: str) -> dict[str, list[tuple[str, str]]]:
     """The page's figures, by what they show, each with the name of its attack."""
-    attacks = report.attacks
-    few = attacks if len(attacks) <= FEW else [strongest or attacks[-1]]
-    images = [*few, *charts.ood_images(report)]
+    few = report.attacks if len(report.attacks) <= FEW else [strongest or report.attacks[-1]]
+    images = [*few, *charts.ood_images(report)] if len(report.histograms) else []
     return {
-        "security": _drawn(report, attacks, lambda *each: drawing.draw_chart(charts.security_curves(*each))),
-        "retention_figures": _drawn(report, few, lambda *each: drawing.draw_chart(charts.retention_curves(*each)))
-        if len(report.retention)
-        else [],
-        "histograms": _drawn(
-            report, images, lambda *each: drawing.draw_histograms(charts.uncertainty_histograms(*each))
-        )
-        if len(report.histograms)
-        else [],
+        "security": [(name, draw_chart(charts.security_curves(report, name))) for name in report.attacks],
+        "retention_figures": [
+            (name, draw_chart(charts.retention_curves(report, name))) for name in few if len(report.retention)
+        ],
+        "histograms": [(name, draw_histograms(charts.uncertainty_histograms(report, name))) for name in images],
     }
-
-
-def _drawn(report: Report, attacks: Sequence[str], draw: Callable[[Report, str], str]) -> Drawings:
-    return [(attack, draw(report, attack)) for attack in attacks]
 
 
 def _inlined() -> dict[str, str]:

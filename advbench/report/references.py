@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -60,46 +60,26 @@ Truth = Annotated[bool, pydantic.BeforeValidator(lambda value: value is True)]
 
 
 class Reference(pydantic.BaseModel):
-    """A model as others reported it, under RobustBench's names.
-
-    Attributes:
-        model: its id, the name of its file.
-        norm: `linf`, `l2` or `corruptions`, by the folder of its file; empty where that does not say.
-        name: title of its paper.
-        dataset: that it was evaluated on.
-        architecture: its net.
-        venue: of the paper.
-        link: to the paper; empty unless it is one of http or https.
-        eps: radius, pixels in [0, 1]; None where there is none.
-        clean_acc: accuracy on clean images, a fraction; None where it is missing.
-        external: accuracy under attack, a fraction, by whose evaluation `ROBUST` says.
-        autoattack_acc: likewise.
-        corruptions_acc: likewise.
-        reported: likewise.
-        number_forward_passes: of one prediction.
-        additional_data: whether it trained on more than the data set.
-        unreliable: whether RobustBench doubts its number.
-        footnote: what else is said of it.
-    """
+    """A model as others reported it, under RobustBench's names."""
 
     model_config = pydantic.ConfigDict(frozen=True, strict=True, allow_inf_nan=False, str_strip_whitespace=True)
 
-    model: str = ""
-    norm: str = ""
-    name: str
-    dataset: str
+    model: str = ""  # its id, the name of its file
+    norm: str = ""  # `linf`, `l2` or `corruptions`, by the folder of its file; empty where that does not say
+    name: str  # title of its paper
+    dataset: str  # that it was evaluated on
     architecture: str
     venue: Line = ""
-    link: Line = ""
-    eps: Radius = None
+    link: Line = ""  # to the paper; empty unless it is one of http or https
+    eps: Radius = None  # pixels in [0, 1]
     clean_acc: Fraction = None
-    external: Fraction = None
+    external: Fraction = None  # this and the next three: accuracy under attack, by whose evaluation `ROBUST` says
     autoattack_acc: Fraction = None
     corruptions_acc: Fraction = None
     reported: Fraction = None
-    number_forward_passes: Passes = None
-    additional_data: Truth = False
-    unreliable: Truth = False
+    number_forward_passes: Passes = None  # of one prediction
+    additional_data: Truth = False  # whether it trained on more than the data set
+    unreliable: Truth = False  # whether RobustBench doubts its number
     footnote: Line = ""
 
     @pydantic.field_validator("link")
@@ -108,14 +88,14 @@ class Reference(pydantic.BaseModel):
         return value if re.match(r"https?://", value) else ""
 
     @property
-    def evaluated_by(self) -> str:
-        """What found the robust accuracy; empty where there is none."""
-        return next((by for name, by in ROBUST.items() if getattr(self, name) is not None), "")
-
-    @property
     def robust(self) -> float | None:
         """Accuracy under attack, a fraction; None where it is missing."""
         return next((found for name in ROBUST if (found := getattr(self, name)) is not None), None)
+
+    @property
+    def evaluated_by(self) -> str:
+        """What found the robust accuracy; empty where there is none."""
+        return next((by for name, by in ROBUST.items() if getattr(self, name) is not None), "")
 
 
 def read_references(paths: Iterable[Path]) -> list[Reference]:
@@ -131,14 +111,11 @@ def read_references(paths: Iterable[Path]) -> list[Reference]:
     return [_read(file) for path in paths for file in _files(Path(path))]
 
 
-def _files(path: Path) -> Iterator[Path]:
-    if not path.is_dir():
-        yield path
-        return
-    found = sorted(path.rglob("*.json"))
+def _files(path: Path) -> list[Path]:
+    found = sorted(path.rglob("*.json")) if path.is_dir() else [path]
     if not found:
         raise InputError(f"references {path}", expected="a folder of RobustBench's model files (*.json)", got="none")
-    yield from found
+    return found
 
 
 def _read(path: Path) -> Reference:
@@ -168,9 +145,7 @@ def model_info(standing: Standing, eps: float, spec: RunSpec | None) -> dict[str
         eps: the largest.
         spec: of the run, which knows whether the images were limited.
     """
-    low, lowest, high = (
-        f"{100 * value:.2f}" for value in (standing.lowest.low, standing.lowest.value, standing.lowest.high)
-    )
+    lowest, low, high = (f"{100 * value:.2f}" for value in standing.lowest[:3])
     limited = "of the " if spec is not None and spec.limit is not None else ""
     seeds = f", mean over {standing.seeds} seeds" if standing.seeds > 1 else ""
     flags = f" Flags: {', '.join(standing.flags)}." if standing.flags else ""

@@ -6,10 +6,10 @@ import io
 import json
 import math
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,14 +23,10 @@ from advbench.report.flags import suspicious
 from advbench.report.leaderboard import Standing, leaderboard_table, standings, with_own_source
 from advbench.report.transfers import affinity_table
 
-RESULT_COLUMNS = (
-    "dataset architecture defense attack source norm eps seed n_examples draws "
-    "accuracy accuracy_low accuracy_high draw_accuracy_mean draw_accuracy_low draw_accuracy_high "
-    "draw_accuracy_min draw_accuracy_max forward_passes backward_passes seconds flags key"
-).split()
+IDENTITY = "dataset architecture defense attack source norm eps seed".split()
+RESULT_COLUMNS = [*IDENTITY, *NUMBERS, "flags", "key"]
 MODEL_COLUMNS = "defense seed architecture parameters posterior seconds key".split()
 METHOD_COLUMNS = "kind label name distribution version params versions".split()
-IDENTITY = "dataset architecture defense attack source norm eps seed".split()
 CALIBRATION = ("ece", "nll", "brier")
 MEASURES = (*ENTROPIES, "variation_ratio", "model_variance")
 SCORES = ("auroc", "aupr_positive", "aupr_negative")
@@ -38,31 +34,21 @@ RETENTION_COLUMNS = [*IDENTITY, "kept", "n_kept", "accuracy", "area", "measure"]
 DETECTION = [f"{score}_{measure}" for measure in MEASURES for score in SCORES]
 UNCERTAINTY_COLUMNS = [*IDENTITY, "images", *CALIBRATION, *MEASURES, *DETECTION]
 HISTOGRAM_COLUMNS = [*IDENTITY, "images", "measure", "top", "counts"]
+Details = tuple[dict[str, Any], str, int, Mapping[str, Any]]  # identity, kind of images, classes, the record's values
 MEASURED = ("results", "methods", "models", "affinity", "retention", "uncertainty", "histograms")
 
 
 @dataclass(frozen=True)
 class Report:
-    """The tables of a run; all but the leaderboard, which follows from them, are measured.
+    """The tables of a run; all but the leaderboard, which follows from them, are measured."""
 
-    Attributes:
-        results: a row for each (source, target, attack, eps, seed), columns as `RESULT_COLUMNS`.
-        methods: a row for each defense and attack: what it is and with which hyperparameters, and what computed it.
-        models: a row for each (defense, seed): its net's weights, how long it trained, the key of its training.
-        affinity: a row for each (attack, eps, seed, source, target).
-        retention: a row for each (defense, attack, eps, seed, measure, fraction kept); clean and white-box.
-        uncertainty: a row for each (defense, attack, eps, seed): calibration, uncertainty, detection; and for each
-            (defense, seed) and set of out-of-distribution images.
-        histograms: likewise, for each measure of uncertainty in nats.
-    """
-
-    results: pd.DataFrame
-    methods: pd.DataFrame
-    models: pd.DataFrame
-    affinity: pd.DataFrame
-    retention: pd.DataFrame
-    uncertainty: pd.DataFrame
-    histograms: pd.DataFrame
+    results: pd.DataFrame  # a row for each (source, target, attack, eps, seed)
+    methods: pd.DataFrame  # for each defense and attack: what it is, its hyperparameters, and what computed it
+    models: pd.DataFrame  # for each (defense, seed): its net's weights, how long it trained, the key of its training
+    affinity: pd.DataFrame  # for each (attack, eps, seed, source, target)
+    retention: pd.DataFrame  # for each (defense, attack, eps, seed, measure, fraction kept); no transfers
+    uncertainty: pd.DataFrame  # for each (defense, attack, eps, seed), and (defense, seed, out-of-distribution images)
+    histograms: pd.DataFrame  # likewise, for each measure of uncertainty in nats
 
     @cached_property
     def standings(self) -> list[Standing]:
@@ -132,7 +118,7 @@ def collect(plan: Plan, store: RecordSource, failed: Mapping[str, str] | None = 
         methods=_methods(plan, evaluations),
         models=_models(plan, store),
         affinity=affinity_table(results[mutual], kept),
-        **_uncertainty_tables([*_own_details(plan, evaluations), *_ood_details(plan, store)]),
+        **_uncertainty_tables(_details(plan, store, evaluations)),
     )
 
 
@@ -155,16 +141,6 @@ def _identity(plan: Plan, cell: Cell) -> dict[str, Any]:
     }
 
 
-def _attack_params(plan: Plan, cell: Cell) -> Mapping[str, Any]:
-    """The attack's hyperparameters, and what of the run's settings makes it another attack."""
-    if cell.attack is None:
-        return {}
-    settings: dict[str, Any] = {} if plan.spec.budget is None else {"budget": plan.spec.budget}
-    if swept(plan.spec, cell.attack):
-        settings["sweep"] = True
-    return {**cell.attack.params, **settings}
-
-
 def _results(plan: Plan, evaluations: Sequence[Evaluation | None], reasons: Mapping[str, str]) -> pd.DataFrame:
     """`results.csv`, column by column."""
     between = suspicious(plan.cells, evaluations, plan.spec.norm)
@@ -184,54 +160,48 @@ def _results(plan: Plan, evaluations: Sequence[Evaluation | None], reasons: Mapp
 
 def _methods(plan: Plan, evaluations: Sequence[Evaluation | None]) -> pd.DataFrame:
     """`methods.csv`: what is the same in all rows of a defense or attack."""
-    found: dict[tuple[str, str], tuple[Choice, Mapping[str, Any]]] = {}
-    made_by: dict[tuple[str, str], set[str]] = {}
+    made_by: dict[str, dict[str, tuple[Choice, set[str]]]] = {"defense": {}, "attack": {}}
     for cell, evaluation in zip(plan.cells, evaluations, strict=True):
-        chosen: list[tuple[str, Choice, Mapping[str, Any]]] = [("defense", cell.defense, cell.defense.params)]
-        chosen += [("attack", cell.attack, _attack_params(plan, cell))] if cell.attack else []
-        for kind, choice, params in chosen:
-            found.setdefault((kind, choice.label), (choice, params))
-            made_by.setdefault((kind, choice.label), set()).update([evaluation.versions] if evaluation else [])
+        for kind, choice in (("defense", cell.defense), ("attack", cell.attack)):
+            if choice is not None:
+                _, texts = made_by[kind].setdefault(choice.label, (choice, set()))
+                texts.update([evaluation.versions] if evaluation else [])
     rows = []
-    for (kind, label), (choice, params) in sorted(found.items(), key=lambda item: item[0][0] != "defense"):
-        component = choice.component
-        makers = [json.loads(text) for text in sorted(made_by[kind, label])]
+    for kind, label in ((kind, label) for kind, methods in made_by.items() for label in methods):
+        choice, texts = made_by[kind][label]
+        makers = [json.loads(text) for text in sorted(texts)]
         names = sorted({name for each in makers for name in each})
         versions = {name: " and ".join(sorted({str(each[name]) for each in makers if name in each})) for name in names}
         versions |= {**choice.built_on, **choice.parts}
-        where = (component.name, component.distribution, component.version)
+        params = {**choice.params, **(_run_settings(plan, choice) if kind == "attack" else {})}
+        where = (choice.component.name, choice.component.distribution, choice.component.version)
         rows.append((kind, label, *where, _one_line(params), _one_line(versions) if makers else ""))
     return pd.DataFrame(rows, columns=METHOD_COLUMNS)
+
+
+def _run_settings(plan: Plan, attack: Choice) -> dict[str, Any]:
+    """What of the run's settings makes it another attack."""
+    budget = {} if plan.spec.budget is None else {"budget": plan.spec.budget}
+    return budget | ({"sweep": True} if swept(plan.spec, attack) else {})
 
 
 def _one_line(values: Mapping[str, Any]) -> str:
     return json.dumps(dict(values), sort_keys=True)
 
 
-class _Details(NamedTuple):
-    """What a record says of uncertainty, and of which images: clean, attacked or ood."""
-
-    identity: dict[str, Any]
-    images: str
-    classes: int
-    values: Mapping[str, Any]
-
-
-def _own_details(plan: Plan, evaluations: Sequence[Evaluation | None]) -> Iterator[_Details]:
+def _details(plan: Plan, store: RecordSource, evaluations: Sequence[Evaluation | None]) -> Iterator[Details]:
+    """What records say of uncertainty: on clean, attacked and out-of-distribution images."""
     for cell, found in zip(plan.cells, evaluations, strict=True):
         if found is not None and found.details is not None and is_own(cell):
-            yield _Details(_identity(plan, cell), "attacked" if cell.attack else "clean", found.classes, found.details)
-
-
-def _ood_details(plan: Plan, store: RecordSource) -> Iterator[_Details]:
-    for cell in plan.ood:
-        record = store.read_record(cell.key)
+            yield _identity(plan, cell), "attacked" if cell.attack else "clean", found.classes, found.details
+    for ood in plan.ood:
+        record = store.read_record(ood.key)
         result = record["result"] if record else {}
-        identity = _identity(plan, Cell(cell.defense, cell.defense, None, 0.0, cell.seed, cell.key))
-        yield _Details({**identity, "attack": f"ood:{cell.name}"}, "ood", result.get("classes", 0), result)
+        identity = _identity(plan, Cell(ood.defense, ood.defense, None, 0.0, ood.seed, ood.key))
+        yield {**identity, "attack": f"ood:{ood.name}"}, "ood", result.get("classes", 0), result
 
 
-def _uncertainty_tables(found: Sequence[_Details]) -> dict[str, pd.DataFrame]:
+def _uncertainty_tables(found: Iterable[Details]) -> dict[str, pd.DataFrame]:
     """`retention.csv`, `uncertainty.csv` and `histograms.csv`; bins of histograms are of equal width, 0 to `top`."""
     retention: list[tuple[Any, ...]] = []
     uncertainty: list[dict[str, Any]] = []

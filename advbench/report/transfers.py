@@ -24,16 +24,17 @@ ABSENT = -1  # in place of the position of a row that is not there
 Positions = NDArray[np.int64]
 
 
-def affinity_table(results: pd.DataFrame, evaluations: Sequence[Evaluation | None] = ()) -> pd.DataFrame:
+def affinity_table(results: pd.DataFrame, evaluations: Sequence[Evaluation | None]) -> pd.DataFrame:
     """A row for each (attack, eps, seed, source, target); undefined values keep the reason.
 
     Args:
         results: rows of `results.csv`, without those of attacks that have a source of their own.
-        evaluations: what lies behind each row; without it there are no intervals.
+        evaluations: what lies behind each row.
     """
     triples = _triples(results)
     accuracy = np.append(results.accuracy.to_numpy(np.float64, na_value=math.nan), math.nan)[triples]
-    known = _known(triples, evaluations)
+    by_image = np.array([each is not None and each.right is not None for each in evaluations] + [False])
+    known = np.asarray(by_image[triples].all(axis=1))
     ends = _intervals(triples, known, evaluations)
     values, reasons = affinities(accuracy)
     for index in np.flatnonzero(known & ~np.isnan(values) & np.isnan(ends[:, 0])):
@@ -52,26 +53,17 @@ def affinity_table(results: pd.DataFrame, evaluations: Sequence[Evaluation | Non
     return table[COLUMNS].reset_index(drop=True)
 
 
-def _known(triples: Positions, evaluations: Sequence[Evaluation | None]) -> NDArray[np.bool_]:
-    """Of which pairs all three cells are known image by image."""
-    known = np.array([each is not None and each.right is not None for each in evaluations] + [False])
-    if not len(evaluations):
-        return np.zeros(len(triples), np.bool_)
-    return np.asarray(known[triples].all(axis=1))
-
-
 def _triples(results: pd.DataFrame) -> Positions:
     """For each attacked row the positions of three: the target clean, itself, and the target's own, `(pairs, 3)`."""
-    columns = (results[name].tolist() for name in ("attack", "eps", "seed", "source", "defense"))
-    rows = list(zip(*columns, strict=True))
-    place = {row: index for index, row in enumerate(rows)}
+    keys = ["attack", "eps", "seed", "source", "defense"]
+    place = {row: index for index, row in enumerate(results[keys].itertuples(index=False, name=None))}
     found = [
         (
             place.get(("none", 0.0, seed, target, target), ABSENT),
             index,
             place.get((attack, eps, seed, target, target), ABSENT),
         )
-        for index, (attack, eps, seed, _, target) in enumerate(rows)
+        for (attack, eps, seed, _, target), index in place.items()
         if attack != "none"
     ]
     return np.array(found, np.int64).reshape(-1, 3)

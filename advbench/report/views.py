@@ -151,10 +151,9 @@ def retention_table(report: Report) -> Table:
 def calibration_table(report: Report) -> Table:
     """Calibration and mean entropies, clean and at the largest eps."""
     shown = _ends(report.uncertainty)
-    shown = shown[shown.images != "ood"]
-    if shown.ece.isna().all():  # records too old to say
-        shown = shown.iloc[:0]
-    means = over_seeds(shown, KEYS, [*CALIBRATION, *ENTROPIES], report.seeds)
+    means = over_seeds(
+        shown[(shown.images != "ood") & shown.ece.notna()], KEYS, [*CALIBRATION, *ENTROPIES], report.seeds
+    )
     return _in_order(report, ["images", "ECE", "NLL", "Brier", *ENTROPIES], means)
 
 

@@ -59,7 +59,7 @@ def made_report(
                     if source == target and not failed:
                         details.append(("digits", "small_cnn", target, attack, target, "linf", eps, seed))
     results = pd.DataFrame(rows, columns=RESULT_COLUMNS).astype({"n_examples": "Int64", "draws": "Int64"})
-    affinity = affinity_table(results)
+    affinity = affinity_table(results, [None] * len(results))
     affinity = affinity.assign(affinity_low=affinity.affinity - 0.1, affinity_high=affinity.affinity + 0.1)
     models = [(name, seed, "small_cnn", 38282, "gaussian", 5.0, f"key of {name}") for name in names for seed in seeds]
     methods = [("defense", name, name, "advbench", "1", DEFENSE, '{"torch": "2"}') for name in names]
