@@ -110,7 +110,7 @@ def identity_text(identity: Identity) -> str:
 
 
 def is_about(identity: Identity, spec: RunSpec) -> bool:
-    """Whether these are the data sets that a spec names, as far as names tell."""
+    """Whether these are the data sets that a spec names, by names and scale."""
     kinds = [name.partition(":")[0] for name in (spec.dataset, *spec.ood)]
     scales = {each.scale for each in identity.ood}
     return kinds == [identity.data.name, *(each.name for each in identity.ood)] and scales <= {spec.ood_scale}

@@ -13,7 +13,7 @@ from advbench.report.leaderboard import CLEAN, Measured, over_seeds
 from advbench.report.tables import Report
 from advbench.report.texts import format_eps, images_text
 
-MOST = 15  # lines or panels that colours, line styles and space still tell apart
+MOST = 15  # lines or panels that colours, line styles and space still keep distinct
 # Okabe and Ito's colours that show on light and on dark paper; their black is the colour of the text.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "currentColor")
 DASHES = ("", "7 3", "2 2")

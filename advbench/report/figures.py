@@ -72,7 +72,7 @@ def to_bytes(figure: Figure, form: str) -> bytes:
 @house_style()
 def draw_chart(chart: Chart) -> Figure:
     """Plots side by side, with one legend."""
-    figure, row = _canvas((7.6, 4.2) if len(chart.panels) == 1 else (9.4, 4.0), len(chart.panels), sharey=True)
+    figure, row = _canvas(*((7.6, 4.2) if len(chart.panels) == 1 else (9.4, 4.0)), len(chart.panels))
     names = list(dict.fromkeys(line.name for line in chart.panels[0].lines))[:MOST]
     for axes, panel in zip(row, chart.panels, strict=True):
         _lines(axes, panel, names)
@@ -108,7 +108,7 @@ def draw_histograms(chart: Histograms) -> Figure:
     """A panel for each defense, on a root scale."""
     columns = min(4, len(chart.panels))
     rows = -(-len(chart.panels) // columns)
-    figure, grid = _canvas((1.2 + 2.1 * columns, 1.3 + 1.55 * rows), columns, rows, sharex=True, sharey=True)
+    figure, grid = _canvas(1.2 + 2.1 * columns, 1.3 + 1.55 * rows, columns, rows)
     for axes, panel in zip(grid, chart.panels, strict=False):
         for shares, (colour, dash) in zip(panel.shares, PAIR, strict=True):
             if shares is not None:
@@ -138,7 +138,7 @@ def affinity_heatmap(report: Report, attack: str) -> Figure:
     names = [one.defense for one in report.standings if any(one.defense == target for _, target in pairs)]
     matrix = squares(pairs, names)
     values = np.array([[each.value for each in row] for row in matrix])
-    figure, (axes,) = _canvas((2.2 + 0.56 * len(names), 1.9 + 0.42 * len(names)), 1)
+    figure, (axes,) = _canvas(2.2 + 0.56 * len(names), 1.9 + 0.42 * len(names))
     axes.grid(visible=False)
     mesh = axes.pcolormesh(np.clip(values, 0, 1), cmap=matplotlib.colormaps["cividis"].resampled(11), vmin=0, vmax=1)
     for (row, column), value in np.ndenumerate(values):
@@ -178,12 +178,9 @@ def _root(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.sqrt(np.maximum(values, 0.0))
 
 
-def _canvas(
-    size: tuple[float, float], columns: int, rows: int = 1, *, sharex: bool = False, sharey: bool = False
-) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(rows, columns, sharex=sharex, sharey=sharey, squeeze=False)
-    return figure, list(grid.flat)
+def _canvas(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
 
 
 def _dashes(dash: str) -> Any:

@@ -40,19 +40,14 @@ def _number(value: Any) -> Any:
         return value
 
 
-def _percentage(value: Any) -> Any:
-    """A percentage as a fraction."""
-    found = _number(value)
-    if found is not None and not (isinstance(found, int | float) and 0 <= found <= 100 and found is not True):
-        raise ValueError("a percentage")
-    return found if found is None else round(found / 100, 10)
-
-
 def _line(value: Any) -> str:
     return re.sub(r"\s*<br\s*/?>\s*", " ", value).strip() if isinstance(value, str) else ""
 
 
-Fraction = Annotated[float | None, pydantic.BeforeValidator(_percentage)]
+Percentage = Annotated[
+    float, pydantic.Field(ge=0, le=100), pydantic.AfterValidator(lambda value: round(value / 100, 10))
+]
+Fraction = Annotated[Percentage | None, pydantic.BeforeValidator(_number)]
 Radius = Annotated[pydantic.NonNegativeFloat | None, pydantic.BeforeValidator(_number)]
 Line = Annotated[str, pydantic.BeforeValidator(_line)]
 Passes = Annotated[int | None, pydantic.BeforeValidator(lambda value: value if type(value) is int else None)]
@@ -79,7 +74,7 @@ class Reference(pydantic.BaseModel):
     reported: Fraction = None
     number_forward_passes: Passes = None  # of one prediction
     additional_data: Truth = False  # whether it trained on more than the data set
-    unreliable: Truth = False  # whether RobustBench doubts its number
+    unreliable: Truth = False  # whether RobustBench says so
     footnote: Line = ""
 
     @pydantic.field_validator("link")
@@ -108,13 +103,13 @@ def read_references(paths: Iterable[Path]) -> list[Reference]:
     Raises:
         InputError: a path that cannot be read, a folder without such files, or a file that is none.
     """
-    return [_read(file) for path in paths for file in _files(Path(path))]
-
-
-def _files(path: Path) -> list[Path]:
-    found = sorted(path.rglob("*.json")) if path.is_dir() else [path]
-    if not found:
-        raise InputError(f"references {path}", expected="a folder of RobustBench's model files (*.json)", got="none")
+    found: list[Reference] = []
+    for path in map(Path, paths):
+        files = sorted(path.rglob("*.json")) if path.is_dir() else [path]
+        if not files:
+            expected = "a folder of RobustBench's model files (*.json)"
+            raise InputError(f"references {path}", expected=expected, got="none")
+        found += map(_read, files)
     return found
 
 

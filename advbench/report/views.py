@@ -158,7 +158,7 @@ def calibration_table(report: Report) -> Table:
 
 
 def detection_table(report: Report) -> Table:
-    """How well uncertainty tells attacked and out-of-distribution images from clean ones."""
+    """How well uncertainty separates attacked and out-of-distribution images from clean ones."""
     shown = _ends(report.uncertainty)
     columns = [f"{score}_{measure}" for measure in DETECTED_BY for score in SCORES]
     means = over_seeds(shown[shown.images != "clean"], KEYS, columns, report.seeds)

@@ -102,7 +102,7 @@ def test_steps_that_are_too_short_are_flagged_as_unconverged(cli: Cli, tmp_path:
     assert table["flags"][:-1].isna().all()
 
 
-def test_draws_judge_the_same_examples(cli: Cli, tmp_path: Path) -> None:
+def test_more_draws_evaluate_the_same_examples(cli: Cli, tmp_path: Path) -> None:
     options = "--defense bnn --attack fgsm --eps 0.1 --limit 100 --set bnn.stages=[4]"
     done = cli("curve", *options.split(), "--over", "draws", "--values", "2,5,20")
     assert done.returncode == 0, done.stderr

@@ -84,9 +84,9 @@ def test_a_link_that_is_none_is_dropped(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"clean_acc": "ninety"}, "percentage under 'clean_acc', got 'ninety'"),
-        ({"autoattack_acc": "101"}, "percentage under 'autoattack_acc'"),
-        ({"clean_acc": True}, "percentage under 'clean_acc'"),
+        ({"clean_acc": "ninety"}, "valid number under 'clean_acc', got 'ninety'"),
+        ({"autoattack_acc": "101"}, "less than or equal to 100 under 'autoattack_acc', got 101"),
+        ({"clean_acc": True}, "valid number under 'clean_acc'"),
         ({"eps": "8/0"}, "number under 'eps', got '8/0'"),
         ({"eps": "1e999"}, "finite number under 'eps'"),
         ({"eps": "-0.1"}, "greater than or equal to 0 under 'eps'"),
