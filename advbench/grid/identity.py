@@ -63,7 +63,7 @@ class Identity(NamedTuple):
 class _Part(pydantic.BaseModel):
     """Known fields alone, of the types that they state."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True, defer_build=True)
 
 
 class _Shape(_Part):

@@ -149,7 +149,7 @@ def _shares(cells: pd.DataFrame) -> NDArray[np.float64] | None:
     """Counts of all seeds as shares of the images."""
     if cells.empty:
         return None
-    counts = np.sum([np.array(text.split(), np.float64) for text in cells.counts], axis=0)
+    counts = np.sum(cells.counts.tolist(), axis=0)
     shares: NDArray[np.float64] = counts / max(counts.sum(), 1.0)
     return shares
 

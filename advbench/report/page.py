@@ -124,7 +124,7 @@ def page_data(report: Report, affinities: Mapping[str, Mapping[float, views.Pair
         "cells": cells,
         "rows": rows,
         "notes": list(notes),
-        "affinity": _affinity_data([one.defense for one in report.standings], affinities),
+        "affinity": _affinity_data(report, affinities),
     }
 
 
@@ -146,13 +146,14 @@ def _rounded(value: float, digits: int) -> float | None:
     return None if math.isnan(value) else round(float(value), digits)
 
 
-def _affinity_data(names: list[str], affinities: Mapping[str, Mapping[float, views.Pairs]]) -> dict[str, Any]:
+def _affinity_data(report: Report, affinities: Mapping[str, Mapping[float, views.Pairs]]) -> dict[str, Any]:
     """The affinities as the script reads them: numbers, or in a list of its own the position of a reason.
 
     Returns:
-        `reasons`; `eps`; `attacks`, each with `name`; `values`, for each eps a list of sources times targets, None
-        where the run has none; `lows` and `highs`, the ends of the intervals at the largest eps.
+        `reasons`; `eps`, positions in the run's; `attacks`, each with `name`; `values`, for each eps a list of sources
+        times targets, None where the run has none; `lows` and `highs`, the ends of the intervals at the largest eps.
     """
+    names = [one.defense for one in report.standings]
     reasons: dict[str, int] = {}
 
     def known(value: float, note: str) -> float | list[int] | None:
@@ -171,7 +172,7 @@ def _affinity_data(names: list[str], affinities: Mapping[str, Mapping[float, vie
                 "highs": [known(each.high, each.note) for each in flat[-1]],
             }
         )
-    radii = [format_eps(eps) for eps in next(iter(affinities.values()), {})]
+    radii = [report.radii().index(eps) for eps in next(iter(affinities.values()), {})]
     return {"eps": radii, "attacks": attacks, "reasons": list(reasons)}
 
 

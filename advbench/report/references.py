@@ -57,7 +57,9 @@ Truth = Annotated[bool, pydantic.BeforeValidator(lambda value: value is True)]
 class Reference(pydantic.BaseModel):
     """A model as others reported it, under RobustBench's names."""
 
-    model_config = pydantic.ConfigDict(frozen=True, strict=True, allow_inf_nan=False, str_strip_whitespace=True)
+    model_config = pydantic.ConfigDict(
+        frozen=True, strict=True, allow_inf_nan=False, str_strip_whitespace=True, defer_build=True
+    )
 
     model: str = ""  # its id, the name of its file
     norm: str = ""  # `linf`, `l2` or `corruptions`, by the folder of its file; empty where that does not say

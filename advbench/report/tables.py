@@ -7,7 +7,7 @@ import json
 import math
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -82,7 +82,9 @@ class Report:
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """The tables that were measured, by the name of their file."""
-        return {f"{name}.csv": getattr(self, name) for name in MEASURED}
+        counts = [" ".join(map(str, each)) for each in self.histograms.counts]
+        measured = replace(self, histograms=self.histograms.assign(counts=counts))
+        return {f"{name}.csv": getattr(measured, name) for name in MEASURED}
 
     @property
     def incomplete(self) -> bool:
@@ -213,7 +215,7 @@ def _uncertainty_tables(found: Iterable[Details]) -> dict[str, pd.DataFrame]:
                 points = zip(curve["fractions"], curve["counts"], curve["accuracies"], strict=True)
                 retention += [(*head, *point, curve["area"], measure) for point in points]
             if counts := values.get("histograms", {}).get(measure):
-                histograms.append((*head, images, measure, math.log(classes), " ".join(map(str, counts))))
+                histograms.append((*head, images, measure, math.log(classes), tuple(counts)))
         scores = {
             f"{score}_{measure}": value
             for measure, scores in values.get("detection", {}).items()

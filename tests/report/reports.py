@@ -91,7 +91,7 @@ def known_accuracy(
 
 
 def details_of(places: list[tuple[Any, ...]]) -> dict[str, pd.DataFrame]:
-    counts = " ".join(map(str, [IMAGES - 19, *[1] * 19]))
+    counts = (IMAGES - 19, *[1] * 19)
     kinds = ["clean" if place[3] == "none" else "attacked" for place in places]
     retention = [
         (*p, k, round(k * IMAGES), 1 - k / 10, 0.95, m) for p in places for m in MEASURES for k in (0.2, 0.6, 1.0)

@@ -126,7 +126,7 @@ def test_histograms_are_shares_of_the_images(report: Report) -> None:
 
 def test_out_of_distribution_images_have_histograms_too(report: Report) -> None:
     clean = report.histograms[report.histograms.attack == "none"]
-    others = clean.assign(attack="ood:svhn", images="ood", counts=" ".join(["10"] * 20))
+    others = clean.assign(attack="ood:svhn", images="ood", counts=[(10,) * 20] * len(clean))
     shown = replace(report, histograms=pd.concat([report.histograms, others]))
     first = uncertainty_histograms(shown, "ood:svhn").axes[0]
     # Filled and outlined, clean and then others.
@@ -169,7 +169,7 @@ def test_the_page_s_curves_are_where_the_tables_say(report: Report) -> None:
 
 def test_the_page_s_histograms_show_shares(report: Report) -> None:
     clean = report.histograms[report.histograms.attack == "none"]
-    others = clean.assign(attack="ood:svhn", images="ood", counts=" ".join(["10"] * 20))
+    others = clean.assign(attack="ood:svhn", images="ood", counts=[(10,) * 20] * len(clean))
     shown = replace(report, histograms=pd.concat([report.histograms, others]))
     assert charts.ood_images(shown) == ["ood:svhn"]
     text = page_histograms(shown, "ood:svhn")

@@ -220,11 +220,12 @@
 
   // Affinity
   function drawAffinity() {
-    const { attacks, eps, reasons } = data().affinity;
+    const { eps: radii, affinity } = data();
+    const { attacks, eps, reasons } = affinity;
     const place = Number(at("affinity-eps").value);
     const { name, values, lows, highs } = attacks[at("affinity-attack").value];
     const table = at("affinity");
-    at("affinity-which").textContent = `${name} ${eps[place]}`;
+    at("affinity-which").textContent = `${name} ${radii[eps[place]][0]}`;
     const size = table.tBodies[0].rows.length;
     [...table.tBodies[0].rows].forEach((row, from) => {
       for (let to = 0; to < size; to += 1) {
@@ -257,7 +258,7 @@
     const [source, target] = [cell.parentElement.sectionRowIndex, cell.cellIndex - 1];
     const [from, to] = [defenses[source].name, defenses[target].name];
     const attack = attacks.findIndex(({ name }) => name === affinity.attacks[at("affinity-attack").value].name);
-    const eps = radii.findIndex(([text]) => text === affinity.eps[at("affinity-eps").value]);
+    const eps = affinity.eps[at("affinity-eps").value];
     const [clean, own] = [cells[`${target},-1,-1`], cells[`${target},${attack},${eps}`]];
     const keys = ([, , , start, end]) => rows.slice(start, end);
     const pair = `rows of results.csv with defense ${to} and source ${from}`;
