@@ -54,7 +54,7 @@ def build(
         say(folder / name)
     if out is not None:
         check_writable(out)
-        for path in write_report(board.report, out, board.spec, chosen, board.references(), about=board.about):
+        for path in write_report(board.report, out, chosen, board.references(), about=board.about):
             say(path)
     if board.missing:
         complain(f"{board.missing} cells of the spec have no record")

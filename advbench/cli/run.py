@@ -120,8 +120,9 @@ def curve(
     from advbench.grid.plan import merged
     from advbench.grid.run import Settings, prepare
     from advbench.report import collect
+    from advbench.report.charts import convergence_curves
     from advbench.report.curves import trace
-    from advbench.report.figures import convergence_curves, to_bytes
+    from advbench.report.figures import draw_chart, to_bytes
     from advbench.report.tables import to_csv
     from advbench.store.storage import write_file
 
@@ -133,7 +134,7 @@ def curve(
     if outcome.failed:
         refuse(outcome.why(whole.tasks))
     traced = trace(plans, over, lambda each: collect(each, store))
-    files = {"curve.csv": to_csv(traced.table), "curve.png": to_bytes(convergence_curves(traced), "png")}
+    files = {"curve.csv": to_csv(traced.table), "curve.png": to_bytes(draw_chart(convergence_curves(traced)), "png")}
     for name, raw in files.items():
         write_file(out / name, raw)
     for line in (*traced.lines(), *(out / name for name in files)):

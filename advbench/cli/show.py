@@ -44,7 +44,7 @@ def report(
             remedy="name the run's store with --store, or compute them: advbench run --spec FOLDER/spec.toml",
         )
     output.check_kept(folder, tables.results)
-    print_end(tables, output.write_report(tables, folder, spec, chosen, references))
+    print_end(tables, output.write_report(tables, folder, chosen, references))
     if tables.incomplete:
         raise typer.Exit(1)
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Self
 
+import pydantic
 import torch
 
 from advbench.data.base import Data
@@ -18,6 +18,7 @@ from advbench.grid.spec import RunSpec
 
 DATA = "data.json"
 MOST_CLASSES, MOST_VALUES = 100_000, 2**22  # that a file may state; values are those of an image
+Digest = Annotated[str, pydantic.Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class DataIdentity(NamedTuple):
@@ -59,33 +60,57 @@ class Identity(NamedTuple):
     shape: Shape | None = None
 
 
+class _Part(pydantic.BaseModel):
+    """Known fields alone, of the types that they state."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True, defer_build=True)
+
+
+class _Shape(_Part):
+    channels: pydantic.PositiveInt
+    height: pydantic.PositiveInt
+    width: pydantic.PositiveInt
+    classes: int = pydantic.Field(ge=1, le=MOST_CLASSES)
+
+    @pydantic.model_validator(mode="after")
+    def _small(self) -> Self:
+        if self.channels * self.height * self.width > MOST_VALUES:
+            raise ValueError(f"images of at most {MOST_VALUES:,} values")
+        return self
+
+
+class _Ood(_Part):
+    name: str
+    label: str
+    sha256: Digest
+    images: int
+    scale: float
+
+
+class _File(_Part):
+    """`data.json`."""
+
+    name: str
+    sha256: Digest
+    train_count: int
+    test_count: int
+    shape: _Shape | None = None
+    foreign: list[_Ood] = pydantic.Field(default=[], max_length=100)
+
+
 def identity_text(identity: Identity) -> str:
     """The content of `data.json`, by which keys can be checked and results reported without the data."""
     data, ood, shape = identity
-    values: dict[str, Any] = {
-        "name": data.name,
-        "sha256": data.digest,
-        "train_count": data.train_count,
-        "test_count": data.test_count,
-    }
+    values: dict[str, Any] = dict(zip(_File.model_fields, data, strict=False))
     if shape:
         values["shape"] = shape._asdict()
     if ood:
-        values["foreign"] = [
-            {
-                "name": each.name,
-                "label": each.label,
-                "sha256": each.digest,
-                "images": each.images,
-                "scale": each.scale,
-            }
-            for each in ood
-        ]
+        values["foreign"] = [dict(zip(_Ood.model_fields, each, strict=True)) for each in ood]
     return json.dumps(values, indent=1) + "\n"
 
 
 def is_about(identity: Identity, spec: RunSpec) -> bool:
-    """Whether these are the data sets that a spec names, as far as names tell."""
+    """Whether these are the data sets that a spec names, by names and scale."""
     kinds = [name.partition(":")[0] for name in (spec.dataset, *spec.ood)]
     scales = {each.scale for each in identity.ood}
     return kinds == [identity.data.name, *(each.name for each in identity.ood)] and scales <= {spec.ood_scale}
@@ -137,33 +162,10 @@ def parse_identity(raw: bytes) -> Identity:
         ValueError: the bytes are none.
     """
     try:
-        values = json.loads(raw)
-    except RecursionError as error:
-        raise ValueError("lists in lists without end") from error
-    others, shape = [], None
-    if isinstance(values, dict):
-        others, shape = values.pop("foreign", []), values.pop("shape", None)
-    if not isinstance(others, list) or len(others) > 100:
-        raise ValueError(f"foreign {others!r}")
-    data = _taken(values, {"name": str, "sha256": str, "train_count": int, "test_count": int})
-    kinds = {"name": str, "label": str, "sha256": str, "images": int, "scale": float}
-    ood = tuple(OodSet(*_taken(each, kinds)) for each in others)
-    return Identity(DataIdentity(*data), ood, None if shape is None else _shape(shape))
-
-
-def _shape(values: object) -> Shape:
-    shape = Shape(*_taken(values, dict.fromkeys(Shape._fields, int)))
-    values_of_an_image = shape.channels * shape.height * shape.width
-    if min(shape) < 1 or shape.classes > MOST_CLASSES or values_of_an_image > MOST_VALUES:
-        raise ValueError(f"shape {tuple(shape)}")
-    return shape
-
-
-def _taken(values: object, kinds: Mapping[str, type]) -> Iterator[Any]:
-    """The values of an object that has these and no others."""
-    if not isinstance(values, dict) or set(values) != set(kinds):
-        raise ValueError("other entries")
-    for name, kind in kinds.items():
-        if type(values[name]) is not kind or (name == "sha256" and not re.fullmatch(r"[0-9a-f]{64}", values[name])):
-            raise ValueError(f"{name} {values[name]!r}")
-        yield values[name]
+        file = _File.model_validate_json(raw)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")) from error
+    ood = tuple(OodSet(*each.model_dump().values()) for each in file.foreign)
+    shape = Shape(**file.shape.model_dump()) if file.shape else None
+    return Identity(DataIdentity(file.name, file.sha256, file.train_count, file.test_count), ood, shape)

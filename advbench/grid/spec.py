@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import re
 import tomllib
 from collections import Counter
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pydantic
+import tomli_w
 
 from advbench.attacks.base import Attack, Norm, Threat
 from advbench.attacks.budget import least_cost, within_budget
@@ -136,11 +136,8 @@ class RunSpec(pydantic.BaseModel):
 
     def to_toml(self) -> str:
         """The spec as TOML, from which `parse_toml` makes an equal one."""
-        values = self.model_dump(exclude={"set"}, exclude_none=True)
-        lines = [f"{name} = {_toml(value)}" for name, value in values.items()]
-        for plugin, params in self.set.items():
-            lines += ["", f"[set.{_toml(plugin)}]"] + [f"{_toml(k)} = {_toml(v)}" for k, v in params.items()]
-        return "\n".join(lines) + "\n"
+        # An empty table would stand there as a heading.
+        return tomli_w.dumps(self.model_dump(exclude=set() if self.set else {"set"}, exclude_none=True))
 
 
 class Choice(NamedTuple):
@@ -461,12 +458,3 @@ def _lineage(choice: Choice) -> Iterator[str]:
     while choice.init:
         choice = choice.init
         yield choice.label
-
-
-def _toml(value: object) -> str:
-    """A TOML value; JSON's strings, numbers, booleans and arrays are TOML's."""
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_toml(k)} = {_toml(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    return json.dumps(value, ensure_ascii=False, allow_nan=False).replace("\x7f", "\\u007f")

@@ -10,11 +10,10 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from advbench.grid.plan import Cell
-from advbench.grid.spec import Choice
-from advbench.report.judgements import Judgement
+from advbench.report.evaluations import Evaluation
 
 FLAGS = {
-    "one_draw": "a random defense was judged by one draw: the intervals know nothing of other draws",
+    "one_draw": "a random defense was evaluated with one draw: the intervals do not cover other draws",
     "vanished_gradients": "over 1 % of the gradients that the attack asked for were exactly zero",
     "single_step_stronger": "an attack of one step does more harm than this one of many",
     "black_box_stronger": "examples made without this defense's gradients do more harm than the best made with them",
@@ -30,36 +29,33 @@ def raised(note: str) -> list[str]:
 
 
 class _Seen(NamedTuple):
-    """A cell with what its record says."""
+    """An attacked cell with its result."""
 
     place: int
-    cell: Cell
-    attack: Choice
+    line: tuple[str, str]  # attack and source
+    eps: float
     low: float
     high: float
     classes: int
-
-    @property
-    def white_box(self) -> bool:
-        return self.cell.source.label == self.cell.defense.label and "black_box" not in self.attack.traits
-
-    @property
-    def single_step(self) -> bool:
-        return self.attack.passes is not None and self.attack.passes <= 1
+    white_box: bool
+    single_step: bool
 
 
-def suspicious(cells: Sequence[Cell], judged: Sequence[Judgement | None], norm: str) -> dict[int, list[str]]:
+def suspicious(cells: Sequence[Cell], evaluations: Sequence[Evaluation | None], norm: str) -> dict[int, list[str]]:
     """The flags that arise between cells, by the cell's position.
 
     Args:
         cells: of a run.
-        judged: how each was judged; None where that is missing.
+        evaluations: their results; None where one is missing.
         norm: of the run.
     """
     groups: dict[tuple[str, int], list[_Seen]] = {}
-    for index, (cell, judgement) in enumerate(zip(cells, judged, strict=True)):
-        if judgement is not None and cell.attack is not None:
-            seen = _Seen(index, cell, cell.attack, *judgement.interval, judgement.classes)
+    for index, (cell, evaluation) in enumerate(zip(cells, evaluations, strict=True)):
+        if evaluation is not None and (attack := cell.attack) is not None:
+            line = attack.label, cell.source.label
+            white_box = cell.source.label == cell.defense.label and "black_box" not in attack.traits
+            single_step = attack.passes is not None and attack.passes <= 1
+            seen = _Seen(index, line, cell.eps, *evaluation.interval, evaluation.classes, white_box, single_step)
             groups.setdefault((cell.defense.label, cell.seed), []).append(seen)
     found: dict[int, set[str]] = {}
     for group in groups.values():
@@ -70,13 +66,12 @@ def suspicious(cells: Sequence[Cell], judged: Sequence[Judgement | None], norm: 
 
 def _of_one_defense(group: list[_Seen], norm: str) -> Iterator[tuple[_Seen, str]]:
     radii: dict[float, list[_Seen]] = {}
-    for seen in group:
-        radii.setdefault(seen.cell.eps, []).append(seen)
+    lines: dict[tuple[str, str], list[_Seen]] = {}
+    for seen in sorted(group, key=lambda seen: seen.eps):
+        radii.setdefault(seen.eps, []).append(seen)
+        lines.setdefault(seen.line, []).append(seen)
     for alike in radii.values():
         yield from _at_one_eps(alike)
-    lines: dict[tuple[str, str], list[_Seen]] = {}
-    for seen in sorted(group, key=lambda seen: seen.cell.eps):
-        lines.setdefault((seen.attack.label, seen.cell.source.label), []).append(seen)
     for line in lines.values():
         lowest = math.inf
         for seen in line:
@@ -84,7 +79,7 @@ def _of_one_defense(group: list[_Seen], norm: str) -> Iterator[tuple[_Seen, str]
                 yield seen, "rises_with_eps"
             lowest = min(lowest, seen.high)
     for seen in group:
-        if norm == "linf" and seen.white_box and seen.cell.eps >= 1 and seen.low > 1 / seen.classes:
+        if norm == "linf" and seen.white_box and seen.eps >= 1 and seen.low > 1 / seen.classes:
             yield seen, "above_chance_at_eps_1"
 
 

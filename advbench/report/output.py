@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -16,25 +13,14 @@ from advbench.grid.identity import DATA, identity_text
 from advbench.grid.memory import gc_paused
 from advbench.grid.plan import Plan
 from advbench.grid.scheduler import Outcome, failures
-from advbench.grid.spec import RunSpec
-from advbench.report.markdown import render
+from advbench.report.markdown import render, render_latex
 from advbench.report.references import Reference
 from advbench.report.tables import MEASURED, Report, collect, to_csv
 from advbench.store.records import Store
 from advbench.store.storage import write_file
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-FORMATS = {
-    "csv": "every table, and the leaderboard",
-    "md": "the leaderboard, leaderboard.md",
-    "html": "the page, leaderboard.html",
-    "latex": "the main table, leaderboard.tex",
-    "svg": "the figures, in figures/",
-    "pdf": "likewise",
-    "png": "likewise",
-}
+FIGURES = ("svg", "pdf", "png")
+FORMATS = ("csv", "md", "html", "latex", *FIGURES)
 DEFAULT = ("csv", "md", "html")
 PAGE = "leaderboard.html"
 BOARD = "records.jsonl.gz"  # the file that makes a folder a board
@@ -42,34 +28,34 @@ FILES = (*(f"{name}.csv" for name in MEASURED), "leaderboard.csv", "leaderboard.
 PLACE = ["source", "defense", "attack", "eps", "seed"]
 
 
-def check_formats(names: Collection[str], known: Collection[str] = tuple(FORMATS)) -> None:
-    """Refuse what is none of these formats.
+def check_formats(names: Iterable[str]) -> None:
+    """Refuse what is none of `FORMATS`.
 
     Raises:
         InputError: with what was probably meant.
     """
     for name in names:
-        if name not in known:
-            raise unknown_name("format", name, known)
+        if name not in FORMATS:
+            raise unknown_name("format", name, FORMATS)
 
 
 def contents(
     report: Report,
     formats: Collection[str],
-    spec: RunSpec | None = None,
     references: Sequence[Reference] = (),
     about: str = "",
+    beside: Sequence[str] = (),
 ) -> Iterator[tuple[str, bytes]]:
     """Name and bytes of each file, one at a time; the same bytes for the same report and versions of libraries.
 
     Args:
         report: the tables.
         formats: keys of `FORMATS`.
-        spec: of the run.
-        references: models judged elsewhere, for the page.
+        references: models evaluated elsewhere, for the page.
         about: what else there is to say, for the page.
+        beside: other files in the same folder, for the page.
     """
-    beside = [] if spec is None else ["spec.toml", "data.json"]
+    beside = list(beside)
     if "csv" in formats:
         for name, frame in {**report.tables(), "leaderboard.csv": report.leaderboard}.items():
             beside.append(name)
@@ -80,44 +66,23 @@ def contents(
     if "html" in formats:
         from advbench.report.page import render_page
 
-        yield PAGE, render_page(report, spec, references, beside=beside, about=about).encode()
+        yield PAGE, render_page(report, references, beside=beside, about=about).encode()
     if "latex" in formats:
-        from advbench.report.latex import render_latex
-
         yield "leaderboard.tex", render_latex(report).encode()
-    pictures = [form for form in ("svg", "pdf", "png") if form in formats]
-    for name, draw in _figures(report).items() if pictures else ():
-        from advbench.report.figures import to_bytes
+    if any(form in FIGURES for form in formats):
+        from advbench.report.figures import all_figures, to_bytes
 
-        figure = draw()
-        for form in pictures:
-            yield f"figures/{name}.{form}", to_bytes(figure, form)
-
-
-def _figures(report: Report) -> dict[str, Callable[[], Figure]]:
-    """Each figure that the tables allow, by the name of its file."""
-    from advbench.report import figures
-
-    results, affinity = report.results, report.affinity
-    found: dict[str, Callable[[], Figure]] = {}
-    for attack in map(str, results[results.attack != "none"].attack.unique()):
-        name = re.sub(r"[^\w.+-]", "-", attack)
-        found[f"security-{name}"] = partial(figures.security_curves, report, attack)
-        if not report.retention.empty:
-            found[f"retention-{name}"] = partial(figures.retention_curves, report, attack)
-        if not report.histograms.empty:
-            found[f"uncertainty-{name}"] = partial(figures.uncertainty_histograms, report, attack)
-        cells = affinity[affinity.attack == attack]
-        if (cells.source != cells.target).any():
-            found[f"affinity-{name}"] = partial(figures.affinity_heatmap, report, attack)
-    return found
+        for name, figure in all_figures(report):
+            for form in FIGURES:
+                if form in formats:
+                    yield f"figures/{name}.{form}", to_bytes(figure, form)
 
 
 def collect_anew(plan: Plan, store: Store) -> Report:
     """The tables of a run from what a store holds by now."""
     failed = failures(plan, store)
-    plan = replace(plan, tasks={})  # of a large grid they take as much memory as the tables, which do without
-    return collect(plan, store, failed)
+    # Of a large grid the tasks take as much memory as the tables, which do without.
+    return collect(replace(plan, tasks={}), store, failed)
 
 
 def write_out(plan: Plan, store: Store, outcome: Outcome, out: Path) -> tuple[Report, tuple[Path, ...]]:
@@ -135,33 +100,39 @@ def write_out(plan: Plan, store: Store, outcome: Outcome, out: Path) -> tuple[Re
         texts[DATA] = identity_text(plan.identity)
     for name, text in texts.items():
         write_file(out / name, text.encode())
-    return report, (*(out / name for name in texts), *write_report(report, out, plan.spec))
+    return report, (*(out / name for name in texts), *write_report(report, out))
 
 
 @gc_paused()
 def write_report(
     report: Report,
     out: Path,
-    spec: RunSpec,
     formats: Collection[str] = DEFAULT,
     references: Sequence[Reference] = (),
     about: str = "",
 ) -> tuple[Path, ...]:
     """Write a report into a folder, in all of these formats; returns the files' paths."""
+    beside = [name for name in ("spec.toml", DATA) if (out / name).is_file()]
     paths = []
-    for name, raw in contents(report, formats, spec, references, about):
+    for name, raw in contents(report, formats, references, about, beside):
         write_file(out / name, raw)
         paths.append(out / name)
     return tuple(paths)
 
 
 def check_kept(folder: Path, results: pd.DataFrame) -> None:
-    """Make sure that no result that a folder's table has would be missing from the one that takes its place.
+    """Make sure that no result in a folder's `results.csv` would be missing from the one that takes its place.
 
     Raises:
         InputError: some would.
     """
-    lost = _lost(folder, results)
+    try:
+        before = pd.read_csv(folder / "results.csv", usecols=[*PLACE, "accuracy"], keep_default_na=False, dtype=str)
+        before = before[before.accuracy != ""].astype({"eps": float, "seed": int})
+    except (OSError, ValueError):
+        return  # nothing that could be read
+    there = set(results.loc[results.accuracy.notna(), PLACE].itertuples(index=False, name=None))
+    lost = sum(row not in there for row in before[PLACE].itertuples(index=False, name=None))
     if lost:
         raise InputError(
             f"folder {folder}",
@@ -184,17 +155,6 @@ def check_no_board(out: Path) -> None:
             got=f"a folder with {BOARD}",
             remedy="choose another; 'advbench leaderboard build BOARD --store STORE' takes results into a board",
         )
-
-
-def _lost(folder: Path, results: pd.DataFrame) -> int:
-    """How many rows of a folder's `results.csv` have a result, and none in other results."""
-    try:
-        before = pd.read_csv(folder / "results.csv", usecols=[*PLACE, "accuracy"], keep_default_na=False, dtype=str)
-        before = before[before.accuracy != ""].astype({"eps": float, "seed": int})
-    except (OSError, ValueError):
-        return 0  # nothing that could be read
-    there = set(results.loc[results.accuracy.notna(), PLACE].itertuples(index=False, name=None))
-    return sum(row not in there for row in before[PLACE].itertuples(index=False, name=None))
 
 
 def check_writable(out: Path) -> None:

@@ -5,93 +5,194 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import math
+import shlex
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 import jinja2
+import pandas as pd
 
-from advbench.grid.spec import RunSpec
-from advbench.report import details, drawing
+from advbench.report import charts, views
+from advbench.report.drawing import draw_chart, draw_histograms
+from advbench.report.evaluations import NUMBERS
 from advbench.report.flags import FLAGS
-from advbench.report.markdown import doubts, explanation, ranking
-from advbench.report.markdown import title as title_of
-from advbench.report.page_data import Board
+from advbench.report.leaderboard import CLEAN, NOT_RUN, Measured, own_rows
 from advbench.report.references import Reference
-from advbench.report.tables import Report
-from advbench.report.texts import format_eps
+from advbench.report.tables import Report, as_rows
+from advbench.report.texts import format_eps, parts
 
 FEW = 3  # attacks whose every figure is drawn; of more, uncertainty is drawn under the strongest alone
-
-Drawings = list[tuple[str, str]]
+COLOURS = 10  # steps of the scale of colours from affinity 0 to 1
 
 
 def render_page(
     report: Report,
-    spec: RunSpec | None = None,
     references: Sequence[Reference] = (),
-    title: str = "",
-    name: str = "",
     beside: Sequence[str] = (),
     about: str = "",
 ) -> str:
     """The page: the leaderboard with what lies behind each number, figures, and the tables it rests on.
 
     The same text for the same input. It can be sorted, filtered and asked; without scripts
-    it shows the tables at the largest eps, and all figures. Every text of the tables is escaped.
+    it shows the tables at the largest eps, and all figures. Every text of the tables is escaped. The commands that it
+    shows name the run's spec.toml.
 
     Args:
         report: the tables.
-        spec: of the run, if it lies beside the page as `spec.toml`, which the commands shown then name; without it
-            they name every setting that the tables know.
-        references: models judged elsewhere, shown where they were judged on the same data under the same norm.
-        title: heading; by default data, nets and norm.
-        name: of the board.
+        references: models evaluated elsewhere, shown where that was on the same data under the same norm.
         beside: files that lie beside the page, which links to them.
         about: what else there is to say, in paragraphs; what stands between backquotes is set as code.
     """
-    board = Board(report, spec)
-    affinity = details.affinity_data(report, board.names)
-    crossed = [attack["name"] for attack in affinity["attacks"]]
-    alike, left_out = board.references(references)
-    drawn = _figures(board)
+    first = report.results.iloc[0]
+    alike = [one for one in references if one.dataset == first.dataset and one.norm in ("", first.norm)]
+    affinities = views.affinities(report)
+    strongest = next((one.lowest_attack for one in report.standings if one.lowest_attack), "")
+    data = page_data(report, affinities)
     return _template().render(
-        title=title or title_of(report),
-        name=name,
+        report=report,
+        views=views,
         about=[part.split("`") for part in about.split("\n\n") if part.strip()],
-        explanation=explanation(report),
-        ranking=ranking(report),
-        rows=board.rows(),
-        names=board.names,
-        attacks=board.attacks,
-        radii=list(map(format_eps, board.radii)),
-        strongest=_strongest(report),
-        headline=format_eps(board.radii[-1]) if board.radii else "",
+        strongest=strongest,
+        clean=CLEAN,
+        not_run=NOT_RUN,
         meanings=FLAGS,
-        failures=board.failures(),
-        doubts=list(doubts(report.results)),
-        references=alike,
-        left_out=left_out,
-        format_eps=format_eps,
-        squares=details.affinity_squares(affinity, 0, len(board.names)) if crossed else [],
-        crossed=crossed,
-        crossed_radii=affinity["eps"],
-        reasons=affinity["reasons"],
+        references=sorted(alike, key=lambda one: (one.robust is None, -(one.robust or 0.0), one.model)),
+        left_out=len(references) - len(alike),
+        affinities=affinities,
+        reasons=data["affinity"]["reasons"],
         files=beside,
-        data=_json({**board.data(), "affinity": affinity}),
-        **drawn,
-        **_detailed(report),
+        data=_json(data),
+        **_figures(report, strongest),
         **_inlined(),
     )
 
 
-def _detailed(report: Report) -> dict[str, Any]:
-    """The tables below the main one."""
+def page_data(report: Report, affinities: Mapping[str, Mapping[float, views.Pairs]]) -> dict[str, Any]:
+    """What the script needs to show any eps, and what lies behind each number.
+
+    Returns:
+        Among others `cells`, by the positions of defense, attack (-1: clean) and eps: what stands in the cell, why
+        there is no accuracy (a position in `notes`), the accuracy itself, and where its `rows` begin and end.
+    """
+    results, attacks, radii = report.results, report.attacks, report.radii()
+    behind: dict[tuple[str, str, float], list[dict[str, Any]]] = {}
+    for row in as_rows(results[own_rows(results)]):
+        behind.setdefault((row["defense"], row["attack"], row["eps"]), []).append(row)
+    methods = {(row["kind"], row["label"]): row for row in as_rows(report.methods)}
+    places = [(-1, -1, CLEAN), *((a, e, (name, eps)) for a, name in enumerate(attacks) for e, eps in enumerate(radii))]
+    rows: list[list[Any]] = []
+    cells: dict[str, list[Any]] = {}
+    notes: dict[str, int] = {}
+    for place, one in enumerate(report.standings):
+        for attack, eps, where in places:
+            start = len(rows)
+            for row in behind.get((one.defense, *where), ()):
+                note = notes.setdefault(row["flags"], len(notes))
+                counts = [None if pd.isna(row[name]) else int(row[name]) for name in NUMBERS[:2]]
+                numbers = [_rounded(row[name], 4) for name in NUMBERS[2:]]
+                rows.append([row["seed"], row["source"], *counts, *numbers, note, row["key"]])
+            shown = one.accuracy(*where)
+            note = notes.setdefault(shown.note, len(notes))
+            cells[f"{place},{attack},{eps}"] = [parts(shown), note, _rounded(shown.value, 6), start, len(rows)]
+    swept = any(_params(row).get("sweep") for row in methods.values())  # a cell comes of all smaller radii, too
+    first = results.iloc[0]
     return {
-        "retention": details.retention_table(report),
-        "calibration": details.calibration_table(report),
-        "detection": details.detection_table(report),
+        "dataset": first.dataset,
+        "norm": first.norm,
+        "command": "advbench run --spec spec.toml",
+        "eps": [
+            [format_eps(eps), ",".join(map(repr, radii[: place + 1] if swept else [eps]))]
+            for place, eps in enumerate(radii)
+        ],
+        "attacks": [_method(methods["attack", name]) for name in attacks],
+        "defenses": [
+            _method(methods["defense", one.defense])
+            | {
+                "versions": methods["defense", one.defense]["versions"],
+                "net": one.architecture,
+                "weights": parts(one.parameters)[0],
+                "models": [
+                    [row["seed"], row["posterior"], _rounded(row["seconds"], 4), row["key"]]
+                    for row in as_rows(report.models[report.models.defense == one.defense])
+                ],
+            }
+            for one in report.standings
+        ],
+        "cells": cells,
+        "rows": rows,
+        "notes": list(notes),
+        "affinity": _affinity_data(report, affinities),
+    }
+
+
+def _method(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A defense or attack, with the option that chooses it."""
+    return {
+        "name": row["label"],
+        "params": [[name, json.dumps(value)] for name, value in _params(row).items()],
+        "option": f"--{row['kind']} {shlex.quote(row['label'])}",
+    }
+
+
+def _params(row: Mapping[str, Any]) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(row["params"])
+    return values
+
+
+def _rounded(value: float, digits: int) -> float | None:
+    return None if math.isnan(value) else round(float(value), digits)
+
+
+def _affinity_data(report: Report, affinities: Mapping[str, Mapping[float, views.Pairs]]) -> dict[str, Any]:
+    """The affinities as the script reads them: numbers, or in a list of its own the position of a reason.
+
+    Returns:
+        `reasons`; `eps`, positions in the run's; `attacks`, each with `name`; `values`, for each eps a list of sources
+        times targets, None where the run has none; `lows` and `highs`, the ends of the intervals at the largest eps.
+    """
+    names = [one.defense for one in report.standings]
+    reasons: dict[str, int] = {}
+
+    def known(value: float, note: str) -> float | list[int] | None:
+        if not math.isnan(value):
+            return round(value, 2)
+        return None if note == NOT_RUN.note else [reasons.setdefault(note, len(reasons))]
+
+    attacks = []
+    for attack, by_eps in affinities.items():
+        flat = [[each for row in views.squares(pairs, names) for each in row] for pairs in by_eps.values()]
+        attacks.append(
+            {
+                "name": attack,
+                "values": [[known(each.value, each.note) for each in some] for some in flat],
+                "lows": [known(each.low, each.note) for each in flat[-1]],
+                "highs": [known(each.high, each.note) for each in flat[-1]],
+            }
+        )
+    radii = [report.radii().index(eps) for eps in next(iter(affinities.values()), {})]
+    return {"eps": radii, "attacks": attacks, "reasons": list(reasons)}
+
+
+def _colour(affinity: Measured) -> str:
+    """The class of a square of the table of affinities."""
+    if affinity.missing:
+        return "none"
+    return f"a{min(COLOURS, max(0, math.floor(round(affinity.value, 2) * COLOURS + 0.5)))}"
+
+
+def _figures(report: Report, strongest: str) -> dict[str, list[tuple[str, str]]]:
+    """The page's figures, by what they show, each with the name of its attack."""
+    few = report.attacks if len(report.attacks) <= FEW else [strongest or report.attacks[-1]]
+    images = [*few, *charts.ood_images(report)] if len(report.histograms) else []
+    return {
+        "security": [(name, draw_chart(charts.security_curves(report, name))) for name in report.attacks],
+        "retention_figures": [
+            (name, draw_chart(charts.retention_curves(report, name))) for name in few if len(report.retention)
+        ],
+        "histograms": [(name, draw_histograms(charts.uncertainty_histograms(report, name))) for name in images],
     }
 
 
@@ -105,39 +206,14 @@ def _inlined() -> dict[str, str]:
     return {"theme": theme, "script": script, "css": style, "policy": policy}
 
 
-def _figures(board: Board) -> dict[str, Drawings]:
-    """The page's figures, by what they show, each with the name of its attack."""
-    report = board.report
-    attacks = board.attacks
-    if len(attacks) > FEW:
-        strongest = _strongest(report)
-        attacks = [strongest if strongest in attacks else attacks[-1]]
-    drawn: dict[str, Drawings] = {
-        "security": _drawn(report, board.attacks, drawing.security_curves),
-        "retention_figures": [],
-        "histograms": [],
-    }
-    if not report.retention.empty:
-        drawn["retention_figures"] = _drawn(report, attacks, drawing.retention_curves)
-    if not report.histograms.empty:
-        drawn["histograms"] = _drawn(report, [*attacks, *drawing.ood_images(report)], drawing.uncertainty_histograms)
-    return drawn
-
-
-def _strongest(report: Report) -> str:
-    """The attack that ranks the most robust defense; empty without one."""
-    return next((str(name) for name in report.leaderboard.worst_attack if name), "")
-
-
-def _drawn(report: Report, attacks: Sequence[str], draw: Callable[[Report, str], str]) -> Drawings:
-    return [(attack, draw(report, attack)) for attack in attacks]
-
-
 @cache
 def _template() -> jinja2.Template:
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    ).from_string(_asset("page.html.j2"))
+    )
+    named = {"parts": parts, "eps": format_eps, "colour": _colour, "rounded": _rounded, "measured": Measured}
+    environment.filters |= named
+    return environment.from_string(_asset("page.html.j2"))
 
 
 @cache

@@ -1,4 +1,4 @@
-"""The tables of a run, as data frames made from records, or read back from its files."""
+"""The tables of a run, as data frames made from records."""
 
 from __future__ import annotations
 
@@ -6,65 +6,85 @@ import io
 import json
 import math
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from advbench.evaluation.summary import ENTROPIES
 from advbench.grid.memory import gc_paused
 from advbench.grid.plan import Cell, Plan
 from advbench.grid.spec import Choice, swept
-from advbench.report import uncertainty
+from advbench.report.evaluations import NUMBERS, Evaluation, RecordSource, is_own, read_evaluations
 from advbench.report.flags import suspicious
-from advbench.report.judgements import NUMBERS, Judgement, RecordSource, found_out, is_own, judgements
-from advbench.report.ranks import leaderboard_table, with_own_source
+from advbench.report.leaderboard import Standing, leaderboard_table, standings, with_own_source
 from advbench.report.transfers import affinity_table
 
-RESULT_COLUMNS = (
-    "dataset architecture defense attack source norm eps seed n_examples draws "
-    "accuracy accuracy_low accuracy_high draw_accuracy_mean draw_accuracy_low draw_accuracy_high "
-    "draw_accuracy_min draw_accuracy_max forward_passes backward_passes seconds flags key"
-).split()
+IDENTITY = "dataset architecture defense attack source norm eps seed".split()
+RESULT_COLUMNS = [*IDENTITY, *NUMBERS, "flags", "key"]
 MODEL_COLUMNS = "defense seed architecture parameters posterior seconds key".split()
 METHOD_COLUMNS = "kind label name distribution version params versions".split()
-COUNTS = ("n_examples", "draws", "parameters")  # missing where there is no result
+CALIBRATION = ("ece", "nll", "brier")
+MEASURES = (*ENTROPIES, "variation_ratio", "model_variance")
+SCORES = ("auroc", "aupr_positive", "aupr_negative")
+RETENTION_COLUMNS = [*IDENTITY, "kept", "n_kept", "accuracy", "area", "measure"]
+DETECTION = [f"{score}_{measure}" for measure in MEASURES for score in SCORES]
+UNCERTAINTY_COLUMNS = [*IDENTITY, "images", *CALIBRATION, *MEASURES, *DETECTION]
+HISTOGRAM_COLUMNS = [*IDENTITY, "images", "measure", "top", "counts"]
+Details = tuple[dict[str, Any], str, int, Mapping[str, Any]]  # identity, kind of images, classes, the record's values
 MEASURED = ("results", "methods", "models", "affinity", "retention", "uncertainty", "histograms")
 
 
 @dataclass(frozen=True)
 class Report:
-    """The tables of a run; all but the leaderboard, which follows from them, are measured.
+    """The tables of a run; all but the leaderboard, which follows from them, are measured."""
 
-    Attributes:
-        results: a row for each (source, target, attack, eps, seed), columns as `RESULT_COLUMNS`.
-        methods: a row for each defense and attack: what it is and with which hyperparameters, and what computed it.
-        models: a row for each (defense, seed): its net's weights, how long it trained, the key of its training.
-        affinity: a row for each (attack, eps, seed, source, target).
-        retention: a row for each (defense, attack, eps, seed, measure, fraction kept); clean and white-box.
-        uncertainty: a row for each (defense, attack, eps, seed): calibration, uncertainty, detection; and for each
-            (defense, seed) and set of out-of-distribution images.
-        histograms: likewise, for each measure of uncertainty in nats.
-    """
+    results: pd.DataFrame  # a row for each (source, target, attack, eps, seed)
+    methods: pd.DataFrame  # for each defense and attack: what it is, its hyperparameters, and what computed it
+    models: pd.DataFrame  # for each (defense, seed): its net's weights, how long it trained, the key of its training
+    affinity: pd.DataFrame  # for each (attack, eps, seed, source, target)
+    retention: pd.DataFrame  # for each (defense, attack, eps, seed, measure, fraction kept); no transfers
+    uncertainty: pd.DataFrame  # for each (defense, attack, eps, seed), and (defense, seed, out-of-distribution images)
+    histograms: pd.DataFrame  # likewise, for each measure of uncertainty in nats
 
-    results: pd.DataFrame
-    methods: pd.DataFrame
-    models: pd.DataFrame
-    affinity: pd.DataFrame
-    retention: pd.DataFrame
-    uncertainty: pd.DataFrame
-    histograms: pd.DataFrame
+    @cached_property
+    def standings(self) -> list[Standing]:
+        """The defenses, the most robust first, as values."""
+        return standings(self.results, self.retention, self.models)
 
     @cached_property
     def leaderboard(self) -> pd.DataFrame:
         """A row for each defense, the most robust first."""
-        return leaderboard_table(self.results, self.retention, self.models)
+        return leaderboard_table(self.standings)
+
+    @cached_property
+    def places(self) -> list[tuple[str, float]]:
+        """Each attack with each of its radii."""
+        pairs = self.results[["attack", "eps"]].drop_duplicates().itertuples(index=False, name=None)
+        return [(str(attack), float(eps)) for attack, eps in pairs if attack != "none"]
+
+    @property
+    def attacks(self) -> list[str]:
+        """The attacks' labels."""
+        return list(dict.fromkeys(attack for attack, _ in self.places))
+
+    def radii(self, attack: str = "") -> list[float]:
+        """The radii of an attack, or of all of them, ascending."""
+        return sorted({eps for name, eps in self.places if attack in ("", name)})
+
+    @property
+    def seeds(self) -> int:
+        """How many seeds were run."""
+        return int(self.results.seed.nunique())
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """The tables that were measured, by the name of their file."""
-        return {f"{name}.csv": getattr(self, name) for name in MEASURED}
+        counts = [" ".join(map(str, each)) for each in self.histograms.counts]
+        measured = replace(self, histograms=self.histograms.assign(counts=counts))
+        return {f"{name}.csv": getattr(measured, name) for name in MEASURED}
 
     @property
     def incomplete(self) -> bool:
@@ -91,19 +111,16 @@ def collect(plan: Plan, store: RecordSource, failed: Mapping[str, str] | None = 
         store: its records.
         failed: why each failed task failed, by key; shown in the cells that it was to fill.
     """
-    judged = list(judgements(plan, store))
-    results = _results(plan, judged, failed or {})
-    apart = with_own_source(results)
-    mutual = ~results.attack.isin(apart)
-    details = [*_details(plan, judged), *_ood(plan, store)]
+    evaluations = list(read_evaluations(plan, store))
+    results = _results(plan, evaluations, failed or {})
+    mutual = ~results.attack.isin(with_own_source(results))
+    kept = [each for each, wanted in zip(evaluations, mutual, strict=True) if wanted]
     return Report(
         results=results,
-        methods=_methods(plan, judged),
+        methods=_methods(plan, evaluations),
         models=_models(plan, store),
-        affinity=affinity_table(results[mutual], [j for j, kept in zip(judged, mutual, strict=True) if kept]),
-        retention=uncertainty.retention_table(details),
-        uncertainty=uncertainty.uncertainty_table(details),
-        histograms=uncertainty.histogram_table(details),
+        affinity=affinity_table(results[mutual], kept),
+        **_uncertainty_tables(_details(plan, store, evaluations)),
     )
 
 
@@ -126,99 +143,100 @@ def _identity(plan: Plan, cell: Cell) -> dict[str, Any]:
     }
 
 
-def _attack_params(plan: Plan, cell: Cell) -> Mapping[str, Any]:
-    """The attack's hyperparameters, and what of the run's settings makes it another attack."""
-    if cell.attack is None:
-        return {}
-    settings: dict[str, Any] = {} if plan.spec.budget is None else {"budget": plan.spec.budget}
-    if swept(plan.spec, cell.attack):
-        settings["sweep"] = True
-    return {**cell.attack.params, **settings}
-
-
-def _results(plan: Plan, judged: Sequence[Judgement | None], reasons: Mapping[str, str]) -> pd.DataFrame:
+def _results(plan: Plan, evaluations: Sequence[Evaluation | None], reasons: Mapping[str, str]) -> pd.DataFrame:
     """`results.csv`, column by column."""
-    doubts = suspicious(plan.cells, judged, plan.spec.norm)
-    columns: dict[str, Any] = {name: [] for name in uncertainty.IDENTITY}
-    for cell in plan.cells:
+    between = suspicious(plan.cells, evaluations, plan.spec.norm)
+    columns: dict[str, Any] = {name: [] for name in (*IDENTITY, "key", "flags")}
+    for index, (cell, found) in enumerate(zip(plan.cells, evaluations, strict=True)):
         for name, value in _identity(plan, cell).items():
             columns[name].append(value)
-    columns["key"] = [cell.key for cell in plan.cells]
-    columns["flags"] = [
-        ";".join([*judgement.flags, *doubts.get(index, ())]) if judgement else _absence(reasons.get(cell.key))
-        for index, (cell, judgement) in enumerate(zip(plan.cells, judged, strict=True))
-    ]
-    absent = array("d", [math.nan] * len(NUMBERS))
-    numbers = np.frombuffer(b"".join(each.numbers if each else absent for each in judged))
+        reason = reasons.get(cell.key)
+        absent = f"failed: {reason}" if reason else "missing"
+        columns["key"].append(cell.key)
+        columns["flags"].append(";".join([*found.flags, *between.get(index, ())]) if found else absent)
+    nothing = array("d", [math.nan] * len(NUMBERS))
+    numbers = np.frombuffer(b"".join(each.numbers if each else nothing for each in evaluations))
     columns |= dict(zip(NUMBERS, numbers.reshape(-1, len(NUMBERS)).T, strict=True))
-    for name in COUNTS[:2]:
-        columns[name] = pd.array(columns[name], dtype="Int64")
-    return pd.DataFrame(columns, columns=RESULT_COLUMNS)
+    return pd.DataFrame(columns, columns=RESULT_COLUMNS).astype({"n_examples": "Int64", "draws": "Int64"})
 
 
-def _methods(plan: Plan, judged: Sequence[Judgement | None]) -> pd.DataFrame:
+def _methods(plan: Plan, evaluations: Sequence[Evaluation | None]) -> pd.DataFrame:
     """`methods.csv`: what is the same in all rows of a defense or attack."""
-    found: dict[tuple[str, str], tuple[Choice, Mapping[str, Any]]] = {}
-    made_by: dict[tuple[str, str], set[str]] = {}
-    for cell, judgement in zip(plan.cells, judged, strict=True):
-        chosen: list[tuple[str, Choice, Mapping[str, Any]]] = [("defense", cell.defense, cell.defense.params)]
-        chosen += [("attack", cell.attack, _attack_params(plan, cell))] if cell.attack else []
-        for kind, choice, params in chosen:
-            found.setdefault((kind, choice.label), (choice, params))
-            made_by.setdefault((kind, choice.label), set()).update([judgement.versions] if judgement else [])
+    made_by: dict[str, dict[str, tuple[Choice, set[str]]]] = {"defense": {}, "attack": {}}
+    for cell, evaluation in zip(plan.cells, evaluations, strict=True):
+        for kind, choice in (("defense", cell.defense), ("attack", cell.attack)):
+            if choice is not None:
+                _, texts = made_by[kind].setdefault(choice.label, (choice, set()))
+                texts.update([evaluation.versions] if evaluation else [])
     rows = []
-    for kind, label in sorted(found, key=lambda which: which[0] != "defense"):
-        choice, params = found[kind, label]
-        component = choice.component
-        said = [json.loads(text) for text in sorted(made_by[kind, label])]
-        names = sorted({name for each in said for name in each})
-        versions = {name: " and ".join(sorted({str(each[name]) for each in said if name in each})) for name in names}
+    for kind, label in ((kind, label) for kind, methods in made_by.items() for label in methods):
+        choice, texts = made_by[kind][label]
+        makers = [json.loads(text) for text in sorted(texts)]
+        names = sorted({name for each in makers for name in each})
+        versions = {name: " and ".join(sorted({str(each[name]) for each in makers if name in each})) for name in names}
         versions |= {**choice.built_on, **choice.parts}
-        where = (component.name, component.distribution, component.version)
-        rows.append((kind, label, *where, _one_line(params), _one_line(versions) if said else ""))
+        params = {**choice.params, **(_run_settings(plan, choice) if kind == "attack" else {})}
+        where = (choice.component.name, choice.component.distribution, choice.component.version)
+        rows.append((kind, label, *where, _one_line(params), _one_line(versions) if makers else ""))
     return pd.DataFrame(rows, columns=METHOD_COLUMNS)
 
 
-def _absence(reason: str | None) -> str:
-    return f"failed: {reason}" if reason else "missing"
+def _run_settings(plan: Plan, attack: Choice) -> dict[str, Any]:
+    """What of the run's settings makes it another attack."""
+    budget = {} if plan.spec.budget is None else {"budget": plan.spec.budget}
+    return budget | ({"sweep": True} if swept(plan.spec, attack) else {})
 
 
 def _one_line(values: Mapping[str, Any]) -> str:
     return json.dumps(dict(values), sort_keys=True)
 
 
-def _details(plan: Plan, judged: Sequence[Judgement | None]) -> Iterator[tuple[dict[str, Any], Mapping[str, Any]]]:
-    """What the records of a defense's own cells say in detail."""
-    for cell, judgement in zip(plan.cells, judged, strict=True):
-        if judgement is not None and judgement.details is not None and is_own(cell):
-            images = "clean" if cell.attack is None else "attacked"
-            yield {**_identity(plan, cell), "images": images, "classes": judgement.classes}, judgement.details
+def _details(plan: Plan, store: RecordSource, evaluations: Sequence[Evaluation | None]) -> Iterator[Details]:
+    """What records say of uncertainty: on clean, attacked and out-of-distribution images."""
+    for cell, found in zip(plan.cells, evaluations, strict=True):
+        if found is not None and found.details is not None and is_own(cell):
+            yield _identity(plan, cell), "attacked" if cell.attack else "clean", found.classes, found.details
+    for ood in plan.ood:
+        record = store.read_record(ood.key)
+        result = record["result"] if record else {}
+        identity = _identity(plan, Cell(ood.defense, ood.defense, None, 0.0, ood.seed, ood.key))
+        yield {**identity, "attack": f"ood:{ood.name}"}, "ood", result.get("classes", 0), result
 
 
-def _ood(plan: Plan, store: RecordSource) -> Iterator[tuple[dict[str, Any], Mapping[str, Any]]]:
-    """What the records say of images of other data sets."""
-    for cell, classes, details in found_out(plan, store):
-        identity = _identity(plan, Cell(cell.defense, cell.defense, None, 0.0, cell.seed, cell.key))
-        yield {**identity, "attack": f"ood:{cell.name}", "images": "ood", "classes": classes}, details
+def _uncertainty_tables(found: Iterable[Details]) -> dict[str, pd.DataFrame]:
+    """`retention.csv`, `uncertainty.csv` and `histograms.csv`; bins of histograms are of equal width, 0 to `top`."""
+    retention: list[tuple[Any, ...]] = []
+    uncertainty: list[dict[str, Any]] = []
+    histograms: list[tuple[Any, ...]] = []
+    for identity, images, classes, values in found:
+        head = [identity[name] for name in IDENTITY]
+        for measure in ENTROPIES:
+            if curve := values.get("retention", {}).get(measure):
+                points = zip(curve["fractions"], curve["counts"], curve["accuracies"], strict=True)
+                retention += [(*head, *point, curve["area"], measure) for point in points]
+            if counts := values.get("histograms", {}).get(measure):
+                histograms.append((*head, images, measure, math.log(classes), tuple(counts)))
+        scores = {
+            f"{score}_{measure}": value
+            for measure, scores in values.get("detection", {}).items()
+            for score, value in scores.items()
+        }
+        means = {**values.get("calibration", {}), **values.get("uncertainty", {})}
+        uncertainty.append({**identity, "images": images, **means, **scores})
+    return {
+        "retention": pd.DataFrame(retention, columns=RETENTION_COLUMNS),
+        "uncertainty": pd.DataFrame(uncertainty, columns=UNCERTAINTY_COLUMNS),
+        "histograms": pd.DataFrame(histograms, columns=HISTOGRAM_COLUMNS),
+    }
 
 
 def _models(plan: Plan, store: RecordSource) -> pd.DataFrame:
+    choices = {cell.defense.label: cell.defense for cell in plan.cells}
     rows = []
     for (label, seed), key in plan.trained.items():
         record = store.read_record(key)
-        choice = next(cell.defense for cell in plan.cells if cell.defense.label == label)
-        architecture = choice.architecture
-        classifier = record["result"]["classifier"] if record else {}
-        rows.append(
-            {
-                "defense": label,
-                "seed": seed,
-                "architecture": architecture,
-                "parameters": plan.parameters.get(architecture),
-                "posterior": classifier.get("posterior", ""),
-                "seconds": record["seconds"] if record else math.nan,
-                "key": key,
-            }
-        )
-    frame = pd.DataFrame(rows, columns=MODEL_COLUMNS)
-    return frame.astype({"parameters": "Int64"})
+        architecture = choices[label].architecture
+        posterior = record["result"]["classifier"].get("posterior", "") if record else ""
+        seconds = record["seconds"] if record else math.nan
+        rows.append((label, seed, architecture, plan.parameters.get(architecture), posterior, seconds, key))
+    return pd.DataFrame(rows, columns=MODEL_COLUMNS).astype({"parameters": "Int64"})

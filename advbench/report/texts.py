@@ -1,12 +1,12 @@
-"""Numbers and names as people read them."""
+"""Numbers and names as people read them: the only place where a number of a report becomes text."""
 
 from __future__ import annotations
 
 import math
-import re
-from typing import Any
 
-import pandas as pd
+from advbench.report.leaderboard import Measured
+
+Value = str | int | Measured | None
 
 
 def format_eps(eps: float) -> str:
@@ -17,40 +17,29 @@ def format_eps(eps: float) -> str:
     return f"{eps:.4g}"
 
 
-def accuracy_text(record: dict[str, Any], name: str, absent: str = "failed") -> str:
-    """An accuracy with its interval, and its deviation over seeds; another word where there is none."""
-    value = record.get(name, math.nan)
-    if math.isnan(value):
-        return absent
-    text = f"{value:.3f} [{record[name + '_low']:.3f}, {record[name + '_high']:.3f}]"
-    deviation = record.get(name + "_sd", math.nan)
-    return text if math.isnan(deviation) else f"{text} sd {deviation:.3f}"
+def images_text(attack: str, eps: float) -> str:
+    """Which images a row is about."""
+    return "clean" if attack == "none" else attack if eps == 0 else f"{attack} {format_eps(eps)}"
 
 
-def number_text(value: float) -> str:
-    """A number with three decimals, or n/a."""
-    return "n/a" if math.isnan(value) else f"{value:.3f}"
+def parts(value: Value, digits: int = 3) -> list[str]:
+    """What stands in a cell of a table: a number, and if there are any its interval and its deviation over seeds.
 
-
-def count_text(value: Any) -> str:
-    """A whole number, or n/a."""
-    return "n/a" if pd.isna(value) else f"{value:,.0f}"
+    A word in place of what is missing: failed, missing, not run; else n/a.
+    """
+    if not isinstance(value, Measured):
+        return ["n/a" if value is None else f"{value:,}" if isinstance(value, int) else value]
+    if value.missing:
+        word = value.note.partition(":")[0]
+        return [word if word in ("failed", "missing", "not run") else "n/a"]
+    found = [f"{value.value:.{digits}f}"]
+    if not math.isnan(value.low):
+        found.append(f"[{value.low:.{digits}f}, {value.high:.{digits}f}]")
+    if not math.isnan(value.deviation):
+        found.append(f"sd {value.deviation:.{digits}f}")
+    return found
 
 
 def short_name(name: str) -> str:
     """A name that leaves room for a figure."""
     return name if len(name) <= 24 else f"{name[:14]}…{name[-9:]}"
-
-
-def escape(text: str) -> str:
-    """Text that Markdown and HTML show as it is, in one line."""
-    text = " ".join(text.split()).replace("&", "&amp;")
-    for character in "\\`*_[]<>|":
-        text = text.replace(character, "&lt;" if character == "<" else f"\\{character}")
-    return text
-
-
-def escape_cell(text: str) -> str:
-    """Likewise in a cell of a table, where brackets around numbers and underscores within words need no escape."""
-    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace("](", "]\\(")
-    return re.sub(r"[`*|\\](?!\()|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", text)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from binascii import a2b_base64
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from advbench.evaluation import HARMLESS, MISSING, affinities, affinity_intervals, resampled_accuracies
-from advbench.report.judgements import Judgement, correct
+from advbench.evaluation import HARMLESS, MISSING, Bools, affinities, affinity_intervals, resampled_accuracies
+from advbench.report.evaluations import Evaluation
 
 COLUMNS = (
     "dataset architecture attack norm eps seed source target affinity affinity_low affinity_high clean_accuracy "
@@ -23,17 +24,18 @@ ABSENT = -1  # in place of the position of a row that is not there
 Positions = NDArray[np.int64]
 
 
-def affinity_table(results: pd.DataFrame, judged: Sequence[Judgement | None] = ()) -> pd.DataFrame:
+def affinity_table(results: pd.DataFrame, evaluations: Sequence[Evaluation | None]) -> pd.DataFrame:
     """A row for each (attack, eps, seed, source, target); undefined values keep the reason.
 
     Args:
         results: rows of `results.csv`, without those of attacks that have a source of their own.
-        judged: what lies behind each row; without it there are no intervals.
+        evaluations: what lies behind each row.
     """
     triples = _triples(results)
     accuracy = np.append(results.accuracy.to_numpy(np.float64, na_value=math.nan), math.nan)[triples]
-    known = _known(triples, judged)
-    ends = _intervals(triples, known, judged)
+    by_image = np.array([each is not None and each.right is not None for each in evaluations] + [False])
+    known = np.asarray(by_image[triples].all(axis=1))
+    ends = _intervals(triples, known, evaluations)
     values, reasons = affinities(accuracy)
     for index in np.flatnonzero(known & ~np.isnan(values) & np.isnan(ends[:, 0])):
         reasons[index] = UNBOUNDED
@@ -51,61 +53,43 @@ def affinity_table(results: pd.DataFrame, judged: Sequence[Judgement | None] = (
     return table[COLUMNS].reset_index(drop=True)
 
 
-def affinity_matrix(cells: pd.DataFrame, names: Sequence[str], column: str = "affinity") -> NDArray[np.float64]:
-    """A column of the affinities of one attack and eps, mean over seeds, NaN where one seed's is, `(source, target)`.
-
-    Args:
-        cells: rows of the table of affinities.
-        names: of the sources and targets, in the order wanted.
-        column: which.
-    """
-    place = {name: index for index, name in enumerate(names)}
-    rows, columns = (cells[which].map(place).to_numpy(np.float64, na_value=math.nan) for which in ("source", "target"))
-    kept = ~(np.isnan(rows) | np.isnan(columns))
-    at = rows[kept].astype(int), columns[kept].astype(int)
-    sums, counts = np.zeros((2, len(names), len(names)))
-    np.add.at(sums, at, cells[column].to_numpy(np.float64, na_value=math.nan)[kept])
-    np.add.at(counts, at, 1.0)
-    return np.divide(sums, counts, out=np.full_like(sums, math.nan), where=counts > 0)
-
-
-def _known(triples: Positions, judged: Sequence[Judgement | None]) -> NDArray[np.bool_]:
-    """Of which pairs all three cells are known image by image."""
-    known = np.array([each is not None and each.right is not None for each in judged] + [False])
-    if not len(judged):
-        return np.zeros(len(triples), np.bool_)
-    return np.asarray(known[triples].all(axis=1))
-
-
 def _triples(results: pd.DataFrame) -> Positions:
     """For each attacked row the positions of three: the target clean, itself, and the target's own, `(pairs, 3)`."""
-    columns = (results[name].tolist() for name in ("attack", "eps", "seed", "source", "defense"))
-    rows = list(zip(*columns, strict=True))
-    place = {row: index for index, row in enumerate(rows)}
+    keys = ["attack", "eps", "seed", "source", "defense"]
+    place = {row: index for index, row in enumerate(results[keys].itertuples(index=False, name=None))}
     found = [
         (
             place.get(("none", 0.0, seed, target, target), ABSENT),
             index,
             place.get((attack, eps, seed, target, target), ABSENT),
         )
-        for index, (attack, eps, seed, _, target) in enumerate(rows)
+        for (attack, eps, seed, _, target), index in place.items()
         if attack != "none"
     ]
     return np.array(found, np.int64).reshape(-1, 3)
 
 
-def _intervals(triples: Positions, known: NDArray[np.bool_], judged: Sequence[Judgement | None]) -> NDArray[np.float64]:
+def _intervals(
+    triples: Positions, known: NDArray[np.bool_], evaluations: Sequence[Evaluation | None]
+) -> NDArray[np.float64]:
     """95 % intervals of the affinities that are known image by image."""
     ends = np.full((len(triples), 2), math.nan)
     pairs = np.flatnonzero(known)
     step = 2**11  # pairs at a time, to bound memory
     for some in (pairs[start : start + step] for start in range(0, len(pairs), step)):
         used, inverse = np.unique(triples[some], return_inverse=True)
-        cells = [each for index in used if (each := judged[index]) is not None]
+        cells = [each for index in used if (each := evaluations[index]) is not None]
         spreads = np.array([each.draw_variance for each in cells])
-        accuracies = resampled_accuracies(correct(cells), spreads)
+        accuracies = resampled_accuracies(_correct(cells), spreads)
         clean, transfer, white = (accuracies[column] for column in inverse.reshape(-1, 3).T)
         ends[some] = affinity_intervals(clean, transfer, white)
     itself = triples[:, 1] == triples[:, 2]
     ends[itself & ~np.isnan(ends[:, 0])] = 1.0
     return ends
+
+
+def _correct(cells: Sequence[Evaluation]) -> Bools:
+    """Whether each cell's ensemble is right on each image, `(cells, N)`; all of them need `right`."""
+    bits = np.frombuffer(b"".join(a2b_base64(each.right or b"") for each in cells), np.uint8)
+    result: Bools = np.unpackbits(bits.reshape(len(cells), -1), 1, int(cells[0].numbers[0])).view(np.bool_)
+    return result

@@ -277,7 +277,7 @@ def test_records_of_other_inputs_are_found(board: Path) -> None:
 
 def test_keys_of_another_spec_are_found(board: Path) -> None:
     text = (board / "spec.toml").read_text()
-    (board / "spec.toml").write_text(text.replace('"stages" = [4]', '"stages" = [5]'))
+    (board / "spec.toml").write_text(text.replace("stages = [\n    4,", "stages = [\n    5,"))
     (found,) = findings(board)
     assert "a record of another spec, data set or version of a plugin" in found
 
@@ -319,7 +319,7 @@ def test_a_pipe_hangs_nothing(board: Path) -> None:
 def test_a_board_of_too_many_cells_is_refused_before_they_are_laid_out(board: Path) -> None:
     text = (board / "spec.toml").read_text()
     seeds = ", ".join(map(str, range(200_000)))
-    (board / "spec.toml").write_text(text.replace("seeds = [0]", f"seeds = [{seeds}]"))
+    (board / "spec.toml").write_text(text.replace("seeds = [\n    0,", f"seeds = [{seeds},"))
     with pytest.raises(InputError, match="expected at most 1,000,000 cells"):
         check(board)
 

@@ -12,7 +12,7 @@ from conftest import Cli
 import advbench
 from advbench.grid.convergence import VALUES, along
 from advbench.grid.spec import make_spec
-from advbench.report.curves import Curve, settled
+from advbench.report.curves import Curve, converged
 
 SMALL = "--defense erm --attack pgd --eps 0.05,0.12 --limit 200 --set erm.stages=[8]"
 
@@ -35,17 +35,17 @@ def rows(accuracies: list[float], width: float = 0.05) -> pd.DataFrame:
         ([0.9, 0.3, 0.5, 0.31], 2),
     ],
 )
-def test_settled_is_the_first_value_that_no_later_one_falls_below(accuracies: list[float], value: int | None) -> None:
-    assert settled(rows(accuracies), "steps") == value
+def test_converged_is_the_first_value_that_no_later_one_falls_below(accuracies: list[float], value: int | None) -> None:
+    assert converged(rows(accuracies), "steps") == value
 
 
 def test_more_draws_may_not_raise_the_accuracy_either() -> None:
-    assert settled(rows([0.5, 0.56, 0.57]), "steps") == 1
-    assert settled(rows([0.5, 0.56, 0.57]), "draws") == 2
-    assert settled(rows([0.5, 0.56, 0.62]), "draws") is None
+    assert converged(rows([0.5, 0.56, 0.57]), "steps") == 1
+    assert converged(rows([0.5, 0.56, 0.57]), "draws") == 2
+    assert converged(rows([0.5, 0.56, 0.62]), "draws") is None
 
 
-def test_verdicts_are_lines() -> None:
+def test_a_curve_says_where_it_converges() -> None:
     (line,) = Curve("steps", rows([0.9, 0.5, 0.49])).lines()
     assert line == "d under a 0.1, seed 0: falls no more from steps 2 on, 0.500 [0.450, 0.550]; 0.490 at steps 3"
     (line,) = Curve("steps", rows([0.9, 0.5, 0.1])).lines()
@@ -78,7 +78,7 @@ def test_bad_axes_are_refused(axis: str, values: list[int], message: str) -> Non
     assert message in str(error.value)
 
 
-def test_steps_that_are_long_enough_settle(cli: Cli, tmp_path: Path) -> None:
+def test_steps_that_are_long_enough_converge(cli: Cli, tmp_path: Path) -> None:
     done = cli("curve", *SMALL.split(), "--over", "steps", "--values", "1,10,20,40")
     assert done.returncode == 0, done.stderr
     assert "erm under pgd 0.12, seed 0: falls no more from steps" in done.stdout
@@ -102,7 +102,7 @@ def test_steps_that_are_too_short_are_flagged_as_unconverged(cli: Cli, tmp_path:
     assert table["flags"][:-1].isna().all()
 
 
-def test_draws_judge_the_same_examples(cli: Cli, tmp_path: Path) -> None:
+def test_more_draws_evaluate_the_same_examples(cli: Cli, tmp_path: Path) -> None:
     options = "--defense bnn --attack fgsm --eps 0.1 --limit 100 --set bnn.stages=[4]"
     done = cli("curve", *options.split(), "--over", "draws", "--values", "2,5,20")
     assert done.returncode == 0, done.stderr

@@ -34,11 +34,11 @@ COUNTS = st.integers(0, 10**9)
 SIZES = st.integers(1, 160)
 DATA = st.builds(DataIdentity, NAMES, DIGESTS, COUNTS, COUNTS)
 SHAPES = st.builds(Shape, SIZES, SIZES, SIZES, SIZES)
-FOREIGN = st.builds(OodSet, NAMES, st.text(max_size=20), DIGESTS, COUNTS, st.floats(0.1, 10))
+OTHERS = st.builds(OodSet, NAMES, st.text(max_size=20), DIGESTS, COUNTS, st.floats(0.1, 10))
 GOOD = Identity(DataIdentity("digits", "0" * 64, 10, 5), (), Shape(1, 8, 8, 10))
 
 
-@given(st.builds(Identity, DATA, st.lists(FOREIGN, max_size=3).map(tuple), st.none() | SHAPES))
+@given(st.builds(Identity, DATA, st.lists(OTHERS, max_size=3).map(tuple), st.none() | SHAPES))
 def test_what_is_written_is_read(identity: Identity) -> None:
     assert parse_identity(identity_text(identity).encode()) == identity
 

@@ -12,9 +12,16 @@ import pandas as pd
 
 from advbench.evaluation.summary import ENTROPIES
 from advbench.report import Report
-from advbench.report.tables import METHOD_COLUMNS, MODEL_COLUMNS, RESULT_COLUMNS
+from advbench.report.tables import (
+    HISTOGRAM_COLUMNS,
+    MEASURES,
+    METHOD_COLUMNS,
+    MODEL_COLUMNS,
+    RESULT_COLUMNS,
+    RETENTION_COLUMNS,
+    UNCERTAINTY_COLUMNS,
+)
 from advbench.report.transfers import affinity_table
-from advbench.report.uncertainty import HISTOGRAM_COLUMNS, MEASURES, RETENTION_COLUMNS, UNCERTAINTY_COLUMNS
 
 IMAGES = 200
 DEFENSE = json.dumps({"lr": 0.001, "init_from": None, "stages": [40, 10]})
@@ -52,7 +59,7 @@ def made_report(
                     if source == target and not failed:
                         details.append(("digits", "small_cnn", target, attack, target, "linf", eps, seed))
     results = pd.DataFrame(rows, columns=RESULT_COLUMNS).astype({"n_examples": "Int64", "draws": "Int64"})
-    affinity = affinity_table(results)
+    affinity = affinity_table(results, [None] * len(results))
     affinity = affinity.assign(affinity_low=affinity.affinity - 0.1, affinity_high=affinity.affinity + 0.1)
     models = [(name, seed, "small_cnn", 38282, "gaussian", 5.0, f"key of {name}") for name in names for seed in seeds]
     methods = [("defense", name, name, "advbench", "1", DEFENSE, '{"torch": "2"}') for name in names]
@@ -84,7 +91,7 @@ def known_accuracy(
 
 
 def details_of(places: list[tuple[Any, ...]]) -> dict[str, pd.DataFrame]:
-    counts = " ".join(map(str, [IMAGES - 19, *[1] * 19]))
+    counts = (IMAGES - 19, *[1] * 19)
     kinds = ["clean" if place[3] == "none" else "attacked" for place in places]
     retention = [
         (*p, k, round(k * IMAGES), 1 - k / 10, 0.95, m) for p in places for m in MEASURES for k in (0.2, 0.6, 1.0)

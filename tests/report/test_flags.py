@@ -19,8 +19,8 @@ from advbench.grid.plan import Cell
 from advbench.grid.spec import Choice
 from advbench.grid.tasks import VANISHED
 from advbench.registry import Entry
+from advbench.report.evaluations import evaluation_of
 from advbench.report.flags import FLAGS, suspicious
-from advbench.report.judgements import judgement_of
 
 COUNT = 200
 
@@ -114,8 +114,8 @@ def cells(
 def flags(model: nn.Module, attacks: dict[str, dict[str, object]], radii: list[float]) -> set[str]:
     """All flags of a run."""
     records, found = cells(model, attacks, radii)
-    judged = [judgement_of(records[cell.key]) for cell in found]
-    raised = {flag for some in suspicious(found, judged, "linf").values() for flag in some}
+    results = [evaluation_of(records[cell.key]) for cell in found]
+    raised = {flag for some in suspicious(found, results, "linf").values() for flag in some}
     vanished = any(record["result"]["share"] > VANISHED for record in records.values())  # type: ignore[index]
     return raised | ({"vanished_gradients"} if vanished else set())
 
@@ -157,7 +157,7 @@ def test_noise_raises_no_flag() -> None:
 
 
 def test_flags_of_a_run_are_in_its_files(cli: Cli, tmp_path: Path) -> None:
-    """A net judged under one step of many times the radius that a step of PGD covers: the board says what to doubt."""
+    """A net evaluated under one step of many times the radius that a step of PGD covers: the board flags it."""
     options = "--defense erm --attack fgsm,pgd --eps 0.15 --limit 200 --set erm.stages=[8] --set pgd.step_size=1e-6"
     done = cli("run", *options.split(), "--set", "pgd.random_start=false")
     assert done.returncode == 0, done.stderr

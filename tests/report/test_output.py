@@ -14,8 +14,7 @@ from advbench.errors import InputError
 from advbench.grid.run import prepare_anew
 from advbench.grid.spec import make_spec, parse_toml
 from advbench.report import Report
-from advbench.report.latex import escape, render_latex
-from advbench.report.markdown import render
+from advbench.report.markdown import escape_latex, render, render_latex
 from advbench.report.output import FORMATS, check_formats, collect_anew, contents
 from advbench.store.records import Store
 
@@ -97,18 +96,18 @@ def test_latex_has_a_row_a_defense_and_balanced_braces(report: Report) -> None:
 
 def test_latex_escapes_every_name(report: Report) -> None:
     text = render_latex(renamed(report, HOSTILE))
-    assert escape(HOSTILE) in text
+    assert escape_latex(HOSTILE) in text
     assert HOSTILE not in text
-    assert escape(HOSTILE) == (
+    assert escape_latex(HOSTILE) == (
         r"a\textless{}b\textgreater{}\&\%\$\#\_\{\}\textasciitilde{}\textasciicircum{}\textbackslash{}\textbar{}"
     )
 
 
 def test_what_is_not_computed_yet_is_missing_and_not_failed() -> None:
     report = made_report()
-    assert "(failed)" in render(report)
+    assert "| failed " in render(report)
     waiting = report.results["flags"].str.replace(r"^failed.*", "missing", regex=True)
     text = render(dataclasses.replace(report, results=report.results.assign(flags=waiting)))
     assert "failed" not in text
-    assert "(missing)" in text
+    assert "| missing " in text
     assert " cells missing" in text

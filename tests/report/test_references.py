@@ -1,4 +1,4 @@
-"""Models that others judged, read from RobustBench's files and written as such."""
+"""Models that others evaluated, read from RobustBench's files and written as such."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def write(folder: Path, place: str = "cifar10/Linf/Author2019Title.json", **chan
 def test_a_model_file_is_read(tmp_path: Path) -> None:
     (found,) = read_references([write(tmp_path)])
     assert (found.model, found.dataset, found.norm, found.eps) == ("Author2019Title", "cifar10", "linf", 8 / 255)
-    assert (found.clean, found.robust, found.judged_by) == (0.8969, 0.5953, "AutoAttack")
-    assert (found.venue, found.passes, found.additional_data) == ("GitHub, Sep 2019", 1, True)
+    assert (found.clean_acc, found.robust, found.evaluated_by) == (0.8969, 0.5953, "AutoAttack")
+    assert (found.venue, found.number_forward_passes, found.additional_data) == ("GitHub, Sep 2019", 1, True)
 
 
 @pytest.mark.parametrize(
-    ("changes", "robust", "judged_by"),
+    ("changes", "robust", "evaluated_by"),
     [
         ({"external": "58.22"}, 0.5822, "external evaluation"),
         ({"autoattack_acc": ...}, 0.625, "its authors"),
@@ -58,10 +58,10 @@ def test_a_model_file_is_read(tmp_path: Path) -> None:
     ],
 )
 def test_the_strongest_evaluation_counts(
-    tmp_path: Path, changes: dict[str, object], robust: float | None, judged_by: str
+    tmp_path: Path, changes: dict[str, object], robust: float | None, evaluated_by: str
 ) -> None:
     (found,) = read_references([write(tmp_path, **changes)])
-    assert (found.robust, found.judged_by) == (robust, judged_by)
+    assert (found.robust, found.evaluated_by) == (robust, evaluated_by)
 
 
 def test_folders_are_read_through_and_say_the_norm(tmp_path: Path) -> None:
@@ -84,13 +84,14 @@ def test_a_link_that_is_none_is_dropped(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"clean_acc": "ninety"}, "percentage under 'clean_acc', got 'ninety'"),
-        ({"autoattack_acc": "101"}, "percentage under 'autoattack_acc'"),
-        ({"clean_acc": True}, "percentage under 'clean_acc'"),
-        ({"eps": "8/0"}, "radius"),
-        ({"eps": "1e999"}, "radius"),
-        ({"dataset": ...}, "text under 'dataset'"),
-        ({"name": 3}, "text under 'name'"),
+        ({"clean_acc": "ninety"}, "valid number under 'clean_acc', got 'ninety'"),
+        ({"autoattack_acc": "101"}, "less than or equal to 100 under 'autoattack_acc', got 101"),
+        ({"clean_acc": True}, "valid number under 'clean_acc'"),
+        ({"eps": "8/0"}, "number under 'eps', got '8/0'"),
+        ({"eps": "1e999"}, "finite number under 'eps'"),
+        ({"eps": "-0.1"}, "greater than or equal to 0 under 'eps'"),
+        ({"dataset": ...}, "field required under 'dataset'"),
+        ({"name": 3}, "string under 'name', got 3"),
     ],
 )
 def test_what_is_no_model_file_is_refused_in_one_line(
@@ -122,9 +123,10 @@ def report() -> Report:
     return made_report()
 
 
-def test_a_defense_is_told_as_robustbench_tells_it(report: Report) -> None:
+def test_a_defense_is_described_as_robustbench_does(report: Report) -> None:
     spec = make_spec({"defenses": ["adv_bnn"], "attacks": ["pgd"], "limit": 200})
-    info = model_info(report, spec, "adv_bnn")
+    (standing,) = (one for one in report.standings if one.defense == "adv_bnn")
+    info = model_info(standing, 0.05, spec)
     # 0.9 - 0.25 * (1 + 1/2 + 0) under the last attack at the largest eps.
     assert (info["clean_acc"], info["external"], info["eps"]) == ("90.00", "52.50", "0.05")
     assert "autoattack_acc" not in info
@@ -142,7 +144,7 @@ def test_defenses_are_written_where_robustbench_looks_and_read_back(report: Repo
     back = {one.model: one for one in read_references([tmp_path])}
     board = report.leaderboard.set_index("defense")
     assert back["pgd_at"].robust == pytest.approx(board.worst["pgd_at"], abs=5e-5)
-    assert (back["pgd_at"].norm, back["pgd_at"].judged_by) == ("linf", "external evaluation")
+    assert (back["pgd_at"].norm, back["pgd_at"].evaluated_by) == ("linf", "external evaluation")
 
 
 def test_a_name_cannot_leave_the_folder(tmp_path: Path) -> None:
@@ -152,11 +154,7 @@ def test_a_name_cannot_leave_the_folder(tmp_path: Path) -> None:
     assert len({path.name for path in written.values()}) == 3
 
 
-def test_defenses_that_cannot_be_told_are_named(report: Report, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"model file of 'erm'.*1 cells missing"):
-        model_info(report, None, "erm")
-    with pytest.raises(InputError, match="did you mean 'adv_bnn'"):
-        model_info(report, None, "adv_bn")
+def test_a_board_without_a_complete_defense_is_refused(tmp_path: Path) -> None:
     failed = made_report(["erm"])
     assert pd.isna(failed.leaderboard.worst[0])
     with pytest.raises(InputError, match="model files"):

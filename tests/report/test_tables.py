@@ -18,9 +18,9 @@ from advbench.grid.plan import Plan, make_plan
 from advbench.grid.spec import Choice, make_spec
 from advbench.registry import Entry
 from advbench.report import Report, collect
+from advbench.report.leaderboard import ranks
 from advbench.report.markdown import render
 from advbench.report.output import contents
-from advbench.report.ranks import ranks
 from advbench.report.texts import format_eps
 from advbench.store.records import Store, record_name
 
@@ -108,7 +108,7 @@ def test_retention_is_that_of_the_constructed_predictions(report: Report) -> Non
     assert set(curve.n_kept) == {4, 8, 12, 16, 20}
 
 
-def test_seconds_and_passes_are_the_attacks_and_the_judgements(report: Report) -> None:
+def test_seconds_and_passes_are_the_attacks_and_the_evaluations(report: Report) -> None:
     row = report.results.iloc[-1]
     assert (row.seconds, row.forward_passes, row.backward_passes) == (1.5, 3.0, 2.0)
 
@@ -198,7 +198,7 @@ def test_ranks_count_those_that_are_surely_better() -> None:
     assert ranks(lows.tolist(), highs.tolist()) == expected
 
 
-def test_equal_defenses_are_seldom_told_apart() -> None:
+def test_equal_defenses_seldom_differ_in_rank() -> None:
     """Ten defenses of the same truth: by the overlap of 95 % intervals luck parts fewer than one pair in a hundred."""
     generator = np.random.default_rng(0)
     parted = 0

@@ -89,6 +89,8 @@
     });
   }
 
+  const accuracyOf = ([parts, note]) => [...parts, data().notes[note]].filter(Boolean).join(" ");
+
   at("eps")?.addEventListener("change", () => {
     const { cells, eps, attacks, defenses, notes } = data();
     const chosen = at("eps").value;
@@ -96,17 +98,15 @@
     for (const button of all("td[data-attack] .number", board)) {
       const [defense, attack] = button.dataset.cell.split(",");
       const key = `${defense},${attack},${chosen}`;
-      const [text, interval, note] = cells[key];
-      const missing = interval === "";
+      const [parts, note, accuracy] = cells[key];
       button.dataset.cell = key;
-      button.classList.toggle("bad", missing);
-      button.closest("td").dataset.v = missing ? "" : text;
+      button.classList.toggle("bad", accuracy === null);
+      button.closest("td").dataset.v = accuracy ?? "";
       button.title = notes[note];
       const label = `${defenses[defense].name}, ${attacks[attack].name}`;
-      button.setAttribute("aria-label", `${label}: ${text} ${interval || notes[note]}, what lies behind it`);
-      button.replaceChildren(element("strong", text));
-      // The deviation over seeds stands on a line of its own.
-      for (const part of interval.split(/ (?=sd )/).filter(Boolean)) button.append(" ", element("small", part));
+      button.setAttribute("aria-label", `${label}: ${accuracyOf(cells[key])}, what lies behind it`);
+      button.replaceChildren(element("strong", parts[0]));
+      for (const part of parts.slice(1)) button.append(" ", element("small", part));
     }
     const sorted = heads.find((head) => head.hasAttribute("aria-sort"));
     if (sorted?.dataset.attack) sortBy(sorted.cellIndex, sorted.getAttribute("aria-sort"));
@@ -171,15 +171,15 @@
 
   function behind(key) {
     const [defense, attack, eps] = key.split(",").map(Number);
-    const { cells, rows, notes, versions, defenses, attacks, eps: radii, dataset, norm } = data();
-    const [text, interval, note, start, end] = cells[key];
-    const judged = defenses[defense];
+    const { cells, rows, notes, defenses, attacks, eps: radii, dataset, norm } = data();
+    const [start, end] = cells[key].slice(3);
+    const target = defenses[defense];
     const which = attack < 0 ? "clean" : `${attacks[attack].name}, ${norm} eps ${radii[eps][0]}`;
     const mine = rows.slice(start, end);
     const parts = [
       list([
-        ["accuracy", `${text} ${interval || notes[note]}`],
-        ["dataset", dataset], ["net", `${judged.net}, ${judged.weights} weights`],
+        ["accuracy", accuracyOf(cells[key])],
+        ["dataset", dataset], ["net", `${target.net}, ${target.weights} weights`],
         ["norm, eps", attack < 0 ? "none" : `${norm}, ${radii[eps][0]}`],
       ]),
     ];
@@ -187,17 +187,17 @@
       parts.push(...command([defense], attack, eps, mine.map((row) => row[0])), seedTable(mine));
     }
     for (const row of mine) {
-      const about = [["key", row[16]], ["versions", versions[row[17]] || "not known"]];
+      const about = [["key", row[16]], ["versions", target.versions || "not known"]];
       if (notes[row[15]]) about.push(["flags", notes[row[15]]]);
       parts.push(element("h3", `Seed ${row[0]}`), list(about));
     }
-    parts.push(element("h3", `Defense ${judged.name}`), list(judged.params));
-    for (const [seed, posterior, spent, trained] of judged.models) {
+    parts.push(element("h3", `Defense ${target.name}`), list(target.params));
+    for (const [seed, posterior, spent, trained] of target.models) {
       const about = [["posterior", posterior || "not known"], ["seconds", decimals(spent, 2)], ["key", trained]];
       parts.push(element("h3", `Training, seed ${seed}`), list(about));
     }
     if (attack >= 0) parts.push(element("h3", `Attack ${attacks[attack].name}`), list(attacks[attack].params));
-    open(`${judged.name}, ${which}`, parts);
+    open(`${target.name}, ${which}`, parts);
   }
 
   board.addEventListener("click", (event) => {
@@ -220,11 +220,12 @@
 
   // Affinity
   function drawAffinity() {
-    const { attacks, eps, reasons } = data().affinity;
+    const { eps: radii, affinity } = data();
+    const { attacks, eps, reasons } = affinity;
     const place = Number(at("affinity-eps").value);
     const { name, values, lows, highs } = attacks[at("affinity-attack").value];
     const table = at("affinity");
-    at("affinity-which").textContent = `${name} ${eps[place]}`;
+    at("affinity-which").textContent = `${name} ${radii[eps[place]][0]}`;
     const size = table.tBodies[0].rows.length;
     [...table.tBodies[0].rows].forEach((row, from) => {
       for (let to = 0; to < size; to += 1) {
@@ -234,18 +235,18 @@
         const low = place === eps.length - 1 ? lows[index] : null;
         const known = typeof value === "number";
         const why = known ? low : value; // a list holds the position of a reason
-        cell.className = known ? `a${Math.min(10, Math.max(0, Math.floor(value / 100 + 0.5)))}` : "none";
+        cell.className = known ? `a${Math.min(10, Math.max(0, Math.floor(value * 10 + 0.5)))}` : "none";
         cell.removeAttribute("title");
         if (Array.isArray(why)) cell.title = reasons[why[0]];
         if (value === null) {
           cell.textContent = "not run";
-          cell.title = "not part of the run";
+          cell.title = "not run: not part of this run";
           continue;
         }
         const button = element("button", undefined, { type: "button", className: "number" });
-        button.append(element("strong", known ? (value / 1000).toFixed(2) : "n/a"));
+        button.append(element("strong", known ? value.toFixed(2) : "n/a"));
         if (typeof low === "number") {
-          button.append(element("small", `[${(low / 1000).toFixed(2)}, ${(highs[index] / 1000).toFixed(2)}]`));
+          button.append(element("small", `[${low.toFixed(2)}, ${highs[index].toFixed(2)}]`));
         }
         cell.replaceChildren(button);
       }
@@ -253,13 +254,12 @@
   }
 
   function between(cell) {
-    const { affinity, attacks, cells, rows, versions, defenses, eps: radii, dataset, norm } = data();
+    const { affinity, attacks, cells, rows, defenses, eps: radii, dataset, norm } = data();
     const [source, target] = [cell.parentElement.sectionRowIndex, cell.cellIndex - 1];
     const [from, to] = [defenses[source].name, defenses[target].name];
     const attack = attacks.findIndex(({ name }) => name === affinity.attacks[at("affinity-attack").value].name);
-    const eps = radii.findIndex(([text]) => text === affinity.eps[at("affinity-eps").value]);
+    const eps = affinity.eps[at("affinity-eps").value];
     const [clean, own] = [cells[`${target},-1,-1`], cells[`${target},${attack},${eps}`]];
-    const accuracy = ([text, interval]) => `${text} ${interval}`;
     const keys = ([, , , start, end]) => rows.slice(start, end);
     const pair = `rows of results.csv with defense ${to} and source ${from}`;
     const parts = [
@@ -267,9 +267,9 @@
         ["affinity", [...cell.querySelectorAll("strong, small")].map((part) => part.textContent).join(" ")],
         ...(cell.title ? [["why", cell.title]] : []),
         ["is", "(clean accuracy - transferred) / (clean accuracy - own), mean over seeds"],
-        ["clean accuracy", `${accuracy(clean)}, ${to}`],
+        ["clean accuracy", `${accuracyOf(clean)}, ${to}`],
         ["transferred", `on examples crafted on ${from}; for each seed in affinity.csv`],
-        ["own", `${accuracy(own)}, on examples crafted on ${to} itself`],
+        ["own", `${accuracyOf(own)}, on examples crafted on ${to} itself`],
         ["dataset", dataset], ["norm, eps", `${norm}, ${radii[eps][0]}`],
       ]),
       ...command([...new Set([source, target])], attack, eps, keys(clean).map((row) => row[0])),
@@ -277,7 +277,7 @@
     for (const row of keys(clean)) {
       const mine = keys(own).find((other) => other[0] === row[0]);
       const about = [["key, clean", row[16]], ["key, transferred", pair], ["key, own", mine?.[16] ?? "not known"]];
-      about.push(["versions", versions[row[17]] || "not known"]);
+      about.push(["versions", defenses[target].versions || "not known"]);
       parts.push(element("h3", `Seed ${row[0]}`), list(about));
     }
     parts.push(element("h3", `Attack ${attacks[attack].name}`), list(attacks[attack].params));

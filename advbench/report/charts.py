@@ -1,0 +1,159 @@
+"""What the figures show, as values: the page draws them as SVG, files of figures are drawn by matplotlib."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from advbench.report.curves import AXES, Curve
+from advbench.report.leaderboard import CLEAN, Measured, over_seeds
+from advbench.report.tables import Report
+from advbench.report.texts import format_eps, images_text
+
+MOST = 15  # lines or panels that colours, line styles and space still keep distinct
+# Okabe and Ito's colours that show on light and on dark paper; their black is the colour of the text.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "currentColor")
+DASHES = ("", "7 3", "2 2")
+PAIR = (("#0072b2", ""), ("#d55e00", "4 2"))  # colour and dashes of clean images, and of others
+
+
+class Line(NamedTuple):
+    """A curve: its name, and places on the horizontal axis with the accuracy there."""
+
+    name: str
+    points: list[tuple[float, Measured]]
+
+
+class Panel(NamedTuple):
+    """One plot: its title, its lines, and ticks of its horizontal axis, each with a text."""
+
+    title: str
+    lines: list[Line]
+    ticks: list[tuple[float, str]]
+
+
+class Chart(NamedTuple):
+    """Plots of accuracies side by side, with one legend; `log` is the scale of the horizontal axis."""
+
+    label: str
+    panels: list[Panel]
+    below: str
+    beside: str
+    log: bool = False
+
+
+class Histogram(NamedTuple):
+    """Shares of images in bins of equal width from 0 to `top`: of clean images, and of others; None where missing."""
+
+    name: str
+    top: float
+    shares: tuple[NDArray[np.float64] | None, NDArray[np.float64] | None]
+
+
+class Histograms(NamedTuple):
+    """A panel for each defense, with the names of the two kinds of images."""
+
+    label: str
+    kinds: tuple[str, str]
+    panels: list[Histogram]
+    below: str = "total uncertainty, nats"
+    beside: str = "share of images, root scale"
+
+
+def look(place: int) -> tuple[str, str]:
+    """Colour and dashes of a line, the same in all charts."""
+    return COLOURS[place % len(COLOURS)], DASHES[place // len(COLOURS) % len(DASHES)]
+
+
+def security_curves(report: Report, attack: str) -> Chart:
+    """Accuracy against eps, which is 0 for the clean images, with bands of 95 %: a line for each defense."""
+    places = [CLEAN, *((attack, eps) for eps in report.radii(attack))]
+    lines = [
+        Line(one.defense, [(eps, found) for name, eps in places if not (found := one.accuracy(name, eps)).missing])
+        for one in report.standings[:MOST]
+    ]
+    return Chart(
+        f"Accuracy against eps under {attack}, a line for each defense",
+        [Panel(_title(report, f"accuracy under {attack}"), lines, [(eps, format_eps(eps)) for _, eps in places])],
+        f"eps ({report.results.norm.iloc[0]}, pixels in [0, 1])",
+        "accuracy, with its 95 % interval",
+    )
+
+
+def retention_curves(report: Report, attack: str) -> Chart:
+    """Accuracy on the images of least total uncertainty against the share kept: clean, and at the largest eps."""
+    eps = report.radii(attack)[-1]
+    table = report.retention[report.retention.measure == "total"]
+    means = over_seeds(table, ["attack", "eps", "defense", "kept"], ["accuracy"], report.seeds).accuracy.dropna()
+    curves: dict[tuple[str, float, str], list[tuple[float, Measured]]] = {}
+    for (name, radius, defense, kept), accuracy in zip(means.index, means.tolist(), strict=True):
+        curves.setdefault((name, radius, defense), []).append((kept, Measured(accuracy)))
+    ticks = [(share / 5, f"{share / 5:g}") for share in range(1, 6)]
+    names = [one.defense for one in report.standings[:MOST]]
+    panels = [
+        Panel(title, [Line(name, curves.get((*place, name), [])) for name in names], ticks)
+        for title, place in (("clean images", CLEAN), (f"under {attack} {format_eps(eps)}", (attack, eps)))
+    ]
+    label = f"Accuracy against the share of images kept, clean and under {attack}"
+    return Chart(label, panels, "share of images kept, most certain first", "accuracy on the images kept")
+
+
+def convergence_curves(curve: Curve) -> Chart:
+    """Accuracy against what makes an attack stronger, or against draws; lines of one color are seeds."""
+    table = curve.table
+    attacks = table.attack.unique()
+    lines = []
+    for (defense, attack, _, _), rows in table.groupby(["defense", "attack", "eps", "seed"], sort=False):
+        name = str(defense) if len(attacks) == 1 else f"{defense}, {attack}"
+        numbers = zip(rows.value, rows.accuracy, rows.accuracy_low, rows.accuracy_high, strict=True)
+        lines.append(Line(name, [(value, Measured(*each)) for value, *each in numbers]))
+    radii = ", ".join(format_eps(float(eps)) for eps in sorted(table.eps.unique()))
+    what = attacks[0] if len(attacks) == 1 else "convergence"
+    title = f"{what} along {curve.axis} at {table.norm.iloc[0]} eps {radii}"
+    ticks = [(float(value), str(value)) for value in sorted(table.value.unique())]
+    label = f"Accuracy against {AXES[curve.axis]}, a line for each defense"
+    return Chart(label, [Panel(title, lines, ticks)], AXES[curve.axis], "accuracy, with its 95 % interval", log=True)
+
+
+def uncertainty_histograms(report: Report, attack: str) -> Histograms:
+    """Total uncertainty of clean images, and of attacked or out-of-distribution ones: a panel for each defense.
+
+    As in figure 6 of Zhang et al. 2022 (adversarial sampling), which compares clean with blurred images.
+
+    Args:
+        report: the tables.
+        attack: that the attacked images suffered; or one of `ood_images`, as `ood:svhn`.
+    """
+    eps = 0.0 if attack in ood_images(report) else report.radii(attack)[-1]
+    table = report.histograms[report.histograms.measure == "total"]
+    panels = []
+    for one in report.standings[:MOST]:
+        mine = table[table.defense == one.defense]
+        clean = mine[(mine.attack == "none") & (mine.images == "clean")]
+        other = mine[(mine.attack == attack) & (mine.eps == eps)]
+        top = float(mine.top.iloc[0]) if len(mine) else 0.0
+        panels.append(Histogram(one.defense, top, (_shares(clean), _shares(other))))
+    kind = images_text(attack, eps)
+    return Histograms(f"Histograms of total uncertainty, clean and {kind}", ("clean", kind), panels)
+
+
+def ood_images(report: Report) -> list[str]:
+    """What the tables call the sets of out-of-distribution images that the defenses were shown."""
+    return list(report.histograms[report.histograms.images == "ood"].attack.unique())
+
+
+def _shares(cells: pd.DataFrame) -> NDArray[np.float64] | None:
+    """Counts of all seeds as shares of the images."""
+    if cells.empty:
+        return None
+    counts = np.sum(cells.counts.tolist(), axis=0)
+    shares: NDArray[np.float64] = counts / max(counts.sum(), 1.0)
+    return shares
+
+
+def _title(report: Report, text: str) -> str:
+    count = len(report.standings)
+    return text if count <= MOST else f"{text}; the first {MOST} of {count}"

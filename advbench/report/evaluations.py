@@ -1,0 +1,92 @@
+"""What a store's records say of a plan's cells, cut down to what tables need."""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Protocol
+
+from advbench.grid.plan import Cell, Plan
+
+NUMBERS = (
+    "n_examples draws accuracy accuracy_low accuracy_high draw_accuracy_mean draw_accuracy_low draw_accuracy_high "
+    "draw_accuracy_min draw_accuracy_max forward_passes backward_passes seconds"
+).split()
+DETAILS = ("retention", "histograms", "calibration", "uncertainty", "detection")
+
+
+class RecordSource(Protocol):
+    """Where records are: a store, or a board's file."""
+
+    def read_record(self, key: str) -> dict[str, Any] | None:
+        """The record of a task, or None where there is none."""
+
+    def read_records(self, keys: Sequence[str]) -> Iterator[dict[str, Any] | None]:
+        """The records of several tasks, in their order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The result of a cell."""
+
+    numbers: array[float]  # what `NUMBERS` names, columns of `results.csv`
+    classes: int  # of the classifier
+    flags: tuple[str, ...]  # raised by the cell itself
+    versions: str  # as one line of JSON
+    right: bytes | None  # whether the ensemble is right on each image, as bits; None in old records
+    draw_variance: float  # of the accuracy, from the choice of draws
+    details: Mapping[str, Any] | None  # `DETAILS`, on uncertainty; None for transfers
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Of the ensemble's accuracy."""
+        return self.numbers[3], self.numbers[4]
+
+
+def read_evaluations(plan: Plan, store: RecordSource) -> Iterator[Evaluation | None]:
+    """One for each cell of the plan, in its order; None where there is no record."""
+    for cell, record in zip(plan.cells, store.read_records([cell.key for cell in plan.cells]), strict=True):
+        yield None if record is None else evaluation_of(record, with_details=is_own(cell))
+
+
+def is_own(cell: Cell) -> bool:
+    """Whether a cell says how its defense stands up to an attack: crafted on itself, or on the attack's one source."""
+    return cell.source.label == cell.defense.label or (cell.attack is not None and cell.attack.init is not None)
+
+
+@cache
+def _versions(items: tuple[tuple[str, str], ...]) -> str:
+    """As one line of JSON, of which memory holds one, however many cells have it."""
+    return json.dumps(dict(items), sort_keys=True)
+
+
+def evaluation_of(record: Mapping[str, Any], *, with_details: bool = True) -> Evaluation:
+    """The result in the record of an evaluation, with or without what it says of uncertainty."""
+    result = record["result"]
+    attack = result["attack"]
+    right = result.get("right")
+    numbers = (
+        result["n_examples"],
+        result["draws"],
+        result["accuracy"],
+        *result["accuracy_interval"],
+        result["draw_accuracy"],
+        *result["draw_accuracy_interval"],
+        result["draw_accuracy_min"],
+        result["draw_accuracy_max"],
+        attack["forward_passes"],
+        attack["backward_passes"],
+        round(record["seconds"] + attack["seconds"], 3),
+    )
+    return Evaluation(
+        numbers=array("d", numbers),
+        classes=result["classes"],
+        flags=tuple(result.get("flags", ())),
+        versions=_versions(tuple(record["versions"].items())),
+        right=None if right is None else right.encode(),
+        draw_variance=result.get("draw_variance", 0.0),
+        details={name: result[name] for name in DETAILS if name in result} if with_details else None,
+    )

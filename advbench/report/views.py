@@ -1,0 +1,183 @@
+"""The tables that outputs show, as values: the main one, accuracy against eps, affinity, retention, calibration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import pandas as pd
+
+from advbench.evaluation.summary import ENTROPIES
+from advbench.report.flags import FLAGS, raised
+from advbench.report.leaderboard import CLEAN, NOT_RUN, Measured, over_seeds
+from advbench.report.tables import CALIBRATION, SCORES, Report
+from advbench.report.texts import Value, format_eps, images_text
+
+HEADINGS = {"auroc": "AUROC", "aupr_positive": "AUPR+", "aupr_negative": "AUPR-"}
+DETECTED_BY = ("total", "epistemic")
+KEYS = ["defense", "attack", "eps"]
+CALIBRATION_NOTE = (
+    "ECE: expected calibration error; NLL: negative log-likelihood in nats; Brier score in [0, 2]; mean entropy of the "
+    "images in nats, total and its parts."
+)
+DETECTION_NOTE = (
+    "How well uncertainty tells adversarial or foreign images (positive) from clean ones; 0.5 AUROC is chance."
+)
+
+
+class Table(NamedTuple):
+    """A table: headings of its columns, then rows of values, of which the first is the row's heading."""
+
+    headings: list[str]
+    rows: list[list[Value]]
+
+
+Pairs = dict[tuple[str, str], Measured]
+
+
+def title(report: Report) -> str:
+    """What was evaluated: data, nets, norm."""
+    first = report.results.iloc[0]
+    return f"{first.dataset}, {' and '.join(report.results.architecture.unique())}, {first.norm}"
+
+
+def explanation(report: Report) -> str:
+    """What the numbers of the main table are."""
+    results = report.results
+    images, draws, seeds = results.n_examples.max(), results.draws.max(), report.seeds
+    drawn = "1 draw" if draws == 1 else f"up to {draws:.0f} draws"
+    counts = f"{images:.0f} images, {drawn}" if pd.notna(images) else "no results"
+    over = f"{seeds} seeds (mean, and sd their deviation)" if seeds > 1 else "1 seed"
+    sizes = {one.architecture: one.parameters for one in report.standings}
+    nets = [f"{name} has {size:,} weights" for name, size in sizes.items() if size is not None]
+    return (
+        f"{counts}, {over}. Accuracy of the ensemble with its 95 % interval; retention is the area under accuracy "
+        "against the fraction of clean images kept, surest first; passes are those of one prediction."
+        + (f" {'; '.join(nets)}." if nets else "")
+    )
+
+
+def ranking(report: Report) -> str:
+    """How the defenses are ranked."""
+    by = "the lowest accuracy at the largest eps" if report.attacks else "the accuracy on clean images"
+    return (
+        f"Ranked by {by}. A rank is one more than the number of defenses whose whole interval lies above the defense's "
+        "own, so those that the intervals do not tell apart may share it."
+    )
+
+
+def main_table(report: Report) -> Table:
+    """A row for each defense: rank, clean, each attack at the headline eps, the lowest of them, what it costs."""
+    found = report.standings
+    several_nets = len({one.architecture for one in found}) > 1
+    flagged = any(one.flags for one in found)
+    eps = (report.radii() or [0.0])[-1]
+    rows: list[dict[str, Value]] = []
+    for one in found:
+        row: dict[str, Value] = {"rank": one.rank, "defense": one.defense}
+        if several_nets:
+            row |= {"net": one.architecture, "weights": one.parameters}
+        row["clean"] = one.accuracies[CLEAN]
+        row |= {images_text(attack, eps): one.accuracy(attack, eps) for attack in report.attacks}
+        if len(report.attacks) > 1:
+            row["lowest"] = Measured(one.lowest.value, note=one.lowest_attack or one.lowest.note)
+        row |= {"retention": one.retention, "passes": one.draws}
+        rows.append(row | ({"flags": ", ".join(one.flags)} if flagged else {}))
+    return Table(list(rows[0]), [list(row.values()) for row in rows])
+
+
+def eps_table(report: Report, attack: str) -> Table:
+    """Accuracies of each defense at each eps."""
+    places = [CLEAN, *((attack, eps) for eps in report.radii())]
+    rows: list[list[Value]] = [[one.defense, *(one.accuracy(*place) for place in places)] for one in report.standings]
+    return Table(["defense", *(format_eps(eps) for _, eps in places)], rows)
+
+
+def not_computed(report: Report) -> list[tuple[str, int]]:
+    """Why cells are missing, and how many."""
+    notes = report.results["flags"]
+    counted = notes[notes.str.startswith(("failed", "missing"))].value_counts(sort=False)
+    return [(str(reason), int(count)) for reason, count in counted.items()]
+
+
+def raised_flags(report: Report) -> Iterator[tuple[str, str, list[str]]]:
+    """The flags that were raised, what they mean, and by which cells."""
+    results = report.results
+    notes = {note: raised(note) for note in results["flags"].unique()}
+    for flag, meaning in FLAGS.items():
+        cells = results[results["flags"].isin([note for note, flags in notes.items() if flag in flags])]
+        places = cells[["defense", "attack", "eps"]].drop_duplicates().itertuples(index=False, name=None)
+        names = [f"{defense} under {attack} {format_eps(eps)}" for defense, attack, eps in places]
+        if names:
+            yield flag, meaning, list(dict.fromkeys(names))
+
+
+def affinities(report: Report, eps: Sequence[float] = ()) -> dict[str, dict[float, Pairs]]:
+    """By attack, eps, source and target, of the attacks whose examples were evaluated on other defenses.
+
+    Args:
+        report: the tables.
+        eps: the radii wanted; by default all of them.
+    """
+    table = report.affinity[report.affinity.eps.isin(eps or report.radii())]
+    table = table[table.attack.isin(table[table.source != table.target].attack.unique())]
+    keys = ["attack", "eps", "source", "target"]
+    means = over_seeds(table, keys, ["affinity", "affinity_low", "affinity_high"], report.seeds)
+    why = table[table.affinity_low.isna()].drop_duplicates(keys).set_index(keys).reason.to_dict()
+    found: dict[str, dict[float, Pairs]] = {}
+    for key, numbers in zip(means.index, means.to_numpy(float).tolist(), strict=True):
+        attack, radius, source, target = key
+        value, low, high = numbers
+        note = (why.get(key) or "not known") if math.isnan(low) else ""
+        found.setdefault(attack, {}).setdefault(radius, {})[source, target] = Measured(value, low, high, note=note)
+    return {attack: dict(sorted(by_eps.items())) for attack, by_eps in found.items()}
+
+
+def squares(pairs: Pairs, names: list[str]) -> list[list[Measured]]:
+    """Affinities as a matrix: a row for each source, a column for each target."""
+    return [[pairs.get((source, target), NOT_RUN) for target in names] for source in names]
+
+
+def retention_table(report: Report) -> Table:
+    """Accuracy on the most certain images by total uncertainty, clean and at the largest eps."""
+    shown = _ends(report.retention[report.retention.measure == "total"])
+    areas = over_seeds(shown.drop_duplicates([*KEYS, "seed"]), KEYS, ["area"], report.seeds)
+    curves = over_seeds(shown, [*KEYS, "kept"], ["accuracy"], report.seeds).accuracy.unstack("kept")
+    headings = ["images", *(f"{fraction:.0%} kept" for fraction in curves.columns), "area"]
+    return _in_order(report, headings, curves.reindex(areas.index).assign(area=areas.area))
+
+
+def calibration_table(report: Report) -> Table:
+    """Calibration and mean entropies, clean and at the largest eps."""
+    shown = _ends(report.uncertainty)
+    means = over_seeds(
+        shown[(shown.images != "ood") & shown.ece.notna()], KEYS, [*CALIBRATION, *ENTROPIES], report.seeds
+    )
+    return _in_order(report, ["images", "ECE", "NLL", "Brier", *ENTROPIES], means)
+
+
+def detection_table(report: Report) -> Table:
+    """How well uncertainty separates attacked and out-of-distribution images from clean ones."""
+    shown = _ends(report.uncertainty)
+    columns = [f"{score}_{measure}" for measure in DETECTED_BY for score in SCORES]
+    means = over_seeds(shown[shown.images != "clean"], KEYS, columns, report.seeds)
+    headings = [f"{HEADINGS[score]} {measure}" for measure in DETECTED_BY for score in SCORES]
+    return _in_order(report, ["to be found", *headings], means)
+
+
+def _ends(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of eps 0 and of the largest eps."""
+    kept: pd.DataFrame = table[(table.eps == 0) | (table.eps == table.eps.max())]
+    return kept
+
+
+def _in_order(report: Report, headings: list[str], means: pd.DataFrame) -> Table:
+    """A row for each defense and kind of images, in the order of the leaderboard."""
+    place = {one.defense: index for index, one in enumerate(report.standings)}
+    rows: list[list[Value]] = [
+        [defense, images_text(attack, eps), *map(Measured, values)]
+        for (defense, attack, eps), values in zip(means.index, means.to_numpy(float).tolist(), strict=True)
+    ]
+    rows.sort(key=lambda row: place.get(str(row[0]), len(place)))
+    return Table(["defense", *headings], rows)
