@@ -1,5 +1,6 @@
 """The command line: options, progress, exit codes (0 done, 1 cells failed, 2 bad input, 130 interrupted)."""
 
+import gc
 import signal
 import sys
 import threading
@@ -13,6 +14,7 @@ import typer
 
 from advbench.cli import leaderboard, run, show, store
 from advbench.cli.output import complain, use_json, uses_json
+from advbench.cli.run import collecting
 from advbench.errors import AdvbenchError
 
 app = typer.Typer(
@@ -48,7 +50,7 @@ _USAGE_ERROR: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; expected failures become one line and an exit code."""
     use_json("--log-json" in (sys.argv[1:] if arguments is None else arguments))
-    with warnings.catch_warnings(), _termination():
+    with warnings.catch_warnings(), _termination(), collecting(False):
         warnings.showwarning = _show_warning
         code = _run(arguments)
     if code == 130:
@@ -90,4 +92,6 @@ def _run(arguments: list[str] | None) -> int:
 
 def script() -> None:
     """The console script."""
-    sys.exit(main())
+    code = main()
+    gc.freeze()  # or Python looks through all objects of torch once more as it ends
+    sys.exit(code)

@@ -1,15 +1,13 @@
-"""Memory of a task: its peak, what there is, what to try when it ran out; and a pause of garbage collection."""
+"""Memory of a task: its peak, what there is, and what to try when it ran out."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import functools
-import gc
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -85,15 +83,3 @@ def halvings(chunk: int | None, largest: int) -> Iterator[int | None]:
     while size > 1:
         size //= 2
         yield size
-
-
-@contextmanager
-def gc_paused() -> Iterator[None]:
-    """Pause garbage collection in a block or a function that makes many objects which all stay."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
