@@ -191,8 +191,8 @@ def _lost(folder: Path, results: pd.DataFrame) -> int:
         before = before[before.accuracy != ""].astype({"eps": float, "seed": int})
     except (OSError, ValueError):
         return 0  # nothing that could be read
-    there = set(results.loc[results.accuracy.notna(), PLACE].itertuples(index=False, name=None))
-    return sum(row not in there for row in before[PLACE].itertuples(index=False, name=None))
+    there = pd.MultiIndex.from_frame(results.loc[results.accuracy.notna(), PLACE])
+    return len(before) - int(pd.MultiIndex.from_frame(before[PLACE]).isin(there).sum())
 
 
 def check_writable(out: Path) -> None:
