@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -374,6 +376,17 @@ def test_optimisers_are_torchs_to_the_bit(name: str) -> None:
             each.param_groups[1]["lr"] = settings["lr"] * 0.1 ** (step // 3)
             each.step()
         assert all(torch.equal(*pair) for pair in zip(params, expected, strict=True))
+
+
+def test_a_training_does_without_torchs_compiler() -> None:
+    code = """
+import sys
+import advbench
+from advbench.testing import small_data, small_net
+advbench.get_defense("erm", stages=(1,)).fit(small_net(), small_data())
+sys.exit("torch._dynamo" in sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("saves", [1, 2, 4])
