@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -29,7 +31,7 @@ from advbench.grid.run import carry_out, prepare
 from advbench.grid.scheduler import outstanding
 from advbench.grid.spec import make_spec
 from advbench.models.classifier import Classifier
-from advbench.models.nets import build
+from advbench.models.nets import MaxPool, build
 from advbench.models.posterior import GaussianPosterior, perceptron
 from advbench.training.base import TrainContext
 
@@ -187,15 +189,126 @@ def test_a_step_of_distillation(benchmark: Any) -> None:
     assert ratio(benchmark, subject, floor, rounds=5) < 1.5
 
 
+# Starting, and settings of the whole process
+
+
+def run_python(*arguments: str) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, *arguments], capture_output=True, check=True, env=environment)
+
+
+def child_seconds() -> float:
+    """Seconds on a core of the processes started so far."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 @pytest.mark.parametrize("command", ["--help", "plugins"])
 def test_listing_against_starting_python(benchmark: Any, command: str) -> None:
-    def run(*arguments: str) -> None:
-        subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
+    def subject() -> None:
+        run_python("-m", "advbench", command)
+
+    assert ratio(benchmark, subject, lambda: run_python("-c", "pass"), 5, time.perf_counter) < 40
+
+
+SMALLEST = "run --defense erm --attack fgsm --limit 20 --set erm.stages=[1] --executor inline".split()
+
+
+def test_the_smallest_run_against_importing_torch(benchmark: Any, tmp_path: Path) -> None:
+    places = (["--out", str(tmp_path / f"out{n}"), "--store", str(tmp_path / f"store{n}")] for n in itertools.count())
+
+    def subject() -> None:
+        run_python("-m", "advbench", *SMALLEST, *next(places))
+
+    assert ratio(benchmark, subject, lambda: run_python("-c", "import torch"), 5, child_seconds) < 2.1
+
+
+@pytest.fixture
+def report_of_a_small_run(tmp_path: Path) -> list[str]:
+    out, store = str(tmp_path / "out"), ["--store", str(tmp_path / "store")]
+    run_python("-m", "advbench", *SMALLEST, "--out", out, *store)
+    return ["report", out, *store]
+
+
+def test_a_report_against_importing_torch(benchmark: Any, report_of_a_small_run: list[str]) -> None:
+    def subject() -> None:
+        run_python("-m", "advbench", *report_of_a_small_run)
+
+    assert ratio(benchmark, subject, lambda: run_python("-c", "import torch"), 5, child_seconds) < 1.4
+
+
+COLLECTING = """
+import contextlib, gc, sys
+from advbench.cli import app
+app.collecting = lambda enabled: contextlib.nullcontext()
+sys.exit(app.main(sys.argv[1:]))
+"""
+
+
+def test_a_report_without_garbage_collection(benchmark: Any, report_of_a_small_run: list[str]) -> None:
+    """Against the same with it, to the end of the process."""
+
+    def subject() -> None:
+        run_python("-m", "advbench", *report_of_a_small_run)
 
     def floor() -> None:
-        run("-c", "pass")
+        run_python("-c", COLLECTING, *report_of_a_small_run)
 
-    assert ratio(benchmark, lambda: run("-m", "advbench", command), floor, 5, time.perf_counter) < 40
+    assert ratio(benchmark, subject, floor, 5, child_seconds) < 0.9
+
+
+KEEPING = """
+import sys, time, torch, advbench
+from advbench.models import classifier
+from advbench.models.posterior import GaussianPosterior
+
+how, name, work = sys.argv[1:]
+if how == "leave":
+    classifier.keep = lambda: None
+x, y = torch.rand((1000, 1, 28, 28), generator=torch.Generator().manual_seed(0)), torch.arange(1000) % 10
+net = advbench.build_architecture(name, advbench.Data(x, y, 10), seed=0).eval()
+clf = classifier.Classifier(net, GaussianPosterior(net)).requires_grad_(False)
+attack, threat = advbench.get_attack("pgd", steps=5), advbench.Threat("linf", 0.1)
+for _ in range(2):
+    started = time.process_time()
+    if work == "evaluate":
+        advbench.evaluate(clf, x, y, draws=10)
+    else:
+        attack(clf, x[:250], y[:250], threat)
+print(time.process_time() - started)
+"""
+
+
+@pytest.mark.parametrize(
+    ("net", "work", "most"),
+    [("fcnn2", "evaluate", 1.1), ("fcnn2", "attack", 1.1), ("bal_cnn", "evaluate", 0.8), ("bal_cnn", "attack", 1.0)],
+)
+def test_memory_that_is_kept(benchmark: Any, net: str, work: str, most: float) -> None:
+    """Against memory that goes back to the kernel, each in a process of its own."""
+    spent = [0.0]
+
+    def passes(how: str) -> None:
+        command = [sys.executable, "-c", KEEPING, how, net, work]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        spent[0] += float(subprocess.run(command, capture_output=True, check=True, env=environment).stdout)
+
+    assert ratio(benchmark, lambda: passes("keep"), lambda: passes("leave"), 3, lambda: spent[0]) < most
+
+
+def test_pools_without_gradient(benchmark: Any) -> None:
+    """An evaluation of a net with pools of its own, against one with torch's."""
+    own = build("bal_cnn", DATA, 0).eval()
+    torchs = copy.deepcopy(own)
+    for part in torchs.modules():
+        if isinstance(part, MaxPool):
+            part.forward = lambda x: F.max_pool2d(x, 2)  # type: ignore[method-assign]
+    x, y = DATA.batch(slice(None))
+
+    def evaluated(net: torch.nn.Module) -> Any:
+        return advbench.evaluate(Classifier(net), x, y)
+
+    assert (evaluated(own).mean_probs == evaluated(torchs).mean_probs).all()
+    assert ratio(benchmark, lambda: evaluated(own), lambda: evaluated(torchs)) < 0.9
 
 
 @pytest.fixture(scope="module")

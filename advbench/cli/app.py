@@ -1,5 +1,6 @@
 """Entry point of the command line, with its exit codes: 0 done, 1 cells failed, 2 bad input, 130 interrupted."""
 
+import gc
 import signal
 import sys
 import traceback
@@ -10,6 +11,7 @@ import typer
 
 from advbench.cli import leaderboard, run, show, store
 from advbench.cli.output import complain, use_json, uses_json
+from advbench.cli.run import collecting
 from advbench.errors import AdvbenchError
 
 app = typer.Typer(
@@ -40,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code; an expected failure prints one line."""
     use_json("--log-json" in (sys.argv[1:] if arguments is None else arguments))
     code: Any
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), collecting(False):
         warnings.showwarning = _show_warning
         try:
             code = app(arguments, standalone_mode=False, prog_name="advbench")
@@ -65,4 +67,6 @@ def main(arguments: list[str] | None = None) -> int:
 def script() -> None:
     """Run the console script."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # batch systems end a job with it
-    sys.exit(main())
+    code = main()
+    gc.freeze()  # or Python looks through all objects of torch once more as it ends
+    sys.exit(code)

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
-from scipy import special
 
 from advbench.errors import InputError
 
@@ -72,6 +71,8 @@ class Predictions:
                 expected="probabilities (draws, images, classes) and labels (images,), none of them empty",
                 got=f"{probs.shape} and {labels.shape}",
             )
+        from scipy import special  # which a report of finished runs does without
+
         _, count, classes = probs.shape
         mean = probs.mean(0, dtype=np.float64).astype(np.float32)
         modes = probs.argmax(2)
@@ -157,6 +158,8 @@ def student_quantile(freedom: float | Floats) -> NDArray[np.float64]:
 
     As `scipy.stats.t.ppf`, whose module takes most of a second to import.
     """
+    from scipy import special
+
     return np.asarray(special.stdtrit(freedom, (1 + CONFIDENCE) / 2), np.float64)
 
 

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
 from advbench.errors import InputError
 from advbench.evaluation.predictions import Bools, Floats, Predictions
@@ -43,6 +42,8 @@ def uncertainty(predictions: Predictions) -> Uncertainty:
     single one, would seem to disagree.
     """
     mean = predictions.mean_probs.astype(np.float64)
+    from scipy import special
+
     total = special.entr(mean).sum(1)
     aleatoric = predictions.mean_entropy.astype(np.float64)
     disagreement = total - aleatoric

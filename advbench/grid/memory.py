@@ -1,23 +1,18 @@
-"""Memory of a task: its peak, what there is, what to try when it ran out; and a pause of garbage collection."""
+"""Memory of a task: its peak, what there is, and what to try when it ran out."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import functools
-import gc
-import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import torch
 
+from advbench.models.memory import release
+
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
-_THRESHOLDS = (-3, -1)  # of glibc's mallopt: for blocks with pages of their own, and for what is free at the heap's end
-_NEVER = 2**31 - 1
 
 
 def total(device: str) -> int:
@@ -25,33 +20,6 @@ def total(device: str) -> int:
     if device.startswith("cuda"):
         return int(torch.cuda.get_device_properties(device).total_memory)
     return int(psutil.virtual_memory().total)
-
-
-def keep() -> None:
-    """Keep what torch frees on the CPU for its next tensors, until `release`.
-
-    glibc gives large blocks back to the kernel at once, which clears every page of them when they are asked for again:
-    of an attack on batches of 250 images that was a third of the time. Does nothing without glibc.
-    """
-    libc = _glibc()
-    if libc is not None:
-        for setting in _THRESHOLDS:
-            libc.mallopt(setting, _NEVER)
-
-
-def release(device: str) -> None:
-    """Give back what is cached on a GPU, or kept of the CPU's memory, so that another process can have it."""
-    if device.startswith("cuda"):
-        torch.cuda.empty_cache()
-    elif (libc := _glibc()) is not None:
-        libc.malloc_trim(0)
-
-
-@functools.cache
-def _glibc() -> ctypes.CDLL | None:
-    if platform.libc_ver()[0] != "glibc":
-        return None
-    return ctypes.CDLL(None)
 
 
 def reset_peak(device: str) -> None:
@@ -82,15 +50,3 @@ def halvings(chunk: int | None, largest: int) -> Iterator[int | None]:
     while size > 1:
         size //= 2
         yield size
-
-
-@contextmanager
-def gc_paused() -> Iterator[None]:
-    """Pause garbage collection in a block or a function that makes many objects which all stay."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()

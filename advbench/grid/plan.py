@@ -23,7 +23,6 @@ from advbench.grid.inputs import (
     TrainInputs,
     read_inputs,
 )
-from advbench.grid.memory import gc_paused
 from advbench.grid.spec import Choice, RunSpec, swept, transferred
 from advbench.keys import content_key
 
@@ -157,7 +156,6 @@ class Plan:
     ood: tuple[OodCell, ...] = ()
 
 
-@gc_paused()
 def make_plan(
     spec: RunSpec,
     defenses: tuple[Choice, ...],

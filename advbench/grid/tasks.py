@@ -41,6 +41,7 @@ from advbench.grid.plan import Task
 from advbench.grid.spec import installed
 from advbench.keys import derive
 from advbench.models.classifier import Classifier
+from advbench.models.memory import release
 from advbench.models.nets import build
 from advbench.models.saving import check_restores, export_classifier, load_classifier, read_tensors, tensor_bytes
 from advbench.progress import OnProgress, Progress
@@ -86,7 +87,6 @@ class Runner:
     """Runs tasks in this process, one at a time; keeps the data and the last nets at hand."""
 
     def __init__(self, runtime: Runtime) -> None:
-        memory.keep()
         self.runtime = runtime
         self.store = Store(runtime.store_url, runtime.patience)
         self._resources = runtime.resources
@@ -129,7 +129,7 @@ class Runner:
             },
             "versions": dict(versions(device)),
         }
-        memory.release(device)
+        release(device)
         self.store.write_record(task.key, record)
         if task.kind == "train":
             self.store.drop_partial(task.key)

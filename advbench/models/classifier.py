@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from advbench.errors import AdvbenchError, PluginError, out_of_memory
 from advbench.keys import derive, isolated_rng
 from advbench.models.gradient_watch import BackwardWatch, Passes
+from advbench.models.memory import keep
 from advbench.models.noise import Noise
 from advbench.models.posterior import PointPosterior, Posterior, Weights
 
@@ -45,6 +46,8 @@ class Classifier(nn.Module):
     Any attack library may treat it as an `nn.Module`. Its mode is fixed: `.eval()` and `.train()` change
     neither the module inside nor the randomness, so that no library silences a random defence.
 
+    From the first one on the process keeps up to 1 GiB of the CPU memory that torch frees (see `memory.keep`).
+
     Args:
         module: maps images `(batch, channels, height, width)` to logits `(batch, classes)`.
         posterior: over the module's weights; by default the point that they are.
@@ -59,6 +62,7 @@ class Classifier(nn.Module):
 
     def __init__(self, module: nn.Module, posterior: Posterior | None = None, *, noise: bool | Noise = False) -> None:
         super().__init__()
+        keep()  # attacks, trainings and evaluations all begin with a classifier
         if isinstance(noise, Noise):
             noise.install(module)
         self.module = module

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,57 +31,17 @@ class Normalize(nn.Module):
 class MaxPool(nn.Module):
     """The largest value of each 2x2 block; a last odd row or column is left out.
 
-    The numbers of `nn.MaxPool2d(2)`, gradients too, where they are finite. On the CPU that takes up to half of a small
-    net's forward pass, as torch's kernel reads single values there; strided views are read by whole vectors.
+    The numbers of `nn.MaxPool2d(2)`. Where no gradient is asked for on the CPU, that takes up to half of a small net's
+    pass, as torch's kernel reads single values there; strided views are read by whole vectors.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """Pool `(batch, channels, height, width)`."""
-        if x.device.type != "cpu" or min(x.shape[-2:]) < 2:
+        height, width = x.shape[-2] // 2 * 2, x.shape[-1] // 2 * 2
+        if x.device.type != "cpu" or 0 in (height, width) or (torch.is_grad_enabled() and x.requires_grad):
             return F.max_pool2d(x, 2)
-        if torch.is_grad_enabled() and x.requires_grad:
-            pooled: Tensor = _BlockMaximum.apply(x)
-            return pooled
-        return _block_maximum(x)
-
-
-BLOCK = ((0, 0), (0, 1), (1, 0), (1, 1))  # in the order in which torch looks for the first maximum
-
-
-def _corners(x: Tensor) -> list[Tensor]:
-    """The four values of each 2x2 block, as views."""
-    height, width = x.shape[-2] // 2 * 2, x.shape[-1] // 2 * 2
-    return [x[..., row:height:2, column:width:2] for row, column in BLOCK]
-
-
-def _block_maximum(x: Tensor) -> Tensor:
-    a, b, c, d = _corners(x)
-    return torch.maximum(torch.maximum(a, b), torch.maximum(c, d))
-
-
-class _BlockMaximum(torch.autograd.Function):
-    """The maximum of each block; its gradient goes to the first value that reaches it."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        pooled = _block_maximum(x)
-        ctx.save_for_backward(x, pooled)
-        return pooled
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        x, pooled = ctx.saved_tensors
-        if torch.is_grad_enabled():  # the gradient is to be differentiated in turn
-            through: Tensor = torch.autograd.grad(F.max_pool2d(x, 2), x, gradient, create_graph=True)[0]
-            return through
-        even = x.shape[-2] % 2 == 0 and x.shape[-1] % 2 == 0
-        spread = torch.empty_like(x) if even else torch.zeros_like(x)
-        left = torch.ones_like(pooled, dtype=torch.bool)
-        for corner, target in zip(_corners(x), _corners(spread), strict=True):
-            first = (corner == pooled) & left
-            target.copy_(torch.where(first, gradient, 0.0))
-            left &= ~first
-        return spread
+        a, b, c, d = (x[..., row:height:2, column:width:2] for row in (0, 1) for column in (0, 1))
+        return torch.maximum(torch.maximum(a, b), torch.maximum(c, d))
 
 
 def build(name: str, data: Data, seed: int) -> nn.Module:

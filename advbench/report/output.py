@@ -10,7 +10,6 @@ import pandas as pd
 
 from advbench.errors import InputError, unknown_name
 from advbench.grid.identity import DATA, identity_text
-from advbench.grid.memory import gc_paused
 from advbench.grid.plan import Plan
 from advbench.grid.scheduler import Outcome, failures
 from advbench.report.markdown import render, render_latex
@@ -103,7 +102,6 @@ def write_out(plan: Plan, store: Store, outcome: Outcome, out: Path) -> tuple[Re
     return report, (*(out / name for name in texts), *write_report(report, out))
 
 
-@gc_paused()
 def write_report(
     report: Report,
     out: Path,

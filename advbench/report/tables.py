@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 
 from advbench.evaluation.summary import ENTROPIES
-from advbench.grid.memory import gc_paused
 from advbench.grid.plan import Cell, Plan
 from advbench.grid.spec import Choice, swept
 from advbench.report.evaluations import NUMBERS, Evaluation, RecordSource, is_own, read_evaluations
@@ -102,7 +101,6 @@ def to_csv(frame: pd.DataFrame) -> bytes:
     return file.getvalue()
 
 
-@gc_paused()
 def collect(plan: Plan, store: RecordSource, failed: Mapping[str, str] | None = None) -> Report:
     """Make the tables of a plan from what the store holds.
 

@@ -33,3 +33,6 @@ from advbench.training.loop import LoopDefense as LoopDefense
 from advbench.training.loop import LoopParams as LoopParams
 from advbench.training.loop import TrainState as TrainState
 from advbench.training.loop import autocast as autocast
+from advbench.training.optimizers import SGD as SGD
+from advbench.training.optimizers import Adam as Adam
+from advbench.training.optimizers import Optimizer as Optimizer

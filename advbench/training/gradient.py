@@ -22,6 +22,7 @@ from advbench.models.posterior import GaussianPosterior, PointPosterior, Posteri
 from advbench.registry.params import Field
 from advbench.training.base import TrainContext
 from advbench.training.loop import LoopDefense, LoopParams, TrainState, autocast
+from advbench.training.optimizers import SGD, Adam, Optimizer
 
 Terms = Mapping[str, Tensor]
 
@@ -73,11 +74,11 @@ class GradientDefense(LoopDefense):
         free = clf.posterior.undecayed()
         decayed = [p for p in clf.posterior.trainable() if all(p is not other for other in free)]
         groups = [{"params": decayed, "weight_decay": params.weight_decay}, {"params": free, "weight_decay": 0.0}]
-        optimizer: torch.optim.Optimizer
+        optimizer: Optimizer
         if params.optimizer == "adam":
-            optimizer = torch.optim.Adam(groups, lr=params.lr)
+            optimizer = Adam(groups, lr=params.lr)
         else:
-            optimizer = torch.optim.SGD(groups, lr=params.lr, momentum=params.momentum)
+            optimizer = SGD(groups, lr=params.lr, momentum=params.momentum)
         return TrainState(clf, steps, {"main": optimizer})
 
     def separable(self, clf: Classifier) -> bool:
@@ -90,7 +91,7 @@ class GradientDefense(LoopDefense):
         """One step: perturb, evaluate the loss, descend. Chunks share the step's draws, so only rounding differs."""
         generator = context.generator("perturb", state.step)
         optimizer = state.optimizers["main"]
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         clf = state.clf
         chunk = (context.resources.chunk if self.separable(clf) else None) or len(x)
         clf.chunk = context.resources.chunk

@@ -30,6 +30,7 @@ from advbench.progress import Progress
 from advbench.registry import registry
 from advbench.registry.params import Field, Params
 from advbench.training.base import CheckpointSlot, Defense, TrainContext
+from advbench.training.optimizers import Optimizer
 
 
 class LoopParams(Params):
@@ -74,7 +75,7 @@ class TrainState:
 
     clf: Classifier
     steps: int
-    optimizers: dict[str, torch.optim.Optimizer] = field(default_factory=dict)
+    optimizers: dict[str, Optimizer] = field(default_factory=dict)
     modules: dict[str, nn.Module] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
     step: int = 0

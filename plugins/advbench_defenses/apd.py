@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advbench.models import Classifier, GeneratorPosterior, perceptron
-from advbench.training import Field, LangevinChains, SGLDParams, TrainContext, TrainState
+from advbench.training import Adam, Field, LangevinChains, Optimizer, SGLDParams, TrainContext, TrainState
 
 GanName = Literal["wgan_gp", "wgan", "gan"]
 
@@ -106,8 +106,8 @@ class APD(LangevinChains):
         """The classifier over G's samples."""
         return state.clf
 
-    def _adam(self, net: nn.Module) -> torch.optim.Optimizer:
-        return torch.optim.Adam(net.parameters(), lr=self.params.gan_lr, betas=(0.5, 0.9))
+    def _adam(self, net: nn.Module) -> Optimizer:
+        return Adam([{"params": list(net.parameters())}], lr=self.params.gan_lr, betas=(0.5, 0.9))
 
     def update(self, state: TrainState, x: Tensor, y: Tensor, count: int, context: TrainContext) -> dict[str, Tensor]:
         """A step of the chains; offline after the last of them a step of G, online many at the end of each round."""
@@ -242,7 +242,7 @@ def _generator(state: TrainState) -> GeneratorPosterior:
     return posterior
 
 
-def _descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    optimizer.zero_grad(set_to_none=True)
+def _descend(optimizer: Optimizer, loss: Tensor) -> None:
+    optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()

@@ -234,19 +234,3 @@ def test_pooling_is_torchs_to_the_bit(dtype: torch.dtype, size: tuple[int, int])
     assert ours.grad is not None
     assert theirs.grad is not None
     assert torch.equal(ours.grad, theirs.grad)
-
-
-def test_pooling_can_be_differentiated_twice() -> None:
-    torch.manual_seed(0)
-    x = torch.randn(2, 2, 4, 5, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(MaxPool(), (x,))
-    assert torch.autograd.gradgradcheck(MaxPool(), (x,))
-
-    def penalty(pool: nn.Module) -> Tensor:
-        """As a training that punishes the gradient's norm asks for it."""
-        image = torch.linspace(-1, 1, 96, dtype=torch.float64).sin().view(1, 1, 8, 12).requires_grad_()
-        (gradient,) = torch.autograd.grad(pool(image.square()).exp().sum(), image, create_graph=True)
-        (second,) = torch.autograd.grad(gradient.square().sum(), image)
-        return second
-
-    assert torch.equal(penalty(MaxPool()), penalty(nn.MaxPool2d(2)))

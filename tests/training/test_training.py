@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -19,10 +21,11 @@ from advbench.models.nets import vgg16
 from advbench.models.posterior import GaussianPosterior
 from advbench.models.saving import export_classifier
 from advbench.progress import Progress
-from advbench.testing import same_weights, small_data, small_net
+from advbench.testing import DefenseConformance, same_weights, small_data, small_net
 from advbench.training.base import Resources, TrainContext
-from advbench.training.gradient import last_linear
-from advbench.training.loop import crop_and_flip
+from advbench.training.gradient import ErmLoss, TrainParams, last_linear
+from advbench.training.loop import TrainState, crop_and_flip
+from advbench.training.optimizers import SGD, Adam
 
 
 def objective(name: str, clf: Classifier, x: Tensor, y: Tensor, count: int, **params: object) -> Tensor:
@@ -334,6 +337,70 @@ def test_steps_are_those_of_torchs_optimiser(optimizer: str, momentum: float, de
         F.cross_entropy(own(x), y).backward()
         expected.step()
     torch.testing.assert_close(trained.module[1].weight, own[1].weight, atol=1e-5, rtol=1e-4)  # type: ignore[index]
+
+
+OPTIMIZERS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "adam": (Adam, torch.optim.Adam, {"lr": 1e-2}),
+    "adam of a GAN": (Adam, torch.optim.Adam, {"lr": 1e-3, "betas": (0.5, 0.9)}),
+    "sgd": (SGD, torch.optim.SGD, {"lr": 0.1}),
+    "sgd with momentum": (SGD, torch.optim.SGD, {"lr": 0.1, "momentum": 0.9}),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimisers_are_torchs_to_the_bit(name: str) -> None:
+    """Also where a parameter has no gradient, a rate changes, and a fresh optimiser goes on from a saved state."""
+    own, theirs, settings = OPTIMIZERS[name]
+
+    def made(optimizer: Any, values: list[Tensor]) -> tuple[list[Tensor], Any]:
+        params = [value.clone().requires_grad_() for value in values]
+        groups = [{"params": params[:2], "weight_decay": 0.1}, {"params": params[2:], "weight_decay": 0.0}]
+        return params, optimizer(groups, **settings)
+
+    generator = torch.Generator().manual_seed(0)
+    start = [torch.randn(size, generator=generator) for size in ((4, 3), (5,), (), (2, 2))]
+    (params, optimizer), (expected, reference) = made(own, start), made(theirs, start)
+    for step in range(8):
+        if step == 4:
+            saved = copy.deepcopy(optimizer.state_dict()["state"])
+            params, optimizer = made(own, [param.detach() for param in params])
+            optimizer.load_state_dict({"state": saved})
+        optimizer.zero_grad()
+        reference.zero_grad()
+        assert all(param.grad is None for param in params)
+        for index, pair in enumerate(zip(params, expected, strict=True)):
+            gradient = torch.randn(pair[0].shape, generator=generator)
+            if (step, index) not in ((0, 1), (2, 3), (5, 0)):
+                pair[0].grad, pair[1].grad = gradient, gradient.clone()
+        for each in (optimizer, reference):
+            each.param_groups[1]["lr"] = settings["lr"] * 0.1 ** (step // 3)
+            each.step()
+        assert all(torch.equal(*pair) for pair in zip(params, expected, strict=True))
+
+
+def test_a_training_does_without_torchs_compiler() -> None:
+    code = """
+import sys
+import advbench
+from advbench.testing import small_data, small_net
+advbench.get_defense("erm", stages=(1,)).fit(small_net(), small_data())
+sys.exit("torch._dynamo" in sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("saves", [1, 2, 4])
+def test_a_method_may_bring_an_optimiser_of_torch(saves: int) -> None:
+    class Own(ErmLoss):
+        Params = TrainParams
+        params: TrainParams
+
+        def begin(self, module: nn.Module, steps: int, count: int, context: TrainContext) -> TrainState:
+            state = super().begin(module, steps, count, context)
+            state.optimizers["main"] = torch.optim.AdamW(state.clf.posterior.trainable(), lr=1e-2)
+            return state
+
+    DefenseConformance().test_resumes_bit_for_bit(Own(stages=(2, 2), batch_size=16), saves)
 
 
 def test_weight_decay_leaves_deviations_alone() -> None:

@@ -1,0 +1,144 @@
+"""Adam and SGD: torch's own step functions with a plain state; the numbers are those of `torch.optim` to the bit.
+
+Torch's classes are not used because making one imports torch's compiler, which takes longer than a small training.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.optim.adam import adam
+from torch.optim.sgd import sgd
+
+
+class Optimizer(Protocol):
+    """What a training asks of an optimiser; those of `torch.optim` do as well."""
+
+    param_groups: list[dict[str, Any]]
+
+    def zero_grad(self) -> None:
+        """Drop the gradients."""
+
+    def step(self) -> Any:
+        """Move the parameters by their gradients."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """`state`: each parameter's tensors by name, under its index; and `param_groups`."""
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any:
+        """Take over what `state_dict` gave."""
+
+
+class _Optimizer(ABC):
+    """Groups of parameters, each with its settings. A parameter's state begins with its first gradient."""
+
+    def __init__(self, groups: list[dict[str, Any]], **settings: Any) -> None:
+        self.param_groups = [settings | group for group in groups]
+        self._params: list[Tensor] = [parameter for group in groups for parameter in group["params"]]
+        self._states: dict[int, dict[str, Tensor]] = {}
+
+    def zero_grad(self) -> None:
+        """Drop the gradients."""
+        for parameter in self._params:
+            parameter.grad = None
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Move the parameters that have a gradient."""
+        index = {id(parameter): index for index, parameter in enumerate(self._params)}
+        for group in self.param_groups:
+            moved = [parameter for parameter in group["params"] if parameter.grad is not None]
+            states = [self._states.setdefault(index[id(parameter)], {}) for parameter in moved]
+            self._move(moved, [parameter.grad for parameter in moved], states, group)
+
+    @abstractmethod
+    def _move(
+        self, params: list[Tensor], gradients: list[Tensor], states: list[dict[str, Tensor]], settings: dict[str, Any]
+    ) -> None:
+        """Move a group's parameters, and update their states, in place."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """`state`: each parameter's tensors by name, under its index; and `param_groups`."""
+        return {"state": self._states, "param_groups": self.param_groups}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the state that `state_dict` gave."""
+        self._states = {
+            index: {
+                name: tensor.to("cpu" if name == "step" else self._params[index].device, copy=True)
+                for name, tensor in state.items()
+            }
+            for index, state in state_dict["state"].items()
+        }
+
+
+class Adam(_Optimizer):
+    """Adam (Kingma and Ba 2015); `weight_decay * w` is added to the gradient.
+
+    Args:
+        groups: dicts of `params` and whichever of the other settings is theirs alone.
+        lr: learning rate.
+        betas: decay of the running means of gradients and of their squares.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], *, lr: float, betas: tuple[float, float] = (0.9, 0.999)) -> None:
+        super().__init__(groups, lr=lr, betas=betas, weight_decay=0.0)
+
+    def _move(
+        self, params: list[Tensor], gradients: list[Tensor], states: list[dict[str, Tensor]], settings: dict[str, Any]
+    ) -> None:
+        for parameter, state in zip(params, states, strict=True):
+            if not state:
+                state["step"] = torch.tensor(0.0)  # on the CPU, where reading it waits for no device
+                state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        means, squares, steps = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
+        adam(
+            params,
+            gradients,
+            means,
+            squares,
+            [],
+            steps,
+            amsgrad=False,
+            beta1=settings["betas"][0],
+            beta2=settings["betas"][1],
+            lr=settings["lr"],
+            weight_decay=settings["weight_decay"],
+            eps=1e-8,
+            maximize=False,
+        )
+
+
+class SGD(_Optimizer):
+    """Stochastic gradient descent with momentum; `weight_decay * w` is added to the gradient.
+
+    Args:
+        groups: dicts of `params` and whichever of the other settings is theirs alone.
+        lr: learning rate.
+        momentum: decay of the running sum of gradients.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], *, lr: float, momentum: float = 0.0) -> None:
+        super().__init__(groups, lr=lr, momentum=momentum, weight_decay=0.0)
+
+    def _move(
+        self, params: list[Tensor], gradients: list[Tensor], states: list[dict[str, Tensor]], settings: dict[str, Any]
+    ) -> None:
+        buffers = [state.get("momentum_buffer") for state in states]
+        sgd(
+            params,
+            gradients,
+            buffers,
+            weight_decay=settings["weight_decay"],
+            momentum=settings["momentum"],
+            lr=settings["lr"],
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+        )
+        for state, buffer in zip(states, buffers, strict=True):
+            if buffer is not None:
+                state["momentum_buffer"] = buffer
