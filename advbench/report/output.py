@@ -129,8 +129,8 @@ def check_kept(folder: Path, results: pd.DataFrame) -> None:
         before = before[before.accuracy != ""].astype({"eps": float, "seed": int})
     except (OSError, ValueError):
         return  # nothing that could be read
-    there = set(results.loc[results.accuracy.notna(), PLACE].itertuples(index=False, name=None))
-    lost = sum(row not in there for row in before[PLACE].itertuples(index=False, name=None))
+    there = pd.MultiIndex.from_frame(results.loc[results.accuracy.notna(), PLACE])
+    lost = len(before) - int(pd.MultiIndex.from_frame(before[PLACE]).isin(there).sum())
     if lost:
         raise InputError(
             f"folder {folder}",
