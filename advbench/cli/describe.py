@@ -33,29 +33,26 @@ def plan_lines(plan: Plan, store: Store, *, every_task: bool) -> Iterator[str]:
     """Tasks by kind: how many, how many have to run, what those cost by passes, and by what such tasks took before."""
     waiting = outstanding(plan, store)
     known = measured(store.storage)
-    estimator = known.estimator()
     rows = []
     for kind in ("train", "craft", "evaluate", "all"):
         all_of = [task for task in plan.tasks.values() if kind in ("all", task.kind)]
         to_do = [task for task in all_of if task.key in waiting]
         peaks = [peak for task in to_do if (like := known.of(task)) and (peak := like.peak)]
         passes = f"{sum(task.cost for task in to_do):,.0f}"
-        rows.append(
-            [kind, len(all_of), len(to_do), passes, _time(estimator.total(to_do)), _size(max(peaks, default=0))]
-        )
+        rows.append([kind, len(all_of), len(to_do), passes, _time(known.total(to_do)), _size(max(peaks, default=0))])
     headers = ["task", "planned", "to run", "passes of an image", "time on one worker", "memory of a task"]
     yield tabulate(rows, headers=headers, tablefmt="github", colalign=("left", *["right"] * 5))
     yield f"{len(plan.cells)} rows in results.csv; what is planned and not to run is done already or not needed"
     failed = failed_before(plan, waiting, store)
     if failed:
         yield f"{len(failed)} of the tasks to run failed in an earlier run; only --retry-failed tries them again"
-    if estimator.total(waiting.values()) is not None and waiting:
-        chain = _time(longest_chain(waiting, estimator.weight))
+    if known.total(waiting.values()) is not None and waiting:
+        chain = _time(longest_chain(waiting, known.weight))
         yield f"the longest chain of tasks takes {chain}, on any number of workers"
     if every_task:
         for task in waiting.values():
             needs = ", ".join(need[:12] for need in task.needs if need in waiting)
-            took = _time(estimator.seconds(task))
+            took = _time(known.seconds(task))
             yield f"{task.key[:12]}  {task.label}  ({took}{f'; after {needs}' if needs else ''})"
 
 

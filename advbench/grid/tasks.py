@@ -35,7 +35,7 @@ from advbench.grid.inputs import (
     Inputs,
     OodRef,
     TrainInputs,
-    read_inputs,
+    read_training,
 )
 from advbench.grid.plan import Task
 from advbench.grid.spec import installed
@@ -170,7 +170,7 @@ class Runner:
         elif isinstance(inputs, CraftInputs):
             chosen = [("attack", inputs.attack)]
         for kind, component in chosen:
-            here |= installed(kind, component).versions
+            here |= installed(kind, component.name, component.params).versions
             planned |= component.versions
         if here != planned:
             raise InputError(
@@ -263,7 +263,7 @@ class Runner:
             crafted = self._record(inputs.examples)
             images = self._tensors(inputs.examples)["images"].to(x.device)
             attack = {**crafted["result"], "seconds": crafted["seconds"]}
-            x = within(images, x, Threat(*inputs.within), outward=attack["random"]) if inputs.within else images
+            x = within(images, x, inputs.within, outward=attack["random"]) if inputs.within else images
         clf = self._at_hand(inputs.target)
         predictions = evaluate(
             clf, x, y, inputs.draws, seed=inputs.seed, batch_size=inputs.batch_size, report=on_progress
@@ -336,8 +336,7 @@ class Runner:
 
     def _load_classifier(self, key: str) -> Classifier:
         record = self._record(key)
-        inputs = read_inputs(record["inputs"])
-        assert isinstance(inputs, TrainInputs), "classifiers are made by trainings"
+        inputs = read_training(record)
         data = self._checked_dataset(inputs).train
         module = build(inputs.architecture.name, data, derive(inputs.seed, "init"))
         clf = load_classifier(module, self._tensors(key), record["result"]["classifier"])

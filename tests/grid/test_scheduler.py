@@ -137,7 +137,7 @@ def test_long_tasks_come_first_and_evaluations_before_all(store: Store) -> None:
     outcome = run(plan_of(*GRID), store, executor)
     assert executor.began == "long,judge long,short,judge short,craft b,judge b,craft a,judge a".split(",")
     assert [*outcome.failed, *outcome.skipped] == []
-    assert longest_chain({t.key: t for t in GRID}, Measurements({}).estimator().weight) == pytest.approx(9.1)
+    assert longest_chain({t.key: t for t in GRID}, Measurements({}).weight) == pytest.approx(9.1)
 
 
 def test_measured_times_count_for_more_than_passes() -> None:
@@ -145,13 +145,12 @@ def test_measured_times_count_for_more_than_passes() -> None:
     quick, slow = task("quick", cost=100, profile="q"), task("slow", cost=1, profile="s")
     for each, seconds in ((quick, 1.0), (slow, 50.0)):
         found.add(each, {"seconds": seconds, "memory": {"peak": 7, "device": 10}})
-    backlog = Backlog({t.key: t for t in (quick, slow)}, found.estimator())
+    backlog = Backlog({t.key: t for t in (quick, slow)}, found.weight)
     assert backlog.first() == slow
-    estimator = found.estimator()
-    assert estimator.seconds(task("again", cost=200, profile="q")) == pytest.approx(2.0)
-    assert estimator.seconds(task("another", cost=202, profile="?")) == pytest.approx(51 / 101 * 202)
-    assert estimator.seconds(task("other kind", kind="craft", cost=2)) is None
-    assert Measurements({}).estimator().total([quick]) is None
+    assert found.seconds(task("again", cost=200, profile="q")) == pytest.approx(2.0)
+    assert found.seconds(task("another", cost=202, profile="?")) == pytest.approx(51 / 101 * 202)
+    assert found.seconds(task("other kind", kind="craft", cost=2)) is None
+    assert Measurements({}).total([quick]) is None
     assert [known.peak for known in (found.of(slow), found.of(task("unknown"))) if known] == [7]
 
 
@@ -414,7 +413,7 @@ def test_measurements_outlive_their_run(store: Store) -> None:
     run(plan, store, FakeExecutor(store))
     found = measured(store.storage)
     assert {t.label for t in GRID} == {label for t in GRID if found.of(t2 := plan.tasks[t.key]) for label in [t2.label]}
-    assert found.estimator().total(plan.tasks.values()) == pytest.approx(len(GRID))
+    assert found.total(plan.tasks.values()) == pytest.approx(len(GRID))
 
 
 def test_a_heartbeat_that_cannot_be_written_stops_the_run(tmp_path: Path) -> None:
