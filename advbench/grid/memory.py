@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+HEADROOM = 1.1  # of a measured peak
+CONTEXT = 600 * 2**20  # bytes that a process takes on a GPU beside its tensors
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 _THRESHOLDS = (-3, -1)  # of glibc's mallopt: for blocks with pages of their own, and for what is free at the heap's end
@@ -28,6 +30,11 @@ def total(device: str) -> int | None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):
         return None
+
+
+def part(peak: int, memory: int, *, gpu: bool) -> float:
+    """The part of a device's memory that a task of such a peak takes, in bytes of so many in all; at most 1."""
+    return min(1.0, (HEADROOM * peak + (CONTEXT if gpu else 0)) / memory)
 
 
 def keep() -> None:

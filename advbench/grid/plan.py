@@ -141,8 +141,8 @@ def make_plan(
                     steps[source.label] = Sweep(examples, eps)
                     for target in defenses if transferred(spec, attack) else (source,):
                         within = Threat(spec.norm, eps) if "minimal_norm" in attack.traits else None
-                        labels = {"source": source.label, "attack": attack.label, "eps": eps}
-                        key = layout.evaluate(target, seed, clean[target.label], examples, within, **labels)
+                        about: dict[str, Any] = {"source": source.label, "attack": attack.label, "eps": eps}
+                        key = layout.evaluate(target, seed, clean[target.label], examples, within, **about)
                         cells.append(Cell(target, source, attack, eps, seed, key))
     labels = {choice.label for choice in defenses}
     trained = {which: key for which, key in layout.trained.items() if which[0] in labels}
@@ -203,7 +203,7 @@ class _Layout:
             seed=seed,
             **self._common,
         )
-        needs = (inputs.source, step and step.after)
+        needs = (inputs.source, step.after if step else None)
         cost = min(attack.passes or 0.0, self._spec.budget or math.inf) * self._images
         labels = {"source": source.label, "attack": attack.label, "eps": inputs.eps}
         return self._add(inputs, needs, (source, attack), cost=cost, **labels)

@@ -355,7 +355,7 @@ def installed(kind: Kind, name: str, params: Mapping[str, Any] | None = None) ->
 
 
 def _wrapped(plugin: Any, distribution: str) -> tuple[dict[str, str], dict[str, str]]:
-    """Versions of what a plugin of that distribution wraps: of libraries and other plugins' distributions, of attacks."""
+    """Versions of the libraries, and of the attacks, that a plugin of that distribution is made of."""
     libraries = {name: importlib.metadata.version(name) for name in getattr(plugin, "built_on", ())}
     parts: dict[str, str] = {}
     for label, part in plugin.parts.items() if isinstance(plugin, Attack) else ():

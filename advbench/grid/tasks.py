@@ -57,29 +57,21 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and with what tasks run; none of it is in a key, so none of it may change a result.
-
-    Attributes:
-        store_url: the store.
-        dataset: the data set's name, with its path if it has one.
-        ood: likewise, the data sets whose images are to be found out.
-        data_root: the folder of the data sets.
-        resources: device, threads and chunk.
-        checkpoint_seconds: the least time between two saved states of a training.
-        patience: seconds for which a store's server is tried again.
-        libraries: versions that the run was planned with, by distribution; a worker must have the same.
-        place: what the worker is called, as in a record's `ran`.
-    """
+    """Where and with what tasks run; none of it is in a key, so none of it may change a result."""
 
     store_url: str
-    dataset: str
-    data_root: str | None = None
+    dataset: str  # the data set's name, with its path if it has one
+    data_root: str | None = None  # the folder of the data sets
     resources: Resources = field(default_factory=Resources)
-    checkpoint_seconds: float = 30.0
-    patience: float = PATIENCE
-    libraries: Mapping[str, str] = field(default_factory=dict)
-    ood: tuple[str, ...] = ()
-    place: str = ""
+    checkpoint_seconds: float = 30.0  # the least time between two saved states of a training
+    patience: float = PATIENCE  # seconds for which a store's server is tried again
+    libraries: Mapping[str, str] = field(default_factory=dict)  # versions of the plan, which a worker must have, too
+    ood: tuple[str, ...] = ()  # like `dataset`, those whose images are to be found out
+    place: str = ""  # what the worker is called, as in a record's `ran`
+
+    def on(self, device: str, place: str) -> Runtime:
+        """The same for a worker on that device."""
+        return replace(self, resources=replace(self.resources, device=device), place=place)
 
 
 class Runner:

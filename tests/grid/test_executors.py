@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from advbench.errors import GoneError, InputError, PluginError, StoreError, out_
 from advbench.grid import memory
 from advbench.grid.estimates import Measured
 from advbench.grid.execution import Execution
-from advbench.grid.executors import Began, Ended, Failure, Moved, Said, attempt, from_json, one_line, to_json
+from advbench.grid.executors import Began, Ended, Failure, Moved, Said, attempt, one_line
 from advbench.grid.executors.local import Device, LocalExecutor, devices
 from advbench.grid.inputs import CraftInputs, TrainInputs
 from advbench.grid.plan import Plan, Task
@@ -43,8 +44,8 @@ def known(peak: int | None) -> Measured:
 class Pool(LocalExecutor):
     """A pool that starts no processes."""
 
-    def _send(self, worker: Any) -> None:
-        worker.tries += 1
+    def _send(self, worker: Any, task: Task) -> None:
+        worker.task = task
 
 
 def pool(*found: Device) -> Pool:
@@ -247,7 +248,9 @@ def test_workers_import_what_their_driver_does_wherever_they_start(tmp_path: Pat
     assert done.returncode == 0, done.stderr
 
 
-def test_a_failure_says_whose_it_is_and_travels_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_says_whose_it_is_and_travels_between_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plan = prepare(SPEC)
     runner = runner_of(tmp_path)
     causes: dict[str, BaseException] = {
@@ -263,14 +266,14 @@ def test_a_failure_says_whose_it_is_and_travels_as_json(tmp_path: Path, monkeypa
             raise error
 
         monkeypatch.setattr(runner, "run", fail)
-        ended = attempt(runner, tasks_of(plan, "train")[0], lambda progress: None)
+        ended = attempt(runner, tasks_of(plan, "train")[0], lambda moved: None)
         assert ended.failure is not None
         assert ended.failure.cause == cause
         assert ended.failure.reason.isprintable()
         assert len(ended.failure.reason) <= 500
         assert (ended.failure.trace is not None) is (cause == "bug")
         assert ended.failure.lasting is (cause in ("plugin", "bug"))
-        assert from_json(to_json(ended)) == ended
+        assert pickle.loads(pickle.dumps(ended)) == ended
     assert Ended("k", failure=Failure("gone", "x", gone="k" * 64)).failure is not None
     assert one_line("a\n b\x00\u202e") == "a b??"
 
@@ -283,7 +286,7 @@ def test_an_interrupt_is_nobodys_failure(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(runner, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        attempt(runner, tasks_of(prepare(SPEC), "train")[0], lambda progress: None)
+        attempt(runner, tasks_of(prepare(SPEC), "train")[0], lambda moved: None)
 
 
 def test_workers_must_have_the_versions_of_the_plan(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ class InlineExecutor:
     def _run(self, task: Task) -> Ended:
         printed = _Lines(lambda line: self._on_line(task.key, line))
         with redirect_stdout(printed), redirect_stderr(printed), chdir("."):
-            return attempt(self._runner, task, lambda progress: self._on_progress(task.key, progress))
+            return attempt(self._runner, task, lambda moved: self._on_progress(task.key, moved.progress))
 
     def close(self) -> None:
         """Nothing is held."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import multiprocessing
 import os
 import signal
@@ -11,24 +11,22 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
+from pickle import UnpicklingError
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from advbench.errors import InputError
 from advbench.grid import memory
 from advbench.grid.estimates import Measured
-from advbench.grid.executors import Began, Ended, Event, Failure, Moved, Said, attempt, from_json, one_line, to_json
+from advbench.grid.executors import Began, Ended, Event, Failure, Said, attempt, one_line, too_long
 from advbench.grid.plan import Task
 from advbench.grid.tasks import Runner, Runtime
-from advbench.progress import Progress
 
 if TYPE_CHECKING:
     from multiprocessing.context import ForkServerContext, SpawnContext
 
-HEADROOM = 1.1  # of a measured peak
-CONTEXT = 600 * 2**20  # bytes that a process takes on a GPU beside its tensors
 MOVES = 0.2  # least seconds between two reports of a task's progress
 READS = 16  # of 64 KiB of a worker's output, before others get their turn
 START = 300.0  # seconds within which a worker must begin with a task
@@ -39,28 +37,21 @@ IMPORTS = ("PYTHONPATH", "PYTHONSAFEPATH")
 
 @dataclass(frozen=True)
 class Device:
-    """What workers share.
+    """What workers share."""
 
-    Attributes:
-        name: as torch calls it.
-        workers: processes at most.
-        memory: bytes in all, or None where that is not known.
-        probes: whether a task whose memory nobody knows gets the device to itself.
-    """
-
-    name: str
-    workers: int
-    memory: int | None = None
-    probes: bool = False
+    name: str  # as torch calls it
+    workers: int  # processes at most
+    memory: int | None = None  # bytes in all, or None where that is not known
+    probes: bool = False  # whether a task whose memory nobody knows gets the device to itself, as on a GPU
 
     def share(self, known: Measured | None) -> float:
         """The part of the device that a task takes, as far as memory goes."""
         peak = known.peak if known else None
-        if peak is None:
-            return 1.0 if self.probes else 1 / self.workers
-        if self.memory is None:
+        if peak is None and self.probes:
+            return 1.0
+        if peak is None or self.memory is None:
             return 1 / self.workers
-        return min(1.0, (peak * HEADROOM + (CONTEXT if self.probes else 0)) / self.memory)
+        return memory.part(peak, self.memory, gpu=self.probes)
 
 
 def devices(names: list[str], threads: int, workers: int | None) -> list[Device]:
@@ -83,28 +74,44 @@ class _Worker:
     device: Device
     number: int
     process: Any = None
-    line: Connection | None = None
-    output: Connection | None = None
+    line: Connection | None = None  # tasks go out, events come in
+    output: Connection | None = None  # what the process prints
     task: Task | None = None
-    share: float = 0.0
-    deadline: float | None = None
-    tries: int = 0
+    share: float = 0.0  # the part of the device that the task takes
     began: bool = False
-    lines: int = 0
-    rest: bytes = b""
-    last: list[str] = field(default_factory=list)
+    deadline: float = math.inf  # for the task's beginning, then for its end
+    tries: int = 0  # that the task had
+    lines: int = 0  # that the task printed
+    last: list[str] = field(default_factory=list)  # the latest of those
+    rest: bytes = b""  # of a line that is not at its end
 
     @property
     def place(self) -> str:
         return self.device.name if self.device.workers == 1 else f"{self.device.name} worker {self.number}"
+
+    def free(self) -> None:
+        """Its task has ended."""
+        self.task, self.share, self.deadline = None, 0.0, math.inf
+
+    def kill(self) -> None:
+        """Kill the process, and what it started."""
+        process, self.process = self.process, None
+        if process is not None:
+            with suppress(OSError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
+            process.join()
+        for end in (self.line, self.output):
+            if end is not None:
+                end.close()
+        self.line = self.output = None
 
 
 class LocalExecutor:
     """A pool of worker processes for each device.
 
     A worker runs one task after another. One that dies is started anew, and its task is tried again; a task
-    that takes too long is killed with its worker. Workers die with this process, whatever ends it. Between
-    this process and its workers only JSON travels.
+    that takes too long is killed with its worker. Workers die with this process, whatever ends it.
 
     Args:
         runtime: what tasks run with; its device gives way to the workers' own.
@@ -153,30 +160,25 @@ class LocalExecutor:
         worker = self._free(known)
         if worker is None:
             raise RuntimeError("no worker is idle")
-        worker.task, worker.share, worker.tries = task, worker.device.share(known), 0
-        self._send(worker)
+        worker.share, worker.tries = worker.device.share(known), 0
+        self._send(worker, task)
 
-    def _send(self, worker: _Worker) -> None:
-        """Hand the worker its task, in a new process where it has none."""
-        assert worker.task is not None, "only a worker with a task is sent one"
+    def _send(self, worker: _Worker, task: Task) -> None:
+        """Hand the worker a task, in a new process where it has none."""
+        worker.task = task
         worker.tries += 1
         worker.began = False
         worker.deadline = time.monotonic() + START
         worker.lines = 0
         worker.last.clear()
-        message = json.dumps(worker.task.to_json()).encode()
         if worker.process is None:
             self._launch(worker)
         assert worker.line is not None, "a launched worker has its line"
         with suppress(OSError):  # one that died idle is found by `wait`
-            worker.line.send_bytes(message)
+            worker.line.send(task)
 
     def _launch(self, worker: _Worker) -> None:
-        runtime = replace(
-            self._runtime,
-            resources=replace(self._runtime.resources, device=worker.device.name),
-            place=worker.place,
-        )
+        runtime = self._runtime.on(worker.device.name, worker.place)
         ends: list[Connection] = []
         try:
             ends += self._context.Pipe()
@@ -207,9 +209,7 @@ class LocalExecutor:
 
     def wait(self, seconds: float) -> Iterator[Event]:
         """What workers report, print and die of."""
-        now = time.monotonic()
-        deadlines = [w.deadline for w in self._workers if w.deadline is not None]
-        timeout = max(0.0, min([seconds, *(deadline - now for deadline in deadlines)]))
+        timeout = max(0.0, min(seconds, *(worker.deadline - time.monotonic() for worker in self._workers)))
         by_source: dict[Any, _Worker] = {}
         for worker in self._workers:
             if worker.process is not None:
@@ -219,17 +219,28 @@ class LocalExecutor:
             yield from self._listen(worker)
         now = time.monotonic()
         for worker in self._workers:
-            if worker.deadline is not None and worker.deadline <= now and worker.task is not None:
-                limit = f"took longer than the time limit of {self._time_limit:g} s" if worker.began else ""
-                yield from self._end(worker, "timeout", limit or f"no worker began with it within {START:g} s")
+            task = worker.task
+            if task is not None and worker.deadline <= now:
+                worker.kill()
+                worker.free()
+                late = Failure("timeout", f"no worker began with it within {START:g} s")
+                yield too_long(task.key, self._time_limit) if worker.began else Ended(task.key, failure=late)
 
     def _listen(self, worker: _Worker) -> Iterator[Event]:
         dead = not worker.process.is_alive()
         yield from self._said(worker)
         try:
             while worker.line is not None and worker.line.poll():
-                yield from self._reported(worker, json.loads(worker.line.recv_bytes()))
-        except (EOFError, OSError, ValueError):
+                event: Event = worker.line.recv()
+                if worker.task is None or event.key != worker.task.key:
+                    continue
+                if isinstance(event, Began):
+                    worker.began = True
+                    worker.deadline = math.inf if self._time_limit is None else time.monotonic() + self._time_limit
+                elif isinstance(event, Ended):
+                    worker.free()
+                yield event
+        except (EOFError, OSError, UnpicklingError):
             dead = True
         if dead and worker.process is not None:
             worker.process.join(5)
@@ -255,63 +266,25 @@ class LocalExecutor:
                 if worker.task is not None and worker.lines <= LINES:
                     yield Said(worker.task.key, line if worker.lines < LINES else "(what else it prints is left out)")
 
-    def _reported(self, worker: _Worker, message: dict[str, Any]) -> Iterator[Event]:
-        task = worker.task
-        if task is None or message["key"] != task.key:
-            return
-        if "began" in message:
-            worker.began = True
-            worker.deadline = None if self._time_limit is None else time.monotonic() + self._time_limit
-            yield Began(task.key, worker.place)
-        elif "progress" in message:
-            yield Moved(task.key, Progress(*message["progress"]))
-        else:
-            self._idle(worker)
-            yield from_json(message)
-
     def _died(self, worker: _Worker) -> Iterator[Event]:
-        code = worker.process.exitcode
-        self._bury(worker)
-        if worker.task is None:
+        code, task = worker.process.exitcode, worker.task
+        worker.kill()
+        if task is None:
             return
         if worker.tries <= self._retries:
-            self._send(worker)
+            self._send(worker, task)
             return
+        worker.free()
         last = [*worker.last, *filter(None, [one_line(worker.rest.decode(errors="replace"))])]
         said = f"; it last said: {last[-1]}" if last else ""
         tried = "" if worker.tries == 1 else f" in each of {worker.tries} tries"
-        yield from self._end(worker, "crash", one_line(f"the worker died{tried}: {_told(code)}{said}"))
-
-    def _end(self, worker: _Worker, cause: Any, reason: str) -> Iterator[Event]:
-        assert worker.task is not None, "only a worker with a task fails one"
-        key = worker.task.key
-        self._bury(worker)
-        self._idle(worker)
-        yield Ended(key, failure=Failure(cause, reason))
-
-    @staticmethod
-    def _idle(worker: _Worker) -> None:
-        worker.task, worker.share, worker.deadline = None, 0.0, None
-
-    @staticmethod
-    def _bury(worker: _Worker) -> None:
-        """Kill the process, and what it started."""
-        process, worker.process = worker.process, None
-        if process is not None:
-            with suppress(OSError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.kill()
-            process.join()
-        for end in (worker.line, worker.output):
-            if end is not None:
-                end.close()
-        worker.line = worker.output = None
+        yield Ended(task.key, failure=Failure("crash", one_line(f"the worker died{tried}: {_told(code)}{said}")))
 
     def close(self) -> None:
         """Kill all workers."""
         for worker in self._workers:
-            self._bury(worker)
-            self._idle(worker)
+            worker.kill()
+            worker.free()
 
 
 def _context() -> ForkServerContext | SpawnContext:
@@ -372,7 +345,7 @@ def work(line: Connection, printed: Connection, runtime: Runtime, environment: M
     """A worker's life: task after task, until its driver is gone.
 
     Args:
-        line: tasks come in and reports go out, as JSON.
+        line: tasks come in and events go out.
         printed: what the process writes to standard output and error goes here.
         runtime: what tasks run with.
         environment: variables of the driver that were others while this process was started.
@@ -388,32 +361,11 @@ def work(line: Connection, printed: Connection, runtime: Runtime, environment: M
     sys.stderr = open(2, "w", buffering=1, closefd=False, errors="replace")  # noqa: SIM115
     threading.Thread(target=_die_with_the_driver, daemon=True).start()
     runner = Runner(runtime)
-    lock = threading.Lock()
-
-    def send(message: dict[str, Any]) -> None:
-        with lock:
-            line.send_bytes(json.dumps(message).encode())
-
     with suppress(EOFError, BrokenPipeError):
         while True:
-            task = Task.from_json(json.loads(line.recv_bytes()))
-            send({"key": task.key, "began": True})
-            send(to_json(attempt(runner, task, _Throttle(task.key, send))))
-
-
-class _Throttle:
-    """Reports a task's progress now and then."""
-
-    def __init__(self, key: str, send: Any) -> None:
-        self._key = key
-        self._send = send
-        self._next = 0.0
-
-    def __call__(self, progress: Progress) -> None:
-        now = time.monotonic()
-        if now >= self._next:
-            self._next = now + MOVES
-            self._send({"key": self._key, "progress": [progress.step, progress.total, dict(progress.values)]})
+            task = line.recv()
+            line.send(Began(task.key, runtime.place))
+            line.send(attempt(runner, task, line.send, MOVES))
 
 
 def _die_with_the_driver() -> None:
