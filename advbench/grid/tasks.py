@@ -53,6 +53,7 @@ SPENT = "seconds spent"  # among the values of a training's saved state
 VANISHED = 0.01  # share of gradients that are exactly zero from which an evaluation is flagged
 
 Record = dict[str, Any]
+Result = tuple[dict[str, Any], bytes]  # what a record says was found, and the artifact
 
 
 @dataclass(frozen=True)
@@ -127,15 +128,15 @@ class Runner:
             self.store.drop_partial(task.key)
         return record
 
-    def _in_chunks(self, task: Task, on_progress: OnProgress) -> tuple[dict[str, Any], bytes]:
-        resources = self.runtime.resources
-        inputs = task.inputs
-        params = inputs.defense.params or {} if isinstance(inputs, TrainInputs) else {}
-        largest = params.get("batch_size", 256) if isinstance(inputs, TrainInputs) else inputs.batch_size
+    def _in_chunks(self, task: Task, on_progress: OnProgress) -> Result:
+        resources, inputs = self.runtime.resources, task.inputs
+        first: int | None
+        if isinstance(inputs, TrainInputs):  # amplifies rounding, so it is cut only where memory leaves no choice
+            first, largest = None, (inputs.defense.params or {}).get("batch_size", 256)
+        else:
+            first, largest = resources.chunk, inputs.batch_size
         tried: list[str] = []
         reason = ""
-        # A training amplifies rounding, so it is cut only where memory leaves no choice.
-        first = None if task.kind == "train" else resources.chunk
         for chunk in memory.halvings(first, largest):
             self._resources = replace(resources, chunk=chunk)
             try:
@@ -155,15 +156,12 @@ class Runner:
         """Refuse to mix versions: the same key must mean the same code on every machine."""
         here = {name: importlib.metadata.version(name) for name in self.runtime.libraries}
         planned = dict(self.runtime.libraries)
-        inputs = task.inputs
-        chosen: list[tuple[Kind, Component]] = []
-        if isinstance(inputs, TrainInputs):
-            chosen = [("defense", inputs.defense), ("architecture", inputs.architecture)]
-        elif isinstance(inputs, CraftInputs):
-            chosen = [("attack", inputs.attack)]
-        for kind, component in chosen:
-            here |= installed(kind, component.name, component.params).versions
-            planned |= component.versions
+        kinds: tuple[Kind, ...] = ("defense", "architecture", "attack")
+        for kind in kinds:
+            component: Component | None = getattr(task.inputs, kind, None)
+            if component is not None:
+                here |= installed(kind, component.name, component.params).versions
+                planned |= component.versions
         if here != planned:
             raise InputError(
                 f"versions on {socket.gethostname()}",
@@ -176,18 +174,19 @@ class Runner:
         """The run's data set."""
         return load_dataset(self.runtime.dataset, self.runtime.data_root)
 
-    def _work(self, task: Task, on_progress: OnProgress) -> tuple[dict[str, Any], bytes]:
-        """Do a task; returns the record's result and the artifact."""
+    def _work(self, task: Task, on_progress: OnProgress) -> Result:
         if isinstance(task.inputs, TrainInputs):
             return self._train(task.inputs, on_progress)
         if isinstance(task.inputs, CraftInputs):
             return self._craft(task.inputs, on_progress)
-        clean = self._clean(task)
-        if task.inputs.foreign is not None:
-            return self._evaluate_ood(task.inputs, task.inputs.foreign, clean, on_progress)
-        return self._evaluate(task.inputs, clean, on_progress)
+        inputs = task.inputs
+        others = [key for key in task.needs if key not in (inputs.target, inputs.examples)]
+        clean = read_predictions(self.store, others[0]) if others else None  # by the same draws
+        if inputs.foreign is not None:
+            return self._evaluate_ood(inputs, inputs.foreign, clean, on_progress)
+        return self._evaluate(inputs, clean, on_progress)
 
-    def _train(self, inputs: TrainInputs, on_progress: OnProgress) -> tuple[dict[str, Any], bytes]:
+    def _train(self, inputs: TrainInputs, on_progress: OnProgress) -> Result:
         last: dict[str, float] = {}
 
         def watch(progress: Progress) -> None:
@@ -217,7 +216,7 @@ class Runner:
         statistics = dict(defense.statistics(clf))
         return {"classifier": values, "training": last, "statistics": statistics}, raw
 
-    def _craft(self, inputs: CraftInputs, on_progress: OnProgress) -> tuple[dict[str, Any], bytes]:
+    def _craft(self, inputs: CraftInputs, on_progress: OnProgress) -> Result:
         attack = registry().load("attack", inputs.attack.name)(**inputs.attack.params or {})
         x, y = self._test_images(inputs)
         earlier = None
@@ -246,9 +245,7 @@ class Runner:
         }
         return result, tensor_bytes({"images": crafted.images})
 
-    def _evaluate(
-        self, inputs: EvaluateInputs, clean: Predictions | None, on_progress: OnProgress
-    ) -> tuple[dict[str, Any], bytes]:
+    def _evaluate(self, inputs: EvaluateInputs, clean: Predictions | None, on_progress: OnProgress) -> Result:
         x, y = self._test_images(inputs)
         attack: dict[str, Any] = {"forward_passes": 0.0, "backward_passes": 0.0, "seconds": 0.0}
         if inputs.examples is not None:
@@ -269,14 +266,12 @@ class Runner:
 
     def _evaluate_ood(
         self, inputs: EvaluateInputs, wanted: OodRef, clean: Predictions | None, on_progress: OnProgress
-    ) -> tuple[dict[str, Any], bytes]:
+    ) -> Result:
         """What a defense makes of another data set's images."""
         root = self.runtime.data_root
         fitting = [n for n in self.runtime.ood if load_dataset(n, root).digest == wanted.sha256]
         if not fitting:
-            raise InputError(
-                f"data set {wanted.name!r} changed since the run was planned", remedy="run the same command again"
-            )
+            raise _changed(wanted.name)
         shape = self._checked_dataset(inputs).test.shape
         x = ood_images(fitting[0], root, inputs.images, shape, wanted.scale)
         predictions = evaluate_ood(
@@ -291,20 +286,10 @@ class Runner:
         kept = ("n_examples", "classes", "draws", "uncertainty", "histograms", "detection")
         return {name: result[name] for name in kept if name in result}, predictions.to_bytes()
 
-    def _clean(self, task: Task) -> Predictions | None:
-        """What the same draws say of the clean images, if the task was planned with that."""
-        inputs = task.inputs
-        assert isinstance(inputs, EvaluateInputs), "only evaluations compare"
-        others = [key for key in task.needs if key not in (inputs.target, inputs.examples)]
-        return read_predictions(self.store, others[0]) if others else None
-
     def _checked_dataset(self, inputs: Inputs) -> Dataset:
         dataset = self.dataset()
         if dataset.digest != inputs.data.sha256:
-            raise InputError(
-                f"data set {dataset.name!r} changed since the run was planned",
-                remedy="run the same command again",
-            )
+            raise _changed(dataset.name)
         return dataset
 
     def _test_images(self, inputs: CraftInputs | EvaluateInputs) -> tuple[Tensor, Tensor]:
@@ -321,10 +306,7 @@ class Runner:
         return record
 
     def _tensors(self, key: str) -> dict[str, Tensor]:
-        raw = self.store.read_artifact(key)
-        if raw is None:
-            raise GoneError(key)
-        return read_tensors(raw)
+        return read_tensors(_artifact(self.store, key))
 
     def _load_classifier(self, key: str) -> Classifier:
         record = self._record(key)
@@ -346,10 +328,18 @@ def read_predictions(store: Store, key: str) -> Predictions:
     Raises:
         GoneError: the store has it no more.
     """
+    return Predictions.from_bytes(_artifact(store, key))
+
+
+def _artifact(store: Store, key: str) -> bytes:
     raw = store.read_artifact(key)
     if raw is None:
         raise GoneError(key)
-    return Predictions.from_bytes(raw)
+    return raw
+
+
+def _changed(name: str) -> InputError:
+    return InputError(f"data set {name!r} changed since the run was planned", remedy="run the same command again")
 
 
 @functools.cache
