@@ -410,7 +410,7 @@ def test_workers_that_cannot_be_started_are_one_line(tmp_path: Path, monkeypatch
     def full(*_: Any, **__: Any) -> Any:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr(type(executor._context), "Process", full)
+    monkeypatch.setattr(subprocess, "Popen", full)
     with pytest.raises(InputError, match=r"--workers: expected .* start, got 3 \(.*Too many open files\); take fewer"):
         executor.start(tasks_of(prepare(SPEC), "train")[0], None)
     executor.close()

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 import os
+import select
 import signal
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pickle import UnpicklingError
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
 
 from advbench.errors import InputError
 from advbench.grid import memory
@@ -24,15 +24,18 @@ from advbench.grid.executors import Began, Ended, Event, Failure, Said, attempt,
 from advbench.grid.plan import Task
 from advbench.grid.tasks import Runner, Runtime
 
-if TYPE_CHECKING:
-    from multiprocessing.context import ForkServerContext, SpawnContext
-
 MOVES = 0.2  # least seconds between two reports of a task's progress
 READS = 16  # of 64 KiB of a worker's output, before others get their turn
 START = 300.0  # seconds within which a worker must begin with a task
 LINES = 50  # lines of a task that are passed on
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # read when libraries are loaded
-IMPORTS = ("PYTHONPATH", "PYTHONSAFEPATH")
+# A worker imports what its driver does, wherever that was started.
+WORKER = """
+import sys
+sys.path[:] = sys.argv[2:]
+from advbench.grid.executors.local import work
+work(int(sys.argv[1]))
+"""
 
 
 @dataclass(frozen=True)
@@ -67,15 +70,59 @@ def devices(names: list[str], threads: int, workers: int | None) -> list[Device]
     return [Device(name, each, memory.total(name), probes=name.startswith("cuda")) for name in names]
 
 
+class _Process:
+    """A worker's process: tasks go in and events come out by its line; its output is what it prints."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        threads = dict.fromkeys(THREADS, str(runtime.resources.threads))
+        self.line, theirs = Pipe()
+        with theirs:
+            self.handle = subprocess.Popen(  # noqa: S603 - this same Python
+                [sys.executable, "-c", WORKER, str(theirs.fileno()), *(path or os.getcwd() for path in sys.path)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                pass_fds=[theirs.fileno()],
+                process_group=0,  # the terminal's interrupt is the driver's affair
+                env={**os.environ, **threads},
+            )
+        assert self.handle.stdout is not None, "it is a pipe"
+        self.output = self.handle.stdout
+        self.send(runtime)
+
+    def send(self, message: Runtime | Task) -> None:
+        with suppress(OSError):  # it died; `LocalExecutor.wait` finds out
+            self.line.send(message)
+
+    def sources(self) -> list[Connection | int]:
+        """What can be waited for."""
+        return [self.line] if self.output.closed else [self.line, self.output.fileno()]
+
+    def printed(self) -> bytes:
+        """What it printed since, if anything; not all at once."""
+        if self.output.closed or not wait([self.output.fileno()], 0):
+            return b""
+        raw = os.read(self.output.fileno(), 65536)
+        if not raw:
+            self.output.close()
+        return raw
+
+    def kill(self) -> None:
+        """Kill it, and what it started."""
+        with suppress(OSError):
+            os.killpg(self.handle.pid, signal.SIGKILL)
+        self.handle.wait()
+        self.output.close()
+        self.line.close()
+
+
 @dataclass(eq=False)
 class _Worker:
-    """One process and what it does now."""
+    """A place for one process on a device, and what is done there now."""
 
     device: Device
     number: int
-    process: Any = None
-    line: Connection | None = None  # tasks go out, events come in
-    output: Connection | None = None  # what the process prints
+    process: _Process | None = None
     task: Task | None = None
     share: float = 0.0  # the part of the device that the task takes
     began: bool = False
@@ -94,17 +141,9 @@ class _Worker:
         self.task, self.share, self.deadline = None, 0.0, math.inf
 
     def kill(self) -> None:
-        """Kill the process, and what it started."""
-        process, self.process = self.process, None
+        process, self.process, self.rest = self.process, None, b""
         if process is not None:
-            with suppress(OSError):
-                os.killpg(process.pid, signal.SIGKILL)
             process.kill()
-            process.join()
-        for end in (self.line, self.output):
-            if end is not None:
-                end.close()
-        self.line = self.output = None
 
 
 class LocalExecutor:
@@ -127,7 +166,6 @@ class LocalExecutor:
         self._time_limit = time_limit
         self._retries = retries
         self._workers = [_Worker(device, number) for device in devices for number in range(device.workers)]
-        self._context = _context()
 
     @property
     def places(self) -> int:
@@ -172,51 +210,24 @@ class LocalExecutor:
         worker.lines = 0
         worker.last.clear()
         if worker.process is None:
-            self._launch(worker)
-        assert worker.line is not None, "a launched worker has its line"
-        with suppress(OSError):  # one that died idle is found by `wait`
-            worker.line.send(task)
-
-    def _launch(self, worker: _Worker) -> None:
-        runtime = self._runtime.on(worker.device.name, worker.place)
-        ends: list[Connection] = []
-        try:
-            ends += self._context.Pipe()
-            ends += self._context.Pipe(duplex=False)
-            ours, theirs, output, printed = ends
-            process = self._context.Process(
-                target=work,
-                args=(theirs, printed, runtime, {name: os.environ.get(name) for name in IMPORTS}),
-                name=f"advbench {worker.place}",
-                daemon=False,
-            )
-            few_threads = dict.fromkeys(THREADS, str(runtime.resources.threads))
-            with _environment({**few_threads, **_imports()}), _without_main():
-                process.start()
-        except OSError as error:
-            for end in ends:
-                end.close()
-            expected = "as many as this machine can start"
-            raise InputError(
-                "--workers",
-                expected=expected,
-                got=f"{len(self._workers)} ({error})",
-                remedy="take fewer (or: ulimit -n)",
-            ) from error
-        theirs.close()
-        printed.close()
-        worker.process, worker.line, worker.output, worker.rest = process, ours, output, b""
+            try:
+                worker.process = _Process(self._runtime.on(worker.device.name, worker.place))
+            except OSError as error:
+                raise InputError(
+                    "--workers",
+                    expected="as many as this machine can start",
+                    got=f"{len(self._workers)} ({error})",
+                    remedy="take fewer (or: ulimit -n)",
+                ) from error
+        worker.process.send(task)
 
     def wait(self, seconds: float) -> Iterator[Event]:
         """What workers report, print and die of."""
-        timeout = max(0.0, min(seconds, *(worker.deadline - time.monotonic() for worker in self._workers)))
-        by_source: dict[Any, _Worker] = {}
+        sources = [source for worker in self._workers if worker.process for source in worker.process.sources()]
+        wait(sources, max(0.0, min(seconds, *(worker.deadline - time.monotonic() for worker in self._workers))))
         for worker in self._workers:
             if worker.process is not None:
-                by_source |= {worker.line: worker, worker.output: worker, worker.process.sentinel: worker}
-        ready = wait([source for source in by_source if source is not None], timeout)
-        for worker in dict.fromkeys(by_source[source] for source in ready):
-            yield from self._listen(worker)
+                yield from self._listen(worker, worker.process)
         now = time.monotonic()
         for worker in self._workers:
             task = worker.task
@@ -226,12 +237,12 @@ class LocalExecutor:
                 late = Failure("timeout", f"no worker began with it within {START:g} s")
                 yield too_long(task.key, self._time_limit) if worker.began else Ended(task.key, failure=late)
 
-    def _listen(self, worker: _Worker) -> Iterator[Event]:
-        dead = not worker.process.is_alive()
-        yield from self._said(worker)
+    def _listen(self, worker: _Worker, process: _Process) -> Iterator[Event]:
+        dead = process.handle.poll() is not None
+        yield from self._said(worker, process)
         try:
-            while worker.line is not None and worker.line.poll():
-                event: Event = worker.line.recv()
+            while not process.line.closed and process.line.poll():
+                event: Event = process.line.recv()
                 if worker.task is None or event.key != worker.task.key:
                     continue
                 if isinstance(event, Began):
@@ -242,22 +253,18 @@ class LocalExecutor:
                 yield event
         except (EOFError, OSError, UnpicklingError):
             dead = True
-        if dead and worker.process is not None:
-            worker.process.join(5)
-            yield from self._died(worker)
+        if dead and worker.process is process:
+            yield from self._died(worker, process)
 
-    def _said(self, worker: _Worker) -> Iterator[Event]:
+    def _said(self, worker: _Worker, process: _Process) -> Iterator[Event]:
         """The lines that the worker printed since; of many the first are passed on, the last remembered.
 
         Only so much is read at a time that a worker which prints without end holds up nobody.
         """
         for _ in range(READS):
-            if worker.output is None or not worker.output.poll():
-                return
-            raw = os.read(worker.output.fileno(), 65536)
+            raw = process.printed()
             if not raw:
-                worker.output.close()
-                worker.output = None
+                return
             *lines, worker.rest = (worker.rest + raw).split(b"\n")
             worker.rest = worker.rest[-65536:]
             for line in filter(None, (one_line(each.decode(errors="replace")) for each in lines)):
@@ -266,8 +273,12 @@ class LocalExecutor:
                 if worker.task is not None and worker.lines <= LINES:
                     yield Said(worker.task.key, line if worker.lines < LINES else "(what else it prints is left out)")
 
-    def _died(self, worker: _Worker) -> Iterator[Event]:
-        code, task = worker.process.exitcode, worker.task
+    def _died(self, worker: _Worker, process: _Process) -> Iterator[Event]:
+        task = worker.task
+        with suppress(subprocess.TimeoutExpired):
+            process.handle.wait(5)
+        code = process.handle.returncode
+        last = [*worker.last, *filter(None, [one_line(worker.rest.decode(errors="replace"))])]
         worker.kill()
         if task is None:
             return
@@ -275,7 +286,6 @@ class LocalExecutor:
             self._send(worker, task)
             return
         worker.free()
-        last = [*worker.last, *filter(None, [one_line(worker.rest.decode(errors="replace"))])]
         said = f"; it last said: {last[-1]}" if last else ""
         tried = "" if worker.tries == 1 else f" in each of {worker.tries} tries"
         yield Ended(task.key, failure=Failure("crash", one_line(f"the worker died{tried}: {_told(code)}{said}")))
@@ -285,50 +295,6 @@ class LocalExecutor:
         for worker in self._workers:
             worker.kill()
             worker.free()
-
-
-def _context() -> ForkServerContext | SpawnContext:
-    """How processes start: from a server that has torch loaded, or afresh where there are no forks."""
-    if "forkserver" in multiprocessing.get_all_start_methods():
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__])
-        return context
-    return multiprocessing.get_context("spawn")
-
-
-def _imports() -> dict[str, str]:
-    """What makes the server of processes import what this one does, and not what lies in the folder it starts in."""
-    return {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path), "PYTHONSAFEPATH": "1"}
-
-
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables that what is started meanwhile finds."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        _restore(before)
-
-
-def _restore(environment: Mapping[str, str | None]) -> None:
-    for name, value in environment.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
-
-
-@contextmanager
-def _without_main() -> Iterator[None]:
-    """Start a process that does not import the script that started this one, as it needs nothing of it."""
-    before = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = before
 
 
 def _told(code: int | None) -> str:
@@ -341,37 +307,28 @@ def _told(code: int | None) -> str:
     return f"{name} (killed, perhaps because memory ran out)" if name == "SIGKILL" else name
 
 
-def work(line: Connection, printed: Connection, runtime: Runtime, environment: Mapping[str, str | None]) -> None:
+def work(descriptor: int) -> None:
     """A worker's life: task after task, until its driver is gone.
 
     Args:
-        line: tasks come in and events go out.
-        printed: what the process writes to standard output and error goes here.
-        runtime: what tasks run with.
-        environment: variables of the driver that were others while this process was started.
+        descriptor: of the line on which tasks come in and events go out.
     """
-    _restore(environment)
-    with suppress(OSError):
-        os.setpgrp()  # the terminal's interrupt is the driver's affair
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    for descriptor in (1, 2):
-        os.dup2(printed.fileno(), descriptor)
-    sys.stdout = open(1, "w", buffering=1, closefd=False, errors="replace")  # noqa: SIM115
-    sys.stderr = open(2, "w", buffering=1, closefd=False, errors="replace")  # noqa: SIM115
-    threading.Thread(target=_die_with_the_driver, daemon=True).start()
-    runner = Runner(runtime)
+    os.set_inheritable(descriptor, False)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True, errors="replace")  # type: ignore[union-attr]
+    line = Connection(descriptor)
+    threading.Thread(target=_die_with_the_driver, args=(line,), daemon=True).start()
     with suppress(EOFError, BrokenPipeError):
+        runtime = line.recv()
+        runner = Runner(runtime)
         while True:
             task = line.recv()
             line.send(Began(task.key, runtime.place))
             line.send(attempt(runner, task, line.send, MOVES))
 
 
-def _die_with_the_driver() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        with suppress(OSError):
-            os.killpg(0, signal.SIGKILL)
-        os._exit(1)
+def _die_with_the_driver(line: Connection) -> None:
+    hangup = select.poll()
+    hangup.register(line, 0)
+    hangup.poll()
+    os.killpg(0, signal.SIGKILL)
