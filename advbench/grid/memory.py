@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
 import gc
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 
 HEADROOM = 1.1  # of a measured peak
 CONTEXT = 600 * 2**20  # bytes that a process takes on a GPU beside its tensors
-_STATUS = Path("/proc/self/status")
-_CLEAR = Path("/proc/self/clear_refs")
-_THRESHOLDS = (-3, -1)  # of glibc's mallopt: for blocks with pages of their own, and for what is free at the heap's end
-_NEVER = 2**31 - 1
 
 
 def total(device: str) -> int | None:
@@ -45,8 +40,8 @@ def keep() -> None:
     """
     libc = _glibc()
     if libc is not None:
-        for setting in _THRESHOLDS:
-            libc.mallopt(setting, _NEVER)
+        for threshold in (-3, -1):  # of blocks with pages of their own, and of what is free at the heap's end
+            libc.mallopt(threshold, 2**31 - 1)
 
 
 def release(device: str) -> None:
@@ -59,9 +54,7 @@ def release(device: str) -> None:
 
 @functools.cache
 def _glibc() -> ctypes.CDLL | None:
-    if platform.libc_ver()[0] != "glibc":
-        return None
-    return ctypes.CDLL(None)
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
 
 
 def reset_peak(device: str) -> None:
@@ -70,8 +63,8 @@ def reset_peak(device: str) -> None:
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        with contextlib.suppress(OSError):
-            _CLEAR.write_text("5")  # Linux resets the process's peak
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # Linux resets the process's peak
 
 
 def peak(device: str) -> int | None:
@@ -79,7 +72,7 @@ def peak(device: str) -> int | None:
     if device.startswith("cuda"):
         return int(torch.cuda.max_memory_reserved(device))
     try:
-        line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
     except (OSError, StopIteration):
         return None
     return int(line.split()[1]) * 1024

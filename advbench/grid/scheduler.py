@@ -172,7 +172,8 @@ class Scheduler:
         self._keep_examples = keep_examples
         self._failed_before = dict(failed or {})
         self._running: dict[str, _Running] = {}
-        self._foreign: dict[str, float] = {}
+        self._foreign: dict[str, float] = {}  # tasks that other drivers have, and when to look again
+        self._shared: set[str] = set()  # tasks that were among those
         self._losses: dict[str, int] = {}
         self._told = -TELL
         self._began = time.monotonic()
@@ -196,7 +197,10 @@ class Scheduler:
                 elif self._foreign:
                     self._watcher.waits(len(self._foreign))
                     time.sleep(TICK)
-                self._look_elsewhere()
+                now = time.monotonic()
+                for key in [key for key, due in self._foreign.items() if due <= now]:
+                    del self._foreign[key]
+                    self._backlog.put(self._tasks[key])  # to try again
         except StoreError:
             raise  # nothing more can be written
         except BaseException:
@@ -231,17 +235,26 @@ class Scheduler:
             self._backlog.take()
             if not self._leases.acquire(task.key):
                 self._foreign[task.key] = time.monotonic() + ELSEWHERE
-            elif self._is_done(task):
-                self._leases.release(task.key)
-                self._done_elsewhere(task)
-            else:
+                self._shared.add(task.key)
+            elif not self._ended_elsewhere(task):
                 self._running[task.key] = _Running()
                 self._watcher.started(task)
                 executor.start(task, known)
 
-    def _is_done(self, task: Task) -> bool:
-        read = not isinstance(task.inputs, EvaluateInputs) or task.inputs.examples is None
-        return self._store.is_done(task.key, with_artifact=read)
+    def _ended_elsewhere(self, task: Task) -> bool:
+        """Whether another driver did the task, or failed at it, meanwhile; then its lease goes back."""
+        is_read = not isinstance(task.inputs, EvaluateInputs) or task.inputs.examples is None
+        done = self._store.is_done(task.key, with_artifact=is_read)
+        failure = self._store.read_failure(task.key) if not done and task.key in self._shared else None
+        if done or failure:
+            self._leases.release(task.key)
+        if done:
+            self.outcome.elsewhere.append(task.key)
+            self._watcher.elsewhere(task)
+            self._close(task)
+        elif failure:
+            self._failed(task, failure["reason"], None)
+        return done or failure is not None
 
     def _blamed(self, task: Task) -> bool:
         """Whether the first task need not be tried: one that it needs failed, or it failed before."""
@@ -302,30 +315,6 @@ class Scheduler:
     def _failed(self, task: Task, reason: str, trace: str | None) -> None:
         self.outcome.failed[task.key] = reason
         self._watcher.failed(task, reason, trace)
-        self._close(task)
-
-    def _look_elsewhere(self) -> None:
-        """Tasks that another driver has: done by now, or free again?"""
-        now = time.monotonic()
-        for key in [key for key, due in self._foreign.items() if due <= now]:
-            task = self._tasks[key]
-            if self._is_done(task):
-                del self._foreign[key]
-                self._done_elsewhere(task)
-            elif self._leases.acquire(key):
-                failure = self._store.read_failure(key)
-                self._leases.release(key)
-                del self._foreign[key]
-                if failure is None:
-                    self._backlog.put(task)
-                else:
-                    self._failed(task, failure["reason"], None)
-            else:
-                self._foreign[key] = now + ELSEWHERE
-
-    def _done_elsewhere(self, task: Task) -> None:
-        self.outcome.elsewhere.append(task.key)
-        self._watcher.elsewhere(task)
         self._close(task)
 
     def _close(self, task: Task) -> None:

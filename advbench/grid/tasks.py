@@ -182,8 +182,6 @@ class Runner:
         inputs = task.inputs
         others = [key for key in task.needs if key not in (inputs.target, inputs.examples)]
         clean = read_predictions(self.store, others[0]) if others else None  # by the same draws
-        if inputs.foreign is not None:
-            return self._evaluate_ood(inputs, inputs.foreign, clean, on_progress)
         return self._evaluate(inputs, clean, on_progress)
 
     def _train(self, inputs: TrainInputs, on_progress: OnProgress) -> Result:
@@ -246,6 +244,13 @@ class Runner:
         return result, tensor_bytes({"images": crafted.images})
 
     def _evaluate(self, inputs: EvaluateInputs, clean: Predictions | None, on_progress: OnProgress) -> Result:
+        clf = self._at_hand(inputs.target)
+        how: dict[str, Any] = {"seed": inputs.seed, "batch_size": inputs.batch_size, "report": on_progress}
+        if inputs.foreign is not None:
+            predictions = evaluate_ood(clf, self._ood_images(inputs, inputs.foreign), inputs.draws, **how)
+            result = summary(predictions, clean)
+            kept = ("n_examples", "classes", "draws", "uncertainty", "histograms", "detection")
+            return {name: result[name] for name in kept if name in result}, predictions.to_bytes()
         x, y = self._test_images(inputs)
         attack: dict[str, Any] = {"forward_passes": 0.0, "backward_passes": 0.0, "seconds": 0.0}
         if inputs.examples is not None:
@@ -253,38 +258,21 @@ class Runner:
             images = self._tensors(inputs.examples)["images"].to(x.device)
             attack = {**crafted["result"], "seconds": crafted["seconds"]}
             x = within(images, x, inputs.within, outward=attack["random"]) if inputs.within else images
-        clf = self._at_hand(inputs.target)
-        predictions = evaluate(
-            clf, x, y, inputs.draws, seed=inputs.seed, batch_size=inputs.batch_size, report=on_progress
-        )
+        predictions = evaluate(clf, x, y, inputs.draws, **how)
         # One draw tells nothing of the spread of draws, so the intervals cover other images alone.
         flags = ["one_draw"] if clf.stochastic and predictions.draws == 1 else []
         if attack.get("vanished_gradients", 0.0) > VANISHED:
             flags.append("vanished_gradients")
-        result = {**summary(predictions, clean), "attack": attack, "flags": flags}
-        return result, predictions.to_bytes()
+        return {**summary(predictions, clean), "attack": attack, "flags": flags}, predictions.to_bytes()
 
-    def _evaluate_ood(
-        self, inputs: EvaluateInputs, wanted: OodRef, clean: Predictions | None, on_progress: OnProgress
-    ) -> Result:
-        """What a defense makes of another data set's images."""
+    def _ood_images(self, inputs: EvaluateInputs, wanted: OodRef) -> Tensor:
         root = self.runtime.data_root
-        fitting = [n for n in self.runtime.ood if load_dataset(n, root).digest == wanted.sha256]
+        fitting = [name for name in self.runtime.ood if load_dataset(name, root).digest == wanted.sha256]
         if not fitting:
             raise _changed(wanted.name)
         shape = self._checked_dataset(inputs).test.shape
-        x = ood_images(fitting[0], root, inputs.images, shape, wanted.scale)
-        predictions = evaluate_ood(
-            self._at_hand(inputs.target),
-            x.to(self.runtime.resources.device),
-            inputs.draws,
-            seed=inputs.seed,
-            batch_size=inputs.batch_size,
-            report=on_progress,
-        )
-        result = summary(predictions, clean)
-        kept = ("n_examples", "classes", "draws", "uncertainty", "histograms", "detection")
-        return {name: result[name] for name in kept if name in result}, predictions.to_bytes()
+        images = ood_images(fitting[0], root, inputs.images, shape, wanted.scale)
+        return images.to(self.runtime.resources.device)
 
     def _checked_dataset(self, inputs: Inputs) -> Dataset:
         dataset = self.dataset()
