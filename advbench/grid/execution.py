@@ -71,12 +71,7 @@ class Execution:
         return store
 
     def runtime(self, dataset: str, threads: int, ood: Sequence[str] = ()) -> Runtime:
-        """What the tasks of a run are given.
-
-        Args:
-            dataset: the run's data set.
-            threads: CPU threads of a task.
-            ood: data sets whose images defenses are to find out.
+        """What the tasks of a run are given; `threads` are a task's, `ood` the data sets to be found out.
 
         Raises:
             InputError: torch cannot use a device.
@@ -95,12 +90,7 @@ class Execution:
     def start(
         self, runtime: Runtime, on_progress: Callable[[str, Progress], None], on_line: Callable[[str, str], None]
     ) -> Executor:
-        """The executor.
-
-        Args:
-            runtime: what tasks run with.
-            on_progress: for the inline executor: called with the running task's key and its progress.
-            on_line: likewise, with a line that it printed.
+        """The executor; what runs inline calls the last two with the task's key and its progress, or a printed line.
 
         Raises:
             MissingExtraError: it needs a library that is not installed.

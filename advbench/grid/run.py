@@ -87,13 +87,8 @@ def carry_out(
 ) -> Outcome:
     """Run a plan, while its heartbeat says so to whoever asks.
 
-    Args:
-        plan: the run.
-        waiting: its tasks that have to run; see `advbench.grid.scheduler.outstanding`.
-        store: where results are.
-        make_executor: gives what they run on; not called where nothing waits.
-        watcher: is told how it goes.
-        settings: how.
+    `waiting` are the tasks that have to run, see `advbench.grid.scheduler.outstanding`; where there are none,
+    `make_executor` is not called.
 
     Raises:
         StoreError: the store cannot be written.

@@ -96,24 +96,23 @@ class RunSpec(pydantic.BaseModel):
     def completed(self) -> RunSpec:
         """The spec with the data set's defaults filled in; what only repeats the clean row is left out."""
         kind = self.dataset.partition(":")[0]
-        kept = tuple(name for name in self.attacks if name.partition("@")[0] != "none") or ("none",)
-        eps = self.eps or EPS.get(kind, {"linf": COLOUR_EPS["linf"], "l2": COLOUR_EPS["l2"]})[self.norm]
+        attacks = tuple(name for name in self.attacks if name.partition("@")[0] != "none")
+        eps = self.eps or EPS.get(kind, COLOUR_EPS)[self.norm]
         for value in eps:
             Threat(self.norm, value)
         for name in self.affinity or ():
             if name not in self.attacks:
-                raise unknown_name("attack for the affinity matrix", name, kept)
+                raise unknown_name("attack for the affinity matrix", name, attacks or ("none",))
         affinity = self.affinity
         if affinity is None:
-            transferable = [name for name in kept if name.partition("@")[0] != "none"]
-            by_pgd = [name for name in transferable if name.partition("@")[0] == "pgd"]
+            by_pgd = tuple(name for name in attacks if name.partition("@")[0] == "pgd")
             # A sweep would have to craft them at each radius anew.
-            affinity = () if self.sweep else tuple((by_pgd or transferable)[:1])
+            affinity = () if self.sweep else (by_pgd or attacks)[:1]
         architecture = self.architecture or DEFAULT_ARCHITECTURES.get(kind, "small_cnn")
         return self.model_copy(
             update={
                 "eps": tuple(sorted(e for e in eps if e > 0)) or (0.0,),
-                "attacks": kept,
+                "attacks": attacks or ("none",),
                 "architecture": architecture,
                 "affinity": affinity,
             }

@@ -58,13 +58,7 @@ class Device:
 
 
 def devices(names: list[str], threads: int, workers: int | None) -> list[Device]:
-    """The devices of a run, with as many workers as do not fight for cores.
-
-    Args:
-        names: `cpu`, or GPUs as `cuda:0`.
-        threads: CPU threads of a task.
-        workers: processes for each device; by default as many as there are cores for.
-    """
+    """The devices of a run, by default each with as many workers as there are cores for."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     each = workers or max(1, cores // (threads * len(names)))
     return [Device(name, each, memory.total(name), probes=name.startswith("cuda")) for name in names]
@@ -151,12 +145,6 @@ class LocalExecutor:
 
     A worker runs one task after another. One that dies is started anew, and its task is tried again; a task
     that takes too long is killed with its worker. Workers die with this process, whatever ends it.
-
-    Args:
-        runtime: what tasks run with; its device gives way to the workers' own.
-        devices: where.
-        time_limit: seconds that a task may take, or None.
-        retries: how often a task is tried again whose worker died.
     """
 
     def __init__(

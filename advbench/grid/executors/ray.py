@@ -40,14 +40,7 @@ class RayExecutor:
     A task asks for its CPU threads and, where the cluster has GPUs, for a part of one: what it needed last
     time, or a whole one where nobody knows. Each worker sees the GPU that Ray gives it as its first.
 
-    Args:
-        runtime: what tasks run with; each worker finds its own device.
-        address: of a cluster, or None to start Ray on this machine.
-        cpus: CPUs of the Ray on this machine; by default all.
-        gpus_per_task: the part of a GPU that every task asks for, in place of what is measured.
-        wants_gpu: whether tasks run on GPUs where the cluster has some.
-        time_limit: seconds that a task may take, or None.
-        retries: how often Ray tries a task again whose worker or node died.
+    The options are those of `Execution`; `cpus` are those of the Ray on this machine, by default all.
 
     Raises:
         MissingExtraError: Ray is not installed.
