@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-import select
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -20,11 +18,10 @@ from pickle import UnpicklingError
 from advbench.errors import InputError
 from advbench.grid import memory
 from advbench.grid.estimates import Measured
-from advbench.grid.executors import Began, Ended, Event, Failure, Said, attempt, one_line, too_long
+from advbench.grid.executors import Began, Ended, Event, Failure, Said, one_line, too_long
 from advbench.grid.plan import Task
-from advbench.grid.tasks import Runner, Runtime
+from advbench.grid.tasks import Runtime
 
-MOVES = 0.2  # least seconds between two reports of a task's progress
 READS = 16  # of 64 KiB of a worker's output, before others get their turn
 START = 300.0  # seconds within which a worker must begin with a task
 LINES = 50  # lines of a task that are passed on
@@ -33,7 +30,7 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # read
 WORKER = """
 import sys
 sys.path[:] = sys.argv[2:]
-from advbench.grid.executors.local import work
+from advbench.grid.worker import work
 work(int(sys.argv[1]))
 """
 
@@ -293,30 +290,3 @@ def _told(code: int | None) -> str:
         return f"exit code {code}"
     name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
     return f"{name} (killed, perhaps because memory ran out)" if name == "SIGKILL" else name
-
-
-def work(descriptor: int) -> None:
-    """A worker's life: task after task, until its driver is gone.
-
-    Args:
-        descriptor: of the line on which tasks come in and events go out.
-    """
-    os.set_inheritable(descriptor, False)
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=True, errors="replace")  # type: ignore[union-attr]
-    line = Connection(descriptor)
-    threading.Thread(target=_die_with_the_driver, args=(line,), daemon=True).start()
-    with suppress(EOFError, BrokenPipeError):
-        runtime = line.recv()
-        runner = Runner(runtime)
-        while True:
-            task = line.recv()
-            line.send(Began(task.key, runtime.place))
-            line.send(attempt(runner, task, line.send, MOVES))
-
-
-def _die_with_the_driver(line: Connection) -> None:
-    hangup = select.poll()
-    hangup.register(line, 0)
-    hangup.poll()
-    os.killpg(0, signal.SIGKILL)
