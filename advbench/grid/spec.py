@@ -384,10 +384,10 @@ def plugin_version(plugin: Any, entry: Entry) -> str:
         return own or "1"
     digest = entry.version.partition("+")[2]
     parts = [f"{own}+{digest}" if own and digest else own or entry.version]
-    bases = plugin.__mro__[1:] if isinstance(plugin, type) else ()
-    package = plugin.__module__.partition(".")[0]
-    others = [base for base in bases if vars(base).get("version") and base.__module__.partition(".")[0] != package]
-    parts += [f"{base.__name__} {vars(base)['version']}" for base in others]
+    if isinstance(plugin, type):
+        package = plugin.__module__.partition(".")[0]
+        bases = [base for base in plugin.__mro__[1:] if base.__module__.partition(".")[0] != package]
+        parts += [f"{base.__name__} {vars(base)['version']}" for base in bases if vars(base).get("version")]
     return ", ".join(parts)
 
 

@@ -26,10 +26,7 @@ class InlineExecutor:
     places = 1
 
     def __init__(
-        self,
-        runtime: Runtime,
-        on_progress: Callable[[str, Progress], None] = lambda key, progress: None,
-        on_line: Callable[[str, str], None] = lambda key, line: None,
+        self, runtime: Runtime, on_progress: Callable[[str, Progress], None], on_line: Callable[[str, str], None]
     ) -> None:
         self._runner = Runner(runtime)
         self._on_progress = on_progress
