@@ -74,9 +74,7 @@ def carry_out_shown(
 
     waiting = outstanding(plan, store)
     with make_display(plan.tasks, waiting, as_json=uses_json()) as display:
-        return carry_out(
-            plan, waiting, store, lambda: execution.start(runtime, display.moved, display.printed), display, settings
-        )
+        return carry_out(plan, waiting, store, lambda: execution.start(runtime), display, settings)
 
 
 @takes_spec

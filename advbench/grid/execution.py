@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from advbench.errors import InputError
 from advbench.grid.executors import Executor
 from advbench.grid.tasks import Runtime, versions
-from advbench.progress import Progress
 from advbench.store.records import Store
 from advbench.store.storage import PATIENCE
 from advbench.training.base import Resources
@@ -87,10 +86,8 @@ class Execution:
             tuple(map(_absolute_dataset, ood)),
         )
 
-    def start(
-        self, runtime: Runtime, on_progress: Callable[[str, Progress], None], on_line: Callable[[str, str], None]
-    ) -> Executor:
-        """The executor; what runs inline calls the last two with the task's key and its progress, or a printed line.
+    def start(self, runtime: Runtime) -> Executor:
+        """The executor.
 
         Raises:
             MissingExtraError: it needs a library that is not installed.
@@ -100,7 +97,7 @@ class Execution:
         if self.executor == "inline":
             from advbench.grid.executors.inline import InlineExecutor
 
-            return InlineExecutor(runtime, on_progress, on_line)
+            return InlineExecutor(runtime)
         if self.executor == "local":
             from advbench.grid.executors.local import LocalExecutor, devices
 

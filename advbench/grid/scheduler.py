@@ -192,8 +192,7 @@ class Scheduler:
                 self._start(executor)
                 self._tell(executor)
                 if self._running:
-                    for event in executor.wait(TICK):
-                        self._take(event)
+                    executor.wait(TICK, self._take)
                 elif self._foreign:
                     self._watcher.waits(len(self._foreign))
                     time.sleep(TICK)

@@ -24,16 +24,13 @@ def work(descriptor: int) -> None:
     threading.Thread(target=_die_with_the_driver, args=(line,), daemon=True).start()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True, errors="replace")  # type: ignore[union-attr]
-    from advbench.grid.executors import Began, attempt
+    from advbench.grid.executors import attempt
     from advbench.grid.tasks import Runner
 
     with suppress(EOFError, BrokenPipeError):
-        runtime = line.recv()
-        runner = Runner(runtime)
+        runner = Runner(line.recv())
         while True:
-            task = line.recv()
-            line.send(Began(task.key, runtime.place))
-            line.send(attempt(runner, task, line.send, MOVES))
+            line.send(attempt(runner, line.recv(), line.send, MOVES))
 
 
 def _die_with_the_driver(line: Connection) -> None:

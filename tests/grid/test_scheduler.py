@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,14 +67,14 @@ class FakeExecutor:
         self.most = max(self.most, len(self._running))
         self.began.append(task.label)
 
-    def wait(self, seconds: float) -> Iterator[Event]:
+    def wait(self, seconds: float, tell: Callable[[Event], None]) -> None:
         task = self._running.pop(0)
-        yield Began(task.key, "here")
+        tell(Began(task.key, "here"))
         failures = self._failures.get(task.label)
         if failures:
             failure = failures.pop(0)
             self._store.drop_artifact(failure.gone or task.key)
-            yield Ended(task.key, failure=failure)
+            tell(Ended(task.key, failure=failure))
             return
         record = {
             "kind": task.kind,
@@ -85,7 +85,7 @@ class FakeExecutor:
             "memory": {"peak": 5, "device": 100},
         }
         self._store.write_record(task.key, record)
-        yield Ended(task.key, record=record)
+        tell(Ended(task.key, record=record))
 
     def close(self) -> None:
         self._running.clear()
@@ -355,8 +355,8 @@ def test_tasks_of_another_driver_are_taken_from_the_store(store: Store) -> None:
     class Other(FakeExecutor):
         """Does the other driver's task meanwhile."""
 
-        def wait(self, seconds: float) -> Iterator[Event]:
-            yield from super().wait(seconds)
+        def wait(self, seconds: float, tell: Callable[[Event], None]) -> None:
+            super().wait(seconds, tell)
             if GRID[1].key in held._held and len(self.began) == 5:
                 digest = store.write_artifact(GRID[1].key, b"theirs")
                 store.write_record(GRID[1].key, {"kind": "train", "inputs": {}, "result": {}, "artifact": digest})
@@ -395,8 +395,8 @@ def test_what_failed_at_another_driver_is_not_tried_again(store: Store) -> None:
     class Other(FakeExecutor):
         """The other driver's task fails meanwhile."""
 
-        def wait(self, seconds: float) -> Iterator[Event]:
-            yield from super().wait(seconds)
+        def wait(self, seconds: float, tell: Callable[[Event], None]) -> None:
+            super().wait(seconds, tell)
             if len(self.began) == 5 and not self._running:
                 store.write_failure(GRID[1].key, {"reason": "took too long"})
                 held.release(GRID[1].key)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -86,24 +86,24 @@ class Executor(Protocol):
         """Whether a task can be started now that needs what is known of its like; None where that is nothing."""
 
     def start(self, task: Task, known: Measured | None) -> None:
-        """Start a task; what becomes of it comes out of `wait`."""
+        """Start a task; `wait` tells what becomes of it."""
 
-    def wait(self, seconds: float) -> Iterable[Event]:
-        """What happens next; waits for it, but not for longer than `seconds` where nothing does."""
+    def wait(self, seconds: float, tell: Callable[[Event], None]) -> None:
+        """Wait for what happens next, but not for longer than `seconds` where nothing does, and tell it."""
 
     def close(self) -> None:
         """End the workers; running tasks are abandoned and count as never started."""
 
 
-def attempt(runner: Runner, task: Task, moved: Callable[[Moved], object], every: float = 0.0) -> Ended:
+def attempt(runner: Runner, task: Task, tell: Callable[[Event], object], every: float = 0.0) -> Ended:
     """Run a task; whatever a plugin raises becomes a failure. An interrupt by the keyboard is not caught.
 
-    What is returned and reported holds plain values, which can be sent to another process whatever a plugin gave.
+    Events hold plain values, which can be sent to another process whatever a plugin gave.
 
     Args:
         runner: of this process.
         task: the task, whose needs are met.
-        moved: called with the task's progress.
+        tell: called with the task's beginning and progress.
         every: least seconds between two reports of progress.
     """
     due = 0.0
@@ -113,8 +113,9 @@ def attempt(runner: Runner, task: Task, moved: Callable[[Moved], object], every:
         if time.monotonic() >= due:
             due = time.monotonic() + every
             values = {name: float(value) for name, value in progress.values.items()}
-            moved(Moved(task.key, Progress(progress.step, progress.total, values)))
+            tell(Moved(task.key, Progress(progress.step, progress.total, values)))
 
+    tell(Began(task.key, runner.runtime.place or runner.runtime.resources.device))
     try:
         return Ended(task.key, record=json.loads(json.dumps(runner.run(task, report))))
     except GoneError as error:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import Pipe
@@ -89,14 +89,15 @@ class _Process:
         """What can be waited for."""
         return [self.line] if self.output.closed else [self.line, self.output.fileno()]
 
-    def printed(self) -> bytes:
-        """What it printed since, if anything; not all at once."""
-        if self.output.closed or not wait([self.output.fileno()], 0):
-            return b""
-        raw = os.read(self.output.fileno(), 65536)
-        if not raw:
-            self.output.close()
-        return raw
+    def printed(self) -> Iterator[bytes]:
+        """What it printed since; only so much that a worker which prints without end holds up nobody."""
+        for _ in range(READS):
+            if self.output.closed or not wait([self.output.fileno()], 0):
+                return
+            raw = os.read(self.output.fileno(), 65536)
+            if not raw:
+                self.output.close()
+            yield raw
 
     def kill(self) -> None:
         """Kill it, and what it started."""
@@ -206,13 +207,13 @@ class LocalExecutor:
                 ) from error
         worker.process.send(task)
 
-    def wait(self, seconds: float) -> Iterator[Event]:
-        """What workers report, print and die of."""
+    def wait(self, seconds: float, tell: Callable[[Event], None]) -> None:
+        """Tell what workers report, print and die of."""
         sources = [source for worker in self._workers if worker.process for source in worker.process.sources()]
         wait(sources, max(0.0, min(seconds, *(worker.deadline - time.monotonic() for worker in self._workers))))
         for worker in self._workers:
             if worker.process is not None:
-                yield from self._listen(worker, worker.process)
+                self._listen(worker, worker.process, tell)
         now = time.monotonic()
         for worker in self._workers:
             task = worker.task
@@ -220,45 +221,38 @@ class LocalExecutor:
                 worker.kill()
                 worker.free()
                 late = Failure("timeout", f"no worker began with it within {START:g} s")
-                yield too_long(task.key, self._time_limit) if worker.began else Ended(task.key, failure=late)
+                tell(too_long(task.key, self._time_limit) if worker.began else Ended(task.key, failure=late))
 
-    def _listen(self, worker: _Worker, process: _Process) -> Iterator[Event]:
-        dead = process.handle.poll() is not None
-        yield from self._said(worker, process)
-        try:
-            while not process.line.closed and process.line.poll():
-                event: Event = process.line.recv()
-                if worker.task is None or event.key != worker.task.key:
-                    continue
-                if isinstance(event, Began):
-                    worker.began = True
-                    worker.deadline = math.inf if self._time_limit is None else time.monotonic() + self._time_limit
-                elif isinstance(event, Ended):
-                    worker.free()
-                yield event
-        except (EOFError, OSError, UnpicklingError):
-            dead = True
-        if dead and worker.process is process:
-            yield from self._died(worker, process)
-
-    def _said(self, worker: _Worker, process: _Process) -> Iterator[Event]:
-        """The lines that the worker printed since; of many the first are passed on, the last remembered.
-
-        Only so much is read at a time that a worker which prints without end holds up nobody.
-        """
-        for _ in range(READS):
-            raw = process.printed()
-            if not raw:
-                return
+    def _listen(self, worker: _Worker, process: _Process, tell: Callable[[Event], None]) -> None:
+        dead = process.handle.poll() is not None  # before its last words are read
+        events: list[Event] = []
+        for raw in process.printed():
             *lines, worker.rest = (worker.rest + raw).split(b"\n")
             worker.rest = worker.rest[-65536:]
             for line in filter(None, (one_line(each.decode(errors="replace")) for each in lines)):
                 worker.last = [*worker.last[-4:], line]
                 worker.lines += 1
                 if worker.task is not None and worker.lines <= LINES:
-                    yield Said(worker.task.key, line if worker.lines < LINES else "(what else it prints is left out)")
+                    more = "(what else it prints is left out)"
+                    events.append(Said(worker.task.key, line if worker.lines < LINES else more))
+        try:
+            while process.line.poll():
+                events.append(process.line.recv())
+        except (EOFError, OSError, UnpicklingError):
+            dead = True
+        for event in events:
+            if worker.task is None or event.key != worker.task.key:
+                continue
+            if isinstance(event, Began):
+                worker.began = True
+                worker.deadline = math.inf if self._time_limit is None else time.monotonic() + self._time_limit
+            elif isinstance(event, Ended):
+                worker.free()
+            tell(event)
+        if dead:
+            self._died(worker, process, tell)
 
-    def _died(self, worker: _Worker, process: _Process) -> Iterator[Event]:
+    def _died(self, worker: _Worker, process: _Process, tell: Callable[[Event], None]) -> None:
         task = worker.task
         with suppress(subprocess.TimeoutExpired):
             process.handle.wait(5)
@@ -273,7 +267,7 @@ class LocalExecutor:
         worker.free()
         said = f"; it last said: {last[-1]}" if last else ""
         tried = "" if worker.tries == 1 else f" in each of {worker.tries} tries"
-        yield Ended(task.key, failure=Failure("crash", one_line(f"the worker died{tried}: {_told(code)}{said}")))
+        tell(Ended(task.key, failure=Failure("crash", one_line(f"the worker died{tried}: {_told(code)}{said}"))))
 
     def close(self) -> None:
         """Kill all workers."""

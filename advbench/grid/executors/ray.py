@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -161,34 +161,32 @@ class RayExecutor:
         ).remote(task, self._runtime, self._news)
         self._running[reference] = _Submitted(task)
 
-    def wait(self, seconds: float) -> Iterator[Event]:
-        """What ended, what began and got further since, and what takes too long."""
+    def wait(self, seconds: float, tell: Callable[[Event], None]) -> None:
+        """Tell what ended, what began and got further since, and what takes too long."""
         references = list(self._running)
         ready: list[Any] = []
         if references:
             ready, _ = self._ray.wait(references, num_returns=1, timeout=min(seconds, MOVES))
             if ready:
                 ready, _ = self._ray.wait(references, num_returns=len(references), timeout=0)
-        yield from self._told()
+        live = {each.task.key: each for each in self._running.values()}
+        for event in self._drained():
+            if event.key in live:  # else it has ended already
+                if isinstance(event, Began) and self._time_limit is not None:
+                    live[event.key].deadline = time.monotonic() + self._time_limit
+                tell(event)
         for reference in ready:
-            yield self._result(reference, self._running.pop(reference).task)
+            tell(self._result(reference, self._running.pop(reference).task))
         now = time.monotonic()
         for reference in [reference for reference, each in self._running.items() if each.deadline <= now]:
             self._ray.cancel(reference, force=True)
-            yield too_long(self._running.pop(reference).task.key, self._time_limit)
+            tell(too_long(self._running.pop(reference).task.key, self._time_limit))
 
-    def _told(self) -> Iterator[Event]:
-        """What workers have told since; tasks that ended already are left out."""
-        live = {each.task.key: each for each in self._running.values()}
+    def _drained(self) -> list[Event]:
         try:
-            events = self._ray.get(self._news.drain.remote(), timeout=PATIENCE)
+            return self._ray.get(self._news.drain.remote(), timeout=PATIENCE)  # type: ignore[no-any-return]
         except self._ray.exceptions.RayError:
-            return  # it died and is started anew; what it knew was for watching alone
-        for event in events:
-            if event.key in live:
-                if isinstance(event, Began) and self._time_limit is not None:
-                    live[event.key].deadline = time.monotonic() + self._time_limit
-                yield event
+            return []  # it died and is started anew; what it knew was for watching alone
 
     def _result(self, reference: Any, task: Task) -> Ended:
         errors = self._ray.exceptions
@@ -273,5 +271,4 @@ def run_task(task: Task, runtime: Runtime, news: Any) -> Ended:
     if _runner is None or _runner.runtime != runtime:
         _runner = None  # its nets make room first
         _runner = Runner(runtime)
-    news.tell.remote(Began(task.key, place))
     return attempt(_runner, task, news.tell.remote, MOVES)
