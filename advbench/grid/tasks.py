@@ -28,15 +28,7 @@ from advbench.evaluation import Predictions
 from advbench.evaluation.evaluate import evaluate, evaluate_ood
 from advbench.evaluation.summary import summary
 from advbench.grid import memory
-from advbench.grid.inputs import (
-    Component,
-    CraftInputs,
-    EvaluateInputs,
-    Inputs,
-    OodRef,
-    TrainInputs,
-    read_training,
-)
+from advbench.grid.inputs import Component, CraftInputs, EvaluateInputs, Inputs, OodRef, TrainInputs, read_training
 from advbench.grid.plan import Task
 from advbench.grid.spec import installed
 from advbench.keys import derive
