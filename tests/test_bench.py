@@ -447,7 +447,7 @@ def grid(folder: Path, workers: int, **values: Any) -> tuple[float, list[dict[st
     waiting = outstanding(plan, store)
     display = Display(plan.tasks, waiting, Console(quiet=True))
     runtime = execution.runtime(spec.dataset, spec.threads)
-    outcome = carry_out(plan, waiting, store, lambda: execution.start(runtime, display.moved, display.printed), display)
+    outcome = carry_out(plan, waiting, store, lambda: execution.start(runtime), display)
     ended = time.time()
     records = [store.read_record(key) or {} for key in outcome.run]
     return ended - min(record["ran"]["started"] for record in records), records

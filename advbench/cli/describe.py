@@ -34,7 +34,6 @@ def plan_lines(plan: Plan, store: Store, *, every_task: bool) -> Iterator[str]:
     """Number and cost of a plan's tasks by kind, in passes and by the measured time of earlier tasks like them."""
     waiting = outstanding(plan, store)
     known = measured(store.storage)
-    estimator = known.estimator()
 
     def took(seconds: float | None) -> str:
         return "not measured" if seconds is None else duration(seconds)
@@ -46,19 +45,19 @@ def plan_lines(plan: Plan, store: Store, *, every_task: bool) -> Iterator[str]:
         peak = max((like.peak or 0 for task in to_run if (like := known.of(task))), default=0)
         memory = f"{peak / 2**20:,.0f} MiB" if peak else "not measured"
         passes = f"{sum(task.cost for task in to_run):,.0f}"
-        rows.append([kind, len(planned), len(to_run), passes, took(estimator.total(to_run)), memory])
+        rows.append([kind, len(planned), len(to_run), passes, took(known.total(to_run)), memory])
     headers = ["task", "planned", "to run", "passes of an image", "time on one worker", "memory of a task"]
     yield tabulate(rows, headers=headers, tablefmt="github", colalign=("left", *["right"] * 5))
     yield f"{len(plan.cells)} rows in results.csv; planned tasks that are not to run are done or not needed"
     failed = failed_before(plan, waiting, store)
     if failed:
         yield f"{len(failed)} of the tasks to run failed in an earlier run; only --retry-failed tries them again"
-    if waiting and estimator.total(waiting.values()) is not None:
-        chain = took(longest_chain(waiting, estimator.weight))
+    if waiting and known.total(waiting.values()) is not None:
+        chain = took(longest_chain(waiting, known.weight))
         yield f"the longest chain of tasks takes {chain}, on any number of workers"
     for task in waiting.values() if every_task else ():
         needs = ", ".join(need[:12] for need in task.needs if need in waiting)
-        yield f"{task.key[:12]}  {task.label}  ({took(estimator.seconds(task))}{needs and f'; after {needs}'})"
+        yield f"{task.key[:12]}  {task.label}  ({took(known.seconds(task))}{needs and f'; after {needs}'})"
 
 
 def plugin_lines(name: str) -> Iterator[str]:

@@ -86,14 +86,6 @@ class Display:
                 f"  {escape(task.label)}", total=max(task.cost, 1e-9), place=escape(place), note=""
             )
 
-    def moved(self, key: str, progress: TaskProgress) -> None:
-        """A task that runs in this process made progress."""
-        self.progressed(self._tasks[key], progress)
-
-    def printed(self, key: str, line: str) -> None:
-        """A task that runs in this process printed a line."""
-        self.said(self._tasks[key], line)
-
     def progressed(self, task: Task, progress: TaskProgress) -> None:
         """A running task made progress."""
         if task.key in self._running:

@@ -95,9 +95,7 @@ def carry_out_shown(
     store.check_writable()
     waiting = outstanding(plan, store)
     with Display(plan.tasks, waiting, as_json=uses_json()) as display, collecting(True):
-        return carry_out(
-            plan, waiting, store, lambda: execution.start(runtime, display.moved, display.printed), display, settings
-        )
+        return carry_out(plan, waiting, store, lambda: execution.start(runtime), display, settings)
 
 
 @takes_spec

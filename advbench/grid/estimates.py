@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
+
+import pydantic
+from pydantic import FiniteFloat
 
 from advbench.grid.plan import Task
 from advbench.store import heartbeat
@@ -16,42 +18,24 @@ from advbench.store.storage import Storage
 
 @dataclass(frozen=True)
 class Measured:
-    """What the last task of a profile took.
-
-    Attributes:
-        kind: the task's kind.
-        net: its architecture.
-        seconds: wall-clock time.
-        cost: passes of an image, as the plan counts them.
-        peak: bytes at most, or None.
-        memory: bytes that the device has in all, or None.
-        at: when, in seconds since 1970.
-    """
+    """What the last task of a profile took."""
 
     kind: str
     net: str
-    seconds: float
-    cost: float
-    peak: int | None
-    memory: int | None
-    at: float
+    seconds: FiniteFloat
+    cost: FiniteFloat  # passes of an image, as the plan counts them
+    peak: int | None  # bytes at most
+    memory: int | None  # bytes that the device has in all
+    at: FiniteFloat  # seconds since 1970
 
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Measured:
-        """The measurement that JSON values describe.
 
-        Raises:
-            TypeError: they describe none.
-        """
-        found = cls(**values)
-        numbers = (found.seconds, found.cost, found.at, found.peak or 0, found.memory or 0)
-        if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
-            raise TypeError("a measurement is made of numbers")
-        return found
+_MEASURED = pydantic.TypeAdapter(Measured)
 
 
 class Measurements:
     """What tasks of each profile took, and what others will take by that.
+
+    The time of a task is that of its profile, else that of tasks of its kind and net, else of its kind.
 
     Args:
         entries: JSON values by profile, as a heartbeat keeps them; new measurements are added to it.
@@ -60,56 +44,52 @@ class Measurements:
     def __init__(self, entries: dict[str, dict[str, Any]]) -> None:
         self._entries = entries
         self._found: dict[str, Measured] = {}
+        self._rates: dict[tuple[str, ...], float] | None = None
         for profile, entry in entries.items():
-            with contextlib.suppress(TypeError):
-                self._found[profile] = Measured.of(entry)
+            with contextlib.suppress(pydantic.ValidationError):
+                self._found[profile] = _MEASURED.validate_python(entry)
 
     def add(self, task: Task, record: Mapping[str, Any]) -> None:
         """Remember what a task took that has just finished."""
-        needed, there_is = record["memory"]["peak"], record["memory"]["device"]
-        entry = Measured(task.kind, task.net, record["seconds"], task.cost, needed, there_is, time.time())
-        self._found[task.profile] = entry
-        self._entries[task.profile] = dict(vars(entry))
+        peak, memory = record["memory"]["peak"], record["memory"]["device"]
+        found = Measured(task.kind, task.net, record["seconds"], task.cost, peak, memory, time.time())
+        self._found[task.profile] = found
+        self._entries[task.profile] = asdict(found)
+        self._rates = None
 
     def of(self, task: Task) -> Measured | None:
         """What the last task of the same profile took, or None."""
         return self._found.get(task.profile)
 
-    def estimator(self) -> Estimator:
-        """What tasks will take, by what is known now."""
-        return Estimator(self._found)
-
-
-class Estimator:
-    """Seconds of tasks to come: by the same profile, else by kind and net, else by kind."""
-
-    def __init__(self, found: Mapping[str, Measured]) -> None:
-        self._exact = dict(found)
-        sums: dict[tuple[str, ...], list[float]] = {}
-        for entry in found.values():
-            for group in ((entry.kind, entry.net), (entry.kind,), ()):
-                total = sums.setdefault(group, [0.0, 0.0])
-                total[0] += entry.seconds
-                total[1] += entry.cost
-        self._rates = {group: seconds / cost for group, (seconds, cost) in sums.items() if cost > 0}
-
     def seconds(self, task: Task) -> float | None:
         """What the task will take on one worker; None where nothing like it has been measured."""
-        known = self._exact.get(task.profile)
+        known = self.of(task)
         if known is not None:
             return known.seconds * task.cost / known.cost if known.cost > 0 else known.seconds
-        rate = self._rates.get((task.kind, task.net), self._rates.get((task.kind,)))
+        rates = self._by_group()
+        rate = rates.get((task.kind, task.net), rates.get((task.kind,)))
         return None if rate is None else rate * task.cost
 
     def weight(self, task: Task) -> float:
         """Seconds as well as can be told, to compare tasks: where nothing is measured, by their passes."""
         known = self.seconds(task)
-        return task.cost * self._rates.get((), 1.0) if known is None else known
+        return task.cost * self._by_group().get((), 1.0) if known is None else known
 
     def total(self, tasks: Iterable[Task]) -> float | None:
         """Seconds of all of them one after another; None where one of them is not known."""
         each = [self.seconds(task) for task in tasks]
         return None if None in each else sum(filter(None, each))
+
+    def _by_group(self) -> dict[tuple[str, ...], float]:
+        """Seconds a pass of tasks of the same kind and net, of the same kind, and of all."""
+        if self._rates is None:
+            sums: dict[tuple[str, ...], tuple[float, float]] = {}
+            for entry in self._found.values():
+                for group in ((entry.kind, entry.net), (entry.kind,), ()):
+                    seconds, cost = sums.get(group, (0.0, 0.0))
+                    sums[group] = (seconds + entry.seconds, cost + entry.cost)
+            self._rates = {group: seconds / cost for group, (seconds, cost) in sums.items() if cost > 0}
+        return self._rates
 
 
 def measured(storage: Storage) -> Measurements:

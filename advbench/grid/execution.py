@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from advbench.errors import InputError
 from advbench.grid.executors import Executor
 from advbench.grid.tasks import Runtime, versions
-from advbench.progress import Progress
 from advbench.store.records import Store
 from advbench.store.storage import PATIENCE
 from advbench.training.base import Resources
@@ -22,36 +21,22 @@ EXECUTORS = ("inline", "local", "ray")
 class Execution:
     """How and where tasks run. No result depends on it but by rounding.
 
-    Attributes:
-        store: URL of the store.
-        data_root: folder of the data sets.
-        executor: `inline`, `local` or `ray`.
-        workers: worker processes for each device; by default as many as there are cores for.
-        address: of a Ray cluster; by default Ray is started on this machine.
-        gpus_per_task: the part of a GPU that a task asks Ray for; by default what it was measured to need.
-        device: torch devices, comma-separated; by default all GPUs, or the CPU where there is none.
-        chunk: the most images that pass a net at once.
-        checkpoint_seconds: the least time between two saved states of a training.
-        time_limit: seconds that a task may take.
-        retries: how often a task is tried again whose worker died.
-        patience: seconds for which a store's server is tried again.
-
     Raises:
         InputError: options that do not go together.
     """
 
-    store: str
-    data_root: str | None = None
+    store: str  # its URL
+    data_root: str | None = None  # folder of the data sets
     executor: str = "local"
-    workers: int | None = None
-    address: str | None = None
-    gpus_per_task: float | None = None
-    device: str | None = None
-    chunk: int | None = None
-    checkpoint_seconds: float = 30.0
-    time_limit: float | None = None
-    retries: int = 2
-    patience: float = PATIENCE
+    workers: int | None = None  # worker processes for each device; by default as many as there are cores for
+    address: str | None = None  # of a Ray cluster; by default Ray is started on this machine
+    gpus_per_task: float | None = None  # the part of a GPU to ask Ray for; by default what a task was measured to need
+    device: str | None = None  # torch devices, comma-separated; by default all GPUs, or the CPU where there is none
+    chunk: int | None = None  # the most images that pass a net at once
+    checkpoint_seconds: float = 30.0  # the least time between two saved states of a training
+    time_limit: float | None = None  # seconds that a task may take
+    retries: int = 2  # how often a task is tried again whose worker died
+    patience: float = PATIENCE  # seconds for which a store's server is tried again
 
     def __post_init__(self) -> None:
         if self.executor not in EXECUTORS:
@@ -85,12 +70,7 @@ class Execution:
         return store
 
     def runtime(self, dataset: str, threads: int, ood: Sequence[str] = ()) -> Runtime:
-        """What the tasks of a run are given.
-
-        Args:
-            dataset: the run's data set.
-            threads: CPU threads of a task.
-            ood: data sets whose images defenses are to find out.
+        """What the tasks of a run are given; `threads` are a task's, `ood` the data sets to be found out.
 
         Raises:
             InputError: torch cannot use a device.
@@ -106,18 +86,8 @@ class Execution:
             tuple(map(_absolute_dataset, ood)),
         )
 
-    def _devices(self) -> list[str]:
-        return _devices(self.device, all_of_them=self.executor == "local")
-
-    def start(
-        self, runtime: Runtime, on_progress: Callable[[str, Progress], None], on_line: Callable[[str, str], None]
-    ) -> Executor:
+    def start(self, runtime: Runtime) -> Executor:
         """The executor.
-
-        Args:
-            runtime: what tasks run with.
-            on_progress: for the inline executor: called with the running task's key and its progress.
-            on_line: likewise, with a line that it printed.
 
         Raises:
             MissingExtraError: it needs a library that is not installed.
@@ -127,7 +97,7 @@ class Execution:
         if self.executor == "inline":
             from advbench.grid.executors.inline import InlineExecutor
 
-            return InlineExecutor(runtime, on_progress, on_line)
+            return InlineExecutor(runtime)
         if self.executor == "local":
             from advbench.grid.executors.local import LocalExecutor, devices
 
@@ -145,29 +115,29 @@ class Execution:
             retries=self.retries,
         )
 
+    def _devices(self) -> list[str]:
+        """The devices asked for, or the GPUs, or the CPU: all of them for local workers, else one.
 
-def _devices(chosen: str | None, *, all_of_them: bool) -> list[str]:
-    """The devices asked for, or the GPUs, or the CPU.
+        Raises:
+            InputError: torch cannot use one of them.
+        """
+        import torch
 
-    Raises:
-        InputError: torch cannot use one of them.
-    """
-    import torch
-
-    if chosen is None:
-        found = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-        return (found if all_of_them else found[:1]) or ["cpu"]
-    names = [name.strip() for name in chosen.split(",") if name.strip()]
-    for name in names or [chosen]:
-        try:
-            torch.empty(1, device=name).cpu()
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            expected = "ones that torch can use here, as cpu or cuda:0,cuda:1"
-            raise InputError("--device", expected=expected, got=repr(name)) from error
-    if len(set(names)) != len(names) or (len(names) > 1 and not all_of_them):
-        expected = "each device once" if all_of_them else "one device, or --executor local"
-        raise InputError("--device", expected=expected, got=repr(chosen))
-    return names
+        several = self.executor == "local"
+        if self.device is None:
+            found = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+            return (found if several else found[:1]) or ["cpu"]
+        names = [name.strip() for name in self.device.split(",") if name.strip()]
+        for name in names or [self.device]:
+            try:
+                torch.empty(1, device=name).cpu()
+            except (RuntimeError, AssertionError, NotImplementedError) as error:
+                expected = "ones that torch can use here, as cpu or cuda:0,cuda:1"
+                raise InputError("--device", expected=expected, got=repr(name)) from error
+        if len(set(names)) != len(names) or (len(names) > 1 and not several):
+            expected = "each device once" if several else "one device, or --executor local"
+            raise InputError("--device", expected=expected, got=repr(self.device))
+        return names
 
 
 def _absolute(path: str | None) -> str | None:

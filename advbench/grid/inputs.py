@@ -1,37 +1,39 @@
-"""What the result of a task depends on: one frozen model a kind, whose canonical JSON is hashed into the task's key."""
+"""What the result of a task depends on: one frozen class a kind, whose canonical JSON is hashed into the task's key."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal, NamedTuple
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, ClassVar, Literal
 
-from advbench.attacks.base import Norm
+import pydantic
+
+from advbench.attacks.base import Norm, Threat
 from advbench.keys import SCHEMA, content_key
 from advbench.training.base import Precision
 
 TaskKind = Literal["train", "craft", "evaluate"]
+STATED = ("eps", "examples", "after")  # fields in which None says something; elsewhere None is left out of the JSON
+
+
+def as_json(value: Any) -> Any:
+    """A dataclass, with those that it holds, as JSON values."""
+    if not is_dataclass(value):
+        return value
+    found = {each.name: as_json(getattr(value, each.name)) for each in fields(value)}
+    return {name: each for name, each in found.items() if each is not None or name in STATED}
 
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """Code that a result depends on: a plugin with its resolved hyperparameters, or a net.
+    """Code that a result depends on: a plugin with its resolved hyperparameters, or a net."""
 
-    Attributes:
-        name: the registered name.
-        distribution: where it comes from.
-        version: its own where it has one, else that of the distribution.
-        params: a plugin's resolved hyperparameters, JSON values; None of a net.
-        built_on: versions of the libraries that it wraps, by distribution.
-        parts: versions of the attacks that an attack is made of, by name.
-    """
-
-    name: str
+    name: str  # as it is registered
     distribution: str
-    version: str
-    params: Mapping[str, Any] | None = None
-    built_on: Mapping[str, str] | None = None
-    parts: Mapping[str, str] | None = None
+    version: str  # its own where it has one, else that of the distribution
+    params: Mapping[str, Any] | None = None  # a plugin's, JSON values; None of a net
+    built_on: Mapping[str, str] | None = None  # versions of the libraries that it wraps, by distribution
+    parts: Mapping[str, str] | None = None  # versions of the attacks that an attack is made of, by name
 
     @property
     def versions(self) -> dict[str, str]:
@@ -39,27 +41,17 @@ class Component:
         parts = {f"attack {name}": version for name, version in (self.parts or {}).items()}
         return {f"{self.distribution} {self.name}": self.version, **(self.built_on or {}), **parts}
 
-    def to_json(self) -> dict[str, Any]:
-        """The component as JSON values."""
-        params = {} if self.params is None else {"params": dict(self.params)}
-        versions = {"built_on": self.built_on, "parts": self.parts}
-        return {
-            "name": self.name,
-            "distribution": self.distribution,
-            "version": self.version,
-            **params,
-            **{name: dict(value) for name, value in versions.items() if value},
-        }
 
-
-class DataRef(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class DataRef:
     """A data set: its registered name, without path, and the SHA-256 of its content."""
 
     name: str
     sha256: str
 
 
-class OodRef(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class OodRef:
     """An out-of-distribution data set, and the factor on its pixel values."""
 
     name: str
@@ -67,51 +59,27 @@ class OodRef(NamedTuple):
     scale: float
 
 
-class Sweep(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Sweep:
     """The step of a sweep before this one: the key of its examples, None before the first, and its eps, then 0."""
 
-    after: str | None
-    eps: float
-
-
-class Ball(NamedTuple):
-    """The ball that examples of a minimal-norm attack are brought into before they are evaluated."""
-
-    norm: Norm
-    eps: float
+    after: str | None = None
+    eps: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """What the results of all kinds depend on.
-
-    Attributes:
-        data: the data set.
-        seed: of training, attack or evaluation.
-        threads: CPU threads of a task.
-        checkout: digest of advbench's sources where it is installed from a checkout, whose code may change under its
-            version; None of a release.
-    """
+    """What the results of all kinds depend on."""
 
     kind: ClassVar[TaskKind]
     data: DataRef
     seed: int
-    threads: int
-    checkout: str | None = None
+    threads: int  # CPU threads of a task
+    checkout: str | None = None  # digest of advbench's sources in a checkout, whose code may change under its version
 
     def to_json(self) -> dict[str, Any]:
         """The inputs as JSON values."""
-        values: dict[str, Any] = {"kind": self.kind, "schema": SCHEMA[self.kind]}
-        for each in fields(self):
-            value = getattr(self, each.name)
-            if value is None and each.name not in REQUIRED:
-                continue
-            if isinstance(value, Component):
-                value = value.to_json()
-            elif isinstance(value, tuple):
-                value = value._asdict()  # type: ignore[attr-defined]
-            values[each.name] = value
-        return values
+        return {"kind": self.kind, "schema": SCHEMA[self.kind], **as_json(self)}
 
     @property
     def key(self) -> str:
@@ -119,99 +87,54 @@ class Inputs:
         return content_key(self.to_json())
 
 
-REQUIRED = ("eps", "examples")  # None is said, not left out
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainInputs(Inputs):
-    """Inputs of a training.
-
-    Attributes:
-        defense: the training method.
-        architecture: the net.
-        precision: of the passes.
-        init: key of the training whose weights are the start, if any.
-    """
+    """Inputs of a training."""
 
     kind: ClassVar[TaskKind] = "train"
     defense: Component
     architecture: Component
     precision: Precision
-    init: str | None = None
+    init: str | None = None  # key of the training whose weights are the start
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CraftInputs(Inputs):
-    """Inputs of crafting examples.
-
-    Attributes:
-        attack: the attack.
-        source: key of the training of the classifier under attack.
-        norm: of the threat.
-        eps: of the threat, in pixels in [0, 1]; None for a minimal-norm attack, which ignores it.
-        images: how many test images are attacked.
-        batch_size: images that are attacked together.
-        budget: the most forward passes of an image.
-        sweep: the step of a sweep before this one, if this is one.
-    """
+    """Inputs of crafting examples."""
 
     kind: ClassVar[TaskKind] = "craft"
     attack: Component
-    source: str
+    source: str  # key of the training of the classifier under attack
     norm: Norm
-    eps: float | None
-    images: int
-    batch_size: int
-    budget: int | None = None
+    eps: float | None  # in pixels in [0, 1]; None for a minimal-norm attack, which ignores it
+    images: int  # how many test images are attacked
+    batch_size: int  # images that are attacked together
+    budget: int | None = None  # the most forward passes of an image
     sweep: Sweep | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateInputs(Inputs):
-    """Inputs of an evaluation.
-
-    Attributes:
-        target: key of the training of the classifier that is evaluated.
-        examples: key of the adversarial examples; None for clean and for out-of-distribution images.
-        draws: number of draws K.
-        images: how many images are evaluated.
-        batch_size: images that pass the net together.
-        within: the ball that examples of a minimal-norm attack are brought into.
-        foreign: the data set of out-of-distribution images, if these are evaluated.
-    """
+    """Inputs of an evaluation."""
 
     kind: ClassVar[TaskKind] = "evaluate"
-    target: str
-    examples: str | None
+    target: str  # key of the training of the classifier that is evaluated
+    examples: str | None  # key of the adversarial examples; None for clean and for out-of-distribution images
     draws: int
     images: int
-    batch_size: int
-    within: Ball | None = None
-    foreign: OodRef | None = None
+    batch_size: int  # images that pass the net together
+    within: Threat | None = None  # the ball that examples of a minimal-norm attack are brought into
+    foreign: OodRef | None = None  # the data set of out-of-distribution images, if these are evaluated
 
 
 TaskInputs = TrainInputs | CraftInputs | EvaluateInputs
-_KINDS: dict[str, type[TrainInputs | CraftInputs | EvaluateInputs]] = {
-    each.kind: each for each in (TrainInputs, CraftInputs, EvaluateInputs)
-}
-_PARTS: dict[str, type[Any]] = {
-    "data": DataRef,
-    "sweep": Sweep,
-    "within": Ball,
-    "foreign": OodRef,
-    "defense": Component,
-    "attack": Component,
-    "architecture": Component,
-}
+_TRAIN = pydantic.TypeAdapter(TrainInputs)
 
 
-def read_inputs(values: Mapping[str, Any]) -> TaskInputs:
-    """The inputs that `to_json` described, as a record keeps them.
+def read_training(record: Mapping[str, Any]) -> TrainInputs:
+    """The inputs of the training that a record is of.
 
     Raises:
-        TypeError: they lack something, or have what inputs of this version lack.
-        KeyError: they are of no kind.
+        pydantic.ValidationError: it is of no training.
     """
-    given = {name: value for name, value in values.items() if name not in ("kind", "schema")}
-    parts = {name: _PARTS[name](**value) for name, value in given.items() if name in _PARTS and value is not None}
-    return _KINDS[values["kind"]](**{**given, **parts})
+    return _TRAIN.validate_python(record["inputs"])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -11,8 +11,8 @@ import torch
 
 from advbench.models.memory import release
 
-_STATUS = Path("/proc/self/status")
-_CLEAR = Path("/proc/self/clear_refs")
+HEADROOM = 1.1  # of a measured peak
+CONTEXT = 600 * 2**20  # bytes that a process takes on a GPU beside its tensors
 
 
 def total(device: str) -> int:
@@ -22,14 +22,19 @@ def total(device: str) -> int:
     return int(psutil.virtual_memory().total)
 
 
+def part(peak: int, memory: int, *, gpu: bool) -> float:
+    """The part of a device's memory that a task of such a peak takes, in bytes of so many in all; at most 1."""
+    return min(1.0, (HEADROOM * peak + (CONTEXT if gpu else 0)) / memory)
+
+
 def reset_peak(device: str) -> None:
     """Begin to measure, with nothing cached."""
     release(device)
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        with contextlib.suppress(OSError):
-            _CLEAR.write_text("5")  # Linux resets the process's peak
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # Linux resets the process's peak
 
 
 def peak(device: str) -> int | None:
@@ -37,7 +42,7 @@ def peak(device: str) -> int | None:
     if device.startswith("cuda"):
         return int(torch.cuda.max_memory_reserved(device))
     try:
-        line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
     except (OSError, StopIteration):
         return None
     return int(line.split()[1]) * 1024

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from itertools import product
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
+from advbench.attacks.base import Threat
 from advbench.data.ood import OodSet
-from advbench.grid.identity import DataIdentity, Identity
+from advbench.grid.identity import Identity
 from advbench.grid.inputs import (
-    Ball,
     Component,
     CraftInputs,
     DataRef,
@@ -21,7 +21,7 @@ from advbench.grid.inputs import (
     TaskInputs,
     TaskKind,
     TrainInputs,
-    read_inputs,
+    as_json,
 )
 from advbench.grid.spec import Choice, RunSpec, swept, transferred
 from advbench.keys import content_key
@@ -29,33 +29,19 @@ from advbench.keys import content_key
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One unit of work.
+    """One unit of work."""
 
-    Attributes:
-        inputs: everything that the result depends on.
-        key: the name of the result in the store: the SHA-256 of the inputs.
-        needs: keys of the tasks whose artifacts it reads.
-        defense: label of the defense that is trained or evaluated; empty where examples are crafted.
-        source: label of the defense that examples are crafted on; empty of clean images and of a training.
-        attack: label of the attack; `none` of clean images, empty of a training and of out-of-distribution images.
-        eps: the radius; 0 of clean images; None where there is none.
-        ood: label of the out-of-distribution images that are evaluated, if any.
-        cost: forward-and-backward passes of an image that it makes, roughly; for progress and plans.
-        net: the architecture that it runs.
-        profile: alike in tasks that take the same time and memory: all but seed, radius and weights are the same.
-    """
-
-    inputs: TaskInputs
-    key: str
-    needs: tuple[str, ...] = ()
-    defense: str = ""
-    source: str = ""
-    attack: str = ""
-    eps: float | None = None
-    ood: str = ""
-    cost: float = 0.0
-    net: str = ""
-    profile: str = ""
+    inputs: TaskInputs  # everything that the result depends on
+    key: str  # the name of the result in the store: the SHA-256 of the inputs
+    needs: tuple[str, ...] = ()  # keys of the tasks whose artifacts it reads
+    defense: str = ""  # label of the defense that is trained or evaluated; empty where examples are crafted
+    source: str = ""  # label of the defense that examples are crafted on; empty of clean images and of a training
+    attack: str = ""  # its label; `none` of clean images, empty of a training and of out-of-distribution images
+    eps: float | None = None  # the radius; 0 of clean images; None where there is none
+    ood: str = ""  # label of the out-of-distribution images that are evaluated, if any
+    cost: float = 0.0  # forward-and-backward passes of an image that it makes, roughly; for progress and plans
+    net: str = ""  # the architecture that it runs
+    profile: str = ""  # alike in tasks of the same time and memory: all but seed, radius and weights are the same
 
     @property
     def kind(self) -> TaskKind:
@@ -81,16 +67,6 @@ class Task:
             what = f"{self.defense} on {self.attack}{radius} from {self.source}"
         return f"{self.kind} {what}, seed {self.seed}"
 
-    def to_json(self) -> dict[str, Any]:
-        """The task as JSON values."""
-        values = {each.name: getattr(self, each.name) for each in fields(self)}
-        return {**values, "needs": list(self.needs), "inputs": self.inputs.to_json()}
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Task:
-        """The task that `to_json` described."""
-        return cls(**{**values, "needs": tuple(values["needs"]), "inputs": read_inputs(values["inputs"])})
-
 
 class Cell(NamedTuple):
     """One row of `results.csv` to be: where its numbers will be found."""
@@ -112,47 +88,16 @@ class OodCell(NamedTuple):
     key: str
 
 
-class Swept(NamedTuple):
-    """The step of a sweep before this one: its key and eps; empty and 0 before the first."""
-
-    key: str
-    eps: float
-
-
-class Examples(NamedTuple):
-    """Adversarial examples that are evaluated.
-
-    Attributes:
-        key: of the task that crafts them.
-        clean: key of the evaluation of the same target on the images that they were made of.
-        within: the radius to which examples of a minimal-norm attack are brought before they are evaluated.
-    """
-
-    key: str
-    clean: str
-    within: float | None
-
-
 @dataclass(frozen=True)
 class Plan:
-    """A run, laid out.
-
-    Attributes:
-        spec: what is computed.
-        tasks: in an order that respects their needs, by key.
-        cells: the rows of `results.csv` that they fill.
-        trained: keys of the trainings by defense and seed.
-        parameters: how many weights each architecture has.
-        identity: of its data; None of plans that were merged.
-        ood: what defenses make of other data sets' images.
-    """
+    """A run, laid out."""
 
     spec: RunSpec
-    tasks: Mapping[str, Task]
-    cells: tuple[Cell, ...]
-    trained: Mapping[tuple[str, int], str] = field(default_factory=dict)
-    parameters: Mapping[str, int] = field(default_factory=dict)
-    identity: Identity | None = None
+    tasks: Mapping[str, Task]  # by key, in an order that respects their needs
+    cells: tuple[Cell, ...]  # the rows of `results.csv` that they fill
+    trained: Mapping[tuple[str, int], str] = field(default_factory=dict)  # keys of the trainings by defense and seed
+    parameters: Mapping[str, int] = field(default_factory=dict)  # how many weights each architecture has
+    identity: Identity | None = None  # of its data; None of plans that were merged
     ood: tuple[OodCell, ...] = ()
 
 
@@ -174,30 +119,32 @@ def make_plan(
         checkout: digest of advbench's sources where it is installed from a checkout.
         parameters: how many weights each architecture has.
     """
-    layout = _Layout(spec, identity.data, checkout)
+    layout = _Layout(spec, identity, checkout)
+    cells: list[Cell] = []
+    ood: list[OodCell] = []
     for seed in spec.seeds:
-        trained = {choice.label: layout.train(choice, seed) for choice in defenses}
-        clean = {t.label: layout.evaluate(t, trained[t.label], None, seed) for t in defenses}
-        layout.cells += [Cell(target, target, None, 0.0, seed, clean[target.label]) for target in defenses]
+        for choice in defenses:
+            layout.train(choice, seed)
+        clean = {target.label: layout.evaluate(target, seed, attack="none", eps=0.0) for target in defenses}
+        cells += [Cell(target, target, None, 0.0, seed, clean[target.label]) for target in defenses]
         for other, target in product(identity.ood, defenses):
-            key = layout.evaluate_ood(target, trained[target.label], other, clean[target.label], seed)
-            layout.ood.append(OodCell(target, other.label, seed, key))
+            key = layout.evaluate(target, seed, clean[target.label], ood=other)
+            ood.append(OodCell(target, other.label, seed, key))
         for attack in attacks:
-            crafted: dict[str, Swept] = {}
-            alone = not transferred(spec, attack)
+            steps: dict[str, Sweep] = {}
             for eps in filter(None, spec.eps):  # eps 0 is the clean row
                 for source in (attack.init,) if attack.init else defenses:
-                    before = crafted.get(source.label, Swept("", 0.0)) if swept(spec, attack) else None
-                    examples = layout.craft(source, layout.train(source, seed), attack, eps, seed, before)
-                    crafted[source.label] = Swept(examples, eps)
-                    within = eps if "minimal_norm" in attack.traits else None
-                    for target in (source,) if alone else defenses:
-                        found = Examples(examples, clean[target.label], within)
-                        key = layout.evaluate(target, trained[target.label], found, seed, source, attack, eps)
-                        layout.cells.append(Cell(target, source, attack, eps, seed, key))
+                    step = steps.get(source.label, Sweep()) if swept(spec, attack) else None
+                    examples = layout.craft(source, seed, attack, eps, step)
+                    steps[source.label] = Sweep(examples, eps)
+                    for target in defenses if transferred(spec, attack) else (source,):
+                        within = Threat(spec.norm, eps) if "minimal_norm" in attack.traits else None
+                        about: dict[str, Any] = {"source": source.label, "attack": attack.label, "eps": eps}
+                        key = layout.evaluate(target, seed, clean[target.label], examples, within, **about)
+                        cells.append(Cell(target, source, attack, eps, seed, key))
     labels = {choice.label for choice in defenses}
-    models = {which: key for which, key in layout.trained.items() if which[0] in labels}
-    return Plan(spec, layout.tasks, tuple(layout.cells), models, parameters or {}, identity, tuple(layout.ood))
+    trained = {which: key for which, key in layout.trained.items() if which[0] in labels}
+    return Plan(spec, layout.tasks, tuple(cells), trained, parameters or {}, identity, tuple(ood))
 
 
 def merged(plans: Sequence[Plan]) -> Plan:
@@ -206,151 +153,98 @@ def merged(plans: Sequence[Plan]) -> Plan:
     return Plan(plans[0].spec, tasks, ())
 
 
-class _Common(TypedDict):
-    """What the inputs of all tasks of a plan share."""
-
-    data: DataRef
-    threads: int
-    checkout: str | None
-
-
 class _Layout:
-    """A plan in the making."""
+    """A plan's tasks in the making; each method adds one, unless it is there, and returns its key."""
 
-    def __init__(self, spec: RunSpec, data: DataIdentity, checkout: str | None) -> None:
+    def __init__(self, spec: RunSpec, identity: Identity, checkout: str | None) -> None:
+        data = identity.data
         self.tasks: dict[str, Task] = {}
-        self.cells: list[Cell] = []
-        self.ood: list[OodCell] = []
+        self.trained: dict[tuple[str, int], str] = {}
         self._spec = spec
         self._data = data
         self._images = min(spec.limit or data.test_count, data.test_count)
-        self._common: _Common = {
+        self._common: dict[str, Any] = {
             "data": DataRef(data.name, data.digest),
             "threads": spec.threads,
             "checkout": checkout,
         }
-        self.trained: dict[tuple[str, int], str] = {}
         self._profiles: dict[tuple[str, ...], str] = {}
 
     def train(self, defense: Choice, seed: int) -> str:
-        known = self.trained.get((defense.label, seed))
-        if known is not None:
-            return known
-        init = self.train(defense.init, seed) if defense.init else None
-        inputs = TrainInputs(
-            defense=defense.component,
-            architecture=_net(defense),
-            precision=self._spec.precision,
-            init=init,
-            seed=seed,
-            **self._common,
-        )
-        task = Task(
-            inputs,
-            inputs.key,
-            () if init is None else (init,),
-            defense=defense.label,
-            cost=(defense.passes or 0.0) * self._data.train_count,
-        )
-        self.trained[defense.label, seed] = self._add(task, defense)
-        return task.key
+        """Train a defense, and before it the one whose weights it starts from."""
+        which = (defense.label, seed)
+        if which not in self.trained:
+            init = self.train(defense.init, seed) if defense.init else None
+            inputs = TrainInputs(
+                defense=defense.component,
+                architecture=_net(defense),
+                precision=self._spec.precision,
+                init=init,
+                seed=seed,
+                **self._common,
+            )
+            cost = (defense.passes or 0.0) * self._data.train_count
+            self.trained[which] = self._add(inputs, (init,), (defense,), cost=cost, defense=defense.label)
+        return self.trained[which]
 
-    def craft(
-        self, source: Choice, trained: str, attack: Choice, eps: float, seed: int, before: Swept | None = None
-    ) -> str:
-        """One task for each eps, in a sweep after the one before; of a minimal-norm attack one for all, without eps."""
-        every = "minimal_norm" in attack.traits
-        sweep = None if before is None else Sweep(before.key or None, before.eps)
+    def craft(self, source: Choice, seed: int, attack: Choice, eps: float, step: Sweep | None) -> str:
+        """Craft for one eps, in a sweep after the step before; by a minimal-norm attack once for all, without eps."""
         inputs = CraftInputs(
             attack=attack.component,
-            source=trained,
+            source=self.train(source, seed),
             norm=self._spec.norm,
-            eps=None if every else eps,
+            eps=None if "minimal_norm" in attack.traits else eps,
             images=self._images,
             batch_size=self._spec.batch_size,
             budget=self._spec.budget,
-            sweep=sweep,
+            sweep=step,
             seed=seed,
             **self._common,
         )
-        task = Task(
-            inputs,
-            inputs.key,
-            (trained, sweep.after) if sweep and sweep.after else (trained,),
-            source=source.label,
-            attack=attack.label,
-            eps=inputs.eps,
-            cost=min(attack.passes or 0.0, self._spec.budget or math.inf) * self._images,
-        )
-        return self._add(task, source, attack)
+        needs = (inputs.source, step.after if step else None)
+        cost = min(attack.passes or 0.0, self._spec.budget or math.inf) * self._images
+        labels = {"source": source.label, "attack": attack.label, "eps": inputs.eps}
+        return self._add(inputs, needs, (source, attack), cost=cost, **labels)
 
     def evaluate(
         self,
         target: Choice,
-        trained: str,
-        found: Examples | None,
         seed: int,
-        source: Choice | None = None,
-        attack: Choice | None = None,
-        eps: float = 0.0,
+        clean: str | None = None,
+        examples: str | None = None,
+        within: Threat | None = None,
+        ood: OodSet | None = None,
+        **labels: Any,
     ) -> str:
-        """One task for each target and set of examples; None for the clean images.
+        """Evaluate a defense on examples, on out-of-distribution images, or else on the clean images.
 
         That it also reads the evaluation of the clean images is not in the key, whose other inputs name it.
         """
+        images = min(ood.images, self._images) if ood else self._images
         inputs = EvaluateInputs(
-            target=trained,
-            examples=found and found.key,
-            within=None if found is None or found.within is None else Ball(self._spec.norm, found.within),
-            draws=self._spec.draws,
-            images=self._images,
-            batch_size=self._spec.batch_size,
-            seed=seed,
-            **self._common,
-        )
-        task = Task(
-            inputs,
-            inputs.key,
-            (trained, found.key, found.clean) if found else (trained,),
-            defense=target.label,
-            source=source.label if source else "",
-            attack=attack.label if attack else "none",
-            eps=eps,
-            cost=self._evaluating(self._images),
-        )
-        return self._add(task, target)
-
-    def evaluate_ood(self, target: Choice, trained: str, other: OodSet, clean: str, seed: int) -> str:
-        """One task for each target and out-of-distribution data set."""
-        images = min(other.images, self._images)
-        inputs = EvaluateInputs(
-            target=trained,
-            examples=None,
-            foreign=OodRef(other.name, other.digest, other.scale),
+            target=self.trained[target.label, seed],
+            examples=examples,
+            within=within,
+            foreign=ood and OodRef(ood.name, ood.digest, ood.scale),
             draws=self._spec.draws,
             images=images,
             batch_size=self._spec.batch_size,
             seed=seed,
             **self._common,
         )
-        task = Task(
-            inputs,
-            inputs.key,
-            (trained, clean),
-            defense=target.label,
-            ood=other.label,
-            cost=self._evaluating(images),
-        )
-        return self._add(task, target)
+        labels |= {"defense": target.label, "ood": ood.label if ood else ""}
+        cost = self._spec.draws * images / 3  # a backward pass costs about two forward ones
+        return self._add(inputs, (inputs.target, examples, clean), (target,), cost=cost, **labels)
 
-    def _evaluating(self, images: int) -> float:
-        return self._spec.draws * images / 3  # a backward pass costs about two forward ones
-
-    def _add(self, task: Task, *plugins: Choice) -> str:
-        if task.key not in self.tasks:
+    def _add(
+        self, inputs: TaskInputs, needs: tuple[str | None, ...], plugins: tuple[Choice, ...], **values: Any
+    ) -> str:
+        key = inputs.key
+        if key not in self.tasks:
+            profile = self._profile(inputs.kind, plugins)
             net = _net(plugins[0]).name
-            self.tasks[task.key] = replace(task, net=net, profile=self._profile(task.kind, plugins))
-        return task.key
+            self.tasks[key] = Task(inputs, key, tuple(filter(None, needs)), net=net, profile=profile, **values)
+        return key
 
     def _profile(self, kind: TaskKind, plugins: tuple[Choice, ...]) -> str:
         """What takes the same time and memory, by the defense whose net runs and the attack, if one does."""
@@ -359,8 +253,8 @@ class _Layout:
             spec = self._spec
             about = {
                 "kind": kind,
-                "plugins": [plugin.component.to_json() for plugin in plugins],
-                "architecture": _net(plugins[0]).to_json(),
+                "plugins": [as_json(plugin.component) for plugin in plugins],
+                "architecture": as_json(_net(plugins[0])),
                 "data": self._data.digest,
                 "images": self._images,
                 **spec.model_dump(include={"precision", "norm", "draws", "budget", "sweep", "threads", "batch_size"}),

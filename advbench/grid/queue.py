@@ -1,11 +1,10 @@
-"""What a run has still to do, in which order, and which examples nobody needs any more."""
+"""What a run has still to do, in which order, and what its tasks need no more."""
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterator, Mapping
 
-from advbench.grid.estimates import Estimator
 from advbench.grid.plan import Task
 
 
@@ -17,21 +16,20 @@ class Backlog:
 
     Args:
         waiting: the tasks, each after those that it needs; needs that do not wait are met.
-        estimator: what they will take.
+        weight: seconds that a task will take.
     """
 
-    def __init__(self, waiting: Mapping[str, Task], estimator: Estimator) -> None:
+    def __init__(self, waiting: Mapping[str, Task], weight: Callable[[Task], float]) -> None:
         self._waiting = dict(waiting)
-        self._users: dict[str, set[str]] = {}
-        self._open: dict[str, set[str]] = {}
-        for task in waiting.values():
-            self._wait_for(task, {need for need in task.needs if need in waiting})
-        ways = _ways(waiting, self._users, estimator.weight)
-        self._order = {key: (task.kind != "evaluate", -ways[key], i) for i, (key, task) in enumerate(waiting.items())}
-        self._ready: list[tuple[tuple[bool, float, int], str]] = []
-        for key, needs in self._open.items():
-            if not needs:
-                self._push(key)
+        self._open = {key: {need for need in task.needs if need in waiting} for key, task in waiting.items()}
+        self._users: dict[str, set[str]] = {}  # of what a task leaves: those of its users that have not ended
+        for key, task in waiting.items():
+            for need in task.needs:
+                self._users.setdefault(need, set()).add(key)
+        behind = chains(waiting, weight)
+        self._order = {key: (task.kind != "evaluate", -behind[key], i) for i, (key, task) in enumerate(waiting.items())}
+        self._ready = [(self._order[key], key) for key, needs in self._open.items() if not needs]
+        heapq.heapify(self._ready)
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -50,91 +48,52 @@ class Backlog:
     def put(self, task: Task) -> None:
         """Put a task back whose needs are met."""
         self._waiting[task.key] = task
-        self._push(task.key)
+        heapq.heappush(self._ready, (self._order[task.key], task.key))
 
-    def close(self, key: str) -> None:
-        """A task has ended; others that waited for it alone can be started."""
-        for user in self._users.pop(key, ()):
+    def close(self, task: Task) -> list[str]:
+        """A task has ended: others that waited for it alone can be started. Returns what it was the last to use."""
+        for user in self._users.get(task.key, ()):
             needs = self._open[user]
-            needs.discard(key)
-            if not needs and user in self._waiting:
-                self._push(user)
+            if task.key in needs:
+                needs.remove(task.key)
+                if not needs and user in self._waiting:
+                    self.put(self._waiting[user])
+        unused = []
+        for need in task.needs:
+            users = self._users.get(need, set())
+            if task.key in users:
+                users.remove(task.key)
+                if not users:
+                    unused.append(need)
+        return unused
 
     def again(self, task: Task, need: Task, *, underway: bool) -> None:
         """Put a task back that lacks something, together with the task that makes it, unless that is under way."""
         self._waiting[task.key] = task
-        self._wait_for(task, {need.key})
+        self._open[task.key] = {need.key}
+        self._users.setdefault(need.key, set()).add(task.key)
         if not underway and need.key not in self._waiting:
             self._open.setdefault(need.key, set())
             self._order[need.key] = (False, self._order[task.key][1], 0)
             self.put(need)
 
-    def _wait_for(self, task: Task, needs: set[str]) -> None:
-        self._open[task.key] = needs
-        for need in needs:
-            self._users.setdefault(need, set()).add(task.key)
 
-    def _push(self, key: str) -> None:
-        heapq.heappush(self._ready, (self._order[key], key))
-
-
-def longest_chain(tasks: Mapping[str, Task], weight: Callable[[Task], float]) -> float:
-    """Seconds of the longest chain of tasks that need each other.
+def chains(tasks: Mapping[str, Task], weight: Callable[[Task], float]) -> dict[str, float]:
+    """For each task the seconds from its start to the end of the longest chain of tasks that need it.
 
     Args:
         tasks: each after those that it needs.
         weight: seconds of a task.
     """
-    users: dict[str, set[str]] = {}
-    for task in tasks.values():
+    behind: dict[str, float] = {}
+    found: dict[str, float] = {}
+    for key, task in reversed(list(tasks.items())):
+        found[key] = weight(task) + behind.get(key, 0.0)
         for need in task.needs:
-            users.setdefault(need, set()).add(task.key)
-    return max(_ways(tasks, users, weight).values(), default=0.0)
+            behind[need] = max(behind.get(need, 0.0), found[key])
+    return found
 
 
-def _ways(
-    waiting: Mapping[str, Task], users: Mapping[str, set[str]], weight: Callable[[Task], float]
-) -> dict[str, float]:
-    """For each task the time from its start to the end of the longest chain of tasks that need it."""
-    ways: dict[str, float] = {}
-    for key, task in reversed(list(waiting.items())):
-        ways[key] = weight(task) + max((ways[user] for user in users.get(key, ())), default=0.0)
-    return ways
-
-
-class ExamplesInUse:
-    """Crafted examples that tasks still need.
-
-    Args:
-        tasks: the plan's.
-        waiting: those that have to run.
-    """
-
-    def __init__(self, tasks: Mapping[str, Task], waiting: Mapping[str, Task]) -> None:
-        self._users: dict[str, set[str]] = {}
-        self._kept: set[str] = set()
-        for task in waiting.values():
-            for key in task.needs:
-                if tasks[key].kind == "craft":
-                    self._users.setdefault(key, set()).add(task.key)
-
-    def release(self, task: Task) -> list[str]:
-        """A task has ended: the examples whose last user it was."""
-        free = []
-        for key in task.needs:
-            users = self._users.get(key)
-            if users is not None:
-                users.discard(task.key)
-                if not users:
-                    del self._users[key]
-                    free.append(key)
-        return free
-
-    def keep(self, keys: list[str]) -> None:
-        """Examples that nobody needs here, but perhaps another driver."""
-        self._kept.update(keys)
-
-    def kept(self) -> list[str]:
-        """Those, once."""
-        keys, self._kept = sorted(self._kept), set()
-        return keys
+def longest_chain(tasks: Mapping[str, Task], weight: Callable[[Task], float]) -> float:
+    """Seconds of the longest chain of tasks that need each other."""
+    return max(chains(tasks, weight).values(), default=0.0)

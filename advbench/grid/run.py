@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from advbench.grid.executors import Executor
 from advbench.grid.identity import Identity, blank, identify, is_about, read_identity
 from advbench.grid.plan import Plan, Task, make_plan
 from advbench.grid.scheduler import Outcome, Scheduler, Watcher, failed_before
-from advbench.grid.spec import Choice, RunSpec, resolve
+from advbench.grid.spec import RunSpec, resolve
 from advbench.grid.tasks import Record
 from advbench.models.nets import build
 from advbench.registry import checkout_digest, registry
@@ -28,15 +28,10 @@ TRACKER_FAILURES = 3  # in a row, after which a tracker is left alone
 
 @dataclass(frozen=True)
 class Settings:
-    """How a plan is carried out.
+    """How a plan is carried out."""
 
-    Attributes:
-        keep_examples: keep adversarial examples after their last use.
-        retry_failed: try again what failed by its own fault in an earlier run.
-    """
-
-    keep_examples: bool = False
-    retry_failed: bool = False
+    keep_examples: bool = False  # after their last use
+    retry_failed: bool = False  # what failed by its own fault in an earlier run
 
 
 def prepare(spec: RunSpec, data_root: str | None = None) -> Plan:
@@ -77,17 +72,9 @@ def lay_out(spec: RunSpec, identity: Identity, data: Data, *, checkout: str | No
         InputError: an unknown name, a bad value, or nets that the images do not fit.
     """
     defenses, attacks = resolve(spec)
-    return make_plan(spec, defenses, attacks, identity, checkout, count_parameters(defenses, data))
-
-
-def count_parameters(defenses: Iterable[Choice], data: Data) -> dict[str, int]:
-    """How many weights each of the defenses' nets has for images like these, by the net's name.
-
-    Raises:
-        InputError: a net that the images do not fit.
-    """
     names = sorted({choice.architecture for choice in defenses})
-    return {name: sum(weights.numel() for weights in build(name, data, seed=0).parameters()) for name in names}
+    parameters = {name: sum(weights.numel() for weights in build(name, data, seed=0).parameters()) for name in names}
+    return make_plan(spec, defenses, attacks, identity, checkout, parameters)
 
 
 def carry_out(
@@ -100,13 +87,8 @@ def carry_out(
 ) -> Outcome:
     """Run a plan, while its heartbeat says so to whoever asks.
 
-    Args:
-        plan: the run.
-        waiting: its tasks that have to run; see `advbench.grid.scheduler.outstanding`.
-        store: where results are.
-        make_executor: gives what they run on; not called where nothing waits.
-        watcher: is told how it goes.
-        settings: how.
+    `waiting` are the tasks that have to run, see `advbench.grid.scheduler.outstanding`; where there are none,
+    `make_executor` is not called.
 
     Raises:
         StoreError: the store cannot be written.
@@ -118,7 +100,9 @@ def carry_out(
         for key in failed:
             store.drop_failure(key)
         failed = {}
-    heartbeat = Heartbeat(store.storage, _about(plan))
+    spec = plan.spec
+    about = f"{', '.join(spec.defenses)} under {', '.join(spec.attacks)} on {spec.dataset.partition(':')[0]}"
+    heartbeat = Heartbeat(store.storage, about)
     heartbeat.open()
     scheduler = Scheduler(
         plan,
@@ -170,8 +154,3 @@ class _Trackers:
                 warnings.warn(message, stacklevel=2)
             else:
                 self._failures[name] = 0
-
-
-def _about(plan: Plan) -> str:
-    spec = plan.spec
-    return f"{', '.join(spec.defenses)} under {', '.join(spec.attacks)} on {spec.dataset.partition(':')[0]}"

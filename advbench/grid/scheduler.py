@@ -13,7 +13,7 @@ from advbench.grid.estimates import Measurements
 from advbench.grid.executors import Began, Event, Executor, Failure, Moved, Said
 from advbench.grid.inputs import EvaluateInputs
 from advbench.grid.plan import Plan, Task
-from advbench.grid.queue import Backlog, ExamplesInUse, longest_chain
+from advbench.grid.queue import Backlog, longest_chain
 from advbench.grid.tasks import Record
 from advbench.progress import Progress
 from advbench.store.heartbeat import Heartbeat, Liveness
@@ -64,21 +64,13 @@ class Watcher(Protocol):
 
 @dataclass
 class Outcome:
-    """How a run ended.
+    """How a run ended: keys of its tasks."""
 
-    Attributes:
-        run: keys of the tasks that ran to their end here.
-        elsewhere: keys of the tasks that other drivers did meanwhile.
-        skipped: keys of the tasks that did not have to run.
-        failed: why each failed task failed, by key; dependents name the task that failed them.
-        before: those of them that failed in an earlier run and were not tried again.
-    """
-
-    run: list[str] = field(default_factory=list)
-    elsewhere: list[str] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)
-    before: set[str] = field(default_factory=set)
+    run: list[str] = field(default_factory=list)  # that ran to their end here
+    elsewhere: list[str] = field(default_factory=list)  # that other drivers did meanwhile
+    skipped: list[str] = field(default_factory=list)  # that did not have to run
+    failed: dict[str, str] = field(default_factory=dict)  # why each failed; dependents name the task that failed them
+    before: set[str] = field(default_factory=set)  # of those, that failed in an earlier run and were not tried again
 
     def summary(self) -> str:
         """How many tasks ended how, in one line."""
@@ -175,12 +167,13 @@ class Scheduler:
         self._liveness = liveness or Liveness(store.storage)
         self._leases = Leases(store.storage, heartbeat.id, self._liveness)
         self._measurements = Measurements(heartbeat.measured)
-        self._backlog = Backlog(waiting, self._measurements.estimator())
-        self._examples = ExamplesInUse(plan.tasks, waiting)
+        self._backlog = Backlog(waiting, self._measurements.weight)
+        self._left: set[str] = set()  # examples that nobody needs here, but perhaps another driver
         self._keep_examples = keep_examples
         self._failed_before = dict(failed or {})
         self._running: dict[str, _Running] = {}
-        self._foreign: dict[str, float] = {}
+        self._foreign: dict[str, float] = {}  # tasks that other drivers have, and when to look again
+        self._shared: set[str] = set()  # tasks that were among those
         self._losses: dict[str, int] = {}
         self._told = -TELL
         self._began = time.monotonic()
@@ -199,12 +192,14 @@ class Scheduler:
                 self._start(executor)
                 self._tell(executor)
                 if self._running:
-                    for event in executor.wait(TICK):
-                        self._take(event)
+                    executor.wait(TICK, self._take)
                 elif self._foreign:
                     self._watcher.waits(len(self._foreign))
                     time.sleep(TICK)
-                self._look_elsewhere()
+                now = time.monotonic()
+                for key in [key for key, due in self._foreign.items() if due <= now]:
+                    del self._foreign[key]
+                    self._backlog.put(self._tasks[key])  # to try again
         except StoreError:
             raise  # nothing more can be written
         except BaseException:
@@ -218,10 +213,10 @@ class Scheduler:
 
         Of drivers that end together none is then seen as living by the others, so the last of them drops what is left.
         """
-        keys = self._examples.kept()
-        if keys and not self._liveness.others(self._heartbeat.id, lately=False):
-            for key in keys:
+        if self._left and not self._liveness.others(self._heartbeat.id, lately=False):
+            for key in self._left:
                 self._store.drop_artifact(key)
+        self._left.clear()
 
     def _give_up(self) -> None:
         """Give the leases back on the way out, as far as the store answers at once."""
@@ -239,17 +234,26 @@ class Scheduler:
             self._backlog.take()
             if not self._leases.acquire(task.key):
                 self._foreign[task.key] = time.monotonic() + ELSEWHERE
-            elif self._is_done(task):
-                self._leases.release(task.key)
-                self._done_elsewhere(task)
-            else:
+                self._shared.add(task.key)
+            elif not self._ended_elsewhere(task):
                 self._running[task.key] = _Running()
                 self._watcher.started(task)
                 executor.start(task, known)
 
-    def _is_done(self, task: Task) -> bool:
-        read = not isinstance(task.inputs, EvaluateInputs) or task.inputs.examples is None
-        return self._store.is_done(task.key, with_artifact=read)
+    def _ended_elsewhere(self, task: Task) -> bool:
+        """Whether another driver did the task, or failed at it, meanwhile; then its lease goes back."""
+        is_read = not isinstance(task.inputs, EvaluateInputs) or task.inputs.examples is None
+        done = self._store.is_done(task.key, with_artifact=is_read)
+        failure = self._store.read_failure(task.key) if not done and task.key in self._shared else None
+        if done or failure:
+            self._leases.release(task.key)
+        if done:
+            self.outcome.elsewhere.append(task.key)
+            self._watcher.elsewhere(task)
+            self._close(task)
+        elif failure:
+            self._failed(task, failure["reason"], None)
+        return done or failure is not None
 
     def _blamed(self, task: Task) -> bool:
         """Whether the first task need not be tried: one that it needs failed, or it failed before."""
@@ -312,43 +316,18 @@ class Scheduler:
         self._watcher.failed(task, reason, trace)
         self._close(task)
 
-    def _look_elsewhere(self) -> None:
-        """Tasks that another driver has: done by now, or free again?"""
-        now = time.monotonic()
-        for key in [key for key, due in self._foreign.items() if due <= now]:
-            task = self._tasks[key]
-            if self._is_done(task):
-                del self._foreign[key]
-                self._done_elsewhere(task)
-            elif self._leases.acquire(key):
-                failure = self._store.read_failure(key)
-                self._leases.release(key)
-                del self._foreign[key]
-                if failure is None:
-                    self._backlog.put(task)
-                else:
-                    self._failed(task, failure["reason"], None)
-            else:
-                self._foreign[key] = now + ELSEWHERE
-
-    def _done_elsewhere(self, task: Task) -> None:
-        self.outcome.elsewhere.append(task.key)
-        self._watcher.elsewhere(task)
-        self._close(task)
-
     def _close(self, task: Task) -> None:
-        """A task has ended, one way or the other."""
-        self._backlog.close(task.key)
-        free = self._examples.release(task)
-        if not self._keep_examples:
-            self._drop(free)
+        """A task has ended, one way or the other: drop the examples that it was the last to use.
 
-    def _drop(self, keys: list[str]) -> None:
-        """Drop examples, unless another driver may still read them; see `drop_left`."""
-        if keys and self._liveness.others(self._heartbeat.id):
-            self._examples.keep(keys)
+        Those that another driver may still read wait for `drop_left`.
+        """
+        unused = [key for key in self._backlog.close(task) if self._tasks[key].kind == "craft"]
+        if not unused or self._keep_examples:
             return
-        for key in keys:
+        if self._liveness.others(self._heartbeat.id):
+            self._left.update(unused)
+            return
+        for key in unused:
             self._store.drop_artifact(key)
 
     def _tell(self, executor: Executor, *, force: bool = False) -> None:
@@ -385,19 +364,17 @@ class Scheduler:
 
         Tasks whose like was never measured are taken to make passes as fast as those that run now.
         """
-        estimator = self._measurements.estimator()
-        rates = [rate for key, task in self._running.items() if (rate := task.rate(self._tasks[key].cost, now))]
-        rate = sum(rates) / len(rates) if rates else None
-
-        def whole(task: Task) -> float | None:
-            known = estimator.seconds(task)
-            return rate * task.cost if known is None and rate is not None else known
-
-        running = {key: task.left(whole(self._tasks[key]), now) for key, task in self._running.items()}
-        waiting = {task.key: whole(task) for task in self._backlog}
-        if None in waiting.values() or None in running.values():
-            return None
-        left = {key: seconds or 0.0 for key, seconds in (*waiting.items(), *running.items())}
+        totals = {key: running.total(now) for key, running in self._running.items()}
+        rates = [total / self._tasks[key].cost for key, total in totals.items() if total and self._tasks[key].cost > 0]
+        left: dict[str, float] = {}
+        for task in (*self._backlog, *(self._tasks[key] for key in self._running)):
+            whole = self._measurements.seconds(task)
+            if whole is None and rates:
+                whole = task.cost * sum(rates) / len(rates)
+            seconds = self._running.get(task.key, _Running()).left(whole, now)
+            if seconds is None:
+                return None
+            left[task.key] = seconds
         tasks = {key: self._tasks[key] for key in self._order if key in left}
         return max(sum(left.values()) / places, longest_chain(tasks, lambda task: left[task.key]))
 
@@ -410,19 +387,15 @@ class _Running:
     since: float | None = None
     share: float = 0.0
 
+    def total(self, now: float) -> float | None:
+        """Seconds that it takes in all, by its own progress; None before there is some."""
+        return None if self.since is None or self.share < SOME else (now - self.since) / self.share
+
     def left(self, seconds: float | None, now: float) -> float | None:
         """Seconds to its end: by its own progress, once there is some; else if it takes as long as others did."""
-        if self.since is None:
-            return seconds
-        if self.share >= SOME:
-            return (now - self.since) * (1 - self.share) / self.share
-        return None if seconds is None else max(seconds - (now - self.since), 0.0)
-
-    def rate(self, cost: float, now: float) -> float | None:
-        """Seconds a pass of an image, by its own progress; None before there is some."""
-        if self.since is None or self.share < SOME or cost <= 0:
-            return None
-        return (now - self.since) / (self.share * cost)
+        total = self.total(now) or seconds
+        spent = 0.0 if self.since is None else now - self.since
+        return None if total is None else max(total - spent, 0.0)
 
     def shown(self, task: Task, now: float) -> dict[str, object]:
         """What `advbench status` tells of it."""

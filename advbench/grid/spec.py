@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import pydantic
 import tomli_w
@@ -22,6 +23,7 @@ from advbench.registry.params import Configurable
 from advbench.training.base import Defense, Precision
 
 CORE = "advbench"
+Count = Annotated[int, pydantic.Field(strict=True, ge=1)]
 
 # Radii of the curve and of the headline (the last) for each data set, in pixels in [0, 1].
 EPS: dict[str, dict[Norm, tuple[float, ...]]] = {
@@ -61,29 +63,19 @@ class RunSpec(pydantic.BaseModel):
     defenses: tuple[str, ...] = pydantic.Field(min_length=1)
     attacks: tuple[str, ...] = pydantic.Field(min_length=1)
     norm: Norm = "linf"
-    eps: tuple[float, ...] = ()
-    seeds: tuple[int, ...] = pydantic.Field(default=(0,), min_length=1)
-    draws: int = pydantic.Field(default=20, ge=1)
-    limit: int | None = pydantic.Field(default=None, ge=1)
-    batch_size: int = pydantic.Field(default=256, ge=1)
+    eps: tuple[pydantic.StrictFloat, ...] = ()
+    seeds: tuple[Annotated[pydantic.StrictInt, pydantic.Field(ge=0)], ...] = pydantic.Field(default=(0,), min_length=1)
+    draws: Count = 20
+    limit: Count | None = None
+    batch_size: Count = 256
     precision: Precision = "float32"
-    threads: int = pydantic.Field(default=1, ge=1, le=1024)
+    threads: Count = pydantic.Field(default=1, le=1024)
     sweep: pydantic.StrictBool = False
-    budget: int | None = pydantic.Field(default=None, ge=1)
+    budget: Count | None = None
     affinity: tuple[str, ...] | None = None
     ood: tuple[str, ...] = ()
-    ood_scale: float = pydantic.Field(default=1.0, gt=0)
+    ood_scale: pydantic.StrictFloat = pydantic.Field(default=1.0, gt=0)
     set: dict[str, dict[str, Any]] = {}
-
-    @pydantic.field_validator(
-        "eps", "seeds", "draws", "limit", "batch_size", "threads", "budget", "ood_scale", mode="before"
-    )
-    @classmethod
-    def _numbers(cls, value: Any) -> Any:
-        items = value if isinstance(value, list | tuple) else [value]
-        if any(isinstance(item, bool | str) for item in items):
-            raise ValueError("numbers, not text or booleans")
-        return value
 
     @pydantic.field_validator("defenses", "attacks")
     @classmethod
@@ -101,34 +93,26 @@ class RunSpec(pydantic.BaseModel):
             raise ValueError(f"each value once; repeated: {', '.join(repeated)}")
         return values
 
-    @pydantic.field_validator("seeds")
-    @classmethod
-    def _natural(cls, values: tuple[int, ...]) -> tuple[int, ...]:
-        if any(value < 0 for value in values):
-            raise ValueError("seeds >= 0")
-        return values
-
     def completed(self) -> RunSpec:
         """The spec with the data set's defaults filled in; what only repeats the clean row is left out."""
         kind = self.dataset.partition(":")[0]
-        kept = tuple(name for name in self.attacks if name.partition("@")[0] != "none") or ("none",)
-        eps = self.eps or EPS.get(kind, {"linf": COLOUR_EPS["linf"], "l2": COLOUR_EPS["l2"]})[self.norm]
+        attacks = tuple(name for name in self.attacks if name.partition("@")[0] != "none")
+        eps = self.eps or EPS.get(kind, COLOUR_EPS)[self.norm]
         for value in eps:
             Threat(self.norm, value)
         for name in self.affinity or ():
             if name not in self.attacks:
-                raise unknown_name("attack for the affinity matrix", name, kept)
+                raise unknown_name("attack for the affinity matrix", name, attacks or ("none",))
         affinity = self.affinity
         if affinity is None:
-            transferable = [name for name in kept if name.partition("@")[0] != "none"]
-            by_pgd = [name for name in transferable if name.partition("@")[0] == "pgd"]
+            by_pgd = tuple(name for name in attacks if name.partition("@")[0] == "pgd")
             # A sweep would have to craft them at each radius anew.
-            affinity = () if self.sweep else tuple((by_pgd or transferable)[:1])
+            affinity = () if self.sweep else (by_pgd or attacks)[:1]
         architecture = self.architecture or DEFAULT_ARCHITECTURES.get(kind, "small_cnn")
         return self.model_copy(
             update={
                 "eps": tuple(sorted(e for e in eps if e > 0)) or (0.0,),
-                "attacks": kept,
+                "attacks": attacks or ("none",),
                 "architecture": architecture,
                 "affinity": affinity,
             }
@@ -141,45 +125,34 @@ class RunSpec(pydantic.BaseModel):
 
 
 class Choice(NamedTuple):
-    """A plugin as a run uses it.
+    """A plugin as a run uses it."""
 
-    Attributes:
-        label: what tables call it.
-        entry: where it comes from.
-        params: its resolved hyperparameters, JSON values.
-        passes: forward and backward passes that it makes for each image; None where it does not say.
-        init: of a defense, the one whose trained weights it starts from (`init_from`), if any; of an attack, the one
-            that it attacks in place of those judged (`source`), if any.
-        traits: of an attack, what says how its results relate to others': `minimal_norm`, `black_box`.
-        net: of a defense, its net.
-        built_on: versions of the libraries that it wraps, by distribution.
-        version: its class's own, or else its distribution's; empty for that of `entry`.
-        parts: versions of the attacks that it is made of, by name.
-    """
+    label: str  # what tables call it
+    component: Component  # what keys hold of it
+    passes: float | None  # forward and backward, that it makes for each image; None where it does not say
+    init: Choice | None = None  # the defense whose weights one starts from, or that an attack has as its source
+    traits: frozenset[str] = frozenset()  # of an attack, those of `minimal_norm` and `black_box` that hold
+    net: Component | None = None  # a defense's
 
-    label: str
-    entry: Entry
-    params: Mapping[str, Any]
-    passes: float | None
-    init: Choice | None = None
-    traits: frozenset[str] = frozenset()
-    net: Component | None = None
-    built_on: Mapping[str, str] = {}
-    version: str = ""
-    parts: Mapping[str, str] = {}
+    @property
+    def params(self) -> Mapping[str, Any]:
+        """Its resolved hyperparameters, JSON values."""
+        return self.component.params or {}
+
+    @property
+    def built_on(self) -> Mapping[str, str]:
+        """Versions of the libraries that it wraps, by distribution."""
+        return self.component.built_on or {}
+
+    @property
+    def parts(self) -> Mapping[str, str]:
+        """Versions of the attacks that it is made of, by name."""
+        return self.component.parts or {}
 
     @property
     def architecture(self) -> str:
         """Name of a defense's net; empty of an attack."""
         return self.net.name if self.net else ""
-
-    @property
-    def component(self) -> Component:
-        """What a key holds of it."""
-        entry, version = self.entry, self.version or self.entry.version
-        return Component(
-            entry.name, entry.distribution, version, self.params, self.built_on or None, self.parts or None
-        )
 
 
 def make_spec(values: Mapping[str, Any]) -> RunSpec:
@@ -268,7 +241,7 @@ def resolve(spec: RunSpec) -> tuple[tuple[Choice, ...], tuple[Choice, ...]]:
         if plugin not in used:
             raise unknown_name("plugin in --set", plugin, sorted(used))
     for choice in attacks:
-        attack: Attack = registry().load("attack", choice.entry.name)(**choice.params)
+        attack: Attack = registry().load("attack", choice.component.name)(**choice.params)
         attack.check(Threat(spec.norm, 0.0))
         goes_on = transferred(spec, choice)
         if attack.stops_early and goes_on:
@@ -318,9 +291,14 @@ def _choices(spec: RunSpec) -> tuple[tuple[Choice, ...], tuple[Choice, ...]]:
 
 
 def _used(spec: RunSpec) -> set[str]:
-    """Labels of the plugins that a run uses."""
-    chosen = [choice for kind in _choices(spec) for choice in kind]
-    return {*spec.defenses, *spec.attacks, *(label for choice in chosen for label in _lineage(choice))}
+    """Labels of the plugins that a run uses, those included whose weights others start from."""
+    labels = {*spec.defenses, *spec.attacks}
+    for choice in itertools.chain(*_choices(spec)):
+        start = choice.init
+        while start:
+            labels.add(start.label)
+            start = start.init
+    return labels
 
 
 def _check_budget(attack: Attack, budget: int, *, sweep: bool) -> None:
@@ -335,65 +313,56 @@ def _check_budget(attack: Attack, budget: int, *, sweep: bool) -> None:
 
 def _choose(kind: Kind, label: str, spec: RunSpec, heirs: tuple[str, ...] = ()) -> Choice:
     """The plugin under that label; `heirs` are the defenses that start from its weights."""
-    entry = registry().find(kind, label.partition("@")[0])
-    cls: type[Configurable] = registry().load(kind, entry.name)
+    name = label.partition("@")[0]
+    cls: type[Configurable] = registry().load(kind, name)
     try:
-        params = cls.resolve(spec.set.get(label, {}), spec.dataset.partition(":")[0])
+        values = cls.resolve(spec.set.get(label, {}), spec.dataset.partition(":")[0]).model_dump(mode="json")
     except InputError as error:
         raise InputError(f"{kind} {label!r}: {error}") from error
-    values = params.model_dump(mode="json")
-    instance = cls(**values)
-    init = instance.source if isinstance(instance, Attack) else values.get("init_from")
+    plugin = cls(**values)
+    init = plugin.source if isinstance(plugin, Attack) else values.get("init_from")
     if init in (*heirs, label):
         raise InputError(f"init_from of {label!r}", expected="a defense that does not start from it", got=repr(init))
     start = _choose("defense", init, spec, (*heirs, label)) if init else None
-    net = _net(instance.architecture or spec.architecture) if isinstance(instance, Defense) else None
-    libraries = _libraries(instance, entry.distribution)
-    return Choice(
-        label=label,
-        entry=entry,
-        params=values,
-        passes=_passes(instance),
-        init=start,
-        traits=_traits(instance),
-        net=net,
-        built_on=libraries,
-        version=plugin_version(cls, entry),
-        parts=_parts(instance),
-    )
-
-
-def _passes(plugin: Configurable) -> float | None:
-    """Forward and backward passes that a plugin makes for each image, roughly: a forward one is a third of both."""
+    component = installed(kind, name, values)
     if isinstance(plugin, Attack):
         cost = plugin.cost(True)
-        return None if cost is None else cost if plugin.gradients else cost / 3
-    return plugin.passes_per_image() if isinstance(plugin, Defense) else None
+        passes = cost if cost is None or plugin.gradients else cost / 3  # a forward pass is a third of both
+        traits = {"minimal_norm": plugin.minimal_norm, "black_box": not plugin.gradients}
+        return Choice(label, component, passes, start, frozenset(trait for trait, holds in traits.items() if holds))
+    assert isinstance(plugin, Defense), "a plugin with hyperparameters is an attack or a defense"
+    net = installed("architecture", plugin.architecture or spec.architecture)
+    return Choice(label, component, plugin.passes_per_image(), start, net=net)
 
 
-def _net(name: str) -> Component:
-    """An architecture; what makes it may name, as `built_on`, libraries whose code it is."""
-    entry = registry().find("architecture", name)
-    make = registry().load("architecture", name)
-    libraries = _versions(getattr(make, "built_on", ()))
-    return Component(entry.name, entry.distribution, plugin_version(make, entry), built_on=libraries or None)
+def installed(kind: Kind, name: str, params: Mapping[str, Any] | None = None) -> Component:
+    """A plugin or net with the versions that are installed in this process.
+
+    Args:
+        kind: of the name.
+        name: as it is registered. What makes a net may name, as `built_on`, libraries whose code it is.
+        params: a plugin's resolved hyperparameters.
+    """
+    entry, made = registry().find(kind, name), registry().load(kind, name)
+    plugin = made if params is None else made(**params)
+    libraries, parts = _wrapped(plugin, entry.distribution)
+    version = plugin_version(made, entry)
+    return Component(name, entry.distribution, version, params, libraries or None, parts or None)
 
 
-def installed(kind: Kind, component: Component) -> Component:
-    """The same component with the versions that are installed in this process."""
-    if kind == "architecture":
-        return _net(component.name)
-    entry = registry().find(kind, component.name)
-    cls: type[Configurable] = registry().load(kind, component.name)
-    plugin = cls(**component.params or {})
-    return Component(
-        entry.name,
-        entry.distribution,
-        plugin_version(cls, entry),
-        component.params,
-        _libraries(plugin, entry.distribution) or None,
-        _parts(plugin) or None,
-    )
+def _wrapped(plugin: Any, distribution: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Versions of the libraries, and of the attacks, that a plugin of that distribution is made of."""
+    libraries = {name: importlib.metadata.version(name) for name in getattr(plugin, "built_on", ())}
+    parts: dict[str, str] = {}
+    for label, part in plugin.parts.items() if isinstance(plugin, Attack) else ():
+        name = label.partition("@")[0]
+        entry = registry().find("attack", name)
+        theirs, inner = _wrapped(part, entry.distribution)
+        libraries |= theirs
+        if entry.distribution != distribution:
+            libraries[entry.distribution] = entry.version
+        parts |= {name: plugin_version(type(part), entry), **inner}
+    return libraries, parts
 
 
 def plugin_version(plugin: Any, entry: Entry) -> str:
@@ -412,49 +381,8 @@ def plugin_version(plugin: Any, entry: Entry) -> str:
         return own or "1"
     digest = entry.version.partition("+")[2]
     parts = [f"{own}+{digest}" if own and digest else own or entry.version]
-    bases = plugin.__mro__[1:] if isinstance(plugin, type) else ()
-    others = [base for base in bases if vars(base).get("version") and _package(base) != _package(plugin)]
-    parts += [f"{base.__name__} {vars(base)['version']}" for base in others]
+    if isinstance(plugin, type):
+        package = plugin.__module__.partition(".")[0]
+        bases = [base for base in plugin.__mro__[1:] if base.__module__.partition(".")[0] != package]
+        parts += [f"{base.__name__} {vars(base)['version']}" for base in bases if vars(base).get("version")]
     return ", ".join(parts)
-
-
-def _package(plugin: type) -> str:
-    return plugin.__module__.partition(".")[0]
-
-
-def _parts(plugin: Configurable) -> dict[str, str]:
-    """Versions of the attacks that an attack is made of, directly or not."""
-    found: dict[str, str] = {}
-    for label, part in plugin.parts.items() if isinstance(plugin, Attack) else ():
-        name = label.partition("@")[0]
-        found |= {name: plugin_version(type(part), registry().find("attack", name)), **_parts(part)}
-    return found
-
-
-def _libraries(plugin: Configurable, distribution: str) -> dict[str, str]:
-    """Versions of what a plugin of that distribution wraps, and of other distributions whose attacks it is made of."""
-    found = _versions(plugin.built_on)
-    for name, part in plugin.parts.items() if isinstance(plugin, Attack) else ():
-        entry = registry().find("attack", name.partition("@")[0])
-        found |= _libraries(part, entry.distribution)
-        if entry.distribution != distribution:
-            found[entry.distribution] = entry.version
-    return found
-
-
-def _versions(distributions: Iterable[str]) -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in distributions}
-
-
-def _traits(plugin: Configurable) -> frozenset[str]:
-    if not isinstance(plugin, Attack):
-        return frozenset()
-    traits = {"minimal_norm": plugin.minimal_norm, "black_box": not plugin.gradients}
-    return frozenset(name for name, holds in traits.items() if holds)
-
-
-def _lineage(choice: Choice) -> Iterator[str]:
-    """Labels of the defenses whose weights a choice starts from, directly or not."""
-    while choice.init:
-        choice = choice.init
-        yield choice.label

@@ -28,15 +28,7 @@ from advbench.evaluation import Predictions
 from advbench.evaluation.evaluate import evaluate, evaluate_ood
 from advbench.evaluation.summary import summary
 from advbench.grid import memory
-from advbench.grid.inputs import (
-    Component,
-    CraftInputs,
-    EvaluateInputs,
-    Inputs,
-    OodRef,
-    TrainInputs,
-    read_inputs,
-)
+from advbench.grid.inputs import Component, CraftInputs, EvaluateInputs, Inputs, OodRef, TrainInputs, read_training
 from advbench.grid.plan import Task
 from advbench.grid.spec import installed
 from advbench.keys import derive
@@ -54,33 +46,26 @@ SPENT = "seconds spent"  # among the values of a training's saved state
 VANISHED = 0.01  # share of gradients that are exactly zero from which an evaluation is flagged
 
 Record = dict[str, Any]
+Result = tuple[dict[str, Any], bytes]  # what a record says was found, and the artifact
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and with what tasks run; none of it is in a key, so none of it may change a result.
-
-    Attributes:
-        store_url: the store.
-        dataset: the data set's name, with its path if it has one.
-        ood: likewise, the data sets whose images are to be found out.
-        data_root: the folder of the data sets.
-        resources: device, threads and chunk.
-        checkpoint_seconds: the least time between two saved states of a training.
-        patience: seconds for which a store's server is tried again.
-        libraries: versions that the run was planned with, by distribution; a worker must have the same.
-        place: what the worker is called, as in a record's `ran`.
-    """
+    """Where and with what tasks run; none of it is in a key, so none of it may change a result."""
 
     store_url: str
-    dataset: str
-    data_root: str | None = None
+    dataset: str  # the data set's name, with its path if it has one
+    data_root: str | None = None  # the folder of the data sets
     resources: Resources = field(default_factory=Resources)
-    checkpoint_seconds: float = 30.0
-    patience: float = PATIENCE
-    libraries: Mapping[str, str] = field(default_factory=dict)
-    ood: tuple[str, ...] = ()
-    place: str = ""
+    checkpoint_seconds: float = 30.0  # the least time between two saved states of a training
+    patience: float = PATIENCE  # seconds for which a store's server is tried again
+    libraries: Mapping[str, str] = field(default_factory=dict)  # versions of the plan, which a worker must have, too
+    ood: tuple[str, ...] = ()  # like `dataset`, those whose images are to be found out
+    place: str = ""  # what the worker is called, as in a record's `ran`
+
+    def on(self, device: str, place: str) -> Runtime:
+        """The same for a worker on that device."""
+        return replace(self, resources=replace(self.resources, device=device), place=place)
 
 
 class Runner:
@@ -135,15 +120,15 @@ class Runner:
             self.store.drop_partial(task.key)
         return record
 
-    def _in_chunks(self, task: Task, on_progress: OnProgress) -> tuple[dict[str, Any], bytes]:
-        resources = self.runtime.resources
-        inputs = task.inputs
-        params = inputs.defense.params or {} if isinstance(inputs, TrainInputs) else {}
-        largest = params.get("batch_size", 256) if isinstance(inputs, TrainInputs) else inputs.batch_size
+    def _in_chunks(self, task: Task, on_progress: OnProgress) -> Result:
+        resources, inputs = self.runtime.resources, task.inputs
+        first: int | None
+        if isinstance(inputs, TrainInputs):  # amplifies rounding, so it is cut only where memory leaves no choice
+            first, largest = None, (inputs.defense.params or {}).get("batch_size", 256)
+        else:
+            first, largest = resources.chunk, inputs.batch_size
         tried: list[str] = []
         reason = ""
-        # A training amplifies rounding, so it is cut only where memory leaves no choice.
-        first = None if task.kind == "train" else resources.chunk
         for chunk in memory.halvings(first, largest):
             self._resources = replace(resources, chunk=chunk)
             try:
@@ -163,15 +148,12 @@ class Runner:
         """Refuse to mix versions: the same key must mean the same code on every machine."""
         here = {name: importlib.metadata.version(name) for name in self.runtime.libraries}
         planned = dict(self.runtime.libraries)
-        inputs = task.inputs
-        chosen: list[tuple[Kind, Component]] = []
-        if isinstance(inputs, TrainInputs):
-            chosen = [("defense", inputs.defense), ("architecture", inputs.architecture)]
-        elif isinstance(inputs, CraftInputs):
-            chosen = [("attack", inputs.attack)]
-        for kind, component in chosen:
-            here |= installed(kind, component).versions
-            planned |= component.versions
+        kinds: tuple[Kind, ...] = ("defense", "architecture", "attack")
+        for kind in kinds:
+            component: Component | None = getattr(task.inputs, kind, None)
+            if component is not None:
+                here |= installed(kind, component.name, component.params).versions
+                planned |= component.versions
         if here != planned:
             raise InputError(
                 f"versions on {socket.gethostname()}",
@@ -184,18 +166,17 @@ class Runner:
         """The run's data set."""
         return load_dataset(self.runtime.dataset, self.runtime.data_root)
 
-    def _work(self, task: Task, on_progress: OnProgress) -> tuple[dict[str, Any], bytes]:
-        """Do a task; returns the record's result and the artifact."""
+    def _work(self, task: Task, on_progress: OnProgress) -> Result:
         if isinstance(task.inputs, TrainInputs):
             return self._train(task.inputs, on_progress)
         if isinstance(task.inputs, CraftInputs):
             return self._craft(task.inputs, on_progress)
-        clean = self._clean(task)
-        if task.inputs.foreign is not None:
-            return self._evaluate_ood(task.inputs, task.inputs.foreign, clean, on_progress)
-        return self._evaluate(task.inputs, clean, on_progress)
+        inputs = task.inputs
+        others = [key for key in task.needs if key not in (inputs.target, inputs.examples)]
+        clean = read_predictions(self.store, others[0]) if others else None  # by the same draws
+        return self._evaluate(inputs, clean, on_progress)
 
-    def _train(self, inputs: TrainInputs, on_progress: OnProgress) -> tuple[dict[str, Any], bytes]:
+    def _train(self, inputs: TrainInputs, on_progress: OnProgress) -> Result:
         last: dict[str, float] = {}
 
         def watch(progress: Progress) -> None:
@@ -225,7 +206,7 @@ class Runner:
         statistics = dict(defense.statistics(clf))
         return {"classifier": values, "training": last, "statistics": statistics}, raw
 
-    def _craft(self, inputs: CraftInputs, on_progress: OnProgress) -> tuple[dict[str, Any], bytes]:
+    def _craft(self, inputs: CraftInputs, on_progress: OnProgress) -> Result:
         attack = registry().load("attack", inputs.attack.name)(**inputs.attack.params or {})
         x, y = self._test_images(inputs)
         earlier = None
@@ -254,65 +235,41 @@ class Runner:
         }
         return result, tensor_bytes({"images": crafted.images})
 
-    def _evaluate(
-        self, inputs: EvaluateInputs, clean: Predictions | None, on_progress: OnProgress
-    ) -> tuple[dict[str, Any], bytes]:
+    def _evaluate(self, inputs: EvaluateInputs, clean: Predictions | None, on_progress: OnProgress) -> Result:
+        clf = self._at_hand(inputs.target)
+        how: dict[str, Any] = {"seed": inputs.seed, "batch_size": inputs.batch_size, "report": on_progress}
+        if inputs.foreign is not None:
+            predictions = evaluate_ood(clf, self._ood_images(inputs, inputs.foreign), inputs.draws, **how)
+            result = summary(predictions, clean)
+            kept = ("n_examples", "classes", "draws", "uncertainty", "histograms", "detection")
+            return {name: result[name] for name in kept if name in result}, predictions.to_bytes()
         x, y = self._test_images(inputs)
         attack: dict[str, Any] = {"forward_passes": 0.0, "backward_passes": 0.0, "seconds": 0.0}
         if inputs.examples is not None:
             crafted = self._record(inputs.examples)
             images = self._tensors(inputs.examples)["images"].to(x.device)
             attack = {**crafted["result"], "seconds": crafted["seconds"]}
-            x = within(images, x, Threat(*inputs.within), outward=attack["random"]) if inputs.within else images
-        clf = self._at_hand(inputs.target)
-        predictions = evaluate(
-            clf, x, y, inputs.draws, seed=inputs.seed, batch_size=inputs.batch_size, report=on_progress
-        )
+            x = within(images, x, inputs.within, outward=attack["random"]) if inputs.within else images
+        predictions = evaluate(clf, x, y, inputs.draws, **how)
         # One draw tells nothing of the spread of draws, so the intervals cover other images alone.
         flags = ["one_draw"] if clf.stochastic and predictions.draws == 1 else []
         if attack.get("vanished_gradients", 0.0) > VANISHED:
             flags.append("vanished_gradients")
-        result = {**summary(predictions, clean), "attack": attack, "flags": flags}
-        return result, predictions.to_bytes()
+        return {**summary(predictions, clean), "attack": attack, "flags": flags}, predictions.to_bytes()
 
-    def _evaluate_ood(
-        self, inputs: EvaluateInputs, wanted: OodRef, clean: Predictions | None, on_progress: OnProgress
-    ) -> tuple[dict[str, Any], bytes]:
-        """What a defense makes of another data set's images."""
+    def _ood_images(self, inputs: EvaluateInputs, wanted: OodRef) -> Tensor:
         root = self.runtime.data_root
-        fitting = [n for n in self.runtime.ood if load_dataset(n, root).digest == wanted.sha256]
+        fitting = [name for name in self.runtime.ood if load_dataset(name, root).digest == wanted.sha256]
         if not fitting:
-            raise InputError(
-                f"data set {wanted.name!r} changed since the run was planned", remedy="run the same command again"
-            )
+            raise _changed(wanted.name)
         shape = self._checked_dataset(inputs).test.shape
-        x = ood_images(fitting[0], root, inputs.images, shape, wanted.scale)
-        predictions = evaluate_ood(
-            self._at_hand(inputs.target),
-            x.to(self.runtime.resources.device),
-            inputs.draws,
-            seed=inputs.seed,
-            batch_size=inputs.batch_size,
-            report=on_progress,
-        )
-        result = summary(predictions, clean)
-        kept = ("n_examples", "classes", "draws", "uncertainty", "histograms", "detection")
-        return {name: result[name] for name in kept if name in result}, predictions.to_bytes()
-
-    def _clean(self, task: Task) -> Predictions | None:
-        """What the same draws say of the clean images, if the task was planned with that."""
-        inputs = task.inputs
-        assert isinstance(inputs, EvaluateInputs), "only evaluations compare"
-        others = [key for key in task.needs if key not in (inputs.target, inputs.examples)]
-        return read_predictions(self.store, others[0]) if others else None
+        images = ood_images(fitting[0], root, inputs.images, shape, wanted.scale)
+        return images.to(self.runtime.resources.device)
 
     def _checked_dataset(self, inputs: Inputs) -> Dataset:
         dataset = self.dataset()
         if dataset.digest != inputs.data.sha256:
-            raise InputError(
-                f"data set {dataset.name!r} changed since the run was planned",
-                remedy="run the same command again",
-            )
+            raise _changed(dataset.name)
         return dataset
 
     def _test_images(self, inputs: CraftInputs | EvaluateInputs) -> tuple[Tensor, Tensor]:
@@ -329,15 +286,11 @@ class Runner:
         return record
 
     def _tensors(self, key: str) -> dict[str, Tensor]:
-        raw = self.store.read_artifact(key)
-        if raw is None:
-            raise GoneError(key)
-        return read_tensors(raw)
+        return read_tensors(_artifact(self.store, key))
 
     def _load_classifier(self, key: str) -> Classifier:
         record = self._record(key)
-        inputs = read_inputs(record["inputs"])
-        assert isinstance(inputs, TrainInputs), "classifiers are made by trainings"
+        inputs = read_training(record)
         data = self._checked_dataset(inputs).train
         module = build(inputs.architecture.name, data, derive(inputs.seed, "init"))
         clf = load_classifier(module, self._tensors(key), record["result"]["classifier"])
@@ -355,10 +308,18 @@ def read_predictions(store: Store, key: str) -> Predictions:
     Raises:
         GoneError: the store has it no more.
     """
+    return Predictions.from_bytes(_artifact(store, key))
+
+
+def _artifact(store: Store, key: str) -> bytes:
     raw = store.read_artifact(key)
     if raw is None:
         raise GoneError(key)
-    return Predictions.from_bytes(raw)
+    return raw
+
+
+def _changed(name: str) -> InputError:
+    return InputError(f"data set {name!r} changed since the run was planned", remedy="run the same command again")
 
 
 @functools.cache

@@ -113,8 +113,8 @@ def test_a_display_shows_every_event_and_survives_odd_text(kind: str) -> None:
     with Display({TASK.key: TASK}, {TASK.key: TASK}, console, as_json=kind == "json") as display:
         display.started(TASK)
         display.began(TASK, "cpu [1]")
-        display.moved(TASK.key, Progress(1, 4, {"loss [/]": float("inf")}))
-        display.printed(TASK.key, "[bold]odd[/nothing]")
+        display.progressed(TASK, Progress(1, 4, {"loss [/]": float("inf")}))
+        display.said(TASK, "[bold]odd[/nothing]")
         display.forecast(100.0)
         display._next["waits"] = 0.0
         display.waits(3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from advbench.errors import GoneError, InputError, PluginError, StoreError, out_
 from advbench.grid import memory
 from advbench.grid.estimates import Measured
 from advbench.grid.execution import Execution
-from advbench.grid.executors import Began, Ended, Failure, Moved, Said, attempt, from_json, one_line, to_json
+from advbench.grid.executors import Began, Ended, Failure, Moved, Said, attempt, one_line
 from advbench.grid.executors.local import Device, LocalExecutor, devices
 from advbench.grid.inputs import CraftInputs, TrainInputs
 from advbench.grid.plan import Plan, Task
@@ -43,8 +44,8 @@ def known(peak: int | None) -> Measured:
 class Pool(LocalExecutor):
     """A pool that starts no processes."""
 
-    def _send(self, worker: Any) -> None:
-        worker.tries += 1
+    def _send(self, worker: Any, task: Task) -> None:
+        worker.task = task
 
 
 def pool(*found: Device) -> Pool:
@@ -247,7 +248,9 @@ def test_workers_import_what_their_driver_does_wherever_they_start(tmp_path: Pat
     assert done.returncode == 0, done.stderr
 
 
-def test_a_failure_says_whose_it_is_and_travels_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_says_whose_it_is_and_travels_between_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plan = prepare(SPEC)
     runner = runner_of(tmp_path)
     causes: dict[str, BaseException] = {
@@ -263,14 +266,14 @@ def test_a_failure_says_whose_it_is_and_travels_as_json(tmp_path: Path, monkeypa
             raise error
 
         monkeypatch.setattr(runner, "run", fail)
-        ended = attempt(runner, tasks_of(plan, "train")[0], lambda progress: None)
+        ended = attempt(runner, tasks_of(plan, "train")[0], lambda moved: None)
         assert ended.failure is not None
         assert ended.failure.cause == cause
         assert ended.failure.reason.isprintable()
         assert len(ended.failure.reason) <= 500
         assert (ended.failure.trace is not None) is (cause == "bug")
         assert ended.failure.lasting is (cause in ("plugin", "bug"))
-        assert from_json(to_json(ended)) == ended
+        assert pickle.loads(pickle.dumps(ended)) == ended
     assert Ended("k", failure=Failure("gone", "x", gone="k" * 64)).failure is not None
     assert one_line("a\n b\x00\u202e") == "a b??"
 
@@ -283,7 +286,7 @@ def test_an_interrupt_is_nobodys_failure(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(runner, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        attempt(runner, tasks_of(prepare(SPEC), "train")[0], lambda progress: None)
+        attempt(runner, tasks_of(prepare(SPEC), "train")[0], lambda moved: None)
 
 
 def test_workers_must_have_the_versions_of_the_plan(tmp_path: Path) -> None:
@@ -330,21 +333,21 @@ def local(tmp_path: Path) -> Iterator[LocalExecutor]:
     executor.close()
 
 
-def events(executor: LocalExecutor, seconds: float = 400) -> Iterator[Any]:
+def events(executor: LocalExecutor, seconds: float = 400) -> list[Any]:
+    """What happens until a task ends."""
+    told: list[Any] = []
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        for event in executor.wait(1.0):
-            yield event
-            if isinstance(event, Ended):
-                return
-    raise AssertionError("the task did not end")
+    while not any(isinstance(event, Ended) for event in told):
+        assert time.monotonic() < end
+        executor.wait(1.0, told.append)
+    return told
 
 
 def test_a_worker_tells_what_it_does_and_is_used_again(local: LocalExecutor) -> None:
     plan = prepare(make_spec({**SPEC.model_dump(), "set": {"erm": {"stages": [30]}}}))
     first, second = tasks_of(plan, "train")[0], tasks_of(plan, "evaluate")[0]
     local.start(first, None)
-    told = list(events(local))
+    told = events(local)
     assert told[0] == Began(first.key, "cpu")
     assert any(isinstance(event, Moved) and event.progress.total > 100 for event in told)
     assert told[-1].record["ran"]["pid"] != os.getpid()
@@ -369,11 +372,11 @@ def test_a_warning_of_a_worker_is_passed_on(local: LocalExecutor, tmp_path: Path
     plan = prepare(SPEC)
     train = tasks_of(plan, "train")[0]
     local.start(train, None)
-    list(events(local))
+    events(local)
     for path in (tmp_path / "store" / "records").rglob("*.json"):
         path.write_text("damaged")
     local.start(tasks_of(plan, "evaluate")[0], None)
-    told = list(events(local))
+    told = events(local)
     assert any(isinstance(event, Said) and "is damaged or foreign" in event.line for event in told)
     assert told[-1].failure.gone == train.key
 
@@ -388,8 +391,9 @@ from advbench.grid.spec import make_spec
 plan = prepare(make_spec({"defenses": ["erm"], "attacks": ["fgsm"], "set": {"erm": {"stages": [1]}}}))
 executor = LocalExecutor(Execution("store", device="cpu").runtime("digits", 1), devices(["cpu"], 1, 1))
 executor.start(next(iter(plan.tasks.values())), None)
-while not any(event.__class__.__name__ == "Ended" for event in executor.wait(1.0)):
-    pass
+told = []
+while not any(event.__class__.__name__ == "Ended" for event in told):
+    executor.wait(1.0, told.append)
 executor.close()
 assert threading.active_count() == 1
 """
@@ -407,7 +411,7 @@ def test_workers_that_cannot_be_started_are_one_line(tmp_path: Path, monkeypatch
     def full(*_: Any, **__: Any) -> Any:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr(type(executor._context), "Process", full)
+    monkeypatch.setattr(subprocess, "Popen", full)
     with pytest.raises(InputError, match=r"--workers: expected .* start, got 3 \(.*Too many open files\); take fewer"):
         executor.start(tasks_of(prepare(SPEC), "train")[0], None)
     executor.close()
@@ -450,15 +454,15 @@ def test_devices_that_cannot_be_used_are_one_line(device: str) -> None:
         Execution("store", device=device).runtime("digits", 1)
 
 
-def test_progress_of_a_task_that_runs_here_goes_straight_to_the_display(tmp_path: Path) -> None:
-    told: list[tuple[str, Progress]] = []
+def test_progress_of_a_task_that_runs_here_is_told_while_it_runs(tmp_path: Path) -> None:
+    told: list[Any] = []
     execution = Execution(str(tmp_path), executor="inline", device="cpu")
-    executor = execution.start(
-        execution.runtime("digits", 1), lambda key, progress: told.append((key, progress)), lambda *_: None
-    )
+    executor = execution.start(execution.runtime("digits", 1))
     train = tasks_of(prepare(SPEC), "train")[0]
     executor.start(train, None)
     assert not executor.has_room(None)
-    assert [type(event) for event in executor.wait(1.0)] == [Began, Ended]
-    assert told
-    assert told[0][0] == train.key
+    executor.wait(1.0, told.append)
+    assert told[0] == Began(train.key, "cpu")
+    assert {type(event) for event in told[1:-1]} == {Moved}
+    assert isinstance(told[-1], Ended)
+    assert executor.has_room(None)

@@ -222,16 +222,15 @@ def wait_for(condition: Callable[[], object], process: Any, seconds: float = 400
 
 
 def children(pid: int) -> list[int]:
-    """Worker processes of a driver: those below its fork server."""
+    """Worker processes of a driver."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
-            fields = path.read_text().rpartition(")")[2].split()
-            found.append((int(path.parent.name), int(fields[1])))
+            if int(path.read_text().rpartition(")")[2].split()[1]) == pid:
+                found.append(int(path.parent.name))
         except OSError:
             continue
-    servers = {child for child, parent in found if parent == pid}
-    return [child for child, parent in found if parent in servers]
+    return found
 
 
 def kill_drivers(folder: Path, kills: int, executor: str) -> None:

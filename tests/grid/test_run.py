@@ -68,9 +68,7 @@ def run(folder: Path, store: str | None = None, chunk: int | None = None, **chan
     waiting = outstanding(plan, opened)
     display = Display(plan.tasks, waiting, Console(quiet=True))
     runtime = execution.runtime(spec.dataset, spec.threads)
-    outcome = carry_out(
-        plan, waiting, opened, lambda: execution.start(runtime, display.moved, display.printed), display
-    )
+    outcome = carry_out(plan, waiting, opened, lambda: execution.start(runtime), display)
     return Finished(outcome, write_out(plan, opened, outcome, folder / "out")[0])
 
 

@@ -15,10 +15,10 @@ from advbench.attacks.base import Threat
 from advbench.attacks.craft import craft
 from advbench.evaluation.evaluate import evaluate
 from advbench.evaluation.summary import summary
+from advbench.grid.inputs import Component
 from advbench.grid.plan import Cell
 from advbench.grid.spec import Choice
 from advbench.grid.tasks import VANISHED
-from advbench.registry import Entry
 from advbench.report.evaluations import evaluation_of
 from advbench.report.flags import FLAGS, suspicious
 
@@ -88,13 +88,13 @@ def cells(
 ) -> tuple[dict[str, dict[str, object]], list[Cell]]:
     """Records and cells of a run of those attacks on a model."""
     x, y = images()
-    entry = Entry("attack", "a", "m:C", "", "dist", "1")
-    target = Choice("model", entry, {}, 1.0)
+    component = Component("a", "dist", "1", {})
+    target = Choice("model", component, 1.0)
     records, found = {}, []
     for name, params in attacks.items():
         attack = advbench.get_attack(name.partition("@")[0], **params)
         traits = frozenset() if attack.gradients else frozenset({"black_box"})
-        choice = Choice(name, entry, {}, attack.cost(True), None, traits)
+        choice = Choice(name, component, attack.cost(True), None, traits)
         for eps in radii:
             crafted = craft(attack, model, x, y, Threat("linf", eps))
             key = f"{name} {eps}"

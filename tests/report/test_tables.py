@@ -16,7 +16,6 @@ from advbench.grid.identity import DataIdentity, Identity
 from advbench.grid.inputs import Component
 from advbench.grid.plan import Plan, make_plan
 from advbench.grid.spec import Choice, make_spec
-from advbench.registry import Entry
 from advbench.report import Report, collect
 from advbench.report.leaderboard import ranks
 from advbench.report.markdown import render
@@ -28,8 +27,8 @@ IMAGES = 20
 
 
 def choice(label: str) -> Choice:
-    entry = Entry("defense", label, "m:C", "", "dist", "1")
-    return Choice(label, entry, {"a": label}, 1.0, net=Component("net", "dist", "1"))
+    component = Component(label, "dist", "1", {"a": label})
+    return Choice(label, component, 1.0, net=Component("net", "dist", "1"))
 
 
 def lay_out(defenses: list[str], attacks: list[str], **settings: object) -> Plan:

@@ -2,40 +2,36 @@
 
 from __future__ import annotations
 
+import json
+import time
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from advbench.errors import AdvbenchError, GoneError, InputError, StoreError
 from advbench.grid.estimates import Measured
 from advbench.grid.plan import Task
 from advbench.grid.tasks import Record, Runner
-from advbench.progress import OnProgress, Progress
+from advbench.progress import Progress
 
 REASON_LENGTH = 500  # characters of a reason that are kept, and of a line that a task prints
 TRACE_LENGTH = 20_000
 
+# A plugin broke its contract (`plugin`) or raised what nobody expected (`bug`); the worker died (`crash`) or took too
+# long (`timeout`); what the user gave or installed cannot be used (`input`); what the task reads is `gone`; the `store`
+# failed.
 Cause = Literal["plugin", "bug", "crash", "timeout", "input", "gone", "store"]
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a task ended without a record.
-
-    Attributes:
-        cause: a plugin broke its contract (`plugin`) or raised what nobody expected (`bug`); the worker died
-            (`crash`) or took too long (`timeout`); what the user gave or installed cannot be used (`input`);
-            what the task reads is `gone`; the `store` failed.
-        reason: in one line.
-        trace: the traceback of a bug.
-        gone: the key of what is gone.
-    """
+    """Why a task ended without a record."""
 
     cause: Cause
-    reason: str
-    trace: str | None = None
-    gone: str | None = None
+    reason: str  # in one line
+    trace: str | None = None  # the traceback of a bug
+    gone: str | None = None  # the key of what is gone
 
     @property
     def lasting(self) -> bool:
@@ -90,33 +86,57 @@ class Executor(Protocol):
         """Whether a task can be started now that needs what is known of its like; None where that is nothing."""
 
     def start(self, task: Task, known: Measured | None) -> None:
-        """Start a task; what becomes of it comes out of `wait`."""
+        """Start a task; `wait` tells what becomes of it."""
 
-    def wait(self, seconds: float) -> Iterable[Event]:
-        """What happens next; waits for it, but not for longer than `seconds` where nothing does."""
+    def wait(self, seconds: float, tell: Callable[[Event], None]) -> None:
+        """Wait for what happens next, but not for longer than `seconds` where nothing does, and tell it."""
 
     def close(self) -> None:
         """End the workers; running tasks are abandoned and count as never started."""
 
 
-def attempt(runner: Runner, task: Task, on_progress: OnProgress) -> Ended:
-    """Run a task; whatever a plugin raises becomes a failure. An interrupt by the keyboard is not caught."""
+def attempt(runner: Runner, task: Task, tell: Callable[[Event], object], every: float = 0.0) -> Ended:
+    """Run a task; whatever a plugin raises becomes a failure. An interrupt by the keyboard is not caught.
+
+    Events hold plain values, which can be sent to another process whatever a plugin gave.
+
+    Args:
+        runner: of this process.
+        task: the task, whose needs are met.
+        tell: called with the task's beginning and progress.
+        every: least seconds between two reports of progress.
+    """
+    due = 0.0
+
+    def report(progress: Progress) -> None:
+        nonlocal due
+        if time.monotonic() >= due:
+            due = time.monotonic() + every
+            values = {name: float(value) for name, value in progress.values.items()}
+            tell(Moved(task.key, Progress(progress.step, progress.total, values)))
+
+    tell(Began(task.key, runner.runtime.place or runner.runtime.resources.device))
     try:
-        return Ended(task.key, record=runner.run(task, on_progress))
+        return Ended(task.key, record=json.loads(json.dumps(runner.run(task, report))))
     except GoneError as error:
-        return Ended(task.key, failure=Failure("gone", str(error), gone=error.key))
+        failure = Failure("gone", str(error), gone=error.key)
     except StoreError as error:
-        return Ended(task.key, failure=Failure("store", str(error)))
+        failure = Failure("store", str(error))
     except AdvbenchError as error:
-        cause: Cause = "input" if isinstance(error, InputError) else "plugin"
-        return Ended(task.key, failure=Failure(cause, one_line(str(error))))
+        failure = Failure("input" if isinstance(error, InputError) else "plugin", one_line(str(error)))
     except KeyboardInterrupt:
         raise
     except BaseException as error:
         trace = "".join(traceback.format_exception(error))
         if len(trace) > TRACE_LENGTH:
             trace = f"{trace[: TRACE_LENGTH // 2]}\n[...]\n{trace[-TRACE_LENGTH // 2 :]}"
-        return Ended(task.key, failure=Failure("bug", one_line(_message(error)), trace))
+        failure = Failure("bug", one_line(_message(error)), trace)
+    return Ended(task.key, failure=failure)
+
+
+def too_long(key: str, limit: float | None) -> Ended:
+    """The end of a task that exceeded the time limit in seconds."""
+    return Ended(key, failure=Failure("timeout", f"took longer than the time limit of {limit:g} s"))
 
 
 def _message(error: BaseException) -> str:
@@ -130,14 +150,3 @@ def one_line(text: str) -> str:
     """A message as one printable line that is not too long."""
     line = " ".join("".join(c if c.isprintable() or c.isspace() else "?" for c in text[: 4 * REASON_LENGTH]).split())
     return line if len(line) <= REASON_LENGTH else line[: REASON_LENGTH - 3] + "..."
-
-
-def to_json(ended: Ended) -> dict[str, Any]:
-    """How a task ended, as JSON values."""
-    return {"key": ended.key, "record": ended.record, "failure": ended.failure and vars(ended.failure)}
-
-
-def from_json(values: Mapping[str, Any]) -> Ended:
-    """How a task ended, by what `to_json` gave."""
-    failure = values["failure"]
-    return Ended(values["key"], values["record"], Failure(**failure) if failure else None)

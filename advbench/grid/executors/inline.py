@@ -2,63 +2,46 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from io import TextIOBase
 
 from advbench.grid.estimates import Measured
-from advbench.grid.executors import Began, Ended, Event, attempt, one_line
+from advbench.grid.executors import Event, Said, attempt, one_line
 from advbench.grid.plan import Task
 from advbench.grid.tasks import Runner, Runtime
-from advbench.progress import Progress
 
 
 class InlineExecutor:
-    """Runs a task while it is waited for. A crash of a task is a crash of the run.
-
-    Args:
-        runtime: where tasks run and with what.
-        on_progress: called with the running task's key and its progress.
-        on_line: called with the running task's key and a line that it printed.
-    """
+    """Runs a task while it is waited for. A crash of a task is a crash of the run."""
 
     places = 1
 
-    def __init__(
-        self,
-        runtime: Runtime,
-        on_progress: Callable[[str, Progress], None] = lambda key, progress: None,
-        on_line: Callable[[str, str], None] = lambda key, line: None,
-    ) -> None:
+    def __init__(self, runtime: Runtime) -> None:
         self._runner = Runner(runtime)
-        self._on_progress = on_progress
-        self._on_line = on_line
-        self._queue: deque[Task] = deque()
+        self._task: Task | None = None
 
     def has_room(self, known: Measured | None) -> bool:
         """One task at a time."""
-        return not self._queue
+        return self._task is None
 
     def start(self, task: Task, known: Measured | None) -> None:
         """Keep the task until it is waited for."""
-        self._queue.append(task)
+        self._task = task
 
-    def wait(self, seconds: float) -> Iterator[Event]:
-        """Run the task; its progress goes to `on_progress` meanwhile."""
-        while self._queue:
-            task = self._queue.popleft()
-            yield Began(task.key, self._runner.runtime.resources.device)
-            yield self._run(task)
-
-    def _run(self, task: Task) -> Ended:
-        printed = _Lines(lambda line: self._on_line(task.key, line))
+    def wait(self, seconds: float, tell: Callable[[Event], None]) -> None:
+        """Run the task, if there is one."""
+        task, self._task = self._task, None
+        if task is None:
+            return
+        printed = _Lines(lambda line: tell(Said(task.key, line)))
         with redirect_stdout(printed), redirect_stderr(printed), chdir("."):
-            return attempt(self._runner, task, lambda progress: self._on_progress(task.key, progress))
+            ended = attempt(self._runner, task, tell)
+        tell(ended)
 
     def close(self) -> None:
         """Nothing is held."""
-        self._queue.clear()
+        self._task = None
 
 
 class _Lines(TextIOBase):

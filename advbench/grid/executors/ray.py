@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import signal
@@ -10,23 +9,29 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import dataclass
 from typing import Any
 
 from advbench.errors import InputError
+from advbench.grid import memory
 from advbench.grid.estimates import Measured
-from advbench.grid.executors import Began, Cause, Ended, Event, Failure, Moved, attempt, from_json, one_line, to_json
+from advbench.grid.executors import Began, Cause, Ended, Event, Failure, attempt, one_line, too_long
 from advbench.grid.plan import Task
 from advbench.grid.tasks import Runner, Runtime
-from advbench.progress import Progress
 from advbench.registry.optional import require
-from advbench.training.base import Resources
 
-HEADROOM = 1.1  # of a measured peak
 PATIENCE = 10.0  # seconds for the driver's own actor to answer
 MOVES = 1.0  # seconds between two reports of a task's progress, and between two looks at the cluster
+
+
+@dataclass
+class _Submitted:
+    """A task that Ray has; its deadline is set once a worker began with it."""
+
+    task: Task
+    deadline: float = math.inf
 
 
 class RayExecutor:
@@ -35,14 +40,7 @@ class RayExecutor:
     A task asks for its CPU threads and, where the cluster has GPUs, for a part of one: what it needed last
     time, or a whole one where nobody knows. Each worker sees the GPU that Ray gives it as its first.
 
-    Args:
-        runtime: what tasks run with; each worker finds its own device.
-        address: of a cluster, or None to start Ray on this machine.
-        cpus: CPUs of the Ray on this machine; by default all.
-        gpus_per_task: the part of a GPU that every task asks for, in place of what is measured.
-        wants_gpu: whether tasks run on GPUs where the cluster has some.
-        time_limit: seconds that a task may take, or None.
-        retries: how often Ray tries a task again whose worker or node died.
+    The options are those of `Execution`; `cpus` are those of the Ray on this machine, by default all.
 
     Raises:
         MissingExtraError: Ray is not installed.
@@ -70,8 +68,7 @@ class RayExecutor:
         self._gpus_per_task = gpus_per_task
         self._wants_gpu = wants_gpu
         self._time_limit = time_limit
-        self._running: dict[Any, tuple[Task, float]] = {}
-        self._deadlines: dict[str, float] = {}
+        self._running: dict[Any, _Submitted] = {}
         self._looked = -math.inf
         self._resources: Mapping[str, float] = {}
         self._news: Any = None
@@ -150,7 +147,7 @@ class RayExecutor:
             return self._gpus_per_task
         if known is None or known.peak is None or known.memory is None:
             return 1.0
-        return min(1.0, math.ceil(100 * HEADROOM * known.peak / known.memory) / 100)
+        return math.ceil(100 * memory.part(known.peak, known.memory, gpu=True)) / 100
 
     def has_room(self, known: Measured | None) -> bool:
         """Ray queues what does not run; a queue as long as what runs keeps every place busy."""
@@ -161,54 +158,40 @@ class RayExecutor:
         """Hand the task to Ray."""
         reference = self._run.options(
             num_cpus=self._runtime.resources.threads, num_gpus=self._share(known), name=task.label
-        ).remote(json.dumps(task.to_json()), _packed(self._runtime), self._news)
-        self._running[reference] = (task, time.monotonic())
+        ).remote(task, self._runtime, self._news)
+        self._running[reference] = _Submitted(task)
 
-    def wait(self, seconds: float) -> Iterator[Event]:
-        """What ended, what began and got further since, and what takes too long."""
+    def wait(self, seconds: float, tell: Callable[[Event], None]) -> None:
+        """Tell what ended, what began and got further since, and what takes too long."""
         references = list(self._running)
         ready: list[Any] = []
         if references:
             ready, _ = self._ray.wait(references, num_returns=1, timeout=min(seconds, MOVES))
             if ready:
                 ready, _ = self._ray.wait(references, num_returns=len(references), timeout=0)
-        yield from self._told()
+        live = {each.task.key: each for each in self._running.values()}
+        for event in self._drained():
+            if event.key in live:  # else it has ended already
+                if isinstance(event, Began) and self._time_limit is not None:
+                    live[event.key].deadline = time.monotonic() + self._time_limit
+                tell(event)
         for reference in ready:
-            task, _ = self._running.pop(reference)
-            self._deadlines.pop(task.key, None)
-            yield self._result(reference, task)
-        yield from self._late()
-
-    def _told(self) -> Iterator[Event]:
-        """What workers have told since; tasks that ended already are left out."""
-        live = {task.key for task, _ in self._running.values()}
-        try:
-            told = self._ray.get(self._news.drain.remote(), timeout=PATIENCE)
-        except self._ray.exceptions.RayError:
-            return  # it died and is started anew; what it knew was for watching alone
-        for key, place, progress in told:
-            if key not in live:
-                continue
-            if progress is None:
-                if self._time_limit is not None:
-                    self._deadlines[key] = time.monotonic() + self._time_limit
-                yield Began(key, place)
-            else:
-                yield Moved(key, Progress(*progress))
-
-    def _late(self) -> Iterator[Event]:
+            tell(self._result(reference, self._running.pop(reference).task))
         now = time.monotonic()
-        for reference, (task, _) in list(self._running.items()):
-            if self._deadlines.get(task.key, math.inf) <= now:
-                self._ray.cancel(reference, force=True)
-                del self._running[reference], self._deadlines[task.key]
-                reason = f"took longer than the time limit of {self._time_limit:g} s"
-                yield Ended(task.key, failure=Failure("timeout", reason))
+        for reference in [reference for reference, each in self._running.items() if each.deadline <= now]:
+            self._ray.cancel(reference, force=True)
+            tell(too_long(self._running.pop(reference).task.key, self._time_limit))
+
+    def _drained(self) -> list[Event]:
+        try:
+            return self._ray.get(self._news.drain.remote(), timeout=PATIENCE)  # type: ignore[no-any-return]
+        except self._ray.exceptions.RayError:
+            return []  # it died and is started anew; what it knew was for watching alone
 
     def _result(self, reference: Any, task: Task) -> Ended:
         errors = self._ray.exceptions
         try:
-            return from_json(json.loads(self._ray.get(reference)))
+            return self._ray.get(reference)  # type: ignore[no-any-return]
         except errors.RayError as error:
             cause: Cause = "bug" if isinstance(error, errors.RayTaskError) else "crash"
             lines = [line for line in str(error).splitlines() if line.strip()]
@@ -230,20 +213,14 @@ class _News:
     """An actor on the driver's machine that keeps what workers tell until the driver asks."""
 
     def __init__(self) -> None:
-        self._began: list[tuple[str, str, Any]] = []
-        self._moved: dict[str, tuple[str, str, Any]] = {}
+        self._events: dict[tuple[type, str], Event] = {}
 
-    def tell(self, key: str, place: str, progress: Any) -> None:
-        if progress is None:
-            self._began.append((key, place, None))
-        else:
-            self._moved[key] = (key, place, progress)
+    def tell(self, event: Event) -> None:
+        self._events[type(event), event.key] = event  # of progress the latest alone
 
-    def drain(self) -> list[tuple[str, str, Any]]:
-        told = [*self._began, *self._moved.values()]
-        self._began.clear()
-        self._moved.clear()
-        return told
+    def drain(self) -> list[Event]:
+        events, self._events = list(self._events.values()), {}
+        return events
 
 
 @contextmanager
@@ -271,24 +248,18 @@ def _knock(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=5).close()
 
 
-def _packed(runtime: Runtime) -> str:
-    return json.dumps(asdict(runtime))
+_runner: Runner | None = None  # of this Ray worker
 
 
-_runners: dict[tuple[str, str, str], Runner] = {}
-
-
-def run_task(task: str, runtime: str, news: Any) -> str:
+def run_task(task: Task, runtime: Runtime, news: Any) -> Ended:
     """Run a task in a Ray worker.
 
     Args:
-        task: the task, as JSON.
-        runtime: what it runs with, as JSON.
+        task: the task.
+        runtime: what it runs with; the device is the one that Ray gives it.
         news: the driver's actor for reports.
-
-    Returns:
-        How it ended, as JSON.
     """
+    global _runner  # noqa: PLW0603 - kept for the next task
     import ray
     import torch
 
@@ -296,20 +267,8 @@ def run_task(task: str, runtime: str, news: Any) -> str:
     gpus = about.get_accelerator_ids().get("GPU", [])
     device = "cuda:0" if gpus and torch.cuda.is_available() else "cpu"
     place = f"node {about.get_node_id()[:8]}" + (f" GPU {','.join(map(str, gpus))}" if gpus else "")
-    which = (runtime, device, place)
-    if which not in _runners:
-        values = json.loads(runtime)
-        resources = replace(Resources(**values.pop("resources")), device=device)
-        _runners.clear()
-        _runners[which] = Runner(Runtime(**{**values, "resources": resources, "place": place}))
-    parsed = Task.from_json(json.loads(task))
-    news.tell.remote(parsed.key, place, None)
-    following = time.monotonic() + MOVES
-
-    def on_progress(progress: Progress) -> None:
-        nonlocal following
-        if time.monotonic() >= following:
-            following = time.monotonic() + MOVES
-            news.tell.remote(parsed.key, place, [progress.step, progress.total, dict(progress.values)])
-
-    return json.dumps(to_json(attempt(_runners[which], parsed, on_progress)))
+    runtime = runtime.on(device, place)
+    if _runner is None or _runner.runtime != runtime:
+        _runner = None  # its nets make room first
+        _runner = Runner(runtime)
+    return attempt(_runner, task, news.tell.remote, MOVES)
