@@ -60,6 +60,10 @@ class ModelWarning(UserWarning):
     """A model does something that makes what an evaluation or an attack says of it doubtful."""
 
 
+class OutOfMemoryError(PluginError):
+    """A task does not fit into a device's memory, in however small parts."""
+
+
 class StoreError(AdvbenchError):
     """The store cannot be read or written."""
 

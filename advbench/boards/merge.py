@@ -20,8 +20,8 @@ from advbench.grid.spec import RunSpec, make_spec, narrowed
 from advbench.store.archive import said
 
 SETTINGS = (
-    "dataset architecture norm eps seeds draws limit batch_size precision threads sweep budget ood ood_scale".split()
-)
+    "dataset architecture norm eps seeds draws limit batch_size precision threads device sweep budget ood ood_scale"
+).split()
 
 
 class Merged(NamedTuple):

@@ -12,6 +12,7 @@ from advbench.boards.board import Board
 from advbench.boards.check import Findings
 from advbench.errors import InputError
 from advbench.grid.execution import Execution
+from advbench.grid.inputs import CPU
 from advbench.grid.plan import Cell, Plan
 from advbench.grid.run import prepare
 from advbench.store.records import Store
@@ -49,7 +50,8 @@ def rerun(
         InputError: the spec cannot be carried out here, the data is absent, or no cell has a record.
     """
     # Out-of-distribution images have no row in the results, and their data may not be available.
-    plan = prepare(board.spec.model_copy(update={"ood": ()}), execution.data_root)
+    spec = board.spec.model_copy(update={"ood": (), "device": board.spec.device or CPU})
+    plan = prepare(execution.placed(spec), execution.data_root)
     known = {_place(cell): cell.key for cell in board.plan.cells if cell.key in board.records}
     there = [cell for cell in plan.cells if _place(cell) in known]
     if not there:

@@ -33,7 +33,7 @@ EXTRAS = {"ray": "ray", "s3fs": "s3", "mlflow": "mlflow"}  # libraries and the e
 def plan_lines(plan: Plan, store: Store, *, every_task: bool) -> Iterator[str]:
     """Number and cost of a plan's tasks by kind, in passes and by the measured time of earlier tasks like them."""
     waiting = outstanding(plan, store)
-    known = measured(store.storage)
+    known = measured(store.storage, plan.spec.device)
 
     def took(seconds: float | None) -> str:
         return "not measured" if seconds is None else duration(seconds)

@@ -50,7 +50,7 @@ def run(
     from advbench.report.output import check_no_board, write_out
 
     store = execution.open_store()
-    plan = prepare(spec, execution.data_root)
+    plan = prepare(execution.placed(spec), execution.data_root)
     check_no_board(out)
     outcome = carry_out_shown(plan, execution, store, Settings(keep_examples, retry_failed), out)
     report, files = write_out(plan, store, outcome, out)
@@ -108,11 +108,13 @@ def plan(
 ) -> None:
     """Show what a run would do and cost, without doing it."""
     from advbench.cli.describe import plan_lines
+    from advbench.grid.execution import Execution
     from advbench.grid.run import prepare
     from advbench.store.records import Store
     from advbench.store.storage import BRIEF
 
-    for line in plan_lines(prepare(spec, data_root), Store(store, BRIEF), every_task=tasks):
+    placed = spec if spec.device else Execution(store).placed(spec)
+    for line in plan_lines(prepare(placed, data_root), Store(store, BRIEF), every_task=tasks):
         say(line)
 
 
@@ -144,7 +146,7 @@ def curve(
 
     store = execution.open_store()
     chosen = along(spec, over, integers(values or [], "--values"))
-    plans = [(value, prepare(one, execution.data_root)) for value, one in chosen]
+    plans = [(value, prepare(execution.placed(one), execution.data_root)) for value, one in chosen]
     whole = merged([each for _, each in plans])
     outcome = carry_out_shown(whole, execution, store, Settings(retry_failed=retry_failed), out)
     if outcome.failed:

@@ -11,6 +11,7 @@ from typing import Any
 import pydantic
 from pydantic import FiniteFloat
 
+from advbench.grid.inputs import CPU
 from advbench.grid.plan import Task
 from advbench.store import heartbeat
 from advbench.store.storage import Storage
@@ -27,6 +28,7 @@ class Measured:
     peak: int | None  # bytes at most
     memory: int | None  # bytes that the device has in all
     at: FiniteFloat  # seconds since 1970
+    device: str = CPU  # its kind
 
 
 _MEASURED = pydantic.TypeAdapter(Measured)
@@ -35,24 +37,29 @@ _MEASURED = pydantic.TypeAdapter(Measured)
 class Measurements:
     """What tasks of each profile took, and what others will take by that.
 
-    The time of a task is that of its profile, else that of tasks of its kind and net, else of its kind.
+    The time of a task is that of its profile, else that of tasks of its kind and net, else of its kind; of one kind of
+    device alone.
 
     Args:
         entries: JSON values by profile, as a heartbeat keeps them; new measurements are added to it.
+        device: the model of a GPU, or `cpu`.
     """
 
-    def __init__(self, entries: dict[str, dict[str, Any]]) -> None:
+    def __init__(self, entries: dict[str, dict[str, Any]], device: str = CPU) -> None:
         self._entries = entries
+        self._device = device
         self._found: dict[str, Measured] = {}
         self._rates: dict[tuple[str, ...], float] | None = None
         for profile, entry in entries.items():
             with contextlib.suppress(pydantic.ValidationError):
-                self._found[profile] = _MEASURED.validate_python(entry)
+                found = _MEASURED.validate_python(entry)
+                if found.device == device:
+                    self._found[profile] = found
 
     def add(self, task: Task, record: Mapping[str, Any]) -> None:
         """Remember what a task took that has just finished."""
         peak, memory = record["memory"]["peak"], record["memory"]["device"]
-        found = Measured(task.kind, task.net, record["seconds"], task.cost, peak, memory, time.time())
+        found = Measured(task.kind, task.net, record["seconds"], task.cost, peak, memory, time.time(), self._device)
         self._found[task.profile] = found
         self._entries[task.profile] = asdict(found)
         self._rates = None
@@ -92,6 +99,6 @@ class Measurements:
         return self._rates
 
 
-def measured(storage: Storage) -> Measurements:
-    """What all runs that used a store have measured."""
-    return Measurements(heartbeat.measured(storage))
+def measured(storage: Storage, device: str | None = None) -> Measurements:
+    """What all runs that used a store have measured on a kind of device, by default the CPU."""
+    return Measurements(heartbeat.measured(storage), device or CPU)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from advbench.errors import InputError
+from advbench.grid.devices import Device, look
 from advbench.grid.executors import Executor
+from advbench.grid.inputs import CPU
+from advbench.grid.spec import RunSpec
 from advbench.grid.tasks import Runtime, versions
 from advbench.store.records import Store
 from advbench.store.storage import PATIENCE
@@ -69,21 +73,42 @@ class Execution:
             raise InputError(f"store {self.store!r}", expected=expected, remedy="or choose --executor inline")
         return store
 
+    def placed(self, spec: RunSpec) -> RunSpec:
+        """The spec with the kind of device that computes it, on which results depend.
+
+        Raises:
+            InputError: torch cannot use a device, or the devices are of several kinds or of another than the spec's.
+        """
+        kinds = sorted({device.kind for device in self.devices})
+        if len(kinds) > 1:
+            remedy = "results depend on it: name those of one kind"
+            raise InputError("--device", expected="devices of one kind", got=", ".join(kinds), remedy=remedy)
+        if spec.device not in (None, kinds[0]):
+            raise InputError(
+                "device of the spec",
+                expected=f"{spec.device}, on which its results depend",
+                got=kinds[0],
+                remedy="name such a device with --device, or take `device` out of the spec to compute all of it anew",
+            )
+        return spec.model_copy(update={"device": kinds[0]})
+
     def runtime(self, dataset: str, threads: int, ood: Sequence[str] = ()) -> Runtime:
         """What the tasks of a run are given; `threads` are a task's, `ood` the data sets to be found out.
 
         Raises:
             InputError: torch cannot use a device.
         """
+        device = self.devices[0]
         return Runtime(
             self.open_store().storage.absolute,
             _absolute_dataset(dataset),
             _absolute(self.data_root),
-            Resources(self._devices()[0], threads, self.chunk),
+            Resources(device.name, threads, self.chunk),
             self.checkpoint_seconds,
             self.patience,
-            {name: version for name, version in versions("cpu").items() if name in ("advbench", "torch", "numpy")},
+            {name: version for name, version in versions(CPU).items() if name in ("advbench", "torch", "numpy")},
             tuple(map(_absolute_dataset, ood)),
+            kind=device.kind,
         )
 
     def start(self, runtime: Runtime) -> Executor:
@@ -99,10 +124,10 @@ class Execution:
 
             return InlineExecutor(runtime)
         if self.executor == "local":
-            from advbench.grid.executors.local import LocalExecutor, devices
+            from advbench.grid.executors.local import LocalExecutor, pools
 
-            pool = devices(self._devices(), threads, self.workers)
-            return LocalExecutor(runtime, pool, time_limit=self.time_limit, retries=self.retries)
+            found = pools(self.devices, threads, self.workers)
+            return LocalExecutor(runtime, found, time_limit=self.time_limit, retries=self.retries)
         from advbench.grid.executors.ray import RayExecutor
 
         return RayExecutor(
@@ -110,34 +135,31 @@ class Execution:
             address=self.address,
             cpus=None if self.workers is None else self.workers * threads,
             gpus_per_task=self.gpus_per_task,
-            wants_gpu=self.device != "cpu",
+            wants_gpu=runtime.kind != CPU,
             time_limit=self.time_limit,
             retries=self.retries,
         )
 
-    def _devices(self) -> list[str]:
+    @cached_property
+    def devices(self) -> list[Device]:
         """The devices asked for, or the GPUs, or the CPU: all of them for local workers, else one.
 
         Raises:
             InputError: torch cannot use one of them.
         """
-        import torch
-
         several = self.executor == "local"
-        if self.device is None:
-            found = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-            return (found if several else found[:1]) or ["cpu"]
-        names = [name.strip() for name in self.device.split(",") if name.strip()]
-        for name in names or [self.device]:
-            try:
-                torch.empty(1, device=name).cpu()
-            except (RuntimeError, AssertionError, NotImplementedError) as error:
-                expected = "ones that torch can use here, as cpu or cuda:0,cuda:1"
-                raise InputError("--device", expected=expected, got=repr(name)) from error
-        if len(set(names)) != len(names) or (len(names) > 1 and not several):
-            expected = "each device once" if several else "one device, or --executor local"
-            raise InputError("--device", expected=expected, got=repr(self.device))
-        return names
+        names = None
+        if self.device is not None:
+            names = [name.strip() for name in self.device.split(",") if name.strip()] or [self.device]
+            if len(set(names)) != len(names) or (len(names) > 1 and not several):
+                expected = "each device once" if several else "one device, or --executor local"
+                raise InputError("--device", expected=expected, got=repr(self.device))
+        if self.executor == "ray" and self.address is not None and names is None:
+            from advbench.grid.executors.ray import look_at_cluster
+
+            return [look_at_cluster(self.address)]
+        found = look(names)
+        return found if several else found[:1]
 
 
 def _absolute(path: str | None) -> str | None:

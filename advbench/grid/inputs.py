@@ -13,6 +13,7 @@ from advbench.keys import SCHEMA, content_key
 from advbench.training.base import Precision
 
 TaskKind = Literal["train", "craft", "evaluate"]
+CPU = "cpu"  # the kind of device that needs no other name
 STATED = ("eps", "examples", "after")  # fields in which None says something; elsewhere None is left out of the JSON
 
 
@@ -89,12 +90,17 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainInputs(Inputs):
-    """Inputs of a training."""
+    """Inputs of a training.
+
+    The kind of device stands here alone: most trainings draw on the device and all amplify its rounding, and what is
+    crafted or evaluated has the key of its classifier's training among its inputs, so it is of the same kind.
+    """
 
     kind: ClassVar[TaskKind] = "train"
     defense: Component
     architecture: Component
     precision: Precision
+    device: str | None = None  # the model of a GPU, whose random numbers are not the CPU's; None of the CPU
     init: str | None = None  # key of the training whose weights are the start
 
 

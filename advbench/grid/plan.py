@@ -12,6 +12,7 @@ from advbench.attacks.base import Threat
 from advbench.data.ood import OodSet
 from advbench.grid.identity import Identity
 from advbench.grid.inputs import (
+    CPU,
     Component,
     CraftInputs,
     DataRef,
@@ -179,6 +180,7 @@ class _Layout:
                 defense=defense.component,
                 architecture=_net(defense),
                 precision=self._spec.precision,
+                device=None if self._spec.device == CPU else self._spec.device,
                 init=init,
                 seed=seed,
                 **self._common,
@@ -257,6 +259,7 @@ class _Layout:
                 "architecture": as_json(_net(plugins[0])),
                 "data": self._data.digest,
                 "images": self._images,
+                "device": spec.device or CPU,
                 **spec.model_dump(include={"precision", "norm", "draws", "budget", "sweep", "threads", "batch_size"}),
             }
             self._profiles[names] = content_key(about)

@@ -11,7 +11,7 @@ from typing import Protocol
 from advbench.errors import StoreError
 from advbench.grid.estimates import Measurements
 from advbench.grid.executors import Began, Event, Executor, Failure, Moved, Said
-from advbench.grid.inputs import EvaluateInputs
+from advbench.grid.inputs import CPU, EvaluateInputs
 from advbench.grid.plan import Plan, Task
 from advbench.grid.queue import Backlog, longest_chain
 from advbench.grid.tasks import Record
@@ -166,7 +166,7 @@ class Scheduler:
         self._on_finished = on_finished
         self._liveness = liveness or Liveness(store.storage)
         self._leases = Leases(store.storage, heartbeat.id, self._liveness)
-        self._measurements = Measurements(heartbeat.measured)
+        self._measurements = Measurements(heartbeat.measured, plan.spec.device or CPU)
         self._backlog = Backlog(waiting, self._measurements.weight)
         self._left: set[str] = set()  # examples that nobody needs here, but perhaps another driver
         self._keep_examples = keep_examples

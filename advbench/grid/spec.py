@@ -53,7 +53,7 @@ class RunSpec(pydantic.BaseModel):
     different hyperparameters. `affinity` names the attacks whose examples are crafted to the end and evaluated on
     every other defense, too; by default `pgd` where the run has it, else the first. `ood` names data sets whose images
     every defense is shown as well, to see whether its uncertainty finds them out; their pixel values are multiplied by
-    `ood_scale`.
+    `ood_scale`. `device` is the kind of device, `cpu` or the model of a GPU: not of the same kind, not the same draws.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -73,6 +73,7 @@ class RunSpec(pydantic.BaseModel):
     sweep: pydantic.StrictBool = False
     budget: Count | None = None
     affinity: tuple[str, ...] | None = None
+    device: str | None = pydantic.Field(default=None, min_length=1, max_length=200)
     ood: tuple[str, ...] = ()
     ood_scale: pydantic.StrictFloat = pydantic.Field(default=1.0, gt=0)
     set: dict[str, dict[str, Any]] = {}

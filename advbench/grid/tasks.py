@@ -10,12 +10,12 @@ import platform
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout, suppress
+from collections import OrderedDict
+from collections.abc import Mapping
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from advbench.attacks.ball import within
@@ -23,16 +23,17 @@ from advbench.attacks.base import Threat
 from advbench.attacks.craft import Earlier, craft
 from advbench.data.datasets import Dataset, limited, load_dataset
 from advbench.data.ood import ood_images
-from advbench.errors import AdvbenchError, GoneError, InputError, PluginError, out_of_memory
+from advbench.errors import AdvbenchError, GoneError, InputError, OutOfMemoryError, PluginError, out_of_memory
 from advbench.evaluation import Predictions
 from advbench.evaluation.evaluate import evaluate, evaluate_ood
 from advbench.evaluation.summary import summary
-from advbench.grid import memory
-from advbench.grid.inputs import Component, CraftInputs, EvaluateInputs, Inputs, OodRef, TrainInputs, read_training
+from advbench.grid import devices
+from advbench.grid.inputs import CPU, Component, CraftInputs, EvaluateInputs, Inputs, OodRef, TrainInputs, read_training
 from advbench.grid.plan import Task
 from advbench.grid.spec import installed
 from advbench.keys import derive
 from advbench.models.classifier import Classifier
+from advbench.models.guard import check_trained
 from advbench.models.memory import release
 from advbench.models.nets import build
 from advbench.models.saving import check_restores, export_classifier, load_classifier, read_tensors, tensor_bytes
@@ -43,6 +44,7 @@ from advbench.store.storage import PATIENCE
 from advbench.training.base import Resources, TrainContext
 
 SPENT = "seconds spent"  # among the values of a training's saved state
+KEPT = 2**30  # bytes of classifiers that stay on the device for the next tasks
 VANISHED = 0.01  # share of gradients that are exactly zero from which an evaluation is flagged
 
 Record = dict[str, Any]
@@ -62,6 +64,7 @@ class Runtime:
     libraries: Mapping[str, str] = field(default_factory=dict)  # versions of the plan, which a worker must have, too
     ood: tuple[str, ...] = ()  # like `dataset`, those whose images are to be found out
     place: str = ""  # what the worker is called, as in a record's `ran`
+    kind: str = CPU  # of the devices that the run was planned for, on which results depend
 
     def on(self, device: str, place: str) -> Runtime:
         """The same for a worker on that device."""
@@ -72,11 +75,12 @@ class Runner:
     """Runs tasks in this process, one at a time; keeps the data and the last nets at hand."""
 
     def __init__(self, runtime: Runtime) -> None:
+        devices.enter(runtime.resources.device)
         self.runtime = runtime
         self.store = Store(runtime.store_url, runtime.patience)
         self._resources = runtime.resources
         self._slot: _StoreSlot | None = None
-        self._classifier = functools.lru_cache(maxsize=8)(self._load_classifier)
+        self._classifiers: OrderedDict[str, Classifier] = OrderedDict()  # the last one used at the end
         self._images = functools.lru_cache(maxsize=1)(self._load_images)
 
     def run(self, task: Task, on_progress: OnProgress = lambda _: None) -> Record:
@@ -91,20 +95,38 @@ class Runner:
         """
         self._check_versions(task)
         device = self.runtime.resources.device
+        if (here := devices.kind_of(device)) != self.runtime.kind:
+            raise InputError(
+                f"device {device} of {socket.gethostname()}",
+                expected=f"a {self.runtime.kind}, for which the run was planned",
+                got=here,
+                remedy="results depend on the kind of device: name one kind with --device",
+            )
         at = time.time()
         with suppress(AdvbenchError):  # which the task itself raises, if it needs the data
             self.dataset()  # loading it is not part of the first task's time
         slot = self._slot = _StoreSlot(self.store, task.key)
-        memory.reset_peak(device)
-        with _numerics(self.runtime.resources), redirect_stdout(sys.stderr):
+        devices.reset_peak(device)
+        with (
+            devices.numerics(self.runtime.resources.threads),
+            devices.unsteady_kernels() as unsteady,
+            redirect_stdout(sys.stderr),
+        ):
             result, artifact = self._in_chunks(task, on_progress)
+        if here != CPU:  # what is computed from what may differ may differ
+            needed = [self._record(key)["result"] for key in task.needs]
+            unsteady |= {name for each in needed for name in each.get("nondeterministic", ())}
+        if unsteady:
+            result["nondeterministic"] = sorted(unsteady)
+            if "flags" in result:
+                result["flags"].append("nondeterministic_kernels")
         record: Record = {
             "kind": task.kind,
             "inputs": task.inputs.to_json(),
             "result": result,
             "artifact": self.store.write_artifact(task.key, artifact),
             "seconds": round(slot.seconds(), 3),
-            "memory": {"peak": memory.peak(device), "device": memory.total(device)},
+            "memory": {"peak": devices.peak(device), "device": devices.total(device)},
             "ran": {
                 "host": socket.gethostname(),
                 "pid": os.getpid(),
@@ -129,7 +151,7 @@ class Runner:
             first, largest = resources.chunk, inputs.batch_size
         tried: list[str] = []
         reason = ""
-        for chunk in memory.halvings(first, largest):
+        for chunk in devices.halvings(first, largest):
             self._resources = replace(resources, chunk=chunk)
             try:
                 return self._work(task, on_progress)
@@ -138,8 +160,10 @@ class Runner:
                     raise
                 reason = str(error).partition("\n")[0] or type(error).__name__
             tried.append(str(chunk or largest))
-            memory.reset_peak(resources.device)
-        raise PluginError(
+            self._classifiers.clear()
+            self._images.cache_clear()
+            devices.reset_peak(resources.device)
+        raise OutOfMemoryError(
             f"memory of {resources.device} ran out with {', '.join(tried)} images at once ({reason})",
             remedy="take a smaller net or batch size, or a device with more memory",
         )
@@ -196,9 +220,12 @@ class Runner:
             checkpoint_seconds=self.runtime.checkpoint_seconds,
             init=self._at_hand(inputs.init) if inputs.init else None,
         )
-        clf = defense.fit(module, data, context)
+        # A copy: foreign code may work in place, and the data are those of later tasks, too.
+        given = replace(data, images=data.images.clone(), labels=data.labels.clone())
+        clf = defense.fit(module, given, context)
         if not isinstance(clf, Classifier):
             raise PluginError(f"defense {name!r} returned", expected="a Classifier", got=type(clf).__name__)
+        check_trained(name, clf, data)
         tensors, values = export_classifier(clf)
         raw = tensor_bytes(tensors)
         fresh = build(inputs.architecture.name, data, derive(inputs.seed, "init"))
@@ -252,7 +279,7 @@ class Runner:
             x = within(images, x, inputs.within, outward=attack["random"]) if inputs.within else images
         predictions = evaluate(clf, x, y, inputs.draws, **how)
         # One draw tells nothing of the spread of draws, so the intervals cover other images alone.
-        flags = ["one_draw"] if clf.stochastic and predictions.draws == 1 else []
+        flags = [*predictions.flags, *(["one_draw"] if clf.stochastic and predictions.draws == 1 else [])]
         if attack.get("vanished_gradients", 0.0) > VANISHED:
             flags.append("vanished_gradients")
         return {**summary(predictions, clean), "attack": attack, "flags": flags}, predictions.to_bytes()
@@ -297,9 +324,18 @@ class Runner:
         return clf.to(self.runtime.resources.device)
 
     def _at_hand(self, key: str) -> Classifier:
-        clf = self._classifier(key)
+        """A trained classifier on the device, kept for the next task as long as there is room for it."""
+        clf = self._classifiers.pop(key, None) or self._load_classifier(key)
+        self._classifiers[key] = clf
+        while len(self._classifiers) > 1 and sum(map(_size, self._classifiers.values())) > KEPT:
+            self._classifiers.popitem(last=False)
         clf.chunk = self._resources.chunk
         return clf
+
+
+def _size(clf: Classifier) -> int:
+    """Bytes of a classifier's tensors."""
+    return sum(tensor.nbytes for tensor in (*clf.parameters(), *clf.buffers()))
 
 
 def read_predictions(store: Store, key: str) -> Predictions:
@@ -327,8 +363,9 @@ def versions(device: str) -> dict[str, str]:
     """What computed a record: library versions and the kind of device; looked up once a process."""
     names = ("advbench", "torch", "numpy")
     found = {name: importlib.metadata.version(name) for name in names}
-    kind = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine()
-    return {**found, "python": platform.python_version(), "device": kind}
+    kind = devices.kind_of(device)
+    named = {"device": platform.machine() if kind == CPU else kind}
+    return {**found, **named, **devices.versions_of(device), "python": platform.python_version()}
 
 
 class _StoreSlot:
@@ -359,23 +396,3 @@ class _StoreSlot:
     def save(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         head = json.dumps({**values, SPENT: self.seconds()}).encode()
         self._store.write_partial(self._key, len(head).to_bytes(8, "little") + head + tensor_bytes(tensors))
-
-
-@contextmanager
-def _numerics(resources: Resources) -> Iterator[None]:
-    """Fixed threads, deterministic kernels, torch's own defaults; puts back what was set before, whatever ran."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    threads = torch.get_num_threads()
-    strict = torch.get_deterministic_debug_mode()
-    before = torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_float32_matmul_precision()
-    torch.set_num_threads(resources.threads)
-    torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms does the same and imports the compiler
-    try:
-        yield
-    finally:
-        torch.set_grad_enabled(before[0])
-        torch.set_default_dtype(before[1])
-        torch.set_float32_matmul_precision(before[2])
-        torch.set_default_device(None)
-        torch.set_deterministic_debug_mode(strict)
-        torch.set_num_threads(threads)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advbench.data.base import Data, check_images, check_labels
-from advbench.errors import InputError, PluginError, out_of_memory
+from advbench.errors import InputError, OutOfMemoryError, PluginError, out_of_memory
 from advbench.keys import derive, isolated_rng, seed_others
 from advbench.models.classifier import Classifier
 from advbench.models.guard import check_trained
@@ -195,7 +195,7 @@ class LoopDefense(Defense):
         except Exception as error:
             if not out_of_memory(error) or self.separable(state.clf):
                 raise
-            raise PluginError(
+            raise OutOfMemoryError(
                 f"memory of {x.device} ran out in training step {state.step + 1}, on {len(x)} images of shape "
                 f"{tuple(x.shape[1:])} ({str(error).partition(chr(10))[0]})",
                 remedy="lower batch_size, or take a smaller net or a device with more memory",

@@ -21,11 +21,12 @@ from helpers import some_inputs
 
 from advbench.cli.options import EXECUTION_OPTIONS
 from advbench.errors import GoneError, InputError, PluginError, StoreError, out_of_memory
-from advbench.grid import memory
+from advbench.grid import devices
+from advbench.grid.devices import Device
 from advbench.grid.estimates import Measured
 from advbench.grid.execution import Execution
 from advbench.grid.executors import Began, Ended, Failure, Moved, Said, attempt, one_line
-from advbench.grid.executors.local import Device, LocalExecutor, devices
+from advbench.grid.executors.local import LocalExecutor, Pool, pools
 from advbench.grid.inputs import CraftInputs, TrainInputs
 from advbench.grid.plan import Plan, Task
 from advbench.grid.run import prepare
@@ -41,15 +42,23 @@ def known(peak: int | None) -> Measured:
     return Measured("train", "net", 1.0, 1.0, peak, None, 0.0)
 
 
-class Pool(LocalExecutor):
-    """A pool that starts no processes."""
+class Paper(LocalExecutor):
+    """An executor that starts no processes."""
 
     def _send(self, worker: Any, task: Task) -> None:
         worker.task = task
 
 
-def pool(*found: Device) -> Pool:
-    return Pool(Runtime("store", "digits"), list(found))
+def gpu(index: int, workers: int, memory: int) -> Pool:
+    return Pool(Device(f"cuda:{index}", "a GPU", memory), workers)
+
+
+def cpu(workers: int, memory: int = 16 * GIB) -> Pool:
+    return Pool(Device("cpu", "cpu", memory), workers)
+
+
+def pool(*found: Pool) -> Paper:
+    return Paper(Runtime("store", "digits"), list(found))
 
 
 def task(name: str) -> Task:
@@ -59,19 +68,19 @@ def task(name: str) -> Task:
 def busy(executor: LocalExecutor) -> dict[str, int]:
     counts: dict[str, int] = {}
     for worker in executor._workers:
-        counts[worker.device.name] = counts.get(worker.device.name, 0) + (worker.task is not None)
+        counts[worker.pool.device.name] = counts.get(worker.pool.device.name, 0) + (worker.task is not None)
     return counts
 
 
 def test_a_task_nobody_knows_has_a_gpu_to_itself() -> None:
-    executor = pool(Device("cuda:0", 4, 10 * GIB, probes=True))
+    executor = pool(gpu(0, 4, 10 * GIB))
     executor.start(task("a"), None)
     assert not executor.has_room(None)
     assert not executor.has_room(known(GIB))
 
 
 def test_tasks_are_packed_by_what_they_needed() -> None:
-    executor = pool(Device("cuda:0", 8, 10 * GIB, probes=True), Device("cuda:1", 8, 10 * GIB, probes=True))
+    executor = pool(gpu(0, 8, 10 * GIB), gpu(1, 8, 10 * GIB))
     started = 0
     while executor.has_room(known(2 * GIB)):
         executor.start(task(f"t{started}"), known(2 * GIB))
@@ -83,19 +92,19 @@ def test_tasks_are_packed_by_what_they_needed() -> None:
 
 
 def test_a_task_larger_than_a_device_gets_one_to_itself() -> None:
-    executor = pool(Device("cuda:0", 4, GIB, probes=True))
+    executor = pool(gpu(0, 4, GIB))
     assert executor.has_room(known(50 * GIB))
     executor.start(task("a"), known(50 * GIB))
     assert not executor.has_room(known(1))
 
 
 def test_cpu_workers_share_the_machine_without_a_probe() -> None:
-    executor = pool(Device("cpu", 3, 16 * GIB))
+    executor = pool(cpu(3))
     for name in "abc":
         assert executor.has_room(None)
         executor.start(task(name), None)
     assert not executor.has_room(None)
-    executor = pool(Device("cpu", 3, 16 * GIB))
+    executor = pool(cpu(3))
     executor.start(task("large"), known(12 * GIB))
     assert not executor.has_room(known(6 * GIB))
     assert executor.has_room(known(GIB))
@@ -103,17 +112,101 @@ def test_cpu_workers_share_the_machine_without_a_probe() -> None:
 
 def test_as_many_workers_as_do_not_fight_for_cores() -> None:
     cores = len(os.sched_getaffinity(0))
-    assert [device.workers for device in devices(["cpu"], 1, None)] == [cores]
-    assert [device.workers for device in devices(["cpu"], 2 * cores, None)] == [1]
-    assert [device.workers for device in devices(["cpu"], 1, 7)] == [7]
-    assert (devices(["cpu"], 1, 1)[0].memory or 0) > GIB
+    here = devices.look(["cpu"])
+    assert here[0].memory > GIB
+    assert [pool.workers for pool in pools(here, 1, None)] == [cores]
+    assert [pool.workers for pool in pools(here, 2 * cores, None)] == [1]
+    assert [pool.workers for pool in pools(here, 1, 7)] == [7]
+
+
+def test_few_workers_share_a_gpu_unless_more_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64))
+    found = [Device("cuda:0", "a GPU", 80 * GIB), Device("cuda:1", "a GPU", 80 * GIB)]
+    assert [pool.workers for pool in pools(found, 1, None)] == [4, 4]
+    assert [pool.workers for pool in pools(found, 1, 6)] == [6, 6]
+
+
+class Living:
+    """A worker's process that does nothing."""
+
+    def kill(self) -> None:
+        """Do nothing."""
+
+
+def test_idle_workers_keep_a_context_on_a_gpu_and_make_room_where_it_is_needed() -> None:
+    executor = pool(gpu(0, 4, 4 * GIB))
+    for worker in executor._workers[:3]:
+        worker.process = Living()  # type: ignore[assignment]
+    executor.start(task("a"), known(GIB))
+    assert not executor.has_room(known(int(1.1 * GIB))), "1.1 and 1.2 GiB with headroom, and four contexts of 0.6 GiB"
+    executor._workers[1].kill()
+    executor._workers[2].kill()
+    assert executor.has_room(known(int(1.1 * GIB)))
+    for worker in executor._workers[1:3]:
+        worker.process = Living()  # type: ignore[assignment]
+    executor._workers[0].free()
+    executor.start(task("large"), None)
+    assert [worker.process is not None for worker in executor._workers[1:3]] == [False, False]
+
+
+def test_a_task_whose_memory_ran_out_beside_others_is_tried_once_more_alone() -> None:
+    executor = pool(gpu(0, 3, 10 * GIB))
+    told: list[Any] = []
+    for name in "ab":
+        executor.start(task(name), known(GIB))
+    first, second = executor._workers[:2]
+
+    def ends(worker: Any, key: str, cause: Any) -> None:
+        worker.process = Process([Ended(key, failure=cause and Failure(cause, "no memory"))])
+        executor.wait(0.0, told.append)
+
+    ends(first, "a", "memory")
+    assert told == []
+    assert not executor.has_room(known(GIB)), "the device is wanted for one task alone"
+    ends(second, "b", "memory")
+    assert told == [], "it too ran beside another"
+    assert [worker.task and worker.task.key for worker in executor._workers] == ["a", None, None]
+    assert executor._workers[0].share == 1.0
+    ends(executor._workers[0], "a", None)
+    assert [event.key for event in told] == ["a"]
+    assert [worker.task and worker.task.key for worker in executor._workers] == ["b", None, None]
+    ends(executor._workers[0], "b", "memory")
+    assert [(event.key, event.failure and event.failure.cause) for event in told] == [("a", None), ("b", "memory")]
+
+
+class Process:
+    """A worker's process that has said something."""
+
+    def __init__(self, events: list[Any]) -> None:
+        self.events = events
+        self.handle = SimpleNamespace(poll=lambda: None)  # it lives
+        self.line = self
+
+    def sources(self) -> list[Any]:
+        """Nothing to wait for."""
+        return []
+
+    def printed(self) -> list[bytes]:
+        """Nothing."""
+        return []
+
+    def poll(self) -> bool:
+        """Whether there is an event."""
+        return bool(self.events)
+
+    def recv(self) -> Any:
+        """The next event."""
+        return self.events.pop(0)
+
+    def kill(self) -> None:
+        """Do nothing."""
 
 
 def test_chunks_are_halved_down_to_one() -> None:
-    assert list(memory.halvings(None, 20)) == [None, 10, 5, 2, 1]
-    assert list(memory.halvings(8, 20)) == [8, 4, 2, 1]
-    assert list(memory.halvings(64, 4)) == [64, 2, 1]
-    assert list(memory.halvings(1, 4)) == [1]
+    assert list(devices.halvings(None, 20)) == [None, 10, 5, 2, 1]
+    assert list(devices.halvings(8, 20)) == [8, 4, 2, 1]
+    assert list(devices.halvings(64, 4)) == [64, 2, 1]
+    assert list(devices.halvings(1, 4)) == [1]
 
 
 def test_memory_that_ran_out_is_recognised() -> None:
@@ -127,13 +220,13 @@ def test_memory_that_ran_out_is_recognised() -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux resets a process's peak")
 def test_the_peak_of_a_task_is_its_own() -> None:
-    memory.reset_peak("cpu")
-    before = memory.peak("cpu") or 0
+    devices.reset_peak("cpu")
+    before = devices.peak("cpu") or 0
     large = torch.ones(64 * 2**20)
-    during = memory.peak("cpu") or 0
+    during = devices.peak("cpu") or 0
     del large
-    memory.reset_peak("cpu")
-    after = memory.peak("cpu") or 0
+    devices.reset_peak("cpu")
+    after = devices.peak("cpu") or 0
     assert during - before > 200 * 2**20
     assert during - after > 200 * 2**20
 
@@ -328,7 +421,7 @@ def test_what_a_task_prints_goes_to_standard_error(tmp_path: Path, capsys: pytes
 @pytest.fixture
 def local(tmp_path: Path) -> Iterator[LocalExecutor]:
     runtime = Execution(str(tmp_path / "store"), device="cpu").runtime("digits", 1)
-    executor = LocalExecutor(runtime, devices(["cpu"], 1, 1), retries=1)
+    executor = LocalExecutor(runtime, pools(devices.look(["cpu"]), 1, 1), retries=1)
     yield executor
     executor.close()
 
@@ -385,11 +478,12 @@ def test_a_script_without_a_guard_runs_once_and_leaves_no_thread(tmp_path: Path)
     code = """
 import threading
 from advbench.grid.execution import Execution
-from advbench.grid.executors.local import LocalExecutor, devices
+from advbench.grid.devices import look
+from advbench.grid.executors.local import LocalExecutor, pools
 from advbench.grid.run import prepare
 from advbench.grid.spec import make_spec
 plan = prepare(make_spec({"defenses": ["erm"], "attacks": ["fgsm"], "set": {"erm": {"stages": [1]}}}))
-executor = LocalExecutor(Execution("store", device="cpu").runtime("digits", 1), devices(["cpu"], 1, 1))
+executor = LocalExecutor(Execution("store", device="cpu").runtime("digits", 1), pools(look(["cpu"]), 1, 1))
 executor.start(next(iter(plan.tasks.values())), None)
 told = []
 while not any(event.__class__.__name__ == "Ended" for event in told):
@@ -406,7 +500,7 @@ assert threading.active_count() == 1
 
 def test_workers_that_cannot_be_started_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = Execution(str(tmp_path / "store"), device="cpu").runtime("digits", 1)
-    executor = LocalExecutor(runtime, devices(["cpu"], 1, 3))
+    executor = LocalExecutor(runtime, pools(devices.look(["cpu"]), 1, 3))
 
     def full(*_: Any, **__: Any) -> Any:
         raise OSError(24, "Too many open files")

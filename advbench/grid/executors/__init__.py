@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from advbench.errors import AdvbenchError, GoneError, InputError, StoreError
+from advbench.errors import AdvbenchError, GoneError, InputError, OutOfMemoryError, StoreError
 from advbench.grid.estimates import Measured
 from advbench.grid.plan import Task
 from advbench.grid.tasks import Record, Runner
@@ -19,9 +19,9 @@ REASON_LENGTH = 500  # characters of a reason that are kept, and of a line that 
 TRACE_LENGTH = 20_000
 
 # A plugin broke its contract (`plugin`) or raised what nobody expected (`bug`); the worker died (`crash`) or took too
-# long (`timeout`); what the user gave or installed cannot be used (`input`); what the task reads is `gone`; the `store`
-# failed.
-Cause = Literal["plugin", "bug", "crash", "timeout", "input", "gone", "store"]
+# long (`timeout`); the device has not enough `memory`; what the user gave or installed cannot be used (`input`); what
+# the task reads is `gone`; the `store` failed.
+Cause = Literal["plugin", "bug", "crash", "timeout", "memory", "input", "gone", "store"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Failure:
     @property
     def lasting(self) -> bool:
         """Whether the task itself is to blame, so that trying it again needs a reason."""
-        return self.cause in ("plugin", "bug", "crash", "timeout")
+        return self.cause in ("plugin", "bug", "crash", "timeout", "memory")
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,8 @@ def attempt(runner: Runner, task: Task, tell: Callable[[Event], object], every: 
         failure = Failure("gone", str(error), gone=error.key)
     except StoreError as error:
         failure = Failure("store", str(error))
+    except OutOfMemoryError as error:
+        failure = Failure("memory", one_line(str(error)))
     except AdvbenchError as error:
         failure = Failure("input" if isinstance(error, InputError) else "plugin", one_line(str(error)))
     except KeyboardInterrupt:

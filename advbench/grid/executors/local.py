@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import Pipe
@@ -16,7 +16,8 @@ from multiprocessing.connection import Connection, wait
 from pickle import UnpicklingError
 
 from advbench.errors import InputError
-from advbench.grid import memory
+from advbench.grid import devices
+from advbench.grid.devices import GPU_WORKERS, Device
 from advbench.grid.estimates import Measured
 from advbench.grid.executors import Began, Ended, Event, Failure, Said, one_line, too_long
 from advbench.grid.plan import Task
@@ -36,29 +37,30 @@ work(int(sys.argv[1]))
 
 
 @dataclass(frozen=True)
-class Device:
-    """What workers share."""
+class Pool:
+    """A device and how many workers share it at most."""
 
-    name: str  # as torch calls it
-    workers: int  # processes at most
-    memory: int | None = None  # bytes in all, or None where that is not known
-    probes: bool = False  # whether a task whose memory nobody knows gets the device to itself, as on a GPU
+    device: Device
+    workers: int
+
+    @property
+    def context(self) -> float:
+        """The part of the device's memory that a worker takes that has nothing to do."""
+        return devices.CONTEXT / self.device.memory if self.device.is_gpu else 0.0
 
     def share(self, known: Measured | None) -> float:
-        """The part of the device that a task takes, as far as memory goes."""
+        """The part of the device that a task takes; all of a GPU where nobody knows its memory."""
         peak = known.peak if known else None
-        if peak is None and self.probes:
-            return 1.0
-        if peak is None or self.memory is None:
-            return 1 / self.workers
-        return memory.part(peak, self.memory, gpu=self.probes)
+        if peak is None:
+            return 1.0 if self.device.is_gpu else 1 / self.workers
+        return devices.part(peak, self.device.memory, gpu=self.device.is_gpu)
 
 
-def devices(names: list[str], threads: int, workers: int | None) -> list[Device]:
-    """The devices of a run, by default each with as many workers as there are cores for."""
+def pools(found: Sequence[Device], threads: int, workers: int | None) -> list[Pool]:
+    """The devices of a run with their numbers of workers, by default as many as there are cores for; few on a GPU."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    each = workers or max(1, cores // (threads * len(names)))
-    return [Device(name, each, memory.total(name), probes=name.startswith("cuda")) for name in names]
+    each = max(1, cores // (threads * len(found)))
+    return [Pool(device, workers or (min(each, GPU_WORKERS) if device.is_gpu else each)) for device in found]
 
 
 class _Process:
@@ -112,11 +114,12 @@ class _Process:
 class _Worker:
     """A place for one process on a device, and what is done there now."""
 
-    device: Device
+    pool: Pool
     number: int
     process: _Process | None = None
     task: Task | None = None
     share: float = 0.0  # the part of the device that the task takes
+    beside: bool = False  # whether others ran on the device beside it
     began: bool = False
     deadline: float = math.inf  # for the task's beginning, then for its end
     tries: int = 0  # that the task had
@@ -126,11 +129,17 @@ class _Worker:
 
     @property
     def place(self) -> str:
-        return self.device.name if self.device.workers == 1 else f"{self.device.name} worker {self.number}"
+        name = self.pool.device.name
+        return name if self.pool.workers == 1 else f"{name} worker {self.number}"
+
+    @property
+    def taken(self) -> float:
+        """The part of the device that it takes now."""
+        return self.share if self.task else self.pool.context if self.process else 0.0
 
     def free(self) -> None:
         """Its task has ended."""
-        self.task, self.share, self.deadline = None, 0.0, math.inf
+        self.task, self.share, self.deadline, self.beside = None, 0.0, math.inf, False
 
     def kill(self) -> None:
         process, self.process, self.rest = self.process, None, b""
@@ -142,16 +151,18 @@ class LocalExecutor:
     """A pool of worker processes for each device.
 
     A worker runs one task after another. One that dies is started anew, and its task is tried again; a task
-    that takes too long is killed with its worker. Workers die with this process, whatever ends it.
+    that takes too long is killed with its worker; one whose memory ran out beside others is tried once more with the
+    device to itself. Workers die with this process, whatever ends it.
     """
 
     def __init__(
-        self, runtime: Runtime, devices: list[Device], *, time_limit: float | None = None, retries: int = 2
+        self, runtime: Runtime, pools: list[Pool], *, time_limit: float | None = None, retries: int = 2
     ) -> None:
         self._runtime = runtime
         self._time_limit = time_limit
         self._retries = retries
-        self._workers = [_Worker(device, number) for device in devices for number in range(device.workers)]
+        self._workers = [_Worker(pool, number) for pool in pools for number in range(pool.workers)]
+        self._alone: list[tuple[Pool, Task]] = []  # to be tried once more, with the device to themselves
 
     @property
     def places(self) -> int:
@@ -164,16 +175,15 @@ class LocalExecutor:
 
     def _free(self, known: Measured | None) -> _Worker | None:
         """The idle worker on the device that is used least; a running process before one that would be started."""
-        used: dict[str, float] = {}
+        booked = {pool.device.name for pool, _ in self._alone}
+        fit: list[tuple[float, bool, int, _Worker]] = []
         for worker in self._workers:
-            used[worker.device.name] = used.get(worker.device.name, 0.0) + worker.share
-        fit = [
-            worker
-            for worker in self._workers
-            if worker.task is None
-            and (used[worker.device.name] == 0 or used[worker.device.name] + worker.device.share(known) <= 1 + 1e-9)
-        ]
-        return min(fit, key=lambda w: (used[w.device.name], w.process is None, w.number), default=None)
+            if worker.task is None and worker.pool.device.name not in booked:
+                others = [each for each in self._workers if each.pool is worker.pool and each is not worker]
+                used = sum(each.taken for each in others)
+                if used + worker.pool.share(known) <= 1 + 1e-9 or not any(each.task for each in others):
+                    fit.append((used, worker.process is None, worker.number, worker))
+        return min(fit, key=lambda found: found[:3])[3] if fit else None
 
     def start(self, task: Task, known: Measured | None) -> None:
         """Give the task to an idle worker.
@@ -184,7 +194,16 @@ class LocalExecutor:
         worker = self._free(known)
         if worker is None:
             raise RuntimeError("no worker is idle")
-        worker.share, worker.tries = worker.device.share(known), 0
+        self._give(worker, task, worker.pool.share(known))
+
+    def _give(self, worker: _Worker, task: Task, share: float) -> None:
+        others = [each for each in self._workers if each.pool is worker.pool and each is not worker]
+        for other in others:
+            if other.task is not None:
+                worker.beside = other.beside = True
+            elif sum(each.taken for each in others) + share > 1:
+                other.kill()  # what it keeps on the device makes room
+        worker.share, worker.tries = share, 0
         self._send(worker, task)
 
     def _send(self, worker: _Worker, task: Task) -> None:
@@ -197,7 +216,7 @@ class LocalExecutor:
         worker.last.clear()
         if worker.process is None:
             try:
-                worker.process = _Process(self._runtime.on(worker.device.name, worker.place))
+                worker.process = _Process(self._runtime.on(worker.pool.device.name, worker.place))
             except OSError as error:
                 raise InputError(
                     "--workers",
@@ -214,6 +233,7 @@ class LocalExecutor:
         for worker in self._workers:
             if worker.process is not None:
                 self._listen(worker, worker.process, tell)
+        self._try_alone()
         now = time.monotonic()
         for worker in self._workers:
             task = worker.task
@@ -247,10 +267,22 @@ class LocalExecutor:
                 worker.began = True
                 worker.deadline = math.inf if self._time_limit is None else time.monotonic() + self._time_limit
             elif isinstance(event, Ended):
+                if event.failure is not None and event.failure.cause == "memory" and worker.beside:
+                    self._alone.append((worker.pool, worker.task))
+                    worker.free()
+                    continue
                 worker.free()
             tell(event)
         if dead:
             self._died(worker, process, tell)
+
+    def _try_alone(self) -> None:
+        """Start what needs a device to itself where nothing runs any more."""
+        for pool, task in list(self._alone):
+            workers = [worker for worker in self._workers if worker.pool is pool]
+            if not any(worker.task for worker in workers):
+                self._alone.remove((pool, task))
+                self._give(workers[0], task, 1.0)
 
     def _died(self, worker: _Worker, process: _Process, tell: Callable[[Event], None]) -> None:
         task = worker.task

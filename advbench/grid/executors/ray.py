@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from advbench.errors import InputError
-from advbench.grid import memory
+from advbench.grid import devices
+from advbench.grid.devices import GPU_WORKERS, Device
 from advbench.grid.estimates import Measured
 from advbench.grid.executors import Began, Cause, Ended, Event, Failure, attempt, one_line, too_long
 from advbench.grid.plan import Task
@@ -31,14 +32,17 @@ class _Submitted:
     """A task that Ray has; its deadline is set once a worker began with it."""
 
     task: Task
+    share: float = 0.0  # of a GPU
     deadline: float = math.inf
 
 
 class RayExecutor:
     """Tasks as Ray's tasks: Ray places, queues and retries them.
 
-    A task asks for its CPU threads and, where the cluster has GPUs, for a part of one: what it needed last
-    time, or a whole one where nobody knows. Each worker sees the GPU that Ray gives it as its first.
+    A task asks for its CPU threads and, where the run is for GPUs, for a part of one: what it needed last time, or a
+    whole one where nobody knows, which it also gets when memory ran out beside others. Each worker sees the GPU that
+    Ray gives it as its first, and on GPUs runs one task: the next one may be given another GPU, and a process keeps
+    its first.
 
     The options are those of `Execution`; `cpus` are those of the Ray on this machine, by default all.
 
@@ -75,32 +79,19 @@ class RayExecutor:
         self._started = not ray.is_initialized()
         if self._started:
             with _own_signals():
-                self._connect(address, cpus)
+                connect(ray, address, cpus)
         self._check_size(may_grow=address is not None)
-        self._run = ray.remote(max_retries=retries, retry_exceptions=False)(run_task)
+        limits = {"max_retries": retries, "retry_exceptions": False, "max_calls": 1 if self._on_gpus() else 0}
+        self._run = self._ray.remote(**limits)(self.run_task)
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=False
         )
         self._news = ray.remote(_News).options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote()
 
-    def _connect(self, address: str | None, cpus: int | None) -> None:
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
-        try:
-            if address is None:
-                self._ray.init(address="local", num_cpus=cpus, **quiet)
-            else:
-                _knock(address)
-                del quiet["include_dashboard"]
-                self._ray.init(address=address, **quiet)
-        except (OSError, ValueError, RuntimeError, self._ray.exceptions.RayError) as error:
-            if address is None:
-                raise
-            raise InputError(
-                "--address",
-                expected="that of a running Ray cluster, as host:6379",
-                got=f"{address!r} ({one_line(str(error))})",
-                remedy="start one: ray start --head",
-            ) from error
+    @staticmethod
+    def run_task(task: Task, runtime: Runtime, news: Any) -> Ended:
+        """Run a task in a worker; see `run_in_worker`."""
+        return run_in_worker(task, runtime, news)
 
     def _check_size(self, *, may_grow: bool) -> None:
         """Refuse tasks that no node can ever hold; a cluster may still get a larger one, so there it is a warning.
@@ -147,7 +138,9 @@ class RayExecutor:
             return self._gpus_per_task
         if known is None or known.peak is None or known.memory is None:
             return 1.0
-        return math.ceil(100 * memory.part(known.peak, known.memory, gpu=True)) / 100
+        # Measured on the same kind of GPU, so of the same memory.
+        part: float = devices.part(known.peak, known.memory, gpu=True)
+        return max(math.ceil(100 * part), 100 // GPU_WORKERS) / 100
 
     def has_room(self, known: Measured | None) -> bool:
         """Ray queues what does not run; a queue as long as what runs keeps every place busy."""
@@ -156,10 +149,11 @@ class RayExecutor:
 
     def start(self, task: Task, known: Measured | None) -> None:
         """Hand the task to Ray."""
-        reference = self._run.options(
-            num_cpus=self._runtime.resources.threads, num_gpus=self._share(known), name=task.label
-        ).remote(task, self._runtime, self._news)
-        self._running[reference] = _Submitted(task)
+        self._submit(task, self._share(known))
+
+    def _submit(self, task: Task, share: float) -> None:
+        options = self._run.options(num_cpus=self._runtime.resources.threads, num_gpus=share, name=task.label)
+        self._running[options.remote(task, self._runtime, self._news)] = _Submitted(task, share)
 
     def wait(self, seconds: float, tell: Callable[[Event], None]) -> None:
         """Tell what ended, what began and got further since, and what takes too long."""
@@ -176,7 +170,12 @@ class RayExecutor:
                     live[event.key].deadline = time.monotonic() + self._time_limit
                 tell(event)
         for reference in ready:
-            tell(self._result(reference, self._running.pop(reference).task))
+            each = self._running.pop(reference)
+            ended = self._result(reference, each.task)
+            if ended.failure is not None and ended.failure.cause == "memory" and 0 < each.share < 1:
+                self._submit(each.task, 1.0)  # once more, with a GPU to itself
+            else:
+                tell(ended)
         now = time.monotonic()
         for reference in [reference for reference, each in self._running.items() if each.deadline <= now]:
             self._ray.cancel(reference, force=True)
@@ -223,6 +222,31 @@ class _News:
         return events
 
 
+def connect(ray: Any, address: str | None, cpus: int | None) -> None:
+    """Start Ray on this machine with so many CPUs, or connect to the cluster at an address.
+
+    Raises:
+        InputError: no cluster answers there.
+    """
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
+    try:
+        if address is None:
+            ray.init(address="local", num_cpus=cpus, **quiet)
+        else:
+            _knock(address)
+            del quiet["include_dashboard"]
+            ray.init(address=address, **quiet)
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        if address is None:
+            raise
+        raise InputError(
+            "--address",
+            expected="that of a running Ray cluster, as host:6379",
+            got=f"{address!r} ({one_line(str(error))})",
+            remedy="start one: ray start --head",
+        ) from error
+
+
 @contextmanager
 def _own_signals() -> Iterator[None]:
     """Keep the handlers of signals that Ray replaces when it starts."""
@@ -248,10 +272,39 @@ def _knock(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=5).close()
 
 
+def look_at_cluster(address: str) -> Device:
+    """What tasks of a cluster run on: one of its GPUs, or CPUs where it has none.
+
+    Raises:
+        MissingExtraError: Ray is not installed.
+        InputError: no cluster answers at the address, or a GPU cannot be used.
+    """
+    require("ray", "--executor ray", "ray")
+    import ray as installed
+
+    ray: Any = installed
+    started = not ray.is_initialized()
+    with _own_signals():
+        if started:
+            connect(ray, address, None)
+    try:
+        if not ray.cluster_resources().get("GPU", 0):
+            return devices.look(["cpu"])[0]
+        found: Device = ray.get(ray.remote(num_gpus=0.01, max_calls=1)(_first_gpu).remote())
+        return found
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _first_gpu() -> Device:
+    return devices.look(["cuda:0"])[0]
+
+
 _runner: Runner | None = None  # of this Ray worker
 
 
-def run_task(task: Task, runtime: Runtime, news: Any) -> Ended:
+def run_in_worker(task: Task, runtime: Runtime, news: Any) -> Ended:
     """Run a task in a Ray worker.
 
     Args:
@@ -265,9 +318,11 @@ def run_task(task: Task, runtime: Runtime, news: Any) -> Ended:
 
     about = ray.get_runtime_context()
     gpus = about.get_accelerator_ids().get("GPU", [])
-    device = "cuda:0" if gpus and torch.cuda.is_available() else "cpu"
     place = f"node {about.get_node_id()[:8]}" + (f" GPU {','.join(map(str, gpus))}" if gpus else "")
-    runtime = runtime.on(device, place)
+    if gpus and not torch.cuda.is_available():
+        reason = f"{place} has a GPU that torch cannot use; mend its driver, or take the node out of the cluster"
+        return Ended(task.key, failure=Failure("input", reason))
+    runtime = runtime.on("cuda:0" if gpus else "cpu", place)
     if _runner is None or _runner.runtime != runtime:
         _runner = None  # its nets make room first
         _runner = Runner(runtime)

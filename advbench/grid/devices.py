@@ -1,0 +1,204 @@
+"""Devices: which there are and of what kind, a process's set-up on one, and what tasks take of its memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from advbench.errors import InputError, ModelWarning
+from advbench.grid.inputs import CPU
+from advbench.models.memory import release
+
+HEADROOM = 1.1  # of a measured peak
+CONTEXT = 600 * 2**20  # bytes that a process takes on a GPU beside its tensors
+GPU_WORKERS = 4  # on one GPU at most, unless asked for: each has a CUDA context and keeps nets
+PROBE_TIME = 120.0  # seconds within which a process must have looked at the devices
+_UNSTEADY = re.compile(r"(\S+) does not have a deterministic implementation")
+# In a process of its own, which has no CUDA context before and none after: a GPU may be open to one process alone.
+_PROBE = """
+import json, sys, torch
+found = []
+for name in sys.argv[1:]:
+    try:
+        torch.empty(1, device=name).cpu()
+        about = torch.cuda.get_device_properties(name) if torch.device(name).type == "cuda" else None
+        found.append([about.name, about.total_memory] if about else [torch.device(name).type, None])
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        found.append((str(error).strip() or type(error).__name__).splitlines()[0])
+print(json.dumps(found))
+"""
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device of this machine."""
+
+    name: str  # as torch calls it
+    kind: str  # the model of a GPU, or the device's type
+    memory: int  # bytes in all
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether it is a CUDA GPU, whose memory processes share."""
+        return self.name.startswith("cuda")
+
+
+def look(names: Sequence[str] | None = None) -> list[Device]:
+    """The devices of those names; by default all GPUs, or the CPU where there is none.
+
+    Raises:
+        InputError: torch cannot use one of them.
+    """
+    wanted = list(names or [f"cuda:{index}" for index in range(torch.cuda.device_count())] or [CPU])
+    memory = int(psutil.virtual_memory().total)
+    if set(wanted) == {CPU}:
+        return [Device(CPU, CPU, memory)] * len(wanted)
+    command = [sys.executable, "-c", _PROBE, *wanted]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=PROBE_TIME)  # noqa: S603
+    lines = done.stdout.splitlines()
+    seen = json.loads(lines[-1]) if done.returncode == 0 and lines else [done.stderr.strip().splitlines()[-1:]]
+    devices = []
+    for name, about in zip(wanted, seen, strict=False):
+        if isinstance(about, str) or len(about) != 2:
+            raise InputError(
+                "--device",
+                expected="ones that torch can use here, as cpu or cuda:0,cuda:1",
+                got=f"{name!r} ({about})",
+                remedy="" if names else "--device cpu computes on the CPU",
+            )
+        devices.append(Device(name, about[0], about[1] or memory))
+    return devices
+
+
+def enter(device: str) -> None:
+    """Make a device this process's own, before anything else is done there.
+
+    Libraries seed and allocate on the current device, whatever they are given.
+    """
+    if torch.device(device).type == "cuda":
+        torch.cuda.init()  # type: ignore[no-untyped-call]  # which measuring memory does not do by itself
+        torch.cuda.set_device(device)
+
+
+def kind_of(device: str) -> str:
+    """The kind of a device that this process has entered."""
+    kind = torch.device(device).type
+    return torch.cuda.get_device_name(device) if kind == "cuda" else kind
+
+
+def versions_of(device: str) -> dict[str, str]:
+    """Versions of what computes on a device, beside torch's own."""
+    if torch.device(device).type != "cuda":
+        return {}
+    driver = getattr(torch._C, "_cuda_getDriverVersion", lambda: "unknown")()
+    cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    return {"cuda": str(torch.version.cuda), "cudnn": str(cudnn), "driver": str(driver)}
+
+
+@contextmanager
+def numerics(threads: int) -> Iterator[None]:
+    """Run a block on fixed threads, with deterministic kernels, full float32 and torch's own defaults.
+
+    What was set before is put back, whatever ran. TensorFloat-32 has 10 bits of mantissa, and is torch's default for
+    convolutions.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    cudnn: Any = torch.backends.cudnn
+    deterministic: Any = torch.utils.deterministic
+    count, strict = torch.get_num_threads(), torch.get_deterministic_debug_mode()
+    fill = deterministic.fill_uninitialized_memory
+    before = torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_float32_matmul_precision()
+    flags = cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic
+    torch.set_num_threads(threads)
+    torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms does the same and imports the compiler
+    deterministic.fill_uninitialized_memory = False  # which the mode does for debugging, at the price of a kernel each
+    torch.set_float32_matmul_precision("highest")
+    cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic = False, False, True
+    try:
+        yield
+    finally:
+        torch.set_grad_enabled(before[0])
+        torch.set_default_dtype(before[1])
+        torch.set_float32_matmul_precision(before[2])
+        torch.set_default_device(None)
+        torch.set_deterministic_debug_mode(strict)
+        deterministic.fill_uninitialized_memory = fill
+        cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic = flags
+        torch.set_num_threads(count)
+
+
+@contextmanager
+def unsteady_kernels() -> Iterator[set[str]]:
+    """Collect, in a block under `numerics`, the names of operations whose results may differ at the next run.
+
+    Other warnings are shown as before, but for those of odd models, which evaluations keep as flags.
+    """
+    found: set[str] = set()
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def note(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+            named = _UNSTEADY.match(str(message))
+            if named:
+                found.add(named[1])
+            else:
+                show(message, category, *rest, **more)
+
+        warnings.showwarning = note
+        warnings.filterwarnings("always", message=_UNSTEADY.pattern)
+        warnings.simplefilter("ignore", ModelWarning)
+        yield found
+
+
+def part(peak: int, memory: int, *, gpu: bool) -> float:
+    """The part of a device's memory that a task of such a peak takes, in bytes of so many in all; at most 1."""
+    return min(1.0, (HEADROOM * peak + (CONTEXT if gpu else 0)) / memory)
+
+
+def reset_peak(device: str) -> None:
+    """Begin to measure, with nothing cached."""
+    release(device)
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # Linux resets the process's peak
+
+
+def peak(device: str) -> int | None:
+    """The most bytes since `reset_peak`: reserved on a GPU, resident in this process on a CPU; None if unknown."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.max_memory_reserved(device))
+    try:
+        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        return None
+    return int(line.split()[1]) * 1024
+
+
+def total(device: str) -> int:
+    """Bytes that a device has in all, as a process on it sees it."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return int(psutil.virtual_memory().total)
+
+
+def halvings(chunk: int | None, largest: int) -> Iterator[int | None]:
+    """Chunks to try when memory runs out: the one asked for, then halves of what passes at once, down to 1."""
+    yield chunk
+    size = min(chunk or largest, largest)
+    while size > 1:
+        size //= 2
+        yield size
