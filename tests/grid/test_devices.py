@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -39,7 +38,7 @@ def planned(**changes: Any) -> Plan:
 
 
 @pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def cuda(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is called of torch.cuda, in its order, on a machine that pretends to have two GPUs."""
     calls: list[str] = []
 
@@ -62,7 +61,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         "empty_cache": None,
     }.items():
         monkeypatch.setattr(torch.cuda, name, note(name, result))
-    yield calls
+    return calls
 
 
 # what a process does first
@@ -90,14 +89,8 @@ def test_numerics_are_full_float32_and_put_back() -> None:
     deterministic: Any = torch.utils.deterministic
 
     def state() -> tuple[Any, ...]:
-        precision = torch.get_float32_matmul_precision()
-        return (
-            precision,
-            cudnn.allow_tf32,
-            cudnn.benchmark,
-            cudnn.deterministic,
-            deterministic.fill_uninitialized_memory,
-        )
+        precision, fill = torch.get_float32_matmul_precision(), deterministic.fill_uninitialized_memory
+        return precision, cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic, fill
 
     before = state()
     with devices.numerics(1):
@@ -108,11 +101,12 @@ def test_numerics_are_full_float32_and_put_back() -> None:
 
 
 def test_operations_that_may_differ_next_time_are_collected_and_odd_models_are_not_shown() -> None:
-    with warnings.catch_warnings(record=True) as shown, devices.numerics(1), devices.unsteady_kernels() as found:
+    with warnings.catch_warnings(record=True) as shown:
         warnings.simplefilter("always")
-        torch.zeros(3).put_(torch.tensor([0, 1]), torch.tensor([1.0, 2.0]))
-        warnings.warn(ModelWarning("odd"), stacklevel=1)
-        warnings.warn("something else", stacklevel=1)
+        with devices.numerics(1), devices.unsteady_kernels() as found:
+            torch.zeros(3).put_(torch.tensor([0, 1]), torch.tensor([1.0, 2.0]))
+            warnings.warn(ModelWarning("odd"), stacklevel=1)
+            warnings.warn("something else", stacklevel=1)
     assert found == {"put_"}
     assert [str(warning.message) for warning in shown] == ["something else"]
 
@@ -148,15 +142,13 @@ def on(*kinds: str, monkeypatch: pytest.MonkeyPatch) -> Execution:
 def test_a_run_is_placed_on_one_kind_of_device(monkeypatch: pytest.MonkeyPatch) -> None:
     spec: RunSpec = make_spec(SPEC)
     assert Execution("store", device="cpu").placed(spec).device == "cpu"
+    stated = spec.model_copy(update={"device": H100})
+    with pytest.raises(InputError, match=r"device of the spec: expected NVIDIA H100[^\n]*, got cpu; name such a"):
+        Execution("store", device="cpu").placed(stated)
     assert on(H100, H100, monkeypatch=monkeypatch).placed(spec).device == H100
     with pytest.raises(InputError, match=r"--device: expected devices of one kind, got A100, H100"):
         on("H100", "A100", monkeypatch=monkeypatch).placed(spec)
-    stated = spec.model_copy(update={"device": H100})
     assert on(H100, monkeypatch=monkeypatch).placed(stated) == stated
-    with pytest.raises(
-        InputError, match=r"device of the spec: expected NVIDIA H100[^\n]*, got cpu; name such a device"
-    ):
-        Execution("store", device="cpu").placed(stated)
 
 
 def test_a_worker_of_another_kind_refuses_the_task(tmp_path: Path) -> None:

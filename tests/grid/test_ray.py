@@ -15,6 +15,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from helpers import some_inputs
+
+from advbench.grid.executors import Ended
+from advbench.grid.executors.ray import RayExecutor
+from advbench.grid.plan import Task
+from advbench.grid.tasks import Runtime
 
 pytest.importorskip("ray")
 # One after another: each of these keeps all cores busy by itself.
@@ -98,21 +104,40 @@ def test_a_node_that_goes_away_costs_nothing_but_time(cluster: Any, reference: s
 
 
 @pytest.mark.slow
-def test_fractions_of_gpus_never_overlap_and_all_are_used(cluster: Any, reference: str, tmp_path: Path) -> None:
-    options = ["--executor", "ray", "--address", cluster.address, "--gpus-per-task", "0.5", "--seeds", "0,1,2"]
-    code, _, err = advbench(tmp_path, *options)
-    assert code == 0, err
-    by_gpu: dict[str, list[tuple[float, float]]] = {}
-    for record in records(tmp_path):
-        node, _, gpu = record["ran"]["place"].partition(" GPU ")
-        assert gpu in ("0", "1", "2", "3")
-        began = record["ran"]["started"]
-        by_gpu.setdefault(f"{node} {gpu}", []).append((began, began + record["seconds"]))
-    assert sum(map(len, by_gpu.values())) == 3 * TASKS
-    for spans in by_gpu.values():
-        moments = [begin for begin, _ in spans]
-        assert max(sum(begin <= moment < end for begin, end in spans) for moment in moments) <= 2
-    assert len({place.split(" GPU")[0].split()[1] for place in by_gpu}) == 3
+def test_a_node_whose_gpu_torch_cannot_use_is_one_line(cluster: Any, tmp_path: Path) -> None:
+    code, _, err = advbench(tmp_path, "--executor", "ray", "--address", cluster.address)
+    assert code == 2, err
+    assert re.search(r"error: --device: expected ones that torch can use here[^\n]*got 'cuda:0' \(", err)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_each_task_runs_in_a_process_that_saw_one_gpu_and_fractions_never_overlap(cluster: Any, share: float) -> None:
+    def where(task: Task, runtime: Runtime, news: Any) -> Ended:
+        began = time.time()
+        time.sleep(0.5)
+        node = os.environ["RAY_NODE_ID"] if "RAY_NODE_ID" in os.environ else str(os.getppid())
+        gpu = f"{node} {os.environ['CUDA_VISIBLE_DEVICES']}"
+        return Ended(task.key, record={"pid": os.getpid(), "gpu": gpu, "began": began, "ended": time.time()})
+
+    class Pretending(RayExecutor):
+        run_task = staticmethod(where)  # the GPUs are Ray's word alone
+
+    executor = Pretending(Runtime("memory://", "digits", kind="a GPU"), address=cluster.address, gpus_per_task=share)
+    ended: list[Any] = []
+    try:
+        for number in range(16):
+            executor.start(Task(some_inputs("train", number), str(number)), None)
+        while len(ended) < 16:
+            executor.wait(1.0, ended.append)
+    finally:
+        executor.close()
+    records = [event.record for event in ended]
+    assert len({record["pid"] for record in records}) == 16, "a process keeps the GPU that it saw first"
+    assert all("," not in record["gpu"] for record in records)
+    for gpu in {record["gpu"] for record in records}:
+        spans = [(record["began"], record["ended"]) for record in records if record["gpu"] == gpu]
+        assert max(sum(begin <= moment < end for begin, end in spans) for moment, _ in spans) <= 1 / share
 
 
 @pytest.mark.slow

@@ -292,6 +292,8 @@ def look_at_cluster(address: str) -> Device:
             return devices.look(["cpu"])[0]
         found: Device = ray.get(ray.remote(num_gpus=0.01, max_calls=1)(_first_gpu).remote())
         return found
+    except ray.exceptions.RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, InputError) else error) from None
     finally:
         if started:
             ray.shutdown()
