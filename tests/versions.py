@@ -15,14 +15,15 @@ from typing import Any
 
 import torch
 from test_conformance import CHEAP_ATTACKS, CHEAP_DEFENSE, CHEAP_DEFENSES, usable
-from torch import Tensor
+from torch import Tensor, nn
 
 from advbench.attacks import Threat, craft
 from advbench.attacks.craft import Earlier
+from advbench.data.base import Data
 from advbench.evaluation.evaluate import evaluate
 from advbench.grid.spec import plugin_version
 from advbench.keys import SCHEMA
-from advbench.models import Classifier, GaussianPosterior
+from advbench.models import Classifier, GaussianNoise, GaussianPosterior
 from advbench.registry import registry
 from advbench.testing import small_data, small_net
 
@@ -53,8 +54,7 @@ def _all() -> Iterator[tuple[str, str, list[float]]]:
             version = f"{SCHEMA[KINDS[kind]]}/{plugin_version(cls, entry)}"
             if kind == "defense":
                 settings = CHEAP_DEFENSES.get(entry.name, [{}])
-                clfs = [cls(**CHEAP_DEFENSE, **params).fit(small_net(), data) for params in settings]
-                values = [number for clf in clfs for number in _of_tensor(clf.reseed(1).draws(x, 3))]
+                values = [n for params in settings for n in _of_defense(cls(**CHEAP_DEFENSE, **params), data)]
             else:
                 values = [n for params in CHEAP_ATTACKS.get(entry.name, [{}]) for n in _of_attack(cls(**params), x, y)]
             yield f"{kind} {entry.name}", version, [round(value, 7) for value in values]
@@ -64,6 +64,17 @@ def _all() -> Iterator[tuple[str, str, list[float]]]:
         values += [found.accuracy, *found.interval, found.draw_accuracy, *found.draw_interval]
         values += [float(found.mean_probs.max(1).mean()), float(found.mean_entropy.mean())]
     yield "evaluation", str(SCHEMA["evaluate"]), [round(value, 7) for value in values]
+
+
+def _of_defense(defense: Any, data: Data) -> Iterator[float]:
+    """The trained classifier's logits, and what the method reports of it; where noise is in pixels, in other units."""
+    x = data.batch(slice(16))[0]
+    clf = defense.fit(small_net(), data)
+    yield from _of_tensor(clf.reseed(1).draws(x, 3))
+    yield from (value for value in defense.statistics(clf).values() if isinstance(value, float))
+    if isinstance(clf.noise, GaussianNoise):
+        scaled = nn.Sequential(nn.BatchNorm2d(1), small_net())
+        yield from _of_tensor(defense.fit(scaled, data).reseed(1).draws(x, 3))
 
 
 def _of_tensor(values: Tensor) -> list[float]:

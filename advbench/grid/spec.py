@@ -170,7 +170,7 @@ def make_spec(values: Mapping[str, Any]) -> RunSpec:
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        message = first["msg"].removeprefix("Value error, ")
+        message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
         raise InputError(
             f"setting {where!r}", expected=message[0].lower() + message[1:], got=repr(first["input"])
         ) from error

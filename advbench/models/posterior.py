@@ -261,11 +261,17 @@ class SamplePosterior(Posterior):
         if samples is None:
             samples = self.layout.flatten(dict(module.named_parameters())).detach()[None]
         self.register_buffer("samples", samples)
+        self._differ: tuple[Tensor, int, bool] | None = None
 
     @property
     def stochastic(self) -> bool:  # type: ignore[override]
-        """Whether there is more than one sample."""
-        return len(self.samples) > 1
+        """Whether two samples differ."""
+        known = self._differ
+        if known is None or known[0] is not self.samples or known[1] != self.samples._version:
+            first = self.samples[0]
+            differ = any(not torch.equal(sample, first) for sample in self.samples[1:])
+            known = self._differ = (self.samples, self.samples._version, differ)
+        return known[2]
 
     def sample(self, generator: torch.Generator) -> Weights:
         """One of the samples, each as likely as any other."""

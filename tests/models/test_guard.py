@@ -160,10 +160,11 @@ def test_randomness_that_is_switched_off_makes_a_deterministic_classifier(name: 
     assert not defense.fit(small_net(), small_data()).stochastic
 
 
-def test_one_sample_of_a_chain_is_a_deterministic_classifier() -> None:
+def test_equal_samples_are_a_deterministic_classifier() -> None:
     net = small_net()
     assert not Classifier(net, SamplePosterior(net)).stochastic
-    assert Classifier(net, SamplePosterior(net, torch.zeros(2, 1))).stochastic
+    assert not Classifier(net, SamplePosterior(net, torch.zeros(2, 1))).stochastic
+    assert Classifier(net, SamplePosterior(net, torch.eye(2))).stochastic
 
 
 def test_equal_draws_are_flagged(batch: tuple[Tensor, Tensor]) -> None:

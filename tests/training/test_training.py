@@ -140,11 +140,12 @@ def test_learning_rate_falls_tenfold_at_each_stage_and_progress_is_told() -> Non
 def test_every_image_is_seen_once_an_epoch_in_batches_of_nearly_equal_size() -> None:
     from advbench.training.loop import _batches
 
-    parts = list(_batches(0, 6, 3, 10, seed=1))
+    data = small_data(10)
+    parts = list(_batches(0, 6, 3, data, seed=1))
     assert [len(part) for part in parts] == [4, 3, 3, 4, 3, 3]
     assert sorted(torch.cat(parts[:3]).tolist()) == list(range(10))
     assert not torch.equal(torch.cat(parts[:3]), torch.cat(parts[3:]))
-    assert all(torch.equal(a, b) for a, b in zip(parts[4:], _batches(4, 6, 3, 10, seed=1), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(parts[4:], _batches(4, 6, 3, data, seed=1), strict=True))
 
 
 GAN = {"lr": 1e-9, "burn_in": 100, "samples": 2, "hidden": (4,), "gan_steps": 50}
