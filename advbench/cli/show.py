@@ -95,12 +95,26 @@ def show(name: Annotated[str, typer.Argument(help="defense or attack")]) -> None
         say(line)
 
 
-def doctor(*, store: StoreUrl = DEFAULT_STORE, data_root: DataRoot = None) -> None:
-    """Check this installation: versions, devices, plugins, store, data."""
+def doctor(
+    *,
+    store: StoreUrl = DEFAULT_STORE,
+    data_root: DataRoot = None,
+    gpu: Annotated[
+        bool, typer.Option("--gpu", help="check a GPU with every method, two minutes")
+    ] = False,
+    device: Annotated[str, typer.Option(help="the GPU of --gpu")] = "cuda:0",
+) -> None:
+    """Check this installation: versions, devices, plugins, store and data, or whether a GPU computes as it should."""
     from advbench.cli.describe import doctor_lines
 
+    if gpu:
+        from advbench.grid.selftest import selftest
+
+        lines = selftest(device)
+    else:
+        lines = doctor_lines(store, data_root)
     passed = True
-    for ok, line in doctor_lines(store, data_root):
+    for ok, line in lines:
         passed &= ok
         say(f"{'ok  ' if ok else 'FAIL'}  {line}")
     if not passed:

@@ -14,6 +14,11 @@ from advbench.report.evaluations import Evaluation
 
 FLAGS = {
     "one_draw": "a random defense was evaluated with one draw: the intervals do not cover other draws",
+    "equal_draws": "all draws of a random defense are equal: its randomness does not act",
+    "unseeded": "the defense draws random numbers that no seed reaches: its results cannot be repeated",
+    "probabilities": "the defense returns probabilities in place of logits, which hides gradients from attacks",
+    "train_mode": "batch norm is in train mode: predictions depend on the other images of a batch",
+    "nondeterministic_kernels": "kernels of the GPU ran that may give another number when the cell is repeated",
     "vanished_gradients": "over 1 % of the gradients that the attack asked for were exactly zero",
     "single_step_stronger": "an attack of one step does more harm than this one of many",
     "black_box_stronger": "examples made without this defense's gradients do more harm than the best made with them",

@@ -24,7 +24,7 @@ from advbench.report.transfers import affinity_table
 
 IDENTITY = "dataset architecture defense attack source norm eps seed".split()
 RESULT_COLUMNS = [*IDENTITY, *NUMBERS, "flags", "key"]
-MODEL_COLUMNS = "defense seed architecture parameters posterior seconds key".split()
+MODEL_COLUMNS = "defense seed architecture parameters posterior mean std kld seconds key".split()
 METHOD_COLUMNS = "kind label name distribution version params versions".split()
 CALIBRATION = ("ece", "nll", "brier")
 MEASURES = (*ENTROPIES, "variation_ratio", "model_variance")
@@ -234,7 +234,10 @@ def _models(plan: Plan, store: RecordSource) -> pd.DataFrame:
     for (label, seed), key in plan.trained.items():
         record = store.read_record(key)
         architecture = choices[label].architecture
-        posterior = record["result"]["classifier"].get("posterior", "") if record else ""
+        result = record["result"] if record else {}
+        posterior, stated = result.get("classifier", {}).get("posterior", ""), result.get("statistics", {})
+        # Of a Gaussian posterior; what another method calls by these names may be no number.
+        numbers = [each if isinstance(each := stated.get(name), float) else math.nan for name in ("mean", "std", "kld")]
         seconds = record["seconds"] if record else math.nan
-        rows.append((label, seed, architecture, plan.parameters.get(architecture), posterior, seconds, key))
+        rows.append((label, seed, architecture, plan.parameters.get(architecture), posterior, *numbers, seconds, key))
     return pd.DataFrame(rows, columns=MODEL_COLUMNS).astype({"parameters": "Int64"})

@@ -1,0 +1,261 @@
+"""Checks of a GPU by short runs of everything that computes there; about two minutes."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from advbench.attacks.ball import distances
+from advbench.attacks.base import Threat
+from advbench.attacks.craft import craft
+from advbench.data.base import Data
+from advbench.data.datasets import load_dataset
+from advbench.errors import InputError, MissingExtraError, ModelWarning, PluginError, out_of_memory
+from advbench.grid import devices
+from advbench.grid.execution import Execution
+from advbench.grid.plan import Plan
+from advbench.grid.run import carry_out, prepare
+from advbench.grid.scheduler import outstanding
+from advbench.grid.spec import make_spec
+from advbench.grid.tasks import Runner
+from advbench.models.classifier import Classifier
+from advbench.models.nets import build
+from advbench.models.posterior import GaussianPosterior
+from advbench.models.saving import export_classifier
+from advbench.registry import Kind, registry
+from advbench.training.base import Resources, TrainContext
+
+# Hyperparameters that make any training or attack short, where it has them.
+SHORT: dict[str, Any] = {
+    "stages": (1,),
+    "batch_size": 32,
+    "burn_in": 1,
+    "interval": 1,
+    "samples": 4,
+    "steps": 3,
+    "image_steps": 2,
+    "gan_steps": 5,
+    "critic_steps": 2,
+    "search_steps": 2,
+    "queries": 20,
+    "init_from": None,
+}
+ROUNDING = 1e-5  # relative error of a float32 product; TensorFloat-32 makes ten times as much
+IMAGES = 64
+
+Check = tuple[bool, str]
+
+
+def selftest(device: str) -> Iterator[Check]:
+    """Checks of a GPU, one at a time: whether it passed, and what was found in one line.
+
+    Args:
+        device: as torch calls it.
+
+    Raises:
+        InputError: it is no GPU that torch can use.
+    """
+    (found,) = devices.look([device])
+    if not found.is_gpu:
+        raise InputError("--device", expected="a GPU to check, as cuda:0", got=repr(device))
+    # Workers first: on a GPU that is open to one process alone, this process must not be there yet.
+    yield _guarded("packing", lambda: _packing(device))
+    devices.enter(device)
+    about = " ".join(f"{name} {version}" for name, version in devices.versions_of(device).items())
+    yield True, f"device: {found.kind}, {found.memory / 2**30:.1f} GiB, {about}"
+    with devices.numerics(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ModelWarning)
+        yield _guarded("float32", lambda: _float32(device))
+        yield _guarded("pixels", lambda: _pixels(device))
+        yield _guarded("memory", lambda: _memory(device))
+        yield _guarded("out of memory", lambda: _out_of_memory(device))
+        for kind, check in (("defense", _training), ("attack", _attack)):
+            for name in _usable(kind):  # type: ignore[arg-type]
+                yield _guarded(f"{kind} {name}", lambda check=check, name=name: check(name, device))  # type: ignore[misc]
+
+
+def _guarded(title: str, check: Callable[[], Check]) -> Check:
+    """A check's verdict with its time; an error is a verdict, too."""
+    started = time.perf_counter()
+    try:
+        passed, found = check()
+    except Exception as error:
+        passed, found = False, f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+    return passed, f"{title}: {found} ({time.perf_counter() - started:.1f} s)"
+
+
+def _usable(kind: Kind) -> Iterator[str]:
+    for entry in registry().entries(kind):
+        with suppress(MissingExtraError):
+            if not entry.is_family:
+                registry().load(kind, entry.name)
+                yield entry.name
+
+
+def _short(kind: Kind, name: str) -> Any:
+    cls = registry().load(kind, name)
+    return cls(**{field: value for field, value in SHORT.items() if field in cls.Params.model_fields})
+
+
+def _digits(count: int = IMAGES) -> Data:
+    data = load_dataset("digits").train
+    return replace(data, images=data.images[:count], labels=data.labels[:count])
+
+
+def _float32(device: str) -> Check:
+    """Products and convolutions against those in double precision."""
+    generator = torch.Generator(device).manual_seed(0)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.empty(shape, device=device).normal_(generator=generator)
+
+    a, b, x, w = drawn(512, 512), drawn(512, 512), drawn(16, 64, 32, 32), drawn(64, 64, 3, 3)
+    pairs = [(a @ b, a.double() @ b.double()), (F.conv2d(x, w), F.conv2d(x.double(), w.double()))]
+    errors = [float((found - exact).norm() / exact.norm()) for found, exact in pairs]
+    return max(errors) < ROUNDING, f"relative error {errors[0]:.1e} of a product, {errors[1]:.1e} of a convolution"
+
+
+def _pixels(device: str) -> Check:
+    grey = torch.arange(256, dtype=torch.uint8).view(256, 1, 1, 1)
+    data = Data(grey, torch.zeros(256, dtype=torch.int64), 2)
+    differing = int((data.to(device).batch(slice(None))[0].cpu() != data.batch(slice(None))[0]).sum())
+    return differing == 0, f"{differing} of 256 grey values differ from the CPU's"
+
+
+def _memory(device: str) -> Check:
+    """The peak that tasks are packed by against that of a tensor of known size."""
+    size = 2**28
+    devices.reset_peak(device)
+    before = devices.peak(device) or 0
+    block = torch.empty(size, dtype=torch.uint8, device=device)
+    del block
+    measured = (devices.peak(device) or 0) - before
+    return size <= measured <= 1.1 * size, f"{measured / 2**20:.0f} MiB measured of {size / 2**20:.0f} MiB taken"
+
+
+def _out_of_memory(device: str) -> Check:
+    """A task that does not fit is done in parts, with the same result."""
+    total = devices.total(device)
+    try:
+        torch.empty(2 * total, dtype=torch.uint8, device=device)
+    except Exception as error:
+        if not out_of_memory(error):
+            return False, f"not recognised: {type(error).__name__}: {error}"
+    plan = _plan(("erm",), ("fgsm",), limit=None)
+    with tempfile.TemporaryDirectory() as folder:
+        runner = Runner(Execution(folder, executor="inline", device=device).runtime("digits", 1))
+        for task in plan.tasks.values():
+            if task.kind == "craft":
+                whole = runner.run(task)
+                runner._classifiers.clear()
+                devices.reset_peak(device)
+                room = torch.cuda.memory_reserved(device) + 2**21
+                torch.cuda.set_per_process_memory_fraction(min(1.0, room / total), device)
+                try:
+                    parts = runner.run(task)
+                finally:
+                    torch.cuda.set_per_process_memory_fraction(1.0, device)
+                same = whole["result"] == parts["result"]
+                return same, f"recognised; attacked {parts['ran']['chunk'] or 'all'} images at once instead of all"
+            runner.run(task)
+    return False, "no task to try it on"
+
+
+def _training(name: str, device: str) -> Check:
+    """Twice the same weights, the second time resumed from a checkpoint."""
+    defense, data = _short("defense", name), _digits(256)
+    module = build(defense.architecture or "small_cnn", data, 0)
+    kept: list[tuple[Mapping[str, Tensor], Mapping[str, Any]]] = []
+
+    class Slot:
+        def load(self) -> Any:
+            return kept[len(kept) // 2] if kept else None
+
+        def save(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+            kept.append(({key: tensor.detach().cpu().clone() for key, tensor in tensors.items()}, dict(values)))
+
+    context = TrainContext(resources=Resources(device=device), checkpoint=Slot(), checkpoint_seconds=0.0)
+    with devices.unsteady_kernels() as unsteady:
+        first = export_classifier(defense.fit(module, data, context))[0]
+        second = export_classifier(defense.fit(module, data, context))[0]
+    differing = [key for key, tensor in first.items() if not torch.equal(tensor, second[key])]
+    if unsteady:
+        return True, f"not repeatable by the kernels of {', '.join(sorted(unsteady))}; its results are flagged"
+    return not differing, f"{len(differing)} of {len(first)} tensors differ after resuming at half"
+
+
+def _attack(name: str, device: str) -> Check:
+    """Inside the ball, and twice the same, on a deterministic and on a random net."""
+    attack = _short("attack", name)
+    data = _digits().to(device)
+    x, y = data.batch(slice(None))
+    for random in (False, True):
+        module = build("small_cnn", data, 0).to(device).eval()
+        posterior = GaussianPosterior(module, 0.02) if random else None
+        clf = Classifier(module, posterior).requires_grad_(False)
+        for norm, eps in (("linf", 0.1), ("l2", 1.0)):
+            if norm not in attack.norms:
+                continue
+            threat = Threat(norm, eps)  # type: ignore[arg-type]
+            with devices.unsteady_kernels() as unsteady:
+                first, second = (craft(attack, clf, x, y, threat, seed=1).images for _ in range(2))
+            if not unsteady and not torch.equal(first, second):
+                return False, f"differs when repeated, {norm}, {'random' if random else 'deterministic'} net"
+            if float(distances(first, x, threat).max()) > eps + 1e-6:
+                return False, f"left the {norm} ball"
+    return True, "repeatable, inside the ball"
+
+
+class _Quiet:
+    """A watcher that says nothing."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *given: None
+
+
+def _plan(defenses: tuple[str, ...], attacks: tuple[str, ...], limit: int | None = IMAGES) -> Plan:
+    settings = {name: {"stages": [2]} for name in defenses}
+    return prepare(
+        make_spec({"defenses": defenses, "attacks": attacks, "limit": limit, "affinity": [], "set": settings})
+    )
+
+
+def _packing(device: str) -> Check:
+    """Four small trainings at once, against one after another: the same bytes, and how much faster."""
+    first = _plan(("erm@a", "bnn@a"), ("fgsm",))
+    every = _plan(("erm@a", "erm@b", "bnn@a", "bnn@b"), ("fgsm",))
+    artifacts: list[dict[str, object]] = []
+    seconds: list[float] = []
+    for workers in (1, 4):
+        with tempfile.TemporaryDirectory() as folder:
+            execution = Execution(folder, device=device, workers=workers)
+            _carry_out(first, execution)  # measures what tasks take, by which the others are packed
+            started = time.perf_counter()
+            plan = _carry_out(every, execution)
+            seconds.append(time.perf_counter() - started)
+            records = {key: execution.open_store().read_record(key) for key in plan.tasks}
+            artifacts.append({key: record["artifact"] for key, record in records.items() if record})
+    same = artifacts[0] == artifacts[1] and bool(artifacts[0])
+    return (
+        same,
+        f"{'same' if same else 'other'} bytes from 4 workers, in {seconds[1] / seconds[0]:.2f} of the time of 1",
+    )
+
+
+def _carry_out(plan: Plan, execution: Execution) -> Plan:
+    plan = prepare(execution.placed(plan.spec))
+    store, runtime = execution.open_store(), execution.runtime("digits", 1)
+    watcher: Any = _Quiet()
+    outcome = carry_out(plan, outstanding(plan, store), store, lambda: execution.start(runtime), watcher)
+    if outcome.failed:
+        raise PluginError(next(iter(outcome.failed.values())))
+    return plan
