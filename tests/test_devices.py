@@ -67,12 +67,10 @@ def test_attacks_give_on_the_device_what_they_give_on_the_cpu(name: str, params:
     attack: Attack = registry().load("attack", name)(**params)
     norms = sorted(attack.norms)
     cases: list[tuple[str, dict[str, Any]]] = [("deterministic", {"norm": norm, "sweep": True}) for norm in norms]
-    cases += [("gaussian", {"norm": norm, "targets": attack.targeted}) for norm in norms]
-    cases += [
-        ("gaussian", {"norm": norms[0], "chunk": 3}),
-        ("samples", {"norm": norms[-1]}),
-        ("noise", {"norm": norms[0]}),
-    ]
+    cases.append(("gaussian", {"norm": norms[-1], "targets": attack.targeted}))
+    cases.append(("gaussian", {"norm": norms[0], "chunk": 3}))
+    if name == "pgd":
+        cases += [("samples", {"norm": norms[-1]}), ("noise", {"norm": norms[0]})]
     for kind, options in cases:
         there, seen = crafted(attack, kind, "cpu", **options)
         with pretended() as counts:

@@ -59,7 +59,7 @@ def ensemble_truth(q: float) -> float:
     return float(stats.binom.sf(DRAWS // 2, DRAWS, q) + stats.binom.pmf(DRAWS // 2, DRAWS, q) / 2)
 
 
-def covered(name: str, params: dict[str, Any], q: float) -> tuple[float, float]:
+def covered(name: str, params: dict[str, Any], q: float, repetitions: int = REPETITIONS) -> tuple[float, float]:
     """In what share of repetitions the intervals of a single draw and of the ensemble hold the truth."""
     clf = Classifier(Coin(q), noise=True)
     y = torch.arange(IMAGES) % 2
@@ -67,18 +67,18 @@ def covered(name: str, params: dict[str, Any], q: float) -> tuple[float, float]:
     x[:, 0, 0, 0] = y * 1.0
     attack, threat = advbench.get_attack(name, **params), Threat("linf", 0.4)
     single = ensemble = 0
-    for seed in range(REPETITIONS):
+    for seed in range(repetitions):
         predictions = advbench.evaluate(clf, attack(clf, x, y, threat, seed=seed), y, DRAWS, seed=seed)
         single += predictions.draw_interval.low <= q <= predictions.draw_interval.high
         ensemble += predictions.interval.low <= ensemble_truth(q) <= predictions.interval.high
-    return single / REPETITIONS, ensemble / REPETITIONS
+    return single / repetitions, ensemble / repetitions
 
 
 def test_intervals_cover_the_truth_under_the_worst_case() -> None:
-    """A minimum over the attacks' verdicts would report 0.95 as 0.8 and less."""
-    single, ensemble = covered("worst_case", ATTACKS["worst_case"], 0.95)
-    assert 0.92 <= single <= 0.98
-    assert ensemble >= 0.92  # above 0.98, too: an ensemble of 20 such draws is right with probability 1 - 6e-9
+    """A minimum over the attacks' verdicts would report 0.95 as 0.8 and less, which 60 repetitions show."""
+    single, ensemble = covered("worst_case", ATTACKS["worst_case"], 0.95, repetitions=60)
+    assert single >= 0.85  # of 0.95, fewer than 51 of 60 come up once in a thousand times
+    assert ensemble >= 0.85
 
 
 @pytest.mark.slow
@@ -87,4 +87,4 @@ def test_intervals_cover_the_truth_under_the_worst_case() -> None:
 def test_intervals_cover_the_truth_under_every_attack(name: str, q: float) -> None:
     single, ensemble = covered(name, ATTACKS[name], q)
     assert 0.92 <= single <= 0.98
-    assert ensemble >= 0.92
+    assert ensemble >= 0.92  # above 0.98, too: an ensemble of 20 draws at 0.95 is right with probability 1 - 6e-9

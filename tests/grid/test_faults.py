@@ -255,6 +255,7 @@ def kill_drivers(folder: Path, kills: int, executor: str) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's process table")
+@pytest.mark.slow
 def test_killed_drivers_lose_nothing_and_run_nothing_twice(reference: str, tmp_path: Path) -> None:
     kill_drivers(tmp_path, 5, "--executor local --workers 2")
     assert results(tmp_path / "results") == reference

@@ -89,6 +89,7 @@ def test_ray_on_this_machine_gives_the_same_bytes_and_keeps_quiet(reference: str
     assert told[0].startswith("[1/28] ")
 
 
+@pytest.mark.slow
 def test_a_node_that_goes_away_costs_nothing_but_time(cluster: Any, reference: str, tmp_path: Path) -> None:
     process = start(tmp_path, "--executor", "ray", "--address", cluster.address, "--device", "cpu")
     end = time.monotonic() + 400

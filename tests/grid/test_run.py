@@ -281,7 +281,10 @@ KILLED = {
 }
 
 
-@pytest.mark.parametrize("name", KILLED)
+SOON = ("adv_bnn", "sgld")  # a gradient method and a chain; the others in the slow suite
+
+
+@pytest.mark.parametrize("name", [n if n in SOON else pytest.param(n, marks=pytest.mark.slow) for n in KILLED])
 def test_a_training_killed_in_the_middle_goes_on_from_its_checkpoint(name: str, tmp_path: Path) -> None:
     options = f"--defense {name} --attack fgsm --eps 0.1 --limit 20 {KILLED[name]}"
     whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -49,6 +49,7 @@ def begun(bank: Tensor, seed: int = 0, **params: Any) -> tuple[APD, TrainState, 
 # the GAN alone
 
 
+@pytest.mark.slow
 def test_wgan_gp_learns_a_mixture_of_two_gaussians() -> None:
     """At a constant learning rate the game turns about its solution; as the rate falls it settles there."""
     centres = torch.tensor([[-1.0, 0.5, 0.0], [1.0, -0.5, 1.0]])

@@ -339,8 +339,14 @@ class Tied(nn.Module):
         return logits
 
 
-@pytest.mark.parametrize("net", OWN_NETS)
-@pytest.mark.parametrize("name", [e.name for e in DEFENSES])
+OWN = [
+    pytest.param(entry.name, net, marks=[] if net == "tied" or entry.name in ("adv_bnn", "sgld") else pytest.mark.slow)
+    for entry in DEFENSES
+    for net in OWN_NETS
+]
+
+
+@pytest.mark.parametrize(("name", "net"), OWN)
 def test_every_method_learns_with_a_net_of_the_users_own(name: str, net: str) -> None:
     params: dict[str, Any] = {"stages": (60,), "batch_size": 16, "lr": 0.02}
     if name in ("sgld", "apd"):
