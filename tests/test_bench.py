@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from pretend import DEVICE, Counts, pretended
 from rich.console import Console
 from torch import Tensor
 
@@ -33,6 +34,7 @@ from advbench.grid.spec import make_spec
 from advbench.models.classifier import Classifier
 from advbench.models.nets import MaxPool, build
 from advbench.models.posterior import GaussianPosterior, perceptron
+from advbench.testing import small_data, small_net
 from advbench.training.base import TrainContext
 
 pytestmark = pytest.mark.bench
@@ -130,6 +132,37 @@ PASSES: dict[str, tuple[int, int, int]] = {
     "bnn_sgadald": (0, 5, 0),
     "bal": (15 * 5, 5, 0),
 }
+
+
+STEPS = [("pgd", "steps", 1, 3.0), ("eot_pgd", "steps", 5, 2.6), ("apgd", "steps", 5, 3.6), ("fmn", "steps", 5, 6.0)]
+
+
+@pytest.mark.parametrize(("name", "effort", "samples", "most"), STEPS)
+def test_kernels_of_a_step_on_a_device(benchmark: Any, name: str, effort: str, samples: int, most: float) -> None:
+    """Kernels that a step launches on a (pretended) device, against those of its bare passes; and its waits."""
+
+    def launched(steps: int) -> Counts:
+        params = {} if samples == 1 else {"samples": samples}
+        attack = advbench.get_attack(name, **{effort: steps}, **params)
+        net = small_net().eval().to(DEVICE)
+        posterior = None if samples == 1 else GaussianPosterior(net, 0.05)
+        x, y = small_data().to(DEVICE).batch(slice(8))
+        with pretended() as counts:
+            attack(Classifier(net, posterior).requires_grad_(False), x, y, advbench.Threat("linf", 1e-6))
+        return counts
+
+    with pretended():
+        few, many = launched(4), launched(12)
+        x, y = small_data().to(DEVICE).batch(slice(8))
+        net = small_net().eval().to(DEVICE).requires_grad_(False)
+        with pretended() as bare:
+            bare_passes(net, x, y, 1)
+    kernels, waits = (many.kernels - few.kernels) / 8, (many.waits - few.waits) / 8
+    value = kernels / (samples * bare.kernels)
+    benchmark.pedantic(lambda: None)
+    benchmark.extra_info["ratio to floor"] = round(value, 3)
+    sys.stdout.write(f"\n{benchmark.name}: {kernels:.1f} kernels and {waits:.2f} waits, {value:.3f} of its floor\n")
+    assert value <= most
 
 
 @pytest.mark.parametrize("name", PASSES)
