@@ -23,7 +23,7 @@ EXECUTORS = ("inline", "local", "ray")
 
 @dataclass(frozen=True)
 class Execution:
-    """How and where tasks run. No result depends on it but by rounding.
+    """How and where tasks run. Results depend on the kind of device, else only by rounding.
 
     Raises:
         InputError: options that do not go together.

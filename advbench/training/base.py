@@ -21,7 +21,10 @@ Precision = Literal["float32", "bfloat16"]
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What a task may use. Chunk and device never change a key; chunk changes results by rounding alone.
+    """What a task may use. Of it the kind of device alone, the CPU or the model of a GPU, is in keys.
+
+    Devices of one kind give the same results; another kind draws other random numbers. Chunk changes results by
+    rounding alone.
 
     Attributes:
         device: a torch device, as in `"cpu"` or `"cuda:0"`.
