@@ -38,7 +38,7 @@ def report(
     output.check_no_board(folder)
     output.check_writable(folder)
     tables = output.collect_anew(prepare_anew(spec, folder, data_root), Store(store, BRIEF))
-    if tables.results.accuracy.isna().all():
+    if tables.results["flags"].eq("missing").all():
         raise InputError(
             f"store {store!r} has none of this run's results",
             remedy="name the run's store with --store, or compute them: advbench run --spec FOLDER/spec.toml",
@@ -63,7 +63,8 @@ def status(
     found = runs_now(Store(store, BRIEF).storage, last)
     if as_json:
         shown = [run.model_dump(mode="json", exclude={"measured"}, exclude_unset=True) for run in found]
-        say(json.dumps(shown, indent=1))
+        for line in json.dumps(shown, indent=1).splitlines():
+            say(line)
         return
     for line in status_lines(found, store):
         say(line)
@@ -87,8 +88,8 @@ def plugins() -> None:
         raise typer.Exit(2 if duplicates else 1)
 
 
-def show(name: Annotated[str, typer.Argument(help="defense or attack")]) -> None:
-    """Print a plugin's description and its hyperparameters, with defaults, presets, units and sources."""
+def show(name: Annotated[str, typer.Argument(help="registered name: a defense, attack, net or data set")]) -> None:
+    """Print the description of a name; of a defense or attack its hyperparameters, with defaults, presets and units."""
     from advbench.cli.describe import plugin_lines
 
     for line in plugin_lines(name):
