@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from advbench.boards.board import REFERENCES, Board, read_board, read_inside
-from advbench.boards.shape import flaw
+from advbench.report.shape import flaw
 
 SHOWS = {".csv", ".html", ".pdf", ".png", ".svg", ".tex"}  # suffixes of files that show results
 

@@ -23,9 +23,10 @@ from advbench.registry.params import Configurable
 from advbench.training.base import Defense, Precision
 
 CORE = "advbench"
-LARGEST = 2**63 - 1  # integer of TOML, and so of a spec
+LARGEST = 10**40  # integer of a spec, which fits a float
 DEEPEST = 32  # levels of nesting of a spec
-Count = Annotated[int, pydantic.Field(strict=True, ge=1, le=LARGEST)]
+Count = Annotated[int, pydantic.Field(strict=True, ge=1, le=2**63 - 1)]
+Seed = Annotated[int, pydantic.Field(strict=True, ge=0, le=LARGEST)]
 
 # Radii of the curve and of the headline (the last) for each data set, in pixels in [0, 1].
 EPS: dict[str, dict[Norm, tuple[float, ...]]] = {
@@ -67,7 +68,7 @@ class RunSpec(pydantic.BaseModel):
     attacks: tuple[str, ...] = pydantic.Field(min_length=1)
     norm: Norm = "linf"
     eps: tuple[pydantic.StrictFloat, ...] = ()
-    seeds: tuple[Annotated[pydantic.StrictInt, pydantic.Field(ge=0, le=LARGEST)], ...] = pydantic.Field(default=(0,), min_length=1)
+    seeds: tuple[Seed, ...] = pydantic.Field(default=(0,), min_length=1)
     draws: Count = 20
     limit: Count | None = None
     batch_size: Count = 256
@@ -231,7 +232,7 @@ def _loads(text: str) -> dict[str, Any]:
         if depth > DEEPEST:
             raise ValueError(too_deep)
         if isinstance(value, int) and not -LARGEST <= value <= LARGEST:
-            raise ValueError("an integer of more than 64 bits")
+            raise ValueError("an integer beyond 1e40")
         if isinstance(value, dict | list):
             pending += [(depth + 1, each) for each in (value.values() if isinstance(value, dict) else value)]
     return values

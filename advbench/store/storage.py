@@ -60,8 +60,10 @@ class Storage:
     def __init__(self, url: str, patience: float = PATIENCE) -> None:
         self.url = url
         self.patience = patience
-        if not url.strip() or "\0" in url:
-            raise self.unusable(repr(url) if url.strip() else "an empty name")
+        if not url.strip():
+            raise self.unusable("an empty name")
+        if "\0" in url or (url.startswith("~") and os.path.expanduser(url) == url):
+            raise self.unusable("a NUL in it" if "\0" in url else "a home that is not known here")
         try:
             self._fs, root = fsspec.core.url_to_fs(url)
         except ImportError as error:

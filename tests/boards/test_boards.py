@@ -26,10 +26,10 @@ from advbench.boards.board import build, locked, read_board
 from advbench.boards.check import Findings, check
 from advbench.boards.merge import Merged, merge
 from advbench.boards.records import Records
-from advbench.boards.shape import flaw
 from advbench.boards.submission import open_submission
 from advbench.cli.app import main
 from advbench.errors import InputError, StoreError
+from advbench.report.shape import flaw
 from advbench.store.records import Store
 from advbench.store.storage import StoreWarning
 
@@ -316,11 +316,15 @@ def test_a_pipe_hangs_nothing(board: Path) -> None:
         check(board)
 
 
-def test_a_board_of_too_many_cells_is_refused_before_they_are_laid_out(board: Path) -> None:
+@pytest.mark.parametrize(("seeds", "radii", "most"), [(1001, 1, "1,000 seeds"), (1000, 126, "1,000,000 cells")])
+def test_a_board_of_too_many_cells_is_refused_before_they_are_laid_out(
+    board: Path, seeds: int, radii: int, most: str
+) -> None:
     text = (board / "spec.toml").read_text()
-    seeds = ", ".join(map(str, range(200_000)))
-    (board / "spec.toml").write_text(text.replace("seeds = [\n    0,", f"seeds = [{seeds},"))
-    with pytest.raises(InputError, match="expected at most 1,000,000 cells"):
+    for name, values in (("seeds", range(seeds)), ("eps", [(index + 1) / 1000 for index in range(radii)])):
+        text = re.sub(rf"(?m)^{name} = \[[^]]*\]", f"{name} = {list(values)}", text)
+    (board / "spec.toml").write_text(text)
+    with pytest.raises(InputError, match=f"spec.toml of .*: expected at most {most}"):
         check(board)
 
 

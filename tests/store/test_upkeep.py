@@ -257,7 +257,7 @@ def test_what_is_no_damage_is_told_but_does_not_fail(done: Done, capsys: Capture
     assert command("verify", "--store", done.root) == 0
     out = capsys.readouterr().out
     assert f"of another schema: records/{KEY[:2]}/{KEY}.json: {FORMAT - 1}, while this version has {FORMAT}" in out
-    assert r"foreign: 'runs/odd\nname': " in out
+    assert r"foreign: runs/odd\nname: " in out
     assert "foreign: 6, 24 bytes" in out
     assert "temporary: 2, 8 bytes" in out
 
@@ -710,7 +710,7 @@ def test_a_file_that_is_there_is_replaced_only_by_force(done: Done, tmp_path: Pa
     (tmp_path / "folder.tar").mkdir()
     assert command("export", tmp_path / "folder.tar", "--store", done.root, "--force") == 2
     assert command("export", tmp_path / "a.zip", "--store", done.root) == 2
-    assert "a name that ends in .tar or .tar.gz" in capsys.readouterr().err
+    assert "a name that ends in .tar, .tar.gz or .tgz" in capsys.readouterr().err
     assert command("export", tmp_path / ("a" * 300 + ".tar"), "--store", done.root) == 2
     assert re.fullmatch(r"error: cannot write [^\n]*: File name too long; [^\n]*\n", capsys.readouterr().err)
 
