@@ -106,7 +106,7 @@ def _has_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 itself; also where torch does not say."""
     import torch
 
-    known = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.11 and later
+    known: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.11 and later
     found = [has for name, has in known.items() if "bf16" in name]
     return any(found) or not found
 

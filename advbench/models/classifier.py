@@ -284,17 +284,17 @@ def _named_errors() -> Iterator[None]:
 
 
 def _check_parallel(module: nn.Module, posterior: Posterior) -> None:
-    """Refuse replicas on several GPUs, which are copied from the module's own weights, under drawn ones.
+    """Refuse `nn.DataParallel`, whose replicas are copies of the module's own weights, under drawn ones.
 
     Raises:
         InputError: there are some.
     """
-    several = any(isinstance(part, nn.DataParallel) and len(part.device_ids) > 1 for part in module.modules())
-    if several and not isinstance(posterior, PointPosterior):
+    parallel = any(isinstance(part, nn.DataParallel) for part in module.modules())
+    if parallel and not isinstance(posterior, PointPosterior):
         raise InputError(
             "module of the classifier",
             expected=f"one that a {posterior.kind} posterior can give weights",
-            got="nn.DataParallel over several GPUs",
+            got="nn.DataParallel",
             remedy="give the module inside it, and let tasks run on each GPU",
         )
 

@@ -670,6 +670,11 @@ def test_export_of_a_run_packs_what_its_spec_needs(done: Done, tmp_path: Path, c
         f"artifacts/{KEY[:2]}/{KEY}.safetensors",
     }
     done.record(done.of("evaluate")[0]).unlink()
+    spec = (done.out / "spec.toml").read_text()  # a run whose data are gone
+    (done.out / "spec.toml").write_text(spec.replace('dataset = "digits"', 'dataset = "digits:gone"'))
+    assert command("export", tmp_path / "gone.tgz", "--store", done.root, "--run", done.out) == 0
+    assert (tmp_path / "gone.tgz").read_bytes()[:2] == b"\x1f\x8b"
+    (done.out / "spec.toml").write_text(spec)
     capsys.readouterr()
     assert command("export", tmp_path / "part.tar", "--store", done.root, "--run", done.out) == 0
     assert capsys.readouterr().err == "warning: 1 of the run's 16 tasks have no record yet\n"
