@@ -1,7 +1,28 @@
 """One base class for every failure that a user can expect; anything else is a bug and keeps its traceback."""
 
 import difflib
+import re
 from collections.abc import Iterable
+
+LONGEST_WORD = 300  # characters of a name or value that a message shows
+LONGEST_LINE = 2000
+
+
+def printable(text: str) -> str:
+    """Text in which all that a terminal would act on, line breaks included, is escaped as in a Python string."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def one_line(text: str, limit: int = LONGEST_LINE) -> str:
+    """Any text as one printable line, in which long words, and the whole, are cut in the middle."""
+    line = " ".join(printable(word) for word in _cut(text, 10 * limit).split())
+    return _cut(re.sub(rf"\S{{{LONGEST_WORD + 1},}}", lambda word: _cut(word[0], LONGEST_WORD), line), limit)
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[: limit - limit // 3 - 3]}...{text[-(limit // 3) :]}"
 
 
 class AdvbenchError(Exception):
@@ -23,7 +44,7 @@ class AdvbenchError(Exception):
         text = ": ".join(parts)
         if remedy:
             text += f"; {remedy}"
-        super().__init__(" ".join(text.split()))
+        super().__init__(one_line(text))
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         """Keep the composed line when the error travels between processes."""

@@ -23,6 +23,7 @@ from advbench.attacks.ball import distances
 from advbench.attacks.base import Attack, Threat
 from advbench.attacks.craft import craft
 from advbench.data.base import Data
+from advbench.errors import InputError
 from advbench.models.classifier import Classifier
 from advbench.models.posterior import GaussianPosterior
 from advbench.models.saving import export_classifier, load_classifier, read_tensors, tensor_bytes
@@ -61,6 +62,17 @@ class InPlace(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits."""
         logits: Tensor = self.net(x.sub_(0.1).div_(0.5) if self.in_place else (x - 0.1) / 0.5)
+        return logits
+
+
+class _Cast(nn.Module):
+    def __init__(self, net: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.net = net
+        self.dtype = dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.net(x).to(self.dtype)
         return logits
 
 
@@ -163,6 +175,24 @@ class AttackConformance:
         found = attack(InPlace(net), x, y, threat)
         assert torch.equal(x, given)
         assert torch.equal(found, attack(InPlace(net, in_place=False), x, y, threat))
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+    def test_models_of_another_precision(self, attack: Attack, threat: Threat, dtype: torch.dtype) -> None:
+        """Logits of another type than the images' leave the type of the examples alone."""
+        x, y = small_data(classes=self.classes, channels=self.channels).batch(slice(8))
+        net = _Cast(small_net(self.classes, self.channels).eval(), dtype)
+        for posterior in (None, GaussianPosterior(net, std=0.05)):
+            assert attack(Classifier(net, posterior), x, y, threat).dtype == x.dtype
+
+    def test_tabular_images(self, attack: Attack, threat: Threat) -> None:
+        """Vectors in place of images are attacked, or refused in one line that names the images."""
+        generator = torch.Generator().manual_seed(0)
+        x, y = torch.rand((4, 6), generator=generator), torch.arange(4) % self.classes
+        net = nn.Linear(6, self.classes)
+        try:
+            assert attack(net, x, y, threat).shape == x.shape
+        except InputError as error:
+            assert str(error).startswith("images given to ")  # noqa: PT017
 
     def test_chunks_change_by_rounding_alone(self, attack: Attack, clf: Classifier, threat: Threat) -> None:
         """Chunks of a batch, which save memory, use the same draws: nearly all pixels agree."""

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from advbench.boards.records import LARGEST, Records
 from advbench.boards.records import NAME as RECORDS
-from advbench.boards.records import Records
 from advbench.errors import InputError
 from advbench.grid.identity import DATA, Identity, blank, identity_text, is_about, parse_identity
 from advbench.grid.plan import Plan
@@ -32,7 +32,8 @@ README = "README.md"
 REFERENCES = "references"
 FILES = (SPEC, DATA, RECORDS)  # from which all others follow
 TABLES = ("csv",)  # formats of a report that a board keeps
-MOST_CELLS = 1_000_000  # limit on the cells of a board's spec
+MOST_SEEDS, MOST_CELLS = 1000, 1_000_000  # that the spec of a board may state
+LARGEST_TEXT = 2**20  # bytes of a file of text
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def read_board(folder: Path, *, empty: bool = False) -> Board:
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
             got = f"{path.name}, a link or device"
             raise InputError(f"board {folder}", expected="nothing but files and folders", got=got)
-    found = {name: read_bytes(folder / name) for name in (*FILES, ABOUT) if (folder / name).is_file()}
+    found = {name: read_inside(folder, name) for name in (*FILES, ABOUT) if (folder / name).is_file()}
     for name in FILES:
         if name not in found and not (empty and name == RECORDS):
             remedy = "" if name == SPEC else "make it from a run's store: advbench leaderboard build --store STORE"
@@ -143,11 +144,18 @@ def parse_board(path: Path, files: Mapping[str, bytes]) -> Board:
     Raises:
         InputError: a file that is damaged or too large.
     """
+    for name in (SPEC, DATA, ABOUT):
+        if len(files.get(name, b"")) > LARGEST_TEXT:
+            raise InputError(f"{name} of {path}", expected=f"at most {LARGEST_TEXT:,} bytes", got="more")
     spec = make_spec(read_toml(files[SPEC], f"{SPEC} of {path}"))
-    cells = len(spec.seeds) * len(spec.defenses) ** 2 * len(spec.attacks) * len(spec.eps)
-    if cells > MOST_CELLS:
-        expected = f"at most {MOST_CELLS:,} cells"
-        raise InputError(f"{SPEC} of {path}", expected=expected, got=f"{cells:,}", remedy="split the board")
+    cells = len(spec.defenses) ** 2 * len(spec.attacks) * len(spec.eps) + len(spec.defenses) * len(spec.ood)
+    for what, count, most in (
+        ("seeds", len(spec.seeds), MOST_SEEDS),
+        ("cells (seeds x defenses x sources x attacks x eps)", len(spec.seeds) * cells, MOST_CELLS),
+    ):
+        if count > most:
+            expected = f"at most {most:,} {what}"
+            raise InputError(f"{SPEC} of {path}", expected=expected, got=f"{count:,}", remedy="split the board")
     try:
         identity = parse_identity(files[DATA])
     except ValueError as error:
@@ -162,16 +170,41 @@ def parse_board(path: Path, files: Mapping[str, bytes]) -> Board:
     return Board(path, spec, identity, records, about)
 
 
-def read_bytes(path: Path) -> bytes:
-    """The bytes of a file.
+def inside(folder: Path, name: str | Path) -> Path:
+    """The path of a file of a board, which anybody may have made: it is where its name says.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: it, or the folder that it is in, is a link, a device or a pipe, or lies elsewhere.
     """
+    path = folder / name
+    if path.resolve() != folder.resolve() / name or (os.path.lexists(path) and not path.is_file()):
+        expected = "an ordinary file inside the board"
+        raise InputError(f"file {path}", expected=expected, got="a link, device, folder or place outside")
+    return path
+
+
+def read_inside(folder: Path, name: str | Path) -> bytes:
+    """The bytes of a file of a board.
+
+    Raises:
+        InputError: it cannot be read, or not without leaving the board.
+    """
+    path = inside(folder, name)
     try:
-        return path.read_bytes()
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            return file.read(LARGEST + 1)
     except OSError as error:
         raise InputError(f"file {path}", expected="a readable file", got=error.strerror or str(error)) from error
+
+
+def write_inside(folder: Path, name: str | Path, raw: bytes) -> None:
+    """Write a file of a board, whole or not at all.
+
+    Raises:
+        InputError: it cannot be written without leaving the board.
+        StoreError: the folder cannot be written.
+    """
+    write_file(inside(folder, name), raw)
 
 
 def build(folder: Path, store: Store | None = None, references: Iterable[Path] = ()) -> Board:
@@ -259,7 +292,7 @@ def write(board: Board, folder: Path) -> None:
         **board.files(),
     }
     for name, raw in made.items():
-        write_file(folder / name, raw)
+        write_inside(folder, name, raw)
 
 
 def adopt(folder: Path, references: Iterable[Path]) -> None:
@@ -273,9 +306,9 @@ def adopt(folder: Path, references: Iterable[Path]) -> None:
             if file.resolve().is_relative_to(into.resolve()):
                 continue
             # RobustBench's layout is DATASET/NORM/MODEL.json: the norm is in the folder's name alone.
-            target = into.joinpath(*file.resolve().parts[1:][-3:])
+            target = Path(REFERENCES, *file.resolve().parts[1:][-3:])
             raw = file.read_bytes()
             if copies.setdefault(target, raw) != raw:
                 raise InputError(f"reference {file}", expected="one file per name", got=f"another for {target}")
     for target, raw in copies.items():
-        write_file(target, raw)
+        write_inside(folder, target, raw)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from advbench.boards.board import REFERENCES, Board, read_board, read_bytes
-from advbench.boards.shape import flaw
+from advbench.boards.board import REFERENCES, Board, read_board, read_inside
+from advbench.report.shape import flaw
 
 SHOWS = {".csv", ".html", ".pdf", ".png", ".svg", ".tex"}  # suffixes of files that show results
 
@@ -53,11 +53,10 @@ def check(folder: Path) -> tuple[Board, Findings]:
         return board, findings
     made = board.files()
     for name, raw in made.items():
-        path = folder / name
-        if not path.is_file():
+        if not (folder / name).is_file():
             findings.add("a file that follows from the records is missing", name)
-        elif read_bytes(path) != raw:
-            findings.add("a file differs from what the records give", f"{name}{_line(read_bytes(path), raw)}")
+        elif (there := read_inside(folder, name)) != raw:
+            findings.add("a file differs from what the records give", f"{name}{_line(there, raw)}")
     for path in sorted(folder.rglob("*")):
         place = path.relative_to(folder)
         # Hidden folders are not published, and `references` holds others' results.

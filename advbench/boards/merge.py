@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import glob
 import os
 import shutil
 import tempfile
@@ -58,7 +59,7 @@ def merge(folder: Path, file: Path, *, replacing: bool = False) -> Merged | Find
         expected = "one outside the board, whose folder is replaced"
         raise InputError("working folder", expected=expected, remedy=f"cd {folder.parent}")
     with locked(folder):
-        for left in folder.parent.glob(f"{_prefix(folder)}*"):
+        for left in folder.parent.glob(f"{glob.escape(_prefix(folder))}*"):
             shutil.rmtree(left, ignore_errors=True)  # by a merge that was killed
         board, findings = check(folder)
         theirs = open_submission(file)

@@ -86,7 +86,7 @@ class Records(dict[str, Record]):
 def _parse(line: bytes) -> Record | None:
     """The record in a line that may hold anything; None unless its seal and form are those that `to_bytes` writes."""
     try:
-        record: Record = pydantic_core.from_json(line) if len(line) <= LONGEST else {}
+        record: Record = pydantic_core.from_json(line, allow_inf_nan=False) if len(line) <= LONGEST else {}
         del record["sha256"]
         intact = isinstance(record["key"], str) and "schema" in record and record_bytes(record) == line
     except (ValueError, KeyError, TypeError, RecursionError):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import random
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from advbench.boards.board import Board
 from advbench.boards.check import Findings
+from advbench.data.datasets import data_folder
 from advbench.errors import InputError
 from advbench.grid.execution import Execution
 from advbench.grid.inputs import CPU
@@ -50,7 +53,9 @@ def rerun(
         InputError: the spec cannot be carried out here, the data is absent, or no cell has a record.
     """
     # Out-of-distribution images have no row in the results, and their data may not be available.
-    spec = board.spec.model_copy(update={"ood": (), "device": board.spec.device or CPU})
+    dataset = _in_root(board.spec.dataset, data_folder(execution.data_root))
+    device = board.spec.device or CPU
+    spec = board.spec.model_copy(update={"ood": (), "dataset": dataset, "device": device})
     plan = prepare(execution.placed(spec), execution.data_root)
     known = {_place(cell): cell.key for cell in board.plan.cells if cell.key in board.records}
     there = [cell for cell in plan.cells if _place(cell) in known]
@@ -77,6 +82,27 @@ def rerun(
             before = board.records[known[_place(cell)]]
             equal += _agree(before["result"], record["result"], label, findings)
     return len(part.cells), equal
+
+
+def _in_root(dataset: str, root: Path) -> str:
+    """A data set whose path a board names, which may be anybody's: a file or folder below the root of data sets.
+
+    Raises:
+        InputError: there is none.
+    """
+    kind, colon, path = dataset.partition(":")
+    if not path:
+        return dataset
+    found = root / path
+    there = os.path.isfile(found) or os.path.isdir(found)  # no device, nor a pipe that would be waited for
+    if not there or not found.resolve().is_relative_to(root.resolve()):
+        raise InputError(
+            f"data set {dataset!r} of the board",
+            expected=f"a file or folder below the data root {root}",
+            got="none",
+            remedy="name the folder that has it with --data-root",
+        )
+    return f"{kind}{colon}{found}"
 
 
 def _place(cell: Cell) -> tuple[str, str, str, float, int]:

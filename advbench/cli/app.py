@@ -1,18 +1,22 @@
 """Entry point of the command line, with its exit codes: 0 done, 1 cells failed, 2 bad input, 130 interrupted."""
 
 import gc
+import importlib.metadata
+import io
+import os
+import re
 import signal
 import sys
 import traceback
 import warnings
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from advbench.cli import leaderboard, run, show, store
-from advbench.cli.output import complain, use_json, uses_json
+from advbench.cli.output import complain, say, use_json, uses_json
 from advbench.cli.run import collecting
-from advbench.errors import AdvbenchError
+from advbench.errors import AdvbenchError, InputError
 
 app = typer.Typer(
     name="advbench",
@@ -30,8 +34,39 @@ app.add_typer(store.app)
 app.add_typer(leaderboard.app)
 
 
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        say(f"advbench {importlib.metadata.version('advbench')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_say_version, help="print the version and exit")
+    ] = False,
+) -> None:
+    del version
+
+
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    complain("warning: " + " ".join(str(message).split()))
+    complain(f"warning: {message}")
+
+
+def _with_home(argument: str) -> str:
+    """An argument in which `~` at the beginning of a path means a home, as in a shell, which sees to `--out ~/x` alone.
+
+    Raises:
+        InputError: nobody knows where that home is.
+    """
+    option, path = re.fullmatch(r"(--[\w-]+=)?(.*)", argument, re.DOTALL).groups(default="")  # type: ignore[union-attr]
+    found = os.path.expanduser(path)
+    if path.startswith("~") and found == path:
+        raise InputError(
+            f"argument {argument!r}", expected="a home that is known here", remedy="write the path in full, or set HOME"
+        )
+    return option + found
 
 
 # typer brings its own copy of click or uses the installed one; this is the base class of whichever it is.
@@ -40,17 +75,25 @@ _USAGE_ERROR: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code; an expected failure prints one line."""
-    use_json("--log-json" in (sys.argv[1:] if arguments is None else arguments))
+    given = sys.argv[1:] if arguments is None else arguments
+    use_json("--log-json" in given)
     code: Any
     with warnings.catch_warnings(), collecting(False):
         warnings.showwarning = _show_warning
         try:
-            code = app(arguments, standalone_mode=False, prog_name="advbench")
+            code = app(list(map(_with_home, given)), standalone_mode=False, prog_name="advbench")
         except _USAGE_ERROR as error:
-            complain("error: " + " ".join(error.format_message().split()))
+            if type(error).__name__ == "NoArgsIsHelpError":  # the help
+                for line in error.format_message().splitlines():
+                    say(line)
+            else:
+                complain(f"error: {error.format_message()}")
             return 2
         except AdvbenchError as error:
             complain(f"error: {error}")
+            return 2
+        except OSError as error:  # of a file that the user named, which no code expected to fail; or of typer's output
+            complain(f"error: {error.filename or 'a file or the output'}: {error.strerror or error}")
             return 2
         except (KeyboardInterrupt, typer.Abort):
             code = 130  # some versions of typer raise for an interrupt, others return this code
@@ -67,6 +110,13 @@ def main(arguments: list[str] | None = None) -> int:
 def script() -> None:
     """Run the console script."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # batch systems end a job with it
+    for stream in (sys.stdout, sys.stderr):  # whatever encoding a terminal has
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     code = main()
+    try:
+        sys.stdout.flush()
+    except OSError:  # which was said; Python would try again, and say it in its own words
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     gc.freeze()  # or Python looks through all objects of torch once more as it ends
     sys.exit(code)

@@ -7,22 +7,23 @@ import inspect
 import os
 import platform
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pydantic
 from tabulate import tabulate
 
 from advbench.cli.display import duration
-from advbench.data.datasets import DEFAULT_ROOT
+from advbench.data.datasets import data_folder
 from advbench.errors import AdvbenchError, MissingExtraError, unknown_name
 from advbench.grid.estimates import measured
 from advbench.grid.plan import Plan
 from advbench.grid.queue import longest_chain
 from advbench.grid.scheduler import failed_before, outstanding
+from advbench.grid.spec import COLOUR_EPS, DEFAULT_ARCHITECTURE, DEFAULT_ARCHITECTURES, EPS
 from advbench.registry import KINDS, registry
 from advbench.registry.optional import require, written_over
 from advbench.registry.params import Configurable
+from advbench.report.texts import format_eps
 from advbench.store.records import Store
 from advbench.store.storage import BRIEF
 
@@ -47,7 +48,7 @@ def plan_lines(plan: Plan, store: Store, *, every_task: bool) -> Iterator[str]:
         passes = f"{sum(task.cost for task in to_run):,.0f}"
         rows.append([kind, len(planned), len(to_run), passes, took(known.total(to_run)), memory])
     headers = ["task", "planned", "to run", "passes of an image", "time on one worker", "memory of a task"]
-    yield tabulate(rows, headers=headers, tablefmt="github", colalign=("left", *["right"] * 5))
+    yield from tabulate(rows, headers=headers, tablefmt="github", colalign=("left", *["right"] * 5)).splitlines()
     yield f"{len(plan.cells)} rows in results.csv; planned tasks that are not to run are done or not needed"
     failed = failed_before(plan, waiting, store)
     if failed:
@@ -61,27 +62,43 @@ def plan_lines(plan: Plan, store: Store, *, every_task: bool) -> Iterator[str]:
 
 
 def plugin_lines(name: str) -> Iterator[str]:
-    """A plugin's description, and each hyperparameter with default, type, unit, source and presets.
+    """Description of what is registered under a name, of any kind; of a plugin its hyperparameters, too.
 
     Raises:
-        InputError: no defense or attack has that name.
+        InputError: nothing has that name.
     """
-    kind = next((kind for kind in KINDS[:2] if registry().knows(kind, name)), None)
-    if kind is None:
-        known = [entry.shown for kind in KINDS[:2] for entry in registry().entries(kind)]
-        raise unknown_name("defense or attack", name, known)
-    entry = registry().find(kind, name)
-    cls: type[Configurable] = registry().load(kind, name)
-    yield f"{kind} {name}, {entry.distribution} {entry.version}\n"
-    yield inspect.cleandoc(cls.__doc__ or entry.summary)
+    kinds = [kind for kind in KINDS if registry().knows(kind, name)]
+    if not kinds:
+        raise unknown_name("name", name, {entry.shown for entry in registry().entries()})
+    for kind in kinds:
+        entry, found = registry().find(kind, name), registry().load(kind, name)
+        if kind != kinds[0]:
+            yield ""
+        yield f"{kind} {name}, {entry.distribution} {entry.version}"
+        yield ""
+        yield from inspect.cleandoc(found.__doc__ or entry.summary).splitlines()
+        if kind in ("defense", "attack"):
+            yield from _hyperparameter_lines(found)
+        elif kind == "dataset":
+            yield ""
+            yield f"default net: {DEFAULT_ARCHITECTURES.get(name, DEFAULT_ARCHITECTURE)}"
+            for norm, radii in EPS.get(name, COLOUR_EPS).items():
+                yield f"default eps in {norm}: {', '.join(map(format_eps, radii))}"
+
+
+def _hyperparameter_lines(cls: type[Configurable]) -> Iterator[str]:
+    """Traits of a plugin, and each hyperparameter with default, type, unit, source and presets."""
     for trait in ("norms", "minimal_norm"):
         value = getattr(cls, trait, None)
         if value is not None:
-            yield f"\n{trait}: {', '.join(sorted(value)) if isinstance(value, frozenset) else value}"
+            yield ""
+            yield f"{trait}: {', '.join(sorted(value)) if isinstance(value, frozenset) else value}"
     if not cls.Params.model_fields:
-        yield "\nNo hyperparameters."
+        yield ""
+        yield "No hyperparameters."
     for field, info in cls.Params.model_fields.items():
-        yield f"\n{field} = {_shown(info.get_default(call_default_factory=True))}  ({_type(info)})"
+        yield ""
+        yield f"{field} = {_shown(info.get_default(call_default_factory=True))}  ({_type(info)})"
         yield f"    {info.description or 'not described'}"
         for preset, values in cls.presets.items():
             if field in values:
@@ -136,8 +153,8 @@ def doctor_lines(store: str, data_root: str | None) -> Iterator[tuple[bool, str]
         yield True, f"store {store} can be written and read"
     except AdvbenchError as error:
         yield False, str(error)
-    root = Path(data_root) if data_root else DEFAULT_ROOT.expanduser()
-    present = sorted(path.name for path in root.iterdir()) if root.is_dir() else []
+    root = data_folder(data_root)
+    present = sorted(os.listdir(root)) if os.path.isdir(root) else []
     yield True, f"data in {root}: {', '.join(present) if present else 'nothing yet; digits needs none'}"
     for name, extra in EXTRAS.items():
         found = _version(name)

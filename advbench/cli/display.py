@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Self
 
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from advbench.errors import printable
 from advbench.grid.plan import Task
 from advbench.grid.tasks import Record
 from advbench.progress import Progress as TaskProgress
@@ -83,7 +85,7 @@ class Display:
         if self._live:
             self._remove_bar(task)
             self._running[task.key] = self._bars.add_task(
-                f"  {escape(task.label)}", total=max(task.cost, 1e-9), place=escape(place), note=""
+                f"  {_shown(task.label)}", total=max(task.cost, 1e-9), place=_shown(place), note=""
             )
 
     def progressed(self, task: Task, progress: TaskProgress) -> None:
@@ -91,7 +93,7 @@ class Display:
         if task.key in self._running:
             done = task.cost * progress.step / max(progress.total, 1)
             values = "  ".join(f"{name} {value:.4g}" for name, value in progress.values.items())
-            self._bars.update(self._running[task.key], completed=done, note=escape(values))
+            self._bars.update(self._running[task.key], completed=done, note=_shown(values))
             self._refresh()
         elif self._json and self._is_due(task.key, JSON_PROGRESS):
             self._emit("progressed", task, step=progress.step, total=progress.total, values=dict(progress.values))
@@ -151,10 +153,13 @@ class Display:
         """Write an event: as JSON with its values, or as its text, if it has any."""
         if self._json:
             about = {} if task is None else {"task": task.label, "kind": task.kind, "key": task.key}
-            self._console.file.write(json_line(event, **about, **values) + "\n")
-            self._console.file.flush()
+            with suppress(OSError):  # a log that cannot be written stops no run
+                self._console.file.write(json_line(event, **about, **values) + "\n")
+                self._console.file.flush()
         elif text:
-            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+            with suppress(OSError):
+                for line in text.split("\n"):
+                    self._console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
             self._next["forecast"] = time.monotonic() + REPEAT
 
     def _is_due(self, what: str, pause: float) -> bool:
@@ -197,13 +202,17 @@ class Display:
         )
 
 
+def _shown(text: str) -> str:
+    return escape(printable(text))
+
+
 def json_line(event: str, **values: Any) -> str:
-    """An event as a line of JSON; numbers that JSON lacks are null."""
+    """An event as a line of JSON in ASCII; numbers that JSON lacks are null."""
     stamp = datetime.now(UTC).isoformat(timespec="milliseconds")
-    line = json.dumps({"time": stamp, "event": event, **values}, ensure_ascii=False)
+    line = json.dumps({"time": stamp, "event": event, **values})
     if "NaN" in line or "Infinity" in line:
-        return json.dumps(json.loads(line, parse_constant=lambda _: None), ensure_ascii=False)
-    return line
+        line = json.dumps(json.loads(line, parse_constant=lambda _: None))
+    return line.replace("\x7f", "\\u007f")
 
 
 def found(record: Mapping[str, Any]) -> str:

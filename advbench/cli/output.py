@@ -1,10 +1,13 @@
 """Output of the commands: results on standard output, all else on standard error, as lines or as JSON."""
 
+import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
+
+from advbench.errors import StoreError, one_line, printable
 
 if TYPE_CHECKING:
     from advbench.report import Report
@@ -13,19 +16,29 @@ _how: dict[str, bool] = {}
 
 
 def say(line: object) -> None:
-    """Print a line of a command's result."""
-    typer.echo(str(line))
+    """Print a line of a command's result; control characters, as names from files may have, are escaped.
+
+    Raises:
+        StoreError: standard output cannot be written.
+    """
+    try:
+        typer.echo(printable(str(line)))
+    except OSError as error:
+        raise StoreError(f"cannot write to standard output: {error.strerror or error}") from error
 
 
 def complain(line: str) -> None:
-    """Print a line that is not a result: an error, a warning, a note."""
+    """Print a line that is not a result: an error, a warning, a note; escaped and cut to be one line that is read."""
     if uses_json():
         from advbench.cli.display import json_line
 
         kind, _, message = line.partition(": ")
         known = kind in ("error", "warning", "bug")
         line = json_line(kind if known else "note", message=message if known else line)
-    typer.echo(line, err=True)
+    else:
+        line = one_line(line)
+    with contextlib.suppress(OSError):  # there is nowhere else to say it
+        typer.echo(line, err=True)
 
 
 def refuse(problems: Iterable[str]) -> None:
@@ -52,7 +65,7 @@ def print_end(report: "Report", files: tuple[Path, ...]) -> None:
     from advbench.report.flags import FLAGS
     from advbench.report.markdown import main_table
 
-    for line in (main_table(report), "", *files):
+    for line in (*main_table(report).splitlines(), "", *files):
         say(line)
     undefined = int(report.affinity.affinity.isna().sum())
     if undefined:

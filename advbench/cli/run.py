@@ -48,12 +48,14 @@ def run(
     del log_json
     from advbench.grid.run import Settings, prepare
     from advbench.report.output import check_no_board, write_out
+    from advbench.report.shape import blaming
 
     store = execution.open_store()
     plan = prepare(execution.placed(spec), execution.data_root)
     check_no_board(out)
     outcome = carry_out_shown(plan, execution, store, Settings(keep_examples, retry_failed), out)
-    report, files = write_out(plan, store, outcome, out)
+    with blaming(plan, store):
+        report, files = write_out(plan, store, outcome, out)
     print_end(report, files)
     say(outcome.summary())
     for line in outcome.why(plan.tasks):
@@ -90,12 +92,23 @@ def carry_out_shown(
     from advbench.report.output import check_writable
 
     runtime = execution.runtime(plan.spec.dataset, plan.spec.threads, plan.spec.ood)
+    if plan.spec.precision == "bfloat16" and runtime.resources.device == "cpu" and not _has_bfloat16():
+        complain("warning: this CPU has no instructions for bfloat16: on it, float32 is about five times as fast")
     if out is not None:
         check_writable(out)
     store.check_writable()
     waiting = outstanding(plan, store)
     with Display(plan.tasks, waiting, as_json=uses_json()) as display, collecting(True):
         return carry_out(plan, waiting, store, lambda: execution.start(runtime), display, settings)
+
+
+def _has_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 itself; also where torch does not say."""
+    import torch
+
+    known: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.11 and later
+    found = [has for name, has in known.items() if "bf16" in name]
+    return any(found) or not found
 
 
 @takes_spec
@@ -141,6 +154,7 @@ def curve(
     from advbench.report.charts import convergence_curves
     from advbench.report.curves import trace
     from advbench.report.figures import draw_chart, to_bytes
+    from advbench.report.shape import blaming
     from advbench.report.tables import to_csv
     from advbench.store.storage import write_file
 
@@ -151,7 +165,8 @@ def curve(
     outcome = carry_out_shown(whole, execution, store, Settings(retry_failed=retry_failed), out)
     if outcome.failed:
         refuse(outcome.why(whole.tasks))
-    traced = trace(plans, over, lambda each: collect(each, store))
+    with blaming(whole, store):
+        traced = trace(plans, over, lambda each: collect(each, store))
     files = {"curve.csv": to_csv(traced.table), "curve.png": to_bytes(draw_chart(convergence_curves(traced)), "png")}
     for name, raw in files.items():
         write_file(out / name, raw)

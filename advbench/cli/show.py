@@ -28,6 +28,7 @@ def report(
     from advbench.grid.run import prepare_anew
     from advbench.report import output
     from advbench.report.references import read_references
+    from advbench.report.shape import blaming
     from advbench.store.records import Store
     from advbench.store.storage import BRIEF
 
@@ -37,14 +38,18 @@ def report(
     spec = make_spec(folder / "spec.toml")
     output.check_no_board(folder)
     output.check_writable(folder)
-    tables = output.collect_anew(prepare_anew(spec, folder, data_root), Store(store, BRIEF))
-    if tables.results.accuracy.isna().all():
+    plan, results = prepare_anew(spec, folder, data_root), Store(store, BRIEF)
+    with blaming(plan, results):
+        tables = output.collect_anew(plan, results)
+    if tables.results["flags"].eq("missing").all():
         raise InputError(
             f"store {store!r} has none of this run's results",
             remedy="name the run's store with --store, or compute them: advbench run --spec FOLDER/spec.toml",
         )
     output.check_kept(folder, tables.results)
-    print_end(tables, output.write_report(tables, folder, chosen, references))
+    with blaming(plan, results):
+        files = output.write_report(tables, folder, chosen, references)
+    print_end(tables, files)
     if tables.incomplete:
         raise typer.Exit(1)
 
@@ -63,7 +68,8 @@ def status(
     found = runs_now(Store(store, BRIEF).storage, last)
     if as_json:
         shown = [run.model_dump(mode="json", exclude={"measured"}, exclude_unset=True) for run in found]
-        say(json.dumps(shown, indent=1))
+        for line in json.dumps(shown, indent=1).splitlines():
+            say(line)
         return
     for line in status_lines(found, store):
         say(line)
@@ -87,8 +93,8 @@ def plugins() -> None:
         raise typer.Exit(2 if duplicates else 1)
 
 
-def show(name: Annotated[str, typer.Argument(help="defense or attack")]) -> None:
-    """Print a plugin's description and its hyperparameters, with defaults, presets, units and sources."""
+def show(name: Annotated[str, typer.Argument(help="registered name: a defense, attack, net or data set")]) -> None:
+    """Print the description of a name; of a defense or attack its hyperparameters, with defaults, presets and units."""
     from advbench.cli.describe import plugin_lines
 
     for line in plugin_lines(name):

@@ -73,7 +73,7 @@ def gc(
 
 @app.command()
 def export(
-    file: Annotated[Path, typer.Argument(help="file to write, NAME.tar or NAME.tar.gz")],
+    file: Annotated[Path, typer.Argument(help="file to write, NAME.tar, NAME.tar.gz or NAME.tgz")],
     *,
     run: Annotated[
         Path | None, typer.Option("--run", help="--out folder of a run, to pack only its results [default: all]")
@@ -90,9 +90,9 @@ def export(
 
     keys: Collection[str] | None = None
     if run is not None:
-        from advbench.grid.run import prepare
+        from advbench.grid.run import prepare_anew
 
-        keys = prepare(make_spec(run / "spec.toml"), data_root).tasks.keys()
+        keys = prepare_anew(make_spec(run / "spec.toml"), run, data_root).tasks.keys()
     packed = pack(Store(store), file, keys, models=not no_models, examples=examples, force=force)
     if keys is not None and packed.absent:
         complain(f"warning: {packed.absent} of the run's {len(keys)} tasks have no record yet")

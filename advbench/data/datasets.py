@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,6 @@ from advbench.data.base import Data, check_images, check_labels
 from advbench.errors import InputError
 from advbench.registry import registry
 
-DEFAULT_ROOT = Path("~/.cache/advbench/data")
 VALIDATION_FRACTION = 0.1
 _SPLIT_SEED = 20_190_501
 
@@ -61,16 +61,17 @@ def load_dataset(name: str, root: str | None = None) -> Dataset:
     """
     kind, _, path = name.partition(":")
     load = registry().load("dataset", kind)
-    dataset: Dataset = load(Path(root).expanduser() if root else default_root(), path)
+    dataset: Dataset = load(data_folder(root), path)
     return dataset
 
 
-def default_root() -> Path:
-    """Where data sets lie unless a folder is named; in the working folder for a user without a home."""
-    try:
-        return DEFAULT_ROOT.expanduser()
-    except RuntimeError:  # no HOME, and the user is in no list: as in many containers
-        return Path(".advbench/data").absolute()
+def data_folder(root: str | None) -> Path:
+    """Where data sets lie: the folder named, else one in the user's home, or of a user without one here."""
+    home = os.path.expanduser("~")
+    if root:
+        return Path(os.path.expanduser(root))
+    # Without HOME, and for a user that no list has, as in many containers, it stays as it is.
+    return Path(home, ".cache/advbench/data") if home != "~" else Path(".advbench/data").absolute()
 
 
 def make_dataset(

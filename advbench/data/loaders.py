@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
+import os
 from pathlib import Path
 from typing import Any
 
@@ -255,8 +256,11 @@ def _no_path(name: str, path: str) -> None:
 def _own_path(kind: str, path: str, root: Path) -> Path:
     if not path:
         raise InputError(f"data set {kind!r}", expected=f"{kind}:PATH", got=repr(kind))
-    given = Path(path).expanduser()
-    found = given if given.exists() else root / given
-    if not found.exists():
-        raise InputError(f"data set '{kind}:{path}'", expected="an existing path", got=str(given))
+    given = Path(os.path.expanduser(path))
+    found = given if os.path.exists(given) else root / given
+    if not (os.path.isfile(found) or os.path.isdir(found)):  # a pipe would be waited for
+        expected, got = "an existing path", str(given)
+        if os.path.exists(found):
+            expected, got = "a file or folder", "a device or pipe"
+        raise InputError(f"data set '{kind}:{path}'", expected=expected, got=got)
     return found

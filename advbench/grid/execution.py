@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -164,11 +165,11 @@ class Execution:
 
 def _absolute(path: str | None) -> str | None:
     """A path as it is understood from any folder, as a worker's may be another one."""
-    return None if path is None else str(Path(path).expanduser().absolute())
+    return None if path is None else str(Path(os.path.expanduser(path)).absolute())
 
 
 def _absolute_dataset(name: str) -> str:
     kind, colon, path = name.partition(":")
-    if path and Path(path).expanduser().exists():
+    if path and os.path.exists(os.path.expanduser(path)):
         return f"{kind}{colon}{_absolute(path)}"
     return name

@@ -69,7 +69,7 @@ class Outcome:
     run: list[str] = field(default_factory=list)  # that ran to their end here
     elsewhere: list[str] = field(default_factory=list)  # that other drivers did meanwhile
     skipped: list[str] = field(default_factory=list)  # that did not have to run
-    failed: dict[str, str] = field(default_factory=dict)  # why each failed; dependents name the task that failed them
+    failed: dict[str, str] = field(default_factory=dict)  # why each failed; dependents name the first task to fail, too
     before: set[str] = field(default_factory=set)  # of those, that failed in an earlier run and were not tried again
 
     def summary(self) -> str:
@@ -126,8 +126,13 @@ def failures(plan: Plan, store: Store) -> dict[str, str]:
     for key, task in plan.tasks.items():
         blame = next((need for need in task.needs if need in found), None)
         if blame is not None:
-            found.setdefault(key, f"{NEEDS}{plan.tasks[blame].label}")
+            found.setdefault(key, _stopped_by(plan.tasks[blame], found[blame]))
     return found
+
+
+def _stopped_by(task: Task, reason: str) -> str:
+    """Why a task will not run that needs one that failed: names the first one to fail, and its reason."""
+    return reason if reason.startswith(NEEDS) else f"{NEEDS}{task.label}: {reason}"
 
 
 class Scheduler:
@@ -265,7 +270,7 @@ class Scheduler:
             self.outcome.before.add(task.key)
             self._failed(task, self._failed_before[task.key], None)
         else:
-            self.outcome.failed[task.key] = f"{NEEDS}{self._tasks[blame].label}"
+            self.outcome.failed[task.key] = _stopped_by(self._tasks[blame], self.outcome.failed[blame])
             self._watcher.skipped(task)
             self._close(task)
         return True

@@ -23,7 +23,10 @@ from advbench.registry.params import Configurable
 from advbench.training.base import Defense, Precision
 
 CORE = "advbench"
-Count = Annotated[int, pydantic.Field(strict=True, ge=1)]
+LARGEST = 10**40  # integer of a spec, which fits a float
+DEEPEST = 32  # levels of nesting of a spec
+Count = Annotated[int, pydantic.Field(strict=True, ge=1, le=2**63 - 1)]
+Seed = Annotated[int, pydantic.Field(strict=True, ge=0, le=LARGEST)]
 
 # Radii of the curve and of the headline (the last) for each data set, in pixels in [0, 1].
 EPS: dict[str, dict[Norm, tuple[float, ...]]] = {
@@ -44,6 +47,7 @@ DEFAULT_ARCHITECTURES = {
     "svhn": "resnet20",
     "gtsrb": "stn",
 }
+DEFAULT_ARCHITECTURE = "small_cnn"  # of all others
 
 
 class RunSpec(pydantic.BaseModel):
@@ -64,7 +68,7 @@ class RunSpec(pydantic.BaseModel):
     attacks: tuple[str, ...] = pydantic.Field(min_length=1)
     norm: Norm = "linf"
     eps: tuple[pydantic.StrictFloat, ...] = ()
-    seeds: tuple[Annotated[pydantic.StrictInt, pydantic.Field(ge=0)], ...] = pydantic.Field(default=(0,), min_length=1)
+    seeds: tuple[Seed, ...] = pydantic.Field(default=(0,), min_length=1)
     draws: Count = 20
     limit: Count | None = None
     batch_size: Count = 256
@@ -109,7 +113,7 @@ class RunSpec(pydantic.BaseModel):
             by_pgd = tuple(name for name in attacks if name.partition("@")[0] == "pgd")
             # A sweep would have to craft them at each radius anew.
             affinity = () if self.sweep else (by_pgd or attacks)[:1]
-        architecture = self.architecture or DEFAULT_ARCHITECTURES.get(kind, "small_cnn")
+        architecture = self.architecture or DEFAULT_ARCHITECTURES.get(kind, DEFAULT_ARCHITECTURE)
         return self.model_copy(
             update={
                 "eps": tuple(sorted(e for e in eps if e > 0)) or (0.0,),
@@ -166,7 +170,7 @@ def make_spec(values: Mapping[str, Any]) -> RunSpec:
         if name not in RunSpec.model_fields:
             raise unknown_name("setting", name, RunSpec.model_fields)
     try:
-        return RunSpec.model_validate(dict(values)).completed()
+        spec = RunSpec.model_validate(dict(values)).completed()
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
@@ -174,6 +178,13 @@ def make_spec(values: Mapping[str, Any]) -> RunSpec:
         raise InputError(
             f"setting {where!r}", expected=message[0].lower() + message[1:], got=repr(first["input"])
         ) from error
+    for name, value in spec.model_dump(exclude_none=True).items():  # what spec.toml could not hold after the run
+        try:
+            tomli_w.dumps({name: value}).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            expected = "values that a TOML file in UTF-8 can hold"
+            raise InputError(f"setting {name!r}", expected=expected, got=repr(value)) from error
+    return spec
 
 
 def parse_toml(path: Path) -> dict[str, Any]:
@@ -200,9 +211,32 @@ def read_toml(raw: bytes, what: str) -> dict[str, Any]:
         InputError: it is no TOML.
     """
     try:
-        return tomllib.loads(raw.decode("utf-8-sig"))
-    except (UnicodeDecodeError, RecursionError, tomllib.TOMLDecodeError) as error:
+        return _loads(raw.decode("utf-8-sig"))
+    except ValueError as error:
         raise InputError(what, expected="readable TOML", got=str(error)) from error
+
+
+def _loads(text: str) -> dict[str, Any]:
+    """The values of TOML within the bounds that its standard and reason set.
+
+    Raises:
+        ValueError: it is no TOML, or out of these bounds.
+    """
+    too_deep = f"more than {DEEPEST} levels of nesting"
+    try:
+        values = tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError(too_deep) from error
+    pending: list[tuple[int, Any]] = [(0, values)]
+    while pending:
+        depth, value = pending.pop()
+        if depth > DEEPEST:
+            raise ValueError(too_deep)
+        if isinstance(value, int) and not -LARGEST <= value <= LARGEST:
+            raise ValueError("an integer beyond 1e40")
+        if isinstance(value, dict | list):
+            pending += [(depth + 1, each) for each in (value.values() if isinstance(value, dict) else value)]
+    return values
 
 
 def parse_settings(items: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -218,9 +252,11 @@ def parse_settings(items: Iterable[str]) -> dict[str, dict[str, Any]]:
         if not (equals and dot and plugin and param):
             raise InputError("--set", expected="name.param=value", got=repr(item))
         try:
-            parsed = tomllib.loads(f"v = {raw}")
+            parsed = _loads(f"v = {raw}")
         except tomllib.TOMLDecodeError:
             parsed = {}
+        except ValueError as error:
+            raise InputError(f"--set {plugin}.{param}", expected="a value of bounded size", got=str(error)) from error
         value = parsed["v"] if len(parsed) == 1 else raw.strip()
         if not isinstance(value, str | int | float | list | dict):
             raise InputError(f"--set {plugin}.{param}", expected="a string, number, boolean or list", got=raw)
@@ -324,7 +360,10 @@ def _choose(kind: Kind, label: str, spec: RunSpec, heirs: tuple[str, ...] = ()) 
     init = plugin.source if isinstance(plugin, Attack) else values.get("init_from")
     if init in (*heirs, label):
         raise InputError(f"init_from of {label!r}", expected="a defense that does not start from it", got=repr(init))
-    start = _choose("defense", init, spec, (*heirs, label)) if init else None
+    try:
+        start = _choose("defense", init, spec, (*heirs, label)) if init else None
+    except InputError as error:
+        raise InputError(f"{kind} {label!r} starts from {init!r}: {error}") from error
     component = installed(kind, name, values)
     if isinstance(plugin, Attack):
         cost = plugin.cost(True)

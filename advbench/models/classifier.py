@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from advbench.errors import AdvbenchError, PluginError, out_of_memory
+from advbench.errors import AdvbenchError, InputError, PluginError, out_of_memory
 from advbench.keys import derive, isolated_rng
 from advbench.models.gradient_watch import BackwardWatch, Passes
 from advbench.models.memory import keep
@@ -67,6 +67,7 @@ class Classifier(nn.Module):
             noise.install(module)
         self.module = module
         self.posterior = PointPosterior(module) if posterior is None else posterior
+        _check_parallel(module, self.posterior)
         self.noise = noise
         self.chunk: int | None = None
         self.passes = Passes()
@@ -228,7 +229,8 @@ class Classifier(nn.Module):
                     expected="logits that depend on the images through differentiable operations",
                     remedy="use an attack that needs no gradient",
                 )
-            gradient, slope = torch.autograd.grad(total, [leaf, logits], allow_unused=True)
+            with _named_errors():  # as reentrant checkpoints raise some
+                gradient, slope = torch.autograd.grad(total, [leaf, logits], allow_unused=True)
         if gradient is None:
             raise PluginError("the classifier has no gradient", expected="logits that depend on the images")
         return gradient, logits.detach(), slope
@@ -279,6 +281,22 @@ def _named_errors() -> Iterator[None]:
             raise
         reason = (str(error).strip() or "no message").splitlines()[0]
         raise PluginError(f"the model raised {type(error).__name__}", got=reason) from error
+
+
+def _check_parallel(module: nn.Module, posterior: Posterior) -> None:
+    """Refuse `nn.DataParallel`, whose replicas are copies of the module's own weights, under drawn ones.
+
+    Raises:
+        InputError: there are some.
+    """
+    parallel = any(isinstance(part, nn.DataParallel) for part in module.modules())
+    if parallel and not isinstance(posterior, PointPosterior):
+        raise InputError(
+            "module of the classifier",
+            expected=f"one that a {posterior.kind} posterior can give weights",
+            got="nn.DataParallel",
+            remedy="give the module inside it, and let tasks run on each GPU",
+        )
 
 
 def _checked_logits(logits: Any, x: Tensor, classes: int | None) -> Tensor:

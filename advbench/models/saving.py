@@ -41,6 +41,8 @@ def load_classifier(module: nn.Module, tensors: Weights, values: Mapping[str, An
     Raises:
         InputError: posterior or noise are of no registered kind, or tensors are missing or of another shape.
     """
+    if not isinstance(values, Mapping):
+        raise InputError("stored classifier", expected="a table of values", got=type(values).__name__)
     kind = registry().load("posterior", str(values.get("posterior")))
     try:
         noise = _stored_noise(values.get("noise", False))

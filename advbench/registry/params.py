@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any, ClassVar, Self, get_args, get_origin
 
@@ -38,6 +39,13 @@ def _plain(value: Any, field: FieldInfo | None) -> Any:
             above, below = map(float, value.split("/"))
             return above / below
     return value
+
+
+def _integers(value: Any) -> Iterator[int]:
+    if isinstance(value, int):
+        yield value
+    elif isinstance(value, list | tuple):
+        yield from itertools.chain.from_iterable(map(_integers, value))
 
 
 _Params = Params  # within Configurable the name means the subclass's own
@@ -80,6 +88,9 @@ class Configurable:
                 raise unknown_name(f"hyperparameter of {owner}", name, cls.Params.model_fields)
             if isinstance(value, bool) and cls.Params.model_fields[name].annotation is not bool:
                 raise InputError(f"hyperparameter {name!r} of {owner}", expected="no boolean", got=value)
+            if any(abs(each) >= 2**63 for each in _integers(value)):
+                expected = "integers of 64 bits"
+                raise InputError(f"hyperparameter {name!r} of {owner}", expected=expected, got="one beyond them")
         try:
             return cls.Params(**{**cls.presets.get(preset or "", {}), **given})
         except pydantic.ValidationError as error:

@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlparse
 
 import pluggy
 
-from advbench.errors import AdvbenchError, InputError, unknown_name
+from advbench.errors import AdvbenchError, InputError, one_line, unknown_name
 from advbench.registry import builtins, hooks
 
 Kind = Literal["defense", "attack", "architecture", "dataset", "posterior", "noise"]
@@ -135,21 +135,23 @@ class Registry:
     def _load(self, plugin: object, name: str, distribution: importlib.metadata.Distribution) -> None:
         registrar = Registrar(distribution.name, distribution_version(distribution))
         try:
-            self.manager.register(plugin, name=name)
+            if self.manager.is_registered(plugin):
+                owner = self.manager.get_name(plugin)
+                raise InputError(f"its module was loaded already as {owner}", remedy="ask an author to rename a module")
+            # Two distributions may call their entry points alike.
+            self.manager.register(plugin, name=f"{name} of {distribution.name}")
             self.manager.check_pending()
             others = [p for p in self.manager.get_plugins() if p is not plugin]
             self.manager.subset_hook_caller("advbench_register", others)(register=registrar)
         except Exception as error:
-            if self.manager.is_registered(plugin):
-                self.manager.unregister(plugin)
+            self.manager.unregister(name=f"{name} of {distribution.name}")
             self._report(name, distribution.name, error)
         else:
             for entry in registrar.entries:
                 self._entries.setdefault((entry.kind, entry.name), []).append(entry)
 
     def _report(self, plugin: str, distribution: str, error: Exception) -> None:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        self.problems.append(Problem(plugin, distribution, reason))
+        self.problems.append(Problem(plugin, distribution, one_line(f"{type(error).__name__}: {error}", 500)))
 
     def entries(self, kind: Kind | None = None) -> Iterator[Entry]:
         """The registered names, of all kinds or of one, sorted by kind and name."""

@@ -46,8 +46,9 @@ def explanation(report: Report) -> str:
     """What the numbers of the main table are."""
     results = report.results
     images, draws, seeds = results.n_examples.max(), results.draws.max(), report.seeds
-    drawn = "1 draw" if draws == 1 else f"up to {draws:.0f} draws"
-    counts = f"{images:.0f} images, {drawn}" if pd.notna(images) else "no results"
+    counts = "no results"
+    if pd.notna(images):
+        counts = f"{images:.0f} images, {'1 draw' if draws == 1 else f'up to {draws:.0f} draws'}"
     over = f"{seeds} seeds (mean, and sd their deviation)" if seeds > 1 else "1 seed"
     sizes = {one.architecture: one.parameters for one in report.standings}
     nets = [f"{name} has {size:,} weights" for name, size in sizes.items() if size is not None]

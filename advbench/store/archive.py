@@ -22,7 +22,7 @@ from advbench.keys import content_key
 from advbench.store.heartbeat import Heartbeat
 from advbench.store.records import Store, artifact_name, record_name
 from advbench.store.storage import StoreWarning, in_parallel, replacing
-from advbench.store.verify import Survey, flaw_of, place, shown
+from advbench.store.verify import Survey, flaw_of, place
 
 RECORD_LIMIT = 2**26  # most bytes of a record in a tar
 INFLATION = 100  # most bytes that a byte of a compressed file may stand for; digests in records allow far fewer
@@ -81,7 +81,7 @@ def export(
 
     Args:
         store: the store; it is not changed.
-        path: the file, whose name ends in `.tar` or `.tar.gz`.
+        path: the file, whose name ends in `.tar`, `.tar.gz` or `.tgz`.
         keys: of the tasks whose results are packed; all by default.
         models: with artifacts of trainings.
         examples: with artifacts of crafts, where they were kept.
@@ -91,8 +91,9 @@ def export(
         InputError: the file is there already or has another name, or none of the results is in the store.
         StoreError: the store cannot be read, or the file not written.
     """
-    if not path.name.endswith((".tar", ".tar.gz")):
-        raise InputError(f"file {path}", expected="a name that ends in .tar or .tar.gz")
+    zipped = path.name.endswith((".tar.gz", ".tgz"))
+    if not zipped and not path.name.endswith(".tar"):
+        raise InputError(f"file {path}", expected="a name that ends in .tar, .tar.gz or .tgz")
     if os.path.isdir(path) or (os.path.lexists(path) and not force):
         raise InputError(f"file {path} is there already", remedy="name another, or replace it with --force")
     listed = {key for sort, key in map(place, store.storage.names("records")) if sort == "records"}
@@ -103,7 +104,7 @@ def export(
     try:
         with (
             replacing(path) as file,
-            gzip.GzipFile("", "wb", 6, file, mtime=0) if path.name.endswith(".gz") else nullcontext(file) as stream,
+            gzip.GzipFile("", "wb", 6, file, mtime=0) if zipped else nullcontext(file) as stream,
             tarfile.open(fileobj=cast("IO[bytes]", stream), mode="w", format=tarfile.GNU_FORMAT) as tar,
         ):
             for key, record, artifact in in_parallel(lambda key: _fetch(store, key, without), sorted(wanted)):
@@ -235,7 +236,7 @@ class _Header(tarfile.TarInfo):
             raise ReadError(str(error)) from error
         sort, _ = place(member.name)
         if member.type not in (REGTYPE, AREGTYPE) or sort not in ("records", "artifacts"):
-            raise ReadError(f"{shown(member.name)}, which does not belong there")
+            raise ReadError(f"{member.name}, which does not belong there")
         if member.size < 0 or (sort == "records" and member.size > RECORD_LIMIT):
             raise ReadError(f"{member.name} with {member.size} bytes, more than can be there")
         member.offset_data = tarfile.fileobj.tell()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 from pydantic import BaseModel
 
 from advbench.store.heartbeat import Liveness
 from advbench.store.storage import Storage, parsed
+
+EMPTY = 10  # tenths of a second after which the creator of an empty lease is dead
 
 
 class Lease(BaseModel, strict=True, frozen=True):
@@ -60,10 +64,19 @@ class Leases:
         names = self._names(key)
         if not names:
             return False  # given back this moment; the next try gets it
-        lease = parsed(Lease, self._storage.read(names[-1]))
+        lease = parsed(Lease, self._content(names[-1]))
         if lease is not None and self._liveness.alive(lease.driver):
             return False
         return self._create(key, _number(names[-1]) + 1)
+
+    def _content(self, name: str) -> bytes | None:
+        """A lease's bytes; those of one that is just being created without links are waited for."""
+        for _ in range(EMPTY):
+            raw = self._storage.read(name)
+            if raw != b"":
+                break
+            time.sleep(0.1)
+        return raw
 
     def _create(self, key: str, number: int) -> bool:
         raw = Lease(driver=self._driver).model_dump_json().encode()

@@ -201,7 +201,7 @@ def parse_record(key: str, raw: bytes) -> dict[str, Any] | None:
     """A record, of any schema, if its digest and key fit; else None."""
     try:
         sealed = hashlib.sha256(raw[:-SEAL_SIZE] + b"}").hexdigest()
-        record: dict[str, Any] = pydantic_core.from_json(raw)
+        record: dict[str, Any] = pydantic_core.from_json(raw, allow_inf_nan=False)
         digest = record.pop("sha256")
         # Where the bytes are not those that `record_bytes` makes, the content decides.
         sound = raw.endswith(SEAL % sealed.encode()) or digest == content_key(record)

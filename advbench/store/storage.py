@@ -62,6 +62,8 @@ class Storage:
         self.patience = patience
         if not url.strip():
             raise self.unusable("an empty name")
+        if "\0" in url or (url.startswith("~") and os.path.expanduser(url) == url):
+            raise self.unusable("a NUL in it" if "\0" in url else "a home that is not known here")
         try:
             self._fs, root = fsspec.core.url_to_fs(url)
         except ImportError as error:
@@ -198,7 +200,11 @@ def _read(path: str) -> bytes:
 
 
 def _create_locally(path: str, raw: bytes) -> None:
-    """A link is made or refused in one step, and shows the whole file at once."""
+    """A link is made or refused in one step, and shows the whole file at once.
+
+    Where the file system knows no links (exFAT, some network drives), the name is taken by an empty file, which the
+    whole one then replaces.
+    """
     target = Path(path)
     if not target.parent.is_dir():
         try:
@@ -208,7 +214,13 @@ def _create_locally(path: str, raw: bytes) -> None:
     temporary = _beside(target)
     try:
         temporary.write_bytes(raw)
-        os.link(temporary, target)
+        try:
+            os.link(temporary, target)
+        except FileExistsError:
+            raise
+        except OSError:
+            target.open("xb").close()
+            temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
 

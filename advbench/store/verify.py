@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 import safetensors
 
-from advbench.errors import StoreError
+from advbench.errors import StoreError, printable
 from advbench.store.heartbeat import parse_run
 from advbench.store.leases import Lease
 from advbench.store.records import (
@@ -71,7 +71,7 @@ class Found:
         return self.problem in ("damaged", "missing", "unreadable")
 
     def __str__(self) -> str:
-        return f"{self.problem or 'sound'}: {shown(self.name)}" + (f": {self.detail}" if self.detail else "")
+        return f"{self.problem or 'sound'}: {printable(self.name)}" + (f": {self.detail}" if self.detail else "")
 
 
 class _Task(NamedTuple):
@@ -224,8 +224,3 @@ def flaw_of(raw: bytes, digest: str) -> str:
     except safetensors.SafetensorError as error:
         return f"it is no safetensors file ({error})"
     return ""
-
-
-def shown(name: str) -> str:
-    """A file's name as it may be printed, whatever is in it."""
-    return name if name.isprintable() else ascii(name)

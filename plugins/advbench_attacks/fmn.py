@@ -76,7 +76,7 @@ class FMN(Attack):
             better = reached & (norm < nearest)
             found = torch.where(per_image(better, x), x + delta, found)
             nearest = torch.where(better, norm, nearest)
-            gap = torch.stack([loss(draw, goal.rows) for draw in logits]).mean(0).abs()
+            gap = torch.stack([loss(draw, goal.rows) for draw in logits]).mean(0).abs().to(x.dtype)
             slope = _norms(gradient, "l2" if threat.norm == "l2" else "l1").clamp_min(torch.finfo(x.dtype).tiny)
             # The first estimate may be exact, and rounding decides; or the box takes away what the ball gave: grow on.
             wider = torch.where(radius.isfinite(), radius * (1 + change), LEAST)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from advbench import attacks
 from advbench.attacks import Attack, Field, Goal, Threat, per_image
+from advbench.errors import InputError
 from advbench.models import Classifier
 
 # When the share of pixels that a square covers is halved, in queries of 10,000.
@@ -45,6 +46,9 @@ class Square(Attack):
     @torch.no_grad()
     def run(self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator) -> Tensor:
         """Search; on a deterministic classifier an image that is misclassified is left alone."""
+        if x.ndim != 4:
+            expected = "(count, channels, height, width), in which there are squares"
+            raise InputError("images given to Square", expected=expected, got=tuple(x.shape))
         random = _Random(x, generator)
         found = x.clone()
         margins = goal.margin(clf(x))

@@ -16,20 +16,23 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from advbench.boards.board import build, locked, read_board
+from advbench.boards.board import build, locked, read_board, read_inside, write_inside
 from advbench.boards.check import Findings, check
 from advbench.boards.merge import Merged, merge
 from advbench.boards.records import Records
-from advbench.boards.shape import flaw
+from advbench.boards.rerun import rerun
 from advbench.boards.submission import open_submission
 from advbench.cli.app import main
 from advbench.errors import InputError, StoreError
+from advbench.grid.execution import Execution
+from advbench.report.shape import flaw
 from advbench.store.records import Store
 from advbench.store.storage import StoreWarning
 
@@ -310,17 +313,104 @@ def test_links_are_refused_before_anything_is_read(board: Path, name: str, tmp_p
             act(board)
 
 
+@pytest.mark.parametrize("name", ["references", "references/x.json", "README.md", "sub/../../x"])
+def test_nothing_is_written_outside(board: Path, name: str, tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (board / name).parent.mkdir(exist_ok=True, parents=True)
+    (board / name).unlink(missing_ok=True)
+    (board / name).symlink_to(tmp_path / "outside")
+    before = files(tmp_path)
+    with pytest.raises(InputError, match="expected an ordinary file inside the board"):
+        write_inside(board, f"{name}/new" if name == "references" else name, b"x")
+    with pytest.raises(InputError, match="expected an ordinary file inside the board"):
+        read_inside(board, f"{name}/new" if name == "references" else name)
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "dataset", ["npz:{}/pipe", "npz:../pipe", "npz:/etc/passwd", "npz:pipe", "npz:link", "npz:x\\u0000"]
+)
+def test_the_data_that_a_board_names_are_read_from_the_data_root_alone(
+    board: Path, dataset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    os.mkfifo(root / "pipe")
+    (root / "link").symlink_to(tmp_path / "board" / "spec.toml")
+    text = (board / "spec.toml").read_text().replace('"digits"', f'"{dataset.format(tmp_path)}"')
+    (board / "spec.toml").write_text(text)
+    data = json.loads((board / "data.json").read_text())
+    (board / "data.json").write_text(json.dumps({**data, "name": "npz"}))
+    edit(board, lambda records: records.clear())
+    capsys.readouterr()
+    assert main(["leaderboard", "check", str(board)]) == 1  # its tables are others'; the data are not opened
+    assert "error" not in capsys.readouterr().err
+    found, problems = check(board)
+    found = replace(found, records=Records({key: {} for key in found.cells}))
+    with pytest.raises(
+        InputError, match=r"data set 'npz:.* of the board: expected a file or folder below the data root"
+    ):
+        rerun(found, 1, Execution("memory://x", data_root=str(root), executor="inline"), problems, lambda *_: {})
+
+
+@pytest.mark.parametrize("spot", ["defense", "library", "version"])
+def test_nobody_is_invited_to_install_what_a_board_names(
+    board: Path, spot: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def change(records: AlteredRecords) -> None:
+        for record in records.values():
+            record["versions"] = {"evil-dist": "1"}
+            record["inputs"] = {**record["inputs"], "checkout": "evil-dist"}
+
+    if spot == "defense":
+        text = (board / "spec.toml").read_text().replace('"bnn"', '"evil_dist"').replace("set.bnn", "set.evil_dist")
+        (board / "spec.toml").write_text(text)
+    elif spot == "library":
+        text = (board / "spec.toml").read_text().replace('"bnn"', '"evildist:x"')
+        (board / "spec.toml").write_text(text)
+    else:
+        edit(board, change)
+    capsys.readouterr()
+    assert main(["leaderboard", "check", str(board)]) in (1, 2)
+    assert "install evil" not in capsys.readouterr().err
+
+
+def test_names_in_a_board_are_escaped_before_a_terminal_sees_them(
+    board: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def change(records: AlteredRecords) -> None:
+        record = evaluation(records)
+        del records[record["key"]]
+        records["\x1b[2J" + "k" * 60] = {**record, "kind": "\x1b]0;title\x07", "key": "\x1b[2J" + "k" * 60}
+
+    edit(board, change)
+    (board / "\x1b[31m.csv").write_text("x")
+    capsys.readouterr()
+    assert main(["leaderboard", "check", str(board)]) == 1
+    err = capsys.readouterr().err
+    assert r"\x1b]0;title\x07" in err
+    assert all(line.isprintable() for line in err.splitlines())
+    (board / "data.json").write_text((board / "data.json").read_text().replace('"digits"', '"\\u001b[2J"'))
+    assert main(["leaderboard", "check", str(board)]) == 2
+    assert capsys.readouterr().err[:-1].isprintable()
+
+
 def test_a_pipe_hangs_nothing(board: Path) -> None:
     os.mkfifo(board / "about.md")
     with pytest.raises(InputError, match=r"got about\.md, a link or device"):
         check(board)
 
 
-def test_a_board_of_too_many_cells_is_refused_before_they_are_laid_out(board: Path) -> None:
+@pytest.mark.parametrize(("seeds", "radii", "most"), [(1001, 1, "1,000 seeds"), (1000, 126, "1,000,000 cells")])
+def test_a_board_of_too_many_cells_is_refused_before_they_are_laid_out(
+    board: Path, seeds: int, radii: int, most: str
+) -> None:
     text = (board / "spec.toml").read_text()
-    seeds = ", ".join(map(str, range(200_000)))
-    (board / "spec.toml").write_text(text.replace("seeds = [\n    0,", f"seeds = [{seeds},"))
-    with pytest.raises(InputError, match="expected at most 1,000,000 cells"):
+    for name, values in (("seeds", range(seeds)), ("eps", [(index + 1) / 1000 for index in range(radii)])):
+        text = re.sub(rf"(?m)^{name} = \[[^]]*\]", f"{name} = {list(values)}", text)
+    (board / "spec.toml").write_text(text)
+    with pytest.raises(InputError, match=f"spec.toml of .*: expected at most {most}"):
         check(board)
 
 

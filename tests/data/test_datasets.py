@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import pickle
+import pwd
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from advbench.data.base import Data, check_images
-from advbench.data.datasets import Dataset, default_root, limited, load_dataset, make_dataset, stratified
+from advbench.data.datasets import Dataset, data_folder, limited, load_dataset, make_dataset, stratified
 from advbench.errors import InputError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -372,12 +373,10 @@ def test_hidden_folders_and_files_are_no_classes_and_no_images(tmp_path: Path) -
 def test_a_user_without_a_home_keeps_data_in_the_working_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_home(_: Path) -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.setattr(Path, "expanduser", no_home)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
     monkeypatch.chdir(tmp_path)
-    assert default_root() == tmp_path / ".advbench" / "data"
+    assert data_folder(None) == tmp_path / ".advbench" / "data"
     assert len(load_dataset.__wrapped__("digits").test) == 359
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import advbench
 from advbench.attacks.base import Threat
@@ -254,6 +255,30 @@ def test_the_models_own_error_is_the_cause(batch: tuple[Tensor, Tensor]) -> None
     with pytest.raises(PluginError) as caught:
         advbench.evaluate(Wrapped(fails_with(error)), *batch)
     assert caught.value.__cause__ is error
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_an_error_of_the_backward_pass_is_the_models(batch: tuple[Tensor, Tensor]) -> None:
+    class Reentrant(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = small_net()
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = checkpoint(self.net, x, use_reentrant=True)
+            return logits
+
+    with pytest.raises(PluginError, match=r"the model raised RuntimeError: got .*[Cc]heckpoint") as caught:
+        advbench.get_attack("pgd", steps=1)(Reentrant().eval(), *batch, EPS)
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda net: nn.Sequential(nn.DataParallel(net))])
+def test_replicas_take_no_drawn_weights(batch: tuple[Tensor, Tensor], wrap: Callable[[nn.Module], nn.Module]) -> None:
+    model = wrap(small_net().eval())
+    with pytest.raises(InputError, match=r"a gaussian posterior can give weights, got nn\.DataParallel;"):
+        Classifier(model, GaussianPosterior(model))
+    assert len(advbench.evaluate(Classifier(model), *batch).mean_probs) == len(batch[0])
 
 
 def test_attacks_in_inference_mode_blame_the_caller(batch: tuple[Tensor, Tensor]) -> None:

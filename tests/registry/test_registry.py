@@ -127,6 +127,29 @@ def test_a_name_that_two_plugins_claim_is_an_error_that_names_both(cli: Cli, sit
     assert cli("plan", "--defense", "erm", "--attack", "fgsm", env=env).returncode == 0
 
 
+def test_two_distributions_may_call_their_entry_points_alike(cli: Cli, site: Path) -> None:
+    for name in ("one", "two"):
+        env = install(site, name, GOOD.format(name=f"{name}_thing", module=name))
+        (site / f"{name}-1.0.dist-info" / "entry_points.txt").write_text(f"[advbench]\nplugin = {name}\n")
+    listed = cli("plugins", env=env)
+    assert listed.returncode == 0
+    assert listed.stderr == ""
+    assert "one_thing" in listed.stdout
+    assert "two_thing" in listed.stdout
+
+
+def test_a_module_that_two_distributions_claim_is_one_line(cli: Cli, site: Path) -> None:
+    for name in ("one", "two"):
+        env = install(site, name, GOOD.format(name="thing", module="one"))
+        (site / f"{name}-1.0.dist-info" / "entry_points.txt").write_text(f"[advbench]\n{name} = one\n")
+    listed = cli("plugins", env=env)
+    assert listed.returncode == 1
+    assert re.fullmatch(
+        r"plugin 'two' of two failed to load: InputError: its module was loaded already as one of one; .*\n",
+        listed.stderr,
+    )
+
+
 FAMILY = """
 from advbench.registry import hookimpl
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -7,9 +8,11 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -21,6 +24,8 @@ from hypothesis import strategies as st
 
 from advbench.errors import MissingExtraError, StoreError
 from advbench.keys import canonical, content_key
+from advbench.store.heartbeat import Heartbeat, Liveness
+from advbench.store.leases import Leases
 from advbench.store.records import FORMAT, Store
 from advbench.store.storage import StoreWarning, write_file
 
@@ -491,3 +496,37 @@ def test_a_record_laid_out_otherwise_is_the_same_record(store: Store) -> None:
     path.write_text(path.read_text().replace("0.8125", "0.9125"))
     with pytest.warns(StoreWarning, match="record"):
         assert store.read_record(KEY) is None
+
+
+# File systems without links
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK])
+def test_a_name_is_taken_once_on_a_file_system_without_links(
+    code: int, store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", refuse)
+    with ThreadPoolExecutor(8) as pool:
+        taken = list(pool.map(lambda n: store.storage.create("leases/ab/x.0.json", b"%d" % n), range(32)))
+    assert taken.count(True) == 1
+    assert store.storage.read("leases/ab/x.0.json") == b"%d" % taken.index(True)
+    assert store.storage.names("leases") == ["leases/ab/x.0.json"]
+
+
+def test_a_lease_that_is_being_written_is_not_taken_for_a_dead_drivers(store: Store) -> None:
+    heartbeats = [Heartbeat(store.storage) for _ in range(2)]
+    with heartbeats[0], heartbeats[1]:
+        first, second = (Leases(store.storage, each.id, Liveness(store.storage)) for each in heartbeats)
+        key = "ab" * 32
+        store.storage.write(f"leases/ab/{key}.0.json", b"")
+        whole = json.dumps({"driver": heartbeats[0].id}).encode()
+        writer = threading.Timer(0.3, lambda: store.storage.write(f"leases/ab/{key}.0.json", whole))
+        writer.start()
+        assert not second.acquire(key)
+        writer.join()
+        store.storage.write(f"leases/ab/{key}.0.json", b"")
+        assert second.acquire(key)  # whoever was writing it died
+        assert not first.acquire(key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 import traceback
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from advbench import errors
 from advbench.errors import AdvbenchError, GoneError, InputError, OutOfMemoryError, StoreError
 from advbench.grid.estimates import Measured
 from advbench.grid.plan import Task
@@ -17,6 +19,7 @@ from advbench.progress import Progress
 
 REASON_LENGTH = 500  # characters of a reason that are kept, and of a line that a task prints
 TRACE_LENGTH = 20_000
+one_line = functools.partial(errors.one_line, limit=REASON_LENGTH)
 
 # A plugin broke its contract (`plugin`) or raised what nobody expected (`bug`); the worker died (`crash`) or took too
 # long (`timeout`); the device has not enough `memory`; what the user gave or installed cannot be used (`input`); what
@@ -146,9 +149,3 @@ def _message(error: BaseException) -> str:
         return f"{type(error).__name__}: {error}"
     except Exception:
         return f"{type(error).__name__}, which cannot say what it is"
-
-
-def one_line(text: str) -> str:
-    """A message as one printable line that is not too long."""
-    line = " ".join("".join(c if c.isprintable() or c.isspace() else "?" for c in text[: 4 * REASON_LENGTH]).split())
-    return line if len(line) <= REASON_LENGTH else line[: REASON_LENGTH - 3] + "..."

@@ -1,19 +1,23 @@
-"""The form of a board's records, which may come from anybody and are checked before tables are made from them."""
+"""The form of records, which may come from anybody: those of a board are checked, those of a store once they fail."""
 
 from __future__ import annotations
 
 from binascii import Error as Base64Error
 from binascii import a2b_base64
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Annotated, Any, Self
 
 import numpy as np
 import pydantic
 from pydantic import Field
 
+from advbench.errors import AdvbenchError, StoreError
 from advbench.evaluation.summary import ENTROPIES
 from advbench.evaluation.uncertainty import Uncertainty
-from advbench.grid.inputs import EvaluateInputs, Inputs, TrainInputs
+from advbench.grid.inputs import CraftInputs, EvaluateInputs, Inputs, TrainInputs
+from advbench.grid.plan import Plan
+from advbench.store.records import Store
 
 CLOSE = 1e-9  # tolerance for rounding of means
 Share = Annotated[float, Field(ge=-CLOSE, le=1.0 + CLOSE)]
@@ -165,3 +169,28 @@ def flaw(record: Mapping[str, Any], inputs: Inputs) -> str:
     except ValueError as error:
         return str(error)
     return ""
+
+
+@contextmanager
+def blaming(plan: Plan, store: Store) -> Iterator[None]:
+    """Run a block that makes tables from a store's records, which an import may have brought from anybody.
+
+    Raises:
+        StoreError: the block failed, and there is a record that no task can have: it is named.
+    """
+    try:
+        yield
+    except AdvbenchError:
+        raise
+    except Exception as error:
+        for task in plan.tasks.values():
+            record = None if isinstance(task.inputs, CraftInputs) else store.read_record(task.key)
+            body = {name: value for name, value in (record or {}).items() if name not in ("memory", "ran")}
+            if body and (found := flaw(body, task.inputs)):
+                raise StoreError(
+                    f"record {task.key[:12]} ({task.label}) in store {store.url}",
+                    expected="one that such a task can have",
+                    got=found,
+                    remedy="remove the file, or name a store that holds nothing from others",
+                ) from error
+        raise
