@@ -26,6 +26,7 @@ from advbench.attacks.losses import targeted_dlr as targeted_dlr
 from advbench.attacks.losses import targeted_margin as targeted_margin
 from advbench.attacks.selection import SELECTION_DRAWS as SELECTION_DRAWS
 from advbench.attacks.selection import Kept as Kept
+from advbench.attacks.selection import likeliest as likeliest
 from advbench.attacks.shorten import SHORTENING as SHORTENING
 from advbench.attacks.shorten import shorten as shorten
 from advbench.keys import derive as derive

@@ -65,7 +65,9 @@ class APGD(Attack):
 
     def run(self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator) -> Tensor:
         """Run from each start towards each target; keep per image what fools best."""
-        aims = self._aims(clf, x, goal)
+        aims = [goal]
+        if self.params.loss == "dlr_targeted":
+            aims = attacks.likeliest(clf, x, goal, self.params.targets, self.params.samples)
         kept = Kept(clf, goal)
         kept.offer(x)
         for _ in range(self.params.restarts):
@@ -77,16 +79,6 @@ class APGD(Attack):
                 for found in self._ascend(clf, x[rows], aim[rows], goal[rows], threat, start[rows]):
                     kept.offer(found, rows)
         return kept.images
-
-    @torch.no_grad()
-    def _aims(self, clf: Classifier, x: Tensor, goal: Goal) -> list[Goal]:
-        """What is ascended, run by run: the goal itself, or the likeliest other classes in their order."""
-        if self.params.loss != "dlr_targeted" or goal.targeted:
-            return [goal]
-        draws = clf.draws(x, self.params.samples if clf.stochastic else 1)
-        likely = draws.log_softmax(-1).logsumexp(0).scatter(1, goal.rows[:, None], -torch.inf)
-        order = likely.argsort(dim=1, descending=True)
-        return [Goal.of(goal.labels, order[:, k]) for k in range(min(self.params.targets, order.shape[1] - 1))]
 
     def _ascend(
         self, clf: Classifier, x: Tensor, aim: Goal, goal: Goal, threat: Threat, start: Tensor
