@@ -25,7 +25,7 @@ class Kept:
         self._clf = clf
         self.random = clf.stochastic
         self._goal = goal
-        self._seeds = [clf.next_seed() for _ in range(draws if clf.stochastic else 1)]
+        self._seeds = clf.fresh_seeds(draws)
         self.images: Tensor
         self.margins: Tensor | None = None
 
@@ -72,7 +72,7 @@ def likeliest(clf: Classifier, x: Tensor, goal: Goal, count: int, draws: int = S
     """
     if goal.targeted:
         return [goal]
-    logits = clf.draws(x, draws if clf.stochastic else 1)
+    logits = torch.stack([clf.at(draw, x) for draw in map(clf.draw, clf.fresh_seeds(draws))])
     likely = logits.log_softmax(-1).logsumexp(0).scatter(1, goal.rows[:, None], -torch.inf)
     order = likely.argsort(dim=1, descending=True)
     return [Goal.of(goal.labels, order[:, k]) for k in range(min(count, order.shape[1] - 1))]

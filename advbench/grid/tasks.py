@@ -296,7 +296,7 @@ class Runner:
             report=on_progress,
         )
         result = summary(predictions, clean)
-        kept = ("n_examples", "classes", "draws", "uncertainty", "histograms", "detection")
+        kept = ("n_examples", "classes", "draws", "enumerated", "uncertainty", "histograms", "detection")
         return {name: result[name] for name in kept if name in result}, predictions.to_bytes()
 
     def _clean(self, task: Task) -> Predictions | None:

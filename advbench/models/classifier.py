@@ -19,6 +19,9 @@ from advbench.models.posterior import PointPosterior, Posterior, Weights
 
 ExampleLoss = Callable[[Tensor, Tensor], Tensor]
 
+# The most members of a posterior through which fresh draws cycle: twice the draws that evaluate by default.
+CYCLED = 40
+
 
 class Draw(NamedTuple):
     """One draw from a classifier: weights, and the seed of the noise inside the module."""
@@ -116,17 +119,53 @@ class Classifier(nn.Module):
         finally:
             self.labels = before
 
+    @property
+    def members(self) -> int | None:
+        """Of how many classifiers, all equally likely, a draw is one; None where they cannot be enumerated."""
+        if not self.stochastic:
+            return 1
+        noisy = self.noise.acts if isinstance(self.noise, Noise) else self.noise
+        return None if noisy else self.posterior.members
+
+    def member(self, k: int) -> Draw:
+        """The k-th of the members."""
+        return Draw(self.posterior.member(k), k)
+
+    @property
+    def _cycle(self) -> int:
+        """How many members of the posterior fresh draws cycle through; 0 where each draw is independent."""
+        members = self.posterior.members if self.posterior.stochastic else None
+        return members if members is not None and members <= CYCLED else 0
+
     def next_seed(self) -> int:
-        """The seed of the next fresh draw, which it uses up."""
+        """The seed of the next fresh draw, which it uses up.
+
+        Draws from a posterior of few members are one permutation of them after another: with replacement, as many
+        draws as members would miss a third of them.
+        """
         self._drawn += 1
-        return derive(self._seed, "draw", self._drawn - 1)
+        seed, members = derive(self._seed, "draw", self._drawn - 1), self._cycle
+        if not members:
+            return seed
+        cycle, position = divmod(self._drawn - 1, members)
+        order = torch.randperm(members, generator=torch.Generator().manual_seed(derive(self._seed, "members", cycle)))
+        return seed // 2 // members * members + int(order[position])
+
+    def fresh_seeds(self, n: int) -> list[int]:
+        """The seeds of `n` fresh draws; where there are no more than `n` members, one of each, whose mean is exact."""
+        members = self.members
+        if members is not None and members <= min(n, CYCLED):
+            return list(range(members))
+        return [self.next_seed() for _ in range(n)]
 
     def draw(self, seed: int | None = None) -> Draw:
-        """A fresh draw, or the one that `seed` stands for."""
+        """A fresh draw, or the one that `seed` stands for; of a posterior of few members, its number modulo theirs."""
         if seed is None:
             seed = self.next_seed()
         if not self.posterior.stochastic:
             return Draw(self.posterior.sample(torch.default_generator), seed)
+        if self._cycle:
+            return Draw(self.posterior.member(seed % self._cycle), seed)
         return Draw(self.posterior.sample(torch.Generator(self.posterior.device).manual_seed(seed)), seed)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -178,7 +217,8 @@ class Classifier(nn.Module):
         """Gradient with respect to the images of the loss averaged over fresh draws.
 
         Memory is that of one draw (and one chunk), whatever `samples`. Parameters' gradients are neither
-        computed nor touched. A classifier that is not stochastic is passed once.
+        computed nor touched. A classifier that is not stochastic is passed once, and one of no more members than
+        `samples` once for each of them.
 
         Args:
             x: images `(batch, channels, height, width)`.
@@ -187,16 +227,14 @@ class Classifier(nn.Module):
             samples: draws to average over (expectation over transformation).
             draws: average over these instead of fresh ones.
         """
-        if draws is not None:
-            samples = len(draws)
-        elif not self.stochastic:
-            samples = 1
+        seeds = self.fresh_seeds(samples) if draws is None else range(len(draws))
+        samples = len(seeds)
         total: Tensor | None = None
         logits: list[Tensor] = []
         slopes: list[Tensor] = []
-        for index in range(samples):
+        for index, seed in enumerate(seeds):
             with torch.no_grad():
-                draw = self.draw() if draws is None else draws[index]
+                draw = self.draw(seed) if draws is None else draws[index]
             parts = [self._chunk_gradient(draw, x[r], y[r], loss, r.start) for r in self._chunks(len(x))]
             gradient, found, slope = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
             total = gradient if total is None else total + gradient

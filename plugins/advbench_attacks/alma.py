@@ -79,10 +79,9 @@ class ALMA(Attack):
         for step in range(steps):
             gradient, logits = clf.input_gradient(x + delta, goal.rows, _violation, self.params.samples)
             violation = torch.stack([_violation(draw, goal.rows) for draw in logits]).mean(0)
-            if clf.stochastic:  # a random classifier's own images give no direction, however it judges them
-                reached = (kept.margins_of(x + delta) > 0) & (step > 0)
-            else:
-                reached = kept.margins_at(logits) > 0
+            reached = (kept.margins_of(x + delta) if clf.stochastic else kept.margins_at(logits)) > 0
+            if clf.stochastic and step == 0:
+                reached[:] = False  # a random classifier's own images give no direction, however it judges them
             length = delta.flatten(1).norm(dim=1)
             better = reached & (length < nearest)
             found = torch.where(per_image(better, x), x + delta, found)

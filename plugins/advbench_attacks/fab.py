@@ -130,10 +130,9 @@ class FAB(Attack):
         for step in range(params.steps):
             gradient, logits = clf.input_gradient(current, aim.rows, _difference, params.samples)
             value = torch.stack([_difference(draw, aim.rows) for draw in logits]).mean(0)
-            if clf.stochastic:  # a random classifier's own images give no direction, however it judges them
-                reached = (kept.margins_of(current, rows) > 0) & (step > 0)
-            else:
-                reached = kept.margins_at(logits, rows) > 0
+            reached = (kept.margins_of(current, rows) if clf.stochastic else kept.margins_at(logits, rows)) > 0
+            if clf.stochastic and step == 0:
+                reached[:] = False  # a random classifier's own images give no direction, however it judges them
             distance = _length(current - x, norm)
             better = reached & (distance < nearest)
             found = torch.where(per_image(better, x), current, found)

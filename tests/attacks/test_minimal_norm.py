@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from advbench_attacks.fab import onto_plane
 from scipy import optimize
 from torch import Tensor, nn
 
@@ -19,7 +20,6 @@ from advbench.attacks.craft import craft
 from advbench.attacks.selection import Kept
 from advbench.models.classifier import Classifier
 from advbench.models.posterior import GaussianPosterior
-from advbench_attacks.fab import onto_plane
 
 # name, hyperparameters, norms, by how much its success may come late (relative to the exact distance)
 BALL_ATTACKS = [

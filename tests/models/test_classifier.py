@@ -16,7 +16,7 @@ from advbench.attacks.losses import cross_entropy
 from advbench.errors import InputError, ModelWarning, PluginError
 from advbench.models.classifier import Classifier
 from advbench.models.guard import opened
-from advbench.models.posterior import GaussianPosterior
+from advbench.models.posterior import FlatLayout, GaussianPosterior, SamplePosterior
 from advbench.models.saving import export_classifier, load_classifier
 from advbench.testing import small_data, small_net
 
@@ -236,3 +236,54 @@ def test_gradients_that_a_caller_holds_survive_an_attack_that_zeroes_them() -> N
     Zeroing()(net, x, torch.zeros(5, dtype=torch.int64), advbench.Threat("linf", 0.1))
     assert torch.equal(net[1].weight.grad, before)
     assert float(before.abs().sum()) > 0
+
+
+def bank(members: int) -> Classifier:
+    net = small_net().eval()
+    samples = torch.randn((members, FlatLayout(net).size), generator=torch.Generator().manual_seed(members))
+    return Classifier(net, SamplePosterior(net, samples)).requires_grad_(False)
+
+
+@pytest.mark.parametrize("members", [2, 5, 40])
+def test_fresh_draws_cycle_through_few_members(members: int) -> None:
+    clf = bank(members)
+    x, _ = small_data().batch(slice(2))
+    each = torch.stack([clf.at(clf.member(k), x) for k in range(members)])
+    orders = []
+    for _ in range(3):
+        drawn = clf.draws(x, members)
+        which = [next(k for k in range(members) if torch.equal(each[k], one)) for one in drawn]
+        assert sorted(which) == list(range(members))
+        orders.append(which)
+    assert orders[0] != orders[1] or orders[1] != orders[2]
+    seed = clf.next_seed()
+    assert torch.equal(clf.at(clf.draw(seed), x), clf.at(clf.draw(seed), x))
+    assert torch.equal(clf.frozen(seed)(x), clf.at(clf.draw(seed), x))
+    assert torch.equal(clf.reseed(3).draws(x, 2 * members), clf.reseed(3).draws(x, 2 * members))
+
+
+def test_draws_from_many_members_are_independent() -> None:
+    clf = bank(41)
+    x, _ = small_data().batch(slice(1))
+    assert len({float(one.sum()) for one in clf.reseed(0).draws(x, 41)}) < 41
+
+
+@pytest.mark.parametrize("samples", [4, 5, 10])
+def test_a_step_of_as_many_samples_as_members_has_the_exact_gradient_at_once_each(samples: int) -> None:
+    clf = bank(4)
+    x, y = small_data().batch(slice(3))
+    clf.next_seed()  # wherever the cycle stands
+    with clf.isolated() as passes:
+        gradient, logits = clf.input_gradient(x, y, cross_entropy, samples)
+    parts = [clf.input_gradient(x, y, cross_entropy, draws=[clf.member(k)]).value for k in range(4)]
+    torch.testing.assert_close(gradient, torch.stack(parts).mean(0))
+    assert (len(logits), passes.forward, passes.backward) == (4, 12, 12)
+
+
+def test_only_a_finite_posterior_without_noise_has_members() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(36, 3), nn.Dropout(0.5)).train()
+    samples = torch.zeros((3, FlatLayout(net).size))
+    assert bank(3).members == 3
+    assert Classifier(net).members == 1
+    assert gaussian().members is None
+    assert Classifier(net, SamplePosterior(net, samples), noise=True).members is None
