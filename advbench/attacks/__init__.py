@@ -1,7 +1,10 @@
 """Attacks: what the author of one imports. A plugin writes `run`; calling the attack checks what comes back."""
 
+from advbench.attacks.ascent import Objective as Objective
+from advbench.attacks.ascent import Slope as Slope
 from advbench.attacks.ascent import ascend as ascend
 from advbench.attacks.ascent import ascend_until_reached as ascend_until_reached
+from advbench.attacks.ascent import loss_gradient as loss_gradient
 from advbench.attacks.ascent import step_length as step_length
 from advbench.attacks.ball import distances as distances
 from advbench.attacks.ball import per_image as per_image

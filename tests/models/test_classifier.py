@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
 import advbench
+from advbench.attacks import Goal, loss_gradient
 from advbench.attacks.losses import cross_entropy
 from advbench.errors import InputError, ModelWarning, PluginError
 from advbench.models.classifier import Classifier
@@ -287,3 +288,31 @@ def test_only_a_finite_posterior_without_noise_has_members() -> None:
     assert Classifier(net).members == 1
     assert gaussian().members is None
     assert Classifier(net, SamplePosterior(net, samples), noise=True).members is None
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+@pytest.mark.parametrize("targeted", [False, True])
+def test_the_gradient_of_the_loss_of_the_mean_is_autograds(scale: float, targeted: bool) -> None:
+    """Also where each draw's probability at the label underflows."""
+    clf, (x, y) = bank(5), small_data().batch(slice(6))
+    goal = Goal.of(y, (y + 1) % 3 if targeted else None)
+    clf.posterior.samples[:, -3:] *= scale  # the last layer's bias
+    for name in ("ce", "margin", "dlr"):
+        leaf = x.double().requires_grad_()
+        exact = copy.deepcopy(clf).double()
+        mean = torch.stack([exact.at(exact.member(k), leaf) for k in range(5)]).log_softmax(-1).logsumexp(0)
+        expected = torch.autograd.grad(goal.loss(name)(mean, goal.rows).sum(), leaf)[0].float()
+        found = loss_gradient(clf, x, goal, name, 5, "loss_of_mean")
+        torch.testing.assert_close(found.gradient, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()))
+        value = goal.loss(name)(mean - math.log(5), goal.rows).detach().float()
+        torch.testing.assert_close(found.value, value, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("loss", "passes"), [("ce", 5), ("margin", 10)])
+def test_the_loss_of_the_mean_costs_a_second_pass_where_it_depends_on_the_runner_up(loss: Any, passes: int) -> None:
+    clf, (x, y) = gaussian(), small_data().batch(slice(6))
+    with clf.isolated() as counted:
+        whole = loss_gradient(clf.reseed(0), x, Goal.of(y), loss, 5, "loss_of_mean").gradient
+    assert (counted.forward, counted.backward) == (6 * passes, 30)
+    clf.chunk = 2
+    torch.testing.assert_close(loss_gradient(clf.reseed(0), x, Goal.of(y), loss, 5, "loss_of_mean").gradient, whole)
