@@ -23,6 +23,8 @@ ATTACKS: dict[str, dict[str, Any]] = {
     "eot_pgd": {"steps": 2, "samples": 3},
     "apgd": {"steps": 4, "samples": 2, "restarts": 2},
     "cw_one_step": {},
+    "alma": {"steps": 4, "samples": 3},
+    "fab": {"steps": 4, "samples": 3},
     "fmn": {"steps": 4, "samples": 3},
     "square": {"queries": 6},
     "gray_box": {"params": {"steps": 2}},

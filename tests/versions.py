@@ -23,7 +23,7 @@ from advbench.data.base import Data
 from advbench.evaluation.evaluate import evaluate
 from advbench.grid.spec import plugin_version
 from advbench.keys import SCHEMA
-from advbench.models import Classifier, GaussianNoise, GaussianPosterior
+from advbench.models import Classifier, GaussianNoise, GaussianPosterior, Posterior, SamplePosterior
 from advbench.registry import registry
 from advbench.testing import small_data, small_net
 
@@ -33,9 +33,18 @@ KINDS = {"defense": "train", "attack": "craft", "evaluation": "evaluate"}
 Results = dict[str, dict[str, Any]]
 
 
-def target(*, random: bool) -> Classifier:
+TARGETS = ("deterministic", "gaussian", "members")
+
+
+def target(kind: str) -> Classifier:
     net = small_net().eval()
-    return Classifier(net, GaussianPosterior(net, std=0.05) if random else None).requires_grad_(False)
+    posterior: Posterior | None = None
+    if kind == "gaussian":
+        posterior = GaussianPosterior(net, std=0.05)
+    if kind == "members":
+        flat = torch.cat([parameter.detach().flatten() for parameter in net.parameters()])
+        posterior = SamplePosterior(net, torch.stack([flat, 1.2 * flat, 0.8 * flat]))
+    return Classifier(net, posterior).requires_grad_(False)
 
 
 def measured() -> Results:
@@ -59,8 +68,8 @@ def _all() -> Iterator[tuple[str, str, list[float]]]:
                 values = [n for params in CHEAP_ATTACKS.get(entry.name, [{}]) for n in _of_attack(cls(**params), x, y)]
             yield f"{kind} {entry.name}", version, [round(value, 7) for value in values]
     values = []
-    for random in (False, True):
-        found = evaluate(target(random=random), x, y, draws=5)
+    for made in TARGETS:
+        found = evaluate(target(made), x, y, draws=5)
         values += [found.accuracy, *found.interval, found.draw_accuracy, *found.draw_interval]
         values += [float(found.mean_probs.max(1).mean()), float(found.mean_entropy.mean())]
     yield "evaluation", str(SCHEMA["evaluate"]), [round(value, 7) for value in values]
@@ -83,11 +92,11 @@ def _of_tensor(values: Tensor) -> list[float]:
 
 def _of_attack(attack: Any, x: Tensor, y: Tensor) -> Iterator[float]:
     """How far it moves images, what that does to the logits, and what it costs; also as a step of a sweep."""
-    for random in (False, True):
+    for made in TARGETS:
         for norm, eps in (("linf", 0.1), ("l2", 0.5)):
             if norm not in attack.norms:
                 continue
-            clf, threat = target(random=random), Threat(norm, eps)
+            clf, threat = target(made), Threat(norm, eps)
             for earlier in (None, Earlier(x, 0.0)):
                 found = craft(attack, clf, x, y, threat, earlier=earlier)
                 yield float((found.images - x).abs().mean())

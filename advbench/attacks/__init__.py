@@ -1,7 +1,10 @@
 """Attacks: what the author of one imports. A plugin writes `run`; calling the attack checks what comes back."""
 
+from advbench.attacks.ascent import Objective as Objective
+from advbench.attacks.ascent import Slope as Slope
 from advbench.attacks.ascent import ascend as ascend
 from advbench.attacks.ascent import ascend_until_reached as ascend_until_reached
+from advbench.attacks.ascent import loss_gradient as loss_gradient
 from advbench.attacks.ascent import step_length as step_length
 from advbench.attacks.ball import distances as distances
 from advbench.attacks.ball import per_image as per_image
@@ -26,6 +29,7 @@ from advbench.attacks.losses import targeted_dlr as targeted_dlr
 from advbench.attacks.losses import targeted_margin as targeted_margin
 from advbench.attacks.selection import SELECTION_DRAWS as SELECTION_DRAWS
 from advbench.attacks.selection import Kept as Kept
+from advbench.attacks.selection import likeliest as likeliest
 from advbench.attacks.shorten import SHORTENING as SHORTENING
 from advbench.attacks.shorten import shorten as shorten
 from advbench.keys import derive as derive

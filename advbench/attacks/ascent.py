@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +13,53 @@ from advbench.attacks.ball import per_image, project, steepest
 from advbench.attacks.base import Goal, Threat
 from advbench.attacks.losses import LossName
 from advbench.models.classifier import Classifier
+
+Objective = Literal["mean_loss", "loss_of_mean"]
+
+
+class Slope(NamedTuple):
+    """What `loss_gradient` returns.
+
+    Attributes:
+        gradient: of the objective with respect to the images, `(batch, channels, height, width)`.
+        value: of the objective for each image, `(batch,)`.
+        logits: of each draw, `(draws, batch, classes)`.
+    """
+
+    gradient: Tensor
+    value: Tensor
+    logits: Tensor
+
+
+def loss_gradient(
+    clf: Classifier, x: Tensor, goal: Goal, loss: LossName, samples: int = 1, objective: Objective = "mean_loss"
+) -> Slope:
+    """Gradient of what an attack on a random classifier ascends, over the same fresh draws as its value.
+
+    `mean_loss` is the mean of the draws' losses (Athalye et al. 2018). `loss_of_mean` is the loss of the mean softmax,
+    which is what is evaluated: draws that are fooled already count for less. With cross-entropy both cost a pass for
+    each draw; with other losses, whose slope depends on the mean's runner-up, `loss_of_mean` costs a second one.
+
+    Args:
+        clf: the classifier under attack.
+        x: images `(batch, channels, height, width)`.
+        goal: labels and perhaps targets.
+        loss: its name.
+        samples: draws.
+        objective: which of the two.
+    """
+    function = goal.loss(loss)
+    if objective == "mean_loss" or samples == 1 or not clf.stochastic:
+        gradient, logits = clf.input_gradient(x, goal.rows, function, samples)
+        value = torch.stack([function(draw, goal.rows) for draw in logits]).mean(0)
+        return Slope(gradient, value, logits)
+    if loss == "ce":  # -log p at the label, or log p at the target
+        tilt = 1.0 if goal.targeted else -1.0
+        gradient, logits = clf.input_gradient(x, goal.rows, function, samples, tilt=tilt)
+        losses = torch.stack([function(draw, goal.rows) for draw in logits])
+        return Slope(gradient, ((tilt * losses).logsumexp(0) - math.log(len(losses))) / tilt, logits)
+    gradient, logits = clf.mean_gradient(x, goal.rows, function, samples)
+    return Slope(gradient, function(logits.log_softmax(-1).logsumexp(0), goal.rows), logits)
 
 
 def step_length(threat: Threat, steps: int, fraction: float | None) -> float:
@@ -33,6 +82,7 @@ def ascend(
     start: Tensor,
     loss: LossName = "ce",
     samples: int = 1,
+    objective: Objective = "mean_loss",
     keep_best: bool = False,
 ) -> Tensor:
     """Ascend the expected loss by steepest steps, projecting after each (Madry et al. 2018; Adv-BNN eq. 2, 3).
@@ -50,6 +100,7 @@ def ascend(
         start: where to start, within the ball and the box.
         loss: what to ascend.
         samples: draws per gradient.
+        objective: what is ascended of a random classifier (`loss_gradient`).
         keep_best: return the iterate of largest margin of each image that reached the goal on the way, and the
             last of the others. Only for deterministic classifiers: on a random one the largest of many noisy
             margins says little of the iterate.
@@ -60,7 +111,7 @@ def ascend(
     x_adv, climb = start, _Climb(x, threat)
     best, best_margin = start, x.new_zeros(len(x))
     for _ in range(steps):
-        gradient, logits = clf.input_gradient(x_adv, goal.rows, goal.loss(loss), samples)
+        gradient, _, logits = loss_gradient(clf, x_adv, goal, loss, samples, objective)
         if keep_best:
             reached = goal.margin(logits[0])
             improved = reached > best_margin

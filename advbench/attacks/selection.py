@@ -25,7 +25,7 @@ class Kept:
         self._clf = clf
         self.random = clf.stochastic
         self._goal = goal
-        self._seeds = [clf.next_seed() for _ in range(draws if clf.stochastic else 1)]
+        self._seeds = clf.fresh_seeds(draws)
         self.images: Tensor
         self.margins: Tensor | None = None
 
@@ -33,6 +33,10 @@ class Kept:
     def margins_of(self, images: Tensor, rows: Tensor | None = None) -> Tensor:
         """Margin of each image `(batch,)` at those draws; `rows` says which images these are, by default all."""
         logits = torch.stack([self._clf.at(draw, images) for draw in map(self._clf.draw, self._seeds)])
+        return self.margins_at(logits, rows)
+
+    def margins_at(self, logits: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Margins `(batch,)` at logits `(draws, batch, classes)` that are known already; `rows` as in `margins_of`."""
         return (self._goal if rows is None else self._goal[rows]).mean_margin(logits)
 
     def offer(self, images: Tensor, rows: Tensor | None = None) -> None:
@@ -53,3 +57,22 @@ class Kept:
         if self.random:
             return torch.arange(len(self.margins), device=self.margins.device)
         return (self.margins <= 0).nonzero().squeeze(1)
+
+
+@torch.no_grad()
+def likeliest(clf: Classifier, x: Tensor, goal: Goal, count: int, draws: int = SELECTION_DRAWS) -> list[Goal]:
+    """Goals with targets: each image's likeliest wrong classes in their order; a targeted goal is the only one.
+
+    Args:
+        clf: the classifier under attack.
+        x: images `(batch, channels, height, width)`.
+        goal: their labels.
+        count: the most goals.
+        draws: of a random classifier, whose mean softmax ranks the classes.
+    """
+    if goal.targeted:
+        return [goal]
+    logits = torch.stack([clf.at(draw, x) for draw in map(clf.draw, clf.fresh_seeds(draws))])
+    likely = logits.log_softmax(-1).logsumexp(0).scatter(1, goal.rows[:, None], -torch.inf)
+    order = likely.argsort(dim=1, descending=True)
+    return [Goal.of(goal.labels, order[:, k]) for k in range(min(count, order.shape[1] - 1))]

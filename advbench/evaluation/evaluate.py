@@ -35,13 +35,14 @@ def evaluate(
     """Evaluate a classifier on images by K fresh draws, each of them over all images (Adv-BNN eq. 18).
 
     The draws come from another stream than any attack's, whatever the seeds. A plain module counts as
-    random, since none can be proved not to be; a `Classifier` that is not stochastic is passed once.
+    random, since none can be proved not to be; a `Classifier` that is not stochastic is passed once. A posterior of
+    at most 2K members is enumerated: the mean is exact, and what draws vary by has no part in the intervals.
 
     Args:
         model: a `Classifier` or any `nn.Module` on [0, 1] images.
         x: images `(count, channels, height, width)`, float32 in [0, 1].
         y: labels `(count,)`, int64.
-        draws: number of draws K.
+        draws: number of draws K; of at most 2K members, each is passed once instead.
         seed: of the draws.
         batch_size: images that pass the net together.
         report: called after each draw with the draws done and their accuracy so far.
@@ -109,11 +110,13 @@ def _evaluated(
 ) -> Predictions:
     if not isinstance(draws, int) or draws < 1:
         raise InputError("draws", expected="at least 1", got=repr(draws))
-    draws = draws if clf.stochastic else 1
+    members = clf.members
+    enumerated = members is not None and 1 < members <= 2 * draws
+    draws = members if members is not None and members <= 2 * draws else draws
     probs, right = [], 0.0
     with undisturbed(clf, seed, x.device), clf.isolated():
         for k in range(draws):
-            draw = clf.draw(derive(seed, "judge", k))
+            draw = clf.member(k) if enumerated else clf.draw(derive(seed, "judge", k))
             parts = []
             for start in range(0, len(x), batch_size):
                 logits = clf.at(draw, x[start : start + batch_size], offset=start)
@@ -123,8 +126,9 @@ def _evaluated(
             report(Progress(k + 1, draws, {"accuracy so far": right / (k + 1)}))
         clf.passes.check_finite()
         equal = clf.noise is not True and draws > 1 and all(np.array_equal(one, probs[0]) for one in probs)
-        equal = equal and draws_agree(clf, x[:PROBE_IMAGES])  # of few members, a few draws may all be one of them
+        # Of few members, a few draws may all be one of them.
+        equal = equal and (enumerated or draws_agree(clf, x[:PROBE_IMAGES]))
     if equal:
         warnings.warn(ModelWarning(ODDITIES["equal_draws"]), stacklevel=3)
-    found = Predictions.from_probs(np.stack(probs), labels)
+    found = Predictions.from_probs(np.stack(probs), labels, enumerated=enumerated)
     return dataclasses.replace(found, flags=("equal_draws",) if equal else ())

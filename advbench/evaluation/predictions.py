@@ -42,6 +42,7 @@ class Predictions:
             float64: the spread that the choice of draws causes.
         resampled_share: in what share of those resamples the ensemble is right, `(N,)`, float64.
         flags: names of what makes them doubtful (`advbench.models.guard.ODDITIES`); not stored with them.
+        enumerated: whether the draws are all members of the posterior, each once, and so no sample.
     """
 
     labels: NDArray[np.int64]
@@ -53,14 +54,16 @@ class Predictions:
     resampled_accuracy: NDArray[np.float64]
     resampled_share: NDArray[np.float64]
     flags: tuple[str, ...] = ()
+    enumerated: bool = False
 
     @classmethod
-    def from_probs(cls, probs: Floats, labels: NDArray[np.int64]) -> Self:
+    def from_probs(cls, probs: Floats, labels: NDArray[np.int64], *, enumerated: bool = False) -> Self:
         """Summarise softmax outputs.
 
         Args:
             probs: `(K, N, classes)`, each row summing to 1.
             labels: `(N,)`.
+            enumerated: whether the draws are all members of the posterior: then nothing is resampled.
 
         Raises:
             InputError: there is no draw, no image, or shapes disagree.
@@ -79,7 +82,7 @@ class Predictions:
         votes = np.zeros((count, classes), np.int32)
         for mode in modes:
             votes[np.arange(count), mode] += 1
-        right = _resampled(probs, mean, labels)
+        right = _resampled(probs[:1] if enumerated else probs, mean, labels)
         return cls(
             labels=labels.astype(np.int64),
             mean_probs=mean,
@@ -89,11 +92,14 @@ class Predictions:
             correct=modes == labels,
             resampled_accuracy=right.mean(1),
             resampled_share=right.mean(0),
+            enumerated=enumerated,
         )
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
-        """The arrays by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "flags"}
+        """The arrays by name; `enumerated`, a single truth value, only where it holds."""
+        names = [field.name for field in fields(self) if field.name not in ("flags", "enumerated")]
+        found = {name: getattr(self, name) for name in names}
+        return {**found, "enumerated": np.array([True])} if self.enumerated else found
 
     def to_bytes(self) -> bytes:
         """The predictions as one safetensors file."""
@@ -103,7 +109,8 @@ class Predictions:
     def from_bytes(cls, raw: bytes) -> Predictions:
         """The predictions that `to_bytes` gave."""
         arrays: dict[str, Any] = safetensors.numpy.load(raw)
-        return cls(**arrays)
+        enumerated = bool(arrays.pop("enumerated", np.array([False]))[0])
+        return cls(**arrays, enumerated=enumerated)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -143,7 +150,7 @@ class Predictions:
     @cached_property
     def draw_interval(self) -> Interval:
         """95 % interval of the single draw's expected accuracy over other images and draws."""
-        return draw_interval(self.correct)
+        return draw_interval(self.correct, enumerated=self.enumerated)
 
 
 class Spread(NamedTuple):
@@ -181,7 +188,7 @@ def wilson(mean: float, size: float, freedom: float = math.inf) -> Interval:
     return Interval(max(0.0, centre - half), min(1.0, centre + half))
 
 
-def draw_interval(correct: Bools) -> Interval:
+def draw_interval(correct: Bools, *, enumerated: bool = False) -> Interval:
     """95 % interval of the accuracy of a single draw, for other images and other draws.
 
     Every draw judges every image: a crossed design with an effect of the draw (one draw of weights is bad on
@@ -193,13 +200,14 @@ def draw_interval(correct: Bools) -> Interval:
 
     Args:
         correct: `(K, N)`.
+        enumerated: whether the draws are all that there are: then only images vary.
     """
     draws, count = correct.shape
     if draws == 1 or (correct == correct[:1]).all() or correct.mean() in (0.0, 1.0):
         return wilson(float(correct[0].mean()), count)
     table = correct.astype(np.float64)
     mean = float(table.mean())
-    draw_part, rest = _draw_spread(table)
+    draw_part, rest = (Spread(0.0, 1), Spread(0.0, 1)) if enumerated else _draw_spread(table)
     image_part = Spread(float(table.mean(0).var(ddof=1)) / count, count - 1) if count > 1 else Spread(0.0, 1)
     return _combined(mean, draw_part, image_part, rest, least=mean * (1 - mean) / (draws * count))
 

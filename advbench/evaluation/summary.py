@@ -23,10 +23,10 @@ def summary(predictions: Predictions, clean: Predictions | None = None) -> dict[
     entropies = {name: measures[name] for name in ENTROPIES}
     draws = predictions.draw_accuracies
     classes = predictions.mean_probs.shape[1]
-    found = {}
+    found: dict[str, Any] = {"enumerated": True} if predictions.enumerated else {}
     if clean is not None:
         before = uncertainty(clean)._asdict()
-        found = {"detection": {name: detection(before[name], measures[name])._asdict() for name in measures}}
+        found |= {"detection": {name: detection(before[name], measures[name])._asdict() for name in measures}}
     return {
         "n_examples": len(predictions),
         "classes": classes,

@@ -268,7 +268,7 @@ class Runner:
         if inputs.foreign is not None:
             predictions = evaluate_ood(clf, self._ood_images(inputs, inputs.foreign), inputs.draws, **how)
             result = summary(predictions, clean)
-            kept = ("n_examples", "classes", "draws", "uncertainty", "histograms", "detection")
+            kept = ("n_examples", "classes", "draws", "enumerated", "uncertainty", "histograms", "detection")
             return {name: result[name] for name in kept if name in result}, predictions.to_bytes()
         x, y = self._test_images(inputs)
         attack: dict[str, Any] = {"forward_passes": 0.0, "backward_passes": 0.0, "seconds": 0.0}

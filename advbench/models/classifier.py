@@ -20,6 +20,9 @@ from advbench.models.posterior import PointPosterior, Posterior, Weights
 
 ExampleLoss = Callable[[Tensor, Tensor], Tensor]
 
+# The most members of a posterior through which fresh draws cycle: twice the draws that evaluate by default.
+CYCLED = 40
+
 
 class Draw(NamedTuple):
     """One draw from a classifier: weights, and the seed of the noise inside the module."""
@@ -121,17 +124,53 @@ class Classifier(nn.Module):
         finally:
             self.labels = before
 
+    @property
+    def members(self) -> int | None:
+        """Of how many classifiers, all equally likely, a draw is one; None where they cannot be enumerated."""
+        if not self.stochastic:
+            return 1
+        noisy = self.noise.acts if isinstance(self.noise, Noise) else self.noise
+        return None if noisy else self.posterior.members
+
+    def member(self, k: int) -> Draw:
+        """The k-th of the members."""
+        return Draw(self.posterior.member(k), k)
+
+    @property
+    def _cycle(self) -> int:
+        """How many members of the posterior fresh draws cycle through; 0 where each draw is independent."""
+        members = self.posterior.members if self.posterior.stochastic else None
+        return members if members is not None and members <= CYCLED else 0
+
     def next_seed(self) -> int:
-        """The seed of the next fresh draw, which it uses up."""
+        """The seed of the next fresh draw, which it uses up.
+
+        Draws from a posterior of few members are one permutation of them after another: with replacement, as many
+        draws as members would miss a third of them.
+        """
         self._drawn += 1
-        return derive(self._seed, "draw", self._drawn - 1)
+        seed, members = derive(self._seed, "draw", self._drawn - 1), self._cycle
+        if not members:
+            return seed
+        cycle, position = divmod(self._drawn - 1, members)
+        order = torch.randperm(members, generator=torch.Generator().manual_seed(derive(self._seed, "members", cycle)))
+        return seed // 2 // members * members + int(order[position])
+
+    def fresh_seeds(self, n: int) -> list[int]:
+        """The seeds of `n` fresh draws; where there are no more than `n` members, one of each, whose mean is exact."""
+        members = self.members
+        if members is not None and members <= min(n, CYCLED):
+            return list(range(members))
+        return [self.next_seed() for _ in range(n)]
 
     def draw(self, seed: int | None = None) -> Draw:
-        """A fresh draw, or the one that `seed` stands for."""
+        """A fresh draw, or the one that `seed` stands for; of a posterior of few members, its number modulo theirs."""
         if seed is None:
             seed = self.next_seed()
         if not self.posterior.stochastic:
             return Draw(self.posterior.sample(torch.default_generator), seed)
+        if self._cycle:
+            return Draw(self.posterior.member(seed % self._cycle), seed)
         return Draw(self.posterior.sample(torch.Generator(self.posterior.device).manual_seed(seed)), seed)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -178,12 +217,24 @@ class Classifier(nn.Module):
         return logits
 
     def input_gradient(
-        self, x: Tensor, y: Tensor, loss: ExampleLoss, samples: int = 1, draws: Sequence[Draw] | None = None
+        self,
+        x: Tensor,
+        y: Tensor,
+        loss: ExampleLoss,
+        samples: int = 1,
+        draws: Sequence[Draw] | None = None,
+        *,
+        tilt: float = 0.0,
     ) -> Gradient:
         """Gradient with respect to the images of the loss averaged over fresh draws.
 
+        With a `tilt` t other than 0 the average is log(mean of exp(t loss)) / t, whose gradient weighs each draw of
+        each image by exp(t loss): of cross-entropy -log p(y) at t = -1 it is the cross-entropy of the mean softmax,
+        -log(mean of p(y)). Weights are kept relative to the largest so far, so that none underflows.
+
         Memory is that of one draw (and one chunk), whatever `samples`. Parameters' gradients are neither
-        computed nor touched. A classifier that is not stochastic is passed once.
+        computed nor touched. A classifier that is not stochastic is passed once, and one of no more members than
+        `samples` once for each of them.
 
         Args:
             x: images `(batch, channels, height, width)`.
@@ -191,28 +242,70 @@ class Classifier(nn.Module):
             loss: maps logits `(n, classes)` and labels `(n,)` to one loss an image, `(n,)`.
             samples: draws to average over (expectation over transformation).
             draws: average over these instead of fresh ones.
+            tilt: of the average, in 1 / units of the loss.
         """
-        if draws is not None:
-            samples = len(draws)
-        elif not self.stochastic:
-            samples = 1
-        total: Tensor | None = None
+        seeds = self.fresh_seeds(samples) if draws is None else range(len(draws))
+        samples = len(seeds)
+        total = weight = torch.zeros((), dtype=x.dtype, device=x.device)
+        highest = weight - torch.inf
         logits: list[Tensor] = []
         slopes: list[Tensor] = []
-        for index in range(samples):
+        for index, seed in enumerate(seeds):
             with torch.no_grad():
-                draw = self.draw() if draws is None else draws[index]
-            parts = [self._chunk_gradient(draw, x[r], y[r], loss, r.start) for r in self._chunks(len(x))]
-            gradient, found, slope = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
-            total = gradient if total is None else total + gradient
+                draw = self.draw(seed) if draws is None else draws[index]
+            gradient, found, slope = self._draw_gradient(draw, x, y, loss)
+            if tilt:
+                exponent = tilt * loss(found, y).view(-1, *[1] * (x.ndim - 1))
+                rise = torch.maximum(highest, exponent)
+                fade, share = (highest - rise).exp(), (exponent - rise).exp()
+                total, weight, highest = total * fade + share * gradient, weight * fade + share, rise
+            else:
+                total = gradient if index == 0 else total + gradient
             logits.append(found)
             slopes.append(slope)
-        assert total is not None, "samples >= 1"
         largest = total.abs().flatten(1).amax(1)  # sixteen times faster than the norm of that name; NaN stays
         self.passes.note_gradient(largest, logits, slopes, y)
         self.passes.forward += samples * len(x)
         self.passes.backward += samples * len(x)
-        return Gradient(total / samples if samples > 1 else total, torch.stack(logits))
+        if tilt:
+            total = total / weight
+        elif samples > 1:
+            total = total / samples
+        return Gradient(total, torch.stack(logits))
+
+    def mean_gradient(self, x: Tensor, y: Tensor, loss: ExampleLoss, samples: int) -> Gradient:
+        """Gradient with respect to the images of the loss of the mean softmax of fresh draws.
+
+        The loss is that of the logarithm of the mean. How it falls with each draw's log-softmax is known once all
+        draws have passed; a second pass of each carries that to the images. Memory is that of one draw. (Of
+        cross-entropy `input_gradient` with a tilt is the same at half the passes.)
+
+        Args:
+            x: images `(batch, channels, height, width)`.
+            y: labels `(batch,)`, or labels and targets.
+            loss: as in `input_gradient`.
+            samples: draws in the mean.
+        """
+        draws = [self.draw(seed) for seed in self.fresh_seeds(samples)]
+        with torch.no_grad():
+            logits = torch.stack([self.at(draw, x) for draw in draws])
+        with torch.enable_grad():
+            leaf = logits.log_softmax(-1).requires_grad_()
+            slopes = torch.autograd.grad(loss(leaf.logsumexp(0), y).sum(), leaf)[0]
+        total = torch.zeros((), dtype=x.dtype, device=x.device)
+        for draw, slope in zip(draws, slopes, strict=True):
+            total = total + self._draw_gradient(draw, x, slope, _carried)[0]
+        self.passes.note_gradient(total.abs().flatten(1).amax(1), list(logits), list(slopes), y)
+        self.passes.forward += len(draws) * len(x)
+        self.passes.backward += len(draws) * len(x)
+        return Gradient(total, logits)
+
+    def _draw_gradient(self, draw: Draw, x: Tensor, y: Tensor, loss: ExampleLoss) -> tuple[Tensor, Tensor, Tensor]:
+        parts = [self._chunk_gradient(draw, x[r], y[r], loss, r.start) for r in self._chunks(len(x))]
+        if len(parts) == 1:
+            return parts[0]
+        gradients, logits, slopes = zip(*parts, strict=True)
+        return torch.cat(gradients), torch.cat(logits), torch.cat(slopes)
 
     def _chunk_gradient(
         self, draw: Draw, x: Tensor, y: Tensor, loss: ExampleLoss, offset: int
@@ -269,6 +362,11 @@ class Classifier(nn.Module):
         frozen.chunk = self.chunk
         frozen.passes = self.passes  # an attack on a frozen draw is counted like any other
         return frozen
+
+
+def _carried(logits: Tensor, slopes: Tensor) -> Tensor:
+    """What has these slopes with respect to the log-softmax, `(batch,)`."""
+    return (logits.log_softmax(1) * slopes).sum(1)
 
 
 @contextmanager

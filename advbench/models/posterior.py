@@ -87,6 +87,19 @@ class Posterior(nn.Module, ABC):
     def sample(self, generator: torch.Generator) -> Weights:
         """One draw: a tensor for each parameter name, differentiable in the posterior's own parameters."""
 
+    @property
+    def members(self) -> int | None:
+        """How many values of the weights it has, all equally likely; None where they cannot be enumerated."""
+        return None
+
+    def member(self, k: int) -> Weights:
+        """The k-th of its members, shaped as a draw.
+
+        Raises:
+            NotImplementedError: it cannot be enumerated.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no members")
+
     @abstractmethod
     def trainable(self) -> list[nn.Parameter]:
         """What an optimiser moves."""
@@ -272,6 +285,15 @@ class SamplePosterior(Posterior):
             differ = any(not torch.equal(sample, first) for sample in self.samples[1:])
             known = self._differ = (self.samples, self.samples._version, differ)
         return known[2]
+
+    @property
+    def members(self) -> int:
+        """How many samples there are."""
+        return len(self.samples)
+
+    def member(self, k: int) -> Weights:
+        """The k-th sample."""
+        return self.layout.views(self.samples[k])
 
     def sample(self, generator: torch.Generator) -> Weights:
         """One of the samples, each as likely as any other."""

@@ -25,6 +25,8 @@ def advbench_register(register: Registrar) -> None:
     register.attack("apgd", "advbench_attacks.apgd:APGD", "PGD that sets its own steps (Croce and Hein 2020)")
     register.attack("cw", "advbench_attacks.cw:CW", "nearest example in l2 by Adam (Carlini and Wagner 2017)")
     register.attack("cw_one_step", "advbench_attacks.cw_one_step:CWOneStep", "one step on the margin (Ye and Zhu 2018)")
+    register.attack("alma", "advbench_attacks.alma:ALMA", "nearest example in l2 by penalties (Rony et al. 2021)")
+    register.attack("fab", "advbench_attacks.fab:FAB", "nearest example in linf or l2 by planes (Croce and Hein 2020)")
     register.attack("fmn", "advbench_attacks.fmn:FMN", "nearest example in linf or l2 (Pintor et al. 2021)")
     register.attack(
         "square", "advbench_attacks.square:Square", "black box: random squares (Andriushchenko et al. 2020)"

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from advbench import attacks
-from advbench.attacks import SELECTION_DRAWS, Attack, Field, Goal, Kept, Threat, per_image
+from advbench.attacks import SELECTION_DRAWS, Attack, Field, Goal, Kept, Objective, Threat, per_image
 from advbench.models import Classifier
+from advbench_attacks.eot_pgd import OBJECTIVE
 
 MOMENTUM = 0.75
 
@@ -42,6 +43,7 @@ class APGD(Attack):
         samples: int = Field(
             default=10, ge=1, description="draws a gradient on a random classifier; Croce and Hein, rand: 20"
         )
+        objective: Objective = Field(default="mean_loss", description=OBJECTIVE)
         rho: float = Field(
             default=0.75,
             gt=0,
@@ -57,15 +59,18 @@ class APGD(Attack):
         """Steps times draws times restarts, for each target; and the passes that order targets and choose."""
         params = self.params
         draws, candidates = (SELECTION_DRAWS, 2) if random else (1, 1)
-        samples = params.samples if random else 1
+        twice = params.objective == "loss_of_mean" and params.loss != "ce"
+        samples = params.samples * (2 if twice else 1) if random else 1
         targets = params.targets if params.loss == "dlr_targeted" else 1
-        ordering = samples if params.loss == "dlr_targeted" else 0
+        ordering = (params.samples if random else 1) if params.loss == "dlr_targeted" else 0
         runs = params.restarts * targets
         return runs * (params.steps * samples + candidates * draws) + draws + ordering
 
     def run(self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator) -> Tensor:
         """Run from each start towards each target; keep per image what fools best."""
-        aims = self._aims(clf, x, goal)
+        aims = [goal]
+        if self.params.loss == "dlr_targeted":
+            aims = attacks.likeliest(clf, x, goal, self.params.targets, self.params.samples)
         kept = Kept(clf, goal)
         kept.offer(x)
         for _ in range(self.params.restarts):
@@ -78,26 +83,15 @@ class APGD(Attack):
                     kept.offer(found, rows)
         return kept.images
 
-    @torch.no_grad()
-    def _aims(self, clf: Classifier, x: Tensor, goal: Goal) -> list[Goal]:
-        """What is ascended, run by run: the goal itself, or the likeliest other classes in their order."""
-        if self.params.loss != "dlr_targeted" or goal.targeted:
-            return [goal]
-        draws = clf.draws(x, self.params.samples if clf.stochastic else 1)
-        likely = draws.log_softmax(-1).logsumexp(0).scatter(1, goal.rows[:, None], -torch.inf)
-        order = likely.argsort(dim=1, descending=True)
-        return [Goal.of(goal.labels, order[:, k]) for k in range(min(self.params.targets, order.shape[1] - 1))]
-
     def _ascend(
         self, clf: Classifier, x: Tensor, aim: Goal, goal: Goal, threat: Threat, start: Tensor
     ) -> Iterator[Tensor]:
         """One run, Algorithm 1. Of a random classifier the last point, too: the best of noisy losses is a lucky one."""
         params = self.params
-        loss = aim.loss("dlr" if params.loss == "dlr_targeted" else params.loss)
+        loss: attacks.LossName = "dlr" if params.loss == "dlr_targeted" else params.loss
 
         def look(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            gradient, logits = clf.input_gradient(images, aim.rows, loss, params.samples)
-            value = torch.stack([loss(draw, aim.rows) for draw in logits]).mean(0)
+            gradient, value, logits = attacks.loss_gradient(clf, images, aim, loss, params.samples, params.objective)
             return gradient, value, goal.mean_margin(logits)
 
         step = x.new_full((len(x),), 2 * threat.eps)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from advbench.attacks import Field
+from advbench.attacks import Field, Objective
 from advbench_attacks.pgd import PGD
+
+OBJECTIVE = (
+    "what is ascended of a step's draws: mean_loss, the mean of their losses (Athalye et al. 2018), or loss_of_mean, "
+    "the loss of their mean softmax, which is what is evaluated; with losses other than ce that costs two passes a draw"
+)
 
 
 class EOTPGD(PGD):
@@ -20,6 +25,7 @@ class EOTPGD(PGD):
         """Hyperparameters of EOT-PGD."""
 
         samples: int = Field(default=10, ge=1, description="draws of the weights per gradient; hierarchical_vi: 10")
+        objective: Objective = Field(default="mean_loss", description=OBJECTIVE)
 
     params: Params
 
@@ -27,3 +33,8 @@ class EOTPGD(PGD):
     def samples(self) -> int:
         """Draws of the weights averaged in one gradient."""
         return self.params.samples
+
+    @property
+    def objective(self) -> Objective:
+        """The hyperparameter."""
+        return self.params.objective

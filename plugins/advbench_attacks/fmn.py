@@ -19,12 +19,14 @@ class FMN(Attack):
 
     Pintor et al. 2021, "Fast minimum-norm adversarial attacks through adaptive norm constraints", Algorithm 1:
     each image has a ball of its own, which shrinks while the image is misclassified and grows while it is not (at
-    first to where a linear model's boundary would be); gradient steps on the margin are projected into it. On a
+    first to where a linear model's boundary would be); gradient steps on the margin are projected into it. In l2 they
+    are scaled onto its surface, up as well as down, as in the authors' adversarial-library: inside the ball of the
+    paper's projection an image whose gradients lead nowhere stays where it is. On a
     random classifier the gradient is that of several fresh draws, success is judged by a set of draws that stays
     the same, and what is found gives the direction in which a wider ball is used up.
     """
 
-    version = "1"
+    version = "2"
 
     class Params(attacks.Params):
         """Hyperparameters of FMN."""
@@ -84,7 +86,7 @@ class FMN(Attack):
             grown = torch.where(nearest.isfinite(), radius * (1 + change), first)
             radius = torch.where(reached, torch.minimum(radius * (1 - change), nearest), grown)
             delta = delta + length * attacks.steepest(gradient, Threat("l2", 1.0))
-            delta = _shrunk(delta, radius, threat.norm)
+            delta = _at_radius(delta, radius, threat.norm)
             delta = (x + delta).clamp(0, 1) - x
         return attacks.shorten(kept, x, found)
 
@@ -98,10 +100,9 @@ def _norms(delta: Tensor, norm: Norm | str) -> Tensor:
     return size.amax(1) if norm == "linf" else size.sum(1)
 
 
-def _shrunk(delta: Tensor, radius: Tensor, norm: Norm) -> Tensor:
-    """Each change projected into the ball of its own radius around 0."""
+def _at_radius(delta: Tensor, radius: Tensor, norm: Norm) -> Tensor:
+    """Each change clipped to the cube of its own radius around 0 (linf), or scaled onto the sphere (l2)."""
     limit = per_image(radius, delta)
     if norm == "linf":
         return delta.clamp(-limit, limit)
-    length = per_image(_norms(delta, "l2"), delta).clamp_min(torch.finfo(delta.dtype).tiny)
-    return delta * (limit / length).clamp_max(1.0)
+    return delta * (limit / per_image(_norms(delta, "l2"), delta).clamp_min(torch.finfo(delta.dtype).tiny))

@@ -59,6 +59,11 @@ class PGD(Attack):
         return 1
 
     @property
+    def objective(self) -> attacks.Objective:
+        """What is ascended of the draws of one gradient."""
+        return "mean_loss"
+
+    @property
     def stops_early(self) -> bool:
         """With the hyperparameter `early_stop`."""
         return self.params.early_stop
@@ -71,7 +76,10 @@ class PGD(Attack):
         """Steps times draws times restarts, and the passes that choose among restarts."""
         params = self.params
         choices = params.restarts * (SELECTION_DRAWS if random else 1) if params.restarts > 1 else 0
-        return params.steps * params.restarts * (self.samples if random else 1) + choices
+        passes = 1
+        if random:
+            passes = self.samples * (2 if self.objective == "loss_of_mean" and params.loss != "ce" else 1)
+        return params.steps * params.restarts * passes + choices
 
     def run(self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator) -> Tensor:
         """Ascend from each start; keep per image what fools best."""
@@ -122,5 +130,6 @@ class PGD(Attack):
             start=attacks.random_start(x, threat, generator) if params.random_start else x,
             loss=params.loss,
             samples=self.samples,
+            objective=self.objective,
             keep_best=not clf.stochastic,
         )

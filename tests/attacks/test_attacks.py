@@ -8,11 +8,14 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
+from scipy import optimize
+from scipy.special import expit
 from torch import Tensor, nn
 
 import advbench
@@ -22,7 +25,7 @@ from advbench.attacks.base import Threat
 from advbench.attacks.craft import craft
 from advbench.data.base import Data
 from advbench.models.classifier import Classifier
-from advbench.models.posterior import GaussianPosterior
+from advbench.models.posterior import GaussianPosterior, SamplePosterior
 from advbench.testing import small_data, small_net
 
 GRADIENT_ATTACKS = [("fgsm", {}), ("pgd", {}), ("pgd", {"loss": "margin", "restarts": 2}), ("eot_pgd", {})]
@@ -354,3 +357,59 @@ def test_the_worst_case_of_one_attack_twice_needs_labels() -> None:
     with pytest.raises(advbench.InputError, match=r"attacks of the worst case: expected each name once; .*, got pgd"):
         advbench.get_attack("worst_case", attacks=["pgd", "pgd"])
     assert len(advbench.get_attack("worst_case", attacks=["pgd", "pgd@margin"]).attacks) == 2
+
+
+# Random models whose best perturbation is known
+
+
+@pytest.mark.parametrize("name", ["eot_pgd", "apgd"])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_gaussian_over_a_linear_net_is_moved_along_the_normal_of_its_mean(
+    name: str, norm: Any, linear: Callable[..., nn.Module]
+) -> None:
+    """Its expected margin is that of the mean weights."""
+    model, x = linear(classes=2), images(8)
+    clf = Classifier(model, GaussianPosterior(model, std=0.1)).requires_grad_(False)
+    y, threat = torch.arange(8) % 2, Threat(norm, 0.05 if norm == "linf" else 0.2)
+    normal = (model.weight[1 - y] - model.weight[y]).detach()
+    gain = threat.eps * (normal.abs().sum(1) if norm == "linf" else normal.norm(dim=1))
+    x_adv = advbench.get_attack(name, loss="margin", samples=20)(clf, x, y, threat)
+    reached = ((x_adv - x).flatten(1) * normal).sum(1)
+    assert bool((reached >= 0.98 * gain).all())
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize(("name", "params"), [("eot_pgd", {"steps": 60, "restarts": 3}), ("apgd", {"restarts": 3})])
+def test_the_enumerated_mean_of_three_linear_nets_reaches_its_optimum(
+    name: str, params: dict[str, Any], norm: Any, linear: Callable[..., nn.Module]
+) -> None:
+    model, x, y = linear(classes=2), images(6), torch.arange(6) % 2
+    samples = torch.stack([torch.cat([p.flatten() for p in linear(classes=2, seed=k).parameters()]) for k in range(3)])
+    clf = Classifier(model, SamplePosterior(model, 3 * samples.detach())).requires_grad_(False)
+    threat = Threat(norm, 0.1 if norm == "linf" else 0.4)
+    weight = 3 * torch.stack([linear(classes=2, seed=k).weight for k in range(3)]).detach().double().numpy()
+    bias = 3 * torch.stack([linear(classes=2, seed=k).bias for k in range(3)]).detach().double().numpy()
+
+    def best(image: Tensor, label: int) -> float:
+        """Lowest mean probability of the label in the ball, from many starts of a solver."""
+        flat, rng = image.flatten().double().numpy(), np.random.default_rng(0)
+        gap = weight[:, 1 - label] - weight[:, label], bias[:, 1 - label] - bias[:, label]
+
+        def loss(delta: Any) -> Any:
+            return expit(-(gap[0] @ (flat + delta) + gap[1])).mean()
+
+        def slope(delta: Any) -> Any:
+            p = expit(-(gap[0] @ (flat + delta) + gap[1]))
+            return -(p * (1 - p)) @ gap[0] / 3
+
+        box = optimize.Bounds(-threat.eps * np.ones(16), threat.eps * np.ones(16))
+        ball = {"type": "ineq", "fun": lambda d: threat.eps**2 - d @ d, "jac": lambda d: -2 * d}
+        rules = {"bounds": box} if norm == "linf" else {"constraints": [ball], "method": "SLSQP"}
+        starts = [rng.uniform(-1, 1, 16) * threat.eps / (1 if norm == "linf" else 4) for _ in range(20)]
+        return min(float(optimize.minimize(loss, start, jac=slope, **rules).fun) for start in starts)
+
+    attack = advbench.get_attack(name, objective="loss_of_mean", **params)
+    x_adv = attack(clf, x, y, threat)
+    found = advbench.evaluate(clf, x_adv, y).mean_probs[np.arange(6), y.numpy()]
+    optimum = np.array([best(x[i], int(y[i])) for i in range(6)])
+    np.testing.assert_allclose(found, optimum, atol=0.002)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from advbench_attacks.fab import onto_plane
 from scipy import optimize
 from torch import Tensor, nn
 
@@ -34,6 +35,8 @@ BALL_ATTACKS = [
 # With the loss of more than two classes its largest value in the ball may lie where no other class wins.
 TWO_CLASS_ATTACKS = [("pgd", {}, 0.01), ("eot_pgd", {}, 0.01), ("apgd", {}, 0.01), ("cw_one_step", {}, 1e-4)]
 NEAREST_ATTACKS = [("fmn", {}, "linf", 0.01), ("fmn", {}, "l2", 0.01), ("cw", {}, "l2", 0.03)]
+NEAREST_ATTACKS += [("fab", {"steps": 30}, "linf", 0.01), ("fab", {"steps": 30, "restarts": 2}, "l2", 0.01)]
+NEAREST_ATTACKS += [("alma", {}, "l2", 0.03)]
 
 
 def images(count: int, pixels: int = 16, seed: int = 1) -> Tensor:
@@ -203,6 +206,57 @@ def test_square_breaks_a_linear_model_a_little_beyond_the_exact_distance(
             assert bool(model(x_adv).argmax(1) != y[i]) == fooled, (i, factor)
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("seed", range(20))
+def test_the_nearest_point_of_a_plane_inside_the_box_is_that_of_a_solver(norm: Any, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(2, 9))
+    point, normal = rng.random(count), rng.standard_normal(count)
+    if seed % 3 == 0:
+        point = point.round()
+    if seed % 4 == 0:
+        normal[0] = 0.0
+    offset = normal @ rng.random(count)
+    change = onto_plane(*map(torch.tensor, (point[None], normal[None], [offset])), norm)[0].numpy()
+    assert normal @ (point + change) == pytest.approx(offset, abs=1e-9)
+    assert ((point + change >= -1e-12) & (point + change <= 1 + 1e-12)).all()
+    if norm == "linf":
+        eye, ones = np.eye(count), np.ones((count, 1))
+        upper = np.block([[eye, -ones], [-eye, -ones]])
+        limits = [*zip(-point, 1 - point, strict=True), (0, None)]
+        cost, plane = np.append(np.zeros(count), 1.0), np.append(normal, 0.0)[None]
+        solved = optimize.linprog(cost, upper, np.zeros(2 * count), plane, [offset - normal @ point], bounds=limits)
+        assert abs(change).max() == pytest.approx(solved.fun, abs=1e-8)
+    else:
+        plane = optimize.LinearConstraint(normal, offset - normal @ point, offset - normal @ point)
+        box = optimize.Bounds(-point, 1 - point)
+        start = rng.random(count) - point
+        solved = optimize.minimize(
+            lambda d: d @ d, start, jac=lambda d: 2 * d, bounds=box, constraints=plane, method="SLSQP", tol=1e-14
+        )
+        np.testing.assert_allclose(change, solved.x, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_plane_beyond_the_box_is_answered_by_the_corner_nearest_to_it(norm: Any) -> None:
+    point, normal = torch.tensor([[0.2, 0.5, 1.0]]), torch.tensor([[1.0, -2.0, 0.0]])
+    change = onto_plane(point, normal, torch.tensor([50.0]), norm)
+    torch.testing.assert_close(point + change, torch.tensor([[1.0, 0.0, 1.0]]))
+    assert torch.equal(onto_plane(point, torch.zeros(1, 3), torch.tensor([1.0]), norm), torch.zeros(1, 3))
+
+
+def test_fab_that_stops_early_leaves_what_is_near_enough(linear: Callable[..., nn.Module]) -> None:
+    model, x = linear(classes=7), images(8)
+    y, _ = labels_and_targets(model, x, False)
+    exact = torch.tensor([exact_distance(model, x[i], int(y[i]), None, "l2") for i in range(8)])
+    threat = Threat("l2", 1.01 * float(exact.median()))
+    whole = craft(advbench.get_attack("fab", steps=10), model, x, y, threat)
+    early = craft(advbench.get_attack("fab", steps=10, early_stop=True), model, x, y, threat)
+    assert early.forward_passes < 0.8 * whole.forward_passes
+    assert torch.equal(fools(model, early.images, y, None), fools(model, whole.images, y, None))
+    assert bool((fools(model, early.images, y, None) == (exact <= threat.eps)).all())
+
+
 def test_what_is_wrong_as_it_is_has_distance_0(linear: Callable[..., nn.Module]) -> None:
     model, x = linear(classes=3), images(8)
     wrong = (model(x).argmax(1) + 1) % 3
@@ -282,7 +336,8 @@ def random_linear(pixels: int = 64) -> tuple[Classifier, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("name", "norm", "eps", "slack"), [("fmn", "linf", 0.1, 0.05), ("fmn", "l2", 0.5, 0.05), ("cw", "l2", 0.5, 0.2)]
+    ("name", "norm", "eps", "slack"),
+    [("fmn", "linf", 0.1, 0.05), ("fmn", "l2", 0.5, 0.05), ("cw", "l2", 0.5, 0.2), ("fab", "l2", 0.5, 0.06)],
 )
 def test_minimal_norm_attacks_use_up_the_ball_of_a_random_classifier(
     name: str, norm: Any, eps: float, slack: float
@@ -305,7 +360,7 @@ def test_cw_moves_every_image_of_a_random_classifier(params: dict[str, Any]) -> 
     assert bool((found != x[:32]).flatten(1).any(1).all())
 
 
-@pytest.mark.parametrize("name", ["fmn", "cw"])
+@pytest.mark.parametrize("name", ["fmn", "cw", "fab", "alma"])
 def test_images_at_the_corners_of_the_box_are_broken_too(name: str) -> None:
     """Like a handwritten digit's: a pixel on a face can move one way only, and tanh has no slope there."""
     generator = torch.Generator().manual_seed(1)
@@ -316,7 +371,7 @@ def test_images_at_the_corners_of_the_box_are_broken_too(name: str) -> None:
     assert bool((model(found).argmax(1) != y).all())
 
 
-@pytest.mark.parametrize("name", ["pgd", "apgd", "fmn", "cw", "square"])
+@pytest.mark.parametrize("name", ["pgd", "apgd", "fmn", "fab", "alma", "cw", "square"])
 def test_an_image_on_the_boundary_is_pushed_over_it(name: str) -> None:
     weight = torch.randn(16, generator=torch.Generator().manual_seed(0))
     model, y = Tie(weight), torch.tensor([0, 1, 0, 1])

@@ -7,6 +7,7 @@ from random import Random
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -15,9 +16,13 @@ from scipy.special import expit
 from scipy.stats import binomtest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+import advbench
 from advbench import evaluation as metrics
 from advbench.errors import InputError
 from advbench.evaluation import Interval, Predictions
+from advbench.models import Classifier
+from advbench.models.posterior import FlatLayout, SamplePosterior
+from advbench.testing import small_data, small_net
 
 DRAWS, IMAGES, REPETITIONS = 20, 50, 400
 COVERAGE = (0.92, 0.985)
@@ -388,3 +393,45 @@ def test_detection_agrees_with_scikit_learn_with_ties_and_uneven_classes() -> No
 def test_detection_without_one_of_the_classes_is_refused(negatives: list[float], positives: list[float]) -> None:
     with pytest.raises(InputError, match=r"^detection: expected at least one positive and one negative score"):
         metrics.detection(np.array(negatives), np.array(positives))
+
+
+# Posteriors of finitely many members
+
+
+@pytest.mark.parametrize(("members", "draws", "enumerated"), [(3, 2, True), (4, 2, True), (5, 2, False), (1, 4, False)])
+def test_few_members_are_enumerated(members: int, draws: int, enumerated: bool) -> None:
+    net = small_net().eval()
+    samples = torch.randn((members, FlatLayout(net).size), generator=torch.Generator().manual_seed(1))
+    clf = Classifier(net, SamplePosterior(net, samples)).requires_grad_(False)
+    x, y = small_data().batch(slice(20))
+    found = advbench.evaluate(clf, x, y, draws)
+    assert found.enumerated == enumerated
+    assert found.draws == (members if enumerated else min(draws, members))
+    assert Predictions.from_bytes(found.to_bytes()).enumerated == enumerated
+    if enumerated:
+        probs = torch.stack([clf.at(clf.member(k), x) for k in range(members)]).softmax(-1)
+        np.testing.assert_allclose(found.mean_probs, probs.mean(0), atol=1e-6)
+        assert found.accuracy == float((probs.mean(0).argmax(1) == y).double().mean())
+        assert found.draw_accuracy == pytest.approx(float((probs.argmax(-1) == y).float().mean()))
+        assert found.interval == metrics.wilson(found.accuracy, 20)
+        assert metrics.shared_spread(found).variance == 0
+        assert advbench.evaluate(clf, x, y, draws, seed=9).draw_interval == found.draw_interval
+
+
+@pytest.mark.parametrize(("by_member", "by_image"), [(0, 1), (2, 1), (3, 0.3), (0.5, 3)])
+def test_intervals_of_an_enumerated_posterior_cover_other_images(by_member: float, by_image: float) -> None:
+    """Its members stay the same, so the truth is theirs: what they differ by widens nothing."""
+    members, rng = 5, np.random.default_rng(0)
+    level = 1 + by_member * rng.standard_normal((members, 1))
+    many = expit(level + by_image * rng.standard_normal(200_000))
+    single, ensemble = float(many.mean()), float((many.mean(0) > 0.5).mean())
+    covered = np.zeros(2)
+    for _ in range(REPETITIONS):
+        right = expit(level + by_image * rng.standard_normal(IMAGES))
+        said = rng.random(right.shape) < right
+        probs = np.stack([1 - right, right], -1)
+        found = Predictions.from_probs(probs, np.ones(IMAGES, np.int64), enumerated=True)
+        low, high = metrics.draw_interval(said, enumerated=True)
+        covered += low <= single <= high, found.interval.low <= ensemble <= found.interval.high
+    assert COVERAGE[0] <= covered[0] / REPETITIONS <= COVERAGE[1]
+    assert covered[1] / REPETITIONS >= COVERAGE[0]

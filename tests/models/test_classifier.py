@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
 import advbench
+from advbench.attacks import Goal, loss_gradient
 from advbench.attacks.losses import cross_entropy
 from advbench.errors import InputError, ModelWarning, PluginError
 from advbench.models.classifier import Classifier
 from advbench.models.guard import opened
-from advbench.models.posterior import GaussianPosterior
+from advbench.models.posterior import FlatLayout, GaussianPosterior, SamplePosterior
 from advbench.models.saving import export_classifier, load_classifier
 from advbench.testing import small_data, small_net
 
@@ -236,3 +237,82 @@ def test_gradients_that_a_caller_holds_survive_an_attack_that_zeroes_them() -> N
     Zeroing()(net, x, torch.zeros(5, dtype=torch.int64), advbench.Threat("linf", 0.1))
     assert torch.equal(net[1].weight.grad, before)
     assert float(before.abs().sum()) > 0
+
+
+def bank(members: int) -> Classifier:
+    net = small_net().eval()
+    samples = torch.randn((members, FlatLayout(net).size), generator=torch.Generator().manual_seed(members))
+    return Classifier(net, SamplePosterior(net, samples)).requires_grad_(False)
+
+
+@pytest.mark.parametrize("members", [2, 5, 40])
+def test_fresh_draws_cycle_through_few_members(members: int) -> None:
+    clf = bank(members)
+    x, _ = small_data().batch(slice(2))
+    each = torch.stack([clf.at(clf.member(k), x) for k in range(members)])
+    orders = []
+    for _ in range(3):
+        drawn = clf.draws(x, members)
+        which = [next(k for k in range(members) if torch.equal(each[k], one)) for one in drawn]
+        assert sorted(which) == list(range(members))
+        orders.append(which)
+    assert orders[0] != orders[1] or orders[1] != orders[2]
+    seed = clf.next_seed()
+    assert torch.equal(clf.at(clf.draw(seed), x), clf.at(clf.draw(seed), x))
+    assert torch.equal(clf.frozen(seed)(x), clf.at(clf.draw(seed), x))
+    assert torch.equal(clf.reseed(3).draws(x, 2 * members), clf.reseed(3).draws(x, 2 * members))
+
+
+def test_draws_from_many_members_are_independent() -> None:
+    clf = bank(41)
+    x, _ = small_data().batch(slice(1))
+    assert len({float(one.sum()) for one in clf.reseed(0).draws(x, 41)}) < 41
+
+
+@pytest.mark.parametrize("samples", [4, 5, 10])
+def test_a_step_of_as_many_samples_as_members_has_the_exact_gradient_at_once_each(samples: int) -> None:
+    clf = bank(4)
+    x, y = small_data().batch(slice(3))
+    clf.next_seed()  # wherever the cycle stands
+    with clf.isolated() as passes:
+        gradient, logits = clf.input_gradient(x, y, cross_entropy, samples)
+    parts = [clf.input_gradient(x, y, cross_entropy, draws=[clf.member(k)]).value for k in range(4)]
+    torch.testing.assert_close(gradient, torch.stack(parts).mean(0))
+    assert (len(logits), passes.forward, passes.backward) == (4, 12, 12)
+
+
+def test_only_a_finite_posterior_without_noise_has_members() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(36, 3), nn.Dropout(0.5)).train()
+    samples = torch.zeros((3, FlatLayout(net).size))
+    assert bank(3).members == 3
+    assert Classifier(net).members == 1
+    assert gaussian().members is None
+    assert Classifier(net, SamplePosterior(net, samples), noise=True).members is None
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+@pytest.mark.parametrize("targeted", [False, True])
+def test_the_gradient_of_the_loss_of_the_mean_is_autograds(scale: float, targeted: bool) -> None:
+    """Also where each draw's probability at the label underflows."""
+    clf, (x, y) = bank(5), small_data().batch(slice(6))
+    goal = Goal.of(y, (y + 1) % 3 if targeted else None)
+    clf.posterior.samples[:, -3:] *= scale  # the last layer's bias
+    for name in ("ce", "margin", "dlr"):
+        leaf = x.double().requires_grad_()
+        exact = copy.deepcopy(clf).double()
+        mean = torch.stack([exact.at(exact.member(k), leaf) for k in range(5)]).log_softmax(-1).logsumexp(0)
+        expected = torch.autograd.grad(goal.loss(name)(mean, goal.rows).sum(), leaf)[0].float()
+        found = loss_gradient(clf, x, goal, name, 5, "loss_of_mean")
+        torch.testing.assert_close(found.gradient, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()))
+        value = goal.loss(name)(mean - math.log(5), goal.rows).detach().float()
+        torch.testing.assert_close(found.value, value, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("loss", "passes"), [("ce", 5), ("margin", 10)])
+def test_the_loss_of_the_mean_costs_a_second_pass_where_it_depends_on_the_runner_up(loss: Any, passes: int) -> None:
+    clf, (x, y) = gaussian(), small_data().batch(slice(6))
+    with clf.isolated() as counted:
+        whole = loss_gradient(clf.reseed(0), x, Goal.of(y), loss, 5, "loss_of_mean").gradient
+    assert (counted.forward, counted.backward) == (6 * passes, 30)
+    clf.chunk = 2
+    torch.testing.assert_close(loss_gradient(clf.reseed(0), x, Goal.of(y), loss, 5, "loss_of_mean").gradient, whole)

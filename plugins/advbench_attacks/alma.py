@@ -1,0 +1,147 @@
+"""The augmented Lagrangian method for adversarial attacks."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from advbench import attacks
+from advbench.attacks import SELECTION_DRAWS, SHORTENING, Attack, Field, Goal, Kept, Threat, per_image
+from advbench.models import Classifier
+
+FIRST_STEP = 0.1  # length in l2 of a step along the first gradient
+CHECKS = 10  # steps between looks at whether the constraint improves
+FINAL_RATE = 0.01  # of the step size, in shares of the first
+TINY = 1e-12
+
+
+class ALMA(Attack):
+    """Augmented Lagrangian method: the nearest adversarial example in l2, so one run serves every eps.
+
+    Rony et al. 2021, "Augmented Lagrangian adversarial attacks", Algorithm 1: the distance is minimised under the
+    constraint that the image is misclassified, whose violation (the margin in units of the distance of the first to
+    the third logit) enters through the penalty P2. Each image has its own multiplier, which follows the penalty's
+    slope, and its own penalty parameter, which grows while no example is found and the violation does not fall.
+    RMSProp with momentum makes the steps, at a constant rate until the first example is found, then at one that falls
+    to a hundredth. Settings are those of the authors' code for l2. On a random classifier violation and
+    gradient are means over the same fresh draws, success is judged by a set of draws that stays the same, and what is
+    found gives the direction in which a wider ball is used up.
+
+    Departures: with two classes the violation is the margin itself; what is found is shortened along a line, in place
+    of a tolerance of 1e-4 logits.
+    """
+
+    version = "1"
+
+    class Params(attacks.Params):
+        """Hyperparameters of ALMA."""
+
+        steps: int = Field(default=400, ge=2, description="gradient steps; ALMA: 100 and 1000")
+        smoothing: float | None = Field(
+            default=None,
+            gt=0,
+            lt=1,
+            description="weight of the past (alpha) in multiplier, momentum and mean square; by default 0.5 up to 100 "
+            "steps, 0.9 from 1000 on (ALMA's), and between them linear in the logarithm of the steps",
+        )
+        samples: int = Field(
+            default=10, ge=1, description="draws a step on a random classifier, for gradient and success"
+        )
+
+    norms = frozenset({"l2"})
+    minimal_norm = True
+    targeted = True
+    effort = "steps"
+    params: Params
+
+    @property
+    def smoothing(self) -> float:
+        """Weight of the past in multiplier, momentum and mean square."""
+        by_steps = min(0.9, max(0.5, 0.5 + 0.4 * math.log10(self.params.steps / 100)))
+        return self.params.smoothing or by_steps
+
+    def cost(self, random: bool) -> int:
+        """A step's gradient and the passes that show success, and the passes that shorten what was found."""
+        draws = SELECTION_DRAWS if random else 1
+        step = self.params.samples + draws if random else 1
+        return self.params.steps * step + draws * SHORTENING
+
+    def run(self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator) -> Tensor:
+        """Descend the augmented Lagrangian; keep each image's nearest adversarial example."""
+        steps, past, kept = self.params.steps, self.smoothing, Kept(clf, goal)
+        found, nearest = x.clone(), x.new_full((len(x),), torch.inf)
+        first_found = torch.full_like(nearest, steps)  # the step at which each image's first example was found
+        delta, momentum, square = torch.zeros_like(x), torch.zeros_like(x), torch.ones_like(x)
+        multiplier, penalty = torch.ones_like(nearest), torch.ones_like(nearest)
+        rate = checked = torch.zeros_like(nearest)
+        for step in range(steps):
+            gradient, logits = clf.input_gradient(x + delta, goal.rows, _violation, self.params.samples)
+            violation = torch.stack([_violation(draw, goal.rows) for draw in logits]).mean(0)
+            reached = (kept.margins_of(x + delta) if clf.stochastic else kept.margins_at(logits)) > 0
+            if clf.stochastic and step == 0:
+                reached[:] = False  # a random classifier's own images give no direction, however it judges them
+            length = delta.flatten(1).norm(dim=1)
+            better = reached & (length < nearest)
+            found = torch.where(per_image(better, x), x + delta, found)
+            nearest = torch.where(better, length, nearest)
+            first_found = torch.where(reached, first_found.clamp_max(step), first_found)
+            if step == 0:
+                checked = violation
+                slope = _slope(violation, penalty, multiplier)
+                descent = -per_image(slope, x) * gradient
+                noise = torch.empty_like(x).normal_(generator=generator)
+                descent = torch.where(per_image(descent.flatten(1).norm(dim=1) <= 1e-6, x), noise, descent)
+            else:
+                if (step + 1) % CHECKS == 0:
+                    stuck = nearest.isinf() & (violation >= 0.95 * checked)
+                    penalty = torch.where(stuck, 1.2 * penalty, penalty)
+                    checked = violation
+                slope = _slope(violation, penalty, multiplier)
+                multiplier = (past * multiplier + (1 - past) * slope).clamp(1e-6, 1e12)
+                slope = _slope(violation, penalty, multiplier)
+                descent = -delta / per_image(length, x).clamp_min(TINY) - per_image(slope, x) * gradient
+            square = past * square + (1 - past) * descent.square()
+            momentum = past * momentum + descent / (square.sqrt() + 1e-8)
+            if step == 0:
+                rate = _first_rate(x, descent)
+            decay = FINAL_RATE ** ((step - first_found).clamp_min(0) / (steps - first_found).clamp_min(1))
+            delta = (x + delta + per_image(rate * decay, x) * momentum).clamp(0, 1) - x
+        return attacks.shorten(kept, x, found)
+
+
+def _violation(logits: Tensor, rows: Tensor) -> Tensor:
+    """How far each image is from its goal, `(batch,)`: minus the margin, by the spread of the largest logits."""
+    ordered = logits.sort(dim=1, descending=True).values
+    lack = -Goal(rows).margin(logits)
+    if logits.shape[1] < 3:
+        return lack
+    spread = ordered[:, 0] - (ordered[:, 2] if rows.ndim == 1 else ordered[:, 2:4].mean(1))
+    return lack / spread.clamp_min(TINY)
+
+
+def _slope(violation: Tensor, penalty: Tensor, multiplier: Tensor) -> Tensor:
+    """Derivative of P2 (eq. 8): mu y + mu rho y^2 + rho^2 y^3 / 6 where y >= 0, else mu y / (1 - rho y)."""
+    above = multiplier + 2 * multiplier * penalty * violation + (penalty * violation).square() / 2
+    below = multiplier / (1 - penalty * violation.clamp_max(0)).square()
+    chosen: Tensor = torch.where(violation >= 0, above, below)
+    return chosen
+
+
+def _first_rate(x: Tensor, step: Tensor) -> Tensor:
+    """The factor `(batch,)` with which a step, clipped to the box, has length `FIRST_STEP`, by bisection."""
+
+    def length(rate: Tensor) -> Tensor:
+        return ((x + per_image(rate, x) * step).clamp(0, 1) - x).flatten(1).norm(dim=1)
+
+    high: Tensor = FIRST_STEP / step.flatten(1).norm(dim=1).clamp_min(TINY)
+    low = torch.zeros_like(high)
+    for _ in range(20):
+        short = length(high) < FIRST_STEP
+        low, high = torch.where(short, high, low), torch.where(short, 2 * high, high)
+    for _ in range(20):
+        middle = (low + high) / 2
+        short = length(middle) < FIRST_STEP
+        low, high = torch.where(short, middle, low), torch.where(short, high, middle)
+    return high
