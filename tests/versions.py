@@ -24,6 +24,7 @@ from advbench.evaluation.evaluate import evaluate
 from advbench.grid.spec import plugin_version
 from advbench.keys import SCHEMA
 from advbench.models import Classifier, GaussianNoise, GaussianPosterior, Posterior, SamplePosterior
+from advbench.models.saving import export_classifier
 from advbench.registry import registry
 from advbench.testing import small_data, small_net
 
@@ -76,17 +77,18 @@ def _all() -> Iterator[tuple[str, str, list[float]]]:
 
 
 def _of_defense(defense: Any, data: Data) -> Iterator[float]:
-    """The trained classifier's logits, and what the method reports of it; where noise is in pixels, in other units."""
-    x = data.batch(slice(16))[0]
+    """The trained weights, and what the method reports of them; where noise is in pixels, also in other units."""
     clf = defense.fit(small_net(), data)
-    yield from _of_tensor(clf.reseed(1).draws(x, 3))
+    yield from _of_weights(clf)
     yield from (value for value in defense.statistics(clf).values() if isinstance(value, float))
     if isinstance(clf.noise, GaussianNoise):
         scaled = nn.Sequential(nn.BatchNorm2d(1), small_net())
-        yield from _of_tensor(defense.fit(scaled, data).reseed(1).draws(x, 3))
+        yield from _of_weights(defense.fit(scaled, data))
 
 
-def _of_tensor(values: Tensor) -> list[float]:
+def _of_weights(clf: Classifier) -> list[float]:
+    """All that is stored of it: in which order an attack meets its draws is no matter of the training."""
+    values = torch.cat([tensor.flatten().float() for tensor in export_classifier(clf)[0].values()])
     return [float(values.mean()), float(values.abs().mean()), float(values.std())]
 
 

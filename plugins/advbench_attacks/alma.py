@@ -133,7 +133,8 @@ def _first_rate(x: Tensor, step: Tensor) -> Tensor:
     """The factor `(batch,)` with which a step, clipped to the box, has length `FIRST_STEP`, by bisection."""
 
     def length(rate: Tensor) -> Tensor:
-        return ((x + per_image(rate, x) * step).clamp(0, 1) - x).flatten(1).norm(dim=1)
+        found: Tensor = ((x + per_image(rate, x) * step).clamp(0, 1) - x).flatten(1).norm(dim=1)
+        return found
 
     high: Tensor = FIRST_STEP / step.flatten(1).norm(dim=1).clamp_min(TINY)
     low = torch.zeros_like(high)
