@@ -1,4 +1,4 @@
-"""What surrounds a plugin: checks what goes in, runs it, checks what it claims, and judges by fresh draws."""
+"""The checks around an attack: what goes in, what it claims, and what it cost."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def craft(
     nearest, x = nearest and attack.minimal_norm, x.detach()
     if len(x) == 0 or (threat.eps == 0 and not nearest):
         return Crafted(x.clone())
-    clf, classes, _ = opened(model, x, settle=True)
+    clf, classes, _ = opened(model, x, probe=True)
     _check_classes(attack, y, targets, classes)
     earlier = None if clf.stochastic or attack.minimal_norm else earlier
     attack = attack if budget is None else within_budget(attack, budget - (earlier is not None), random=clf.stochastic)

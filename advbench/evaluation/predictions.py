@@ -191,7 +191,7 @@ def wilson(mean: float, size: float, freedom: float = math.inf) -> Interval:
 def draw_interval(correct: Bools, *, enumerated: bool = False) -> Interval:
     """95 % interval of the accuracy of a single draw, for other images and other draws.
 
-    Every draw judges every image: a crossed design with an effect of the draw (one draw of weights is bad on
+    Every draw predicts every image: a crossed design with an effect of the draw (one draw of weights is bad on
     all images), of the image (hard for all draws) and of their interaction. The variance of the mean over
     both is estimated from the table's mean squares, without bias: (MS_draw + MS_image - MS_rest) / (K N).
     The naive two-level bootstrap of the same table counts the interaction three times (Owen 2007, "The

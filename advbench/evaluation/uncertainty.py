@@ -103,7 +103,7 @@ def histogram(scores: Floats, classes: int) -> tuple[int, ...]:
 
 
 class Retention(NamedTuple):
-    """Accuracy on the surest images.
+    """Accuracy on the images of lowest uncertainty.
 
     Attributes:
         fractions: of images kept.
@@ -119,7 +119,7 @@ class Retention(NamedTuple):
 
 
 def retention(correct: Bools, scores: Floats, fractions: tuple[float, ...] = RETENTION_FRACTIONS) -> Retention:
-    """Rank images by uncertainty, keep the surest, and see how many of them are right.
+    """Rank images by uncertainty, keep those of lowest uncertainty, and compute the accuracy on them.
 
     Images of equal uncertainty share their place: each counts with the mean of the group, so the order in
     which they came has no say.

@@ -1,4 +1,4 @@
-"""One cell along one axis: does the accuracy stop falling as an attack gets stronger, or judges get more?"""
+"""One cell along one axis: does the accuracy stop falling as an attack gets stronger, or draws get more?"""
 
 from __future__ import annotations
 

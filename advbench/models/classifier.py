@@ -187,7 +187,7 @@ class Classifier(nn.Module):
         Args:
             draw: the draw.
             x: images `(batch, channels, height, width)`.
-            offset: position of the first image where `x` is part of a longer sequence that is judged at this
+            offset: position of the first image where `x` is part of a longer sequence that is evaluated at this
                 draw: weights serve all images, noise inside the module is fresh at each offset.
         """
         self.passes.forward += len(x)

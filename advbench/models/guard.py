@@ -49,7 +49,7 @@ class Opened(NamedTuple):
 
 
 @torch.no_grad()
-def opened(model: nn.Module, x: Tensor, *, settle: bool = False) -> Opened:
+def opened(model: nn.Module, x: Tensor, *, probe: bool = False) -> Opened:
     """A model as a classifier, once it has passed a few images; warns of what is odd about it.
 
     A plain module counts as random, for none can be proved not to be. A probe can miss rare noise, so an evaluation
@@ -58,7 +58,7 @@ def opened(model: nn.Module, x: Tensor, *, settle: bool = False) -> Opened:
     Args:
         model: a `Classifier`, or any module on [0, 1] images.
         x: images, at least one; the first ones are passed.
-        settle: take a plain module whose two draws are equal for deterministic.
+        probe: take a plain module whose two draws are equal for deterministic.
 
     Raises:
         InputError: `model` is no module, or cannot be applied to the images.
@@ -75,7 +75,7 @@ def opened(model: nn.Module, x: Tensor, *, settle: bool = False) -> Opened:
             logits = clf.at(clf.draw(derive(0, "probe", 0)), x)
             if clf.noise and not _same(logits, clf.at(clf.draw(derive(0, "probe", 0)), x)):
                 oddities.append("unseeded")
-            if settle and clf is not model:
+            if probe and clf is not model:
                 clf.noise = not torch.equal(logits, clf.at(clf.draw(derive(0, "probe", 1)), x))
     except PluginError as error:
         if isinstance(error.__cause__, RuntimeError | ValueError):  # more often the images' fault than the model's

@@ -68,7 +68,7 @@ def _tables(report: Report) -> Iterator[str]:
     for heading, note, table in (
         ("Calibration and uncertainty", views.CALIBRATION_NOTE, views.calibration_table(report)),
         ("Detection", views.DETECTION_NOTE, views.detection_table(report)),
-        ("Retention: accuracy on the surest images", "", views.retention_table(report)),
+        ("Retention: accuracy on the images of lowest uncertainty", "", views.retention_table(report)),
     ):
         if table.rows:
             yield "\n\n".join(filter(None, (f"## {heading}", note, _table(table))))

@@ -61,11 +61,11 @@ class Store:
         storage = Storage(self.url, min(self.storage.patience, 5.0))
         try:
             storage.write(name, b"probe")
-            sound = storage.read(name) == b"probe"
+            intact = storage.read(name) == b"probe"
             storage.remove(name)
         except StoreError as error:
             raise self.storage.unusable(str(error)) from error
-        if not sound:
+        if not intact:
             raise self.storage.unusable("a store that does not give back what was written")
 
     # Records
@@ -204,11 +204,11 @@ def parse_record(key: str, raw: bytes) -> dict[str, Any] | None:
         record: dict[str, Any] = pydantic_core.from_json(raw, allow_inf_nan=False)
         digest = record.pop("sha256")
         # Where the bytes are not those that `record_bytes` makes, the content decides.
-        sound = raw.endswith(SEAL % sealed.encode()) or digest == content_key(record)
-        sound = sound and record["key"] == key and "schema" in record
+        intact = raw.endswith(SEAL % sealed.encode()) or digest == content_key(record)
+        intact = intact and record["key"] == key and "schema" in record
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    return record if sound else None
+    return record if intact else None
 
 
 def parse_partial(raw: bytes) -> bytes | None:

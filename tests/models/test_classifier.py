@@ -154,9 +154,9 @@ def test_attacks_of_a_library_get_gradients_and_touch_no_parameter() -> None:
 def test_a_plain_module_counts_as_random_unless_a_probe_says_otherwise() -> None:
     x, _ = small_data().batch(slice(6))
     assert opened(small_net().eval(), x).clf.stochastic
-    assert not opened(small_net().eval(), x, settle=True).clf.stochastic
+    assert not opened(small_net().eval(), x, probe=True).clf.stochastic
     with pytest.warns(ModelWarning, match="batch norm"):
-        assert opened(small_net().train(), x, settle=True).clf.stochastic
+        assert opened(small_net().train(), x, probe=True).clf.stochastic
 
 
 def test_what_is_no_module_or_gives_no_logits_is_refused_in_one_line() -> None:
