@@ -54,7 +54,7 @@ def explanation(report: Report) -> str:
     nets = [f"{name} has {size:,} weights" for name, size in sizes.items() if size is not None]
     return (
         f"{counts}, {over}. Accuracy of the ensemble with its 95 % interval; retention is the area under accuracy "
-        "against the fraction of clean images kept, those of lowest uncertainty first; passes are those of one prediction."
+        "against the fraction of clean images kept, lowest uncertainty first; passes are those of one prediction."
         + (f" {'; '.join(nets)}." if nets else "")
     )
 
