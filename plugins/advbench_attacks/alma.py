@@ -113,12 +113,12 @@ class ALMA(Attack):
 
 def _violation(logits: Tensor, rows: Tensor) -> Tensor:
     """How far each image is from its goal, `(batch,)`: minus the margin, by the spread of the largest logits."""
-    ordered = logits.sort(dim=1, descending=True).values
     lack = -Goal(rows).margin(logits)
-    if logits.shape[1] < 3:
-        return lack
-    spread = ordered[:, 0] - (ordered[:, 2] if rows.ndim == 1 else ordered[:, 2:4].mean(1))
-    return lack / spread.clamp_min(TINY)
+    if logits.shape[1] > 2:
+        ordered = logits.sort(dim=1, descending=True).values
+        spread = ordered[:, 0] - (ordered[:, 2] if rows.ndim == 1 else ordered[:, 2:4].mean(1))
+        lack = lack / spread.clamp_min(TINY)
+    return lack
 
 
 def _slope(violation: Tensor, penalty: Tensor, multiplier: Tensor) -> Tensor:
@@ -132,9 +132,11 @@ def _first_rate(x: Tensor, step: Tensor) -> Tensor:
     """The factor `(batch,)` with which a step, clipped to the box, has length `FIRST_STEP`, by bisection."""
 
     def length(rate: Tensor) -> Tensor:
-        return ((x + per_image(rate, x) * step).clamp(0, 1) - x).flatten(1).norm(dim=1)
+        moved = (x + per_image(rate, x) * step).clamp(0, 1) - x
+        lengths: Tensor = moved.flatten(1).norm(dim=1)
+        return lengths
 
-    high = FIRST_STEP / step.flatten(1).norm(dim=1).clamp_min(TINY)
+    high: Tensor = FIRST_STEP / step.flatten(1).norm(dim=1).clamp_min(TINY)
     low = torch.zeros_like(high)
     for _ in range(20):
         short = length(high) < FIRST_STEP
