@@ -27,7 +27,7 @@ class BAL(AdaptiveChains):
     trains on the mean of clean and adversarial loss: `clean_weight` 0.5.
     """
 
-    version = "1"
+    version = "2"
 
     class Params(SGAdaLDParams):
         """Hyperparameters of BAL."""

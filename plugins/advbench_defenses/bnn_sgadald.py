@@ -12,7 +12,7 @@ class BNNSGAdaLD(AdaptiveChains):
     the classifier is the end point of one of the chains.
     """
 
-    version = "1"
+    version = "2"
 
     class Params(SGAdaLDParams):
         """Hyperparameters of a Bayesian net by SGAdaLD."""

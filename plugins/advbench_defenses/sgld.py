@@ -13,7 +13,7 @@ class SGLD(LangevinChains):
     APD Table 1. A draw of the classifier is one of the samples.
     """
 
-    version = "1"
+    version = "2"
 
     class Params(SGLDParams):
         """Hyperparameters of SGLD."""
