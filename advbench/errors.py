@@ -77,6 +77,10 @@ class PluginError(AdvbenchError):
     """A plugin broke its contract: a false claim, a wrong shape, a number that is not finite."""
 
 
+class NoGradientError(PluginError):
+    """An attack needs gradients, and the classifier lets none through to the images."""
+
+
 class ModelWarning(UserWarning):
     """A model does something that makes what an evaluation or an attack says of it doubtful."""
 

@@ -23,7 +23,7 @@ CHEAP_ATTACKS = {
     "cw": [{"steps": 10, "search_steps": 3, "samples": 2}],
     "alma": [{"steps": 10, "samples": 2}],
     "fab": [{"steps": 4, "samples": 2, "restarts": 2}, {"steps": 4, "samples": 2, "early_stop": True}],
-    "fmn": [{"steps": 10, "samples": 2}],
+    "fmn": [{"steps": 12, "samples": 2}],
     "square": [{"queries": 12}],
     "gray_box": [{"params": {"steps": 3}}, {"attack": "fmn", "params": {"steps": 5}}],
     "worst_case": [{"attacks": ["fgsm", "square", "fmn"], "draws": 3, "params": {n: {k: 5} for n, k in FEW.items()}}],

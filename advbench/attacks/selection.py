@@ -29,6 +29,10 @@ class Kept:
         self.images: Tensor
         self.margins: Tensor | None = None
 
+    def __len__(self) -> int:
+        """How many draws choose."""
+        return len(self._seeds)
+
     @torch.no_grad()
     def margins_of(self, images: Tensor, rows: Tensor | None = None) -> Tensor:
         """Margin of each image `(batch,)` at those draws; `rows` says which images these are, by default all."""

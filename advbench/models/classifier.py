@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from advbench.errors import AdvbenchError, InputError, PluginError, out_of_memory
+from advbench.errors import AdvbenchError, InputError, NoGradientError, PluginError, out_of_memory
 from advbench.keys import derive, isolated_rng
 from advbench.models.gradient_watch import BackwardWatch, Passes
 from advbench.models.memory import keep
@@ -317,7 +317,7 @@ class Classifier(nn.Module):
                 logits = self._logits(draw, leaf, offset)
             total = loss(logits, y).sum()
             if not total.requires_grad:
-                raise PluginError(
+                raise NoGradientError(
                     "the classifier has no gradient",
                     expected="logits that depend on the images through differentiable operations",
                     remedy="use an attack that needs no gradient",
@@ -325,7 +325,7 @@ class Classifier(nn.Module):
             with _named_errors():  # as reentrant checkpoints raise some
                 gradient, slope = torch.autograd.grad(total, [leaf, logits], allow_unused=True)
         if gradient is None:
-            raise PluginError("the classifier has no gradient", expected="logits that depend on the images")
+            raise NoGradientError("the classifier has no gradient", expected="logits that depend on the images")
         return gradient, logits.detach(), slope
 
     def _chunks(self, count: int) -> list[slice]:

@@ -91,7 +91,7 @@ class Square(Attack):
         side = round(math.sqrt(share * height * width))
         if norm == "l2":
             side = max(side, 3) // 2 * 2 + 1
-        return min(max(side, 1), height, width)
+        return int(min(max(side, 1), height, width))
 
 
 class _Random:

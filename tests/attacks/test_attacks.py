@@ -22,8 +22,10 @@ import advbench
 from advbench import attacks
 from advbench.attacks.ball import distances
 from advbench.attacks.base import Threat
+from advbench.attacks.budget import within_budget
 from advbench.attacks.craft import craft
 from advbench.data.base import Data
+from advbench.errors import ModelWarning, PluginError
 from advbench.models.classifier import Classifier
 from advbench.models.posterior import GaussianPosterior, SamplePosterior
 from advbench.testing import small_data, small_net
@@ -356,7 +358,7 @@ def test_the_l2_ball_of_alike_pixels_is_not_left(name: str, eps: float) -> None:
 def test_the_worst_case_of_one_attack_twice_needs_labels() -> None:
     with pytest.raises(advbench.InputError, match=r"attacks of the worst case: expected each name once; .*, got pgd"):
         advbench.get_attack("worst_case", attacks=["pgd", "pgd"])
-    assert len(advbench.get_attack("worst_case", attacks=["pgd", "pgd@margin"]).attacks) == 2
+    assert len(advbench.get_attack("worst_case", attacks=["pgd", "pgd@margin"]).parts) == 2
 
 
 # Random models whose best perturbation is known
@@ -413,3 +415,71 @@ def test_the_enumerated_mean_of_three_linear_nets_reaches_its_optimum(
     found = advbench.evaluate(clf, x_adv, y).mean_probs[np.arange(6), y.numpy()]
     optimum = np.array([best(x[i], int(y[i])) for i in range(6)])
     np.testing.assert_allclose(found, optimum, atol=0.002)
+
+
+# The worst of several attacks
+
+
+@pytest.mark.parametrize(("random", "passes"), [(False, 7400), (True, 4000)])
+def test_the_worst_case_costs_no_more_by_default_than_it_says(random: bool, passes: int) -> None:
+    attack = advbench.get_attack("worst_case")
+    assert 0.9 * passes <= attack.cost(random) <= passes
+    assert f"{passes:,}" in type(attack).__doc__
+    cut = within_budget(attack, passes // 4, random=random)
+    assert passes // 8 <= cut.cost(random) <= passes // 4
+
+
+class Rounded(nn.Module):
+    """Brightness in steps: no gradient comes through."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rise = torch.round(20 * x.detach().flatten(1).mean(1)) - 9.5
+        return torch.stack([-rise, rise], 1)
+
+
+def test_what_needs_a_gradient_is_left_out_of_the_worst_case_with_a_warning() -> None:
+    x, y = torch.full((3, 1, 4, 4), 0.5), torch.ones(3, dtype=torch.int64)
+    threat = Threat("linf", 0.2)
+    attack = advbench.get_attack("worst_case", attacks=["pgd", "square"], params={"square": {"queries": 200}})
+    with pytest.warns(ModelWarning, match="worst_case left out PGD: the classifier has no gradient"):
+        found = attack(Classifier(Rounded()), x, y, threat)
+    assert bool((Rounded()(found).argmax(1) == 0).all())
+    gradients = advbench.get_attack("worst_case", attacks=["pgd", "fgsm"])
+    with pytest.warns(ModelWarning), pytest.raises(PluginError, match="no gradient"):
+        gradients(Classifier(Rounded()), x, y, threat)
+
+
+class Doubt(nn.Module):
+    """Says the class that brightness shows by odds that noise moves: a share of the draws is wrong at any point."""
+
+    def __init__(self, offset: float) -> None:
+        super().__init__()
+        self.offset = nn.Parameter(torch.tensor(offset))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rise = 0.1 * x.flatten(1).mean(1) + self.offset + 3 * torch.randn(len(x))
+        return torch.stack([-rise, rise], 1)
+
+
+@pytest.mark.parametrize(("offset", "most", "least"), [(0.0, 8, 0), (0.3, 8, 0), (-6.0, 40, 40)])
+def test_only_confirmed_images_of_a_random_classifier_are_left_alone(offset: float, most: int, least: int) -> None:
+    """Of forty images whose mean softmax is undecided or right, hardly any is; of those surely wrong, each."""
+    clf = Classifier(Doubt(offset), noise=True)
+    x, y = torch.full((40, 1, 4, 4), 0.5), torch.ones(40, dtype=torch.int64)
+    params = {"fgsm": {}, "square": {"queries": 2}}
+    attack = advbench.get_attack("worst_case", attacks=["fgsm", "square"], params=params)
+    crafted = craft(attack, clf, x, y, Threat("linf", 0.1))
+    if least == 40:
+        assert crafted.forward_passes == 50 + 20  # the draws that choose, and those that confirm
+    else:
+        never_left_alone = 50 + 1 + 50 + 4 + 50  # and confirmations, which only images get that look broken
+        assert crafted.forward_passes >= never_left_alone * (1 - most / 40)
+
+
+def test_an_enumerated_classifier_needs_no_confirmation(linear: Callable[..., nn.Module]) -> None:
+    model, x = linear(classes=2), images(4)
+    samples = torch.stack([torch.cat([p.flatten() for p in linear(classes=2, seed=k).parameters()]) for k in range(3)])
+    clf = Classifier(model, SamplePosterior(model, samples.detach())).requires_grad_(False)
+    wrong = 1 - torch.stack([clf.at(clf.member(k), x) for k in range(3)]).softmax(-1).mean(0).argmax(1)
+    crafted = craft(advbench.get_attack("worst_case"), clf, x, wrong, Threat("linf", 0.1))
+    assert (crafted.forward_passes, crafted.backward_passes) == (3, 0)
