@@ -275,9 +275,7 @@ def test_an_error_of_the_backward_pass_is_the_models(batch: tuple[Tensor, Tensor
 @pytest.mark.parametrize("wrap", [nn.DataParallel, lambda net: nn.Sequential(nn.DataParallel(net))])
 def test_replicas_take_no_drawn_weights(batch: tuple[Tensor, Tensor], wrap: Callable[[nn.Module], nn.Module]) -> None:
     model = wrap(small_net().eval())
-    with pytest.raises(
-        InputError, match=r"a gaussian posterior can give weights, got nn\.DataParallel;"
-    ):
+    with pytest.raises(InputError, match=r"a gaussian posterior can give weights, got nn\.DataParallel;"):
         Classifier(model, GaussianPosterior(model))
     assert len(advbench.evaluate(Classifier(model), *batch).mean_probs) == len(batch[0])
 
