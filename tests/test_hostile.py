@@ -105,7 +105,7 @@ def value(rng: Random, depth: int = 0) -> Any:
         lambda: rng.choice([0, -1, 1, 2**31, 2**63, 2**64, 10 ** rng.randint(1, 400)]),
         lambda: rng.choice([0.0, -0.5, 1e-320, 1e308, 0.1, 2.0]),
         lambda: rng.choice([True, False, None]),
-        lambda: [],
+        list,
         dict,
     ]
     if depth < 3:
@@ -189,7 +189,8 @@ def command_line(rng: Random) -> Input:
         usable = [name for name in own if command == "run" or flags[name] in {each.name for each in SPEC_OPTIONS}]
         flag = rng.choice(usable)
         if flag == "--set":
-            hostile = f"{rng.choice(['erm', 'fgsm', 'pgd', text(rng)[:40]])}.{rng.choice(['lr', 'steps', 'stages', text(rng)[:40]])}={hostile}"
+            plugin = rng.choice(["erm", "fgsm", "pgd", text(rng)[:40]])
+            hostile = f"{plugin}.{rng.choice(['lr', 'steps', 'stages', text(rng)[:40]])}={hostile}"
         arguments += [flag, hostile] if rng.random() < 0.7 else [f"{flag}={hostile}"]
     elif how < 0.8 and arguments:
         at = rng.randrange(len(arguments))
@@ -325,7 +326,7 @@ def archive(rng: Random) -> Input:
     )
 
 
-def hostile_part(rng: Random, name: str, raw: bytes) -> bytes:
+def hostile_part(rng: Random, name: str, raw: bytes) -> bytes:  # noqa: PLR0911 - a way of damage each
     """A hostile file in place of one of a board's."""
     if rng.random() < 0.25:
         return damaged(rng, raw)
