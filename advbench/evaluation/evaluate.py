@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,9 +59,11 @@ def evaluate(
     check_floating(x, "images to evaluate")
     if len(x) == 0:
         raise InputError("images to evaluate", expected="at least one", got=0)
-    model, classes, oddities = opened(model, x)
+    clf, classes, oddities = opened(model, x)
     check_labels(y, len(x), classes, "labels to evaluate")
-    found = _evaluated(model, x, y.cpu().numpy(), draws, seed=seed, batch_size=batch_size, report=report)
+    labels, declared = y.cpu().numpy(), model is clf
+    how: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "report": report, "declared": declared}
+    found = _evaluated(clf, x, labels, draws, **how)
     return dataclasses.replace(found, flags=(*oddities, *found.flags))
 
 
@@ -95,7 +98,7 @@ def evaluate_ood(
         raise InputError("images to evaluate", expected="at least one", got=0)
     clf = opened(model, x).clf
     labels = np.full(len(x), -1, np.int64)
-    return _evaluated(clf, x, labels, draws, seed=seed, batch_size=batch_size, report=report)
+    return _evaluated(clf, x, labels, draws, seed=seed, batch_size=batch_size, report=report, declared=model is clf)
 
 
 def _evaluated(
@@ -107,6 +110,7 @@ def _evaluated(
     seed: int,
     batch_size: int,
     report: OnProgress,
+    declared: bool,
 ) -> Predictions:
     if not isinstance(draws, int) or draws < 1:
         raise InputError("draws", expected="at least 1", got=repr(draws))
@@ -125,7 +129,7 @@ def _evaluated(
             right += float((probs[-1].argmax(1) == labels).mean())
             report(Progress(k + 1, draws, {"accuracy so far": right / (k + 1)}))
         clf.passes.check_finite()
-        equal = clf.noise is not True and draws > 1 and all(np.array_equal(one, probs[0]) for one in probs)
+        equal = declared and draws > 1 and all(np.array_equal(one, probs[0]) for one in probs)
         # Of few members, a few draws may all be one of them.
         equal = equal and (enumerated or draws_agree(clf, x[:PROBE_IMAGES]))
     if equal:

@@ -118,25 +118,55 @@ def numerics(threads: int) -> Iterator[None]:
     cudnn: Any = torch.backends.cudnn
     deterministic: Any = torch.utils.deterministic
     count, strict = torch.get_num_threads(), torch.get_deterministic_debug_mode()
-    fill = deterministic.fill_uninitialized_memory
-    before = torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_float32_matmul_precision()
-    flags = cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic
+    fill, onednn = deterministic.fill_uninitialized_memory, torch._C._get_mkldnn_enabled()
+    before = torch.is_grad_enabled(), torch.get_default_dtype()
+    flags = cudnn.benchmark, cudnn.deterministic
     torch.set_num_threads(threads)
     torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms does the same and imports the compiler
     deterministic.fill_uninitialized_memory = False  # which the mode does for debugging, at the price of a kernel each
-    torch.set_float32_matmul_precision("highest")
-    cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic = False, False, True
+    cudnn.benchmark, cudnn.deterministic = False, True
     try:
-        yield
+        with _full_float32():
+            yield
     finally:
         torch.set_grad_enabled(before[0])
         torch.set_default_dtype(before[1])
-        torch.set_float32_matmul_precision(before[2])
         torch.set_default_device(None)
         torch.set_deterministic_debug_mode(strict)
         deterministic.fill_uninitialized_memory = fill
-        cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic = flags
+        cudnn.benchmark, cudnn.deterministic = flags
+        torch._C._set_mkldnn_enabled(onednn)
         torch.set_num_threads(count)
+
+
+@contextmanager
+def _full_float32() -> Iterator[None]:
+    """Products and convolutions of float32 in float32, by torch's older settings or, once these are mixed, the newer.
+
+    Where somebody has used the newer ones, the older ones raise.
+    """
+    backends: Any = torch.backends
+    onednn = [backends.mkldnn, *(getattr(backends.mkldnn, name, None) for name in ("conv", "matmul", "rnn"))]
+    cuda = [backends, backends.cuda.matmul, backends.cudnn]
+    cuda += [getattr(backends.cudnn, name, None) for name in ("conv", "rnn")]
+    newer = [(knob, knob.fp32_precision) for knob in (*cuda, *onednn) if hasattr(knob, "fp32_precision")]
+    older: tuple[str, bool] | None = None
+    with suppress(RuntimeError):
+        older = torch.get_float32_matmul_precision(), backends.cudnn.allow_tf32
+    if older is not None:
+        torch.set_float32_matmul_precision("highest")
+        backends.cudnn.allow_tf32 = False
+    for knob, _ in newer:
+        if older is None or knob in onednn:
+            knob.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for knob, value in newer:
+            knob.fp32_precision = value
+        if older is not None:
+            torch.set_float32_matmul_precision(older[0])
+            backends.cudnn.allow_tf32 = older[1]
 
 
 @contextmanager

@@ -41,6 +41,7 @@ SHORT: dict[str, Any] = {
     "burn_in": 1,
     "interval": 1,
     "samples": 4,
+    "chains": 2,
     "steps": 3,
     "image_steps": 2,
     "gan_steps": 5,

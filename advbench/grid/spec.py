@@ -50,6 +50,9 @@ DEFAULT_ARCHITECTURES = {
 DEFAULT_ARCHITECTURE = "small_cnn"  # of all others
 
 
+Name = Annotated[str, pydantic.StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
+
+
 class RunSpec(pydantic.BaseModel):
     """What a run computes. Two equal specs on the same data and versions give the same results.
 
@@ -77,7 +80,7 @@ class RunSpec(pydantic.BaseModel):
     sweep: pydantic.StrictBool = False
     budget: Count | None = None
     affinity: tuple[str, ...] | None = None
-    device: str | None = pydantic.Field(default=None, min_length=1, max_length=200)
+    device: Name | None = None
     ood: tuple[str, ...] = ()
     ood_scale: pydantic.StrictFloat = pydantic.Field(default=1.0, gt=0)
     set: dict[str, dict[str, Any]] = {}

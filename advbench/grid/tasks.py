@@ -31,7 +31,7 @@ from advbench.grid import devices
 from advbench.grid.inputs import CPU, Component, CraftInputs, EvaluateInputs, Inputs, OodRef, TrainInputs, read_training
 from advbench.grid.plan import Task
 from advbench.grid.spec import installed
-from advbench.keys import derive
+from advbench.keys import derive, isolated_rng
 from advbench.models.classifier import Classifier
 from advbench.models.guard import check_trained
 from advbench.models.memory import release
@@ -222,7 +222,8 @@ class Runner:
         )
         # A copy: foreign code may work in place, and the data are those of later tasks, too.
         given = replace(data, images=data.images.clone(), labels=data.labels.clone())
-        clf = defense.fit(module, given, context)
+        with isolated_rng(derive(inputs.seed, "fit"), self._resources.device, everywhere=True):
+            clf = defense.fit(module, given, context)
         if not isinstance(clf, Classifier):
             raise PluginError(f"defense {name!r} returned", expected="a Classifier", got=type(clf).__name__)
         check_trained(name, clf, data)

@@ -343,7 +343,7 @@ class Classifier(nn.Module):
             logits = self._call(draw.weights, x)
         checked = _checked_logits(logits, x, self._classes)
         self._classes = checked.shape[1]
-        return checked
+        return checked if checked.requires_grad else checked.clone()  # a module may use its output's memory again
 
     def _call(self, weights: Weights, x: Tensor) -> Any:
         x = x.clone()  # a module may work in place

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from advbench.errors import PluginError
 
-_PENDING = 64  # gradients that wait for their check, so that one check serves many and memory stays small
+_PENDING = 64  # gradients that wait for their check, so that one check serves many
+_ELEMENTS = 2**22  # of the logits that wait with them, so that memory stays small
 
 
 class _Seen(NamedTuple):
@@ -47,6 +48,7 @@ class Passes:
         self._vanished: int | Tensor = 0
         self._finite: list[Tensor] = []
         self._pending: list[_Seen] = []
+        self._elements = 0
 
     def note_finite(self, finite: Tensor) -> None:
         """Note whether some logits or gradients were finite, `()`, bool."""
@@ -67,7 +69,8 @@ class Passes:
         """
         self.gradients += len(largest)
         self._pending.append(_Seen(largest, logits, slopes, rows))
-        if len(self._pending) >= _PENDING:
+        self._elements += sum(each.numel() for each in logits)
+        if len(self._pending) >= _PENDING or self._elements >= _ELEMENTS:
             self._check()
 
     def note_cut(self, images: int) -> None:
@@ -91,7 +94,7 @@ class Passes:
         kinds: dict[tuple[object, ...], list[_Seen]] = {}
         for seen in self._pending:
             kinds.setdefault(seen.kind, []).append(seen)
-        self._pending = []
+        self._pending, self._elements = [], 0
         for alike in kinds.values():
             largest = torch.cat([seen.largest for seen in alike])
             logits = torch.stack([torch.cat(parts) for parts in zip(*(seen.logits for seen in alike), strict=True)])

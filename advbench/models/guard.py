@@ -17,6 +17,7 @@ from advbench.errors import InputError, ModelWarning, PluginError
 from advbench.keys import derive, isolated_rng
 from advbench.models.classifier import Classifier, Draw
 from advbench.models.gradient_watch import Passes
+from advbench.models.noise import Noise
 from advbench.models.posterior import PointPosterior
 
 PROBE_IMAGES = 32
@@ -28,8 +29,9 @@ ODDITIES = {
     "what goes into its last softmax or sigmoid",
     "train_mode": "batch norm is in train mode, so that predictions depend on the other images of a batch: call "
     "model.eval() (dropout that is to stay on can be left in train mode)",
-    "unseeded": "the model draws random numbers from a generator of its own, which no seed reaches: its results cannot "
-    "be repeated; draw from torch's, numpy's or Python's global generator",
+    "unseeded": "passes at one and the same draw differ, so results cannot be repeated: the model draws from a "
+    "generator of its own, keeps state from pass to pass, or is random without Classifier(..., noise=True); draw from "
+    "torch's, numpy's or Python's global generator",
     "equal_draws": "the classifier counts as random, but all draws are equal: its randomness does not act",
 }
 
@@ -73,7 +75,7 @@ def opened(model: nn.Module, x: Tensor, *, probe: bool = False) -> Opened:
     try:
         with undisturbed(clf, 0, x.device):
             logits = clf.at(clf.draw(derive(0, "probe", 0)), x)
-            if clf.noise and not _same(logits, clf.at(clf.draw(derive(0, "probe", 0)), x)):
+            if not _same(logits, clf.at(clf.draw(derive(0, "probe", 0)), x)):
                 oddities.append("unseeded")
             if probe and clf is not model:
                 clf.noise = not torch.equal(logits, clf.at(clf.draw(derive(0, "probe", 1)), x))
@@ -95,7 +97,8 @@ def opened(model: nn.Module, x: Tensor, *, probe: bool = False) -> Opened:
 
 
 def _batch_dependent(clf: Classifier) -> bool:
-    return any(isinstance(part, _BatchNorm) and part.training for part in clf.module.modules())
+    norms = [part for part in clf.module.modules() if isinstance(part, _BatchNorm)]
+    return any(norm.training or norm.running_mean is None for norm in norms)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
@@ -109,7 +112,8 @@ def _looks_like_probabilities(logits: Tensor) -> bool:
         return False
     ones = torch.ones(len(values), dtype=values.dtype, device=values.device)
     between = bool(((values >= 0) & (values <= 1)).all())  # a softmax's output, or sigmoids
-    return between or torch.allclose(values.exp().sum(1), ones, atol=1e-4)
+    rounding = 1e-4 if logits.dtype in (torch.float32, torch.float64) else 0.05
+    return between or torch.allclose(values.exp().sum(1), ones, atol=rounding)
 
 
 @contextmanager
@@ -120,8 +124,14 @@ def undisturbed(clf: Classifier, seed: int, device: torch.device) -> Iterator[No
     which the block finds seeded; the interpreter's trace function. No parameter needs a gradient meanwhile.
     """
     modes = [(module, module.training) for module in clf.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in clf.module.buffers()]
-    parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in clf.parameters()]
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in clf.module.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    trainable = [parameter for parameter in clf.parameters() if not parameter.is_inference()]
+    parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in trainable]
     trace = sys.gettrace()
     try:
         for parameter, _, _ in parameters:
@@ -133,8 +143,10 @@ def undisturbed(clf: Classifier, seed: int, device: torch.device) -> Iterator[No
         for parameter, needs, gradient in parameters:
             parameter.requires_grad_(needs).grad = gradient
         with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
+            for module, name, buffer, value in buffers:
+                module._buffers[name] = buffer
+                if not buffer.is_inference():
+                    buffer.copy_(value)
         for module, mode in modes:
             module.training = mode
 
@@ -151,7 +163,7 @@ def check_trained(name: str, clf: Classifier, data: Data) -> None:
         PluginError: all draws agree on images of the data and on random ones though the classifier counts as random; or
             no output depends on one of the posterior's parameters.
     """
-    if not clf.stochastic:
+    if not clf.stochastic or (isinstance(clf.noise, Noise) and clf.noise.faint):
         return
     x = data.batch(slice(8))[0].to(_device(clf))
     generator = torch.Generator().manual_seed(0)
@@ -164,13 +176,26 @@ def check_trained(name: str, clf: Classifier, data: Data) -> None:
                 got=f"{PROBE_DRAWS} equal ones, on images of the data and on random ones",
                 remedy="return one that is deterministic, or let the drawn weights or the noise reach the logits",
             )
-        if isinstance(clf.posterior, PointPosterior):
-            return
+    check_effect(name, clf, data)
+
+
+def check_effect(name: str, clf: Classifier, data: Data) -> None:
+    """Refuse a posterior over weights that no output depends on, in evaluation mode.
+
+    Raises:
+        PluginError: it has some; names the first.
+    """
+    if isinstance(clf.posterior, PointPosterior):
+        return
+    x = data.batch(slice(2))[0].to(_device(clf))
+    with undisturbed(clf, 0, x.device), clf.isolated(), torch.enable_grad():
+        clf.module.eval()
         draw = clf.draw(0)
         weights = {key: value.detach().requires_grad_() for key, value in draw.weights.items()}
-        with torch.enable_grad():
-            logits = clf.at(Draw(weights, draw.seed), x[:2])
-            gradients = torch.autograd.grad(logits.sum(), list(weights.values()), allow_unused=True)
+        logits = clf.at(Draw(weights, draw.seed), x)
+        if not logits.requires_grad:  # nothing can be said of a module without gradient
+            return
+        gradients = torch.autograd.grad(logits.sum(), list(weights.values()), allow_unused=True)
     unused = [key for key, gradient in zip(weights, gradients, strict=True) if gradient is None]
     if unused:
         raise PluginError(
@@ -186,8 +211,12 @@ def check_trained(name: str, clf: Classifier, data: Data) -> None:
 @torch.no_grad()
 def draws_agree(clf: Classifier, x: Tensor) -> bool:
     """Whether the logits of many draws are equal, as they are where the randomness does not act."""
-    first = clf.at(clf.draw(derive(0, "probe", 0)), x)
-    return all(torch.equal(first, clf.at(clf.draw(derive(0, "probe", k)), x)) for k in range(1, PROBE_DRAWS))
+    members = clf.members
+    draws = (
+        map(clf.member, range(members)) if members else (clf.draw(derive(0, "probe", k)) for k in range(PROBE_DRAWS))
+    )
+    first = clf.at(next(draws), x)
+    return all(torch.equal(first, clf.at(draw, x)) for draw in draws)
 
 
 def _device(clf: Classifier) -> torch.device:

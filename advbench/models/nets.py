@@ -59,7 +59,7 @@ def build(name: str, data: Data, seed: int) -> nn.Module:
     """
     make = registry().load("architecture", name)
     channels, height, width = data.shape
-    with isolated_rng(seed, "cpu"):
+    with isolated_rng(seed, "cpu", everywhere=True):
         net: nn.Module = make(channels, height, width, data.classes)
     if getattr(make, "normalizes", False):
         return net

@@ -40,6 +40,11 @@ class Noise(ABC):
         """Whether it changes anything; not where its level is 0."""
         return True
 
+    @property
+    def faint(self) -> bool:
+        """Whether it is so weak that many draws may well be equal."""
+        return False
+
     @abstractmethod
     def values(self) -> dict[str, Any]:
         """JSON values: the keyword arguments from which the same noise is made."""
@@ -81,6 +86,11 @@ class DropoutNoise(Noise):
     def acts(self) -> bool:
         """At a rate above 0."""
         return self.rate > 0
+
+    @property
+    def faint(self) -> bool:
+        """At a rate below 1 %."""
+        return self.rate < 0.01
 
     def values(self) -> dict[str, Any]:
         """The rate."""
@@ -127,6 +137,11 @@ class GaussianNoise(Noise):
     def acts(self) -> bool:
         """At any deviation above 0."""
         return self.first > 0 or self.inner > 0
+
+    @property
+    def faint(self) -> bool:
+        """At deviations that float32 may round away."""
+        return max(self.first, self.inner) < 1e-5
 
     def values(self) -> dict[str, Any]:
         """The two deviations."""

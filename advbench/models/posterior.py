@@ -279,11 +279,11 @@ class SamplePosterior(Posterior):
     @property
     def stochastic(self) -> bool:  # type: ignore[override]
         """Whether two samples differ."""
-        known = self._differ
-        if known is None or known[0] is not self.samples or known[1] != self.samples._version:
+        known, version = self._differ, 0 if self.samples.is_inference() else self.samples._version
+        if known is None or known[0] is not self.samples or known[1] != version:
             first = self.samples[0]
             differ = any(not torch.equal(sample, first) for sample in self.samples[1:])
-            known = self._differ = (self.samples, self.samples._version, differ)
+            known = self._differ = (self.samples, version, differ)
         return known[2]
 
     @property

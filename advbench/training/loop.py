@@ -23,7 +23,7 @@ from advbench.data.base import Data, check_images, check_labels
 from advbench.errors import InputError, OutOfMemoryError, PluginError, out_of_memory
 from advbench.keys import derive, isolated_rng, seed_others
 from advbench.models.classifier import Classifier
-from advbench.models.guard import check_trained
+from advbench.models.guard import check_effect, check_trained
 from advbench.models.posterior import FlatLayout, PointPosterior, copy_alike
 from advbench.models.saving import export_classifier
 from advbench.progress import Progress
@@ -171,12 +171,14 @@ class LoopDefense(Defense):
         if method.params.init_from and saved is None:
             _start_from(own, context.init or method._train_init(module, data, context))
         per_epoch = -(-len(data) // method.params.batch_size)
-        with isolated_rng(derive(context.seed, "begin"), context.resources.device):
+        with isolated_rng(derive(context.seed, "begin"), context.resources.device, everywhere=True):
             state = method.begin(own, method.steps(per_epoch), len(data), context)
+        check_effect(type(self).__name__, state.clf, data)
         if saved is not None:
             state.restore(*saved)
         with isolated_rng(0, context.resources.device, everywhere=True):
             method._run(state, data.to(context.resources.device), per_epoch, context)
+        state.clf.passes.check_finite()  # a step along a gradient that is no number is none, and shows in no loss
         state.clf.module.eval()
         clf = method.finish(state).requires_grad_(False)
         _check_finite(clf, data, context)
@@ -252,7 +254,7 @@ def _own(module: nn.Module) -> nn.Module:
 def _check_finite(clf: Classifier, data: Data, context: TrainContext) -> None:
     """What the last step made of the weights shows in no loss."""
     x = data.batch(slice(2))[0].to(context.resources.device)
-    with isolated_rng(0, x.device), clf.isolated():
+    with isolated_rng(0, x.device, everywhere=True), clf.isolated():
         logits = clf.draws(x, 3)
     for name, tensor in {**export_classifier(clf)[0], "the logits": logits}.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
@@ -278,7 +280,7 @@ def _check_fit(module: nn.Module, data: Data, device: str) -> None:
     modes = [part.training for part in module.modules()]
     module.eval()
     x = data.batch(slice(1))[0].to(device)
-    with isolated_rng(0, x.device):
+    with isolated_rng(0, x.device, everywhere=True):
         outputs = Classifier(module)(x).shape[1]
     for part, mode in zip(module.modules(), modes, strict=True):
         part.training = mode

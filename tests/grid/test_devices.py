@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -98,6 +100,25 @@ def test_numerics_are_full_float32_and_put_back() -> None:
         torch.set_float32_matmul_precision("medium")
         cudnn.benchmark = True
     assert state() == before
+
+
+MIXED = """
+import torch, warnings
+from advbench.grid import devices
+torch.backends.cuda.matmul.fp32_precision = "tf32"  # torch's newer setting, after which the older ones raise
+with devices.numerics(1):
+    assert torch.backends.cuda.matmul.fp32_precision == torch.backends.cudnn.conv.fp32_precision == "ieee"
+    torch.backends.mkldnn.conv.fp32_precision = "bf16"
+    torch._C._set_mkldnn_enabled(False)
+assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+assert torch.backends.mkldnn.conv.fp32_precision == "none"
+assert torch._C._get_mkldnn_enabled()
+"""
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="this torch has the older settings alone")
+def test_numerics_hold_beside_torchs_newer_settings() -> None:
+    subprocess.run([sys.executable, "-c", MIXED], check=True)
 
 
 def test_operations_that_may_differ_next_time_are_collected_and_odd_models_are_not_shown() -> None:

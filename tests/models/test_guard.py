@@ -15,8 +15,10 @@ from torch.utils.checkpoint import checkpoint
 
 import advbench
 from advbench.attacks.base import Threat
+from advbench.attacks.losses import cross_entropy
 from advbench.errors import InputError, ModelWarning, PluginError
 from advbench.models.classifier import Classifier
+from advbench.models.gradient_watch import _ELEMENTS
 from advbench.models.guard import check_trained, opened
 from advbench.models.noise import DropoutNoise, GaussianNoise
 from advbench.models.posterior import GaussianPosterior, SamplePosterior
@@ -303,3 +305,105 @@ def test_the_first_noise_is_in_pixels_whatever_the_normalisation() -> None:
 def test_dropout_noise_acts_at_a_rate_above_zero() -> None:
     assert DropoutNoise(0.1).acts
     assert not DropoutNoise(0.0).acts
+
+
+# state, shared memory, undeclared randomness
+
+
+class Reusing(nn.Module):
+    """Writes its logits into one place, as captured graphs do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = small_net().eval()
+        self.out = torch.zeros(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = F.dropout(self.net(x), 0.3)
+        if logits.requires_grad:
+            return logits
+        if len(self.out) != len(x):
+            self.out = torch.zeros_like(logits)
+        return self.out.copy_(logits)
+
+
+def test_logits_that_share_memory_are_copied(batch: tuple[Tensor, Tensor]) -> None:
+    with torch.no_grad():
+        first, second = Classifier(Reusing(), noise=True).draws(batch[0], 2)
+    assert not torch.equal(first, second)
+    assert opened(Reusing(), batch[0], probe=True).clf.stochastic
+
+
+class Counting(nn.Module):
+    """Counts its passes in a buffer, which its logits depend on."""
+
+    n: Tensor
+
+    def __init__(self, *, in_place: bool) -> None:
+        super().__init__()
+        self.register_buffer("n", torch.zeros(()))
+        self.net = small_net().eval()
+        self.in_place = in_place
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.in_place:
+            self.n += 1
+        else:
+            self.n = self.n + 1
+        logits: Tensor = self.net(x)
+        return logits + self.n * torch.arange(3)
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_buffers_are_put_back_and_state_is_said(batch: tuple[Tensor, Tensor], in_place: bool) -> None:
+    model = Counting(in_place=in_place)
+    with pytest.warns(ModelWarning, match="keeps state from pass to pass"):
+        first = advbench.evaluate(model, *batch, draws=2)
+    assert float(model.n) == 0
+    with pytest.warns(ModelWarning):
+        assert advbench.evaluate(model, *batch, draws=2).to_bytes() == first.to_bytes()
+
+
+def test_randomness_that_a_classifier_does_not_state_is_said(batch: tuple[Tensor, Tensor]) -> None:
+    with pytest.warns(ModelWarning, match="random without Classifier"):
+        assert advbench.evaluate(Classifier(Wrapped(drawn_by("torch"))), *batch).flags == ("unseeded",)
+    with pytest.warns(ModelWarning, match="all draws are equal"):
+        assert advbench.evaluate(Classifier(small_net().eval(), noise=True), *batch, draws=3).flags == ("equal_draws",)
+
+
+def test_members_of_which_most_are_equal_are_random() -> None:
+    net = small_net()
+    flat = torch.cat([parameter.detach().flatten() for parameter in net.parameters()])
+    bank = torch.stack([flat] * 49 + [2 * flat])
+    check_trained("sgld", Classifier(net.eval(), SamplePosterior(net, bank)), small_data())
+
+
+def test_faint_dropout_is_not_refused() -> None:
+    assert advbench.get_defense("mc_dropout", stages=(1,), rate=1e-5).fit(small_net(), small_data()).stochastic
+
+
+class Root(nn.Module):
+    """A net whose gradient with respect to the images is no number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = small_net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.net(x)
+        return logits + torch.sqrt(0 * x.flatten(1).sum(1, keepdim=True))
+
+
+def test_a_training_whose_adversary_has_no_gradient_is_refused() -> None:
+    with pytest.raises(PluginError, match="finite logits and gradients"):
+        advbench.get_defense("pgd_at", stages=(1,), batch_size=16).fit(Root(), small_data())
+
+
+def test_pending_checks_are_bounded_by_size() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(36, 1000))
+    clf = Classifier(net, noise=True).requires_grad_(False)
+    x, y = small_data().batch(slice(48))
+    for _ in range(8):
+        clf.input_gradient(x, y, cross_entropy, samples=20)
+    assert clf.passes._elements < 2 * _ELEMENTS
+    assert len(clf.passes._pending) < 8
