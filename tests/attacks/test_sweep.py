@@ -31,7 +31,7 @@ ATTACKS: dict[str, dict[str, Any]] = {
     "eot_pgd": {"steps": 6, "samples": 4},
     "apgd": {"steps": 20, "samples": 3},
     "apgd@targeted": {"steps": 10, "samples": 2, "loss": "dlr_targeted", "restarts": 2},
-    "square": {"queries": 40},
+    "square": {"queries": 60},
     "fmn": {"steps": 15, "samples": 3},
     "cw": {"steps": 15, "search_steps": 3, "samples": 3},
     "gray_box": {"params": {"steps": 6}},
