@@ -18,16 +18,15 @@ from advbench.models import Classifier
 
 # The cheap ones first: on a deterministic classifier an image that one broke is not given to the next.
 DETERMINISTIC = ("pgd", "apgd", "fab", "alma", "apgd@targeted", "square")
-RANDOM = ("eot_pgd", "apgd@random", "apgd@random_targeted", "fmn@random", "square@random")
+RANDOM = ("eot_pgd", "apgd@random", "apgd@random_targeted", "square@random")
 DEFAULT_PARAMS: dict[str, dict[str, Any]] = {
     "pgd": {"steps": 10, "early_stop": True},
     "fab": {"early_stop": True},
     "apgd@targeted": {"loss": "dlr_targeted"},
     "square": {"queries": 5000},
     "alma": {"steps": 400},
-    "apgd@random": {"loss": "margin"},
+    "apgd@random": {"loss": "margin", "restarts": 2},
     "apgd@random_targeted": {"loss": "dlr_targeted", "targets": 3, "steps": 25},
-    "fmn@random": {"steps": 40},
     "square@random": {"queries": 150},
 }
 CONFIRMING = 20  # fresh draws that confirm that an image of a random classifier is broken

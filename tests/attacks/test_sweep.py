@@ -31,7 +31,7 @@ ATTACKS: dict[str, dict[str, Any]] = {
     "eot_pgd": {"steps": 6, "samples": 4},
     "apgd": {"steps": 20, "samples": 3},
     "apgd@targeted": {"steps": 10, "samples": 2, "loss": "dlr_targeted", "restarts": 2},
-    "square": {"queries": 40},
+    "square": {"queries": 60},
     "fmn": {"steps": 15, "samples": 3},
     "cw": {"steps": 15, "search_steps": 3, "samples": 3},
     "gray_box": {"params": {"steps": 6}},
@@ -173,7 +173,7 @@ def test_steps_of_a_given_length_stay_as_they_are_in_a_sweep() -> None:
     [
         ("eot_pgd", 3, "budget for attack EOTPGD: expected at least 4 passes of an image, got 3; raise it, or lower"),
         ("apgd", 2, "budget for attack APGD: expected at least 36 passes"),
-        ("worst_case", 40, "budget for attack WorstCase: expected at least 253 passes of an image, got 40"),
+        ("worst_case", 40, "budget for attack WorstCase: expected at least 313 passes of an image, got 40"),
     ],
 )
 def test_a_budget_too_small_is_refused(label: str, budget: int, message: str) -> None:
