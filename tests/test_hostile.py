@@ -163,7 +163,7 @@ def head(hostile: str) -> str:
 def command_line(rng: Random) -> Input:
     """A command with an option, a value or an argument too many that is hostile."""
     flags = {
-        (option.annotation.__metadata__[0].param_decls or (f"--{option.name.replace('_', '-')}",))[0]: option.name
+        flag if isinstance(flag := option.annotation.__metadata__[0].default, str) else "--data-root": option.name
         for option in (*SPEC_OPTIONS, *EXECUTION_OPTIONS)
     }
     own = [flag for flag in flags if flag not in ("--executor", "--address", "--sweep/--no-sweep")]
@@ -189,10 +189,13 @@ def command_line(rng: Random) -> Input:
         usable = [name for name in own if command == "run" or flags[name] in {each.name for each in SPEC_OPTIONS}]
         flag = rng.choice(usable)
         if flag == "--set":
-            plugin = rng.choice(["erm", "fgsm", "pgd", text(rng)[:40]])
-            hostile = f"{plugin}.{rng.choice(['lr', 'steps', 'stages', text(rng)[:40]])}={hostile}"
+            plugin, name = (
+                rng.choice(["erm", "fgsm", "pgd", text(rng)[:40]]),
+                rng.choice(["lr", "steps", text(rng)[:40]]),
+            )
+            hostile = f"{plugin}.{name}={hostile}"
         arguments += [flag, hostile] if rng.random() < 0.7 else [f"{flag}={hostile}"]
-    elif how < 0.8 and arguments:
+    elif how < 0.9 and arguments:
         at = rng.randrange(len(arguments))
         flag = arguments[max(0, at - 1)]
         arguments[at] = hostile
@@ -205,7 +208,7 @@ def command_line(rng: Random) -> Input:
         command,
         *(arg.strip("-") for arg in arguments if arg),
     ]
-    return Input([*command.split(), *arguments], [*names, "command", "argument", "option"])
+    return Input([*command.split(), *arguments], [*names, "command", "argument", "option", "file", "'DIR'", "folder"])
 
 
 def spec_file(rng: Random) -> Input:
@@ -290,7 +293,7 @@ def archive(rng: Random) -> Input:
         name, raw = members[at]
         how = rng.random()
         if how < 0.3:
-            name = text(rng)[:90] or "x"
+            name = text(rng)[:90].encode("utf-8", "replace").decode() or "x"
         elif how < 0.7 and name.endswith(".json"):
             body, _ = changed(rng, json.loads(raw))
             body = body if isinstance(body, dict) else {"body": body}
@@ -326,28 +329,21 @@ def archive(rng: Random) -> Input:
     )
 
 
-def hostile_part(rng: Random, name: str, raw: bytes) -> bytes:  # noqa: PLR0911 - a way of damage each
+def hostile_part(rng: Random, name: str, raw: bytes) -> bytes:
     """A hostile file in place of one of a board's."""
-    if rng.random() < 0.25:
+    if rng.random() < 0.25 or name.endswith((".md", ".csv")):
         return damaged(rng, raw)
-    if name == "spec.toml":
-        whole, _ = changed(rng, tomllib.loads(raw.decode()))
-        try:
-            return tomli_w.dumps(whole).encode("utf-8", "surrogatepass")
-        except (TypeError, ValueError):
-            return b"x ="
-    if name == "data.json":
-        return json.dumps(changed(rng, json.loads(raw))[0]).encode()
-    if name == "records.jsonl.gz":
+    try:
+        if name == "spec.toml":
+            return tomli_w.dumps(changed(rng, tomllib.loads(raw.decode()))[0]).encode()
+        if name == "data.json":
+            return json.dumps(changed(rng, json.loads(raw))[0]).encode()
         records = dict(Records.from_bytes(raw, name))
         key = rng.choice(sorted(records))
-        body, _ = changed(rng, records[key])
-        records[key] = body if isinstance(body, dict) else {"body": body}
-        try:
-            return Records(records).to_bytes()
-        except ValueError:
-            return b""
-    return damaged(rng, raw)
+        records[key], _ = changed(rng, records[key])
+        return Records(records).to_bytes()
+    except (TypeError, ValueError):  # what neither format can hold
+        return b"x ="
 
 
 def board(rng: Random) -> Input:

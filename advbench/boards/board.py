@@ -23,6 +23,7 @@ from advbench.report import Report, collect
 from advbench.report.markdown import render
 from advbench.report.output import contents
 from advbench.report.references import Reference, read_references
+from advbench.report.shape import check_record
 from advbench.store.records import Store
 from advbench.store.storage import StoreWarning, write_file
 
@@ -147,7 +148,11 @@ def parse_board(path: Path, files: Mapping[str, bytes]) -> Board:
     for name in (SPEC, DATA, ABOUT):
         if len(files.get(name, b"")) > LARGEST_TEXT:
             raise InputError(f"{name} of {path}", expected=f"at most {LARGEST_TEXT:,} bytes", got="more")
-    spec = make_spec(read_toml(files[SPEC], f"{SPEC} of {path}"))
+    values = read_toml(files[SPEC], f"{SPEC} of {path}")
+    try:
+        spec = make_spec(values)
+    except InputError as error:
+        raise InputError(f"{SPEC} of {path}: {error}") from error
     cells = len(spec.defenses) ** 2 * len(spec.attacks) * len(spec.eps) + len(spec.defenses) * len(spec.ood)
     for what, count, most in (
         ("seeds", len(spec.seeds), MOST_SEEDS),
@@ -230,6 +235,9 @@ def build(folder: Path, store: Store | None = None, references: Iterable[Path] =
             board = replace(board, records=Records({**board.records, **found}).only(keys))
         if not board.records:
             raise InputError(f"board {folder}", expected="at least one record of its spec", got="none")
+        for key in board.kept:
+            if key in board.records:
+                check_record(board.records[key], board.plan.tasks[key], f"board {folder}")
         write(board, folder)
         return board
 

@@ -12,10 +12,10 @@ import pydantic_core
 
 from advbench.errors import InputError
 from advbench.report.output import BOARD
+from advbench.report.shape import CIRCUMSTANCES
 from advbench.store.records import FORMAT, record_bytes
 
 NAME = BOARD
-CIRCUMSTANCES = ("memory", "ran")  # where and when a record was made: host, process, time of day
 LARGEST = 2**30  # limit on a file's unpacked bytes
 LONGEST = 2**20  # limit on a record's bytes
 Record = dict[str, Any]

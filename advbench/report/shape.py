@@ -16,9 +16,10 @@ from advbench.errors import AdvbenchError, StoreError
 from advbench.evaluation.summary import ENTROPIES
 from advbench.evaluation.uncertainty import Uncertainty
 from advbench.grid.inputs import CraftInputs, EvaluateInputs, Inputs, TrainInputs
-from advbench.grid.plan import Plan
+from advbench.grid.plan import Plan, Task
 from advbench.store.records import Store
 
+CIRCUMSTANCES = ("memory", "ran")  # where and when a record was made: host, process, time of day
 CLOSE = 1e-9  # tolerance for rounding of means
 Share = Annotated[float, Field(ge=-CLOSE, le=1.0 + CLOSE)]
 Interval = Annotated[list[Share], Field(min_length=2, max_length=2)]
@@ -173,6 +174,22 @@ def flaw(record: Mapping[str, Any], inputs: Inputs) -> str:
     return ""
 
 
+def check_record(record: Mapping[str, Any], task: Task, where: str) -> None:
+    """Refuse a record of a training or an evaluation that no such task can have.
+
+    Raises:
+        StoreError: says what is wrong with it.
+    """
+    found = flaw({name: value for name, value in record.items() if name not in CIRCUMSTANCES}, task.inputs)
+    if found:
+        raise StoreError(
+            f"record {task.key[:12]} ({task.label}) of {where}",
+            expected="one that such a task can have",
+            got=found,
+            remedy="remove it, or use a store that holds nothing from others",
+        )
+
+
 @contextmanager
 def blaming(plan: Plan, store: Store) -> Iterator[None]:
     """Run a block that makes tables from a store's records, which an import may have brought from anybody.
@@ -184,15 +201,9 @@ def blaming(plan: Plan, store: Store) -> Iterator[None]:
         yield
     except AdvbenchError:
         raise
-    except Exception as error:
+    except Exception:
         for task in plan.tasks.values():
             record = None if isinstance(task.inputs, CraftInputs) else store.read_record(task.key)
-            body = {name: value for name, value in (record or {}).items() if name not in ("memory", "ran")}
-            if body and (found := flaw(body, task.inputs)):
-                raise StoreError(
-                    f"record {task.key[:12]} ({task.label}) in store {store.url}",
-                    expected="one that such a task can have",
-                    got=found,
-                    remedy="remove the file, or name a store that holds nothing from others",
-                ) from error
+            if record is not None:
+                check_record(record, task, f"store {store.url}")
         raise
