@@ -109,12 +109,13 @@ class _Backend:
     """What torch asks of a device's module: one device, one default generator."""
 
     default: torch.Generator = torch.Generator()
+    blocks = 0  # that are entered; the device is there in these alone
 
     def is_initialized(self) -> bool:
         return True
 
     def is_available(self) -> bool:
-        return True
+        return self.blocks > 0
 
     def current_device(self) -> int:
         return 0
@@ -245,8 +246,12 @@ def _held(leaf: Any) -> Any:
 def pretended() -> Iterator[Counts]:
     """Run a block in which `pretend:0` is a device; counts what happens on it."""
     counts = Counts()
-    with mock.patch.object(torch, "Generator", _Generator), _Mode(counts):
-        yield counts
+    _Backend.blocks += 1
+    try:
+        with mock.patch.object(torch, "Generator", _Generator), _Mode(counts):
+            yield counts
+    finally:
+        _Backend.blocks -= 1
 
 
 def plain(tensor: Tensor) -> Tensor:

@@ -114,9 +114,10 @@ def script() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     code = main()
-    try:
-        sys.stdout.flush()
-    except OSError:  # which was said; Python would try again, and say it in its own words
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # which was said, if it could be; Python would try again, and say it in its own words
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     gc.freeze()  # or Python looks through all objects of torch once more as it ends
     sys.exit(code)

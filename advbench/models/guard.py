@@ -111,9 +111,15 @@ def _looks_like_probabilities(logits: Tensor) -> bool:
     if values.numel() < 8 or bool((values == values[0, 0]).all()):
         return False
     ones = torch.ones(len(values), dtype=values.dtype, device=values.device)
-    between = bool(((values >= 0) & (values <= 1)).all())  # a softmax's output, or sigmoids
     rounding = 1e-4 if logits.dtype in (torch.float32, torch.float64) else 0.05
-    return between or torch.allclose(values.exp().sum(1), ones, atol=rounding)
+    if torch.allclose(values.exp().sum(1), ones, atol=rounding):
+        return True
+    if bool((values < 0).any() | (values > 1).any()):
+        return False
+    softmax = torch.allclose(values.sum(1), ones, atol=rounding)
+    # Sigmoids lie around 1/2, or near 0 and 1; small logits of a net that was not trained, around 0.
+    sigmoids = 0.35 < float(values.mean()) < 0.65 or float(values.max() - values.min()) > 0.5
+    return softmax or sigmoids
 
 
 @contextmanager

@@ -78,7 +78,7 @@ class ALMA(Attack):
         rate = checked = torch.zeros_like(nearest)
         for step in range(steps):
             gradient, logits = clf.input_gradient(x + delta, goal.rows, _violation, self.params.samples)
-            violation = torch.stack([_violation(draw, goal.rows) for draw in logits]).mean(0)
+            violation = torch.stack([_violation(draw, goal.rows) for draw in logits]).mean(0).to(x.dtype)
             reached = (kept.margins_of(x + delta) if clf.stochastic else kept.margins_at(logits)) > 0
             if clf.stochastic and step == 0:
                 reached[:] = False  # a random classifier's own images give no direction, however it judges them

@@ -12,6 +12,7 @@ from advbench.attacks import SELECTION_DRAWS, SHORTENING, Attack, Field, Goal, K
 from advbench.models import Classifier
 
 TINY = 1e-300
+LEAST = 1e-5  # distance by which planes lie beyond the boundary
 
 
 class FAB(Attack):
@@ -137,7 +138,9 @@ class FAB(Attack):
             better = reached & (distance < nearest)
             found = torch.where(per_image(better, x), current, found)
             nearest = torch.where(better, distance, nearest)
-            offset = (gradient * current).flatten(1).sum(1) - value  # the plane: gradient . z = offset
+            # The plane: gradient . z = offset; a little beyond the boundary, on which an image may lie already.
+            beyond = LEAST * gradient.flatten(1).norm(p=2 if norm == "l2" else 1, dim=1)
+            offset = (gradient * current).flatten(1).sum(1) - value + beyond
             current = torch.where(per_image(reached, x), x + params.backward * (current - x), current)
             onward, aside = (onto_plane(point, gradient, offset, norm) for point in (current, x))
             far, near = _length(onward, norm), _length(aside, norm)

@@ -232,7 +232,7 @@ def test_early_stop_passes_only_what_is_left() -> None:
     attack, threat = advbench.get_attack("pgd", early_stop=True), Threat("linf", 0.1)
     whole = craft(attack, Classifier(net), x[:64], y[:64], threat)
     handle.remove()
-    passed = sizes[1:]  # two images come first, to count the classes
+    passed = sizes[2:]  # two passes of a few images come first, to look at the model
     assert passed[0] == 64
     assert passed == sorted(passed, reverse=True)
     assert sum(passed) == pytest.approx(64 * whole.forward_passes)

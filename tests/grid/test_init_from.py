@@ -78,9 +78,10 @@ def test_a_label_starts_from_another_setting_of_the_same_method() -> None:
         ),
         (
             {"erm": {"init_from": "pgd_at"}, "pgd_at": {"init_from": "erm"}},
-            r"init_from of 'pgd_at': expected a defense that does not start from it, got 'erm'",
+            r"defense 'erm' starts from 'pgd_at': init_from of 'pgd_at': expected a defense that does not start "
+            r"from it, got 'erm'",
         ),
-        ({"erm": {"init_from": "emr"}}, r"unknown defense 'emr'.*"),
+        ({"erm": {"init_from": "emr"}}, r"defense 'erm' starts from 'emr': unknown defense 'emr'.*"),
         ({"erm": {}, "bnn": {"lr": 0.1}}, r"unknown plugin in --set 'bnn'.*"),
     ],
 )

@@ -61,7 +61,11 @@ def made_report(
     results = pd.DataFrame(rows, columns=RESULT_COLUMNS).astype({"n_examples": "Int64", "draws": "Int64"})
     affinity = affinity_table(results, [None] * len(results))
     affinity = affinity.assign(affinity_low=affinity.affinity - 0.1, affinity_high=affinity.affinity + 0.1)
-    models = [(name, seed, "small_cnn", 38282, "gaussian", 5.0, f"key of {name}") for name in names for seed in seeds]
+    models = [
+        (name, seed, "small_cnn", 38282, "gaussian", 0.0, 0.1, 1.0, 5.0, f"key of {name}")
+        for name in names
+        for seed in seeds
+    ]
     methods = [("defense", name, name, "advbench", "1", DEFENSE, '{"torch": "2"}') for name in names]
     methods += [("attack", name, name, "advbench", "1", ATTACK, '{"torch": "2"}') for name in attacks]
     return Report(
