@@ -10,10 +10,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import psutil
 import pytest
 from helpers import some_inputs
 
@@ -102,6 +104,26 @@ def test_a_node_that_goes_away_costs_nothing_but_time(cluster: Any, reference: s
     assert process.returncode == 0, err
     assert results(tmp_path) == reference
     assert len({record["ran"]["place"] for record in records(tmp_path)}) >= 2
+
+
+@pytest.mark.slow
+def test_ten_killed_workers_lose_nothing(reference: str, tmp_path: Path) -> None:
+    process = start(tmp_path, "--executor", "ray", "--workers", "2", "--retries", "20")
+    killed, end = 0, time.monotonic() + 400
+    while process.poll() is None and killed < 10:
+        assert time.monotonic() < end
+        time.sleep(0.3)
+        for worker in psutil.Process(process.pid).children(recursive=True):
+            with suppress(psutil.Error):
+                title = " ".join(worker.cmdline())
+                if re.match(r"ray::(train|craft|evaluate) ", title):
+                    worker.kill()
+                    killed += 1
+                    break
+    _, err = process.communicate(timeout=500)
+    assert process.returncode == 0, err
+    assert killed == 10
+    assert results(tmp_path) == reference
 
 
 @pytest.mark.slow
