@@ -90,7 +90,7 @@ MISDEEDS = {
     "memory": r"memory of cpu ran out with 20, 10, 5, 2, 1 images at once \(.*allocate",
     "nans": r"(?i)finite|nan",
     "huge": r"ValueError: no no no .{,400}\.\.\..{,200}$",
-    "odd": r"Odd: cannot be pickled\?\[31m$",
+    "odd": r"Odd: cannot be pickled\\x1b\[31m$",
 }
 HARMLESS = ("greedy", "chatter", "good")
 
