@@ -105,7 +105,7 @@ def doctor(
     *,
     store: StoreUrl = DEFAULT_STORE,
     data_root: DataRoot = None,
-    gpu: Annotated[bool, typer.Option("--gpu", help="check a GPU with every method, two minutes")] = False,
+    gpu: Annotated[bool, typer.Option("--gpu", help="check a GPU with every training and attack")] = False,
     device: Annotated[str, typer.Option(help="the GPU of --gpu")] = "cuda:0",
 ) -> None:
     """Check this installation: versions, devices, plugins, store and data, or whether a GPU computes as it should."""

@@ -72,7 +72,7 @@ def check_images(images: Tensor, what: str) -> None:
         low, high = float(images.min()), float(images.max())
         if not (low >= 0 and high <= 1):  # also false for NaN
             excess = max(-low, high - 1)
-            # Rounding that a clamp mends is told apart from images in other units.
+            # A clamp repairs rounding; images in other units need another scale.
             remedy = "clamp them to [0, 1]" if excess < 1e-3 else "divide by 255, and normalise inside the model"
             found = f"[{low:g}, {high:g}]" + (f", an excess of {excess:.3g}" if excess < 1e-3 else "")
             raise InputError(what, expected="values in [0, 1]", got=found, remedy=remedy)

@@ -66,7 +66,10 @@ def look(names: Sequence[str] | None = None) -> list[Device]:
     if set(wanted) == {CPU}:
         return [Device(CPU, CPU, memory)] * len(wanted)
     command = [sys.executable, "-c", _PROBE, *wanted]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=PROBE_TIME)  # noqa: S603
+    try:
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=PROBE_TIME)  # noqa: S603
+    except subprocess.TimeoutExpired as error:
+        raise InputError("--device", expected="devices that answer", got=f"none within {PROBE_TIME:g} s") from error
     lines = done.stdout.splitlines()
     seen = json.loads(lines[-1]) if done.returncode == 0 and lines else [done.stderr.strip().splitlines()[-1:]]
     devices = []

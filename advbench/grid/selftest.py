@@ -1,4 +1,4 @@
-"""Checks of a GPU by short runs of everything that computes there; about two minutes."""
+"""Checks of a GPU by short runs of everything that computes there."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ SHORT: dict[str, Any] = {
     "queries": 20,
     "init_from": None,
 }
-ROUNDING = 1e-5  # relative error of a float32 product; TensorFloat-32 makes ten times as much
+ROUNDING = 1e-5  # relative error below which a product is one of full float32, not of TensorFloat-32
 IMAGES = 64
 
 Check = tuple[bool, str]
@@ -165,8 +165,10 @@ def _out_of_memory(device: str) -> Check:
                     parts = runner.run(task)
                 finally:
                     torch.cuda.set_per_process_memory_fraction(1.0, device)
-                same = whole["result"] == parts["result"]
-                return same, f"recognised; attacked {parts['ran']['chunk'] or 'all'} images at once instead of all"
+                chunk, same = parts["ran"]["chunk"], whole["result"] == parts["result"]
+                if chunk is None:
+                    return False, "recognised, but a task that was given 2 MiB did not run out"
+                return same, f"recognised; {'same' if same else 'other'} result from {chunk} images at once"
             runner.run(task)
     return False, "no task to try it on"
 

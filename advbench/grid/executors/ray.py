@@ -322,7 +322,7 @@ def run_in_worker(task: Task, runtime: Runtime, news: Any) -> Ended:
     gpus = about.get_accelerator_ids().get("GPU", [])
     place = f"node {about.get_node_id()[:8]}" + (f" GPU {','.join(map(str, gpus))}" if gpus else "")
     if gpus and not torch.cuda.is_available():
-        reason = f"{place} has a GPU that torch cannot use; mend its driver, or take the node out of the cluster"
+        reason = f"{place} has a GPU that torch cannot use; repair its driver, or take the node out of the cluster"
         return Ended(task.key, failure=Failure("input", reason))
     runtime = runtime.on("cuda:0" if gpus else "cpu", place)
     if _runner is None or _runner.runtime != runtime:
