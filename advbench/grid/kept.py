@@ -191,8 +191,13 @@ def pairs(given: Any, resolved: Any) -> Iterator[tuple[str, str]]:
             yield from pairs(one, other)
 
 
-def in_board(spec: RunSpec, kept: Kept) -> RunSpec:
-    """A run's spec as a board has it, which knows of no paths: names of files are `file:DIGEST:NAME`.
+def in_board(spec: RunSpec, kept: Kept, what: str) -> RunSpec:
+    """A spec as a board has it, which knows of no paths: names of files are `file:DIGEST:NAME`.
+
+    Args:
+        spec: a run's or a board's.
+        kept: what is kept of its files.
+        what: the spec, for the error.
 
     Raises:
         InputError: nothing is kept of one of its files.
@@ -200,26 +205,20 @@ def in_board(spec: RunSpec, kept: Kept) -> RunSpec:
     known = {label: each.component for label, each in kept.choices.items()}
     if kept.net:
         known[spec.architecture] = kept.net
-    table = {label: known[label].loaded_as if label in known else name for label, name in spec.files.items()}
-    changed = spec.model_copy(update={"files": table, "set": renamed(spec.set, kept.names)})
-    check_no_path(changed, "spec")
-    return changed
-
-
-def check_no_path(spec: RunSpec, what: str) -> None:
-    """Refuse a spec of a board that names files by path, of which none is imported.
-
-    Raises:
-        InputError: it does.
-    """
-    paths = names_in(spec.files) + names_in(spec.set)
+    table = {
+        label: known[label].loaded_as if files.is_path(name) and label in known else name
+        for label, name in spec.files.items()
+    }
+    settings = renamed(spec.set, kept.names)
+    paths = names_in(table) + names_in(settings)
     if paths:
         raise InputError(
-            f"{what} names {paths[0]}",
-            expected="files that it keeps, as file:DIGEST:NAME",
-            got="a path",
+            what,
+            expected="names of files that are kept beside it, of which none is imported",
+            got=f"{paths[0]}, a path",
             remedy=f"copy the folder {FOLDER} of the run's --out folder, too",
         )
+    return spec.model_copy(update={"files": table, "set": settings}) if table or kept.names else spec
 
 
 def renamed(value: Any, names: Mapping[str, str]) -> Any:

@@ -35,8 +35,13 @@ class Settings:
     retry_failed: bool = False  # what failed by its own fault in an earlier run
 
 
-def prepare(spec: RunSpec, data_root: str | None = None) -> Plan:
+def prepare(spec: RunSpec, data_root: str | None = None, kept: Kept | None = None) -> Plan:
     """Check everything that can be checked before work begins, and lay the run out.
+
+    Args:
+        spec: the run.
+        data_root: folder of the data sets.
+        kept: what is kept of the run's files, which are not imported then.
 
     Raises:
         InputError: an unknown name, a bad value, absent data, or a net that the images do not fit.
@@ -45,7 +50,7 @@ def prepare(spec: RunSpec, data_root: str | None = None) -> Plan:
     ood = identify_ood(spec.ood, data_root, spec.ood_scale)
     for name in spec.ood:
         ood_images(name, data_root, 1, dataset.test.shape, spec.ood_scale)
-    return lay_out(spec, identify(dataset, ood), dataset.train, checkout=checkout_digest())
+    return lay_out(spec, identify(dataset, ood), dataset.train, checkout=checkout_digest(), kept=kept)
 
 
 def prepare_anew(spec: RunSpec, folder: Path, data_root: str | None = None) -> Plan:
@@ -54,17 +59,14 @@ def prepare_anew(spec: RunSpec, folder: Path, data_root: str | None = None) -> P
     Raises:
         InputError: as `prepare`.
     """
-    identity = read_identity(folder)
+    identity, (kept, _) = read_identity(folder), read_kept(folder)
     if identity is None or identity.shape is None or not is_about(identity, spec):
-        return prepare(spec, data_root)
-    kept, _ = read_kept(folder)
+        return prepare(spec, data_root, kept)
     shape = blank(identity.shape, identity.data.name)
     return lay_out(spec, identity, shape, checkout=checkout_digest(), kept=kept)
 
 
-def lay_out(
-    spec: RunSpec, identity: Identity, data: Data, *, checkout: str | None, kept: Kept | None = None
-) -> Plan:
+def lay_out(spec: RunSpec, identity: Identity, data: Data, *, checkout: str | None, kept: Kept | None = None) -> Plan:
     """The plan of a spec.
 
     Args:
@@ -96,7 +98,8 @@ def keep(plan: Plan) -> Kept:
         if choice.label not in used:
             used[choice.label] = choice
             pending += [choice.init] if choice.init else []
-    net, choices, names, parameters = None, {}, {}, {}
+    kept = Kept()
+    net, choices, names, parameters = kept.net, dict(kept.choices), dict(kept.names), dict(kept.parameters)
     for label, choice in sorted(used.items()):
         own = choice.architecture != plan.spec.architecture
         if choice.net and choice.net.file:

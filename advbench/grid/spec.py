@@ -26,6 +26,7 @@ from advbench.registry.params import Configurable
 from advbench.training.base import Defense, Precision
 
 CORE = "advbench"
+BOARD = "records.jsonl.gz"  # the file that makes a folder a board
 NET = "arch"  # stands for the net in --set
 NAMED: tuple[Kind, ...] = ("defense", "attack", "architecture")  # kinds of what a file may hold
 LARGEST = 10**40  # integer of a spec, which fits a float
@@ -98,7 +99,9 @@ class RunSpec(pydantic.BaseModel):
     def _labels(cls, values: tuple[str, ...]) -> tuple[str, ...]:
         odd = [value for value in values if not re.fullmatch(r"\w[\w.+-]*(:[\w./+-]+)?(@[\w.+-]+)?", value, re.ASCII)]
         if odd:
-            raise ValueError("names as NAME, LIBRARY:NAME, NAME@LABEL or FILE.py:NAME of letters, digits and _ . / + -")
+            raise ValueError(
+                "names as NAME, LIBRARY:NAME or NAME@LABEL of letters, digits and _ . / + -, or path/to/my.py:NAME"
+            )
         return values
 
     @pydantic.field_validator("files")
@@ -216,11 +219,15 @@ def label_files(values: Mapping[str, Any], folder: Path | None = None) -> dict[s
 
     Args:
         values: of a spec; a defense, attack or net in a file may stand there as `path/to/my.py:NAME` or with `@LABEL`.
-        folder: where files are looked for that are not where their path says.
+        folder: where files are looked for that are not where their path says, as that of the spec.
 
     Raises:
-        InputError: two of one label, or a label that is registered; or a name that looks like a file but is none.
+        InputError: the spec of a board names files by path; two of one label, or a label that is registered; or a
+            name that looks like a file but is none.
     """
+    if folder is not None and (folder / BOARD).exists() and names_in(values):
+        remedy = f"name files of your own, or of the board if you trust it: --defense {folder}/files/.../my.py:NAME"
+        raise InputError(f"spec in {folder}, a board", expected="no paths of files", got="some", remedy=remedy)
     table = values.get("files", {})
     if not isinstance(table, Mapping):
         return dict(values)  # and have it refused
@@ -452,6 +459,8 @@ def _choose(kind: Kind, label: str, spec: RunSpec, kept: Kept | None, heirs: tup
         except InputError as error:
             raise InputError(f"{kind} {label!r}: {error}") from error
         plugin, component = cls(**values), installed(kind, name, values)
+        start: str | None
+        passes: float | None
         if isinstance(plugin, Attack):
             start, passes, net = plugin.source, plugin.cost(True), None
         else:

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping
 from contextlib import nullcontext
 from inspect import Parameter
-from typing import Annotated, Any, get_type_hints
+from typing import Any, get_type_hints
 
 import pydantic
 import torch
@@ -17,7 +17,7 @@ from advbench.data.base import Data
 from advbench.errors import InputError
 from advbench.keys import isolated_rng
 from advbench.registry import files, registry
-from advbench.registry.params import Field, Params, resolved
+from advbench.registry.params import Params, resolved
 
 BUILDING = 300.0  # seconds that a function in a file may take to make a net
 
@@ -86,11 +86,11 @@ def net_params(make: Any) -> type[Params]:
 
     Their annotations may describe them: `depth: Annotated[int, Field(ge=10, description="...")] = 28`.
     """
-    own = make.__init__ if isinstance(make, type) else make
+    own = vars(make).get("__init__", make) if isinstance(make, type) else make
     hints = get_type_hints(own, include_extras=True)
     taken = list(inspect.signature(make).parameters.values())[4:]
     variable = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
-    fields = {
+    fields: dict[str, Any] = {
         each.name: (hints.get(each.name, Any if each.default is None else type(each.default)), each.default)
         for each in taken
         if each.kind not in variable

@@ -1,4 +1,4 @@
-"""Plugins and nets in files of one's own: `path/to/my.py:Name`, known by the digest of their sources, not by their path.
+"""Plugins and nets in files of one's own, as `path/to/my.py:Name`, known by the digest of their sources, not by path.
 
 A file is read once, with the modules beside it that it imports; what is imported and run is what was read. Its modules
 have names of their own in this process, so two files of one name do not clash, and neither do their helpers.
@@ -12,8 +12,8 @@ import contextlib
 import hashlib
 import importlib
 import importlib.util
-import io
 import inspect
+import io
 import os
 import re
 import signal
@@ -26,10 +26,13 @@ from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import CodeType, FrameType, ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from advbench.errors import AdvbenchError, InputError, one_line, out_of_memory, unknown_name
 from advbench.keys import content_key
+
+if TYPE_CHECKING:
+    from importlib.abc import Loader
 
 FILE = "file"  # stands for the distribution of what a file holds
 IMPORT_SECONDS = 60  # that the import of a file may take
@@ -56,6 +59,12 @@ class Sources:
     texts: Mapping[str, bytes]
     folder: str = field(default="", compare=False)
 
+    def shown(self, place: str = "") -> str:
+        """The path of one of the files for people; of the file itself by default."""
+        path = os.path.join(self.folder, place or self.entry)
+        near = os.path.relpath(path)
+        return path if near.startswith("..") else near
+
     @property
     def digest(self) -> str:
         """SHA-256 of the file; of a file that imports others, of all their names and digests but the file's name."""
@@ -69,7 +78,7 @@ _known: dict[str, Sources] = {}  # by digest
 def know(sources: Sources) -> str:
     """Let names of the form `file:DIGEST:NAME` stand for what these sources hold; returns the digest."""
     digest = sources.digest
-    _known.setdefault(digest, sources)
+    _known[digest] = sources
     return digest
 
 
@@ -119,7 +128,7 @@ def check_odd(name: str, kind: str) -> None:
         InputError: it does.
     """
     found = _ODD.fullmatch(name)
-    expected = f"path/to/my.py:NAME, a {kind} in a file"
+    expected = f"path/to/my.py:NAME, {_a(kind)} in a file"
     if found and not is_path(name):
         if found[2] == "py":
             got = f"{name!r}"
@@ -133,14 +142,18 @@ def check_odd(name: str, kind: str) -> None:
             )
             raise InputError(f"{kind} {name!r}", expected=expected, got="a file of weights", remedy=remedy)
         raise InputError(f"{kind} {name!r}", expected=expected, got=f"a .{found[2]} file")
-    if found is None and name.endswith("/") or os.path.isdir(name):
+    if "/" in name and os.path.isdir(name):
         raise InputError(f"{kind} {name!r}", expected=expected, got="a folder")
     module, colon, attribute = name.partition("@")[0].rpartition(":")
     if not colon:
         module, _, attribute = name.partition("@")[0].rpartition(".")
-    path = Path(*module.split(".")).with_suffix(".py") if module else None
-    if path is not None and path.is_file() and attribute:
+    path = Path(f"{module.replace('.', '/')}.py")
+    if attribute.isidentifier() and path.is_file():
         raise InputError(f"{kind} {name!r}", expected=expected, got="a module", remedy=f"write {path}:{attribute}")
+
+
+def _a(kind: str) -> str:
+    return f"{'an' if kind[0] == 'a' else 'a'} {kind}"
 
 
 def _names_of(kind: str, path: Path) -> str:
@@ -206,7 +219,9 @@ def _parsed(raw: bytes, shown: str) -> ast.Module:
         where = "" if error.lineno is None else f", line {error.lineno}"
         raise InputError(f"file {shown}{where}", expected="Python", got=f"a syntax error ({error.msg})") from error
     except (ValueError, RecursionError, MemoryError) as error:
-        raise InputError(f"file {shown}", expected="Python", got=one_line(str(error) or type(error).__name__)) from error
+        raise InputError(
+            f"file {shown}", expected="Python", got=one_line(str(error) or type(error).__name__)
+        ) from error
 
 
 def _imported(tree: ast.Module, package: Sequence[str]) -> Iterator[list[str]]:
@@ -284,7 +299,7 @@ class _Package:
         """Part of the protocol of `sys.meta_path`."""
         if name not in self.paths and name not in self.packages:
             return None
-        spec = ModuleSpec(name, self, origin=self.filename(name), is_package=name in self.packages)
+        spec = ModuleSpec(name, cast("Loader", self), origin=self.filename(name), is_package=name in self.packages)
         spec.has_location = name in self.paths
         return spec
 
@@ -327,14 +342,14 @@ def _imported_package(digest: str) -> _Package:
         return _packages[digest]
     sources = known(digest)
     package = _Package(sources)
-    sys.meta_path.insert(0, package)  # type: ignore[arg-type]
+    sys.meta_path.insert(0, package)
     try:
         before = set(sys.modules)
         with running(digest, "is imported", IMPORT_SECONDS):
             importlib.import_module(package.entry)
         _check_all_read(package, before)
     except BaseException:
-        sys.meta_path.remove(package)  # type: ignore[arg-type]
+        sys.meta_path.remove(package)
         for name in [name for name in sys.modules if name.partition(".")[0] == package.name]:
             del sys.modules[name]
         raise
@@ -351,7 +366,7 @@ def _check_all_read(package: _Package, before: set[str]) -> None:
             continue
         if Path(path) in (Path(package.sources.folder, f"{top}.py"), Path(package.sources.folder, top, "__init__.py")):
             raise InputError(
-                f"file {package.sources.entry}",
+                f"file {package.sources.shown()}",
                 expected="what lies beside it to be imported by import statements, for it is part of its digest",
                 got=f"{Path(path).name}, imported by other means",
                 remedy=f"write: import {top}",
@@ -378,36 +393,35 @@ def running(digest: str, when: str, seconds: float = IMPORT_SECONDS) -> Iterator
     Raises:
         InputError: it raised, exited, or took longer.
     """
-    sources = known(digest)
-    printed = io.StringIO()
+    sources, printed = known(digest), io.StringIO()
     try:
         with contextlib.redirect_stdout(printed), _limited(seconds), _no_exit():
             yield
     except (KeyboardInterrupt, AdvbenchError):
         raise
     except _TooLongError as error:
-        got = f"none within {seconds:g} s"
-        raise _failed(sources, error, when, expected="an end", got=got, remedy="does it wait, train or loop?") from None
+        raise _failed(sources, error, f"does not end within {seconds:g} s when it {when}") from None
     except (SystemExit, _ExitError) as error:
-        raise _failed(sources, error, when, got="an exit") from None
+        raise _failed(sources, error, f"exits when it {when}") from None
     except Exception as error:
         if out_of_memory(error):
             raise
-        raise _failed(sources, error, when, got=f"{type(error).__name__}: {error}") from error
+        raise _failed(sources, error, f"{type(error).__name__} when it {when}: {error}") from error
     finally:
         lines = printed.getvalue().splitlines()
         if lines:
             more = f" and {len(lines) - 1} more lines" if lines[1:] else ""
-            message = f"file {sources.entry} prints when it {when}: {one_line(lines[0], 200)!r}{more}"
+            message = f"file {sources.shown()} prints when it {when}: {one_line(lines[0], 200)!r}{more}"
             warnings.warn(message, stacklevel=4)
 
 
-def _failed(sources: Sources, error: BaseException, when: str, **parts: Any) -> InputError:
+def _failed(sources: Sources, error: BaseException, what: str) -> InputError:
     """The error of a file, at the last of its lines that was running."""
-    names = {str(Path(sources.folder, place)): place for place in sources.texts}
+    folder = _packages[sources.digest].sources.folder if sources.digest in _packages else sources.folder
+    names = {str(Path(folder, place)): place for place in sources.texts}
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in names]
-    where = f"{names[frames[-1].filename]}, line {frames[-1].lineno}" if frames else sources.entry
-    return InputError(f"file {where}, when it {when}", **parts)
+    place, line = (names[frames[-1].filename], frames[-1].lineno) if frames else (sources.entry, None)
+    return InputError(f"file {sources.shown(place)}{'' if line is None else f', line {line}'}: {what}")
 
 
 @contextlib.contextmanager
@@ -439,7 +453,7 @@ def _no_exit() -> Iterator[None]:
     try:
         yield
     finally:
-        os._exit = before  # type: ignore[assignment]
+        os._exit = before
 
 
 def load(kind: str, name: str) -> Any:
@@ -453,19 +467,40 @@ def load(kind: str, name: str) -> Any:
     digest, attribute = found["digest"], found["name"]
     package = _imported_package(digest)
     module = sys.modules[package.entry]
-    made = vars(module).get(attribute)
+    made, sources = vars(module).get(attribute), known(digest)
     if made is None:
         fitting = [each for each, value in vars(module).items() if _fits(kind, value, module) and each[0] != "_"]
-        raise unknown_name(f"{kind} in {package.sources.entry}", attribute, fitting)
-    _check_kind(kind, made, package.sources, attribute)
+        if fitting:
+            raise unknown_name(f"{kind} in {sources.shown()}", attribute, fitting)
+        due = f"a subclass of {BASES[kind]}" if kind in BASES else BUILDER
+        expected = f"{_a(kind)} named {attribute}: {due}"
+        raise InputError(f"file {sources.shown()}", expected=expected, got="none in it")
+    _check_kind(kind, made, sources, attribute)
     return made
+
+
+def kind_of(name: str) -> str:
+    """The kind of what a name of the form `file:DIGEST:NAME` stands for: a defense, an attack, else an architecture.
+
+    Raises:
+        InputError: the file cannot be imported.
+    """
+    digest = digest_of(name) or ""
+    made = vars(sys.modules[_imported_package(digest).entry]).get(name.rpartition(":")[2])
+    for kind in BASES:
+        base = _base(kind)
+        if base is not None and isinstance(made, type) and issubclass(made, base):
+            return kind
+    return "architecture" if callable(made) else "defense"
 
 
 def _fits(kind: str, value: object, module: ModuleType) -> bool:
     if getattr(value, "__module__", None) != module.__name__:
         return False
     base = _base(kind)
-    return isinstance(value, type) and issubclass(value, base) if base else callable(value)
+    if base or kind in BASES:
+        return isinstance(value, type) and base is not None and issubclass(value, base)
+    return inspect.isfunction(value) or (isinstance(value, type) and hasattr(value, "forward"))
 
 
 def _base(kind: str) -> type | None:
@@ -481,7 +516,7 @@ def _check_kind(kind: str, made: Any, sources: Sources, name: str) -> None:
     Raises:
         InputError: it is not.
     """
-    where = f"file {sources.entry}{_line(sources, name)}: {name}"
+    where = f"file {sources.shown()}{_line(sources, name)}: {name}"
     if kind in BASES:
         base = _base(kind)
         if base is None or not isinstance(made, type) or not issubclass(made, base):
@@ -489,7 +524,7 @@ def _check_kind(kind: str, made: Any, sources: Sources, name: str) -> None:
             raise InputError(where, expected=f"a subclass of {BASES[kind]}", got=got or f"a {type(made).__name__}")
         lacking = sorted(getattr(made, "__abstractmethods__", ()))
         if lacking:
-            raise InputError(where, expected=f"a {kind} with the method {lacking[0]}", got="none")
+            raise InputError(where, expected=f"{_a(kind)} with the method {lacking[0]}", got="none")
     elif kind == "architecture":
         if not callable(made):
             raise InputError(where, expected=BUILDER, got=f"a {type(made).__name__}")

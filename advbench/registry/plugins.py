@@ -51,6 +51,11 @@ class Entry:
         """The name for people."""
         return f"{self.name}NAME" if self.is_family else self.name
 
+    @property
+    def called(self) -> str:
+        """The name as people write it."""
+        return self.target if self.distribution == files.FILE else self.name
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -191,8 +196,8 @@ class Registry:
         """
         name = files.kept_name(name)
         if digest := files.digest_of(name):
-            entry = files.known(digest).entry
-            return Entry(kind, name, f"{entry}:{name.rpartition(':')[2]}", f"from {entry}", files.FILE, digest[:12])
+            target = f"{files.known(digest).shown()}:{name.rpartition(':')[2]}"
+            return Entry(kind, name, target, "", files.FILE, digest[:12])
         found = self._claims(kind, name)
         if not found:
             files.check_odd(name, kind)

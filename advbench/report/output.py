@@ -14,6 +14,7 @@ from advbench.grid.kept import content as kept_files
 from advbench.grid.plan import Plan
 from advbench.grid.run import keep
 from advbench.grid.scheduler import Outcome, failures
+from advbench.grid.spec import BOARD
 from advbench.registry import files
 from advbench.report.markdown import render, render_latex
 from advbench.report.references import Reference
@@ -25,7 +26,6 @@ FIGURES = ("svg", "pdf", "png")
 FORMATS = ("csv", "md", "html", "latex", *FIGURES)
 DEFAULT = ("csv", "md", "html")
 PAGE = "leaderboard.html"
-BOARD = "records.jsonl.gz"  # the file that makes a folder a board
 FILES = (*(f"{name}.csv" for name in MEASURED), "leaderboard.csv", "leaderboard.md")
 PLACE = ["source", "defense", "attack", "eps", "seed"]
 
