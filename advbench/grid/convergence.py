@@ -39,7 +39,7 @@ def along(spec: RunSpec, axis: str, values: Sequence[int] = ()) -> list[tuple[in
     if axis == "draws":
         return [(value, base.model_copy(update={"draws": value})) for value in chosen]
     for label in spec.attacks:
-        name = label.partition("@")[0]
+        name = spec.named(label)
         fields = registry().load("attack", name).Params.model_fields
         if axis not in fields:
             known = ", ".join(a for a in VALUES if a in fields or a == "draws")

@@ -10,6 +10,7 @@ import pydantic
 
 from advbench.attacks.base import Norm, Threat
 from advbench.keys import SCHEMA, content_key
+from advbench.registry.files import FILE
 from advbench.training.base import Precision
 
 TaskKind = Literal["train", "craft", "evaluate"]
@@ -29,12 +30,18 @@ def as_json(value: Any) -> Any:
 class Component:
     """Code that a result depends on: a plugin with its resolved hyperparameters, or a net."""
 
-    name: str  # as it is registered
+    name: str  # as it is registered, or as it is called in its file
     distribution: str
     version: str  # its own where it has one, else that of the distribution
-    params: Mapping[str, Any] | None = None  # a plugin's, JSON values; None of a net
+    params: Mapping[str, Any] | None = None  # JSON values: a plugin's; a net's where they are not its defaults
     built_on: Mapping[str, str] | None = None  # versions of the libraries that it wraps, by distribution
     parts: Mapping[str, str] | None = None  # versions of the plugins that it is made of, by name
+    file: str | None = None  # SHA-256 of the file that it is from, with all that the file imports beside it
+
+    @property
+    def loaded_as(self) -> str:
+        """The name by which the registry finds it in any process that has its file."""
+        return f"{FILE}:{self.file}:{self.name}" if self.file else self.name
 
     @property
     def versions(self) -> dict[str, str]:

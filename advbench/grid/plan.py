@@ -97,7 +97,7 @@ class Plan:
     tasks: Mapping[str, Task]  # by key, in an order that respects their needs
     cells: tuple[Cell, ...]  # the rows of `results.csv` that they fill
     trained: Mapping[tuple[str, int], str] = field(default_factory=dict)  # keys of the trainings by defense and seed
-    parameters: Mapping[str, int] = field(default_factory=dict)  # how many weights each architecture has
+    parameters: Mapping[str, int] = field(default_factory=dict)  # how many weights each architecture has, as shown
     identity: Identity | None = None  # of its data; None of plans that were merged
     ood: tuple[OodCell, ...] = ()
 
@@ -244,7 +244,7 @@ class _Layout:
         key = inputs.key
         if key not in self.tasks:
             profile = self._profile(inputs.kind, plugins)
-            net = _net(plugins[0]).name
+            net = plugins[0].architecture
             self.tasks[key] = Task(inputs, key, tuple(filter(None, needs)), net=net, profile=profile, **values)
         return key
 

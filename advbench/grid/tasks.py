@@ -16,11 +16,12 @@ from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from advbench.attacks.ball import within
 from advbench.attacks.base import Threat
 from advbench.attacks.craft import Earlier, craft
+from advbench.data.base import Data
 from advbench.data.datasets import Dataset, limited, load_dataset
 from advbench.data.ood import ood_images
 from advbench.errors import AdvbenchError, GoneError, InputError, OutOfMemoryError, PluginError, out_of_memory
@@ -38,7 +39,8 @@ from advbench.models.memory import release
 from advbench.models.nets import build
 from advbench.models.saving import check_restores, export_classifier, load_classifier, read_tensors, tensor_bytes
 from advbench.progress import OnProgress, Progress
-from advbench.registry import Kind, registry
+from advbench.registry import Kind, files, registry
+from advbench.registry.files import Sources
 from advbench.store.records import Store
 from advbench.store.storage import PATIENCE
 from advbench.training.base import Resources, TrainContext
@@ -65,6 +67,7 @@ class Runtime:
     ood: tuple[str, ...] = ()  # like `dataset`, those whose images are to be found out
     place: str = ""  # what the worker is called, as in a record's `ran`
     kind: str = CPU  # of the devices that the run was planned for, on which results depend
+    files: tuple[Sources, ...] = ()  # those that plugins and nets are in
 
     def on(self, device: str, place: str) -> Runtime:
         """The same for a worker on that device."""
@@ -76,6 +79,8 @@ class Runner:
 
     def __init__(self, runtime: Runtime) -> None:
         devices.enter(runtime.resources.device)
+        for sources in runtime.files:
+            files.know(sources)
         self.runtime = runtime
         self.store = Store(runtime.store_url, runtime.patience)
         self._resources = runtime.resources
@@ -176,7 +181,7 @@ class Runner:
         for kind in kinds:
             component: Component | None = getattr(task.inputs, kind, None)
             if component is not None:
-                here |= installed(kind, component.name, component.params).versions
+                here |= installed(kind, component.loaded_as, component.params).versions
                 planned |= component.versions
         if here != planned:
             raise InputError(
@@ -208,9 +213,9 @@ class Runner:
             on_progress(progress)
 
         data = self._checked_dataset(inputs).train
-        module = build(inputs.architecture.name, data, derive(inputs.seed, "init"))
+        module = _net(inputs, data)
         name = inputs.defense.name
-        defense = registry().load("defense", name)(**inputs.defense.params or {})
+        defense = registry().load("defense", inputs.defense.loaded_as)(**inputs.defense.params or {})
         context = TrainContext(
             seed=inputs.seed,
             precision=inputs.precision,
@@ -230,13 +235,12 @@ class Runner:
         check_trained(name, clf, data)
         tensors, values = export_classifier(clf)
         raw = tensor_bytes(tensors)
-        fresh = build(inputs.architecture.name, data, derive(inputs.seed, "init"))
-        check_restores(name, clf, fresh, raw, values, data)
+        check_restores(name, clf, _net(inputs, data), raw, values, data)
         statistics = dict(defense.statistics(clf))
         return {"classifier": values, "training": last, "statistics": statistics}, raw
 
     def _craft(self, inputs: CraftInputs, on_progress: OnProgress) -> Result:
-        attack = registry().load("attack", inputs.attack.name)(**inputs.attack.params or {})
+        attack = registry().load("attack", inputs.attack.loaded_as)(**inputs.attack.params or {})
         x, y = self._test_images(inputs)
         earlier = None
         if inputs.sweep:
@@ -321,7 +325,7 @@ class Runner:
         record = self._record(key)
         inputs = read_training(record)
         data = self._checked_dataset(inputs).train
-        module = build(inputs.architecture.name, data, derive(inputs.seed, "init"))
+        module = _net(inputs, data)
         clf = load_classifier(module, self._tensors(key), record["result"]["classifier"])
         return clf.to(self.runtime.resources.device)
 
@@ -333,6 +337,11 @@ class Runner:
             self._classifiers.popitem(last=False)
         clf.chunk = self._resources.chunk
         return clf
+
+
+def _net(inputs: TrainInputs, data: Data) -> nn.Module:
+    net = inputs.architecture
+    return build(net.loaded_as, data, derive(inputs.seed, "init"), net.params)
 
 
 def _size(clf: Classifier) -> int:
