@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from advbench.attacks.base import Attack
@@ -36,7 +38,22 @@ CHEAP_DEFENSES = {
     "bal": [{"image_steps": 2, "chains": 2}, {"image_steps": 2, "image_chains": 2, "clean_weight": 0.5}],
     "apd": [GAN, {**GAN, "mode": "online", "chains": 2, "round_steps": 2, "round_gan_steps": 2}],
     "adversarial_sampling": [{}, {"init_from": "erm"}],
+    "trades": [{}, {"norm": "l2", "eps": 0.5, "steps": 3}],
 }
+# Of methods that run another one, complete.
+CHEAP_WRAPPERS: dict[str, list[dict[str, Any]]] = {
+    "deep_ensemble": [
+        {"members": 3, "params": CHEAP_DEFENSE},
+        {"members": 2, "method": "rse", "params": CHEAP_DEFENSE},
+        {"members": 2, "method": "bnn", "params": CHEAP_DEFENSE},
+        {"members": 2, "method": "sgld", "params": {**CHEAP_DEFENSE, **CHAIN}},
+    ],
+}
+
+
+def cheap_defenses(name: str) -> list[dict[str, Any]]:
+    """Hyperparameters with which a method trains for a few steps."""
+    return CHEAP_WRAPPERS.get(name) or [{**CHEAP_DEFENSE, **params} for params in CHEAP_DEFENSES.get(name, [{}])]
 
 
 def usable(kind: Kind) -> list[Entry]:
@@ -67,14 +84,14 @@ class TestAttacks(AttackConformance):
 
 def defenses() -> list[object]:
     names = [entry.name for entry in usable("defense")]
-    return [pytest.param((n, p), id=f"{n}-{i}") for n in names for i, p in enumerate(CHEAP_DEFENSES.get(n, [{}]))]
+    return [pytest.param((n, p), id=f"{n}-{i}") for n in names for i, p in enumerate(cheap_defenses(n))]
 
 
 class TestDefenses(DefenseConformance):
     @pytest.fixture(params=defenses())
     def defense(self, request: pytest.FixtureRequest) -> Defense:
         name, params = request.param
-        defense: Defense = registry().load("defense", name)(**CHEAP_DEFENSE, **params)
+        defense: Defense = registry().load("defense", name)(**params)
         return defense
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from pretend import DEVICE, Counts, plain, pretended
-from test_conformance import CHEAP_ATTACKS, CHEAP_DEFENSE, CHEAP_DEFENSES, usable
+from test_conformance import CHEAP_ATTACKS, CHEAP_WRAPPERS, cheap_defenses, usable
 from torch import Tensor
 
 from advbench.attacks.base import Attack, Threat
@@ -82,13 +82,14 @@ def test_attacks_give_on_the_device_what_they_give_on_the_cpu(name: str, params:
 
 def defenses() -> Iterator[Any]:
     for entry in usable("defense"):
-        for number, params in enumerate(CHEAP_DEFENSES.get(entry.name, [{}])):
+        for number, params in enumerate(cheap_defenses(entry.name)):
             yield pytest.param(entry.name, params, id=f"{entry.name}-{number}")
 
 
 @pytest.mark.parametrize(("name", "params"), list(defenses()))
 def test_trainings_give_on_the_device_what_they_give_on_the_cpu(name: str, params: dict[str, Any]) -> None:
-    defense = registry().load("defense", name)(**CHEAP_DEFENSE, augment=True, **params)
+    augmented = params if name in CHEAP_WRAPPERS else {**params, "augment": True}
+    defense = registry().load("defense", name)(**augmented)
     whole = defense.fit(small_net(), small_data(), TrainContext(seed=3))
     slot = _InterruptingSlot(2)
     context = TrainContext(seed=3, checkpoint=slot, checkpoint_seconds=0.0, resources=Resources(device=DEVICE))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from test_conformance import CHEAP_ATTACKS, CHEAP_DEFENSE, CHEAP_DEFENSES, usable
+from test_conformance import CHEAP_ATTACKS, cheap_defenses, usable
 from torch import Tensor, nn
 
 from advbench.attacks import Threat, craft
@@ -63,8 +63,7 @@ def _all() -> Iterator[tuple[str, str, list[float]]]:
             cls = registry().load(kind, entry.name)
             version = f"{SCHEMA[KINDS[kind]]}/{plugin_version(cls, entry)}"
             if kind == "defense":
-                settings = CHEAP_DEFENSES.get(entry.name, [{}])
-                values = [n for params in settings for n in _of_defense(cls(**CHEAP_DEFENSE, **params), data)]
+                values = [n for params in cheap_defenses(entry.name) for n in _of_defense(cls(**params), data)]
             else:
                 values = [n for params in CHEAP_ATTACKS.get(entry.name, [{}]) for n in _of_attack(cls(**params), x, y)]
             yield f"{kind} {entry.name}", version, [round(value, 7) for value in values]

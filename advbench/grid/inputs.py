@@ -35,7 +35,7 @@ class Component:
     version: str  # its own where it has one, else that of the distribution
     params: Mapping[str, Any] | None = None  # JSON values: a plugin's; a net's where they are not its defaults
     built_on: Mapping[str, str] | None = None  # versions of the libraries that it wraps, by distribution
-    parts: Mapping[str, str] | None = None  # versions of the attacks that an attack is made of, by name
+    parts: Mapping[str, str] | None = None  # versions of the plugins that it is made of, by name
     file: str | None = None  # SHA-256 of the file that it is from, with all that the file imports beside it
 
     @property
@@ -46,7 +46,7 @@ class Component:
     @property
     def versions(self) -> dict[str, str]:
         """Versions of all the code that it is, by what each is called."""
-        parts = {f"attack {name}": version for name, version in (self.parts or {}).items()}
+        parts = {f"part {name}": version for name, version in (self.parts or {}).items()}
         return {f"{self.distribution} {self.name}": self.version, **(self.built_on or {}), **parts}
 
 

@@ -182,7 +182,7 @@ class Choice(NamedTuple):
 
     @property
     def parts(self) -> Mapping[str, str]:
-        """Versions of the attacks that it is made of, by name."""
+        """Versions of the plugins that it is made of, by name."""
         return self.component.parts or {}
 
 
@@ -562,12 +562,12 @@ def installed(kind: Kind, name: str, params: Mapping[str, Any] | None = None) ->
 
 
 def _wrapped(plugin: Any, distribution: str) -> tuple[dict[str, str], dict[str, str]]:
-    """Versions of the libraries, and of the attacks, that a plugin of that distribution is made of."""
+    """Versions of the libraries, and of the other plugins, that a plugin of that distribution is made of."""
     libraries = {name: importlib.metadata.version(name) for name in getattr(plugin, "built_on", ())}
     parts: dict[str, str] = {}
-    for label, part in plugin.parts.items() if isinstance(plugin, Attack) else ():
+    for label, part in plugin.parts.items() if isinstance(plugin, Attack | Defense) else ():
         name = files.kept_name(label.partition("@")[0])
-        entry = registry().find("attack", name)
+        entry = registry().find("attack" if isinstance(part, Attack) else "defense", name)
         theirs, inner = _wrapped(part, entry.distribution)
         libraries |= theirs
         if entry.distribution not in (distribution, files.FILE):

@@ -224,6 +224,7 @@ class Runner:
             checkpoint=self._slot,
             checkpoint_seconds=self.runtime.checkpoint_seconds,
             init=self._at_hand(inputs.init) if inputs.init else None,
+            fresh=functools.partial(build, inputs.architecture.name, data),
         )
         # A copy: foreign code may work in place, and the data are those of later tasks, too.
         given = replace(data, images=data.images.clone(), labels=data.labels.clone())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +76,7 @@ class Classifier(nn.Module):
         self.passes = Passes()
         self.labels: Tensor | None = None
         self._isolated = False
-        self._aliases = _aliases(module)
+        self._aliases, self._buffer_aliases = _aliases(module, "named_parameters"), _aliases(module, "named_buffers")
         self._seed = 0
         self._drawn = 0
         self._classes: int | None = None
@@ -350,6 +350,7 @@ class Classifier(nn.Module):
         if isinstance(self.posterior, PointPosterior) and self.posterior.are_modules_own(weights):
             return self.module(x)
         every_name = {name: weights[owner] for name, owner in self._aliases}
+        every_name |= {name: weights[owner] for name, owner in self._buffer_aliases if owner in weights}
         return functional_call(self.module, every_name, (x,), tie_weights=False)
 
     def frozen(self, seed: int) -> Classifier:
@@ -416,8 +417,8 @@ def _checked_logits(logits: Any, x: Tensor, classes: int | None) -> Tensor:
     return logits
 
 
-def _aliases(module: nn.Module) -> list[tuple[str, str]]:
-    """Each place that holds a parameter, with the name under which `named_parameters` lists it.
+def _aliases(module: nn.Module, listed: Literal["named_parameters", "named_buffers"]) -> list[tuple[str, str]]:
+    """Each place that holds a parameter, or a buffer, with the name under which the module lists it.
 
     Tied parameters have several places. A submodule that is registered twice has one, which must be
     replaced once: `functional_call` with its own search for ties would put it back wrongly.
@@ -425,9 +426,9 @@ def _aliases(module: nn.Module) -> list[tuple[str, str]]:
     first: dict[int, str] = {}
     places = []
     for prefix, part in module.named_modules():
-        for attribute, parameter in part.named_parameters(recurse=False, remove_duplicate=False):
+        for attribute, tensor in getattr(part, listed)(recurse=False, remove_duplicate=False):
             name = f"{prefix}.{attribute}" if prefix else attribute
-            places.append((name, first.setdefault(id(parameter), name)))
+            places.append((name, first.setdefault(id(tensor), name)))
     return places
 
 

@@ -198,8 +198,9 @@ def check_effect(name: str, clf: Classifier, data: Data) -> None:
     with undisturbed(clf, 0, x.device), clf.isolated(), torch.enable_grad():
         clf.module.eval()
         draw = clf.draw(0)
-        weights = {key: value.detach().requires_grad_() for key, value in draw.weights.items()}
-        logits = clf.at(Draw(weights, draw.seed), x)
+        names = {key for key, _ in clf.module.named_parameters()}
+        weights = {key: value.detach().requires_grad_() for key, value in draw.weights.items() if key in names}
+        logits = clf.at(Draw({**draw.weights, **weights}, draw.seed), x)
         if not logits.requires_grad:  # nothing can be said of a module without gradient
             return
         gradients = torch.autograd.grad(logits.sum(), list(weights.values()), allow_unused=True)

@@ -85,7 +85,10 @@ class Posterior(nn.Module, ABC):
 
     @abstractmethod
     def sample(self, generator: torch.Generator) -> Weights:
-        """One draw: a tensor for each parameter name, differentiable in the posterior's own parameters."""
+        """One draw: a tensor for each parameter name, differentiable in the posterior's own parameters.
+
+        Buffers that go with them may stand there as well, by name: a pass at the draw has these.
+        """
 
     @property
     def members(self) -> int | None:
@@ -122,7 +125,7 @@ class PointPosterior(Posterior):
 
     Args:
         module: the module; its parameters are shared, not copied.
-        weights: a tensor for each parameter name, where they differ from the module's own.
+        weights: a tensor for each parameter name, where they differ from the module's own; buffers, too, by name.
     """
 
     kind = "point"
@@ -146,9 +149,10 @@ class PointPosterior(Posterior):
         return list(self._own.values())
 
     def export(self) -> dict[str, Tensor]:
-        """The weights by parameter name."""
+        """The weights by parameter name; buffers, where it has some, as those of the module are called."""
         weights = self._own if self._weights is None else self._weights
-        return {f"value.{name}": tensor.detach() for name, tensor in weights.items()}
+        kinds = {name: "value" if name in self._own else "buffer" for name in weights}
+        return {f"{kinds[name]}.{name}": tensor.detach() for name, tensor in weights.items()}
 
     def restore(self, tensors: Weights) -> None:
         """Write the weights into the module."""

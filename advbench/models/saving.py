@@ -32,7 +32,7 @@ def export_classifier(clf: Classifier) -> tuple[dict[str, Tensor], dict[str, Any
     """Tensors and JSON values from which `load_classifier` makes the same classifier; no pickle."""
     buffers = {f"buffer.{name}": tensor for name, tensor in clf.module.named_buffers()}
     noise = {"kind": _kind(clf.noise), **clf.noise.values()} if isinstance(clf.noise, Noise) else clf.noise
-    return clf.posterior.export() | buffers, {"posterior": _kind(clf.posterior), "noise": noise}
+    return buffers | clf.posterior.export(), {"posterior": _kind(clf.posterior), "noise": noise}
 
 
 def _kind(part: Noise | Posterior) -> str:
@@ -50,7 +50,7 @@ def load_classifier(module: nn.Module, tensors: Weights, values: Mapping[str, An
         raise InputError("stored classifier", expected="a table of values", got=type(values).__name__)
     kind = registry().load("posterior", str(values.get("posterior")))
     try:
-        noise = _stored_noise(values.get("noise", False))
+        noise = stored_noise(values.get("noise", False))
         with torch.no_grad(), isolated_rng(0, "cpu"):  # what a posterior starts from is replaced
             posterior: Posterior = kind(module)
             posterior.restore(tensors)
@@ -65,7 +65,8 @@ def load_classifier(module: nn.Module, tensors: Weights, values: Mapping[str, An
     return clf
 
 
-def _stored_noise(value: Any) -> bool | Noise:
+def stored_noise(value: Any) -> bool | Noise:
+    """Noise from the JSON value that `export_classifier` made of it."""
     if not isinstance(value, Mapping):
         return bool(value)
     arguments = dict(value)

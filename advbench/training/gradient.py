@@ -83,9 +83,7 @@ class GradientDefense(LoopDefense):
 
     def separable(self, clf: Classifier) -> bool:
         """Whether the loss is a mean over images at shared draws, so that it can be summed over chunks of them."""
-        own = type(self).loss in (ErmLoss.loss, VariationalLoss.loss)
-        coupled = any(isinstance(part, _BatchNorm) for part in clf.module.modules())
-        return own and not coupled and not clf.noise
+        return type(self).loss in (ErmLoss.loss, VariationalLoss.loss) and images_apart(clf)
 
     def update(self, state: TrainState, x: Tensor, y: Tensor, count: int, context: TrainContext) -> dict[str, Tensor]:
         """One step: perturb, evaluate the loss, descend. Chunks share the step's draws, so only rounding differs."""
@@ -113,6 +111,11 @@ class GradientDefense(LoopDefense):
                 sums[name] = sums[name] + part if name in sums else part
         optimizer.step()
         return sums
+
+
+def images_apart(clf: Classifier) -> bool:
+    """Whether each image passes the net in training as if it were alone: no batch norm, no noise drawn for a batch."""
+    return not clf.noise and not any(isinstance(part, _BatchNorm) for part in clf.module.modules())
 
 
 class ErmLoss(GradientDefense):
@@ -228,8 +231,8 @@ class BallParams(TrainParams):
     norm: Norm = Field(default="linf", description="norm of the training's ball")
 
 
-class AdversarialParams(BallParams):
-    """Hyperparameters of adversarial training: those of any training, and of its inner maximisation."""
+class AscentParams(BallParams):
+    """Hyperparameters of training against an adversary who ascends by steps."""
 
     steps: int = Field(default=10, ge=1, description="PGD steps in training; Adv-BNN Table 2: 10")
     step_size: float | None = Field(
@@ -237,6 +240,11 @@ class AdversarialParams(BallParams):
         gt=0,
         description="length of a step in eps, by default 2.5 / steps (linf, Madry 2018) or 10 / steps (l2)",
     )
+
+
+class AdversarialParams(AscentParams):
+    """Hyperparameters of adversarial training: those of any training, and of its inner maximisation."""
+
     random_start: bool = Field(
         default=True, description="start from a point of the ball; Adv-BNN's released code: false"
     )

@@ -162,7 +162,7 @@ class LoopDefense(Defense):
             InputError: module and data do not fit, or `init_from` gives no weights to start from.
             PluginError: a term of the loss is not finite; names step and term.
         """
-        _check_data(module, data)
+        check_data(module, data)
         method = self.for_dataset(data.name)
         context = context or TrainContext()
         saved = context.checkpoint.load() if context.checkpoint else None
@@ -263,7 +263,12 @@ def _check_finite(clf: Classifier, data: Data, context: TrainContext) -> None:
             )
 
 
-def _check_data(module: nn.Module, data: Data) -> None:
+def check_data(module: nn.Module, data: Data) -> None:
+    """Refuse what cannot be trained, or trained on.
+
+    Raises:
+        InputError: says what it is.
+    """
     if not isinstance(module, nn.Module) or isinstance(module, Classifier):
         raise InputError("module to train", expected="an nn.Module that is no Classifier", got=type(module).__name__)
     if not isinstance(data, Data):
