@@ -14,6 +14,7 @@ from advbench.attacks.ball import snapped as snapped
 from advbench.attacks.ball import snapped_to_box as snapped_to_box
 from advbench.attacks.ball import steepest as steepest
 from advbench.attacks.ball import within as within
+from advbench.attacks.base import Aim as Aim
 from advbench.attacks.base import Attack as Attack
 from advbench.attacks.base import Goal as Goal
 from advbench.attacks.base import Norm as Norm
@@ -21,9 +22,11 @@ from advbench.attacks.base import Threat as Threat
 from advbench.attacks.craft import Crafted as Crafted
 from advbench.attacks.craft import craft as craft
 from advbench.attacks.losses import LossName as LossName
+from advbench.attacks.losses import Measure as Measure
 from advbench.attacks.losses import cross_entropy as cross_entropy
 from advbench.attacks.losses import dlr as dlr
 from advbench.attacks.losses import margin as margin
+from advbench.attacks.losses import predictive_uncertainty as predictive_uncertainty
 from advbench.attacks.losses import targeted_cross_entropy as targeted_cross_entropy
 from advbench.attacks.losses import targeted_dlr as targeted_dlr
 from advbench.attacks.losses import targeted_margin as targeted_margin

@@ -86,7 +86,8 @@ def craft(
         nearest: leave what a minimal-norm attack found where it is, at whatever distance, instead of moving it
             into the threat's ball.
         earlier: makes this a step of a sweep: what a smaller eps broke stays, the rest is attacked anew. Not used for
-            random classifiers, where no single verdict is proof, and for minimal-norm attacks.
+            random classifiers, where no single verdict is proof, for minimal-norm attacks, and for those that aim at
+            more than an error.
         budget: the most forward passes of an image, on average over a batch; the attack is cut to fit.
         batch_size: images that are attacked together and share their draws.
         report: called after each batch with the images done.
@@ -102,7 +103,7 @@ def craft(
         return Crafted(x.clone())
     clf, classes, _ = opened(model, x, probe=True)
     _check_classes(attack, y, targets, classes)
-    earlier = None if clf.stochastic or attack.minimal_norm else earlier
+    earlier = None if clf.stochastic or attack.minimal_norm or attack.aim != "error" else earlier
     attack = attack if budget is None else within_budget(attack, budget - (earlier is not None), random=clf.stochastic)
     goal = Goal.of(y, targets)
     with clf.isolated() as passes:
