@@ -17,10 +17,12 @@ from advbench.attacks.ball import within as within
 from advbench.attacks.base import Aim as Aim
 from advbench.attacks.base import Attack as Attack
 from advbench.attacks.base import Goal as Goal
+from advbench.attacks.base import Knowledge as Knowledge
 from advbench.attacks.base import Norm as Norm
 from advbench.attacks.base import Threat as Threat
 from advbench.attacks.craft import Crafted as Crafted
 from advbench.attacks.craft import craft as craft
+from advbench.attacks.craft import craft_on_draws as craft_on_draws
 from advbench.attacks.losses import LossName as LossName
 from advbench.attacks.losses import Measure as Measure
 from advbench.attacks.losses import cross_entropy as cross_entropy

@@ -18,6 +18,7 @@ from advbench.registry.params import Configurable
 
 Norm = Literal["linf", "l2"]
 Aim = Literal["error", "certain_error", "doubt", "certainty"]
+Knowledge = Literal["posterior", "a_draw", "the_draw"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +116,8 @@ class Attack(Configurable, ABC):
         aim: what it makes of an image: `"error"`, what the `Goal` says; `"certain_error"`, that and low uncertainty;
             `"doubt"`, the predicted class and high uncertainty; `"certainty"`, low uncertainty of any class, which in a
             run it is to make of out-of-distribution images. Nothing but an error can be reached before the end.
+        knows: what of a random classifier's weights: `"posterior"`, their distribution; `"a_draw"`, one draw of them,
+            where other draws answer; `"the_draw"`, the one that answers.
     """
 
     norms: ClassVar[frozenset[Norm]] = frozenset({"linf", "l2"})
@@ -123,6 +126,7 @@ class Attack(Configurable, ABC):
     gradients: ClassVar[bool] = True
     effort: ClassVar[str] = ""
     aim: ClassVar[Aim] = "error"
+    knows: ClassVar[Knowledge] = "posterior"
 
     @property
     def source(self) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -119,6 +120,46 @@ def craft(
             report(Progress(done, len(x)))
     _check_budget(attack, budget, passes.forward / len(x))
     return Crafted.of(found, passes, random=clf.stochastic)
+
+
+def craft_on_draws(
+    attack: Attack,
+    draws: Sequence[nn.Module],
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    *,
+    seed: int = 0,
+    budget: int | None = None,
+    batch_size: int = BATCH_SIZE,
+    report: OnProgress = lambda _: None,
+) -> Crafted:
+    """As `craft`, on each of several draws of a random classifier, for an adversary who knows which one answers.
+
+    Args:
+        attack: the attack.
+        draws: of the classifier, each deterministic.
+        x: images `(count, channels, height, width)`, float32 in [0, 1].
+        y: labels `(count,)`, int64.
+        threat: norm and eps.
+        seed: of the attack's draws and noise.
+        budget: the most forward passes of an image at each draw.
+        batch_size: images that are attacked together.
+        report: called after each draw with the draws done.
+
+    Returns:
+        Images `(draws, count, channels, height, width)`; costs are those of one image at one draw.
+    """
+    found = []
+    for k, draw in enumerate(draws):
+        found.append(craft(attack, draw, x, y, threat, seed=derive(seed, "draw", k), budget=budget, batch_size=batch_size))
+        report(Progress(k + 1, len(draws)))
+    forward, backward, vanished = (
+        sum(getattr(each, name) for each in found) / len(found)
+        for name in ("forward_passes", "backward_passes", "vanished_gradients")
+    )
+    images = torch.stack([each.images for each in found])
+    return Crafted(images, forward, backward, random=False, vanished_gradients=vanished)
 
 
 @torch.no_grad()

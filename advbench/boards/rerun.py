@@ -18,6 +18,7 @@ from advbench.grid.execution import Execution
 from advbench.grid.inputs import CPU
 from advbench.grid.plan import Cell, Plan
 from advbench.grid.run import prepare
+from advbench.grid.spec import narrowed
 from advbench.store.records import Store
 
 Compute = Callable[[Plan, Execution, Store], Mapping[str, str]]
@@ -52,10 +53,13 @@ def rerun(
     Raises:
         InputError: the spec cannot be carried out here, the data is absent, or no cell has a record.
     """
-    # Out-of-distribution images have no row in the results, and their data may not be available.
+    # Out-of-distribution images and known draws have no row in the results, and their data may not be available.
     dataset = _in_root(board.spec.dataset, data_folder(execution.data_root))
     device = board.spec.device or CPU
-    spec = board.spec.model_copy(update={"ood": (), "dataset": dataset, "device": device})
+    named = {cell.attack.label for cell in board.plan.cells if cell.attack}
+    left = tuple(name for name in board.spec.attacks if name in named) or ("none",)
+    spec = board.spec.model_copy(update={"ood": (), "attacks": left, "dataset": dataset, "device": device})
+    spec = narrowed(spec, board.spec, set(board.spec.attacks) - named)
     plan = prepare(execution.placed(spec), execution.data_root)
     known = {_place(cell): cell.key for cell in board.plan.cells if cell.key in board.records}
     there = [cell for cell in plan.cells if _place(cell) in known]

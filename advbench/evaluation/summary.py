@@ -21,22 +21,15 @@ def summary(predictions: Predictions, clean: Predictions | None = None) -> dict[
     """
     measures = uncertainty(predictions)._asdict()
     entropies = {name: measures[name] for name in ENTROPIES}
-    draws = predictions.draw_accuracies
-    classes = predictions.mean_probs.shape[1]
-    found: dict[str, Any] = {"enumerated": True} if predictions.enumerated else {}
+    found: dict[str, Any] = {}
     if clean is not None:
         before = uncertainty(clean)._asdict()
         found |= {"detection": {name: detection(before[name], measures[name])._asdict() for name in measures}}
+    classes = predictions.mean_probs.shape[1]
     return {
-        "n_examples": len(predictions),
-        "classes": classes,
-        "draws": predictions.draws,
+        **known_draws(predictions),
         "accuracy": predictions.accuracy,
         "accuracy_interval": list(predictions.interval),
-        "draw_accuracy": predictions.draw_accuracy,
-        "draw_accuracy_interval": list(predictions.draw_interval),
-        "draw_accuracy_min": float(draws.min()),
-        "draw_accuracy_max": float(draws.max()),
         "right": base64.b64encode(np.packbits(predictions.ensemble_correct).tobytes()).decode(),
         "draw_variance": shared_spread(predictions).variance,
         "uncertainty": {name: float(values.mean()) for name, values in measures.items()},
@@ -44,4 +37,19 @@ def summary(predictions: Predictions, clean: Predictions | None = None) -> dict[
         "retention": {name: retention(predictions.ensemble_correct, v)._asdict() for name, v in entropies.items()},
         "calibration": calibration(predictions)._asdict(),
         **found,
+    }
+
+
+def known_draws(predictions: Predictions) -> dict[str, Any]:
+    """The part of `summary` that is about single draws, which may each have seen images of their own."""
+    draws = predictions.draw_accuracies
+    return {
+        "n_examples": len(predictions),
+        "classes": predictions.mean_probs.shape[1],
+        "draws": predictions.draws,
+        "draw_accuracy": predictions.draw_accuracy,
+        "draw_accuracy_interval": list(predictions.draw_interval),
+        "draw_accuracy_min": float(draws.min()),
+        "draw_accuracy_max": float(draws.max()),
+        **({"enumerated": True} if predictions.enumerated else {}),
     }

@@ -16,7 +16,7 @@ import tomli_w
 
 from advbench.attacks.base import Attack, Norm, Threat
 from advbench.attacks.budget import least_cost, within_budget
-from advbench.errors import InputError, unknown_name
+from advbench.errors import AdvbenchError, InputError, unknown_name
 from advbench.grid.inputs import Component
 from advbench.registry import Entry, Kind, registry
 from advbench.registry.params import Configurable
@@ -115,7 +115,7 @@ class RunSpec(pydantic.BaseModel):
         if affinity is None:
             by_pgd = tuple(name for name in attacks if name.partition("@")[0] == "pgd")
             # A sweep would have to craft them at each radius anew.
-            affinity = () if self.sweep else (by_pgd or attacks)[:1]
+            affinity = () if self.sweep else (by_pgd or tuple(filter(_transfers, attacks)))[:1]
         architecture = self.architecture or DEFAULT_ARCHITECTURES.get(kind, DEFAULT_ARCHITECTURE)
         return self.model_copy(
             update={
@@ -132,6 +132,15 @@ class RunSpec(pydantic.BaseModel):
         return tomli_w.dumps(self.model_dump(exclude=set() if self.set else {"set"}, exclude_none=True))
 
 
+def _transfers(attack: str) -> bool:
+    """Whether examples of an attack mean something to other defenses; of what is not known, yes."""
+    try:
+        cls: type[Attack] = registry().load("attack", attack.partition("@")[0])
+    except AdvbenchError:  # which is raised again where the attack is needed
+        return True
+    return cls.aim in ("error", "certain_error") and cls.knows != "the_draw"
+
+
 class Choice(NamedTuple):
     """A plugin as a run uses it."""
 
@@ -139,7 +148,7 @@ class Choice(NamedTuple):
     component: Component  # what keys hold of it
     passes: float | None  # forward and backward, that it makes for each image; None where it does not say
     init: Choice | None = None  # the defense whose weights one starts from, or that an attack has as its source
-    traits: frozenset[str] = frozenset()  # of an attack, those of `minimal_norm` and `black_box` that hold
+    traits: frozenset[str] = frozenset()  # of an attack, those of `minimal_norm`, `black_box`, an aim, what it knows
     net: Component | None = None  # a defense's
 
     @property
@@ -284,6 +293,12 @@ def resolve(spec: RunSpec) -> tuple[tuple[Choice, ...], tuple[Choice, ...]]:
         attack: Attack = registry().load("attack", choice.component.name)(**choice.params)
         attack.check(Threat(spec.norm, 0.0))
         goes_on = transferred(spec, choice)
+        if "certainty" in choice.traits and not spec.ood:
+            remedy = "name data sets with --ood"
+            raise InputError(f"attack {choice.label!r}", expected="out-of-distribution images", got="none", remedy=remedy)
+        if choice.label in (spec.affinity or ()) and not _transfers(choice.label):
+            expected = "attacks whose examples mean something to other defenses"
+            raise InputError("--affinity", expected=expected, got=repr(choice.label))
         if attack.stops_early and goes_on:
             remedy = "--affinity none transfers no examples, --affinity ATTACK those of another attack"
             raise InputError(
@@ -307,7 +322,8 @@ def transferred(spec: RunSpec, attack: Choice) -> bool:
 
 def swept(spec: RunSpec, attack: Choice) -> bool:
     """Whether an attack goes radius by radius, and leaves alone what a smaller one broke."""
-    return spec.sweep and "minimal_norm" not in attack.traits and not transferred(spec, attack)
+    ends = attack.traits.isdisjoint({"minimal_norm", "certain_error", "doubt", "certainty", "the_draw"})
+    return spec.sweep and ends and not transferred(spec, attack)
 
 
 def narrowed(spec: RunSpec, whole: RunSpec, names: Iterable[str]) -> RunSpec:
@@ -372,6 +388,7 @@ def _choose(kind: Kind, label: str, spec: RunSpec, heirs: tuple[str, ...] = ()) 
         cost = plugin.cost(True)
         passes = cost if cost is None or plugin.gradients else cost / 3  # a forward pass is a third of both
         traits = {"minimal_norm": plugin.minimal_norm, "black_box": not plugin.gradients}
+        traits |= {plugin.aim: plugin.aim != "error", plugin.knows: plugin.knows != "posterior"}
         return Choice(label, component, passes, start, frozenset(trait for trait, holds in traits.items() if holds))
     assert isinstance(plugin, Defense), "a plugin with hyperparameters is an attack or a defense"
     net = installed("architecture", plugin.architecture or spec.architecture)

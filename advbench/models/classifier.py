@@ -372,7 +372,23 @@ class Classifier(nn.Module):
 
     def frozen(self, seed: int) -> Classifier:
         """The same classifier at the one draw that `seed` stands for: deterministic ever after."""
-        draw = self.draw(seed)
+        return self._frozen_at(self.draw(seed))
+
+    def frozen_draws(self, count: int, seed: int) -> list[Classifier]:
+        """Draws, each frozen: `count` of them, or of a posterior of at most twice as many members one of each.
+
+        Args:
+            count: draws.
+            seed: of the draws.
+        """
+        if not self.stochastic:
+            return [self]
+        members = self.members
+        if members is not None and members <= 2 * count:
+            return [self._frozen_at(self.member(k)) for k in range(members)]
+        return [self.frozen(derive(seed, "frozen", k)) for k in range(count)]
+
+    def _frozen_at(self, draw: Draw) -> Classifier:
         weights = {name: tensor.detach() for name, tensor in draw.weights.items()}
         frozen = _FrozenNoise(self.module, draw.seed) if self.noise else Classifier(self.module)
         if not isinstance(self.posterior, PointPosterior) or not self.posterior.are_modules_own(draw.weights):
