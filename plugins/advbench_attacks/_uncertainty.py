@@ -21,8 +21,11 @@ class UncertaintyParams(attacks.Params):
     """Hyperparameters of an attack on the uncertainty."""
 
     steps: int = Field(default=40, ge=2, description="gradient steps of each of the two runs")
-    step_size: float = Field(
-        default=0.25, gt=0, description="length of the first step in eps; steps fall towards 0 along a cosine"
+    step_size: float | None = Field(
+        default=None,
+        gt=0,
+        description="mean length of a step in eps, by default 2.5 / steps (linf) or 10 / steps (l2); steps fall from "
+        "twice that along a cosine",
     )
     samples: int = Field(default=10, ge=1, description="draws of the weights per gradient, each passed twice")
     measure: Measure = Field(
@@ -92,6 +95,7 @@ class UncertaintyAttack(Attack):
     ) -> Iterator[Tensor]:
         """The last iterate, and on a deterministic classifier the best; of noisy scores the best is a lucky one."""
         params, x_adv = self.params, start
+        mean_length = attacks.step_length(threat, params.steps, params.step_size)
         best, highest = start, x.new_full((len(x),), -torch.inf)
         for step in range(params.steps):
             early = run == 1 and 2 * step < params.steps
@@ -104,7 +108,7 @@ class UncertaintyAttack(Attack):
                 score = self.score(goal, logits.log_softmax(-1))
                 best = torch.where(per_image(score > highest, x), x_adv, best)
                 highest = torch.maximum(score, highest)
-            length = threat.eps * params.step_size * (1 + math.cos(math.pi * step / params.steps)) / 2
+            length = mean_length * (1 + math.cos(math.pi * step / params.steps))
             x_adv = attacks.project(x_adv + length * attacks.steepest(gradient, threat), x, threat)
         yield x_adv
         if not clf.stochastic:
