@@ -281,7 +281,8 @@ class Runner:
         flags = [*predictions.flags, *(["one_draw"] if clf.stochastic and predictions.draws == 1 else [])]
         if attack.get("vanished_gradients", 0.0) > VANISHED:
             flags.append("vanished_gradients")
-        return {**summary(predictions, clean), "attack": attack, "flags": flags}, predictions.to_bytes()
+        found = summary(predictions, clean, deterministic=not clf.stochastic)
+        return {**found, "attack": attack, "flags": flags}, predictions.to_bytes()
 
     def _evaluate_known(
         self,

@@ -50,10 +50,13 @@ class _Retention(_Shape):
     counts: list[Count]
     accuracies: list[Share]
     area: Share
+    intervals: list[Interval] = []
+    area_interval: Interval | None = None
 
     @pydantic.model_validator(mode="after")
     def _fits(self) -> Self:
         same = len(self.fractions) == len(self.counts) == len(self.accuracies)
+        same = same and len(self.intervals) in (0, len(self.fractions))
         _require(same, "a fraction, count and accuracy for each point of retention")
         return self
 
@@ -62,6 +65,12 @@ class _Calibration(_Shape):
     ece: Positive
     nll: Positive
     brier: Positive
+
+
+class _Persistence(_Shape):
+    tries: Annotated[int, Field(ge=1)]
+    broken: Share
+    interval: Interval
 
 
 class _Detection(_Shape):
@@ -126,6 +135,8 @@ class _Evaluation(_Draws, _Found):
     retention: dict[str, _Retention]
     calibration: _Calibration
     attack: _Attack
+    persistence: list[_Persistence] = []
+    accepted_errors: dict[str, Share] = {}
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Self:
