@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from advbench.attacks.ball import distances
 from advbench.attacks.base import Attack, Threat
 from advbench.attacks.craft import craft
+from advbench.attacks.losses import entropy
 from advbench.data.base import Data
 from advbench.errors import InputError
 from advbench.models.classifier import Classifier
@@ -136,6 +137,26 @@ class AttackConformance:
         torch.manual_seed(99)
         clf(x)
         assert torch.equal(first, attack(clf, x, y, threat, seed=5))
+
+    def test_reaches_what_it_aims_at(self, attack: Attack, threat: Threat) -> None:
+        """Where its aim is uncertainty, no example of a deterministic classifier is worse than the image itself."""
+        if attack.aim == "error":
+            pytest.skip("the attack aims at errors alone")
+        x, y = small_data(classes=self.classes, channels=self.channels).batch(slice(8))
+        clf = Classifier(small_net(self.classes, self.channels).eval()).requires_grad_(False)
+        found = attack(clf, x, y, threat)
+        with torch.no_grad():
+            before, after = clf(x), clf(found)
+        rise = entropy(after.log_softmax(1)) - entropy(before.log_softmax(1))
+        wrong = before.argmax(1) != y
+        if attack.aim == "doubt":
+            assert torch.equal(before.argmax(1), after.argmax(1))
+            assert float(rise.min()) >= -TOLERANCE
+        elif attack.aim == "certainty":
+            assert float(rise.max()) <= TOLERANCE
+        else:
+            assert bool((after.argmax(1) != y)[wrong].all())
+            assert float(rise[wrong].clamp_min(0).sum()) <= TOLERANCE
 
     def test_leaves_everything_as_it_was(self, attack: Attack, threat: Threat) -> None:
         """An attack leaves images, modes, parameters, gradients and the global random state unchanged."""

@@ -28,6 +28,9 @@ CHEAP_ATTACKS = {
     "fmn": [{"steps": 12, "samples": 2}],
     "square": [{"queries": 12}],
     "gray_box": [{"params": {"steps": 3}}, {"attack": "fmn", "params": {"steps": 5}}],
+    "certain": [{"steps": 4, "samples": 2}, {"steps": 4, "samples": 3, "measure": "epistemic"}],
+    "doubt": [{"steps": 4, "samples": 2}],
+    "ood": [{"steps": 4, "samples": 2}],
     "worst_case": [{"attacks": ["fgsm", "square", "fmn"], "draws": 3, "params": {n: {k: 5} for n, k in FEW.items()}}],
 }
 CHEAP_DEFENSE = {"stages": (1, 1), "batch_size": 16}

@@ -17,6 +17,8 @@ from advbench.models.classifier import Classifier, ExampleLoss
 from advbench.registry.params import Configurable
 
 Norm = Literal["linf", "l2"]
+Aim = Literal["error", "certain_error", "doubt", "certainty"]
+Knowledge = Literal["posterior", "a_draw", "the_draw"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,11 @@ class Attack(Configurable, ABC):
         targeted: True where `run` understands goals with targets.
         gradients: False where `run` asks for logits alone (a black-box attack).
         effort: the whole-number hyperparameter that a budget cuts, as `"steps"`; empty where there is none.
+        aim: what it makes of an image: `"error"`, what the `Goal` says; `"certain_error"`, that and low uncertainty;
+            `"doubt"`, the predicted class and high uncertainty; `"certainty"`, low uncertainty of any class, which in a
+            run it is to make of out-of-distribution images. Nothing but an error can be reached before the end.
+        knows: what of a random classifier's weights: `"posterior"`, their distribution; `"a_draw"`, one draw of them,
+            where other draws answer; `"the_draw"`, the one that answers.
     """
 
     norms: ClassVar[frozenset[Norm]] = frozenset({"linf", "l2"})
@@ -118,6 +125,8 @@ class Attack(Configurable, ABC):
     targeted: ClassVar[bool] = False
     gradients: ClassVar[bool] = True
     effort: ClassVar[str] = ""
+    aim: ClassVar[Aim] = "error"
+    knows: ClassVar[Knowledge] = "posterior"
 
     @property
     def source(self) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -86,7 +87,8 @@ def craft(
         nearest: leave what a minimal-norm attack found where it is, at whatever distance, instead of moving it
             into the threat's ball.
         earlier: makes this a step of a sweep: what a smaller eps broke stays, the rest is attacked anew. Not used for
-            random classifiers, where no single verdict is proof, and for minimal-norm attacks.
+            random classifiers, where no single verdict is proof, for minimal-norm attacks, and for those that aim at
+            more than an error.
         budget: the most forward passes of an image, on average over a batch; the attack is cut to fit.
         batch_size: images that are attacked together and share their draws.
         report: called after each batch with the images done.
@@ -102,7 +104,7 @@ def craft(
         return Crafted(x.clone())
     clf, classes, _ = opened(model, x, probe=True)
     _check_classes(attack, y, targets, classes)
-    earlier = None if clf.stochastic or attack.minimal_norm else earlier
+    earlier = None if clf.stochastic or attack.minimal_norm or attack.aim != "error" else earlier
     attack = attack if budget is None else within_budget(attack, budget - (earlier is not None), random=clf.stochastic)
     goal = Goal.of(y, targets)
     with clf.isolated() as passes:
@@ -118,6 +120,46 @@ def craft(
             report(Progress(done, len(x)))
     _check_budget(attack, budget, passes.forward / len(x))
     return Crafted.of(found, passes, random=clf.stochastic)
+
+
+def craft_on_draws(
+    attack: Attack,
+    draws: Sequence[nn.Module],
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    *,
+    seed: int = 0,
+    budget: int | None = None,
+    batch_size: int = BATCH_SIZE,
+    report: OnProgress = lambda _: None,
+) -> Crafted:
+    """As `craft`, on each of several draws of a random classifier, for an adversary who knows which one answers.
+
+    Args:
+        attack: the attack.
+        draws: of the classifier, each deterministic.
+        x: images `(count, channels, height, width)`, float32 in [0, 1].
+        y: labels `(count,)`, int64.
+        threat: norm and eps.
+        seed: of the attack's draws and noise.
+        budget: the most forward passes of an image at each draw.
+        batch_size: images that are attacked together.
+        report: called after each draw with the draws done.
+
+    Returns:
+        Images `(draws, count, channels, height, width)`; costs are those of one image at one draw.
+    """
+    found = []
+    for k, draw in enumerate(draws):
+        found.append(craft(attack, draw, x, y, threat, seed=derive(seed, "draw", k), budget=budget, batch_size=batch_size))
+        report(Progress(k + 1, len(draws)))
+    forward, backward, vanished = (
+        sum(getattr(each, name) for each in found) / len(found)
+        for name in ("forward_passes", "backward_passes", "vanished_gradients")
+    )
+    images = torch.stack([each.images for each in found])
+    return Crafted(images, forward, backward, random=False, vanished_gradients=vanished)
 
 
 @torch.no_grad()

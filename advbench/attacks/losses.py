@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from advbench.models.classifier import ExampleLoss
 
 LossName = Literal["ce", "margin", "dlr"]
+Measure = Literal["total", "epistemic"]
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
@@ -77,3 +79,24 @@ TARGETED_LOSSES: dict[LossName, ExampleLoss] = {
     "margin": targeted_margin,
     "dlr": targeted_dlr,
 }
+
+
+def entropy(log_probs: Tensor) -> Tensor:
+    """Entropy over the last dimension of log-probabilities `(..., classes)`, in nats.
+
+    Its gradient is that of -sum p log p less a multiple of sum p, which is constant: what is left stays exact where
+    one probability is rounded to 1, and would else cancel.
+    """
+    return -(log_probs.exp() * log_probs.detach()).sum(-1)
+
+
+def predictive_uncertainty(log_probs: Tensor, measure: Measure) -> Tensor:
+    """Uncertainty of each image `(batch,)` by the log-softmax of draws `(draws, batch, classes)`, in nats.
+
+    Args:
+        log_probs: of a classifier's draws.
+        measure: total, the entropy of the mean softmax; or epistemic, that less the mean of the draws' entropies
+            (BALD), which is 0 of a single draw.
+    """
+    total = entropy(log_probs.logsumexp(0) - math.log(len(log_probs)))
+    return total if measure == "total" else total - entropy(log_probs).mean(0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,7 @@ from advbench.attacks.base import Goal
 from advbench.models.classifier import Classifier
 
 SELECTION_DRAWS = 10
+Score = Callable[[Goal, Tensor], Tensor]  # of logits `(draws, batch, classes)`, `(batch,)`, larger for better
 
 
 class Kept:
@@ -17,12 +20,16 @@ class Kept:
 
     Attributes:
         images: the best so far.
-        margins: their margins, `(batch,)`; of the mean softmax over the draws where there are several.
+        margins: their margins, `(batch,)`; of the mean softmax over the draws where there are several. Or another
+            score, where the attack is after something else than a wrong class.
         random: whether the classifier is.
     """
 
-    def __init__(self, clf: Classifier, goal: Goal, draws: int = SELECTION_DRAWS) -> None:
+    def __init__(
+        self, clf: Classifier, goal: Goal, draws: int = SELECTION_DRAWS, score: Score = Goal.mean_margin
+    ) -> None:
         self._clf = clf
+        self._score = score
         self.random = clf.stochastic
         self._goal = goal
         self._seeds = clf.fresh_seeds(draws)
@@ -41,7 +48,7 @@ class Kept:
 
     def margins_at(self, logits: Tensor, rows: Tensor | None = None) -> Tensor:
         """Margins `(batch,)` at logits `(draws, batch, classes)` that are known already; `rows` as in `margins_of`."""
-        return (self._goal if rows is None else self._goal[rows]).mean_margin(logits)
+        return self._score(self._goal if rows is None else self._goal[rows], logits)
 
     def offer(self, images: Tensor, rows: Tensor | None = None) -> None:
         """Keep each image that is better than what is kept; `rows` says which images these are, by default all."""

@@ -124,6 +124,7 @@ class CraftInputs(Inputs):
     batch_size: int  # images that are attacked together
     budget: int | None = None  # the most forward passes of an image
     sweep: Sweep | None = None
+    ood: OodRef | None = None  # the data set whose images are attacked, if not the test images
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,12 +133,13 @@ class EvaluateInputs(Inputs):
 
     kind: ClassVar[TaskKind] = "evaluate"
     target: str  # key of the training of the classifier that is evaluated
-    examples: str | None  # key of the adversarial examples; None for clean and for out-of-distribution images
+    examples: str | None  # key of the adversarial examples; None for images as they are
     draws: int
     images: int
     batch_size: int  # images that pass the net together
     within: Threat | None = None  # the ball that examples of a minimal-norm attack are brought into
     foreign: OodRef | None = None  # the data set of out-of-distribution images, if these are evaluated
+    known: bool | None = None  # true where each draw is evaluated by itself, on the examples crafted on it
 
 
 TaskInputs = TrainInputs | CraftInputs | EvaluateInputs

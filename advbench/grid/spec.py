@@ -17,7 +17,7 @@ import tomli_w
 
 from advbench.attacks.base import Attack, Norm, Threat
 from advbench.attacks.budget import least_cost, within_budget
-from advbench.errors import InputError, unknown_name
+from advbench.errors import AdvbenchError, InputError, unknown_name
 from advbench.grid.inputs import Component
 from advbench.grid.kept import INDEX, Kept, names_in, renamed
 from advbench.models.nets import net_values
@@ -141,7 +141,7 @@ class RunSpec(pydantic.BaseModel):
         if affinity is None:
             by_pgd = tuple(name for name in attacks if name.partition("@")[0] == "pgd")
             # A sweep would have to craft them at each radius anew.
-            affinity = () if self.sweep else (by_pgd or attacks)[:1]
+            affinity = () if self.sweep else (by_pgd or tuple(each for each in attacks if _transfers(self.named(each))))[:1]
         architecture = self.architecture or DEFAULT_ARCHITECTURES.get(kind, DEFAULT_ARCHITECTURE)
         return self.model_copy(
             update={
@@ -159,6 +159,15 @@ class RunSpec(pydantic.BaseModel):
         return tomli_w.dumps(self.model_dump(exclude=empty, exclude_none=True))
 
 
+def _transfers(attack: str) -> bool:
+    """Whether examples of an attack mean something to other defenses; of what is not known, yes."""
+    try:
+        cls: type[Attack] = registry().load("attack", attack)
+    except AdvbenchError:  # which is raised again where the attack is needed
+        return True
+    return cls.aim in ("error", "certain_error") and cls.knows != "the_draw"
+
+
 class Choice(NamedTuple):
     """A plugin as a run uses it."""
 
@@ -166,7 +175,7 @@ class Choice(NamedTuple):
     component: Component  # what keys hold of it
     passes: float | None  # forward and backward, that it makes for each image; None where it does not say
     init: Choice | None = None  # the defense whose weights one starts from, or that an attack has as its source
-    traits: frozenset[str] = frozenset()  # of an attack, those of `minimal_norm` and `black_box` that hold
+    traits: frozenset[str] = frozenset()  # of an attack, those of `minimal_norm`, `black_box`, an aim, what it knows
     net: Component | None = None  # a defense's
     architecture: str = ""  # what tables call it
 
@@ -371,6 +380,12 @@ def resolve(spec: RunSpec, kept: Kept | None = None) -> tuple[tuple[Choice, ...]
             attack: Attack = registry().load("attack", choice.component.loaded_as)(**choice.params)
         attack.check(Threat(spec.norm, 0.0))
         goes_on = transferred(spec, choice)
+        if "certainty" in choice.traits and not spec.ood:
+            remedy = "name data sets with --ood"
+            raise InputError(f"attack {choice.label!r}", expected="out-of-distribution images", got="none", remedy=remedy)
+        if choice.label in (spec.affinity or ()) and not choice.traits.isdisjoint({"doubt", "certainty", "the_draw"}):
+            expected = "attacks whose examples mean something to other defenses"
+            raise InputError("--affinity", expected=expected, got=repr(choice.label))
         if attack.stops_early and goes_on:
             remedy = "--affinity none transfers no examples, --affinity ATTACK those of another attack"
             raise InputError(
@@ -394,7 +409,8 @@ def transferred(spec: RunSpec, attack: Choice) -> bool:
 
 def swept(spec: RunSpec, attack: Choice) -> bool:
     """Whether an attack goes radius by radius, and leaves alone what a smaller one broke."""
-    return spec.sweep and "minimal_norm" not in attack.traits and not transferred(spec, attack)
+    ends = attack.traits.isdisjoint({"minimal_norm", "certain_error", "doubt", "certainty", "the_draw"})
+    return spec.sweep and ends and not transferred(spec, attack)
 
 
 def narrowed(spec: RunSpec, whole: RunSpec, names: Iterable[str], kept: Kept | None = None) -> RunSpec:
@@ -471,6 +487,7 @@ def _choose(kind: Kind, label: str, spec: RunSpec, kept: Kept | None, heirs: tup
         if passes is not None and not plugin.gradients:
             passes = passes / 3  # a forward pass is a third of both
         traits = {"minimal_norm": plugin.minimal_norm, "black_box": not plugin.gradients}
+        traits |= {plugin.aim: plugin.aim != "error", plugin.knows: plugin.knows != "posterior"}
         return Choice(label, component, passes, init, frozenset(trait for trait, holds in traits.items() if holds))
     if net is None:
         return Choice(label, component, passes, init, net=_net(spec, kept), architecture=spec.architecture)

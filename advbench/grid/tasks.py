@@ -16,18 +16,19 @@ from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from advbench.attacks.ball import within
 from advbench.attacks.base import Threat
-from advbench.attacks.craft import Earlier, craft
+from advbench.attacks.craft import Crafted, Earlier, craft, craft_on_draws
 from advbench.data.base import Data
 from advbench.data.datasets import Dataset, limited, load_dataset
 from advbench.data.ood import ood_images
 from advbench.errors import AdvbenchError, GoneError, InputError, OutOfMemoryError, PluginError, out_of_memory
 from advbench.evaluation import Predictions
-from advbench.evaluation.evaluate import evaluate, evaluate_ood
-from advbench.evaluation.summary import summary
+from advbench.evaluation.evaluate import evaluate, evaluate_draws, evaluate_ood
+from advbench.evaluation.summary import known_draws, summary
 from advbench.grid import devices
 from advbench.grid.inputs import CPU, Component, CraftInputs, EvaluateInputs, Inputs, OodRef, TrainInputs, read_training
 from advbench.grid.plan import Task
@@ -241,56 +242,70 @@ class Runner:
 
     def _craft(self, inputs: CraftInputs, on_progress: OnProgress) -> Result:
         attack = registry().load("attack", inputs.attack.loaded_as)(**inputs.attack.params or {})
-        x, y = self._test_images(inputs)
+        if inputs.ood is None:
+            x, y = self._test_images(inputs)
+        else:  # of no class; an attack on these asks for none
+            x = self._ood_images(inputs, inputs.ood)
+            y = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        clf, threat = self._at_hand(inputs.source), Threat(inputs.norm, inputs.eps or 0.0)  # none: of minimal norm
+        how: dict[str, Any] = {"seed": inputs.seed, "budget": inputs.budget, "batch_size": inputs.batch_size}
+        if attack.knows == "the_draw":
+            draws = clf.frozen_draws(attack.params.draws, inputs.seed)
+            return _crafted(craft_on_draws(attack, draws, x, y, threat, report=on_progress, **how))
         earlier = None
         if inputs.sweep:
             after = inputs.sweep.after
             images = self._tensors(after)["images"].to(x.device) if after else x
             earlier = Earlier(images, inputs.sweep.eps)
-        crafted = craft(
-            attack,
-            self._at_hand(inputs.source),
-            x,
-            y,
-            Threat(inputs.norm, inputs.eps or 0.0),  # none: a minimal-norm attack, which has no use for it
-            seed=inputs.seed,
-            nearest=True,
-            earlier=earlier,
-            budget=inputs.budget,
-            batch_size=inputs.batch_size,
-            report=on_progress,
-        )
-        result = {
-            "forward_passes": crafted.forward_passes,
-            "backward_passes": crafted.backward_passes,
-            "random": crafted.random,
-            "vanished_gradients": crafted.vanished_gradients,
-        }
-        return result, tensor_bytes({"images": crafted.images})
+        return _crafted(craft(attack, clf, x, y, threat, nearest=True, earlier=earlier, report=on_progress, **how))
 
     def _evaluate(self, inputs: EvaluateInputs, clean: Predictions | None, on_progress: OnProgress) -> Result:
         clf = self._at_hand(inputs.target)
         how: dict[str, Any] = {"seed": inputs.seed, "batch_size": inputs.batch_size, "report": on_progress}
-        if inputs.foreign is not None:
-            predictions = evaluate_ood(clf, self._ood_images(inputs, inputs.foreign), inputs.draws, **how)
-            result = summary(predictions, clean)
-            kept = ("n_examples", "classes", "draws", "enumerated", "uncertainty", "histograms", "detection")
-            return {name: result[name] for name in kept if name in result}, predictions.to_bytes()
-        x, y = self._test_images(inputs)
         attack: dict[str, Any] = {"forward_passes": 0.0, "backward_passes": 0.0, "seconds": 0.0}
+        images: Tensor | None = None
         if inputs.examples is not None:
             crafted = self._record(inputs.examples)
-            images = self._tensors(inputs.examples)["images"].to(x.device)
+            images = self._tensors(inputs.examples)["images"].to(self._resources.device)
             attack = {**crafted["result"], "seconds": crafted["seconds"]}
+        if inputs.foreign is not None:
+            x = self._ood_images(inputs, inputs.foreign) if images is None else images
+            predictions = evaluate_ood(clf, x, inputs.draws, **how)
+            result = summary(predictions, clean)
+            kept = ("n_examples", "classes", "draws", "enumerated", "uncertainty", "histograms", "detection")
+            made = {} if images is None else {"attack": attack}
+            return {name: result[name] for name in kept if name in result} | made, predictions.to_bytes()
+        x, y = self._test_images(inputs)
+        if inputs.known:
+            assert images is not None, "the plan has examples for each draw"
+            return self._evaluate_known(clf, inputs, images, y, attack, on_progress)
+        if images is not None:
             x = within(images, x, inputs.within, outward=attack["random"]) if inputs.within else images
         predictions = evaluate(clf, x, y, inputs.draws, **how)
         # One draw tells nothing of the spread of draws, so the intervals cover other images alone.
         flags = [*predictions.flags, *(["one_draw"] if clf.stochastic and predictions.draws == 1 else [])]
         if attack.get("vanished_gradients", 0.0) > VANISHED:
             flags.append("vanished_gradients")
-        return {**summary(predictions, clean), "attack": attack, "flags": flags}, predictions.to_bytes()
+        found = summary(predictions, clean, deterministic=not clf.stochastic)
+        return {**found, "attack": attack, "flags": flags}, predictions.to_bytes()
 
-    def _ood_images(self, inputs: EvaluateInputs, wanted: OodRef) -> Tensor:
+    def _evaluate_known(
+        self,
+        clf: Classifier,
+        inputs: EvaluateInputs,
+        images: Tensor,
+        y: Tensor,
+        attack: dict[str, Any],
+        on_progress: OnProgress,
+    ) -> Result:
+        draws = clf.frozen_draws(inputs.draws, inputs.seed)
+        enumerated = clf.members is not None and clf.members == len(draws) > 1
+        how: dict[str, Any] = {"batch_size": inputs.batch_size, "report": on_progress}
+        predictions = evaluate_draws(draws, images, y, enumerated=enumerated, **how)
+        flags = ["vanished_gradients"] if attack.get("vanished_gradients", 0.0) > VANISHED else []
+        return {**known_draws(predictions), "attack": attack, "flags": flags}, predictions.to_bytes()
+
+    def _ood_images(self, inputs: CraftInputs | EvaluateInputs, wanted: OodRef) -> Tensor:
         root = self.runtime.data_root
         fitting = [name for name in self.runtime.ood if load_dataset(name, root).digest == wanted.sha256]
         if not fitting:
@@ -347,6 +362,16 @@ def _net(inputs: TrainInputs, data: Data) -> nn.Module:
 def _size(clf: Classifier) -> int:
     """Bytes of a classifier's tensors."""
     return sum(tensor.nbytes for tensor in (*clf.parameters(), *clf.buffers()))
+
+
+def _crafted(crafted: Crafted) -> Result:
+    result = {
+        "forward_passes": crafted.forward_passes,
+        "backward_passes": crafted.backward_passes,
+        "random": crafted.random,
+        "vanished_gradients": crafted.vanished_gradients,
+    }
+    return result, tensor_bytes({"images": crafted.images})
 
 
 def read_predictions(store: Store, key: str) -> Predictions:

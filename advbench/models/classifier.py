@@ -19,6 +19,8 @@ from advbench.models.noise import Noise
 from advbench.models.posterior import PointPosterior, Posterior, Weights
 
 ExampleLoss = Callable[[Tensor, Tensor], Tensor]
+# Maps the log-softmax of draws `(draws, batch, classes)` and rows of labels to one value an image, `(batch,)`.
+JointObjective = Callable[[Tensor, Tensor], Tensor]
 
 # The most members of a posterior through which fresh draws cycle: twice the draws that evaluate by default.
 CYCLED = 40
@@ -286,12 +288,28 @@ class Classifier(nn.Module):
             loss: as in `input_gradient`.
             samples: draws in the mean.
         """
+        return self.joint_gradient(x, y, lambda log_probs, rows: loss(log_probs.logsumexp(0), rows), samples)
+
+    def joint_gradient(self, x: Tensor, y: Tensor, objective: JointObjective, samples: int) -> Gradient:
+        """Gradient with respect to the images of a function of all fresh draws' predictions together.
+
+        How the function changes with each draw's log-softmax is known once all draws have passed; a second pass of
+        each carries that to the images. Memory is that of one draw. A single draw passes once.
+
+        Args:
+            x: images `(batch, channels, height, width)`.
+            y: labels `(batch,)`, or labels and targets; -1 where there is none.
+            objective: maps the draws' log-softmax `(draws, batch, classes)` and `y` to one value an image, `(batch,)`.
+            samples: draws.
+        """
         draws = [self.draw(seed) for seed in self.fresh_seeds(samples)]
+        if len(draws) == 1:
+            return self.input_gradient(x, y, lambda one, rows: objective(one.log_softmax(-1)[None], rows), 1, draws)
         with torch.no_grad():
             logits = torch.stack([self.at(draw, x) for draw in draws])
         with torch.enable_grad():
             leaf = logits.log_softmax(-1).requires_grad_()
-            slopes = torch.autograd.grad(loss(leaf.logsumexp(0), y).sum(), leaf)[0]
+            slopes = torch.autograd.grad(objective(leaf, y).sum(), leaf)[0]
         total = torch.zeros((), dtype=x.dtype, device=x.device)
         for draw, slope in zip(draws, slopes, strict=True):
             total = total + self._draw_gradient(draw, x, slope, _carried)[0]
@@ -355,7 +373,23 @@ class Classifier(nn.Module):
 
     def frozen(self, seed: int) -> Classifier:
         """The same classifier at the one draw that `seed` stands for: deterministic ever after."""
-        draw = self.draw(seed)
+        return self._frozen_at(self.draw(seed))
+
+    def frozen_draws(self, count: int, seed: int) -> list[Classifier]:
+        """Draws, each frozen: `count` of them, or of a posterior of at most twice as many members one of each.
+
+        Args:
+            count: draws.
+            seed: of the draws.
+        """
+        if not self.stochastic:
+            return [self]
+        members = self.members
+        if members is not None and members <= 2 * count:
+            return [self._frozen_at(self.member(k)) for k in range(members)]
+        return [self.frozen(derive(seed, "frozen", k)) for k in range(count)]
+
+    def _frozen_at(self, draw: Draw) -> Classifier:
         weights = {name: tensor.detach() for name, tensor in draw.weights.items()}
         frozen = _FrozenNoise(self.module, draw.seed) if self.noise else Classifier(self.module)
         if not isinstance(self.posterior, PointPosterior) or not self.posterior.are_modules_own(draw.weights):

@@ -56,7 +56,8 @@ def suspicious(cells: Sequence[Cell], evaluations: Sequence[Evaluation | None], 
     """
     groups: dict[tuple[str, int], list[_Seen]] = {}
     for index, (cell, evaluation) in enumerate(zip(cells, evaluations, strict=True)):
-        if evaluation is not None and (attack := cell.attack) is not None:
+        # To leave the class as it is is no failure of an attack that is after doubt.
+        if evaluation is not None and (attack := cell.attack) is not None and "doubt" not in attack.traits:
             line = attack.label, cell.source.label
             white_box = cell.source.label == cell.defense.label and "black_box" not in attack.traits
             single_step = attack.passes is not None and attack.passes <= 1

@@ -50,10 +50,13 @@ class _Retention(_Shape):
     counts: list[Count]
     accuracies: list[Share]
     area: Share
+    intervals: list[Interval] = []
+    area_interval: Interval | None = None
 
     @pydantic.model_validator(mode="after")
     def _fits(self) -> Self:
         same = len(self.fractions) == len(self.counts) == len(self.accuracies)
+        same = same and len(self.intervals) in (0, len(self.fractions))
         _require(same, "a fraction, count and accuracy for each point of retention")
         return self
 
@@ -62,6 +65,12 @@ class _Calibration(_Shape):
     ece: Positive
     nll: Positive
     brier: Positive
+
+
+class _Persistence(_Shape):
+    tries: Annotated[int, Field(ge=1)]
+    broken: Share
+    interval: Interval
 
 
 class _Detection(_Shape):
@@ -80,6 +89,7 @@ class _Found(_Shape):
     uncertainty: dict[str, float]
     histograms: dict[str, list[Count]]
     detection: dict[str, _Detection] | None = None
+    attack: _Attack | None = None
 
     @pydantic.model_validator(mode="after")
     def _measured(self) -> Self:
@@ -92,21 +102,41 @@ class _Found(_Shape):
         return self
 
 
-class _Evaluation(_Found):
-    """Result of an evaluation on clean or adversarial images."""
+class _Draws(_Shape):
+    """What an evaluation says of single draws: all of it where the adversary knows the draw that answers."""
 
-    accuracy: Share
-    accuracy_interval: Interval
+    n_examples: Annotated[int, Field(ge=1)]
+    classes: Annotated[int, Field(ge=2)]
+    draws: Annotated[int, Field(ge=1)]
+    enumerated: bool = False
     draw_accuracy: Share
     draw_accuracy_interval: Interval
     draw_accuracy_min: Share
     draw_accuracy_max: Share
+    attack: _Attack
+    flags: list[Text]
+
+    @pydantic.model_validator(mode="after")
+    def _inside(self) -> Self:
+        low, high = self.draw_accuracy_interval
+        _require(low - CLOSE <= self.draw_accuracy <= high + CLOSE, "accuracies inside their intervals")
+        extremes = (self.draw_accuracy_min, self.draw_accuracy_max)
+        _require(extremes[0] - CLOSE <= self.draw_accuracy <= extremes[1] + CLOSE, "accuracies inside their intervals")
+        return self
+
+
+class _Evaluation(_Draws, _Found):
+    """Result of an evaluation on clean or adversarial images."""
+
+    accuracy: Share
+    accuracy_interval: Interval
     draw_variance: Positive
     right: str
     retention: dict[str, _Retention]
     calibration: _Calibration
     attack: _Attack
-    flags: list[Text]
+    persistence: list[_Persistence] = []
+    accepted_errors: dict[str, Share] = {}
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -117,13 +147,8 @@ class _Evaluation(_Found):
         images = self.n_examples
         _require(len(bits) == -(-images // 8) * 8 and not bits[images:].any(), "one bit per image")
         _require(abs(bits.sum() / images - self.accuracy) <= CLOSE, "the accuracy that the bits give")
-        within = [
-            (*self.accuracy_interval, self.accuracy),
-            (*self.draw_accuracy_interval, self.draw_accuracy),
-            (self.draw_accuracy_min, self.draw_accuracy_max, self.draw_accuracy),
-        ]
-        inside = all(low - CLOSE <= value <= high + CLOSE for low, high, value in within)
-        _require(inside, "accuracies inside their intervals")
+        low, high = self.accuracy_interval
+        _require(low - CLOSE <= self.accuracy <= high + CLOSE, "accuracies inside their intervals")
         _require(set(self.retention) == set(ENTROPIES), f"curves of retention by {sorted(ENTROPIES)}")
         return self
 
@@ -161,7 +186,8 @@ def flaw(record: Mapping[str, Any], inputs: Inputs) -> str:
             _Training.model_validate(record["result"])
             return ""
         assert isinstance(inputs, EvaluateInputs), "boards keep no examples"
-        found = (_Found if inputs.foreign else _Evaluation).model_validate(record["result"])
+        form = _Found if inputs.foreign else _Draws if inputs.known else _Evaluation
+        found = form.model_validate(record["result"])
         _require(found.n_examples == inputs.images, f"{inputs.images} images, got {found.n_examples}")
         expected = found.draws <= 2 * inputs.draws if found.enumerated else found.draws in (1, inputs.draws)
         _require(expected, f"{inputs.draws} draws, got {found.draws}")
