@@ -117,6 +117,7 @@ class CraftInputs(Inputs):
     batch_size: int  # images that are attacked together
     budget: int | None = None  # the most forward passes of an image
     sweep: Sweep | None = None
+    stop_early: bool | None = None  # whether images are left alone that certainly reached the goal; None where not
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

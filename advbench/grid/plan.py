@@ -24,7 +24,7 @@ from advbench.grid.inputs import (
     TrainInputs,
     as_json,
 )
-from advbench.grid.spec import Choice, RunSpec, swept, transferred
+from advbench.grid.spec import Choice, RunSpec, stops_early, swept, transferred
 from advbench.keys import content_key
 
 
@@ -200,6 +200,7 @@ class _Layout:
             batch_size=self._spec.batch_size,
             budget=self._spec.budget,
             sweep=step,
+            stop_early=stops_early(self._spec, attack) or None,
             seed=seed,
             **self._common,
         )

@@ -132,6 +132,9 @@ class RunSpec(pydantic.BaseModel):
         return tomli_w.dumps(self.model_dump(exclude=set() if self.set else {"set"}, exclude_none=True))
 
 
+TRAITS = ("minimal_norm", "black_box", "stops_early")
+
+
 class Choice(NamedTuple):
     """A plugin as a run uses it."""
 
@@ -139,7 +142,7 @@ class Choice(NamedTuple):
     component: Component  # what keys hold of it
     passes: float | None  # forward and backward, that it makes for each image; None where it does not say
     init: Choice | None = None  # the defense whose weights one starts from, or that an attack has as its source
-    traits: frozenset[str] = frozenset()  # of an attack, those of `minimal_norm` and `black_box` that hold
+    traits: frozenset[str] = frozenset()  # of an attack, those of `TRAITS` that hold
     net: Component | None = None  # a defense's
 
     @property
@@ -283,24 +286,16 @@ def resolve(spec: RunSpec) -> tuple[tuple[Choice, ...], tuple[Choice, ...]]:
     for choice in attacks:
         attack: Attack = registry().load("attack", choice.component.name)(**choice.params)
         attack.check(Threat(spec.norm, 0.0))
-        goes_on = transferred(spec, choice)
-        if attack.stops_early and goes_on:
-            remedy = "--affinity none transfers no examples, --affinity ATTACK those of another attack"
-            raise InputError(
-                f"attack {choice.label!r}, whose examples are transferred",
-                expected="one that does not stop early",
-                got="early_stop",
-                remedy=remedy if choice.init is None else "leave early_stop to attacks that stay with their source",
-            )
         if spec.budget is not None:
-            _check_budget(attack, spec.budget, sweep=spec.sweep and not goes_on)
+            _check_budget(attack, spec.budget, sweep=spec.sweep and not transferred(spec, choice))
     return defenses, attacks
 
 
 def transferred(spec: RunSpec, attack: Choice) -> bool:
     """Whether an attack's examples are evaluated on other defenses than the one that they were crafted on.
 
-    These are crafted to the end: what stops once the source is broken says too little of others.
+    These are crafted to the end: what stops once the source is broken says too little of others. So are all those of
+    the attacks that `affinity` names, also where there is one defense.
     """
     return attack.init is not None or attack.label in (spec.affinity or ())
 
@@ -308,6 +303,11 @@ def transferred(spec: RunSpec, attack: Choice) -> bool:
 def swept(spec: RunSpec, attack: Choice) -> bool:
     """Whether an attack goes radius by radius, and leaves alone what a smaller one broke."""
     return spec.sweep and "minimal_norm" not in attack.traits and not transferred(spec, attack)
+
+
+def stops_early(spec: RunSpec, attack: Choice) -> bool:
+    """Whether an attack leaves images alone that certainly fool the defense: where it can, and nobody else sees them."""
+    return "stops_early" in attack.traits and not transferred(spec, attack)
 
 
 def narrowed(spec: RunSpec, whole: RunSpec, names: Iterable[str]) -> RunSpec:
@@ -371,8 +371,9 @@ def _choose(kind: Kind, label: str, spec: RunSpec, heirs: tuple[str, ...] = ()) 
     if isinstance(plugin, Attack):
         cost = plugin.cost(True)
         passes = cost if cost is None or plugin.gradients else cost / 3  # a forward pass is a third of both
-        traits = {"minimal_norm": plugin.minimal_norm, "black_box": not plugin.gradients}
-        return Choice(label, component, passes, start, frozenset(trait for trait, holds in traits.items() if holds))
+        holding = (plugin.minimal_norm, not plugin.gradients, plugin.stops_early)
+        traits = frozenset(trait for trait, holds in zip(TRAITS, holding, strict=True) if holds)
+        return Choice(label, component, passes, start, traits)
     assert isinstance(plugin, Defense), "a plugin with hyperparameters is an attack or a defense"
     net = installed("architecture", plugin.architecture or spec.architecture)
     return Choice(label, component, plugin.passes_per_image(), start, net=net)

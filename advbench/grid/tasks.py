@@ -249,6 +249,7 @@ class Runner:
             y,
             Threat(inputs.norm, inputs.eps or 0.0),  # none: a minimal-norm attack, which has no use for it
             seed=inputs.seed,
+            stop_early=bool(inputs.stop_early),
             nearest=True,
             earlier=earlier,
             budget=inputs.budget,
@@ -260,6 +261,7 @@ class Runner:
             "backward_passes": crafted.backward_passes,
             "random": crafted.random,
             "vanished_gradients": crafted.vanished_gradients,
+            **({"stopped_early": True} if inputs.stop_early else {}),
         }
         return result, tensor_bytes({"images": crafted.images})
 
@@ -283,7 +285,8 @@ class Runner:
         flags = [*predictions.flags, *(["one_draw"] if clf.stochastic and predictions.draws == 1 else [])]
         if attack.get("vanished_gradients", 0.0) > VANISHED:
             flags.append("vanished_gradients")
-        return {**summary(predictions, clean), "attack": attack, "flags": flags}, predictions.to_bytes()
+        found = summary(predictions, clean, stopped_early=attack.get("stopped_early", False))
+        return {**found, "attack": attack, "flags": flags}, predictions.to_bytes()
 
     def _ood_images(self, inputs: EvaluateInputs, wanted: OodRef) -> Tensor:
         root = self.runtime.data_root

@@ -140,6 +140,12 @@ def uncertainty_histograms(report: Report, attack: str) -> Histograms:
     return Histograms(f"Histograms of total uncertainty, clean and {kind}", ("clean", kind), panels)
 
 
+def to_the_end(report: Report) -> list[str]:
+    """The attacks of whose examples the tables say how uncertain the defenses are: those that did not stop early."""
+    table = report.histograms
+    return [attack for attack in report.attacks if attack in set(table[table.images == "attacked"].attack)]
+
+
 def ood_images(report: Report) -> list[str]:
     """What the tables call the sets of out-of-distribution images that the defenses were shown."""
     return list(report.histograms[report.histograms.images == "ood"].attack.unique())

@@ -65,13 +65,14 @@ def _tables(report: Report) -> Iterator[str]:
             "How well examples crafted on the row's defense work on the column's: 1 as well as its own.\n\n"
             + _table(Table(["from \\ to", *names], rows))
         )
+    early = escape(views.stopped_early(report))
     for heading, note, table in (
         ("Calibration and uncertainty", views.CALIBRATION_NOTE, views.calibration_table(report)),
         ("Detection", views.DETECTION_NOTE, views.detection_table(report)),
         ("Retention: accuracy on the images of lowest uncertainty", "", views.retention_table(report)),
     ):
         if table.rows:
-            yield "\n\n".join(filter(None, (f"## {heading}", note, _table(table))))
+            yield "\n\n".join(filter(None, (f"## {heading}", note, early, _table(table))))
 
 
 def _table(table: Table) -> str:

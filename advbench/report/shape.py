@@ -17,6 +17,7 @@ from advbench.evaluation.summary import ENTROPIES
 from advbench.evaluation.uncertainty import Uncertainty
 from advbench.grid.inputs import CraftInputs, EvaluateInputs, Inputs, TrainInputs
 from advbench.grid.plan import Plan, Task
+from advbench.report.evaluations import DETAILS
 from advbench.store.records import Store
 
 CIRCUMSTANCES = ("memory", "ran")  # where and when a record was made: host, process, time of day
@@ -43,6 +44,7 @@ class _Attack(_Shape):
     seconds: Positive
     random: bool = False
     vanished_gradients: Share = 0.0
+    stopped_early: bool = False
 
 
 class _Retention(_Shape):
@@ -77,12 +79,21 @@ class _Found(_Shape):
     classes: Annotated[int, Field(ge=2)]
     draws: Annotated[int, Field(ge=1)]
     enumerated: bool = False
-    uncertainty: dict[str, float]
-    histograms: dict[str, list[Count]]
+    uncertainty: dict[str, float] = {}
+    histograms: dict[str, list[Count]] = {}
     detection: dict[str, _Detection] | None = None
+
+    @property
+    def uncertain(self) -> bool:
+        """Whether it says something of uncertainty."""
+        return True
 
     @pydantic.model_validator(mode="after")
     def _measured(self) -> Self:
+        if not self.uncertain:
+            found = self.model_fields_set.intersection(DETAILS)
+            _require(not found, f"nothing of examples that stopped early on {', '.join(sorted(found))}")
+            return self
         measures = set(Uncertainty._fields)
         _require(set(self.uncertainty) == measures, f"the measures of uncertainty {sorted(measures)}")
         _require(self.detection is None or set(self.detection) == measures, f"detection by {sorted(measures)}")
@@ -103,10 +114,15 @@ class _Evaluation(_Found):
     draw_accuracy_max: Share
     draw_variance: Positive
     right: str
-    retention: dict[str, _Retention]
-    calibration: _Calibration
+    retention: dict[str, _Retention] = {}
+    calibration: _Calibration | None = None
     attack: _Attack
     flags: list[Text]
+
+    @property
+    def uncertain(self) -> bool:
+        """Examples that stopped early say nothing of it."""
+        return not self.attack.stopped_early
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -124,7 +140,9 @@ class _Evaluation(_Found):
         ]
         inside = all(low - CLOSE <= value <= high + CLOSE for low, high, value in within)
         _require(inside, "accuracies inside their intervals")
-        _require(set(self.retention) == set(ENTROPIES), f"curves of retention by {sorted(ENTROPIES)}")
+        if self.uncertain:
+            _require(set(self.retention) == set(ENTROPIES), f"curves of retention by {sorted(ENTROPIES)}")
+            _require(self.calibration is not None, "a calibration")
         return self
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from advbench.report.tables import CALIBRATION, SCORES, Report
 from advbench.report.texts import Value, format_eps, images_text
 
 HEADINGS = {"auroc": "AUROC", "aupr_positive": "AUPR+", "aupr_negative": "AUPR-"}
+EARLY = "stop_early"  # setting of an attack in `methods.csv`
 DETECTED_BY = ("total", "epistemic")
 KEYS = ["defense", "attack", "eps"]
 CALIBRATION_NOTE = (
@@ -56,6 +58,18 @@ def explanation(report: Report) -> str:
         f"{counts}, {over}. Accuracy of the ensemble with its 95 % interval; retention is the area under accuracy "
         "against the fraction of clean images kept, lowest uncertainty first; passes are those of one prediction."
         + (f" {'; '.join(nets)}." if nets else "")
+    )
+
+
+def stopped_early(report: Report) -> str:
+    """Why attacks have no numbers on uncertainty; empty where all have."""
+    methods = report.methods[report.methods.kind == "attack"]
+    names = [label for label, params in zip(methods.label, methods.params, strict=True) if json.loads(params).get(EARLY)]
+    if not names:
+        return ""
+    return (
+        f"Left out: {', '.join(names)}, which leave an image alone once it is fooled. Such examples lie near the "
+        "boundary, where a defense is least certain; those of the attacks named by --affinity are crafted to the end."
     )
 
 

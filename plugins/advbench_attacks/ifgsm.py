@@ -13,7 +13,7 @@ class IFGSM(PGD):
     BAL. In l2 the sign becomes the gradient divided by its length.
     """
 
-    version = "1"
+    version = "2"
 
     class Params(PGD.Params):
         """Hyperparameters of IFGSM."""
@@ -24,6 +24,7 @@ class IFGSM(PGD):
         )
         random_start: bool = Field(default=False, description="start from a point of the ball; false is the method")
 
+    stops_early = False  # the method has no more steps than it says, nor others
     params: Params
 
     def step_length(self, threat: Threat) -> float:

@@ -218,7 +218,7 @@ def test_early_stop_costs_less_and_breaks_no_fewer(norm: Any, eps: float) -> Non
     threat = Threat(norm, eps if norm == "linf" else 4 * eps)
     clf = Classifier(net)
     full = craft(advbench.get_attack("pgd"), clf, x, y, threat)
-    early = craft(advbench.get_attack("pgd", early_stop=True), clf, x, y, threat, batch_size=64)
+    early = craft(advbench.get_attack("pgd"), clf, x, y, threat, batch_size=64, stop_early=True)
     robust = advbench.evaluate(clf, early.images, y).accuracy
     assert robust <= advbench.evaluate(clf, full.images, y).accuracy
     assert 18 * robust <= early.backward_passes <= 18 * robust + 8 * (1 - robust)
@@ -229,14 +229,14 @@ def test_early_stop_passes_only_what_is_left() -> None:
     net, x, y = trained()
     sizes: list[int] = []
     handle = net.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
-    attack, threat = advbench.get_attack("pgd", early_stop=True), Threat("linf", 0.1)
-    whole = craft(attack, Classifier(net), x[:64], y[:64], threat)
+    attack, threat = advbench.get_attack("pgd"), Threat("linf", 0.1)
+    whole = craft(attack, Classifier(net), x[:64], y[:64], threat, stop_early=True)
     handle.remove()
     passed = sizes[2:]  # two passes of a few images come first, to look at the model
     assert passed[0] == 64
     assert passed == sorted(passed, reverse=True)
     assert sum(passed) == pytest.approx(64 * whole.forward_passes)
-    both = craft(attack, Classifier(net), x, y, threat, batch_size=64).images
+    both = craft(attack, Classifier(net), x, y, threat, batch_size=64, stop_early=True).images
     torch.testing.assert_close(both[:64], whole.images)
 
 
