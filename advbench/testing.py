@@ -185,7 +185,7 @@ class AttackConformance:
             assert attack(Classifier(net, posterior), x, y, threat).dtype == x.dtype
 
     def test_stops_early_only_what_may(self, attack: Attack, clf: Classifier, threat: Threat) -> None:
-        """Examples that may stop early stay in the ball; the attack makes no more passes than it says, and no others."""
+        """Examples that may stop early cost no more passes than the attack says, and are the same if it cannot."""
         x, y = small_data(classes=self.classes, channels=self.channels).batch(slice(8))
         whole = craft(attack, clf, x, y, threat)
         early = craft(attack, clf, x, y, threat, stop_early=True)

@@ -93,7 +93,7 @@ def _of_weights(clf: Classifier) -> list[float]:
 
 
 def _of_attack(attack: Any, x: Tensor, y: Tensor) -> Iterator[float]:
-    """How far it moves images, what that does to the logits, and what it costs; also as a step of a sweep, and stopped early."""
+    """How far it moves images, what that does to the logits, what it costs; also in a sweep, and stopped early."""
     for made in TARGETS:
         for norm, eps in (("linf", 0.1), ("l2", 0.5)):
             if norm not in attack.norms:

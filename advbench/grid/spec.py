@@ -306,7 +306,7 @@ def swept(spec: RunSpec, attack: Choice) -> bool:
 
 
 def stops_early(spec: RunSpec, attack: Choice) -> bool:
-    """Whether an attack leaves images alone that certainly fool the defense: where it can, and nobody else sees them."""
+    """Whether an attack leaves images alone that certainly fool the defense: where it can, if none are transferred."""
     return "stops_early" in attack.traits and not transferred(spec, attack)
 
 

@@ -64,7 +64,9 @@ def explanation(report: Report) -> str:
 def stopped_early(report: Report) -> str:
     """Why attacks have no numbers on uncertainty; empty where all have."""
     methods = report.methods[report.methods.kind == "attack"]
-    names = [label for label, params in zip(methods.label, methods.params, strict=True) if json.loads(params).get(EARLY)]
+    names = [
+        label for label, params in zip(methods.label, methods.params, strict=True) if json.loads(params).get(EARLY)
+    ]
     if not names:
         return ""
     return (

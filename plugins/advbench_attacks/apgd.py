@@ -31,7 +31,7 @@ class APGD(Attack):
 
     Where examples may stop early, an image is left alone once it certainly fools the classifier: on a deterministic
     one at its first misclassified iterate, on a random one where two gradients one after another, each at its own
-    fresh draws, find the goal reached by a t test at level 0.001, which takes at least 5 samples a gradient.
+    fresh draws, find the goal reached by a t test at level 0.01, which takes at least 5 samples a gradient.
     """
 
     version = "2"

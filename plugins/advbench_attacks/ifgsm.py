@@ -13,7 +13,7 @@ class IFGSM(PGD):
     BAL. In l2 the sign becomes the gradient divided by its length.
     """
 
-    version = "2"
+    version = "1"
 
     class Params(PGD.Params):
         """Hyperparameters of IFGSM."""

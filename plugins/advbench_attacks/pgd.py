@@ -26,7 +26,7 @@ class PGD(Attack):
     that is its first misclassified iterate; the first run then starts from the image itself, and steps fall from eps
     along a cosine (unless `step_size` is given) down to a twentieth of eps: long first steps break what is easy at
     once, and later ones end where constant ones only circle. On a random one two gradients one after another, each at
-    its own fresh draws, must both find the goal reached by a t test at level 0.001, which takes at least 5 samples a
+    its own fresh draws, must both find the goal reached by a t test at level 0.01, which takes at least 5 samples a
     gradient; start and steps are the same as to the end.
     """
 

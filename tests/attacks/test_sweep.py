@@ -237,7 +237,9 @@ def test_a_run_with_sweep_and_budget(cli: Cli, tmp_path: Any) -> None:
     erm = own[own.defense == "erm"]
     assert erm.accuracy.is_monotonic_decreasing
     before = [1.0, *erm.accuracy[:-1]]  # of the images that are attacked, a pass shows which are misclassified
-    assert list(erm.forward_passes)[1:] == pytest.approx([1 + 20 * share for share in before[1:]])
+    # Of those a few steps break some, and what is left costs all of them that are not too short to count.
+    bounds = zip(erm.forward_passes, before, erm.accuracy, strict=True)
+    assert all(1 + 18 * left <= passes <= 1 + 18 * share for passes, share, left in list(bounds)[1:])
     assert set(own[own.defense == "bnn"].forward_passes) == {20.0}
     methods = pandas.read_csv(tmp_path / "results" / "methods.csv").set_index("label")
     assert '"budget": 300, ' in methods.params["pgd"]
