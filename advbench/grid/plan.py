@@ -14,6 +14,7 @@ from advbench.grid.identity import Identity
 from advbench.grid.inputs import (
     CPU,
     Component,
+    Converge,
     CraftInputs,
     DataRef,
     EvaluateInputs,
@@ -24,8 +25,12 @@ from advbench.grid.inputs import (
     TrainInputs,
     as_json,
 )
-from advbench.grid.spec import Choice, RunSpec, stops_early, swept, transferred
+from advbench.grid.spec import Choice, RunSpec, converges, one_for_all, stops_early, swept, transferred
 from advbench.keys import content_key
+
+PROFILE = {"precision", "norm", "draws", "budget", "sweep", "converge", "threads", "batch_size"}
+PRODUCT = 4  # the largest factor on an attack's passes, in that on one of its hyperparameters
+FORESEEN = 20  # passes of an attack that is run to convergence, in those of its start, where three axes do not fall
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +144,7 @@ def make_plan(
                     examples = layout.craft(source, seed, attack, eps, step)
                     steps[source.label] = Sweep(examples, eps)
                     for target in defenses if transferred(spec, attack) else (source,):
-                        within = Threat(spec.norm, eps) if "minimal_norm" in attack.traits else None
+                        within = Threat(spec.norm, eps) if one_for_all(spec, attack) else None
                         about: dict[str, Any] = {"source": source.label, "attack": attack.label, "eps": eps}
                         key = layout.evaluate(target, seed, clean[target.label], examples, within, **about)
                         cells.append(Cell(target, source, attack, eps, seed, key))
@@ -191,21 +196,27 @@ class _Layout:
 
     def craft(self, source: Choice, seed: int, attack: Choice, eps: float, step: Sweep | None) -> str:
         """Craft for one eps, in a sweep after the step before; by a minimal-norm attack once for all, without eps."""
+        spec = self._spec
+        rule = None
+        if converges(spec, attack):
+            assert spec.converge is not None, "as they converge"
+            rule = Converge(spec.converge, PRODUCT * spec.converge, draws=spec.draws)
         inputs = CraftInputs(
             attack=attack.component,
             source=self.train(source, seed),
             norm=self._spec.norm,
-            eps=None if "minimal_norm" in attack.traits else eps,
+            eps=None if one_for_all(self._spec, attack) else eps,
             images=self._images,
             batch_size=self._spec.batch_size,
             budget=self._spec.budget,
             sweep=step,
+            converge=rule,
             stop_early=stops_early(self._spec, attack) or None,
             seed=seed,
             **self._common,
         )
         needs = (inputs.source, step.after if step else None)
-        cost = min(attack.passes or 0.0, self._spec.budget or math.inf) * self._images
+        cost = min(attack.passes or 0.0, self._spec.budget or math.inf) * self._images * (FORESEEN if rule else 1)
         labels = {"source": source.label, "attack": attack.label, "eps": inputs.eps}
         return self._add(inputs, needs, (source, attack), cost=cost, **labels)
 
@@ -261,7 +272,7 @@ class _Layout:
                 "data": self._data.digest,
                 "images": self._images,
                 "device": spec.device or CPU,
-                **spec.model_dump(include={"precision", "norm", "draws", "budget", "sweep", "threads", "batch_size"}),
+                **spec.model_dump(include=PROFILE),
             }
             self._profiles[names] = content_key(about)
         return self._profiles[names]

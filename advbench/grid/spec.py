@@ -17,7 +17,8 @@ import tomli_w
 from advbench.attacks.base import Attack, Norm, Threat
 from advbench.attacks.budget import least_cost, within_budget
 from advbench.errors import InputError, unknown_name
-from advbench.grid.inputs import Component
+from advbench.grid.convergence import axes
+from advbench.grid.inputs import Component, Converge
 from advbench.registry import Entry, Kind, registry
 from advbench.registry.params import Configurable
 from advbench.training.base import Defense, Precision
@@ -60,7 +61,9 @@ class RunSpec(pydantic.BaseModel):
     different hyperparameters. `affinity` names the attacks whose examples are crafted to the end and evaluated on
     every other defense, too; by default `pgd` where the run has it, else the first. `ood` names data sets whose images
     every defense is shown as well, to see whether its uncertainty finds them out; their pixel values are multiplied by
-    `ood_scale`. `device` is the kind of device, `cpu` or the model of a GPU: not of the same kind, not the same draws.
+    `ood_scale`. `converge` has attacks run to convergence (`grid.convergence`), and is the largest factor by which one
+    of their hyperparameters is multiplied on the way. `device` is the kind of device, `cpu` or the model of a GPU: not
+    of the same kind, not the same draws.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -79,6 +82,7 @@ class RunSpec(pydantic.BaseModel):
     threads: Count = pydantic.Field(default=1, le=1024)
     sweep: pydantic.StrictBool = False
     budget: Count | None = None
+    converge: Count | None = pydantic.Field(default=None, ge=2)
     affinity: tuple[str, ...] | None = None
     device: Name | None = None
     ood: tuple[str, ...] = ()
@@ -111,6 +115,10 @@ class RunSpec(pydantic.BaseModel):
         for name in self.affinity or ():
             if name not in self.attacks:
                 raise unknown_name("attack for the affinity matrix", name, attacks or ("none",))
+        for option, given in (("--budget", self.budget is not None), ("--sweep", self.sweep)):
+            if self.converge and given:
+                expected = "not both: each setting of an attack is run by itself, with all its passes"
+                raise InputError(f"--converge with {option}", expected=expected)
         affinity = self.affinity
         if affinity is None:
             by_pgd = tuple(name for name in attacks if name.partition("@")[0] == "pgd")
@@ -132,7 +140,7 @@ class RunSpec(pydantic.BaseModel):
         return tomli_w.dumps(self.model_dump(exclude=set() if self.set else {"set"}, exclude_none=True))
 
 
-TRAITS = ("minimal_norm", "black_box", "stops_early")
+TRAITS = ("minimal_norm", "black_box", "stops_early", "grows")
 
 
 class Choice(NamedTuple):
@@ -310,6 +318,30 @@ def stops_early(spec: RunSpec, attack: Choice) -> bool:
     return "stops_early" in attack.traits and not transferred(spec, attack)
 
 
+def made_to_converge(spec: RunSpec) -> RunSpec:
+    """The spec, its attacks run to convergence.
+
+    Raises:
+        InputError: none of them can be made stronger, or a setting that does not go with it.
+    """
+    spec = spec if spec.converge else spec.model_copy(update={"converge": Converge().limit}).completed()
+    attacks = _choices(spec)[1]
+    if not any(converges(spec, attack) for attack in attacks):
+        expected = "one with a number of steps, samples or restarts"
+        raise InputError("attacks of a curve", expected=expected, got=", ".join(spec.attacks))
+    return spec
+
+
+def converges(spec: RunSpec, attack: Choice) -> bool:
+    """Whether an attack is run to convergence: where it has something that can be doubled."""
+    return spec.converge is not None and "grows" in attack.traits
+
+
+def one_for_all(spec: RunSpec, attack: Choice) -> bool:
+    """Whether one run of an attack serves all eps: it is of minimal norm, and need not converge at each."""
+    return "minimal_norm" in attack.traits and not converges(spec, attack)
+
+
 def narrowed(spec: RunSpec, whole: RunSpec, names: Iterable[str]) -> RunSpec:
     """The spec without settings for plugins that it leaves out of a whole run.
 
@@ -371,7 +403,7 @@ def _choose(kind: Kind, label: str, spec: RunSpec, heirs: tuple[str, ...] = ()) 
     if isinstance(plugin, Attack):
         cost = plugin.cost(True)
         passes = cost if cost is None or plugin.gradients else cost / 3  # a forward pass is a third of both
-        holding = (plugin.minimal_norm, not plugin.gradients, plugin.stops_early)
+        holding = (plugin.minimal_norm, not plugin.gradients, plugin.stops_early, bool(axes(plugin)))
         traits = frozenset(trait for trait, holds in zip(TRAITS, holding, strict=True) if holds)
         return Choice(label, component, passes, start, traits)
     assert isinstance(plugin, Defense), "a plugin with hyperparameters is an attack or a defense"

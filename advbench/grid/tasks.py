@@ -28,6 +28,7 @@ from advbench.evaluation import Predictions
 from advbench.evaluation.evaluate import evaluate, evaluate_ood
 from advbench.evaluation.summary import summary
 from advbench.grid import devices
+from advbench.grid.convergence import converge
 from advbench.grid.inputs import CPU, Component, CraftInputs, EvaluateInputs, Inputs, OodRef, TrainInputs, read_training
 from advbench.grid.plan import Task
 from advbench.grid.spec import installed
@@ -138,7 +139,7 @@ class Runner:
         }
         release(device)
         self.store.write_record(task.key, record)
-        if task.kind == "train":
+        if isinstance(task.inputs, TrainInputs) or (isinstance(task.inputs, CraftInputs) and task.inputs.converge):
             self.store.drop_partial(task.key)
         return record
 
@@ -242,26 +243,28 @@ class Runner:
             after = inputs.sweep.after
             images = self._tensors(after)["images"].to(x.device) if after else x
             earlier = Earlier(images, inputs.sweep.eps)
-        crafted = craft(
-            attack,
-            self._at_hand(inputs.source),
-            x,
-            y,
-            Threat(inputs.norm, inputs.eps or 0.0),  # none: a minimal-norm attack, which has no use for it
-            seed=inputs.seed,
-            stop_early=bool(inputs.stop_early),
-            nearest=True,
-            earlier=earlier,
-            budget=inputs.budget,
-            batch_size=inputs.batch_size,
-            report=on_progress,
-        )
+        clf = self._at_hand(inputs.source)
+        threat = Threat(inputs.norm, inputs.eps or 0.0)  # none: a minimal-norm attack, which has no use for it
+        how: dict[str, Any] = {
+            "seed": inputs.seed,
+            "stop_early": bool(inputs.stop_early),
+            "batch_size": inputs.batch_size,
+            "report": on_progress,
+        }
+        search: dict[str, Any] = {}
+        if inputs.converge:
+            how |= {"checkpoint": self._slot, "checkpoint_seconds": self.runtime.checkpoint_seconds}
+            found = converge(attack, clf, x, y, threat, inputs.converge, **how)
+            crafted, search = found.crafted, {"converge": found.to_json()}
+        else:
+            crafted = craft(attack, clf, x, y, threat, nearest=True, earlier=earlier, budget=inputs.budget, **how)
         result = {
             "forward_passes": crafted.forward_passes,
             "backward_passes": crafted.backward_passes,
             "random": crafted.random,
             "vanished_gradients": crafted.vanished_gradients,
             **({"stopped_early": True} if inputs.stop_early else {}),
+            **search,
         }
         return result, tensor_bytes({"images": crafted.images})
 
@@ -285,6 +288,8 @@ class Runner:
         flags = [*predictions.flags, *(["one_draw"] if clf.stochastic and predictions.draws == 1 else [])]
         if attack.get("vanished_gradients", 0.0) > VANISHED:
             flags.append("vanished_gradients")
+        if attack.get("converge", {}).get("unconverged"):
+            flags.append("unconverged")
         found = summary(predictions, clean, stopped_early=attack.get("stopped_early", False))
         return {**found, "attack": attack, "flags": flags}, predictions.to_bytes()
 

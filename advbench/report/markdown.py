@@ -20,6 +20,7 @@ LATEX = {
     "^": r"\textasciicircum{}",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
+    "≤": r"$\leq$",
     "|": r"\textbar{}",
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }
@@ -120,7 +121,7 @@ def _latex(value: Value) -> str:
         return escape_latex(_text(value))
     number, *rest = parts(value)
     small = [f"{{\\scriptsize {text}}}" for text in rest]
-    return " ".join([number, *small, *([f"({escape_latex(value.note)})"] if value.note else [])])
+    return " ".join([escape_latex(number), *small, *([f"({escape_latex(value.note)})"] if value.note else [])])
 
 
 def escape_latex(text: str) -> str:

@@ -38,6 +38,28 @@ def _require(holds: bool, what: str) -> None:
         raise ValueError(f"expected {what}")
 
 
+class _Setting(_Shape):
+    axis: Text
+    settings: dict[Text, Count]
+    accuracy: Share
+    interval: Interval
+    forward_passes: Positive
+    fall: float | None = None
+    fall_high: float | None = None
+
+
+class _Control(_Shape):
+    value: float
+    high: float
+
+
+class _Search(_Shape):
+    settings: dict[Text, Count]
+    path: Annotated[list[_Setting], Field(min_length=1, max_length=200)]
+    unconverged: list[Text]
+    control: _Control | None = None
+
+
 class _Attack(_Shape):
     forward_passes: Positive
     backward_passes: Positive
@@ -45,6 +67,7 @@ class _Attack(_Shape):
     random: bool = False
     vanished_gradients: Share = 0.0
     stopped_early: bool = False
+    converge: _Search | None = None
 
 
 class _Retention(_Shape):
@@ -140,6 +163,8 @@ class _Evaluation(_Found):
         ]
         inside = all(low - CLOSE <= value <= high + CLOSE for low, high, value in within)
         _require(inside, "accuracies inside their intervals")
+        unconverged = bool(self.attack.converge and self.attack.converge.unconverged)
+        _require(unconverged == ("unconverged" in self.flags), "the flag `unconverged` where a search is")
         if self.uncertain:
             _require(set(self.retention) == set(ENTROPIES), f"curves of retention by {sorted(ENTROPIES)}")
             _require(self.calibration is not None, "a calibration")

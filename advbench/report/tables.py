@@ -16,7 +16,7 @@ import pandas as pd
 
 from advbench.evaluation.summary import ENTROPIES
 from advbench.grid.plan import Cell, Plan
-from advbench.grid.spec import Choice, stops_early, swept
+from advbench.grid.spec import Choice, converges, stops_early, swept
 from advbench.report.evaluations import NUMBERS, Evaluation, RecordSource, is_own, read_evaluations
 from advbench.report.flags import suspicious
 from advbench.report.leaderboard import Standing, leaderboard_table, standings, with_own_source
@@ -181,9 +181,10 @@ def _methods(plan: Plan, evaluations: Sequence[Evaluation | None]) -> pd.DataFra
 
 def _run_settings(plan: Plan, attack: Choice) -> dict[str, Any]:
     """What of the run's settings makes it another attack."""
-    budget = {} if plan.spec.budget is None else {"budget": plan.spec.budget}
-    early = {"stop_early": True} if stops_early(plan.spec, attack) else {}
-    return budget | early | ({"sweep": True} if swept(plan.spec, attack) else {})
+    found: dict[str, Any] = {} if plan.spec.budget is None else {"budget": plan.spec.budget}
+    found |= {"stop_early": True} if stops_early(plan.spec, attack) else {}
+    found |= {"converge": plan.spec.converge} if converges(plan.spec, attack) else {}
+    return found | ({"sweep": True} if swept(plan.spec, attack) else {})
 
 
 def _one_line(values: Mapping[str, Any]) -> str:

@@ -98,7 +98,8 @@ def main_table(report: Report) -> Table:
         row["clean"] = one.accuracies[CLEAN]
         row |= {images_text(attack, eps): one.accuracy(attack, eps) for attack in report.attacks}
         if len(report.attacks) > 1:
-            row["lowest"] = Measured(one.lowest.value, note=one.lowest_attack or one.lowest.note)
+            note = one.lowest_attack or one.lowest.note
+            row["lowest"] = Measured(one.lowest.value, note=note, bound=one.lowest.bound)
         row |= {"retention": one.retention, "passes": one.draws}
         rows.append(row | ({"flags": ", ".join(one.flags)} if flagged else {}))
     return Table(list(rows[0]), [list(row.values()) for row in rows])
