@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from advbench.data.datasets import load_dataset as load_dataset
     from advbench.evaluation import Predictions as Predictions
     from advbench.evaluation.evaluate import evaluate as evaluate
+    from advbench.grid.convergence import converge as converge
+    from advbench.grid.inputs import Converge as Converge
     from advbench.models.classifier import Classifier as Classifier
     from advbench.models.nets import build as build_architecture
     from advbench.training.base import Defense as Defense
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "Attack": "advbench.attacks:Attack",
     "Classifier": "advbench.models:Classifier",
+    "Converge": "advbench.grid.inputs:Converge",
     "Data": "advbench.data:Data",
     "Defense": "advbench.training:Defense",
     "Predictions": "advbench.evaluation:Predictions",
@@ -34,6 +37,7 @@ _LAZY = {
     "Threat": "advbench.attacks:Threat",
     "TrainContext": "advbench.training:TrainContext",
     "build_architecture": "advbench.models.nets:build",
+    "converge": "advbench.grid.convergence:converge",
     "craft": "advbench.attacks:craft",
     "evaluate": "advbench.evaluation.evaluate:evaluate",
     "load_dataset": "advbench.data.datasets:load_dataset",
@@ -43,6 +47,7 @@ __all__ = [
     "AdvbenchError",
     "Attack",
     "Classifier",
+    "Converge",
     "Data",
     "Defense",
     "InputError",
@@ -52,6 +57,7 @@ __all__ = [
     "Threat",
     "TrainContext",
     "build_architecture",
+    "converge",
     "craft",
     "evaluate",
     "get_attack",

@@ -205,6 +205,17 @@ class AttackConformance:
         for posterior in (None, GaussianPosterior(net, std=0.05)):
             assert attack(Classifier(net, posterior), x, y, threat).dtype == x.dtype
 
+    def test_stops_early_only_what_may(self, attack: Attack, clf: Classifier, threat: Threat) -> None:
+        """Examples that may stop early cost no more passes than the attack says, and are the same if it cannot."""
+        x, y = small_data(classes=self.classes, channels=self.channels).batch(slice(8))
+        whole = craft(attack, clf, x, y, threat)
+        early = craft(attack, clf, x, y, threat, stop_early=True)
+        said = attack.cost(clf.stochastic)
+        assert said is None or early.forward_passes <= said
+        if not attack.stops_early:
+            assert torch.equal(early.images, whole.images)
+            assert early.forward_passes == whole.forward_passes
+
     def test_tabular_images(self, attack: Attack, threat: Threat) -> None:
         """Vectors in place of images are attacked, or refused in one line that names the images."""
         generator = torch.Generator().manual_seed(0)

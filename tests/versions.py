@@ -92,14 +92,15 @@ def _of_weights(clf: Classifier) -> list[float]:
 
 
 def _of_attack(attack: Any, x: Tensor, y: Tensor) -> Iterator[float]:
-    """How far it moves images, what that does to the logits, and what it costs; also as a step of a sweep."""
+    """How far it moves images, what that does to the logits, what it costs; also in a sweep, and stopped early."""
     for made in TARGETS:
         for norm, eps in (("linf", 0.1), ("l2", 0.5)):
             if norm not in attack.norms:
                 continue
             clf, threat = target(made), Threat(norm, eps)
-            for earlier in (None, Earlier(x, 0.0)):
-                found = craft(attack, clf, x, y, threat, earlier=earlier)
+            hows: list[dict[str, Any]] = [{}, {"earlier": Earlier(x, 0.0)}]
+            for how in [*hows, {"stop_early": True}] if attack.stops_early else hows:
+                found = craft(attack, clf, x, y, threat, **how)
                 yield float((found.images - x).abs().mean())
                 with torch.no_grad():
                     yield float(small_net().eval()(found.images).gather(1, y[:, None]).mean())

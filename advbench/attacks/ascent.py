@@ -12,6 +12,7 @@ from torch import Tensor
 from advbench.attacks.ball import per_image, project, steepest
 from advbench.attacks.base import Goal, Threat
 from advbench.attacks.losses import LossName
+from advbench.attacks.selection import Certain
 from advbench.models.classifier import Classifier
 
 Objective = Literal["mean_loss", "loss_of_mean"]
@@ -145,10 +146,10 @@ def ascend_until_reached(
     lengths: Sequence[float],
     start: Tensor,
     loss: LossName = "ce",
-) -> Tensor:
-    """Ascend from each start until it reaches the goal; what was there from the start costs one pass.
-
-    For deterministic classifiers alone, where one pass shows whether an image reached the goal.
+    samples: int = 1,
+    objective: Objective = "mean_loss",
+) -> tuple[Tensor, Tensor]:
+    """Ascend from each start until the image certainly reached its goal (`Certain`), and no longer.
 
     Args:
         clf: the classifier under attack.
@@ -158,17 +159,21 @@ def ascend_until_reached(
         lengths: of the steps, in the threat's norm, in pixels in [0, 1].
         start: where to start, within the ball and the box.
         loss: what to ascend.
+        samples: draws per gradient; of a random classifier with more members too few (`FEWEST`) stop nothing.
+        objective: what is ascended of a random classifier (`loss_gradient`).
 
     Returns:
-        Images shaped as `x`: the first iterate of each that reached the goal, or its last.
+        Images shaped as `x`, the iterate of each at which it stopped, or its last; and which of them stopped,
+        `(batch,)`, bool.
     """
     found = start.clone()
+    certain = Certain(clf, goal)
     active = torch.arange(len(x), device=x.device)
     for length in lengths:
-        gradient, logits = clf.input_gradient(found[active], goal.rows[active], goal.loss(loss))
-        left = (goal[active].margin(logits[0]) <= 0).nonzero().squeeze(1)
+        gradient, _, logits = loss_gradient(clf, found[active], goal[active], loss, samples, objective)
+        left = (~certain.look(logits, active)).nonzero().squeeze(1)
         active = active[left]
         if len(active) == 0:
             break
         found[active] = project(found[active] + length * steepest(gradient[left], threat), x[active], threat)
-    return found
+    return found, certain.reached

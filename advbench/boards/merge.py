@@ -21,7 +21,8 @@ from advbench.grid.spec import make_spec, narrowed
 from advbench.store.archive import said
 
 SETTINGS = (
-    "dataset architecture norm eps seeds draws limit batch_size precision threads device sweep budget ood ood_scale"
+    "dataset architecture norm eps seeds draws limit batch_size precision threads device sweep budget converge ood "
+    "ood_scale"
 ).split()
 
 

@@ -14,6 +14,7 @@ from advbench.grid.identity import Identity
 from advbench.grid.inputs import (
     CPU,
     Component,
+    Converge,
     CraftInputs,
     DataRef,
     EvaluateInputs,
@@ -24,8 +25,12 @@ from advbench.grid.inputs import (
     TrainInputs,
     as_json,
 )
-from advbench.grid.spec import Choice, RunSpec, swept, transferred
+from advbench.grid.spec import Choice, RunSpec, converges, one_for_all, stops_early, swept, transferred
 from advbench.keys import content_key
+
+PROFILE = {"precision", "norm", "draws", "budget", "sweep", "converge", "threads", "batch_size"}
+PRODUCT = 4  # the largest factor on an attack's passes, in that on one of its hyperparameters
+FORESEEN = 20  # passes of an attack that is run to convergence, in those of its start, where three axes do not fall
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +170,7 @@ def make_plan(
                     examples = layout.craft(source, seed, attack, eps, step)
                     steps[source.label] = Sweep(examples, eps)
                     for target in defenses if transferred(spec, attack) else (source,):
-                        within = Threat(spec.norm, eps) if "minimal_norm" in attack.traits else None
+                        within = Threat(spec.norm, eps) if one_for_all(spec, attack) else None
                         about = {"source": source.label, "attack": attack.label, "eps": eps}
                         key = layout.evaluate(target, seed, clean[target.label], examples, within, **about)
                         cells.append(Cell(target, source, attack, eps, seed, key))
@@ -227,22 +232,29 @@ class _Layout:
 
         Of the test images, or of out-of-distribution ones.
         """
+        spec = self._spec
         images = min(ood.images, self._images) if ood else self._images
+        rule = None
+        if converges(spec, attack):
+            assert spec.converge is not None, "as they converge"
+            rule = Converge(spec.converge, PRODUCT * spec.converge, draws=spec.draws)
         inputs = CraftInputs(
             attack=attack.component,
             source=self.train(source, seed),
             norm=self._spec.norm,
-            eps=None if "minimal_norm" in attack.traits else eps,
+            eps=None if one_for_all(self._spec, attack) else eps,
             images=images,
             batch_size=self._spec.batch_size,
             budget=self._spec.budget,
             sweep=step,
             ood=ood and OodRef(ood.name, ood.digest, ood.scale),
+            converge=rule,
+            stop_early=stops_early(self._spec, attack) or None,
             seed=seed,
             **self._common,
         )
         needs = (inputs.source, step.after if step else None)
-        cost = min(attack.passes or 0.0, self._spec.budget or math.inf) * images
+        cost = min(attack.passes or 0.0, self._spec.budget or math.inf) * images * (FORESEEN if rule else 1)
         labels = {"source": source.label, "attack": attack.label, "eps": inputs.eps, "ood": ood.label if ood else ""}
         return self._add(inputs, needs, (source, attack), cost=cost, **labels)
 
@@ -300,7 +312,7 @@ class _Layout:
                 "data": self._data.digest,
                 "images": self._images,
                 "device": spec.device or CPU,
-                **spec.model_dump(include={"precision", "norm", "draws", "budget", "sweep", "threads", "batch_size"}),
+                **spec.model_dump(include=PROFILE),
             }
             self._profiles[names] = content_key(about)
         return self._profiles[names]

@@ -30,6 +30,7 @@ from advbench.evaluation import Predictions
 from advbench.evaluation.evaluate import evaluate, evaluate_draws, evaluate_ood
 from advbench.evaluation.summary import known_draws, summary
 from advbench.grid import devices
+from advbench.grid.convergence import converge
 from advbench.grid.inputs import CPU, Component, CraftInputs, EvaluateInputs, Inputs, OodRef, TrainInputs, read_training
 from advbench.grid.plan import Task
 from advbench.grid.spec import installed
@@ -144,7 +145,7 @@ class Runner:
         }
         release(device)
         self.store.write_record(task.key, record)
-        if task.kind == "train":
+        if isinstance(task.inputs, TrainInputs) or (isinstance(task.inputs, CraftInputs) and task.inputs.converge):
             self.store.drop_partial(task.key)
         return record
 
@@ -251,13 +252,19 @@ class Runner:
         how: dict[str, Any] = {"seed": inputs.seed, "budget": inputs.budget, "batch_size": inputs.batch_size}
         if attack.knows == "the_draw":
             draws = clf.frozen_draws(attack.params.draws, inputs.seed)
-            return _crafted(craft_on_draws(attack, draws, x, y, threat, report=on_progress, **how))
+            return _crafted(craft_on_draws(attack, draws, x, y, threat, report=on_progress, **how), inputs)
         earlier = None
         if inputs.sweep:
             after = inputs.sweep.after
             images = self._tensors(after)["images"].to(x.device) if after else x
             earlier = Earlier(images, inputs.sweep.eps)
-        return _crafted(craft(attack, clf, x, y, threat, nearest=True, earlier=earlier, report=on_progress, **how))
+        how |= {"stop_early": bool(inputs.stop_early), "report": on_progress}
+        if inputs.converge is None:
+            return _crafted(craft(attack, clf, x, y, threat, nearest=True, earlier=earlier, **how), inputs)
+        del how["budget"]
+        how |= {"checkpoint": self._slot, "checkpoint_seconds": self.runtime.checkpoint_seconds}
+        found = converge(attack, clf, x, y, threat, inputs.converge, **how)
+        return _crafted(found.crafted, inputs, {"converge": found.to_json()})
 
     def _evaluate(self, inputs: EvaluateInputs, clean: Predictions | None, on_progress: OnProgress) -> Result:
         clf = self._at_hand(inputs.target)
@@ -286,7 +293,10 @@ class Runner:
         flags = [*predictions.flags, *(["one_draw"] if clf.stochastic and predictions.draws == 1 else [])]
         if attack.get("vanished_gradients", 0.0) > VANISHED:
             flags.append("vanished_gradients")
-        found = summary(predictions, clean, deterministic=not clf.stochastic)
+        if attack.get("converge", {}).get("unconverged"):
+            flags.append("unconverged")
+        stopped = attack.get("stopped_early", False)
+        found = summary(predictions, clean, deterministic=not clf.stochastic, stopped_early=stopped)
         return {**found, "attack": attack, "flags": flags}, predictions.to_bytes()
 
     def _evaluate_known(
@@ -364,12 +374,14 @@ def _size(clf: Classifier) -> int:
     return sum(tensor.nbytes for tensor in (*clf.parameters(), *clf.buffers()))
 
 
-def _crafted(crafted: Crafted) -> Result:
+def _crafted(crafted: Crafted, inputs: CraftInputs, search: Mapping[str, Any] | None = None) -> Result:
     result = {
         "forward_passes": crafted.forward_passes,
         "backward_passes": crafted.backward_passes,
         "random": crafted.random,
         "vanished_gradients": crafted.vanished_gradients,
+        **({"stopped_early": True} if inputs.stop_early else {}),
+        **(search or {}),
     }
     return result, tensor_bytes({"images": crafted.images})
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from advbench.grid.plan import Cell
 from advbench.report.evaluations import Evaluation
 
+UNCONVERGED = "unconverged"
 FLAGS = {
     "one_draw": "a random defense was evaluated with one draw: the intervals do not cover other draws",
     "equal_draws": "all draws of a random defense are equal: its randomness does not act",
@@ -24,7 +25,7 @@ FLAGS = {
     "black_box_stronger": "examples made without this defense's gradients do more harm than the best made with them",
     "rises_with_eps": "accuracy is higher than at a smaller eps",
     "above_chance_at_eps_1": "accuracy is above chance although any image may become any other",
-    "unconverged": "accuracy was still falling at the end of a curve, or along draws still changing",
+    UNCONVERGED: "the attack reached its limit before it was shown to lower the accuracy no more: an upper bound",
 }
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 
 from advbench.evaluation.summary import ENTROPIES
 from advbench.grid.plan import Cell, Plan
-from advbench.grid.spec import Choice, swept
+from advbench.grid.spec import Choice, converges, stops_early, swept
 from advbench.report.evaluations import NUMBERS, Evaluation, RecordSource, is_own, read_evaluations
 from advbench.report.flags import suspicious
 from advbench.report.leaderboard import Standing, leaderboard_table, standings, with_own_source
@@ -200,8 +200,10 @@ def _methods(plan: Plan, evaluations: Sequence[Evaluation | None]) -> pd.DataFra
 
 def _run_settings(plan: Plan, attack: Choice) -> dict[str, Any]:
     """What of the run's settings makes it another attack."""
-    budget = {} if plan.spec.budget is None else {"budget": plan.spec.budget}
-    return budget | ({"sweep": True} if swept(plan.spec, attack) else {})
+    found: dict[str, Any] = {} if plan.spec.budget is None else {"budget": plan.spec.budget}
+    found |= {"stop_early": True} if stops_early(plan.spec, attack) else {}
+    found |= {"converge": plan.spec.converge} if converges(plan.spec, attack) else {}
+    return found | ({"sweep": True} if swept(plan.spec, attack) else {})
 
 
 def _one_line(values: Mapping[str, Any]) -> str:
@@ -211,7 +213,7 @@ def _one_line(values: Mapping[str, Any]) -> str:
 def _details(plan: Plan, store: RecordSource, evaluations: Sequence[Evaluation | None]) -> Iterator[Details]:
     """What records say of uncertainty: on clean, attacked and out-of-distribution images."""
     for cell, found in zip(plan.cells, evaluations, strict=True):
-        if found is not None and found.details is not None and is_own(cell):
+        if found is not None and found.details and is_own(cell):  # of examples that stopped early there are none
             yield _identity(plan, cell), "attacked" if cell.attack else "clean", found.classes, found.details
     for ood in plan.ood:
         record = store.read_record(ood.key)
