@@ -4,6 +4,7 @@ from advbench.models.classifier import Classifier as Classifier
 from advbench.models.classifier import Draw as Draw
 from advbench.models.classifier import ExampleLoss as ExampleLoss
 from advbench.models.classifier import Gradient as Gradient
+from advbench.models.classifier import SlopedLoss as SlopedLoss
 from advbench.models.noise import DropoutNoise as DropoutNoise
 from advbench.models.noise import GaussianNoise as GaussianNoise
 from advbench.models.noise import Noise as Noise

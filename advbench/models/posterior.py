@@ -6,6 +6,7 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import ClassVar
 
 import torch
@@ -68,10 +69,12 @@ class Posterior(nn.Module, ABC):
     Attributes:
         kind: the name under which a stored classifier finds its class again.
         stochastic: False where every sample is the same.
+        symmetric: whether the mirror image of a sample is as likely, and `draw` gives it.
     """
 
     kind: ClassVar[str]
     stochastic: ClassVar[bool] = True
+    symmetric: ClassVar[bool] = False
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -86,6 +89,15 @@ class Posterior(nn.Module, ABC):
     @abstractmethod
     def sample(self, generator: torch.Generator) -> Weights:
         """One draw: a tensor for each parameter name, differentiable in the posterior's own parameters."""
+
+    def draw(self, seed: int) -> Weights:
+        """The sample that a seed stands for; where `symmetric`, its negative stands for the sample's mirror image."""
+        return self.sample(torch.Generator(self.device).manual_seed(abs(seed)))
+
+    @contextmanager
+    def fixed(self) -> Iterator[None]:
+        """A block in which the posterior does not change, so that what its draws share is computed once."""
+        yield
 
     @property
     def members(self) -> int | None:
@@ -137,9 +149,13 @@ class PointPosterior(Posterior):
         """Whether the module, called as it is, is called at these weights."""
         return weights is self._own
 
-    def sample(self, generator: torch.Generator) -> Weights:
+    def draw(self, seed: int) -> Weights:
         """The weights, the same at every call."""
         return self._own if self._weights is None else self._weights
+
+    def sample(self, generator: torch.Generator) -> Weights:
+        """The weights, the same at every call."""
+        return self.draw(0)
 
     def trainable(self) -> list[nn.Parameter]:
         """The module's parameters."""
@@ -195,6 +211,7 @@ class GaussianPosterior(Posterior):
     """
 
     kind = "gaussian"
+    symmetric = True
 
     def __init__(self, module: nn.Module, std: float = 0.05) -> None:
         super().__init__(module)
@@ -204,6 +221,18 @@ class GaussianPosterior(Posterior):
         flat = self.layout.flatten(dict(module.named_parameters())).detach()
         self.mean = nn.Parameter(flat.clone())
         self.log_std = nn.Parameter(torch.full_like(flat, math.log(std)))
+        self._std: Tensor | None = None
+        self._noise: tuple[int, Tensor] | None = None
+
+    @contextmanager
+    def fixed(self) -> Iterator[None]:
+        """A block that takes the standard deviation's exponential once, and draws a mirrored pair's noise once."""
+        before = self._std
+        self._std = self.log_std.detach().exp()
+        try:
+            yield
+        finally:
+            self._std, self._noise = before, None
 
     def noise(self, generator: torch.Generator) -> Tensor:
         """Standard normal noise of one draw, `(size,)`."""
@@ -211,11 +240,26 @@ class GaussianPosterior(Posterior):
 
     def weights(self, noise: Tensor) -> Weights:
         """W = mean + exp(log_std) * noise (Adv-BNN section 3, Bayes by backprop), for each parameter name."""
-        return self.layout.views(self.mean + self.log_std.exp() * noise)
+        return self._weights(noise, self.log_std.exp())
+
+    def _weights(self, noise: Tensor, std: Tensor, sign: int = 1) -> Weights:
+        return self.layout.views(torch.addcmul(self.mean, std, noise, value=sign))
 
     def sample(self, generator: torch.Generator) -> Weights:
         """One draw, differentiable in mean and log standard deviation."""
         return self.weights(self.noise(generator))
+
+    def draw(self, seed: int) -> Weights:
+        """The sample that a seed stands for; its negative stands for the one on the other side of the mean."""
+        number, sign = abs(seed), -1 if seed < 0 else 1
+        if self._noise is not None and self._noise[0] == number:
+            noise = self._noise[1]
+        else:
+            noise = self.noise(torch.Generator(self.device).manual_seed(number))
+        if self._std is None or (torch.is_grad_enabled() and self.log_std.requires_grad):
+            return self._weights(noise, self.log_std.exp(), sign)
+        self._noise = (number, noise)
+        return self._weights(noise, self._std, sign)
 
     def trainable(self) -> list[nn.Parameter]:
         """Mean and log standard deviation."""

@@ -95,7 +95,7 @@ class GradientDefense(LoopDefense):
         clf = state.clf
         chunk = (context.resources.chunk if self.separable(clf) else None) or len(x)
         clf.chunk = context.resources.chunk
-        with autocast(context):
+        with autocast(context), clf.attacked(y):
             clf.module.eval()
             x = self.perturb(clf, x, y, generator)
             clf.module.train()
