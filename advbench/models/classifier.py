@@ -387,7 +387,8 @@ class Classifier(nn.Module):
         else:
             logits = self._call(draw.weights, x)
         checked = _checked_logits(logits, x, self._classes)
-        self._classes = checked.shape[1]
+        if self._classes is None:
+            self._classes = checked.shape[1]
         return checked if checked.requires_grad else checked.clone()  # a module may use its output's memory again
 
     def _call(self, weights: Weights, x: Tensor) -> Any:

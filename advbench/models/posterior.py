@@ -7,6 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -197,6 +198,15 @@ def matched_divergence(mean: Tensor, log_std: Tensor) -> Tensor:
     return 0.5 * torch.log1p(mean.square() * torch.exp(-2 * log_std))
 
 
+@dataclass
+class _Fixed:
+    """What a Gaussian's draws share in a block in which it does not change."""
+
+    std: Tensor | None = None
+    seed: int = 0
+    noise: Tensor | None = None
+
+
 class GaussianPosterior(Posterior):
     """Mean-field Gaussian over every parameter: q(w) = prod N(mean, exp(log_std)^2) (Adv-BNN eq. 5).
 
@@ -221,18 +231,17 @@ class GaussianPosterior(Posterior):
         flat = self.layout.flatten(dict(module.named_parameters())).detach()
         self.mean = nn.Parameter(flat.clone())
         self.log_std = nn.Parameter(torch.full_like(flat, math.log(std)))
-        self._std: Tensor | None = None
-        self._noise: tuple[int, Tensor] | None = None
+        self._fixed = _Fixed()
 
     @contextmanager
     def fixed(self) -> Iterator[None]:
         """A block that takes the standard deviation's exponential once, and draws a mirrored pair's noise once."""
-        before = self._std
-        self._std = self.log_std.detach().exp()
+        before = self._fixed.std
+        self._fixed.std = self.log_std.detach().exp()
         try:
             yield
         finally:
-            self._std, self._noise = before, None
+            self._fixed.std, self._fixed.noise = before, None
 
     def noise(self, generator: torch.Generator) -> Tensor:
         """Standard normal noise of one draw, `(size,)`."""
@@ -251,15 +260,15 @@ class GaussianPosterior(Posterior):
 
     def draw(self, seed: int) -> Weights:
         """The sample that a seed stands for; its negative stands for the one on the other side of the mean."""
-        number, sign = abs(seed), -1 if seed < 0 else 1
-        if self._noise is not None and self._noise[0] == number:
-            noise = self._noise[1]
+        number, sign, fixed = abs(seed), -1 if seed < 0 else 1, self._fixed
+        if fixed.noise is not None and fixed.seed == number:
+            noise = fixed.noise
         else:
-            noise = self.noise(torch.Generator(self.device).manual_seed(number))
-        if self._std is None or (torch.is_grad_enabled() and self.log_std.requires_grad):
+            noise = self.noise(torch.Generator(self.mean.device).manual_seed(number))
+        if fixed.std is None or (torch.is_grad_enabled() and self.log_std.requires_grad):
             return self._weights(noise, self.log_std.exp(), sign)
-        self._noise = (number, noise)
-        return self._weights(noise, self._std, sign)
+        fixed.seed, fixed.noise = number, noise
+        return self._weights(noise, fixed.std, sign)
 
     def trainable(self) -> list[nn.Parameter]:
         """Mean and log standard deviation."""
@@ -281,8 +290,14 @@ class GaussianPosterior(Posterior):
         )
 
     def kl(self, prior_std: float, names: Iterable[str] | None = None) -> Tensor:
-        """KL(q || N(0, prior_std^2)), a scalar in nats, summed over the weights of `names` or of all."""
-        return prior_divergence(*self.selected(names), prior_std).sum()
+        """KL(q || N(0, prior_std^2)), a scalar in nats, summed over the weights of `names` or of all.
+
+        The sum of `prior_divergence` in dot products, which take half the time.
+        """
+        mean, log_std = self.selected(names)
+        std = log_std.exp()
+        scaled = (std.dot(std) + mean.dot(mean)) / (2 * prior_std**2)
+        return scaled - log_std.sum() + len(mean) * (math.log(prior_std) - 0.5)
 
     def export(self) -> dict[str, Tensor]:
         """Mean and log standard deviation by parameter name."""
