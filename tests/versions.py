@@ -108,14 +108,22 @@ def _of_attack(attack: Any, x: Tensor, y: Tensor) -> Iterator[float]:
 
 
 def differing(known: Results, now: Results) -> dict[str, str]:
-    """What changed without the other, by name: `results` or `version`; and names that are new or gone."""
+    """What changed without the other, by name: `results` or `version`; and names that are new or gone.
+
+    A new `SCHEMA` is for all plugins of its kind, of which one at least must give another number, be it by rounding.
+    """
     found = {name: "recorded" if name in known else "not recorded" for name in known.keys() ^ now.keys()}
-    for name in known.keys() & now.keys():
+    both = known.keys() & now.keys()
+    moved = {name.partition(" ")[0] for name in both if known[name]["results"] != now[name]["results"]}
+    for name in both:
         same = known[name]["version"] == now[name]["version"]
         pairs = list(zip(known[name]["results"], now[name]["results"], strict=False))
         near = len(known[name]["results"]) == len(now[name]["results"])
         near = near and all(abs(one - other) <= NEAR * max(abs(one), abs(other), 0.01) for one, other in pairs)
-        if same != near:
+        (old, _, own_before), (new, _, own) = (each[name]["version"].partition("/") for each in (known, now))
+        if near and old != new and own_before == own and name.partition(" ")[0] in moved:
+            found[name] = "schema changed"
+        elif same != near:
             found[name] = "results changed, version did not" if same else "version changed, results did not"
         elif not same:
             found[name] = "both changed"

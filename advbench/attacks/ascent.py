@@ -49,18 +49,33 @@ def loss_gradient(
         samples: draws.
         objective: which of the two.
     """
+    gradient, logits = _gradient(clf, x, goal, loss, samples, objective)
+    function = goal.loss(loss)
+    if objective == "loss_of_mean" and loss != "ce" and len(logits) > 1:
+        return Slope(gradient, function(logits.log_softmax(-1).logsumexp(0), goal.rows), logits)
+    rows = goal.rows.repeat(len(logits), *[1] * (goal.rows.ndim - 1))
+    losses = function(logits.flatten(0, 1), rows).view(len(logits), -1)
+    if objective == "mean_loss" or len(logits) == 1:
+        return Slope(gradient, losses.mean(0), logits)
+    tilt = _tilt(goal)
+    return Slope(gradient, ((tilt * losses).logsumexp(0) - math.log(len(losses))) / tilt, logits)
+
+
+def _gradient(
+    clf: Classifier, x: Tensor, goal: Goal, loss: LossName, samples: int, objective: Objective
+) -> tuple[Tensor, Tensor]:
+    """Of `loss_gradient`, without the value."""
     function = goal.loss(loss)
     if objective == "mean_loss" or samples == 1 or not clf.stochastic:
-        gradient, logits = clf.input_gradient(x, goal.rows, function, samples)
-        value = torch.stack([function(draw, goal.rows) for draw in logits]).mean(0)
-        return Slope(gradient, value, logits)
-    if loss == "ce":  # -log p at the label, or log p at the target
-        tilt = 1.0 if goal.targeted else -1.0
-        gradient, logits = clf.input_gradient(x, goal.rows, function, samples, tilt=tilt)
-        losses = torch.stack([function(draw, goal.rows) for draw in logits])
-        return Slope(gradient, ((tilt * losses).logsumexp(0) - math.log(len(losses))) / tilt, logits)
-    gradient, logits = clf.mean_gradient(x, goal.rows, function, samples)
-    return Slope(gradient, function(logits.log_softmax(-1).logsumexp(0), goal.rows), logits)
+        return clf.input_gradient(x, goal.rows, function, samples)
+    if loss == "ce":
+        return clf.input_gradient(x, goal.rows, function, samples, tilt=_tilt(goal))
+    return clf.mean_gradient(x, goal.rows, function, samples)
+
+
+def _tilt(goal: Goal) -> float:
+    """Of cross-entropy, which is -log p at the label, or log p at the target."""
+    return 1.0 if goal.targeted else -1.0
 
 
 def step_length(threat: Threat, steps: int, fraction: float | None) -> float:
@@ -112,7 +127,7 @@ def ascend(
     x_adv, climb = start, _Climb(x, threat)
     best, best_margin = start, x.new_zeros(len(x))
     for _ in range(steps):
-        gradient, _, logits = loss_gradient(clf, x_adv, goal, loss, samples, objective)
+        gradient, logits = _gradient(clf, x_adv, goal, loss, samples, objective)
         if keep_best:
             reached = goal.margin(logits[0])
             improved = reached > best_margin

@@ -177,8 +177,8 @@ def test_eot_averages_the_draws_gradients_and_costs_their_passes() -> None:
     clf = Classifier(net, GaussianPosterior(net, std=0.3)).requires_grad_(False)
     x, y = images(5), torch.tensor([0, 1, 2, 0, 1])
     gradient = clf.reseed(3).input_gradient(x, y, attacks.cross_entropy, samples=7)
-    singles = clf.reseed(3)
-    parts = [singles.input_gradient(x, y, attacks.cross_entropy).value for _ in range(7)]
+    draws = [clf.draw(seed) for seed in clf.reseed(3).fresh_seeds(7)]
+    parts = [clf.input_gradient(x, y, attacks.cross_entropy, draws=[draw]).value for draw in draws]
     torch.testing.assert_close(gradient.value, torch.stack(parts).mean(0))
     assert gradient.logits.shape == (7, 5, 3)
     crafted = craft(advbench.get_attack("eot_pgd", steps=4, samples=6), clf, x, y, Threat("linf", 0.1))
