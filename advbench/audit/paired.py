@@ -79,7 +79,7 @@ def _compared(subject: Subject, pair: _Pair, one: Tried | None) -> Finding:
 def _black_boxes(subject: Subject) -> list[_Pair]:
     """Attacks that see no gradient of the classifier."""
     means, found = f"An attack that sees no gradient does more harm. {BOUND}", []
-    if subject.x.ndim == 4:
+    if subject.x.ndim == 4 and "square" not in subject.known:
         before = subject.clf.passes.forward
         square = subject.tried("square", get_attack("square", queries=QUERIES[subject.clf.stochastic]))
         passes = _since(subject, before)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from advbench.attacks.ball import random_start
 from advbench.attacks.base import Threat
+from advbench.audit.cells import Cell, check_cells
 from advbench.audit.consistency import Consistency
 from advbench.audit.convergence import check_convergence
 from advbench.audit.findings import Audit, Finding, settled
@@ -43,6 +44,7 @@ def audit(
     train: Data | None = None,
     other: Data | None = None,
     surrogate: nn.Module | None = None,
+    cells: Sequence[Cell] = (),
     quick: bool = False,
 ) -> Audit:
     """Check whether an evaluation of a classifier by attacks can be believed.
@@ -57,6 +59,7 @@ def audit(
         train: training images, on which a plain net is trained to transfer attacks from; None for no transfer.
         other: images of the same distribution that neither training nor attacks have seen; None for no such check.
         surrogate: a differentiable stand-in for the classifier, images to logits, whose gradient attacks may use.
+        cells: what a run found by other attacks; the audit does not run those again that it would run, too.
         quick: make only the checks that cost a few dozen passes and run no attack.
 
     Raises:
@@ -72,10 +75,13 @@ def audit(
     check_labels(y, len(x), None, "labels to audit")
     plain = None if quick or train is None else _plain_net(train, seed)
     held_out = None if other is None else other.batch(slice(LARGEST))
-    subject = Subject(clf, x, y, threat, seed=seed, other=held_out, plain=plain, surrogate=surrogate)
+    known = {cell.attack for cell in cells}
+    subject = Subject(
+        clf, x, y, threat, seed=seed, other=held_out, plain=plain, surrogate=surrogate, known=frozenset(known)
+    )
     with clf.isolated(), warnings.catch_warnings():
         warnings.simplefilter("ignore", ModelWarning)
-        findings = [*oddities, *(_quick(subject) if quick else _all(subject))]
+        findings = [*oddities, *(_quick(subject) if quick else _all(subject)), *check_cells(cells)]
     return Audit(
         name or type(model).__name__,
         f"{threat.norm} {threat.eps:.4g}",

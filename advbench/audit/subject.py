@@ -56,8 +56,9 @@ class Subject:
         threat: norm and eps, above 0.
         seed: of all the audit's random choices.
         other: images of the same distribution that neither trainings nor attacks have seen.
-        train: the training images, on which plain nets may be trained; None where there are none.
+        plain: a plain net of which adversarial examples are tried on the classifier; None for none.
         surrogate: a differentiable stand-in for the classifier: images in, logits out.
+        known: attacks of a run that the audit need not run again.
     """
 
     def __init__(
@@ -71,9 +72,10 @@ class Subject:
         other: tuple[Tensor, Tensor] | None = None,
         plain: nn.Module | None = None,
         surrogate: nn.Module | None = None,
+        known: frozenset[str] = frozenset(),
     ) -> None:
         self.clf, self.x, self.y, self.threat, self.seed = clf, x[:LARGEST], y[:LARGEST], threat, seed
-        self.other, self.plain, self.surrogate = other, plain, surrogate
+        self.other, self.plain, self.surrogate, self.known = other, plain, surrogate, known
         self.accuracies: dict[str, float] = {}
         self._tried: dict[str, Tried] = {}
 

@@ -139,7 +139,7 @@ class Choice(NamedTuple):
     component: Component  # what keys hold of it
     passes: float | None  # forward and backward, that it makes for each image; None where it does not say
     init: Choice | None = None  # the defense whose weights one starts from, or that an attack has as its source
-    traits: frozenset[str] = frozenset()  # of an attack, those of `minimal_norm` and `black_box` that hold
+    traits: frozenset[str] = frozenset()  # of an attack, those of `minimal_norm`, `black_box` and `mixed`
     net: Component | None = None  # a defense's
 
     @property
@@ -371,7 +371,12 @@ def _choose(kind: Kind, label: str, spec: RunSpec, heirs: tuple[str, ...] = ()) 
     if isinstance(plugin, Attack):
         cost = plugin.cost(True)
         passes = cost if cost is None or plugin.gradients else cost / 3  # a forward pass is a third of both
-        traits = {"minimal_norm": plugin.minimal_norm, "black_box": not plugin.gradients}
+        kinds = {part.gradients for part in plugin.parts.values()}
+        traits = {
+            "minimal_norm": plugin.minimal_norm,
+            "black_box": not plugin.gradients,
+            "mixed": plugin.gradients and len(kinds) == 2,
+        }
         return Choice(label, component, passes, start, frozenset(trait for trait, holds in traits.items() if holds))
     assert isinstance(plugin, Defense), "a plugin with hyperparameters is an attack or a defense"
     net = installed("architecture", plugin.architecture or spec.architecture)

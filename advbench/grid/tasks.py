@@ -324,6 +324,14 @@ class Runner:
         clf = load_classifier(module, self._tensors(key), record["result"]["classifier"])
         return clf.to(self.runtime.resources.device)
 
+    def classifier(self, key: str) -> Classifier:
+        """The trained classifier under that key, on the device.
+
+        Raises:
+            GoneError: the store has it no more.
+        """
+        return self._at_hand(key)
+
     def _at_hand(self, key: str) -> Classifier:
         """A trained classifier on the device, kept for the next task as long as there is room for it."""
         clf = self._classifiers.pop(key, None) or self._load_classifier(key)

@@ -43,6 +43,7 @@ class _Seen(NamedTuple):
     high: float
     classes: int
     white_box: bool
+    mixed: bool  # of parts with and without gradients, which counts as neither kind
     single_step: bool
 
 
@@ -60,7 +61,8 @@ def suspicious(cells: Sequence[Cell], evaluations: Sequence[Evaluation | None], 
             line = attack.label, cell.source.label
             white_box = cell.source.label == cell.defense.label and "black_box" not in attack.traits
             single_step = attack.passes is not None and attack.passes <= 1
-            seen = _Seen(index, line, cell.eps, *evaluation.interval, evaluation.classes, white_box, single_step)
+            mixed, found_in = "mixed" in attack.traits, evaluation.interval
+            seen = _Seen(index, line, cell.eps, *found_in, evaluation.classes, white_box, mixed, single_step)
             groups.setdefault((cell.defense.label, cell.seed), []).append(seen)
     found: dict[int, set[str]] = {}
     for group in groups.values():
@@ -95,6 +97,7 @@ def _at_one_eps(group: list[_Seen]) -> Iterator[tuple[_Seen, str]]:
     for seen in white:
         if not seen.single_step and any(one.high < seen.low for one in quick):
             yield seen, "single_step_stronger"
-    best = min(white, key=lambda seen: (seen.low + seen.high, seen.place), default=None)
+    pure = [seen for seen in white if not seen.mixed] or white
+    best = min(pure, key=lambda seen: (seen.low + seen.high, seen.place), default=None)
     if best and any(seen.high < best.low for seen in others):
         yield best, "black_box_stronger"
