@@ -6,10 +6,10 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from advbench.audit.run import audit as audit
 from advbench.audit.findings import Audit as Audit
 from advbench.audit.findings import Finding as Finding
 from advbench.audit.findings import markdown as markdown
+from advbench.audit.run import audit as audit
 
 
 class _Callable(ModuleType):

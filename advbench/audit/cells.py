@@ -47,11 +47,15 @@ def check_cells(cells: Sequence[Cell]) -> list[Finding]:
             compare(f"{each.attack} against gradients", each, best, means, "run worst_case, and let the lowest count")
         if best is not None and each.kind == "one step":
             means = f"One step does more harm than many. {bound}"
-            compare(f"{each.attack} against many steps", each, best, means, "run attacks of more steps and other losses")
+            compare(
+                f"{each.attack} against many steps", each, best, means, "run attacks of more steps and other losses"
+            )
         for part in cells if each.parts else ():
             if part.attack.partition("@")[0] in each.parts:
                 means = f"{each.attack} is weaker than one of its parts: it has not converged."
-                compare(f"{part.attack} against {each.attack}", part, each, means, "raise its draws and steps", "attack")
+                compare(
+                    f"{part.attack} against {each.attack}", part, each, means, "raise its draws and steps", "attack"
+                )
     if cells and not white:
         reason = "the run has no attack that follows gradients alone to compare with; add eot_pgd"
         found.append(Finding.skipped("run: black box against gradients", reason))

@@ -14,7 +14,7 @@ INDICATORS = {
 # Carlini et al. 2019, "On evaluating adversarial robustness", section 5 and appendix.
 CHECKLIST = {
     "a threat model is stated": "the run's norm and eps, in every table",
-    "adaptive attacks are run": "surrogate: stand-in, if one is given; an attack made for the defense is up to the critic",
+    "adaptive attacks are run": "surrogate: stand-in, if one is given; attacks made for the defense are up to critics",
     "the models are available, clean accuracy is reported": "not checked here: stored with every run",
     "iterative attacks do better than one step": "paired: one step",
     "larger radii break more": "the flag rises_with_eps of a run",

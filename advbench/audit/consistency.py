@@ -248,7 +248,7 @@ class Consistency:
         return Finding(
             name,
             "failed" if wakes else "ok",
-            f"The draws agree on {quiet:.0%} of the clean images and differ visibly on {loud:.0%} of the perturbed ones.",
+            f"Draws agree on {quiet:.0%} of the clean images and differ visibly on {loud:.0%} of the perturbed ones.",
             "Randomness that acts off the data alone spoils an attack's steps and costs the clean accuracy nothing: "
             "what attacks say is an upper bound.",
             "attack the classifier without its noise, and with more samples of it (eot_pgd.samples), and evaluate both",

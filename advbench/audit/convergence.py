@@ -25,7 +25,7 @@ def check_convergence(subject: Subject, gradient: Tried) -> list[Finding]:
             Finding(
                 f"convergence: {name}",
                 "ok",
-                f"{FACTOR} times the {name} lower the accuracy from {one:.3f} to {other:.3f} on {base.shape[1]} images.",
+                f"{FACTOR} times the {name}: accuracy {other:.3f} after {one:.3f}, on {base.shape[1]} images.",
                 "The attack has not converged: the number is an upper bound.",
                 f"raise {name}, or run with --converge, or worst_case",
                 "attack",

@@ -127,5 +127,3 @@ def _differences(
         NEXT,
         p=min(1.0, len(PROBES) * worst),
     )
-
-

@@ -48,7 +48,9 @@ def check_pairs(subject: Subject, gradient: Tried | None) -> list[Finding]:
         white.append(tried)
         passes = _since(subject, before)
         found.append(
-            _compared(subject, _Pair(name, tried, LOSSES, "run worst_case, which has them all", "attack", passes), gradient)
+            _compared(
+                subject, _Pair(name, tried, LOSSES, "run worst_case, which has them all", "attack", passes), gradient
+            )
         )
     best = min(white, key=lambda each: float(each.right.mean()))
     found += [_compared(subject, pair, best) for pair in _black_boxes(subject)]

@@ -44,7 +44,8 @@ def check_search(subject: Subject, gradient: Tried) -> Finding:
     return Finding(
         "search: random points",
         "ok",
-        f"The best of {POINTS} random points of the ball leaves an accuracy of {other:.3f}, the gradient attack {one:.3f}.",
+        f"The best of {POINTS} random points of the ball leaves an accuracy of {other:.3f}, the gradient attack "
+        f"{one:.3f}.",
         MISSED,
         NEXT,
         passes=(subject.clf.passes.forward - before) / len(subject.x),

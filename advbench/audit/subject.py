@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from advbench.attacks.base import Attack, Threat
 from advbench.attacks.craft import craft
 from advbench.attacks.losses import margin
-from advbench.data.base import Data
 from advbench.errors import ModelWarning
 from advbench.keys import derive
 from advbench.models.classifier import Classifier, Draw
@@ -221,4 +220,3 @@ def ignores_images(clf: Classifier, x: Tensor, draw: Draw) -> bool:
         answer = clf.at(draw, x)
         others = (x.roll(1, 0), 1 - x, torch.full_like(x, 0.5))
         return all(torch.equal(answer, clf.at(draw, other)) for other in others)
-

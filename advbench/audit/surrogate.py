@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -46,17 +47,18 @@ def bridged(clf: Classifier, surrogate: nn.Module | None) -> Classifier | None:
     if not callable(getattr(clf.module, "surrogate", None)):
         return None
     module = copy.copy(clf.module)  # with the same parameters
-    real, soft = clf.module.forward, module.surrogate
+    real: Callable[[Tensor], Tensor] = clf.module.forward
+    soft: Callable[[Tensor], Tensor] = module.surrogate  # type: ignore[assignment]
 
     def forward(x: Tensor) -> Tensor:
         with torch.no_grad():
-            logits: Tensor = real(x)
+            logits = real(x)
         if not (torch.is_grad_enabled() and x.requires_grad):
             return logits
-        other: Tensor = soft(x)
+        other = soft(x)
         return logits + (other - other.detach())
 
-    module.forward = forward  # type: ignore[method-assign]
+    module.forward = forward
     found = Classifier(module, clf.posterior)
     found.noise = clf.noise
     return found

@@ -47,13 +47,13 @@ def audit(
     out: Annotated[Path, typer.Option(help="folder for audit.md and audit.json; of a finished run")] = DEFAULT_OUT,
     surrogate: Annotated[
         str | None,
-        typer.Option(help="architecture with the defense's weights and a gradient that attacks may use [default: none]"),
+        typer.Option(help="architecture for the defense's weights whose gradient attacks may use [default: none]"),
     ] = None,
 ) -> None:
     """Check whether the evaluation of defenses can be believed: of --defense, or of the finished run in --out."""
     from advbench.audit import markdown
     from advbench.audit.checklist import checklist
-    from advbench.grid.run import prepare, prepare_anew
+    from advbench.grid.run import Settings, prepare, prepare_anew
     from advbench.report.output import check_writable
     from advbench.store.storage import write_file
 
@@ -63,11 +63,12 @@ def audit(
     elif (out / "spec.toml").exists():
         plan = prepare_anew(execution.placed(make_spec(out / "spec.toml")), out, root)
     else:
-        raise InputError(f"nothing to audit in {out}", expected="--defense NAMES, or the --out folder of a finished run")
+        expected = "--defense NAMES, or the --out folder of a finished run"
+        raise InputError(f"nothing to audit in {out}", expected=expected)
     if plan.spec.eps[-1] == 0:
         raise InputError("--eps", expected="a radius above 0 to audit", got=0)
     check_writable(out)
-    outcome = carry_out_shown(_trainings(plan), execution, store)
+    outcome = carry_out_shown(_trainings(plan), execution, store, Settings())
     for line in outcome.why(plan.tasks):
         complain(line)
     audits = list(_audits(plan, execution, store, surrogate))
@@ -87,7 +88,8 @@ def _trainings(plan: "Plan") -> "Plan":
     """The part of a plan that trains."""
     from dataclasses import replace
 
-    return replace(plan, tasks={key: task for key, task in plan.tasks.items() if task.kind == "train"}, cells=(), ood=())
+    tasks = {key: task for key, task in plan.tasks.items() if task.kind == "train"}
+    return replace(plan, tasks=tasks, cells=(), ood=())
 
 
 def _audits(plan: "Plan", execution: "Execution", store: "Store", surrogate: str | None) -> "Iterator[Any]":
@@ -141,7 +143,8 @@ def _stand_in(name: str, data: "Dataset", clf: "Classifier") -> "nn.Module":
             missing = ["a weight of the same shape"]
     if missing:
         remedy = "give an architecture whose parameters are called as the defense's"
-        raise InputError(f"--surrogate {name}", expected="a net that the defense's weights fit", got=f"no {missing[0]}", remedy=remedy)
+        expected = "a net that the defense's weights fit"
+        raise InputError(f"--surrogate {name}", expected=expected, got=f"no {missing[0]}", remedy=remedy)
     return net.eval().requires_grad_(False)
 
 
