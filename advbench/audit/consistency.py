@@ -20,10 +20,6 @@ from advbench.audit.findings import Finding
 from advbench.audit.subject import Subject
 from advbench.models.classifier import Classifier, Draw
 
-IMAGES = 32
-SINGLES = 8  # images that are asked one by one
-QUERIES = 200  # of one image in a row, after which a classifier that counts may have changed
-TEST_DRAWS = 24  # of each way in a test
 PERMUTATIONS = 20_000
 DISTANCE = 0.05  # between mean softmax outputs, from which a difference counts
 MEANS = "What attacks see is not what is evaluated: accuracies under attack say nothing of this defense."
@@ -108,7 +104,7 @@ class Consistency:
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
-        clean = subject.x[:IMAGES]
+        clean = subject.x[: subject.sizes.images]
         perturbed = random_start(clean, subject.threat, subject.generator("consistency"))
         unseen = perturbed.roll(1, 0).lerp(perturbed, 0.5)  # images that nobody can have seen
         self.sets = {"clean": clean, "perturbed": perturbed, "unseen": unseen}
@@ -143,7 +139,7 @@ class Consistency:
         return self._compared("later", "asked again after all of the audit's attacks", _plain, self.subject.clf)
 
     def _compared(self, name: str, how: str, ask: Ask, clf: Classifier) -> Finding:
-        wrong = total = 0
+        wrong, total, sizes = 0, 0, self.subject.sizes
         before = clf.passes.forward
         try:
             for (what, k), first in self._first.items():
@@ -151,7 +147,7 @@ class Consistency:
                     continue
                 x = self.sets[what]
                 if name == "one by one":
-                    x, first = x[:SINGLES], first[:SINGLES]  # noqa: PLW2901
+                    x, first = x[: sizes.singles], first[: sizes.singles]  # noqa: PLW2901
                 differs = _differ(first, ask(clf, self.draws[k], x))
                 wrong += int(differs.sum())
                 total += len(differs)
@@ -197,13 +193,13 @@ class Consistency:
     def _queried(self) -> Finding:
         """One image asked many times in a row, as attacks do."""
         clf, before = self.subject.clf, self.subject.clf.passes.forward
-        x, draw = self.sets["perturbed"][:1], self.draws[0]
+        x, draw, queries = self.sets["perturbed"][:1], self.draws[0], self.subject.sizes.queries
         first = clf.at(draw, x)
-        wrong = sum(bool(_differ(first, clf.at(draw, x)).any()) for _ in range(QUERIES))
+        wrong = sum(bool(_differ(first, clf.at(draw, x)).any()) for _ in range(queries))
         return Finding(
             "consistency: many queries",
             "failed" if wrong else "ok",
-            f"Asked {QUERIES} times in a row of one image at the same draw, the classifier answers otherwise than the "
+            f"Asked {queries} times in a row of one image at the same draw, the classifier answers otherwise than the "
             f"first time in {wrong} cases.",
             MEANS,
             NEXT,
@@ -212,19 +208,19 @@ class Consistency:
 
     def _tested(self, name: str, how: str, ask: Ask) -> Finding:
         """Of noise inside a module a test over draws: are those of two ways of asking alike?"""
-        clf, x = self.subject.clf, self.sets["perturbed"][:SINGLES]
-        before = clf.passes.forward
-        draws = self.subject.draws(2 * TEST_DRAWS, f"consistency {name}")
-        usual = torch.stack([clf.at(draw, x) for draw in draws[:TEST_DRAWS]])
-        other = torch.stack([ask(clf, draw, x) for draw in draws[TEST_DRAWS:]])
+        clf, x = self.subject.clf, self.sets["perturbed"][: self.subject.sizes.singles]
+        before, count = clf.passes.forward, self.subject.sizes.test_draws
+        draws = self.subject.draws(2 * count, f"consistency {name}")
+        usual = torch.stack([clf.at(draw, x) for draw in draws[:count]])
+        other = torch.stack([ask(clf, draw, x) for draw in draws[count:]])
         outputs = torch.cat([usual, other]).softmax(-1).double()
-        p = two_samples(outputs.cpu(), TEST_DRAWS, self.subject.generator(name).initial_seed())
-        distance = float((outputs[:TEST_DRAWS].mean(0) - outputs[TEST_DRAWS:].mean(0)).abs().sum(-1).mean()) / 2
-        spreads = [float(each.std(0).mean()) for each in (outputs[:TEST_DRAWS], outputs[TEST_DRAWS:])]
+        p = two_samples(outputs.cpu(), count, self.subject.generator(name).initial_seed())
+        distance = float((outputs[:count].mean(0) - outputs[count:].mean(0)).abs().sum(-1).mean()) / 2
+        spreads = [float(each.std(0).mean()) for each in (outputs[:count], outputs[count:])]
         return Finding(
             f"consistency: {name}",
             "ok",
-            f"Over {TEST_DRAWS} draws {how} the mean softmax moves by {distance:.3f} (total variation) and its "
+            f"Over {count} draws {how} the mean softmax moves by {distance:.3f} (total variation) and its "
             f"deviation from {spreads[0]:.3f} to {spreads[1]:.3f}.",
             MEANS,
             NEXT,

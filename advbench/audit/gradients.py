@@ -7,11 +7,9 @@ from torch import Tensor
 
 from advbench.attacks.ball import random_start, steepest
 from advbench.audit.findings import Finding
-from advbench.audit.subject import PLACES, Slopes, Subject, ignores_images, too_few
+from advbench.audit.subject import Slopes, Subject, ignores_images, too_few
 from advbench.errors import NoGradientError, PluginError
 
-STEPS = (0.02, 0.1, 0.25, 1.0)  # lengths of a step along the gradient, in eps
-PROBES = (0.02, 0.1)  # and along random directions
 UPHILL = 0.9  # share of places at which a step must rise; of sound classifiers it does at all of them
 AGREE = 0.85  # share of random directions whose slope must have the gradient's sign; of sound classifiers 0.94 and more
 ROUNDING = 32  # units in the last place of the largest logit, below which nothing is to be seen
@@ -22,7 +20,7 @@ NEXT = "run attacks without gradients (square, transfer), or a differentiable st
 
 def check_gradients(subject: Subject) -> list[Finding]:
     """Zeros, steps uphill, finite differences, at the images and at random points of the ball."""
-    clf, half = subject.clf, min(PLACES, len(subject.x))
+    clf, half = subject.clf, min(subject.sizes.places, len(subject.x))
     x, y = subject.x[:half], subject.y[:half]
     places = torch.cat([x, random_start(x, subject.threat, subject.generator("places"))])
     labels = torch.cat([y, y])
@@ -84,7 +82,7 @@ def _uphill(
     """Steps of several lengths along the gradient, each clipped to the box."""
     start, direction = slopes.margins(places, labels), steepest(gradient, subject.threat)
     worst, texts = 1.0, []
-    for length in STEPS:
+    for length in subject.sizes.steps:
         there = (places + length * subject.threat.eps * direction).clamp(0, 1)
         predicted = ((there - places) * gradient).flatten(1).sum(1)
         rise = slopes.margins(there, labels) - start
@@ -99,7 +97,7 @@ def _uphill(
         f"A step along the gradient raises the margin at {', '.join(texts)}.",
         f"The gradient does not lead uphill. {MEANS}",
         NEXT,
-        p=min(1.0, len(STEPS) * worst),
+        p=min(1.0, len(subject.sizes.steps) * worst),
     )
 
 
@@ -109,7 +107,7 @@ def _differences(
     """Central differences along random directions against the directional derivative."""
     generator = subject.generator("directions")
     worst, texts = 1.0, []
-    for length in PROBES:
+    for length in subject.sizes.probes:
         drawn = torch.empty_like(places).normal_(generator=generator)
         change = steepest(drawn, subject.threat) * (length * subject.threat.eps)
         above, below = (places + change).clamp(0, 1), (places - change).clamp(0, 1)
@@ -125,5 +123,5 @@ def _differences(
         f"Along random directions the margin changes with the gradient's sign in {', '.join(texts)}.",
         f"The gradient is not that of what is evaluated. {MEANS}",
         NEXT,
-        p=min(1.0, len(PROBES) * worst),
+        p=min(1.0, len(subject.sizes.probes) * worst),
     )

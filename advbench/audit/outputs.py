@@ -6,7 +6,7 @@ import torch
 
 from advbench.attacks.ball import random_start, steepest
 from advbench.audit.findings import Finding
-from advbench.audit.subject import PLACES, Subject, ignores_images
+from advbench.audit.subject import Subject, ignores_images
 from advbench.models.guard import looks_like_probabilities
 
 SATURATED = 100.0  # nats by which the largest logit leads, median over images
@@ -20,8 +20,8 @@ AROUND = "run attacks that need no gradient (square, transfer), or a differentia
 @torch.no_grad()
 def check_outputs(subject: Subject) -> list[Finding]:
     """The four checks, by five passes of a few images."""
-    x, draw = subject.x[:PLACES], subject.draws(1, "outputs")[0]
-    clf, cost = subject.clf, len(subject.x[:PLACES]) / len(subject.x)
+    x, draw = subject.x[: subject.sizes.places], subject.draws(1, "outputs")[0]
+    clf, cost = subject.clf, len(subject.x[: subject.sizes.places]) / len(subject.x)
     logits = clf.at(draw, x)
     plain = looks_like_probabilities(logits)
     found = [

@@ -77,7 +77,16 @@ def audit(
     held_out = None if other is None else other.batch(slice(LARGEST))
     known = {cell.attack for cell in cells}
     subject = Subject(
-        clf, x, y, threat, seed=seed, other=held_out, plain=plain, surrogate=surrogate, known=frozenset(known)
+        clf,
+        x,
+        y,
+        threat,
+        seed=seed,
+        other=held_out,
+        plain=plain,
+        surrogate=surrogate,
+        known=frozenset(known),
+        quick=quick,
     )
     with clf.isolated(), warnings.catch_warnings():
         warnings.simplefilter("ignore", ModelWarning)

@@ -10,11 +10,11 @@ from torch import Tensor
 from advbench.attacks.ball import per_image, project, random_start, steepest
 from advbench.attacks.base import Threat
 from advbench.audit.findings import Finding
-from advbench.audit.subject import LITTLE, PLACES, Slopes, Subject, Tried, ascent, stronger
+from advbench.audit.subject import LITTLE, Slopes, Subject, Tried, ascent, stronger
 
 POINTS = 40  # random ones around each image
 BLIND_DRAWS = 2  # that choose among them
-FAR_STEPS = 10
+FAR_STEPS, FAR_IMAGES = 10, 64
 MISSED = "Attacks that follow the gradient miss what blind search finds: their numbers are upper bounds."
 NEXT = "run attacks without gradients (square, transfer) and let the lowest accuracy count"
 
@@ -56,7 +56,7 @@ def check_search(subject: Subject, gradient: Tried) -> Finding:
 
 def check_far(subject: Subject) -> Finding:
     """At the radius at which any image may become any other, an attack must do what a constant image does."""
-    x, y, before = subject.x[:PLACES], subject.y[:PLACES], subject.clf.passes.forward
+    x, y, before = subject.x[:FAR_IMAGES], subject.y[:FAR_IMAGES], subject.clf.passes.forward
     radius = 1.0 if subject.threat.norm == "linf" else math.sqrt(x[0].numel())
     how = {"samples": 3} if subject.clf.stochastic else {"early_stop": False}
     attack = ascent(subject.clf, steps=FAR_STEPS, loss="margin", **how)

@@ -25,11 +25,25 @@ from advbench.models.guard import undisturbed
 from advbench.registry import registry
 
 DRAWS = 20  # that score what an attack found
-SLOPE_DRAWS = 10  # of one gradient
 LARGEST = 200  # images
-PLACES = 64  # at which gradients are looked at
 LITTLE = 0.03  # accuracy so small that nothing is hidden behind it, and difference so small that it does not count
 
+
+class Sizes(NamedTuple):
+    """How much the cheap checks ask."""
+
+    images: int  # that are asked in several ways
+    singles: int  # that are asked one by one
+    queries: int  # of one image in a row
+    test_draws: int  # of each way of asking, where a classifier draws noise of its own
+    places: int  # images at which gradients are looked at, and as many random points
+    slope_draws: int  # of one gradient
+    steps: tuple[float, ...]  # along a gradient, in eps
+    probes: tuple[float, ...]  # along random directions, in eps
+
+
+WHOLE = Sizes(32, 8, 200, 24, 64, 10, (0.02, 0.1, 0.25, 1.0), (0.02, 0.1))
+QUICK = Sizes(8, 4, 50, 12, 20, 4, (0.1, 1.0), (0.1,))
 Table = NDArray[np.bool_]  # whether each draw is right on each image, `(draws, images)`
 
 
@@ -58,6 +72,7 @@ class Subject:
         plain: a plain net of which adversarial examples are tried on the classifier; None for none.
         surrogate: a differentiable stand-in for the classifier: images in, logits out.
         known: attacks of a run that the audit need not run again.
+        quick: make the checks on fewer images and draws.
     """
 
     def __init__(
@@ -72,9 +87,11 @@ class Subject:
         plain: nn.Module | None = None,
         surrogate: nn.Module | None = None,
         known: frozenset[str] = frozenset(),
+        quick: bool = False,
     ) -> None:
         self.clf, self.x, self.y, self.threat, self.seed = clf, x[:LARGEST], y[:LARGEST], threat, seed
         self.other, self.plain, self.surrogate, self.known = other, plain, surrogate, known
+        self.sizes = QUICK if quick else WHOLE
         self.accuracies: dict[str, float] = {}
         self._tried: dict[str, Tried] = {}
 
@@ -164,9 +181,9 @@ class Slopes:
         draws: how many.
     """
 
-    def __init__(self, subject: Subject, draws: int = SLOPE_DRAWS) -> None:
+    def __init__(self, subject: Subject, draws: int | None = None) -> None:
         self.clf = subject.clf
-        self._draws = subject.draws(draws, "slope")
+        self._draws = subject.draws(draws or subject.sizes.slope_draws, "slope")
 
     @torch.no_grad()
     def margins(self, x: Tensor, y: Tensor) -> Tensor:

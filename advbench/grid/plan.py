@@ -126,7 +126,8 @@ def make_plan(
     for seed in spec.seeds:
         for choice in defenses:
             layout.train(choice, seed)
-        clean = {target.label: layout.evaluate(target, seed, attack="none", eps=0.0) for target in defenses}
+        audit = Threat(spec.norm, spec.eps[-1]) if spec.eps[-1] else None
+        clean = {t.label: layout.evaluate(t, seed, audit=audit, attack="none", eps=0.0) for t in defenses}
         cells += [Cell(target, target, None, 0.0, seed, clean[target.label]) for target in defenses]
         for other, target in product(identity.ood, defenses):
             key = layout.evaluate(target, seed, clean[target.label], ood=other)
@@ -216,6 +217,7 @@ class _Layout:
         examples: str | None = None,
         within: Threat | None = None,
         ood: OodSet | None = None,
+        audit: Threat | None = None,
         **labels: Any,
     ) -> str:
         """Evaluate a defense on examples, on out-of-distribution images, or else on the clean images.
@@ -227,6 +229,7 @@ class _Layout:
             target=self.trained[target.label, seed],
             examples=examples,
             within=within,
+            audit=audit,
             foreign=ood and OodRef(ood.name, ood.digest, ood.scale),
             draws=self._spec.draws,
             images=images,

@@ -20,10 +20,20 @@ from torch import Tensor
 
 from advbench.attacks.ball import within
 from advbench.attacks.base import Threat
-from advbench.attacks.craft import Earlier, craft
+from advbench.attacks.craft import Crafted, Earlier, craft
+from advbench.audit.run import audit
+from advbench.audit.subject import ignores_images
 from advbench.data.datasets import Dataset, limited, load_dataset
 from advbench.data.ood import ood_images
-from advbench.errors import AdvbenchError, GoneError, InputError, OutOfMemoryError, PluginError, out_of_memory
+from advbench.errors import (
+    AdvbenchError,
+    GoneError,
+    InputError,
+    NoGradientError,
+    OutOfMemoryError,
+    PluginError,
+    out_of_memory,
+)
 from advbench.evaluation import Predictions
 from advbench.evaluation.evaluate import evaluate, evaluate_ood
 from advbench.evaluation.summary import summary
@@ -46,6 +56,7 @@ from advbench.training.base import Resources, TrainContext
 SPENT = "seconds spent"  # among the values of a training's saved state
 KEPT = 2**30  # bytes of classifiers that stay on the device for the next tasks
 VANISHED = 0.01  # share of gradients that are exactly zero from which an evaluation is flagged
+AUDITED = 100  # images on which every run makes the cheap checks of an audit
 
 Record = dict[str, Any]
 Result = tuple[dict[str, Any], bytes]  # what a record says was found, and the artifact
@@ -242,24 +253,29 @@ class Runner:
             after = inputs.sweep.after
             images = self._tensors(after)["images"].to(x.device) if after else x
             earlier = Earlier(images, inputs.sweep.eps)
-        crafted = craft(
-            attack,
-            self._at_hand(inputs.source),
-            x,
-            y,
-            Threat(inputs.norm, inputs.eps or 0.0),  # none: a minimal-norm attack, which has no use for it
-            seed=inputs.seed,
-            nearest=True,
-            earlier=earlier,
-            budget=inputs.budget,
-            batch_size=inputs.batch_size,
-            report=on_progress,
-        )
+        clf, blind = self._at_hand(inputs.source), False
+        try:
+            crafted = craft(
+                attack,
+                clf,
+                x,
+                y,
+                Threat(inputs.norm, inputs.eps or 0.0),  # none: a minimal-norm attack, which has no use for it
+                seed=inputs.seed,
+                nearest=True,
+                earlier=earlier,
+                budget=inputs.budget,
+                batch_size=inputs.batch_size,
+                report=on_progress,
+            )
+        except NoGradientError:  # the attack has nothing to follow: the images stay, and the evaluation is flagged
+            crafted, blind = Crafted(x.clone(), random=clf.stochastic), True
         result = {
             "forward_passes": crafted.forward_passes,
             "backward_passes": crafted.backward_passes,
             "random": crafted.random,
             "vanished_gradients": crafted.vanished_gradients,
+            **({"no_gradient": True} if blind else {}),
         }
         return result, tensor_bytes({"images": crafted.images})
 
@@ -281,9 +297,15 @@ class Runner:
         predictions = evaluate(clf, x, y, inputs.draws, **how)
         # One draw tells nothing of the spread of draws, so the intervals cover other images alone.
         flags = [*predictions.flags, *(["one_draw"] if clf.stochastic and predictions.draws == 1 else [])]
-        if attack.get("vanished_gradients", 0.0) > VANISHED:
-            flags.append("vanished_gradients")
-        return {**summary(predictions, clean), "attack": attack, "flags": flags}, predictions.to_bytes()
+        blind, vanished = attack.get("no_gradient", False), attack.get("vanished_gradients", 0.0) > VANISHED
+        if (blind or vanished) and not ignores_images(clf, x[:AUDITED], clf.draw(derive(inputs.seed, "looks"))):
+            flags.append("no_gradient" if blind else "vanished_gradients")
+        found: dict[str, Any] = {}
+        if inputs.audit is not None and len(x) > 1:
+            checks = audit(clf, x[:AUDITED], y[:AUDITED], inputs.audit, seed=inputs.seed, quick=True)
+            found["audit"] = [each.to_json() for each in checks.findings]
+            flags += ["misleads_attacks"] if checks.misleads else []
+        return {**summary(predictions, clean), "attack": attack, "flags": flags, **found}, predictions.to_bytes()
 
     def _ood_images(self, inputs: EvaluateInputs, wanted: OodRef) -> Tensor:
         root = self.runtime.data_root
