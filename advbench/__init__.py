@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from advbench.attacks.base import Attack as Attack
     from advbench.attacks.base import Threat as Threat
     from advbench.attacks.craft import craft as craft
+    from advbench.audit.run import audit as audit
     from advbench.data.base import Data as Data
     from advbench.data.datasets import load_dataset as load_dataset
     from advbench.evaluation import Predictions as Predictions
@@ -36,6 +37,7 @@ _LAZY = {
     "Resources": "advbench.training:Resources",
     "Threat": "advbench.attacks:Threat",
     "TrainContext": "advbench.training:TrainContext",
+    "audit": "advbench.audit.run:audit",
     "build_architecture": "advbench.models.nets:build",
     "converge": "advbench.grid.convergence:converge",
     "craft": "advbench.attacks:craft",
@@ -56,6 +58,7 @@ __all__ = [
     "Resources",
     "Threat",
     "TrainContext",
+    "audit",
     "build_architecture",
     "converge",
     "craft",

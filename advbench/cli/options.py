@@ -110,7 +110,7 @@ EXECUTION_OPTIONS = (
 )
 
 
-def _expanded(
+def expanded(
     name: str, options: tuple[Parameter, ...], make: Callable[..., Any], command: Callable[..., None]
 ) -> Callable[..., None]:
     """A command whose parameter of that name is replaced by options, from which its value is made."""
@@ -206,5 +206,5 @@ def integers(values: Names, option: str = "--seeds") -> list[int]:
 
 
 # Decorators of commands with a parameter `spec` or `execution`.
-takes_spec = functools.partial(_expanded, "spec", SPEC_OPTIONS, make_spec)
-takes_execution = functools.partial(_expanded, "execution", EXECUTION_OPTIONS, _make_execution)
+takes_spec = functools.partial(expanded, "spec", SPEC_OPTIONS, make_spec)
+takes_execution = functools.partial(expanded, "execution", EXECUTION_OPTIONS, _make_execution)

@@ -169,6 +169,7 @@ class EvaluateInputs(Inputs):
     images: int
     batch_size: int  # images that pass the net together
     within: Threat | None = None  # the ball that examples of a minimal-norm attack are brought into
+    audit: Threat | None = None  # under which the cheap checks of an audit are made; of clean images
     foreign: OodRef | None = None  # the data set of out-of-distribution images, if these are evaluated
     known: bool | None = None  # true where each draw is evaluated by itself, on the examples crafted on it
 

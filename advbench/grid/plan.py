@@ -142,7 +142,8 @@ def make_plan(
     for seed in spec.seeds:
         for choice in defenses:
             layout.train(choice, seed)
-        clean = {target.label: layout.evaluate(target, seed, attack="none", eps=0.0) for target in defenses}
+        audit = Threat(spec.norm, spec.eps[-1]) if spec.eps[-1] else None
+        clean = {t.label: layout.evaluate(t, seed, audit=audit, attack="none", eps=0.0) for t in defenses}
         cells += [Cell(target, target, None, 0.0, seed, clean[target.label]) for target in defenses]
         for other, target in product(identity.ood, defenses):
             key = layout.evaluate(target, seed, clean[target.label], ood=other)
@@ -267,6 +268,7 @@ class _Layout:
         within: Threat | None = None,
         ood: OodSet | None = None,
         draws: int | None = None,
+        audit: Threat | None = None,
         **labels: Any,
     ) -> str:
         """Evaluate a defense on examples, on out-of-distribution images, or else on the clean images.
@@ -278,6 +280,7 @@ class _Layout:
             target=self.trained[target.label, seed],
             examples=examples,
             within=within,
+            audit=audit,
             foreign=ood and OodRef(ood.name, ood.digest, ood.scale),
             known=None if draws is None else True,
             draws=draws or self._spec.draws,

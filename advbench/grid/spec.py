@@ -176,7 +176,7 @@ def _transfers(attack: str) -> bool:
 
 
 OTHER_AIMS = frozenset({"certain_error", "doubt", "certainty", "the_draw"})  # traits with which accuracy is not the end
-TRAITS = ("minimal_norm", "black_box", "stops_early", "grows")
+TRAITS = ("minimal_norm", "black_box", "mixed", "stops_early", "grows")
 
 
 class Choice(NamedTuple):
@@ -518,7 +518,8 @@ def _choose(kind: Kind, label: str, spec: RunSpec, kept: Kept | None, heirs: tup
     if isinstance(plugin, Attack):
         if passes is not None and not plugin.gradients:
             passes = passes / 3  # a forward pass is a third of both
-        holding = (plugin.minimal_norm, not plugin.gradients, plugin.stops_early, bool(axes(plugin)))
+        mixed = plugin.gradients and len({part.gradients for part in plugin.parts.values()}) == 2
+        holding = (plugin.minimal_norm, not plugin.gradients, mixed, plugin.stops_early, bool(axes(plugin)))
         traits = dict(zip(TRAITS, holding, strict=True))
         traits |= {plugin.aim: plugin.aim != "error", plugin.knows: plugin.knows != "posterior"}
         return Choice(label, component, passes, init, frozenset(trait for trait, holds in traits.items() if holds))

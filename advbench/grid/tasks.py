@@ -22,10 +22,20 @@ from torch import Tensor, nn
 from advbench.attacks.ball import within
 from advbench.attacks.base import Threat
 from advbench.attacks.craft import Crafted, Earlier, craft, craft_on_draws
+from advbench.audit.run import audit
+from advbench.audit.subject import ignores_images
 from advbench.data.base import Data
 from advbench.data.datasets import Dataset, limited, load_dataset
 from advbench.data.ood import ood_images
-from advbench.errors import AdvbenchError, GoneError, InputError, OutOfMemoryError, PluginError, out_of_memory
+from advbench.errors import (
+    AdvbenchError,
+    GoneError,
+    InputError,
+    NoGradientError,
+    OutOfMemoryError,
+    PluginError,
+    out_of_memory,
+)
 from advbench.evaluation import Predictions
 from advbench.evaluation.evaluate import evaluate, evaluate_draws, evaluate_ood
 from advbench.evaluation.summary import known_draws, summary
@@ -50,6 +60,7 @@ from advbench.training.base import Resources, TrainContext
 SPENT = "seconds spent"  # among the values of a training's saved state
 KEPT = 2**30  # bytes of classifiers that stay on the device for the next tasks
 VANISHED = 0.01  # share of gradients that are exactly zero from which an evaluation is flagged
+AUDITED = 100  # images on which every run makes the cheap checks of an audit
 
 Record = dict[str, Any]
 Result = tuple[dict[str, Any], bytes]  # what a record says was found, and the artifact
@@ -259,12 +270,18 @@ class Runner:
             images = self._tensors(after)["images"].to(x.device) if after else x
             earlier = Earlier(images, inputs.sweep.eps)
         how |= {"stop_early": bool(inputs.stop_early), "report": on_progress}
-        if inputs.converge is None:
-            return _crafted(craft(attack, clf, x, y, threat, nearest=True, earlier=earlier, **how), inputs)
-        del how["budget"]
-        how |= {"checkpoint": self._slot, "checkpoint_seconds": self.runtime.checkpoint_seconds}
-        found = converge(attack, clf, x, y, threat, inputs.converge, **how)
-        return _crafted(found.crafted, inputs, {"converge": found.to_json()})
+        search: dict[str, Any] = {}
+        try:
+            if inputs.converge is None:
+                crafted = craft(attack, clf, x, y, threat, nearest=True, earlier=earlier, **how)
+            else:
+                del how["budget"]
+                how |= {"checkpoint": self._slot, "checkpoint_seconds": self.runtime.checkpoint_seconds}
+                found = converge(attack, clf, x, y, threat, inputs.converge, **how)
+                crafted, search = found.crafted, {"converge": found.to_json()}
+        except NoGradientError:  # the attack has nothing to follow: the images stay, and the evaluation is flagged
+            crafted, search = Crafted(x.clone(), random=clf.stochastic), {"no_gradient": True}
+        return _crafted(crafted, inputs, search)
 
     def _evaluate(self, inputs: EvaluateInputs, clean: Predictions | None, on_progress: OnProgress) -> Result:
         clf = self._at_hand(inputs.target)
@@ -291,13 +308,19 @@ class Runner:
         predictions = evaluate(clf, x, y, inputs.draws, **how)
         # One draw tells nothing of the spread of draws, so the intervals cover other images alone.
         flags = [*predictions.flags, *(["one_draw"] if clf.stochastic and predictions.draws == 1 else [])]
-        if attack.get("vanished_gradients", 0.0) > VANISHED:
-            flags.append("vanished_gradients")
+        blind, vanished = attack.get("no_gradient", False), attack.get("vanished_gradients", 0.0) > VANISHED
+        if (blind or vanished) and not ignores_images(clf, x[:AUDITED], clf.draw(derive(inputs.seed, "looks"))):
+            flags.append("no_gradient" if blind else "vanished_gradients")
         if attack.get("converge", {}).get("unconverged"):
             flags.append("unconverged")
+        checked: dict[str, Any] = {}
+        if inputs.audit is not None and len(x) > 1:
+            checks = audit(clf, x[:AUDITED], y[:AUDITED], inputs.audit, seed=inputs.seed, quick=True)
+            checked["audit"] = [each.to_json() for each in checks.findings]
+            flags += ["misleads_attacks"] if checks.misleads else []
         stopped = attack.get("stopped_early", False)
         found = summary(predictions, clean, deterministic=not clf.stochastic, stopped_early=stopped)
-        return {**found, "attack": attack, "flags": flags}, predictions.to_bytes()
+        return {**found, "attack": attack, "flags": flags, **checked}, predictions.to_bytes()
 
     def _evaluate_known(
         self,
@@ -353,6 +376,14 @@ class Runner:
         module = _net(inputs, data)
         clf = load_classifier(module, self._tensors(key), record["result"]["classifier"])
         return clf.to(self.runtime.resources.device)
+
+    def classifier(self, key: str) -> Classifier:
+        """The trained classifier under that key, on the device.
+
+        Raises:
+            GoneError: the store has it no more.
+        """
+        return self._at_hand(key)
 
     def _at_hand(self, key: str) -> Classifier:
         """A trained classifier on the device, kept for the next task as long as there is room for it."""

@@ -13,6 +13,7 @@ import pandas as pd
 from advbench.report.flags import FLAGS, UNCONVERGED, raised
 
 CLEAN = ("none", 0.0)
+MISLEADS = "misleads_attacks"
 LEADING = "rank defense dataset architecture parameters norm seeds n_examples draws".split()
 COUNTS = ("rank", "parameters", "n_examples", "draws", "passes_to_predict")  # may be missing
 
@@ -54,6 +55,7 @@ class Standing:
     retention: Measured  # area under accuracy against the fraction of clean images kept
     flags: tuple[str, ...]  # those of its cells, each once
     failed_cells: int  # accuracies that are missing
+    misleads: bool = False  # attacks, in most of its seeds: then it has no rank
     rank: int | None = None
 
     def accuracy(self, attack: str, eps: float) -> Measured:
@@ -114,9 +116,16 @@ def standings(results: pd.DataFrame, retention: pd.DataFrame, models: pd.DataFra
                 retention=Measured(areas.get(name, math.nan)),
                 flags=tuple(flag for flag in FLAGS if flag in raises),
                 failed_cells=int(mine.accuracy.isna().sum()),
+                misleads=_misleads(mine),
             )
         )
     return _ranked(found, attacked=bool((own.attack != "none").any()))
+
+
+def _misleads(mine: pd.DataFrame) -> bool:
+    """Whether the cheap checks found, in most seeds, that a defense misleads attacks."""
+    seeds = mine[mine["flags"].map(lambda note: MISLEADS in raised(note))].seed.nunique()
+    return 2 * seeds > mine.seed.nunique()
 
 
 def _accuracies(own: pd.DataFrame, seeds: int) -> dict[str, dict[tuple[str, float], Measured]]:
@@ -165,13 +174,14 @@ def ranks(lows: Sequence[float], highs: Sequence[float]) -> list[int | None]:
 
 
 def _ranked(found: list[Standing], *, attacked: bool) -> list[Standing]:
-    ranked = [one.lowest if attacked else one.accuracies[CLEAN] for one in found]
+    ranked = [Measured() if one.misleads else one.lowest if attacked else one.accuracies[CLEAN] for one in found]
     lows = [-math.inf if each.bound else each.low for each in ranked]  # what is at most so much is surely above nothing
     places = ranks(lows, [each.high for each in ranked])
     placed = [replace(one, rank=rank) for one, rank in zip(found, places, strict=True)]
 
     def order(one: Standing) -> list[float]:
-        return [math.inf if each.missing else -each.value for each in (one.lowest, one.accuracies[CLEAN])]
+        numbers = (one.lowest, one.accuracies[CLEAN])
+        return [float(one.misleads), *(math.inf if each.missing else -each.value for each in numbers)]
 
     return sorted(placed, key=order)
 

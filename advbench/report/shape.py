@@ -6,7 +6,7 @@ from binascii import Error as Base64Error
 from binascii import a2b_base64
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import pydantic
@@ -27,6 +27,7 @@ Interval = Annotated[list[Share], Field(min_length=2, max_length=2)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(ge=-CLOSE)]
 Text = Annotated[str, Field(max_length=300)]
+Sentence = Annotated[str, Field(max_length=2000)]
 
 
 class _Shape(pydantic.BaseModel):
@@ -68,6 +69,19 @@ class _Attack(_Shape):
     vanished_gradients: Share = 0.0
     stopped_early: bool = False
     converge: _Search | None = None
+    no_gradient: bool = False
+
+
+class _Finding(_Shape):
+    check: Text
+    verdict: Literal["ok", "warning", "failed", "not checked"]
+    sentence: Sentence
+    means: Sentence
+    next: Sentence
+    about: Literal["defense", "attack"]
+    passes: Positive
+    p: Share | None
+    counts: bool
 
 
 class _Retention(_Shape):
@@ -149,6 +163,7 @@ class _Draws(_Shape):
     draw_accuracy_max: Share
     attack: _Attack
     flags: list[Text]
+    audit: Annotated[list[_Finding], Field(max_length=100)] | None = None
 
     @pydantic.model_validator(mode="after")
     def _inside(self) -> Self:

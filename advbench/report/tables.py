@@ -66,6 +66,7 @@ class Report:
     histograms: pd.DataFrame  # likewise, for each measure of uncertainty in nats
     persistence: pd.DataFrame  # for each (defense, attack, eps, seed, number of answers asked for); no transfers
     adversaries: pd.DataFrame  # for each (defense, eps, seed) and what an adversary knows, the strongest one's attack
+    gradients_alone: bool = False  # whether all attacks follow the gradient of the defense that they are tried on
 
     @cached_property
     def standings(self) -> list[Standing]:
@@ -137,6 +138,7 @@ def collect(plan: Plan, store: RecordSource, failed: Mapping[str, str] | None = 
         models=_models(plan, store),
         affinity=affinity_table(results[mutual], kept),
         adversaries=_adversaries(plan, store, results),
+        gradients_alone=_gradients_alone(plan),
         **_uncertainty_tables(_details(plan, store, evaluations)),
     )
 
@@ -144,6 +146,13 @@ def collect(plan: Plan, store: RecordSource, failed: Mapping[str, str] | None = 
 def as_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of a table by column, with whole numbers as such, and NA where one is missing."""
     return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
+
+
+def _gradients_alone(plan: Plan) -> bool:
+    attacked = [(cell, cell.attack) for cell in plan.cells if cell.attack is not None]
+    return bool(attacked) and not any(
+        attack.traits & {"black_box", "mixed"} or cell.source.label != cell.defense.label for cell, attack in attacked
+    )
 
 
 def _identity(plan: Plan, cell: Cell) -> dict[str, Any]:

@@ -78,9 +78,17 @@ def stopped_early(report: Report) -> str:
 def ranking(report: Report) -> str:
     """How the defenses are ranked."""
     by = "the lowest accuracy at the largest eps" if report.attacks else "the accuracy on clean images"
+    unranked = [one.defense for one in report.standings if one.misleads]
+    below = f" Without a rank, below the others: {', '.join(unranked)}, as checks say that attacks are misled."
+    alone = (
+        " All attacks of this run follow the defense's gradient: where that misleads nothing here would show; add "
+        "square or worst_case."
+    )
     return (
         f"Ranked by {by}. A rank is one more than the number of defenses whose whole interval lies above the defense's "
         "own, so those that the intervals do not tell apart may share it."
+        + (below if unranked else "")
+        + (alone if report.gradients_alone else "")
     )
 
 
