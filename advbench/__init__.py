@@ -15,10 +15,13 @@ if TYPE_CHECKING:
     from advbench.attacks.base import Attack as Attack
     from advbench.attacks.base import Threat as Threat
     from advbench.attacks.craft import craft as craft
+    from advbench.audit.run import audit as audit
     from advbench.data.base import Data as Data
     from advbench.data.datasets import load_dataset as load_dataset
     from advbench.evaluation import Predictions as Predictions
     from advbench.evaluation.evaluate import evaluate as evaluate
+    from advbench.grid.convergence import converge as converge
+    from advbench.grid.inputs import Converge as Converge
     from advbench.models.classifier import Classifier as Classifier
     from advbench.models.nets import build as build_architecture
     from advbench.report.opened import Run as Run
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "Attack": "advbench.attacks:Attack",
     "Classifier": "advbench.models:Classifier",
+    "Converge": "advbench.grid.inputs:Converge",
     "Data": "advbench.data:Data",
     "Defense": "advbench.training:Defense",
     "Predictions": "advbench.evaluation:Predictions",
@@ -38,7 +42,9 @@ _LAZY = {
     "Run": "advbench.report.opened:Run",
     "Threat": "advbench.attacks:Threat",
     "TrainContext": "advbench.training:TrainContext",
+    "audit": "advbench.audit.run:audit",
     "build_architecture": "advbench.models.nets:build",
+    "converge": "advbench.grid.convergence:converge",
     "craft": "advbench.attacks:craft",
     "evaluate": "advbench.evaluation.evaluate:evaluate",
     "load_dataset": "advbench.data.datasets:load_dataset",
@@ -49,6 +55,7 @@ __all__ = [
     "AdvbenchError",
     "Attack",
     "Classifier",
+    "Converge",
     "Data",
     "Defense",
     "InputError",
@@ -58,7 +65,9 @@ __all__ = [
     "Run",
     "Threat",
     "TrainContext",
+    "audit",
     "build_architecture",
+    "converge",
     "craft",
     "evaluate",
     "get_attack",

@@ -83,7 +83,7 @@ class Board:
     @cached_property
     def cells(self) -> tuple[str, ...]:
         """Keys of the evaluations."""
-        return (*(cell.key for cell in self.plan.cells), *(cell.key for cell in self.plan.ood))
+        return tuple(self.plan.evaluations)
 
     @cached_property
     def report(self) -> Report:
@@ -185,7 +185,8 @@ def parse_board(path: Path, files: Mapping[str, bytes]) -> Board:
         spec = make_spec(values)
     except InputError as error:
         raise InputError(f"{SPEC} of {path}: {error}") from error
-    cells = len(spec.defenses) ** 2 * len(spec.attacks) * len(spec.eps) + len(spec.defenses) * len(spec.ood)
+    places, count = len(spec.attacks) * len(spec.eps), len(spec.defenses)
+    cells = count**2 * places + count * len(spec.ood) * (1 + places)
     for what, count, most in (
         ("seeds", len(spec.seeds), MOST_SEEDS),
         ("cells (seeds x defenses x sources x attacks x eps)", len(spec.seeds) * cells, MOST_CELLS),

@@ -19,6 +19,7 @@ from advbench.grid.inputs import CPU
 from advbench.grid.kept import FOLDER
 from advbench.grid.plan import Cell, Plan
 from advbench.grid.run import keep, prepare
+from advbench.grid.spec import narrowed
 from advbench.registry import files
 from advbench.store.records import Store
 
@@ -57,10 +58,13 @@ def rerun(
     Raises:
         InputError: the spec cannot be carried out here, the data is absent, or no cell has a record.
     """
-    # Out-of-distribution images have no row in the results, and their data may not be available.
+    # Out-of-distribution images and known draws have no row in the results, and their data may not be available.
     dataset = _in_root(board.spec.dataset, data_folder(execution.data_root))
     device = board.spec.device or CPU
-    spec = board.spec.model_copy(update={"ood": (), "dataset": dataset, "device": device})
+    named = {cell.attack.label for cell in board.plan.cells if cell.attack}
+    left = tuple(name for name in board.spec.attacks if name in named) or ("none",)
+    spec = board.spec.model_copy(update={"ood": (), "attacks": left, "dataset": dataset, "device": device})
+    spec = narrowed(spec, board.spec, set(board.spec.attacks) - named, board.kept_files)
     if run_files:
         for digest, sources in board.sources.items():
             files.know(replace(sources, folder=str(board.folder.absolute() / FOLDER / digest)))

@@ -70,6 +70,13 @@ SPEC_OPTIONS = (
     ),
     _option("budget", int, "limit on an attack's forward passes per image [default: the attack's own]"),
     _option(
+        "converge",
+        bool,
+        "double each attack's steps, samples and restarts until the accuracy falls no more [default: no-converge]",
+        flag="--converge/--no-converge",
+    ),
+    _option("converge_limit", int, "limit on the factor on each of them, with --converge [default: 16]", min=2),
+    _option(
         "affinity",
         Names,
         "attacks whose examples are also evaluated on every other defense, or none "
@@ -103,7 +110,7 @@ EXECUTION_OPTIONS = (
 )
 
 
-def _expanded(
+def expanded(
     name: str, options: tuple[Parameter, ...], make: Callable[..., Any], command: Callable[..., None]
 ) -> Callable[..., None]:
     """A command whose parameter of that name is replaced by options, from which its value is made."""
@@ -133,11 +140,18 @@ def make_spec(file: Path | None, **options: Any) -> RunSpec:
     Raises:
         InputError: an unknown name, or a bad value.
     """
+    from advbench.grid.inputs import Converge
     from advbench.grid.spec import label_files, narrowed, parse_settings, parse_toml
     from advbench.grid.spec import make_spec as validated
 
     values: dict[str, Any] = {} if file is None else label_files(parse_toml(file), file.parent)
     items = options.pop("set", None)
+    limit, converge = options.pop("converge_limit", None), options.pop("converge", None)
+    if limit is not None and not (converge or (converge is None and values.get("converge"))):
+        raise InputError("--converge-limit", expected="--converge with it", got=limit)
+    options["converge"] = limit or (values.get("converge", Converge().limit) if converge else None)
+    if converge is False:
+        values.pop("converge", None)
     whole = dict(values)
     readers: dict[str, Callable[[Names], list[Any]]] = {"eps": _radii, "seeds": integers}
     for name, value in options.items():
@@ -192,5 +206,5 @@ def integers(values: Names, option: str = "--seeds") -> list[int]:
 
 
 # Decorators of commands with a parameter `spec` or `execution`.
-takes_spec = functools.partial(_expanded, "spec", SPEC_OPTIONS, make_spec)
-takes_execution = functools.partial(_expanded, "execution", EXECUTION_OPTIONS, _make_execution)
+takes_spec = functools.partial(expanded, "spec", SPEC_OPTIONS, make_spec)
+takes_execution = functools.partial(expanded, "execution", EXECUTION_OPTIONS, _make_execution)

@@ -17,8 +17,9 @@ import tomli_w
 
 from advbench.attacks.base import Attack, Norm, Threat
 from advbench.attacks.budget import least_cost, within_budget
-from advbench.errors import InputError, unknown_name
-from advbench.grid.inputs import Component
+from advbench.errors import AdvbenchError, InputError, unknown_name
+from advbench.grid.convergence import axes
+from advbench.grid.inputs import Component, Converge
 from advbench.grid.kept import INDEX, Kept, names_in, renamed
 from advbench.models.nets import net_values
 from advbench.registry import Entry, Kind, files, registry
@@ -66,9 +67,10 @@ class RunSpec(pydantic.BaseModel):
     different hyperparameters. `affinity` names the attacks whose examples are crafted to the end and evaluated on
     every other defense, too; by default `pgd` where the run has it, else the first. `ood` names data sets whose images
     every defense is shown as well, to see whether its uncertainty finds them out; their pixel values are multiplied by
-    `ood_scale`. `device` is the kind of device, `cpu` or the model of a GPU: not of the same kind, not the same draws.
-    `files` holds what labels of defenses, attacks and nets stand for that are in files, as `path/to/my.py:NAME`, or in
-    a board, which keeps them, `file:DIGEST:NAME`.
+    `ood_scale`. `converge` has attacks run to convergence (`grid.convergence`), and is the largest factor by which one
+    of their hyperparameters is multiplied on the way. `device` is the kind of device, `cpu` or the model of a GPU: not
+    of the same kind, not the same draws. `files` holds what labels of defenses, attacks and nets stand for that are in
+    files, as `path/to/my.py:NAME`, or in a board, which keeps them, `file:DIGEST:NAME`.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -87,6 +89,7 @@ class RunSpec(pydantic.BaseModel):
     threads: Count = pydantic.Field(default=1, le=1024)
     sweep: pydantic.StrictBool = False
     budget: Count | None = None
+    converge: Count | None = pydantic.Field(default=None, ge=2)
     affinity: tuple[str, ...] | None = None
     device: Name | None = None
     ood: tuple[str, ...] = ()
@@ -137,11 +140,15 @@ class RunSpec(pydantic.BaseModel):
         for name in self.affinity or ():
             if name not in self.attacks:
                 raise unknown_name("attack for the affinity matrix", name, attacks or ("none",))
+        for option, given in (("--budget", self.budget is not None), ("--sweep", self.sweep)):
+            if self.converge and given:
+                expected = "not both: each setting of an attack is run by itself, with all its passes"
+                raise InputError(f"--converge with {option}", expected=expected)
         affinity = self.affinity
         if affinity is None:
             by_pgd = tuple(name for name in attacks if name.partition("@")[0] == "pgd")
             # A sweep would have to craft them at each radius anew.
-            affinity = () if self.sweep else (by_pgd or attacks)[:1]
+            affinity = () if self.sweep else (by_pgd or tuple(each for each in attacks if _transfers(self.named(each))))[:1]
         architecture = self.architecture or DEFAULT_ARCHITECTURES.get(kind, DEFAULT_ARCHITECTURE)
         return self.model_copy(
             update={
@@ -159,6 +166,19 @@ class RunSpec(pydantic.BaseModel):
         return tomli_w.dumps(self.model_dump(exclude=empty, exclude_none=True))
 
 
+def _transfers(attack: str) -> bool:
+    """Whether examples of an attack mean something to other defenses; of what is not known, yes."""
+    try:
+        cls: type[Attack] = registry().load("attack", attack)
+    except AdvbenchError:  # which is raised again where the attack is needed
+        return True
+    return cls.aim in ("error", "certain_error") and cls.knows != "the_draw"
+
+
+OTHER_AIMS = frozenset({"certain_error", "doubt", "certainty", "the_draw"})  # traits with which accuracy is not the end
+TRAITS = ("minimal_norm", "black_box", "mixed", "stops_early", "grows")
+
+
 class Choice(NamedTuple):
     """A plugin as a run uses it."""
 
@@ -166,7 +186,7 @@ class Choice(NamedTuple):
     component: Component  # what keys hold of it
     passes: float | None  # forward and backward, that it makes for each image; None where it does not say
     init: Choice | None = None  # the defense whose weights one starts from, or that an attack has as its source
-    traits: frozenset[str] = frozenset()  # of an attack, those of `minimal_norm` and `black_box` that hold
+    traits: frozenset[str] = frozenset()  # of an attack, those of `TRAITS` that hold, an aim, what it knows
     net: Component | None = None  # a defense's
     architecture: str = ""  # what tables call it
 
@@ -370,31 +390,59 @@ def resolve(spec: RunSpec, kept: Kept | None = None) -> tuple[tuple[Choice, ...]
         with _running(choice.component.loaded_as):
             attack: Attack = registry().load("attack", choice.component.loaded_as)(**choice.params)
         attack.check(Threat(spec.norm, 0.0))
-        goes_on = transferred(spec, choice)
-        if attack.stops_early and goes_on:
-            remedy = "--affinity none transfers no examples, --affinity ATTACK those of another attack"
-            raise InputError(
-                f"attack {choice.label!r}, whose examples are transferred",
-                expected="one that does not stop early",
-                got="early_stop",
-                remedy=remedy if choice.init is None else "leave early_stop to attacks that stay with their source",
-            )
+        if "certainty" in choice.traits and not spec.ood:
+            remedy = "name data sets with --ood"
+            raise InputError(f"attack {choice.label!r}", expected="out-of-distribution images", got="none", remedy=remedy)
+        if choice.label in (spec.affinity or ()) and not choice.traits.isdisjoint({"doubt", "certainty", "the_draw"}):
+            expected = "attacks whose examples mean something to other defenses"
+            raise InputError("--affinity", expected=expected, got=repr(choice.label))
         if spec.budget is not None:
-            _check_budget(attack, spec.budget, sweep=spec.sweep and not goes_on)
+            _check_budget(attack, spec.budget, sweep=spec.sweep and not transferred(spec, choice))
     return defenses, attacks
 
 
 def transferred(spec: RunSpec, attack: Choice) -> bool:
     """Whether an attack's examples are evaluated on other defenses than the one that they were crafted on.
 
-    These are crafted to the end: what stops once the source is broken says too little of others.
+    These are crafted to the end: what stops once the source is broken says too little of others. So are all those of
+    the attacks that `affinity` names, also where there is one defense.
     """
     return attack.init is not None or attack.label in (spec.affinity or ())
 
 
 def swept(spec: RunSpec, attack: Choice) -> bool:
     """Whether an attack goes radius by radius, and leaves alone what a smaller one broke."""
-    return spec.sweep and "minimal_norm" not in attack.traits and not transferred(spec, attack)
+    ends = attack.traits.isdisjoint(OTHER_AIMS | {"minimal_norm"})
+    return spec.sweep and ends and not transferred(spec, attack)
+
+
+def stops_early(spec: RunSpec, attack: Choice) -> bool:
+    """Whether an attack leaves images alone that certainly fool the defense: where it can, if none are transferred."""
+    return "stops_early" in attack.traits and attack.traits.isdisjoint(OTHER_AIMS) and not transferred(spec, attack)
+
+
+def made_to_converge(spec: RunSpec) -> RunSpec:
+    """The spec, its attacks run to convergence.
+
+    Raises:
+        InputError: none of them can be made stronger, or a setting that does not go with it.
+    """
+    spec = spec if spec.converge else spec.model_copy(update={"converge": Converge().limit}).completed()
+    attacks = _choices(spec, None)[1]
+    if not any(converges(spec, attack) for attack in attacks):
+        expected = "one with a number of steps, samples or restarts"
+        raise InputError("attacks of a curve", expected=expected, got=", ".join(spec.attacks))
+    return spec
+
+
+def converges(spec: RunSpec, attack: Choice) -> bool:
+    """Whether an attack is run to convergence: where it has something that can be doubled."""
+    return spec.converge is not None and "grows" in attack.traits and attack.traits.isdisjoint(OTHER_AIMS)
+
+
+def one_for_all(spec: RunSpec, attack: Choice) -> bool:
+    """Whether one run of an attack serves all eps: it is of minimal norm, and need not converge at each."""
+    return "minimal_norm" in attack.traits and not converges(spec, attack)
 
 
 def narrowed(spec: RunSpec, whole: RunSpec, names: Iterable[str], kept: Kept | None = None) -> RunSpec:
@@ -470,7 +518,10 @@ def _choose(kind: Kind, label: str, spec: RunSpec, kept: Kept | None, heirs: tup
     if isinstance(plugin, Attack):
         if passes is not None and not plugin.gradients:
             passes = passes / 3  # a forward pass is a third of both
-        traits = {"minimal_norm": plugin.minimal_norm, "black_box": not plugin.gradients}
+        mixed = plugin.gradients and len({part.gradients for part in plugin.parts.values()}) == 2
+        holding = (plugin.minimal_norm, not plugin.gradients, mixed, plugin.stops_early, bool(axes(plugin)))
+        traits = dict(zip(TRAITS, holding, strict=True))
+        traits |= {plugin.aim: plugin.aim != "error", plugin.knows: plugin.knows != "posterior"}
         return Choice(label, component, passes, init, frozenset(trait for trait, holds in traits.items() if holds))
     if net is None:
         return Choice(label, component, passes, init, net=_net(spec, kept), architecture=spec.architecture)
