@@ -39,7 +39,9 @@ def summary(
         before = uncertainty(clean)._asdict()
         found |= {"detection": {name: detection(before[name], measures[name])._asdict() for name in measures}}
         right = predictions.ensemble_correct
-        found |= {"accepted_errors": {name: accepted_errors(right, entropies[name], before[name]) for name in ENTROPIES}}
+        found |= {
+            "accepted_errors": {name: accepted_errors(right, entropies[name], before[name]) for name in ENTROPIES}
+        }
     exact = predictions.enumerated or deterministic
     classes, spread = predictions.mean_probs.shape[1], shared_spread(predictions)
     return {

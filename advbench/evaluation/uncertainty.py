@@ -15,6 +15,7 @@ RETENTION_FRACTIONS = (0.2, 0.4, 0.6, 0.8, 1.0)
 ROUNDING = 2e-6  # of differences of entropies, or of squares, kept in float32
 BINS = 20  # of a histogram of uncertainty
 CONFIDENCE_BINS = 15  # of the calibration error
+NO_SPREAD = Spread(0.0, 1)
 ACCEPTED = 0.95  # share of clean images that a defense which rejects uncertain ones accepts
 RANKING = 2.0  # what draws do to an accuracy on the most certain images, in units of what they do to that on all
 
@@ -128,7 +129,7 @@ def retention(
     correct: Bools,
     scores: Floats,
     fractions: tuple[float, ...] = RETENTION_FRACTIONS,
-    draws: Spread = Spread(0.0, 1),
+    draws: Spread = NO_SPREAD,
 ) -> Retention:
     """Rank images by uncertainty, keep those of lowest uncertainty, and compute the accuracy on them.
 

@@ -295,7 +295,9 @@ def resolve(spec: RunSpec) -> tuple[tuple[Choice, ...], tuple[Choice, ...]]:
         goes_on = transferred(spec, choice)
         if "certainty" in choice.traits and not spec.ood:
             remedy = "name data sets with --ood"
-            raise InputError(f"attack {choice.label!r}", expected="out-of-distribution images", got="none", remedy=remedy)
+            raise InputError(
+                f"attack {choice.label!r}", expected="out-of-distribution images", got="none", remedy=remedy
+            )
         if choice.label in (spec.affinity or ()) and not _transfers(choice.label):
             expected = "attacks whose examples mean something to other defenses"
             raise InputError("--affinity", expected=expected, got=repr(choice.label))
