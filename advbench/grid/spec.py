@@ -392,7 +392,9 @@ def resolve(spec: RunSpec, kept: Kept | None = None) -> tuple[tuple[Choice, ...]
         attack.check(Threat(spec.norm, 0.0))
         if "certainty" in choice.traits and not spec.ood:
             remedy = "name data sets with --ood"
-            raise InputError(f"attack {choice.label!r}", expected="out-of-distribution images", got="none", remedy=remedy)
+            raise InputError(
+                f"attack {choice.label!r}", expected="out-of-distribution images", got="none", remedy=remedy
+            )
         if choice.label in (spec.affinity or ()) and not choice.traits.isdisjoint({"doubt", "certainty", "the_draw"}):
             expected = "attacks whose examples mean something to other defenses"
             raise InputError("--affinity", expected=expected, got=repr(choice.label))
