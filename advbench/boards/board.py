@@ -17,7 +17,7 @@ from advbench.errors import InputError
 from advbench.grid.identity import DATA, Identity, blank, identity_text, is_about, parse_identity
 from advbench.grid.plan import Plan
 from advbench.grid.run import lay_out
-from advbench.grid.spec import RunSpec, make_spec, read_toml
+from advbench.grid.spec import RunSpec, make_spec, published, read_toml
 from advbench.registry import checkout_digest
 from advbench.report import Report, collect
 from advbench.report.markdown import render
@@ -172,7 +172,7 @@ def parse_board(path: Path, files: Mapping[str, bytes]) -> Board:
     if identity.shape is None or not is_about(identity, spec):
         raise InputError(f"{DATA} of {path}", expected="the data sets of spec.toml, and the shape of their images")
     records = Records.from_bytes(files[RECORDS], f"{RECORDS} of {path}") if RECORDS in files else Records()
-    return Board(path, spec, identity, records, about)
+    return Board(path, published(spec, f"{SPEC} of {path}"), identity, records, about)
 
 
 def inside(folder: Path, name: str | Path) -> Path:

@@ -16,7 +16,7 @@ from advbench.boards.check import Findings
 from advbench.boards.records import LARGEST, Records
 from advbench.errors import InputError, unknown_name
 from advbench.grid.identity import identify_data, identity_text, read_identity
-from advbench.grid.spec import make_spec, narrowed, parse_toml
+from advbench.grid.spec import make_spec, narrowed, parse_toml, published
 from advbench.store.records import Store
 from advbench.store.storage import write_file
 
@@ -53,7 +53,7 @@ def submit(
     path = path or Path(f"{re.sub(r'[^A-Za-z0-9_.@+-]', '_', label)}.advbench.zip")
     if path.is_dir() or (os.path.lexists(path) and not force):
         raise InputError(f"file {path} exists already", remedy="choose another with --out, or replace it with --force")
-    whole = make_spec(parse_toml(run / SPEC))
+    whole = published(make_spec(parse_toml(run / SPEC)), f"{SPEC} of {run}")
     if label not in whole.defenses:
         raise unknown_name("defense of the run", label, whole.defenses)
     part = narrowed(whole.model_copy(update={"defenses": (label,)}), whole, whole.set)

@@ -16,7 +16,7 @@ from advbench.grid.executors import Executor
 from advbench.grid.identity import Identity, blank, identify, is_about, read_identity
 from advbench.grid.plan import Plan, Task, make_plan
 from advbench.grid.scheduler import Outcome, Scheduler, Watcher, failed_before
-from advbench.grid.spec import RunSpec, resolve
+from advbench.grid.spec import RunSpec, pinned, resolve
 from advbench.grid.tasks import Record
 from advbench.models.nets import build
 from advbench.registry import checkout_digest, registry
@@ -71,6 +71,7 @@ def lay_out(spec: RunSpec, identity: Identity, data: Data, *, checkout: str | No
     Raises:
         InputError: an unknown name, a bad value, or nets that the images do not fit.
     """
+    spec = pinned(spec)
     defenses, attacks = resolve(spec)
     names = sorted({choice.architecture for choice in defenses})
     parameters = {name: sum(weights.numel() for weights in build(name, data, seed=0).parameters()) for name in names}

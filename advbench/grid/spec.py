@@ -7,7 +7,7 @@ import itertools
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -19,6 +19,7 @@ from advbench.attacks.budget import least_cost, within_budget
 from advbench.errors import InputError, unknown_name
 from advbench.grid.inputs import Component
 from advbench.registry import Entry, Kind, registry
+from advbench.registry import pinned as files
 from advbench.registry.params import Configurable
 from advbench.training.base import Defense, Precision
 
@@ -295,6 +296,45 @@ def resolve(spec: RunSpec) -> tuple[tuple[Choice, ...], tuple[Choice, ...]]:
         if spec.budget is not None:
             _check_budget(attack, spec.budget, sweep=spec.sweep and not goes_on)
     return defenses, attacks
+
+
+def pinned(spec: RunSpec) -> RunSpec:
+    """The spec in which each file that a hyperparameter names has its digest.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    return _with_files(spec, files.pinned)
+
+
+def published(spec: RunSpec, what: str) -> RunSpec:
+    """The spec as a board has it, which knows files that hyperparameters name by their digest alone, and reads none.
+
+    Args:
+        spec: the spec of a run or of a board.
+        what: the spec, for the error.
+
+    Raises:
+        InputError: a file's digest is not stated.
+    """
+    try:
+        return _with_files(spec, files.without_path)
+    except InputError as error:
+        raise InputError(f"{what}: {error}") from error
+
+
+def _with_files(spec: RunSpec, rename: Callable[[str], str]) -> RunSpec:
+    """The spec with other names for the files that its hyperparameters name."""
+    settings = dict(spec.set)
+    for label, params in spec.set.items():
+        name = label.partition("@")[0]
+        kind: Kind | None = next((kind for kind in ("defense", "attack") if registry().knows(kind, name)), None)
+        fields = registry().load(kind, name).Params.model_fields if kind else {}
+        settings[label] = {
+            param: files.renamed(value, rename) if param in fields and files.names_files(fields[param]) else value
+            for param, value in params.items()
+        }
+    return spec.model_copy(update={"set": settings}) if settings != spec.set else spec
 
 
 def transferred(spec: RunSpec, attack: Choice) -> bool:

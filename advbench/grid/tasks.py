@@ -38,7 +38,7 @@ from advbench.models.memory import release
 from advbench.models.nets import build
 from advbench.models.saving import check_restores, export_classifier, load_classifier, read_tensors, tensor_bytes
 from advbench.progress import OnProgress, Progress
-from advbench.registry import Kind, registry
+from advbench.registry import Kind, pinned, registry
 from advbench.store.records import Store
 from advbench.store.storage import PATIENCE
 from advbench.training.base import Resources, TrainContext
@@ -65,6 +65,7 @@ class Runtime:
     ood: tuple[str, ...] = ()  # like `dataset`, those whose images are to be found out
     place: str = ""  # what the worker is called, as in a record's `ran`
     kind: str = CPU  # of the devices that the run was planned for, on which results depend
+    files: Mapping[str, str] = field(default_factory=dict)  # paths of those that hyperparameters name, by SHA-256
 
     def on(self, device: str, place: str) -> Runtime:
         """The same for a worker on that device."""
@@ -76,6 +77,7 @@ class Runner:
 
     def __init__(self, runtime: Runtime) -> None:
         devices.enter(runtime.resources.device)
+        pinned.know(runtime.files)
         self.runtime = runtime
         self.store = Store(runtime.store_url, runtime.patience)
         self._resources = runtime.resources
