@@ -331,7 +331,12 @@ def test_an_own_trained_net_gets_its_row_from_an_empty_folder(
     saved({"state_dict": nets[1].state_dict()}, "mine.pt")
     settings = ["--set", "pretrained.weights=mine.safetensors", "--affinity", "none"]
     settings += ["--set", 'pretrained@two.weights=["mine.safetensors", "mine.pt"]']
-    assert main(["run", "--defense", "pretrained,pretrained@two", *RUN, *settings, "--workers", "1"]) == 0
+    assert (
+        main(
+            ["run", "--defense", "pretrained,pretrained@two", *RUN, *settings, "--executor", "local", "--workers", "1"]
+        )
+        == 0
+    )
     rows = [line for line in Path("results/results.csv").read_text().splitlines() if ",none," in line]
     x, y = limited(load_dataset("digits").test, 60).batch(slice(None))
     exact = [float((net(x).argmax(1) == y).float().mean()) for net in nets[:1]]
