@@ -64,6 +64,15 @@ def without_path(name: str) -> str:
     return f"sha256:{found['digest']}"
 
 
+def bare(value: Any) -> Any:
+    """Settings in which each `PATH#sha256:DIGEST` is `sha256:DIGEST`, whatever it is a setting of."""
+    if isinstance(value, Mapping):
+        return {name: bare(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [bare(each) for each in value]
+    return without_path(value) if isinstance(value, str) and _PINNED.fullmatch(value) else value
+
+
 def known() -> dict[str, str]:
     """Absolute paths of the files that this process can read, by digest."""
     return dict(_paths)
