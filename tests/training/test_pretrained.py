@@ -372,3 +372,41 @@ def test_an_own_trained_net_gets_its_row_from_an_empty_folder(
     assert f"{tmp_path}/mine.pt: expected the content that was planned with, of SHA-256" in err
     assert "Traceback" not in err
     assert "evaluate pretrained on clean, seed 0: accuracy" in err
+
+
+OWN = """
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, inputs, classes, rate):
+        super().__init__()
+        self.rate, self.first, self.last = rate, nn.Linear(inputs, 40), nn.Linear(40, classes)
+
+    def forward(self, x):
+        return self.last(F.dropout(self.first(x.flatten(1)).relu(), self.rate, training=True))
+
+
+def build(channels, height, width, classes, rate: float = 0.2):
+    return Net(channels * height * width, classes, rate)
+"""
+
+
+def test_a_random_net_in_a_file_of_ones_own_gets_its_row(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("my.py").write_text(OWN)
+    made: dict[str, Any] = {}
+    exec(OWN, made)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        saved(made["build"](1, 8, 8, 10).state_dict(), "mine.pt")
+    run = ["run", "--arch", "my.py:build", "--defense", "pretrained", *RUN[2:], "--set", "pretrained.weights=mine.pt"]
+    assert main(run) == 1
+    assert "declare it: --set pretrained.random=true" in capsys.readouterr().err
+    assert main([*run, "--set", "pretrained.random=true", "--draws", "4"]) == 0
+    row = Path("results/results.csv").read_text().splitlines()[1].split(",")
+    assert row[:3] == ["digits", "build", "pretrained"]
+    assert row[9] == "4"
+    assert main([*run, "--set", "pretrained.random=true", "--set", "arch.rate=0.0"]) == 1
+    assert "got equal passes; leave out --set pretrained.random" in capsys.readouterr().err
