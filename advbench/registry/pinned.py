@@ -10,7 +10,7 @@ import functools
 import hashlib
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -83,6 +83,28 @@ def know(paths: Mapping[str, str]) -> None:
     _paths.update(paths)
 
 
+def digests(value: Any) -> set[str]:
+    """Digests of the files that settings name by them."""
+    if isinstance(value, Mapping):
+        return set().union(*map(digests, value.values()))
+    if isinstance(value, list | tuple):
+        return set().union(*map(digests, value))
+    found = _PINNED.fullmatch(value) if isinstance(value, str) else None
+    return {found["digest"]} if found else set()
+
+
+def lacking(value: Any) -> set[str]:
+    """Of the digests in settings, those of files that this process knows no path of."""
+    return {digest for digest in digests(value) if not os.path.isfile(_paths.get(digest, ""))}
+
+
+def search(folder: Path, digests: Collection[str]) -> None:
+    """Look for files of those digests among the files of a folder, if there is one."""
+    for path in sorted(folder.glob("*")) if digests else ():
+        if path.is_file() and (digest := _digest(str(path.absolute()), str(path))) in digests:
+            _paths[digest] = str(path.absolute())
+
+
 def shown(name: str) -> str:
     """A file for messages: its path where that is known."""
     digest = by_digest(name).partition(":")[2]
@@ -101,7 +123,7 @@ def content(name: str) -> bytes:
             f"file with SHA-256 {digest[:12]}",
             expected="a path to it",
             got="none",
-            remedy=f"name it, as PATH#sha256:{digest[:12]}...",
+            remedy="name it, as PATH#sha256:DIGEST, or put it into the folder 'weights' of the data root",
         )
     path = _paths[digest]
     _check_file(path, path)

@@ -362,6 +362,15 @@ def test_an_own_trained_net_gets_its_row_from_an_empty_folder(
     text = (board / "spec.toml").read_text()
     assert "sha256:" in text
     assert "mine" not in text
+    assert "The weights of `pretrained`, `pretrained@two` are in files" in (board / "README.md").read_text()
+    # Cells are computed anew where the files are, under whatever name.
+    rerun = ["leaderboard", "check", "board", "--rerun", "9", "--data-root", "root"]
+    assert main(rerun) == 2
+    assert "the weights of pretrained, pretrained@two into root/weights" in capsys.readouterr().err
+    Path("root/weights").mkdir(parents=True)
+    Path("root/weights/renamed.bin").write_bytes(Path("mine.safetensors.away").read_bytes())
+    assert main(rerun) == 0
+    assert "1 cells recomputed, 1 of them equal to the last digit" in capsys.readouterr().out
     # A run that needs them says which is not there, or has changed; the rest goes on.
     again = ["run", "--spec", "results/spec.toml", "--store", "fresh", "--out", "again", "--executor", "inline"]
     Path("mine.safetensors.away").rename("mine.safetensors")
