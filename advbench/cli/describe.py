@@ -102,7 +102,8 @@ def _hyperparameter_lines(cls: type[Configurable]) -> Iterator[str]:
         yield "No hyperparameters."
     for field, info in cls.Params.model_fields.items():
         yield ""
-        yield f"{field} = {_shown(info.get_default(call_default_factory=True))}  ({_type(info)})"
+        default = "required" if info.is_required() else _shown(info.get_default(call_default_factory=True))
+        yield f"{field} = {default}  ({_type(info)})"
         yield f"    {info.description or 'not described'}"
         for preset, values in cls.presets.items():
             if field in values:
