@@ -9,11 +9,13 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from advbench.errors import InputError
 from advbench.evaluation.summary import ENTROPIES
 from advbench.grid.plan import Cell, Plan
 from advbench.grid.spec import Choice, converges, stops_early, swept
@@ -27,6 +29,7 @@ from advbench.report.evaluations import (
 )
 from advbench.report.flags import suspicious
 from advbench.report.leaderboard import Standing, leaderboard_table, standings, with_own_source
+from advbench.report.transfers import COLUMNS as AFFINITY_COLUMNS
 from advbench.report.transfers import affinity_table
 
 IDENTITY = "dataset architecture defense attack source norm eps seed".split()
@@ -55,6 +58,21 @@ KNOWLEDGE = {  # what an adversary may know, the least first
     "the_draw": "the draw that answers",
 }
 Details = tuple[dict[str, Any], str, int, Mapping[str, Any]]  # identity, kind of images, classes, the record's values
+COLUMNS = {
+    "results": RESULT_COLUMNS,
+    "methods": METHOD_COLUMNS,
+    "models": MODEL_COLUMNS,
+    "affinity": AFFINITY_COLUMNS,
+    "retention": RETENTION_COLUMNS,
+    "uncertainty": UNCERTAINTY_COLUMNS,
+    "histograms": HISTOGRAM_COLUMNS,
+    "persistence": PERSISTENCE_COLUMNS,
+    "adversaries": ADVERSARY_COLUMNS,
+}
+TEXT = (  # columns of text, in whichever table
+    "architecture attack counts dataset defense distribution flags images key kind knows label measure name norm params "
+    "posterior reason source target version versions"
+).split()
 MEASURED = tuple("results methods models affinity retention uncertainty histograms persistence adversaries".split())
 
 
@@ -127,6 +145,40 @@ def to_csv(frame: pd.DataFrame) -> bytes:
     frame = frame.astype({name: object for name, kind in frame.dtypes.items() if kind == np.float64})
     frame.to_csv(file, index=False, lineterminator="\n", mode="wb")
     return file.getvalue()
+
+
+def read_report(folder: Path) -> Report:
+    """The tables that a folder holds as CSV.
+
+    Raises:
+        InputError: one of them is missing, or is none that a run wrote.
+    """
+    frames = {name: _read_csv(folder / f"{name}.csv", columns) for name, columns in COLUMNS.items()}
+    try:
+        for name in ("results", "models"):
+            whole = [each for each in ("n_examples", "draws", "parameters") if each in frames[name]]
+            frames[name] = frames[name].astype(dict.fromkeys(whole, "Int64"))
+        counts = frames["histograms"].counts.map(lambda text: tuple(map(int, text.split())))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"tables of {folder}", expected="those that a run wrote", got=str(error)) from error
+    return Report(**{**frames, "histograms": frames["histograms"].assign(counts=counts)})
+
+
+def _read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """A table that `to_csv` wrote: text columns as they are, numbers with NaN where one is missing."""
+    try:
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+        numbers = [str(name) for name in frame if name not in TEXT]
+        frame[numbers] = frame[numbers].replace("", "nan").astype(np.float64)  # to the last digit
+        whole = [name for name in ("seed", "n_kept") if name in frame]
+        frame[whole] = frame[whole].astype(np.int64)
+    except (OSError, ValueError) as error:
+        got = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise InputError(f"table {path}", expected="one that a run wrote", got=got) from error
+    absent = [name for name in columns if name not in frame]
+    if absent:
+        raise InputError(f"table {path}", expected="one that a run wrote", got=f"none with a column {absent[0]}")
+    return frame
 
 
 def collect(plan: Plan, store: RecordSource, failed: Mapping[str, str] | None = None) -> Report:
