@@ -85,7 +85,7 @@ def stopped_early(report: Report) -> str:
     if not names:
         return ""
     return (
-        f"Left out: {', '.join(names)}, which leave an image alone once it is fooled. Such examples lie near the "
+        f"Left out: {', '.join(names)}, which leave images alone that are fooled already. Such examples lie near the "
         "boundary, where a defense is least certain; those of the attacks named by --affinity are crafted to the end."
     )
 
