@@ -13,10 +13,13 @@ if TYPE_CHECKING:
     from advbench.attacks.base import Attack as Attack
     from advbench.attacks.base import Threat as Threat
     from advbench.attacks.craft import craft as craft
+    from advbench.audit.run import audit as audit
     from advbench.data.base import Data as Data
     from advbench.data.datasets import load_dataset as load_dataset
     from advbench.evaluation import Predictions as Predictions
     from advbench.evaluation.evaluate import evaluate as evaluate
+    from advbench.grid.convergence import converge as converge
+    from advbench.grid.inputs import Converge as Converge
     from advbench.models.classifier import Classifier as Classifier
     from advbench.models.nets import build as build_architecture
     from advbench.training.base import Defense as Defense
@@ -27,13 +30,16 @@ if TYPE_CHECKING:
 _LAZY = {
     "Attack": "advbench.attacks:Attack",
     "Classifier": "advbench.models:Classifier",
+    "Converge": "advbench.grid.inputs:Converge",
     "Data": "advbench.data:Data",
     "Defense": "advbench.training:Defense",
     "Predictions": "advbench.evaluation:Predictions",
     "Resources": "advbench.training:Resources",
     "Threat": "advbench.attacks:Threat",
     "TrainContext": "advbench.training:TrainContext",
+    "audit": "advbench.audit.run:audit",
     "build_architecture": "advbench.models.nets:build",
+    "converge": "advbench.grid.convergence:converge",
     "craft": "advbench.attacks:craft",
     "evaluate": "advbench.evaluation.evaluate:evaluate",
     "load_dataset": "advbench.data.datasets:load_dataset",
@@ -43,6 +49,7 @@ __all__ = [
     "AdvbenchError",
     "Attack",
     "Classifier",
+    "Converge",
     "Data",
     "Defense",
     "InputError",
@@ -51,7 +58,9 @@ __all__ = [
     "Resources",
     "Threat",
     "TrainContext",
+    "audit",
     "build_architecture",
+    "converge",
     "craft",
     "evaluate",
     "get_attack",

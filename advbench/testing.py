@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from advbench.attacks.ball import distances
 from advbench.attacks.base import Attack, Threat
 from advbench.attacks.craft import craft
+from advbench.attacks.losses import entropy
 from advbench.data.base import Data
 from advbench.errors import InputError
 from advbench.models.classifier import Classifier
@@ -137,6 +138,26 @@ class AttackConformance:
         clf(x)
         assert torch.equal(first, attack(clf, x, y, threat, seed=5))
 
+    def test_reaches_what_it_aims_at(self, attack: Attack, threat: Threat) -> None:
+        """Where its aim is uncertainty, no example of a deterministic classifier is worse than the image itself."""
+        if attack.aim == "error":
+            pytest.skip("the attack aims at errors alone")
+        x, y = small_data(classes=self.classes, channels=self.channels).batch(slice(8))
+        clf = Classifier(small_net(self.classes, self.channels).eval()).requires_grad_(False)
+        found = attack(clf, x, y, threat)
+        with torch.no_grad():
+            before, after = clf(x), clf(found)
+        rise = entropy(after.log_softmax(1)) - entropy(before.log_softmax(1))
+        wrong = before.argmax(1) != y
+        if attack.aim == "doubt":
+            assert torch.equal(before.argmax(1), after.argmax(1))
+            assert float(rise.min()) >= -TOLERANCE
+        elif attack.aim == "certainty":
+            assert float(rise.max()) <= TOLERANCE
+        else:
+            assert bool((after.argmax(1) != y)[wrong].all())
+            assert float(rise[wrong].clamp_min(0).sum()) <= TOLERANCE
+
     def test_leaves_everything_as_it_was(self, attack: Attack, threat: Threat) -> None:
         """An attack leaves images, modes, parameters, gradients and the global random state unchanged."""
         x, y = small_data(classes=self.classes, channels=self.channels).batch(slice(8))
@@ -183,6 +204,17 @@ class AttackConformance:
         net = _Cast(small_net(self.classes, self.channels).eval(), dtype)
         for posterior in (None, GaussianPosterior(net, std=0.05)):
             assert attack(Classifier(net, posterior), x, y, threat).dtype == x.dtype
+
+    def test_stops_early_only_what_may(self, attack: Attack, clf: Classifier, threat: Threat) -> None:
+        """Examples that may stop early cost no more passes than the attack says, and are the same if it cannot."""
+        x, y = small_data(classes=self.classes, channels=self.channels).batch(slice(8))
+        whole = craft(attack, clf, x, y, threat)
+        early = craft(attack, clf, x, y, threat, stop_early=True)
+        said = attack.cost(clf.stochastic)
+        assert said is None or early.forward_passes <= said
+        if not attack.stops_early:
+            assert torch.equal(early.images, whole.images)
+            assert early.forward_passes == whole.forward_passes
 
     def test_tabular_images(self, attack: Attack, threat: Threat) -> None:
         """Vectors in place of images are attacked, or refused in one line that names the images."""

@@ -7,6 +7,7 @@ flags in metrics.md.
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
@@ -70,15 +71,21 @@ validation and test images. Data sets other than `digits` are downloaded into `-
 }
 
 
-def pages(report: Report) -> Iterator[tuple[Path, bytes]]:
-    """Path and content of each file that this script writes."""
+def from_sources() -> Iterator[tuple[Path, bytes]]:
+    """Path and content of each page that follows from docstrings and options, in whole or in part."""
     written = {"commands": _commands(), "methods": _plugins("defense"), "attacks": _plugins("attack"), "data": _data()}
     for name, sections in written.items():
         yield DOCS / f"{name}.md", ("\n\n".join([NOTE, HEADS[name].strip(), *sections]) + "\n").encode()
-    yield DOCS / "digits.svg", to_bytes(draw_chart(security_curves(report, report.standings[0].lowest_attack)), "svg")
-    yield _with_part(ROOT / "README.md", "table of the digits board", digits_table(report))
     flags = "\n".join(f"- `{flag}`: {_plain(meaning)}." for flag, meaning in FLAGS.items())
     yield _with_part(DOCS / "metrics.md", "flags", flags)
+
+
+def from_board() -> Iterator[tuple[Path, bytes]]:
+    """Path and content of what follows from the digits board."""
+    report = read_board(BOARD).report
+    attack = report.standings[0].lowest_attack or report.attacks[-1]
+    yield DOCS / "digits.svg", to_bytes(draw_chart(security_curves(report, attack)), "svg")
+    yield _with_part(ROOT / "README.md", "table of the digits board", digits_table(report))
 
 
 def _with_part(path: Path, name: str, part: str) -> tuple[Path, bytes]:
@@ -243,5 +250,5 @@ def _data() -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    for path, content in pages(read_board(BOARD).report):
+    for path, content in itertools.chain(from_sources(), from_board()):
         path.write_bytes(content)

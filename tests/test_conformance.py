@@ -17,17 +17,18 @@ CHEAP_ATTACKS = {
     "pgd": [
         {"steps": 3},
         {"steps": 2, "restarts": 2, "loss": "dlr"},
-        {"steps": 4, "early_stop": True},
-        {"steps": 2, "early_stop": True, "restarts": 2},
     ],
-    "eot_pgd": [{"steps": 2, "samples": 3}],
-    "apgd": [{"steps": 5, "samples": 2}, {"steps": 3, "samples": 2, "loss": "dlr_targeted", "restarts": 2}],
+    "eot_pgd": [{"steps": 2, "samples": 3}, {"steps": 4, "samples": 5, "restarts": 2}],
+    "apgd": [{"steps": 5, "samples": 6}, {"steps": 3, "samples": 2, "loss": "dlr_targeted", "restarts": 2}],
     "cw": [{"steps": 10, "search_steps": 3, "samples": 2}],
     "alma": [{"steps": 10, "samples": 2}],
     "fab": [{"steps": 4, "samples": 2, "restarts": 2}, {"steps": 4, "samples": 2, "early_stop": True}],
     "fmn": [{"steps": 12, "samples": 2}],
     "square": [{"queries": 12}],
     "gray_box": [{"params": {"steps": 3}}, {"attack": "fmn", "params": {"steps": 5}}],
+    "certain": [{"steps": 4, "samples": 2}, {"steps": 4, "samples": 3, "measure": "epistemic"}],
+    "doubt": [{"steps": 4, "samples": 2}],
+    "ood": [{"steps": 4, "samples": 2}],
     "worst_case": [{"attacks": ["fgsm", "square", "fmn"], "draws": 3, "params": {n: {k: 5} for n, k in FEW.items()}}],
 }
 CHEAP_DEFENSE = {"stages": (1, 1), "batch_size": 16}

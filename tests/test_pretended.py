@@ -125,14 +125,16 @@ def test_pixels_are_the_cpus() -> None:
         assert torch.equal(plain(data.to(DEVICE).batch(slice(None))[0]), data.batch(slice(None))[0])
 
 
-def marginal(name: str, kind: str, norm: str, effort: str, **params: Any) -> tuple[float, float]:
+def marginal(
+    name: str, kind: str, norm: str, effort: str, *, stop_early: bool = False, **params: Any
+) -> tuple[float, float]:
     """Kernels and waits of one more step of an attack, on images none of which it breaks."""
 
     def counted(number: int) -> Counts:
         attack = registry().load("attack", name)(**{effort: number}, **params)
         with pretended() as counts:
             x, y = small_data().to(DEVICE).batch(slice(8))
-            attack(classifier(kind, DEVICE), x, y, Threat(norm, 1e-6))
+            attack(classifier(kind, DEVICE), x, y, Threat(norm, 1e-6), stop_early=stop_early)
         return counts
 
     few, many = counted(4), counted(12)
@@ -144,7 +146,9 @@ def marginal(name: str, kind: str, norm: str, effort: str, **params: Any) -> tup
     [
         ("pgd", "deterministic", "steps", {}, 0),
         ("pgd", "gaussian", "steps", {}, 0),
-        ("pgd", "deterministic", "steps", {"early_stop": True}, 1),
+        ("pgd", "deterministic", "steps", {"stop_early": True}, 1),
+        ("eot_pgd", "gaussian", "steps", {"samples": 5, "stop_early": True}, 1),
+        ("apgd", "gaussian", "steps", {"samples": 5, "stop_early": True}, 1),
         ("eot_pgd", "gaussian", "steps", {"samples": 2}, 0),
         ("apgd", "gaussian", "steps", {"samples": 2}, 0),
         ("fmn", "gaussian", "steps", {"samples": 2}, 0),

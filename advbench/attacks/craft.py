@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -64,6 +65,7 @@ def craft(
     *,
     seed: int = 0,
     targets: Tensor | None = None,
+    stop_early: bool = False,
     nearest: bool = False,
     earlier: Earlier | None = None,
     budget: int | None = None,
@@ -83,10 +85,12 @@ def craft(
         threat: norm and eps.
         seed: of the attack's draws and noise.
         targets: classes `(count,)` that the images are to be taken for; any wrong class where None.
+        stop_early: let the attack leave an image alone once it certainly reached its goal (`Goal`).
         nearest: leave what a minimal-norm attack found where it is, at whatever distance, instead of moving it
             into the threat's ball.
         earlier: makes this a step of a sweep: what a smaller eps broke stays, the rest is attacked anew. Not used for
-            random classifiers, where no single verdict is proof, and for minimal-norm attacks.
+            random classifiers, where no single verdict is proof, for minimal-norm attacks, and for those that aim at
+            more than an error.
         budget: the most forward passes of an image, on average over a batch; the attack is cut to fit.
         batch_size: images that are attacked together and share their draws.
         report: called after each batch with the images done.
@@ -102,9 +106,9 @@ def craft(
         return Crafted(x.clone())
     clf, classes, _ = opened(model, x, probe=True)
     _check_classes(attack, y, targets, classes)
-    earlier = None if clf.stochastic or attack.minimal_norm else earlier
+    earlier = None if clf.stochastic or attack.minimal_norm or attack.aim != "error" else earlier
     attack = attack if budget is None else within_budget(attack, budget - (earlier is not None), random=clf.stochastic)
-    goal = Goal.of(y, targets)
+    goal = Goal.of(y, targets, stop_early=stop_early)
     with clf.isolated() as passes:
         found = x.clone() if earlier is None else earlier.images.clone()
         left = torch.arange(len(x), device=x.device) if earlier is None else _resistant(clf, found, goal, batch_size)
@@ -120,6 +124,48 @@ def craft(
     return Crafted.of(found, passes, random=clf.stochastic)
 
 
+def craft_on_draws(
+    attack: Attack,
+    draws: Sequence[nn.Module],
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    *,
+    seed: int = 0,
+    budget: int | None = None,
+    batch_size: int = BATCH_SIZE,
+    report: OnProgress = lambda _: None,
+) -> Crafted:
+    """As `craft`, on each of several draws of a random classifier, for an adversary who knows which one answers.
+
+    Args:
+        attack: the attack.
+        draws: of the classifier, each deterministic.
+        x: images `(count, channels, height, width)`, float32 in [0, 1].
+        y: labels `(count,)`, int64.
+        threat: norm and eps.
+        seed: of the attack's draws and noise.
+        budget: the most forward passes of an image at each draw.
+        batch_size: images that are attacked together.
+        report: called after each draw with the draws done.
+
+    Returns:
+        Images `(draws, count, channels, height, width)`; costs are those of one image at one draw.
+    """
+    found = []
+    for k, draw in enumerate(draws):
+        found.append(
+            craft(attack, draw, x, y, threat, seed=derive(seed, "draw", k), budget=budget, batch_size=batch_size)
+        )
+        report(Progress(k + 1, len(draws)))
+    forward, backward, vanished = (
+        sum(getattr(each, name) for each in found) / len(found)
+        for name in ("forward_passes", "backward_passes", "vanished_gradients")
+    )
+    images = torch.stack([each.images for each in found])
+    return Crafted(images, forward, backward, random=False, vanished_gradients=vanished)
+
+
 @torch.no_grad()
 def _resistant(clf: Classifier, images: Tensor, goal: Goal, batch_size: int) -> Tensor:
     """Indices of the images that do not reach the goal, `(count,)`, by one pass each."""
@@ -132,7 +178,7 @@ def _craft_batch(attack: Attack, clf: Classifier, x: Tensor, goal: Goal, threat:
     generator = torch.Generator(x.device).manual_seed(derive(seed, "generator"))
     clf.reseed(derive(seed, "draws"))
     with undisturbed(clf, derive(seed, "global"), x.device):
-        x_adv = attack.search(clf, x.clone(), Goal(goal.rows.clone()), threat, generator)
+        x_adv = attack.search(clf, x.clone(), replace(goal, rows=goal.rows.clone()), threat, generator)
     clf.passes.check_finite()
     _check_claim(attack, x, x_adv, threat)
     return x_adv.detach()

@@ -16,8 +16,11 @@ from advbench.data.datasets import data_folder
 from advbench.errors import InputError
 from advbench.grid.execution import Execution
 from advbench.grid.inputs import CPU
+from advbench.grid.kept import FOLDER
 from advbench.grid.plan import Cell, Plan
-from advbench.grid.run import prepare
+from advbench.grid.run import keep, prepare
+from advbench.grid.spec import narrowed
+from advbench.registry import files
 from advbench.store.records import Store
 
 Compute = Callable[[Plan, Execution, Store], Mapping[str, str]]
@@ -31,6 +34,8 @@ def rerun(
     findings: Findings,
     compute: Compute,
     seed: int | None = None,
+    *,
+    run_files: bool = False,
 ) -> tuple[int, int]:
     """Recompute cells of a board and find those whose results disagree with it.
 
@@ -45,6 +50,7 @@ def rerun(
         findings: to which disagreements are added.
         compute: carries a plan out, with an execution, into a store; returns why tasks failed, by key.
         seed: of the choice; unpredictable by default.
+        run_files: import and run the files that the board keeps; without it, only cells that need none are chosen.
 
     Returns:
         The number of cells, and in how many of them `EQUAL` values are equal to the last digit.
@@ -52,15 +58,29 @@ def rerun(
     Raises:
         InputError: the spec cannot be carried out here, the data is absent, or no cell has a record.
     """
-    # Out-of-distribution images have no row in the results, and their data may not be available.
+    # Out-of-distribution images and known draws have no row in the results, and their data may not be available.
     dataset = _in_root(board.spec.dataset, data_folder(execution.data_root))
     device = board.spec.device or CPU
-    spec = board.spec.model_copy(update={"ood": (), "dataset": dataset, "device": device})
-    plan = prepare(execution.placed(spec), execution.data_root)
+    named = {cell.attack.label for cell in board.plan.cells if cell.attack}
+    left = tuple(name for name in board.spec.attacks if name in named) or ("none",)
+    spec = board.spec.model_copy(update={"ood": (), "attacks": left, "dataset": dataset, "device": device})
+    spec = narrowed(spec, board.spec, set(board.spec.attacks) - named, board.kept_files)
+    if run_files:
+        for digest, sources in board.sources.items():
+            files.know(replace(sources, folder=str(board.folder.absolute() / FOLDER / digest)))
+    plan = prepare(execution.placed(spec), execution.data_root, None if run_files else board.kept_files)
+    if run_files and keep(plan) != keep(board.plan):
+        findings.add("a file gives other hyperparameters, nets or traits than the board states", FOLDER)
+        return 0, 0
+    left_out = frozenset() if run_files else board.in_files
     known = {_place(cell): cell.key for cell in board.plan.cells if cell.key in board.records}
-    there = [cell for cell in plan.cells if _place(cell) in known]
+    there = [cell for cell in plan.cells if _place(cell) in known and not left_out.intersection(_place(cell)[:3])]
     if not there:
-        raise InputError(f"board {board.folder}", expected="cells with a record, to recompute", got="none")
+        expected, remedy = "cells with a record, to recompute", ""
+        if left_out:
+            expected += f", that need none of the files of {', '.join(sorted(left_out))}"
+            remedy = "read these files; with --run-files they are imported and run"
+        raise InputError(f"board {board.folder}", expected=expected, got="none", remedy=remedy)
     generator = random.SystemRandom() if seed is None else random.Random(seed)  # noqa: S311
     chosen = generator.sample(there, min(count, len(there)))
     needed = {cell.key for cell in chosen}

@@ -20,7 +20,7 @@ from advbench.grid.plan import Plan
 from advbench.grid.queue import longest_chain
 from advbench.grid.scheduler import failed_before, outstanding
 from advbench.grid.spec import COLOUR_EPS, DEFAULT_ARCHITECTURE, DEFAULT_ARCHITECTURES, EPS
-from advbench.registry import KINDS, registry
+from advbench.registry import KINDS, files, registry
 from advbench.registry.optional import require, written_over
 from advbench.registry.params import Configurable
 from advbench.report.texts import format_eps
@@ -67,14 +67,18 @@ def plugin_lines(name: str) -> Iterator[str]:
     Raises:
         InputError: nothing has that name.
     """
+    name = files.kept_name(name)
     kinds = [kind for kind in KINDS if registry().knows(kind, name)]
+    if files.digest_of(name):
+        kinds = [kind for kind in KINDS if kind == files.kind_of(name)]
     if not kinds:
+        files.check_odd(name, "defense")
         raise unknown_name("name", name, {entry.shown for entry in registry().entries()})
     for kind in kinds:
         entry, found = registry().find(kind, name), registry().load(kind, name)
         if kind != kinds[0]:
             yield ""
-        yield f"{kind} {name}, {entry.distribution} {entry.version}"
+        yield f"{kind} {entry.called}, {entry.distribution} {entry.version}"
         yield ""
         yield from inspect.cleandoc(found.__doc__ or entry.summary).splitlines()
         if kind in ("defense", "attack"):

@@ -218,7 +218,10 @@ def json_line(event: str, **values: Any) -> str:
 def found(record: Mapping[str, Any]) -> str:
     """The result of a finished task, in a few words."""
     result, inputs = record["result"], record.get("inputs", {})
-    if "foreign" in inputs:
+    if "known" in inputs:
+        low, high = result["draw_accuracy_min"], result["draw_accuracy_max"]
+        text = f"accuracy {result['draw_accuracy']:.3f}, from {low:.3f} to {high:.3f} over draws"
+    elif "foreign" in inputs:
         text = f"AUROC {result['detection']['total']['auroc']:.3f} by total uncertainty"
     elif record["kind"] == "evaluate":
         low, high = result["accuracy_interval"]

@@ -8,11 +8,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from advbench.evaluation.predictions import CONFIDENCE, RESAMPLES, Bools, Floats
+from advbench.evaluation.predictions import Bools, Floats, student_quantile
 
 MISSING = "an accuracy is missing"
 HARMLESS = "the attack on the target itself does not lower its accuracy"
-UNDEFINED = 1e-12  # a denominator below that is none
 
 
 class Affinity(NamedTuple):
@@ -61,66 +60,38 @@ def affinities(accuracies: Floats) -> tuple[NDArray[np.float64], list[str]]:
     return values, reasons.tolist()
 
 
-def resampled_accuracies(
-    correct: Bools, spreads: Floats, resamples: int = RESAMPLES, seed: int = 0
-) -> NDArray[np.float64]:
-    """Accuracies of many cells at bootstrap resamples of their images, the same images in all cells.
+def affinity_intervals(clean: Bools, transfer: Bools, white_box: Bools, spreads: Floats) -> Floats:
+    """95 % intervals of affinities for other images and draws, by Fieller's method (1954).
 
-    Cells of one resample belong together, so differences between them are paired. What the choice of draws does to a
-    whole cell is added as normal noise of its variance, independent between cells: where two cells share their draws
-    that counts too much, never too little.
-
-    Args:
-        correct: whether each cell's ensemble is right on each image, `(cells, N)`.
-        spreads: variance of each cell's accuracy from the choice of its draws, `(cells,)`; 0 for deterministic ones.
-        resamples: bootstrap resamples.
-        seed: of the resamples.
-
-    Returns:
-        `(cells, resamples)`, float64.
-    """
-    generator = np.random.default_rng(seed)
-    count = correct.shape[1]
-    weights = generator.multinomial(count, np.full(count, 1 / count), resamples)
-    # Sums of whole numbers are exact in float32, so their order, which differs between machines, has no say.
-    right = correct.astype(np.float32) @ weights.astype(np.float32).T
-    accuracies: NDArray[np.float64] = right.astype(np.float64) / count
-    random = np.flatnonzero(spreads > 0)
-    noise = generator.standard_normal((len(random), resamples))
-    accuracies[random] += noise * np.sqrt(spreads[random])[:, None]
-    return accuracies
-
-
-def affinity_intervals(clean: Floats, transfer: Floats, white_box: Floats) -> Floats:
-    """95 % intervals of affinities, by the bootstrap's percentiles.
-
-    A resample in which the attack on the target itself does nothing leaves the affinity without value or bound. Where
-    that is more than 2.5 % of them the interval has no ends: NaN.
+    The affinity is a ratio A / B of two falls of accuracy on the same images. The interval holds each ratio rho for
+    which A - rho B lies within 1.96 standard errors of 0. One image is added on which transfer and clean verdict
+    differ, and one for the white box: of verdicts that hardly differ the sample's variance is often 0. What the choice
+    of draws does to a cell counts as independent of other cells. Where B itself lies within that distance of 0 the
+    interval has no ends: NaN. In simulations with 100 and 500 images it covers in 93 to 98 % of cases, and more where
+    the attack is expected to change one image.
 
     Args:
-        clean: accuracies of the targets at each resample, `(pairs, resamples)`, of `resampled_accuracies`.
+        clean: whether the targets' ensembles are right on each clean image, `(pairs, N)`.
         transfer: likewise, on examples crafted on the sources.
         white_box: likewise, on examples crafted on the targets themselves.
+        spreads: variance of the three accuracies from the choice of draws, `(pairs, 3)`; 0 for deterministic ones.
 
     Returns:
         `(pairs, 2)`.
     """
-    fall = clean - white_box
-    with np.errstate(divide="ignore", invalid="ignore"):
-        values = np.where(fall > UNDEFINED, (clean - transfer) / fall, np.nan)
-    lost = np.isnan(values).mean(1)
-    tail = (1 - CONFIDENCE) / 2
-    ends = np.full((len(values), 2), np.nan)
-    known = lost <= tail
-    if known.any():
-        # Sorted, what is undefined comes last: it has a part in neither end.
-        ordered = np.sort(values[known], axis=1)
-        counts = (~np.isnan(ordered)).sum(1)
-        for column, quantile in enumerate((tail, 1 - tail)):
-            position = quantile * (counts - 1)
-            below = np.floor(position).astype(np.int64)
-            above = np.minimum(below + 1, counts - 1)
-            rows = np.arange(len(ordered))
-            share = position - below
-            ends[known, column] = (1 - share) * ordered[rows, below] + share * ordered[rows, above]
+    count = clean.shape[1]
+    fall, full = (clean.mean(1) - other.mean(1) for other in (transfer, white_box))
+    both = ((clean != transfer) & (clean != white_box)).mean(1)  # such images fell, or rose, under either
+    by_clean, by_transfer, by_white = spreads.T
+    extra = 1 / count**2
+    variance = ((clean != transfer).mean(1) - fall**2) / count + extra + by_clean + by_transfer
+    variance_full = ((clean != white_box).mean(1) - full**2) / count + extra + by_clean + by_white
+    covariance = (both - fall * full) / count + by_clean
+    square = float(student_quantile(math.inf)) ** 2
+    quadratic = full**2 - square * variance_full
+    linear = fall * full - square * covariance
+    root = np.sqrt(np.maximum(linear**2 - quadratic * (fall**2 - square * variance), 0.0))
+    known = (quadratic > 0) & (full > 0)
+    ends = np.full((len(fall), 2), np.nan)
+    ends[known] = (np.stack([linear - root, linear + root], 1)[known]) / quadratic[known, None]
     return ends

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -101,6 +102,44 @@ def evaluate_ood(
     return _evaluated(clf, x, labels, draws, seed=seed, batch_size=batch_size, report=report, declared=model is clf)
 
 
+@torch.no_grad()
+def evaluate_draws(
+    draws: Sequence[Classifier],
+    x: Tensor,
+    y: Tensor,
+    *,
+    enumerated: bool = False,
+    batch_size: int = BATCH_SIZE,
+    report: OnProgress = lambda _: None,
+) -> Predictions:
+    """Evaluate each of several frozen draws on images of its own: those of an adversary who knows which one answers.
+
+    Args:
+        draws: frozen draws of a classifier.
+        x: each draw's images, `(draws, count, channels, height, width)`, float32 in [0, 1].
+        y: labels `(count,)`, int64.
+        enumerated: whether the draws are all that there are.
+        batch_size: images that pass the net together.
+        report: called after each draw.
+
+    Returns:
+        Predictions of which the accuracies of single draws mean something, and nothing else: no two draws saw the
+        same images.
+
+    Raises:
+        PluginError: the model's output has the wrong shape or is not finite.
+    """
+    found = []
+    for k, (draw, images) in enumerate(zip(draws, x, strict=True)):
+        with draw.isolated():
+            starts = range(0, len(images), batch_size)
+            parts = [draw.at(draw.draw(0), images[s : s + batch_size], offset=s).float().softmax(1) for s in starts]
+            draw.passes.check_finite()
+        found.append(torch.cat(parts).cpu().numpy())
+        report(Progress(k + 1, len(draws)))
+    return Predictions.from_probs(np.stack(found), y.cpu().numpy(), enumerated=enumerated)
+
+
 def _evaluated(
     clf: Classifier,
     x: Tensor,
@@ -118,7 +157,7 @@ def _evaluated(
     enumerated = members is not None and 1 < members <= 2 * draws
     draws = members if members is not None and members <= 2 * draws else draws
     probs, right = [], 0.0
-    with undisturbed(clf, seed, x.device), clf.isolated():
+    with undisturbed(clf, seed, x.device), clf.isolated(), clf.posterior.fixed():
         for k in range(draws):
             draw = clf.member(k) if enumerated else clf.draw(derive(seed, "judge", k))
             parts = []

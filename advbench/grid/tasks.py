@@ -16,18 +16,31 @@ from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from advbench.attacks.ball import within
 from advbench.attacks.base import Threat
-from advbench.attacks.craft import Earlier, craft
+from advbench.attacks.craft import Crafted, Earlier, craft, craft_on_draws
+from advbench.audit.run import audit
+from advbench.audit.subject import ignores_images
+from advbench.data.base import Data
 from advbench.data.datasets import Dataset, limited, load_dataset
 from advbench.data.ood import ood_images
-from advbench.errors import AdvbenchError, GoneError, InputError, OutOfMemoryError, PluginError, out_of_memory
+from advbench.errors import (
+    AdvbenchError,
+    GoneError,
+    InputError,
+    NoGradientError,
+    OutOfMemoryError,
+    PluginError,
+    out_of_memory,
+)
 from advbench.evaluation import Predictions
-from advbench.evaluation.evaluate import evaluate, evaluate_ood
-from advbench.evaluation.summary import summary
+from advbench.evaluation.evaluate import evaluate, evaluate_draws, evaluate_ood
+from advbench.evaluation.summary import known_draws, summary
 from advbench.grid import devices
+from advbench.grid.convergence import converge
 from advbench.grid.inputs import CPU, Component, CraftInputs, EvaluateInputs, Inputs, OodRef, TrainInputs, read_training
 from advbench.grid.plan import Task
 from advbench.grid.spec import installed
@@ -38,7 +51,8 @@ from advbench.models.memory import release
 from advbench.models.nets import build
 from advbench.models.saving import check_restores, export_classifier, load_classifier, read_tensors, tensor_bytes
 from advbench.progress import OnProgress, Progress
-from advbench.registry import Kind, registry
+from advbench.registry import Kind, files, registry
+from advbench.registry.files import Sources
 from advbench.store.records import Store
 from advbench.store.storage import PATIENCE
 from advbench.training.base import Resources, TrainContext
@@ -46,6 +60,7 @@ from advbench.training.base import Resources, TrainContext
 SPENT = "seconds spent"  # among the values of a training's saved state
 KEPT = 2**30  # bytes of classifiers that stay on the device for the next tasks
 VANISHED = 0.01  # share of gradients that are exactly zero from which an evaluation is flagged
+AUDITED = 100  # images on which every run makes the cheap checks of an audit
 
 Record = dict[str, Any]
 Result = tuple[dict[str, Any], bytes]  # what a record says was found, and the artifact
@@ -65,6 +80,7 @@ class Runtime:
     ood: tuple[str, ...] = ()  # like `dataset`, those whose images are to be found out
     place: str = ""  # what the worker is called, as in a record's `ran`
     kind: str = CPU  # of the devices that the run was planned for, on which results depend
+    files: tuple[Sources, ...] = ()  # those that plugins and nets are in
 
     def on(self, device: str, place: str) -> Runtime:
         """The same for a worker on that device."""
@@ -76,6 +92,8 @@ class Runner:
 
     def __init__(self, runtime: Runtime) -> None:
         devices.enter(runtime.resources.device)
+        for sources in runtime.files:
+            files.know(sources)
         self.runtime = runtime
         self.store = Store(runtime.store_url, runtime.patience)
         self._resources = runtime.resources
@@ -138,7 +156,7 @@ class Runner:
         }
         release(device)
         self.store.write_record(task.key, record)
-        if task.kind == "train":
+        if isinstance(task.inputs, TrainInputs) or (isinstance(task.inputs, CraftInputs) and task.inputs.converge):
             self.store.drop_partial(task.key)
         return record
 
@@ -176,7 +194,7 @@ class Runner:
         for kind in kinds:
             component: Component | None = getattr(task.inputs, kind, None)
             if component is not None:
-                here |= installed(kind, component.name, component.params).versions
+                here |= installed(kind, component.loaded_as, component.params).versions
                 planned |= component.versions
         if here != planned:
             raise InputError(
@@ -208,9 +226,9 @@ class Runner:
             on_progress(progress)
 
         data = self._checked_dataset(inputs).train
-        module = build(inputs.architecture.name, data, derive(inputs.seed, "init"))
+        module = _net(inputs, data)
         name = inputs.defense.name
-        defense = registry().load("defense", name)(**inputs.defense.params or {})
+        defense = registry().load("defense", inputs.defense.loaded_as)(**inputs.defense.params or {})
         context = TrainContext(
             seed=inputs.seed,
             precision=inputs.precision,
@@ -230,63 +248,97 @@ class Runner:
         check_trained(name, clf, data)
         tensors, values = export_classifier(clf)
         raw = tensor_bytes(tensors)
-        fresh = build(inputs.architecture.name, data, derive(inputs.seed, "init"))
-        check_restores(name, clf, fresh, raw, values, data)
+        check_restores(name, clf, _net(inputs, data), raw, values, data)
         statistics = dict(defense.statistics(clf))
         return {"classifier": values, "training": last, "statistics": statistics}, raw
 
     def _craft(self, inputs: CraftInputs, on_progress: OnProgress) -> Result:
-        attack = registry().load("attack", inputs.attack.name)(**inputs.attack.params or {})
-        x, y = self._test_images(inputs)
+        attack = registry().load("attack", inputs.attack.loaded_as)(**inputs.attack.params or {})
+        if inputs.ood is None:
+            x, y = self._test_images(inputs)
+        else:  # of no class; an attack on these asks for none
+            x = self._ood_images(inputs, inputs.ood)
+            y = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        clf, threat = self._at_hand(inputs.source), Threat(inputs.norm, inputs.eps or 0.0)  # none: of minimal norm
+        how: dict[str, Any] = {"seed": inputs.seed, "budget": inputs.budget, "batch_size": inputs.batch_size}
+        if attack.knows == "the_draw":
+            draws = clf.frozen_draws(attack.params.draws, inputs.seed)
+            return _crafted(craft_on_draws(attack, draws, x, y, threat, report=on_progress, **how), inputs)
         earlier = None
         if inputs.sweep:
             after = inputs.sweep.after
             images = self._tensors(after)["images"].to(x.device) if after else x
             earlier = Earlier(images, inputs.sweep.eps)
-        crafted = craft(
-            attack,
-            self._at_hand(inputs.source),
-            x,
-            y,
-            Threat(inputs.norm, inputs.eps or 0.0),  # none: a minimal-norm attack, which has no use for it
-            seed=inputs.seed,
-            nearest=True,
-            earlier=earlier,
-            budget=inputs.budget,
-            batch_size=inputs.batch_size,
-            report=on_progress,
-        )
-        result = {
-            "forward_passes": crafted.forward_passes,
-            "backward_passes": crafted.backward_passes,
-            "random": crafted.random,
-            "vanished_gradients": crafted.vanished_gradients,
-        }
-        return result, tensor_bytes({"images": crafted.images})
+        how |= {"stop_early": bool(inputs.stop_early), "report": on_progress}
+        search: dict[str, Any] = {}
+        try:
+            if inputs.converge is None:
+                crafted = craft(attack, clf, x, y, threat, nearest=True, earlier=earlier, **how)
+            else:
+                del how["budget"]
+                how |= {"checkpoint": self._slot, "checkpoint_seconds": self.runtime.checkpoint_seconds}
+                found = converge(attack, clf, x, y, threat, inputs.converge, **how)
+                crafted, search = found.crafted, {"converge": found.to_json()}
+        except NoGradientError:  # the attack has nothing to follow: the images stay, and the evaluation is flagged
+            crafted, search = Crafted(x.clone(), random=clf.stochastic), {"no_gradient": True}
+        return _crafted(crafted, inputs, search)
 
     def _evaluate(self, inputs: EvaluateInputs, clean: Predictions | None, on_progress: OnProgress) -> Result:
         clf = self._at_hand(inputs.target)
         how: dict[str, Any] = {"seed": inputs.seed, "batch_size": inputs.batch_size, "report": on_progress}
-        if inputs.foreign is not None:
-            predictions = evaluate_ood(clf, self._ood_images(inputs, inputs.foreign), inputs.draws, **how)
-            result = summary(predictions, clean)
-            kept = ("n_examples", "classes", "draws", "enumerated", "uncertainty", "histograms", "detection")
-            return {name: result[name] for name in kept if name in result}, predictions.to_bytes()
-        x, y = self._test_images(inputs)
         attack: dict[str, Any] = {"forward_passes": 0.0, "backward_passes": 0.0, "seconds": 0.0}
+        images: Tensor | None = None
         if inputs.examples is not None:
             crafted = self._record(inputs.examples)
-            images = self._tensors(inputs.examples)["images"].to(x.device)
+            images = self._tensors(inputs.examples)["images"].to(self._resources.device)
             attack = {**crafted["result"], "seconds": crafted["seconds"]}
+        if inputs.foreign is not None:
+            x = self._ood_images(inputs, inputs.foreign) if images is None else images
+            predictions = evaluate_ood(clf, x, inputs.draws, **how)
+            result = summary(predictions, clean)
+            kept = ("n_examples", "classes", "draws", "enumerated", "uncertainty", "histograms", "detection")
+            made = {} if images is None else {"attack": attack}
+            return {name: result[name] for name in kept if name in result} | made, predictions.to_bytes()
+        x, y = self._test_images(inputs)
+        if inputs.known:
+            assert images is not None, "the plan has examples for each draw"
+            return self._evaluate_known(clf, inputs, images, y, attack, on_progress)
+        if images is not None:
             x = within(images, x, inputs.within, outward=attack["random"]) if inputs.within else images
         predictions = evaluate(clf, x, y, inputs.draws, **how)
         # One draw tells nothing of the spread of draws, so the intervals cover other images alone.
         flags = [*predictions.flags, *(["one_draw"] if clf.stochastic and predictions.draws == 1 else [])]
-        if attack.get("vanished_gradients", 0.0) > VANISHED:
-            flags.append("vanished_gradients")
-        return {**summary(predictions, clean), "attack": attack, "flags": flags}, predictions.to_bytes()
+        blind, vanished = attack.get("no_gradient", False), attack.get("vanished_gradients", 0.0) > VANISHED
+        if (blind or vanished) and not ignores_images(clf, x[:AUDITED], clf.draw(derive(inputs.seed, "looks"))):
+            flags.append("no_gradient" if blind else "vanished_gradients")
+        if attack.get("converge", {}).get("unconverged"):
+            flags.append("unconverged")
+        checked: dict[str, Any] = {}
+        if inputs.audit is not None and len(x) > 1:
+            checks = audit(clf, x[:AUDITED], y[:AUDITED], inputs.audit, seed=inputs.seed, quick=True)
+            checked["audit"] = [each.to_json() for each in checks.findings]
+            flags += ["misleads_attacks"] if checks.misleads else []
+        stopped = attack.get("stopped_early", False)
+        found = summary(predictions, clean, deterministic=not clf.stochastic, stopped_early=stopped)
+        return {**found, "attack": attack, "flags": flags, **checked}, predictions.to_bytes()
 
-    def _ood_images(self, inputs: EvaluateInputs, wanted: OodRef) -> Tensor:
+    def _evaluate_known(
+        self,
+        clf: Classifier,
+        inputs: EvaluateInputs,
+        images: Tensor,
+        y: Tensor,
+        attack: dict[str, Any],
+        on_progress: OnProgress,
+    ) -> Result:
+        draws = clf.frozen_draws(inputs.draws, inputs.seed)
+        enumerated = clf.members is not None and clf.members == len(draws) > 1
+        how: dict[str, Any] = {"batch_size": inputs.batch_size, "report": on_progress}
+        predictions = evaluate_draws(draws, images, y, enumerated=enumerated, **how)
+        flags = ["vanished_gradients"] if attack.get("vanished_gradients", 0.0) > VANISHED else []
+        return {**known_draws(predictions), "attack": attack, "flags": flags}, predictions.to_bytes()
+
+    def _ood_images(self, inputs: CraftInputs | EvaluateInputs, wanted: OodRef) -> Tensor:
         root = self.runtime.data_root
         fitting = [name for name in self.runtime.ood if load_dataset(name, root).digest == wanted.sha256]
         if not fitting:
@@ -321,9 +373,17 @@ class Runner:
         record = self._record(key)
         inputs = read_training(record)
         data = self._checked_dataset(inputs).train
-        module = build(inputs.architecture.name, data, derive(inputs.seed, "init"))
+        module = _net(inputs, data)
         clf = load_classifier(module, self._tensors(key), record["result"]["classifier"])
         return clf.to(self.runtime.resources.device)
+
+    def classifier(self, key: str) -> Classifier:
+        """The trained classifier under that key, on the device.
+
+        Raises:
+            GoneError: the store has it no more.
+        """
+        return self._at_hand(key)
 
     def _at_hand(self, key: str) -> Classifier:
         """A trained classifier on the device, kept for the next task as long as there is room for it."""
@@ -335,9 +395,26 @@ class Runner:
         return clf
 
 
+def _net(inputs: TrainInputs, data: Data) -> nn.Module:
+    net = inputs.architecture
+    return build(net.loaded_as, data, derive(inputs.seed, "init"), net.params)
+
+
 def _size(clf: Classifier) -> int:
     """Bytes of a classifier's tensors."""
     return sum(tensor.nbytes for tensor in (*clf.parameters(), *clf.buffers()))
+
+
+def _crafted(crafted: Crafted, inputs: CraftInputs, search: Mapping[str, Any] | None = None) -> Result:
+    result = {
+        "forward_passes": crafted.forward_passes,
+        "backward_passes": crafted.backward_passes,
+        "random": crafted.random,
+        "vanished_gradients": crafted.vanished_gradients,
+        **({"stopped_early": True} if inputs.stop_early else {}),
+        **(search or {}),
+    }
+    return result, tensor_bytes({"images": crafted.images})
 
 
 def read_predictions(store: Store, key: str) -> Predictions:

@@ -4,6 +4,7 @@ from advbench.models.classifier import Classifier as Classifier
 from advbench.models.classifier import Draw as Draw
 from advbench.models.classifier import ExampleLoss as ExampleLoss
 from advbench.models.classifier import Gradient as Gradient
+from advbench.models.classifier import SlopedLoss as SlopedLoss
 from advbench.models.guard import check_effect as check_effect
 from advbench.models.mixture import MixturePosterior as MixturePosterior
 from advbench.models.mixture import mixture as mixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Self
 
 import torch
@@ -19,13 +20,33 @@ from advbench.models.noise import Noise
 from advbench.models.posterior import PointPosterior, Posterior, Weights
 
 ExampleLoss = Callable[[Tensor, Tensor], Tensor]
+# Maps the log-softmax of draws `(draws, batch, classes)` and rows of labels to one value an image, `(batch,)`.
+JointObjective = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class SlopedLoss:
+    """An `ExampleLoss` whose gradient is known, so that autograd need not find it.
+
+    Attributes:
+        value: maps logits `(n, classes)` and labels `(n,)` to one loss an image, `(n,)`.
+        slope: maps the same to the gradient of each loss with respect to the logits, `(n, classes)`.
+    """
+
+    value: ExampleLoss
+    slope: ExampleLoss
+
+    def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
+        """The value."""
+        return self.value(logits, y)
+
 
 # The most members of a posterior through which fresh draws cycle: twice the draws that evaluate by default.
 CYCLED = 40
 
 
 class Draw(NamedTuple):
-    """One draw from a classifier: weights, and the seed of the noise inside the module."""
+    """One draw from a classifier: weights, and the seed of the noise inside the module (negative: see `draw`)."""
 
     weights: Weights
     seed: int
@@ -117,10 +138,14 @@ class Classifier(nn.Module):
 
     @contextmanager
     def attacked(self, rows: Tensor) -> Iterator[None]:
-        """Note, for a block, the labels `(batch,)`, or labels and targets `(batch, 2)`, of the images that pass."""
+        """Note, for a block, the labels `(batch,)`, or labels and targets `(batch, 2)`, of the images that pass.
+
+        The posterior must not change in the block.
+        """
         before, self.labels = self.labels, rows
         try:
-            yield
+            with self.posterior.fixed():
+                yield
         finally:
             self.labels = before
 
@@ -157,21 +182,36 @@ class Classifier(nn.Module):
         return seed // 2 // members * members + int(order[position])
 
     def fresh_seeds(self, n: int) -> list[int]:
-        """The seeds of `n` fresh draws; where there are no more than `n` members, one of each, whose mean is exact."""
+        """The seeds of `n` fresh draws of an attack, whose mean it looks at: not for intervals.
+
+        Where there are no more than `n` members, one of each, whose mean is exact. Gaussian draws come in pairs that
+        are each other's mirror images: what is odd in the noise cancels in their mean.
+        """
         members = self.members
         if members is not None and members <= min(n, CYCLED):
             return list(range(members))
-        return [self.next_seed() for _ in range(n)]
+        if not self._mirrored:
+            return [self.next_seed() for _ in range(n)]
+        firsts = [self.next_seed() for _ in range((n + 1) // 2)]
+        return [seed for first in firsts for seed in (first, -first)][:n]
+
+    @property
+    def _mirrored(self) -> bool:
+        """Whether the negative of a draw's seed stands for its mirror image."""
+        noise = isinstance(self.noise, Noise) and self.noise.acts and self.noise.symmetric
+        return noise or (self.posterior.stochastic and self.posterior.symmetric)
 
     def draw(self, seed: int | None = None) -> Draw:
-        """A fresh draw, or the one that `seed` stands for; of a posterior of few members, its number modulo theirs."""
+        """A fresh draw, or the one that `seed` stands for.
+
+        The negative of a seed stands for the mirror image of its draw, where weights or noise are symmetric. A
+        posterior of few members is drawn by the seed modulo their number.
+        """
         if seed is None:
             seed = self.next_seed()
-        if not self.posterior.stochastic:
-            return Draw(self.posterior.sample(torch.default_generator), seed)
         if self._cycle:
-            return Draw(self.posterior.member(seed % self._cycle), seed)
-        return Draw(self.posterior.sample(torch.Generator(self.posterior.device).manual_seed(seed)), seed)
+            return Draw(self.posterior.member(abs(seed) % self._cycle), seed)
+        return Draw(self.posterior.draw(seed), seed)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits `(batch, classes)` of one fresh draw, shared by the batch, for images in [0, 1]."""
@@ -246,8 +286,7 @@ class Classifier(nn.Module):
         """
         seeds = self.fresh_seeds(samples) if draws is None else range(len(draws))
         samples = len(seeds)
-        total = weight = torch.zeros((), dtype=x.dtype, device=x.device)
-        highest = weight - torch.inf
+        total = weight = highest = torch.empty(())  # until the first draw
         logits: list[Tensor] = []
         slopes: list[Tensor] = []
         for index, seed in enumerate(seeds):
@@ -256,9 +295,12 @@ class Classifier(nn.Module):
             gradient, found, slope = self._draw_gradient(draw, x, y, loss)
             if tilt:
                 exponent = tilt * loss(found, y).view(-1, *[1] * (x.ndim - 1))
-                rise = torch.maximum(highest, exponent)
-                fade, share = (highest - rise).exp(), (exponent - rise).exp()
-                total, weight, highest = total * fade + share * gradient, weight * fade + share, rise
+                if index == 0:
+                    total, weight, highest = gradient, torch.ones_like(exponent), exponent
+                else:
+                    rise = torch.maximum(highest, exponent)
+                    fade, share = (highest - rise).exp(), (exponent - rise).exp()
+                    total, weight, highest = total * fade + share * gradient, weight * fade + share, rise
             else:
                 total = gradient if index == 0 else total + gradient
             logits.append(found)
@@ -271,7 +313,7 @@ class Classifier(nn.Module):
             total = total / weight
         elif samples > 1:
             total = total / samples
-        return Gradient(total, torch.stack(logits))
+        return Gradient(total, torch.stack(logits) if samples > 1 else logits[0][None])
 
     def mean_gradient(self, x: Tensor, y: Tensor, loss: ExampleLoss, samples: int) -> Gradient:
         """Gradient with respect to the images of the loss of the mean softmax of fresh draws.
@@ -286,12 +328,28 @@ class Classifier(nn.Module):
             loss: as in `input_gradient`.
             samples: draws in the mean.
         """
+        return self.joint_gradient(x, y, lambda log_probs, rows: loss(log_probs.logsumexp(0), rows), samples)
+
+    def joint_gradient(self, x: Tensor, y: Tensor, objective: JointObjective, samples: int) -> Gradient:
+        """Gradient with respect to the images of a function of all fresh draws' predictions together.
+
+        How the function changes with each draw's log-softmax is known once all draws have passed; a second pass of
+        each carries that to the images. Memory is that of one draw. A single draw passes once.
+
+        Args:
+            x: images `(batch, channels, height, width)`.
+            y: labels `(batch,)`, or labels and targets; -1 where there is none.
+            objective: maps the draws' log-softmax `(draws, batch, classes)` and `y` to one value an image, `(batch,)`.
+            samples: draws.
+        """
         draws = [self.draw(seed) for seed in self.fresh_seeds(samples)]
+        if len(draws) == 1:
+            return self.input_gradient(x, y, lambda one, rows: objective(one.log_softmax(-1)[None], rows), 1, draws)
         with torch.no_grad():
             logits = torch.stack([self.at(draw, x) for draw in draws])
         with torch.enable_grad():
             leaf = logits.log_softmax(-1).requires_grad_()
-            slopes = torch.autograd.grad(loss(leaf.logsumexp(0), y).sum(), leaf)[0]
+            slopes = torch.autograd.grad(objective(leaf, y).sum(), leaf)[0]
         total = torch.zeros((), dtype=x.dtype, device=x.device)
         for draw, slope in zip(draws, slopes, strict=True):
             total = total + self._draw_gradient(draw, x, slope, _carried)[0]
@@ -315,7 +373,8 @@ class Classifier(nn.Module):
             leaf = x.detach().requires_grad_(True)
             with _named_errors():
                 logits = self._logits(draw, leaf, offset)
-            total = loss(logits, y).sum()
+            known = loss.slope(logits.detach(), y) if isinstance(loss, SlopedLoss) else None
+            total = loss(logits, y).sum() if known is None else logits
             if not total.requires_grad:
                 raise NoGradientError(
                     "the classifier has no gradient",
@@ -323,7 +382,7 @@ class Classifier(nn.Module):
                     remedy="use an attack that needs no gradient",
                 )
             with _named_errors():  # as reentrant checkpoints raise some
-                gradient, slope = torch.autograd.grad(total, [leaf, logits], allow_unused=True)
+                gradient, slope = torch.autograd.grad(total, [leaf, logits], known, allow_unused=True)
         if gradient is None:
             raise NoGradientError("the classifier has no gradient", expected="logits that depend on the images")
         return gradient, logits.detach(), slope
@@ -334,7 +393,11 @@ class Classifier(nn.Module):
         return [slice(start, min(start + size, count)) for start in range(0, count, max(size, 1))] or [slice(0, 0)]
 
     def _logits(self, draw: Draw, x: Tensor, offset: int) -> Tensor:
-        if self.noise:
+        if isinstance(self.noise, Noise) and self.noise.symmetric:
+            seed = derive(abs(draw.seed), "noise", offset)
+            with isolated_rng(seed, x.device), self.noise.mirrored(draw.seed < 0):
+                logits = self._call(draw.weights, x)
+        elif self.noise:
             # A module that draws by itself may do so from numpy's or Python's generators as well.
             seed = derive(draw.seed, "noise", offset)
             with isolated_rng(seed, x.device, everywhere=not isinstance(self.noise, Noise)):
@@ -342,7 +405,8 @@ class Classifier(nn.Module):
         else:
             logits = self._call(draw.weights, x)
         checked = _checked_logits(logits, x, self._classes)
-        self._classes = checked.shape[1]
+        if self._classes is None:
+            self._classes = checked.shape[1]
         return checked if checked.requires_grad else checked.clone()  # a module may use its output's memory again
 
     def _call(self, weights: Weights, x: Tensor) -> Any:
@@ -355,7 +419,23 @@ class Classifier(nn.Module):
 
     def frozen(self, seed: int) -> Classifier:
         """The same classifier at the one draw that `seed` stands for: deterministic ever after."""
-        draw = self.draw(seed)
+        return self._frozen_at(self.draw(seed))
+
+    def frozen_draws(self, count: int, seed: int) -> list[Classifier]:
+        """Draws, each frozen: `count` of them, or of a posterior of at most twice as many members one of each.
+
+        Args:
+            count: draws.
+            seed: of the draws.
+        """
+        if not self.stochastic:
+            return [self]
+        members = self.members
+        if members is not None and members <= 2 * count:
+            return [self._frozen_at(self.member(k)) for k in range(members)]
+        return [self.frozen(derive(seed, "frozen", k)) for k in range(count)]
+
+    def _frozen_at(self, draw: Draw) -> Classifier:
         weights = {name: tensor.detach() for name, tensor in draw.weights.items()}
         frozen = _FrozenNoise(self.module, draw.seed) if self.noise else Classifier(self.module)
         if not isinstance(self.posterior, PointPosterior) or not self.posterior.are_modules_own(draw.weights):
@@ -404,17 +484,18 @@ def _checked_logits(logits: Any, x: Tensor, classes: int | None) -> Tensor:
     Raises:
         PluginError: says what it is.
     """
-    expected = f"floating-point logits of shape ({len(x)}, {classes or 'classes'}) on {x.device}"
-    if not isinstance(logits, Tensor):
-        hint = "wrap the module so that it returns the logits alone" if isinstance(logits, tuple | dict) else ""
-        raise PluginError("the model's output", expected=expected, got=type(logits).__name__, remedy=hint)
-    fits = logits.ndim == 2 and len(logits) == len(x) and classes in (None, logits.shape[1])
-    fits = fits and logits.is_floating_point()
-    if not fits or logits.layout != torch.strided or logits.device != x.device:
+    if isinstance(logits, Tensor):
+        fits = logits.ndim == 2 and len(logits) == len(x) and classes in (None, logits.shape[1])
+        if fits and logits.is_floating_point() and logits.layout == torch.strided and logits.device == x.device:
+            return logits
+    hint, got = "", type(logits).__name__
+    if isinstance(logits, Tensor):
         kind = "" if logits.layout == torch.strided else f" {logits.layout}".replace("torch.", "")
         got = f"{logits.dtype}{kind} {tuple(logits.shape)} on {logits.device}"
-        raise PluginError("the model's output", expected=expected, got=got)
-    return logits
+    elif isinstance(logits, tuple | dict):
+        hint = "wrap the module so that it returns the logits alone"
+    expected = f"floating-point logits of shape ({len(x)}, {classes or 'classes'}) on {x.device}"
+    raise PluginError("the model's output", expected=expected, got=got, remedy=hint)
 
 
 def _aliases(module: nn.Module, listed: Literal["named_parameters", "named_buffers"]) -> list[tuple[str, str]]:

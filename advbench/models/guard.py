@@ -89,7 +89,7 @@ def opened(model: nn.Module, x: Tensor, *, probe: bool = False) -> Opened:
         raise
     finally:
         clf.passes = passes
-    if _looks_like_probabilities(logits):
+    if looks_like_probabilities(logits):
         oddities.append("probabilities")
     for name in oddities:
         warnings.warn(ModelWarning(ODDITIES[name]), stacklevel=3)
@@ -106,7 +106,8 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return torch.allclose(one, other, rtol=1e-3, atol=1e-4, equal_nan=True)
 
 
-def _looks_like_probabilities(logits: Tensor) -> bool:
+def looks_like_probabilities(logits: Tensor) -> bool:
+    """Whether outputs `(batch, classes)` are softmax, log-softmax or sigmoid values."""
     values = logits.double()
     if values.numel() < 8 or bool((values == values[0, 0]).all()):
         return False

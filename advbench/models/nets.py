@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
+from contextlib import nullcontext
+from inspect import Parameter
+from typing import Any, get_type_hints
+
+import pydantic
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,7 +16,10 @@ from torch import Tensor, nn
 from advbench.data.base import Data
 from advbench.errors import InputError
 from advbench.keys import isolated_rng
-from advbench.registry import registry
+from advbench.registry import files, registry
+from advbench.registry.params import Params, resolved
+
+BUILDING = 300.0  # seconds that a function in a file may take to make a net
 
 
 class Normalize(nn.Module):
@@ -44,26 +54,63 @@ class MaxPool(nn.Module):
         return torch.maximum(torch.maximum(a, b), torch.maximum(c, d))
 
 
-def build(name: str, data: Data, seed: int) -> nn.Module:
+def build(name: str, data: Data, seed: int, params: Mapping[str, Any] | None = None) -> nn.Module:
     """A registered architecture for the images of `data`, initialised by `seed`, normalising inside.
 
     What makes a net may say that the net normalises by itself, by an attribute `normalizes` that is True.
 
     Args:
-        name: a registered architecture.
+        name: a registered architecture, or `path/to/my.py:NAME`, a function in a file.
         data: the training data; gives shape, classes, and each channel's mean and deviation.
         seed: of the initial weights.
+        params: hyperparameters of the net, where not its defaults.
 
     Raises:
-        InputError: unknown name, or images that the net cannot take.
+        InputError: unknown name or hyperparameter, or images that the net cannot take.
     """
-    make = registry().load("architecture", name)
-    channels, height, width = data.shape
-    with isolated_rng(seed, "cpu", everywhere=True):
-        net: nn.Module = make(channels, height, width, data.classes)
+    name = files.kept_name(name)
+    make, digest = registry().load("architecture", name), files.digest_of(name)
+    values = net_values(make, params or {}) or {}
+    foreign = files.running(digest, "makes its net", BUILDING) if digest else nullcontext()
+    with foreign, isolated_rng(seed, "cpu", everywhere=True):
+        net: nn.Module = make(*data.shape, data.classes, **values)
+    if not isinstance(net, nn.Module):
+        raise InputError(f"architecture {make.__name__!r}", expected="an nn.Module", got=f"a {type(net).__name__}")
     if getattr(make, "normalizes", False):
         return net
     return nn.Sequential(Normalize(*_channel_statistics(data)), net)
+
+
+def net_params(make: Any) -> type[Params]:
+    """The hyperparameters of a net: what the function that makes it takes beside (channels, height, width, classes).
+
+    Their annotations may describe them: `depth: Annotated[int, Field(ge=10, description="...")] = 28`.
+    """
+    own = vars(make).get("__init__", make) if isinstance(make, type) else make
+    hints = get_type_hints(own, include_extras=True)
+    taken = list(inspect.signature(make).parameters.values())[4:]
+    variable = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+    fields: dict[str, Any] = {
+        each.name: (hints.get(each.name, Any if each.default is None else type(each.default)), each.default)
+        for each in taken
+        if each.kind not in variable
+    }
+    found: type[Params] = pydantic.create_model("Params", __base__=Params, **fields)
+    return found
+
+
+def net_values(make: Any, given: Mapping[str, Any]) -> dict[str, Any] | None:
+    """All hyperparameters of a net; None where they are its defaults.
+
+    Raises:
+        InputError: an unknown hyperparameter, or a value of the wrong type or range.
+    """
+    if not given:
+        return None
+    kind = net_params(make)
+    defaults = kind()
+    values = resolved(kind, given, f"architecture {make.__name__}")
+    return None if values == defaults else values.model_dump(mode="json")
 
 
 def _channel_statistics(data: Data) -> tuple[Tensor, Tensor]:

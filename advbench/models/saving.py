@@ -15,7 +15,7 @@ from advbench.keys import isolated_rng
 from advbench.models.classifier import Classifier
 from advbench.models.noise import Noise
 from advbench.models.posterior import Posterior, Weights, copy_alike
-from advbench.registry import registry
+from advbench.registry import files, registry
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
@@ -31,8 +31,13 @@ def read_tensors(raw: bytes) -> dict[str, Tensor]:
 def export_classifier(clf: Classifier) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and JSON values from which `load_classifier` makes the same classifier; no pickle."""
     buffers = {f"buffer.{name}": tensor for name, tensor in clf.module.named_buffers()}
-    noise = {"kind": clf.noise.kind, **clf.noise.values()} if isinstance(clf.noise, Noise) else clf.noise
-    return buffers | clf.posterior.export(), {"posterior": clf.posterior.kind, "noise": noise}
+    noise = {"kind": _kind(clf.noise), **clf.noise.values()} if isinstance(clf.noise, Noise) else clf.noise
+    return buffers | clf.posterior.export(), {"posterior": _kind(clf.posterior), "noise": noise}
+
+
+def _kind(part: Noise | Posterior) -> str:
+    """The name under which the class is found again: its own, or that of the file that it is in."""
+    return files.origin(type(part)) or part.kind
 
 
 def load_classifier(module: nn.Module, tensors: Weights, values: Mapping[str, Any]) -> Classifier:

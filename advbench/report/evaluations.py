@@ -15,7 +15,7 @@ NUMBERS = (
     "n_examples draws accuracy accuracy_low accuracy_high draw_accuracy_mean draw_accuracy_low draw_accuracy_high "
     "draw_accuracy_min draw_accuracy_max forward_passes backward_passes seconds"
 ).split()
-DETAILS = ("retention", "histograms", "calibration", "uncertainty", "detection")
+DETAILS = tuple("retention histograms calibration uncertainty detection persistence accepted_errors".split())
 
 
 class RecordSource(Protocol):

@@ -20,6 +20,7 @@ LATEX = {
     "^": r"\textasciicircum{}",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
+    "≤": r"$\leq$",
     "|": r"\textbar{}",
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }
@@ -65,13 +66,14 @@ def _tables(report: Report) -> Iterator[str]:
             "How well examples crafted on the row's defense work on the column's: 1 as well as its own.\n\n"
             + _table(Table(["from \\ to", *names], rows))
         )
+    early = escape(views.stopped_early(report))
     for heading, note, table in (
         ("Calibration and uncertainty", views.CALIBRATION_NOTE, views.calibration_table(report)),
         ("Detection", views.DETECTION_NOTE, views.detection_table(report)),
         ("Retention: accuracy on the images of lowest uncertainty", "", views.retention_table(report)),
     ):
         if table.rows:
-            yield "\n\n".join(filter(None, (f"## {heading}", note, _table(table))))
+            yield "\n\n".join(filter(None, (f"## {heading}", note, early, _table(table))))
 
 
 def _table(table: Table) -> str:
@@ -119,7 +121,7 @@ def _latex(value: Value) -> str:
         return escape_latex(_text(value))
     number, *rest = parts(value)
     small = [f"{{\\scriptsize {text}}}" for text in rest]
-    return " ".join([number, *small, *([f"({escape_latex(value.note)})"] if value.note else [])])
+    return " ".join([escape_latex(number), *small, *([f"({escape_latex(value.note)})"] if value.note else [])])
 
 
 def escape_latex(text: str) -> str:

@@ -6,7 +6,7 @@ from binascii import Error as Base64Error
 from binascii import a2b_base64
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import pydantic
@@ -17,6 +17,7 @@ from advbench.evaluation.summary import ENTROPIES
 from advbench.evaluation.uncertainty import Uncertainty
 from advbench.grid.inputs import CraftInputs, EvaluateInputs, Inputs, TrainInputs
 from advbench.grid.plan import Plan, Task
+from advbench.report.evaluations import DETAILS
 from advbench.store.records import Store
 
 CIRCUMSTANCES = ("memory", "ran")  # where and when a record was made: host, process, time of day
@@ -26,6 +27,7 @@ Interval = Annotated[list[Share], Field(min_length=2, max_length=2)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(ge=-CLOSE)]
 Text = Annotated[str, Field(max_length=300)]
+Sentence = Annotated[str, Field(max_length=2000)]
 
 
 class _Shape(pydantic.BaseModel):
@@ -37,12 +39,49 @@ def _require(holds: bool, what: str) -> None:
         raise ValueError(f"expected {what}")
 
 
+class _Setting(_Shape):
+    axis: Text
+    settings: dict[Text, Count]
+    accuracy: Share
+    interval: Interval
+    forward_passes: Positive
+    fall: float | None = None
+    fall_high: float | None = None
+
+
+class _Control(_Shape):
+    value: float
+    high: float
+
+
+class _Search(_Shape):
+    settings: dict[Text, Count]
+    path: Annotated[list[_Setting], Field(min_length=1, max_length=200)]
+    unconverged: list[Text]
+    control: _Control | None = None
+
+
 class _Attack(_Shape):
     forward_passes: Positive
     backward_passes: Positive
     seconds: Positive
     random: bool = False
     vanished_gradients: Share = 0.0
+    stopped_early: bool = False
+    converge: _Search | None = None
+    no_gradient: bool = False
+
+
+class _Finding(_Shape):
+    check: Text
+    verdict: Literal["ok", "warning", "failed", "not checked"]
+    sentence: Sentence
+    means: Sentence
+    next: Sentence
+    about: Literal["defense", "attack"]
+    passes: Positive
+    p: Share | None
+    counts: bool
 
 
 class _Retention(_Shape):
@@ -50,10 +89,13 @@ class _Retention(_Shape):
     counts: list[Count]
     accuracies: list[Share]
     area: Share
+    intervals: list[Interval] = []
+    area_interval: Interval | None = None
 
     @pydantic.model_validator(mode="after")
     def _fits(self) -> Self:
         same = len(self.fractions) == len(self.counts) == len(self.accuracies)
+        same = same and len(self.intervals) in (0, len(self.fractions))
         _require(same, "a fraction, count and accuracy for each point of retention")
         return self
 
@@ -62,6 +104,12 @@ class _Calibration(_Shape):
     ece: Positive
     nll: Positive
     brier: Positive
+
+
+class _Persistence(_Shape):
+    tries: Annotated[int, Field(ge=1)]
+    broken: Share
+    interval: Interval
 
 
 class _Detection(_Shape):
@@ -77,12 +125,22 @@ class _Found(_Shape):
     classes: Annotated[int, Field(ge=2)]
     draws: Annotated[int, Field(ge=1)]
     enumerated: bool = False
-    uncertainty: dict[str, float]
-    histograms: dict[str, list[Count]]
+    uncertainty: dict[str, float] = {}
+    histograms: dict[str, list[Count]] = {}
     detection: dict[str, _Detection] | None = None
+    attack: _Attack | None = None
+
+    @property
+    def uncertain(self) -> bool:
+        """Whether it says something of uncertainty."""
+        return True
 
     @pydantic.model_validator(mode="after")
     def _measured(self) -> Self:
+        if not self.uncertain:
+            found = self.model_fields_set.intersection(DETAILS)
+            _require(not found, f"nothing of examples that stopped early on {', '.join(sorted(found))}")
+            return self
         measures = set(Uncertainty._fields)
         _require(set(self.uncertainty) == measures, f"the measures of uncertainty {sorted(measures)}")
         _require(self.detection is None or set(self.detection) == measures, f"detection by {sorted(measures)}")
@@ -92,21 +150,47 @@ class _Found(_Shape):
         return self
 
 
-class _Evaluation(_Found):
-    """Result of an evaluation on clean or adversarial images."""
+class _Draws(_Shape):
+    """What an evaluation says of single draws: all of it where the adversary knows the draw that answers."""
 
-    accuracy: Share
-    accuracy_interval: Interval
+    n_examples: Annotated[int, Field(ge=1)]
+    classes: Annotated[int, Field(ge=2)]
+    draws: Annotated[int, Field(ge=1)]
+    enumerated: bool = False
     draw_accuracy: Share
     draw_accuracy_interval: Interval
     draw_accuracy_min: Share
     draw_accuracy_max: Share
-    draw_variance: Positive
-    right: str
-    retention: dict[str, _Retention]
-    calibration: _Calibration
     attack: _Attack
     flags: list[Text]
+    audit: Annotated[list[_Finding], Field(max_length=100)] | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _inside(self) -> Self:
+        low, high = self.draw_accuracy_interval
+        _require(low - CLOSE <= self.draw_accuracy <= high + CLOSE, "accuracies inside their intervals")
+        extremes = (self.draw_accuracy_min, self.draw_accuracy_max)
+        _require(extremes[0] - CLOSE <= self.draw_accuracy <= extremes[1] + CLOSE, "accuracies inside their intervals")
+        return self
+
+
+class _Evaluation(_Draws, _Found):
+    """Result of an evaluation on clean or adversarial images."""
+
+    accuracy: Share
+    accuracy_interval: Interval
+    draw_variance: Positive
+    right: str
+    retention: dict[str, _Retention] = {}
+    calibration: _Calibration | None = None
+    attack: _Attack
+    persistence: list[_Persistence] = []
+    accepted_errors: dict[str, Share] = {}
+
+    @property
+    def uncertain(self) -> bool:
+        """Examples that stopped early say nothing of it."""
+        return not self.attack.stopped_early
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -117,14 +201,13 @@ class _Evaluation(_Found):
         images = self.n_examples
         _require(len(bits) == -(-images // 8) * 8 and not bits[images:].any(), "one bit per image")
         _require(abs(bits.sum() / images - self.accuracy) <= CLOSE, "the accuracy that the bits give")
-        within = [
-            (*self.accuracy_interval, self.accuracy),
-            (*self.draw_accuracy_interval, self.draw_accuracy),
-            (self.draw_accuracy_min, self.draw_accuracy_max, self.draw_accuracy),
-        ]
-        inside = all(low - CLOSE <= value <= high + CLOSE for low, high, value in within)
-        _require(inside, "accuracies inside their intervals")
-        _require(set(self.retention) == set(ENTROPIES), f"curves of retention by {sorted(ENTROPIES)}")
+        low, high = self.accuracy_interval
+        _require(low - CLOSE <= self.accuracy <= high + CLOSE, "accuracies inside their intervals")
+        unconverged = bool(self.attack.converge and self.attack.converge.unconverged)
+        _require(unconverged == ("unconverged" in self.flags), "the flag `unconverged` where a search is")
+        if self.uncertain:
+            _require(set(self.retention) == set(ENTROPIES), f"curves of retention by {sorted(ENTROPIES)}")
+            _require(self.calibration is not None, "a calibration")
         return self
 
 
@@ -161,7 +244,8 @@ def flaw(record: Mapping[str, Any], inputs: Inputs) -> str:
             _Training.model_validate(record["result"])
             return ""
         assert isinstance(inputs, EvaluateInputs), "boards keep no examples"
-        found = (_Found if inputs.foreign else _Evaluation).model_validate(record["result"])
+        form = _Found if inputs.foreign else _Draws if inputs.known else _Evaluation
+        found = form.model_validate(record["result"])
         _require(found.n_examples == inputs.images, f"{inputs.images} images, got {found.n_examples}")
         expected = found.draws <= 2 * inputs.draws if found.enumerated else found.draws in (1, inputs.draws)
         _require(expected, f"{inputs.draws} draws, got {found.draws}")

@@ -16,7 +16,7 @@ import pandas as pd
 
 from advbench.evaluation.summary import ENTROPIES
 from advbench.grid.plan import Cell, Plan
-from advbench.grid.spec import Choice, swept
+from advbench.grid.spec import Choice, converges, stops_early, swept
 from advbench.report.evaluations import NUMBERS, Evaluation, RecordSource, is_own, read_evaluations
 from advbench.report.flags import suspicious
 from advbench.report.leaderboard import Standing, leaderboard_table, standings, with_own_source
@@ -29,12 +29,26 @@ METHOD_COLUMNS = "kind label name distribution version params versions".split()
 CALIBRATION = ("ece", "nll", "brier")
 MEASURES = (*ENTROPIES, "variation_ratio", "model_variance")
 SCORES = ("auroc", "aupr_positive", "aupr_negative")
-RETENTION_COLUMNS = [*IDENTITY, "kept", "n_kept", "accuracy", "area", "measure"]
+RETENTION_NUMBERS = "kept n_kept accuracy accuracy_low accuracy_high area area_low area_high".split()
+RETENTION_COLUMNS = [*IDENTITY, *RETENTION_NUMBERS, "measure"]
 DETECTION = [f"{score}_{measure}" for measure in MEASURES for score in SCORES]
-UNCERTAINTY_COLUMNS = [*IDENTITY, "images", *CALIBRATION, *MEASURES, *DETECTION]
+ACCEPTED_ERRORS = [f"accepted_errors_{measure}" for measure in ENTROPIES]
+UNCERTAINTY_COLUMNS = [*IDENTITY, "images", *CALIBRATION, *MEASURES, *DETECTION, *ACCEPTED_ERRORS]
 HISTOGRAM_COLUMNS = [*IDENTITY, "images", "measure", "top", "counts"]
+PERSISTENCE_COLUMNS = [*IDENTITY, "tries", "broken", "broken_low", "broken_high"]
+SINGLE = "draws draw_accuracy_mean draw_accuracy_low draw_accuracy_high draw_accuracy_min draw_accuracy_max".split()
+ADVERSARY_COLUMNS = [*IDENTITY, "knows", "accuracy", "accuracy_low", "accuracy_high", *SINGLE, "key"]
+NO_ENDS = (math.nan, math.nan)
+KNOWLEDGE = {  # what an adversary may know, the least first
+    "nothing": "no attack",
+    "another": "another classifier",
+    "answers": "its answers",
+    "a_draw": "another draw",
+    "posterior": "all draws",
+    "the_draw": "the draw that answers",
+}
 Details = tuple[dict[str, Any], str, int, Mapping[str, Any]]  # identity, kind of images, classes, the record's values
-MEASURED = ("results", "methods", "models", "affinity", "retention", "uncertainty", "histograms")
+MEASURED = tuple("results methods models affinity retention uncertainty histograms persistence adversaries".split())
 
 
 @dataclass(frozen=True)
@@ -46,8 +60,11 @@ class Report:
     models: pd.DataFrame  # for each (defense, seed): its net's weights, how long it trained, the key of its training
     affinity: pd.DataFrame  # for each (attack, eps, seed, source, target)
     retention: pd.DataFrame  # for each (defense, attack, eps, seed, measure, fraction kept); no transfers
-    uncertainty: pd.DataFrame  # for each (defense, attack, eps, seed), and (defense, seed, out-of-distribution images)
+    uncertainty: pd.DataFrame  # for each (defense, attack, eps, seed), and of out-of-distribution images as they are
     histograms: pd.DataFrame  # likewise, for each measure of uncertainty in nats
+    persistence: pd.DataFrame  # for each (defense, attack, eps, seed, number of answers asked for); no transfers
+    adversaries: pd.DataFrame  # for each (defense, eps, seed) and what an adversary knows, the strongest one's attack
+    gradients_alone: bool = False  # whether all attacks follow the gradient of the defense that they are tried on
 
     @cached_property
     def standings(self) -> list[Standing]:
@@ -88,7 +105,7 @@ class Report:
     @property
     def incomplete(self) -> bool:
         """Whether a cell failed or is missing."""
-        ood = self.uncertainty[self.uncertainty.images == "ood"]
+        ood = self.uncertainty[self.uncertainty.images.isin(["ood", "attacked_ood"])]
         return bool(self.results.accuracy.isna().any() or ood.total.isna().any())
 
 
@@ -118,6 +135,8 @@ def collect(plan: Plan, store: RecordSource, failed: Mapping[str, str] | None = 
         methods=_methods(plan, evaluations),
         models=_models(plan, store),
         affinity=affinity_table(results[mutual], kept),
+        adversaries=_adversaries(plan, store, results),
+        gradients_alone=_gradients_alone(plan),
         **_uncertainty_tables(_details(plan, store, evaluations)),
     )
 
@@ -125,6 +144,13 @@ def collect(plan: Plan, store: RecordSource, failed: Mapping[str, str] | None = 
 def as_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of a table by column, with whole numbers as such, and NA where one is missing."""
     return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
+
+
+def _gradients_alone(plan: Plan) -> bool:
+    attacked = [(cell, cell.attack) for cell in plan.cells if cell.attack is not None]
+    return bool(attacked) and not any(
+        attack.traits & {"black_box", "mixed"} or cell.source.label != cell.defense.label for cell, attack in attacked
+    )
 
 
 def _identity(plan: Plan, cell: Cell) -> dict[str, Any]:
@@ -181,8 +207,10 @@ def _methods(plan: Plan, evaluations: Sequence[Evaluation | None]) -> pd.DataFra
 
 def _run_settings(plan: Plan, attack: Choice) -> dict[str, Any]:
     """What of the run's settings makes it another attack."""
-    budget = {} if plan.spec.budget is None else {"budget": plan.spec.budget}
-    return budget | ({"sweep": True} if swept(plan.spec, attack) else {})
+    found: dict[str, Any] = {} if plan.spec.budget is None else {"budget": plan.spec.budget}
+    found |= {"stop_early": True} if stops_early(plan.spec, attack) else {}
+    found |= {"converge": plan.spec.converge} if converges(plan.spec, attack) else {}
+    return found | ({"sweep": True} if swept(plan.spec, attack) else {})
 
 
 def _one_line(values: Mapping[str, Any]) -> str:
@@ -192,26 +220,31 @@ def _one_line(values: Mapping[str, Any]) -> str:
 def _details(plan: Plan, store: RecordSource, evaluations: Sequence[Evaluation | None]) -> Iterator[Details]:
     """What records say of uncertainty: on clean, attacked and out-of-distribution images."""
     for cell, found in zip(plan.cells, evaluations, strict=True):
-        if found is not None and found.details is not None and is_own(cell):
+        if found is not None and found.details and is_own(cell):  # of examples that stopped early there are none
             yield _identity(plan, cell), "attacked" if cell.attack else "clean", found.classes, found.details
     for ood in plan.ood:
         record = store.read_record(ood.key)
         result = record["result"] if record else {}
-        identity = _identity(plan, Cell(ood.defense, ood.defense, None, 0.0, ood.seed, ood.key))
-        yield {**identity, "attack": f"ood:{ood.name}"}, "ood", result.get("classes", 0), result
+        identity = _identity(plan, Cell(ood.defense, ood.defense, None, ood.eps, ood.seed, ood.key))
+        attack, images = (ood.attack.label, "attacked_ood") if ood.attack else ("ood", "ood")
+        yield {**identity, "attack": f"{attack}:{ood.name}"}, images, result.get("classes", 0), result
 
 
 def _uncertainty_tables(found: Iterable[Details]) -> dict[str, pd.DataFrame]:
-    """`retention.csv`, `uncertainty.csv` and `histograms.csv`; bins of histograms are of equal width, 0 to `top`."""
+    """What records say of uncertainty, and of persistence; bins of histograms are of equal width, 0 to `top`."""
     retention: list[tuple[Any, ...]] = []
+    persistence: list[tuple[Any, ...]] = []
     uncertainty: list[dict[str, Any]] = []
     histograms: list[tuple[Any, ...]] = []
     for identity, images, classes, values in found:
         head = [identity[name] for name in IDENTITY]
         for measure in ENTROPIES:
             if curve := values.get("retention", {}).get(measure):
-                points = zip(curve["fractions"], curve["counts"], curve["accuracies"], strict=True)
-                retention += [(*head, *point, curve["area"], measure) for point in points]
+                known = [curve[name] for name in ("fractions", "counts", "accuracies")]
+                ends = curve.get("intervals") or [NO_ENDS] * len(known[0])
+                area = (curve["area"], *(curve.get("area_interval") or NO_ENDS))
+                points = zip(*known, ends, strict=True)
+                retention += [(*head, *point, *interval, *area, measure) for *point, interval in points]
             if counts := values.get("histograms", {}).get(measure):
                 histograms.append((*head, images, measure, math.log(classes), tuple(counts)))
         scores = {
@@ -219,13 +252,55 @@ def _uncertainty_tables(found: Iterable[Details]) -> dict[str, pd.DataFrame]:
             for measure, scores in values.get("detection", {}).items()
             for score, value in scores.items()
         }
+        persistence += [
+            (*head, each["tries"], each["broken"], *each["interval"]) for each in values.get("persistence", ())
+        ]
+        scores |= {f"accepted_errors_{name}": share for name, share in values.get("accepted_errors", {}).items()}
         means = {**values.get("calibration", {}), **values.get("uncertainty", {})}
         uncertainty.append({**identity, "images": images, **means, **scores})
     return {
         "retention": pd.DataFrame(retention, columns=RETENTION_COLUMNS),
         "uncertainty": pd.DataFrame(uncertainty, columns=UNCERTAINTY_COLUMNS),
         "histograms": pd.DataFrame(histograms, columns=HISTOGRAM_COLUMNS),
+        "persistence": pd.DataFrame(persistence, columns=PERSISTENCE_COLUMNS),
     }
+
+
+def _adversaries(plan: Plan, store: RecordSource, results: pd.DataFrame) -> pd.DataFrame:
+    """`adversaries.csv`: of all attacks of the same knowledge the one of lowest accuracy, in `KNOWLEDGE`'s order.
+
+    Where the adversary knows the draw that answers there is no ensemble: its accuracy is the mean over draws.
+    """
+    rows = [
+        {**row, "knows": _knows(cell)}
+        for cell, row in zip(plan.cells, as_rows(results), strict=True)
+        if not math.isnan(row["accuracy"])
+    ]
+    for cell in plan.known:
+        if record := store.read_record(cell.key):
+            result = record["result"]
+            mean, ends = result["draw_accuracy"], result["draw_accuracy_interval"]
+            numbers = (result["draws"], mean, *ends, result["draw_accuracy_min"], result["draw_accuracy_max"])
+            found = dict(
+                zip([*SINGLE, "accuracy", "accuracy_low", "accuracy_high"], (*numbers, mean, *ends), strict=True)
+            )
+            rows.append({**_identity(plan, cell), **found, "knows": "the_draw", "key": cell.key})
+    table = pd.DataFrame(rows, columns=ADVERSARY_COLUMNS)
+    table = table.sort_values("accuracy", kind="stable").drop_duplicates(["defense", "eps", "seed", "knows"])
+    order = {name: place for place, name in enumerate(dict.fromkeys(cell.defense.label for cell in plan.cells))}
+    places = [table.defense.map(order), table.seed, table.eps, table.knows.map(list(KNOWLEDGE).index)]
+    return table.iloc[np.lexsort([each.to_numpy(float) for each in reversed(places)])].reset_index(drop=True)
+
+
+def _knows(cell: Cell) -> str:
+    """What the adversary of a cell knows, one of `KNOWLEDGE`."""
+    if cell.attack is None:
+        return "nothing"
+    if cell.source.label != cell.defense.label or cell.attack.init is not None:
+        return "another"
+    if "black_box" in cell.attack.traits:
+        return "answers"
+    return "a_draw" if "a_draw" in cell.attack.traits else "posterior"
 
 
 def _models(plan: Plan, store: RecordSource) -> pd.DataFrame:

@@ -32,5 +32,11 @@ def advbench_register(register: Registrar) -> None:
         "square", "advbench_attacks.square:Square", "black box: random squares (Andriushchenko et al. 2020)"
     )
     register.attack("gray_box", "advbench_attacks.gray_box:GrayBox", "any attack on one frozen draw (Wang et al. 2018)")
+    register.attack("known_draw", "advbench_attacks.known_draw:KnownDraw", "any attack on the very draw that answers")
     register.attack("transfer", "advbench_attacks.transfer:Transfer", "any attack on another defense's classifier")
     register.attack("worst_case", "advbench_attacks.worst_case:WorstCase", "each image's worst of several attacks")
+    register.attack("certain", "advbench_attacks.certain:Certain", "wrong and of low uncertainty (Feng et al. 2024)")
+    register.attack("doubt", "advbench_attacks.doubt:Doubt", "same class, high uncertainty (Feng et al. 2024)")
+    register.attack(
+        "ood", "advbench_attacks.ood:Ood", "out-of-distribution images of low uncertainty (Feng et al. 2024)"
+    )

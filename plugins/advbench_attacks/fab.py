@@ -32,7 +32,7 @@ class FAB(Attack):
     the same fresh draws, and success is judged by a set of draws that stays the same.
     """
 
-    version = "1"
+    version = "2"
 
     class Params(attacks.Params):
         """Hyperparameters of FAB."""
@@ -65,8 +65,8 @@ class FAB(Attack):
         )
         early_stop: bool = Field(
             default=False,
-            description="on a deterministic classifier, leave an image alone once its example lies within eps, as "
-            "AutoAttack does between targets; one run then serves one eps",
+            description="on a deterministic classifier, where examples may stop early, leave an image alone once its "
+            "example lies within eps, as AutoAttack does between targets; one run then serves one eps",
         )
 
     minimal_norm = True
@@ -98,7 +98,7 @@ class FAB(Attack):
         if not clf.stochastic:
             nearest[kept.margins_of(x) > 0] = 0.0  # what is wrong as it is needs no search
         aims = attacks.likeliest(clf, x, goal, params.targets, SELECTION_DRAWS)
-        enough = threat.eps if params.early_stop and not clf.stochastic else 0.0
+        enough = threat.eps if self.stops_early and goal.stop_early and not clf.stochastic else 0.0
         for restart in range(params.restarts):
             for aim in aims:
                 rows = (nearest > enough).nonzero().squeeze(1)

@@ -22,6 +22,7 @@ class GrayBox(InnerAttack):
 
         draw: int = Field(default=0, ge=0, description="number of the draw that the adversary holds")
 
+    knows = "a_draw"
     params: Params
 
     def sees_random(self, random: bool) -> bool:

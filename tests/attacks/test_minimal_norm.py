@@ -251,7 +251,7 @@ def test_fab_that_stops_early_leaves_what_is_near_enough(linear: Callable[..., n
     exact = torch.tensor([exact_distance(model, x[i], int(y[i]), None, "l2") for i in range(8)])
     threat = Threat("l2", 1.01 * float(exact.median()))
     whole = craft(advbench.get_attack("fab", steps=10), model, x, y, threat)
-    early = craft(advbench.get_attack("fab", steps=10, early_stop=True), model, x, y, threat)
+    early = craft(advbench.get_attack("fab", steps=10, early_stop=True), model, x, y, threat, stop_early=True)
     assert early.forward_passes < 0.8 * whole.forward_passes
     assert torch.equal(fools(model, early.images, y, None), fools(model, whole.images, y, None))
     assert bool((fools(model, early.images, y, None) == (exact <= threat.eps)).all())

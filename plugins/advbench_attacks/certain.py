@@ -1,0 +1,43 @@
+"""Wrong, and certain of it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from advbench.attacks import Goal
+from advbench_attacks._uncertainty import KAPPA, UncertaintyAttack, UncertaintyParams
+
+
+class Certain(UncertaintyAttack):
+    """Among the points of the ball that are wrong, the one of lowest uncertainty.
+
+    Against defenses that promise to know when they do not know: rejection of the least certain images, retention
+    curves, detection of adversarial images. After Feng et al. 2024, "Attacking Bayes", whose settings could not be
+    read. With m the logarithm of the mean softmax at the likeliest wrong class less that at the label, one run ascends
+    m up to a small lead, and wherever that is reached descends the uncertainty; the other descends the uncertainty
+    first, and goes on like that from half of its steps on. Of an image that no point makes wrong the largest m counts.
+    It stands in for what a classifier is asked for: a prediction that it is not told to distrust.
+    """
+
+    version = "1"
+
+    class Params(UncertaintyParams):
+        """Hyperparameters of the attack."""
+
+    aim = "certain_error"
+    targeted = True
+    params: Params
+
+    def objective(self, goal: Goal, log_probs: Tensor, *, early: bool) -> Tensor:
+        """The margin where it is below the lead, else the certainty."""
+        certainty = -self.uncertainty(log_probs)
+        if early:
+            return certainty
+        margin = goal.margin(log_probs.logsumexp(0))
+        return torch.where(margin < KAPPA, margin, certainty)
+
+    def score(self, goal: Goal, log_probs: Tensor) -> Tensor:
+        """The certainty of what is wrong; of all else the margin, which is not positive."""
+        margin = goal.margin(log_probs.logsumexp(0))
+        return torch.where(margin > 0, self.certainty(log_probs), margin.clamp_max(0.0))
