@@ -146,7 +146,7 @@ def make_spec(file: Path | None, **options: Any) -> RunSpec:
 
     values: dict[str, Any] = {} if file is None else label_files(parse_toml(file), file.parent)
     items = options.pop("set", None)
-    limit, converge = options.pop("converge_limit"), options.pop("converge")
+    limit, converge = options.pop("converge_limit", None), options.pop("converge", None)
     if limit is not None and not (converge or (converge is None and values.get("converge"))):
         raise InputError("--converge-limit", expected="--converge with it", got=limit)
     options["converge"] = limit or (values.get("converge", Converge().limit) if converge else None)

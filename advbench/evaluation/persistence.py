@@ -27,7 +27,9 @@ class Persistence(NamedTuple):
     interval: Interval
 
 
-def persistence(correct: Bools, tries: tuple[int, ...] = TRIES, *, enumerated: bool = False) -> tuple[Persistence, ...]:
+def persistence(
+    correct: Bools, tries: tuple[int, ...] = TRIES, *, enumerated: bool = False
+) -> tuple[Persistence, ...]:
     """The share of images on which one of R independent answers is wrong.
 
     Of K draws of which r are right on an image, all of R are right with probability C(r, R) / C(K, R): unbiased for

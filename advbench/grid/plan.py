@@ -113,11 +113,7 @@ class Plan:
     @property
     def evaluations(self) -> list[str]:
         """Keys of all evaluations."""
-        return [
-            *(cell.key for cell in self.cells),
-            *(cell.key for cell in self.ood),
-            *(cell.key for cell in self.known),
-        ]
+        return [*(cell.key for cell in self.cells), *(cell.key for cell in self.ood), *(cell.key for cell in self.known)]
 
 
 def make_plan(

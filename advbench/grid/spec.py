@@ -148,9 +148,7 @@ class RunSpec(pydantic.BaseModel):
         if affinity is None:
             by_pgd = tuple(name for name in attacks if name.partition("@")[0] == "pgd")
             # A sweep would have to craft them at each radius anew.
-            affinity = (
-                () if self.sweep else (by_pgd or tuple(each for each in attacks if _transfers(self.named(each))))[:1]
-            )
+            affinity = () if self.sweep else (by_pgd or tuple(each for each in attacks if _transfers(self.named(each))))[:1]
         architecture = self.architecture or DEFAULT_ARCHITECTURES.get(kind, DEFAULT_ARCHITECTURE)
         return self.model_copy(
             update={
@@ -394,9 +392,7 @@ def resolve(spec: RunSpec, kept: Kept | None = None) -> tuple[tuple[Choice, ...]
         attack.check(Threat(spec.norm, 0.0))
         if "certainty" in choice.traits and not spec.ood:
             remedy = "name data sets with --ood"
-            raise InputError(
-                f"attack {choice.label!r}", expected="out-of-distribution images", got="none", remedy=remedy
-            )
+            raise InputError(f"attack {choice.label!r}", expected="out-of-distribution images", got="none", remedy=remedy)
         if choice.label in (spec.affinity or ()) and not choice.traits.isdisjoint({"doubt", "certainty", "the_draw"}):
             expected = "attacks whose examples mean something to other defenses"
             raise InputError("--affinity", expected=expected, got=repr(choice.label))

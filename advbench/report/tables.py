@@ -48,7 +48,9 @@ KNOWLEDGE = {  # what an adversary may know, the least first
     "the_draw": "the draw that answers",
 }
 Details = tuple[dict[str, Any], str, int, Mapping[str, Any]]  # identity, kind of images, classes, the record's values
-MEASURED = tuple("results methods models affinity retention uncertainty histograms persistence adversaries".split())
+MEASURED = tuple(
+    "results methods models affinity retention uncertainty histograms persistence adversaries".split()
+)
 
 
 @dataclass(frozen=True)
@@ -281,9 +283,7 @@ def _adversaries(plan: Plan, store: RecordSource, results: pd.DataFrame) -> pd.D
             result = record["result"]
             mean, ends = result["draw_accuracy"], result["draw_accuracy_interval"]
             numbers = (result["draws"], mean, *ends, result["draw_accuracy_min"], result["draw_accuracy_max"])
-            found = dict(
-                zip([*SINGLE, "accuracy", "accuracy_low", "accuracy_high"], (*numbers, mean, *ends), strict=True)
-            )
+            found = dict(zip([*SINGLE, "accuracy", "accuracy_low", "accuracy_high"], (*numbers, mean, *ends), strict=True))
             rows.append({**_identity(plan, cell), **found, "knows": "the_draw", "key": cell.key})
     table = pd.DataFrame(rows, columns=ADVERSARY_COLUMNS)
     table = table.sort_values("accuracy", kind="stable").drop_duplicates(["defense", "eps", "seed", "knows"])
