@@ -171,7 +171,9 @@ def test_every_column_is_described(place: Path) -> None:
         for name in [path.name]
     }
     assert len(columns) > 7
-    common = re.compile(r"(fgsm@0\.15|clean)(_low|_high)?|\w+_(low|high)|(auroc|aupr_positive|aupr_negative|accepted_errors)_\w+")
+    common = re.compile(
+        r"(fgsm@0\.15|clean)(_low|_high)?|\w+_(low|high)|(auroc|aupr_positive|aupr_negative|accepted_errors)_\w+"
+    )
     text = PAGES["metrics.md"]
     assert [
         f"{file}: {name}"

@@ -70,8 +70,8 @@ COLUMNS = {
     "adversaries": ADVERSARY_COLUMNS,
 }
 TEXT = (  # columns of text, in whichever table
-    "architecture attack counts dataset defense distribution flags images key kind knows label measure name norm params "
-    "posterior reason source target version versions"
+    "architecture attack counts dataset defense distribution flags images key kind knows label measure name norm "
+    "params posterior reason source target version versions"
 ).split()
 MEASURED = tuple("results methods models affinity retention uncertainty histograms persistence adversaries".split())
 
@@ -153,7 +153,7 @@ def read_report(folder: Path) -> Report:
     Raises:
         InputError: one of them is missing, or is none that a run wrote.
     """
-    frames = {name: _read_csv(folder / f"{name}.csv", columns) for name, columns in COLUMNS.items()}
+    frames: dict[str, Any] = {name: _read_csv(folder / f"{name}.csv", columns) for name, columns in COLUMNS.items()}
     try:
         for name in ("results", "models"):
             whole = [each for each in ("n_examples", "draws", "parameters") if each in frames[name]]
