@@ -144,8 +144,8 @@ class Board:
         if from_files:
             named = ", ".join(f"`{label}`" for label in from_files)
             origin += (
-                f"\nThe weights of {named} are in files whose SHA-256 spec.toml has; a run looks for them in the folder "
-                f"`{WEIGHTS}` of the data root.\n"
+                f"\nThe weights of {named} are in files whose SHA-256 spec.toml has; a run looks for them in the "
+                f"folder `{WEIGHTS}` of the data root.\n"
             )
         return f"{render(self.report, self.about)}\n{origin}"
 
