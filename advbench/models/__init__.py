@@ -13,6 +13,7 @@ from advbench.models.mixture import mixture as mixture
 from advbench.models.nets import Normalize as Normalize
 from advbench.models.noise import DropoutNoise as DropoutNoise
 from advbench.models.noise import GaussianNoise as GaussianNoise
+from advbench.models.noise import InputNoise as InputNoise
 from advbench.models.noise import Noise as Noise
 from advbench.models.posterior import FlatLayout as FlatLayout
 from advbench.models.posterior import GaussianPosterior as GaussianPosterior

@@ -42,3 +42,5 @@ from advbench.training.loop import check_fit as check_fit
 from advbench.training.optimizers import SGD as SGD
 from advbench.training.optimizers import Adam as Adam
 from advbench.training.optimizers import Optimizer as Optimizer
+from advbench.training.wrapper import Wrapper as Wrapper
+from advbench.training.wrapper import WrapperParams as WrapperParams
