@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from advbench.errors import InputError
-from advbench.keys import isolated_rng
+from advbench.keys import derive, isolated_rng
 from advbench.models.classifier import Classifier
 from advbench.models.posterior import PointPosterior, Posterior, SamplePosterior, Weights
 from advbench.models.saving import kind_of, stored_noise
@@ -74,6 +75,24 @@ class MixturePosterior(Posterior):
         """The k-th member: members of all components in turn."""
         position, index = divmod(k, len(self))
         return {**self.component(index).member(position), **self.buffers_of(index)}
+
+    @property
+    def symmetric(self) -> bool:  # type: ignore[override]
+        """Whether mirror images are as likely in each component."""
+        return all(self.component(index).symmetric for index in range(len(self)))
+
+    @contextmanager
+    def fixed(self) -> Iterator[None]:
+        """A block in which no component changes."""
+        with ExitStack() as stack:
+            for index in range(len(self)):
+                stack.enter_context(self.component(index).fixed())
+            yield
+
+    def draw(self, seed: int) -> Weights:
+        """The draw that a seed stands for; its negative for the mirror image in the same component."""
+        index = derive(abs(seed), "component") % len(self)
+        return {**self.component(index).draw(seed), **self.buffers_of(index)}
 
     def sample(self, generator: torch.Generator) -> Weights:
         """A draw of one of the components, with its buffers."""
