@@ -13,6 +13,7 @@ from advbench.data.ood import OodSet
 from advbench.grid.identity import Identity
 from advbench.grid.inputs import (
     CPU,
+    Checks,
     Component,
     CraftInputs,
     DataRef,
@@ -126,7 +127,7 @@ def make_plan(
     for seed in spec.seeds:
         for choice in defenses:
             layout.train(choice, seed)
-        audit = Threat(spec.norm, spec.eps[-1]) if spec.eps[-1] else None
+        audit = Checks(Threat(spec.norm, spec.eps[-1])) if spec.eps[-1] else None
         clean = {t.label: layout.evaluate(t, seed, audit=audit, attack="none", eps=0.0) for t in defenses}
         cells += [Cell(target, target, None, 0.0, seed, clean[target.label]) for target in defenses]
         for other, target in product(identity.ood, defenses):
@@ -217,7 +218,7 @@ class _Layout:
         examples: str | None = None,
         within: Threat | None = None,
         ood: OodSet | None = None,
-        audit: Threat | None = None,
+        audit: Checks | None = None,
         **labels: Any,
     ) -> str:
         """Evaluate a defense on examples, on out-of-distribution images, or else on the clean images.

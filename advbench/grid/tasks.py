@@ -302,8 +302,8 @@ class Runner:
             flags.append("no_gradient" if blind else "vanished_gradients")
         found: dict[str, Any] = {}
         if inputs.audit is not None and len(x) > 1:
-            checks = audit(clf, x[:AUDITED], y[:AUDITED], inputs.audit, seed=inputs.seed, quick=True)
-            found["audit"] = [each.to_json() for each in checks.findings]
+            checks = audit(clf, x[:AUDITED], y[:AUDITED], inputs.audit.threat, seed=inputs.seed, quick=True)
+            found["audit"] = [each.to_json() for each in checks.findings if each.verdict in ("warning", "failed")]
             flags += ["misleads_attacks"] if checks.misleads else []
         return {**summary(predictions, clean), "attack": attack, "flags": flags, **found}, predictions.to_bytes()
 
