@@ -228,9 +228,7 @@ def ensemble_interval(predictions: Predictions) -> Interval:
     if predictions.draws == 1 or mean in (0.0, 1.0) or np.isin(share, (0.0, 1.0)).all():
         return wilson(predictions.accuracy, count)
     image_part = Spread(mean * (1 - mean) / count, math.inf)
-    low, high = combined(
-        mean, shared_spread(predictions), image_part, Spread(0.0, math.inf), least=image_part.variance
-    )
+    low, high = combined(mean, shared_spread(predictions), image_part, Spread(0.0, math.inf), least=image_part.variance)
     return Interval(min(low, predictions.accuracy), max(high, predictions.accuracy))
 
 

@@ -173,9 +173,7 @@ def check_trained(name: str, clf: Classifier, data: Data) -> None:
     """
     if not clf.stochastic or (isinstance(clf.noise, Noise) and clf.noise.faint):
         return
-    x = data.batch(slice(8))[0].to(_device(clf))
-    generator = torch.Generator().manual_seed(0)
-    x = torch.cat([x, torch.rand(x.shape, generator=generator).to(x)])
+    x = _probed(clf, data)
     with undisturbed(clf, 0, x.device), clf.isolated():
         if draws_agree(clf, x):
             raise PluginError(
@@ -185,6 +183,20 @@ def check_trained(name: str, clf: Classifier, data: Data) -> None:
                 remedy="return one that is deterministic, or let the drawn weights or the noise reach the logits",
             )
     check_effect(name, clf, data)
+
+
+def is_random(module: nn.Module, data: Data) -> bool:
+    """Whether a module draws random numbers itself: passes at several seeds differ, on the data or on random images."""
+    clf = Classifier(module, noise=True)
+    x = _probed(clf, data)
+    with undisturbed(clf, 0, x.device), clf.isolated():
+        return not draws_agree(clf, x)
+
+
+def _probed(clf: Classifier, data: Data) -> Tensor:
+    """A few images of the data, and as many random ones."""
+    x = data.batch(slice(8))[0].to(_device(clf))
+    return torch.cat([x, torch.rand(x.shape, generator=torch.Generator().manual_seed(0)).to(x)])
 
 
 def check_effect(name: str, clf: Classifier, data: Data) -> None:

@@ -12,7 +12,7 @@ from advbench.errors import InputError
 from advbench.keys import isolated_rng
 from advbench.models.classifier import Classifier
 from advbench.models.posterior import PointPosterior, Posterior, SamplePosterior, Weights
-from advbench.models.saving import stored_noise
+from advbench.models.saving import kind_of, stored_noise
 from advbench.registry import registry
 
 BUFFERS = "buffers."  # how an export names each component's buffers, stacked
@@ -91,7 +91,7 @@ class MixturePosterior(Posterior):
     def export(self) -> dict[str, Tensor]:
         """What each component exports, under its number and kind, and the buffers of all, `(components, *shape)`."""
         parts = {
-            f"{index}.{self.component(index).kind}.{name}": tensor
+            f"{index}.{kind_of(self.component(index))}.{name}": tensor
             for index in range(len(self))
             for name, tensor in self.component(index).export().items()
         }

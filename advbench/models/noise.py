@@ -181,6 +181,30 @@ class GaussianNoise(Noise):
         return (x - noise if self._negative else x + noise, *args[1:])
 
 
+class InputNoise(Noise):
+    """A random change of the images before they pass the module. Subclasses give `change`.
+
+    Arguments of the constructor are attributes of the same names, and JSON values.
+    """
+
+    kind = ""  # of a class in a file its file stands for it
+
+    @abstractmethod
+    def change(self, x: Tensor) -> Tensor:
+        """Images `(batch, channels, height, width)` in [0, 1], changed by the global random state, differentiable."""
+
+    def values(self) -> dict[str, Any]:
+        """The attributes."""
+        return dict(vars(self))
+
+    def attach(self, module: nn.Module) -> None:
+        """Hook the change before the module."""
+        module.register_forward_pre_hook(self._changed)
+
+    def _changed(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (self.change(args[0]), *args[1:])
+
+
 def _layers(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> list[nn.Module]:
     """The layers of those kinds in the order in which the module lists them, but for those that are never called."""
     layers = [layer for layer in module.modules() if isinstance(layer, kinds)]
