@@ -21,6 +21,7 @@ from advbench.boards.board import read_board
 from advbench.cli.app import app
 from advbench.cli.describe import _shown, _type, plugin_lines
 from advbench.cli.options import EXECUTION_OPTIONS, SPEC_OPTIONS
+from advbench.models.nets import net_params
 from advbench.registry import Entry, Kind, registry
 from advbench.registry.params import Configurable, Params
 from advbench.report import Report
@@ -66,7 +67,7 @@ A violation is an error; examples are never clipped silently. Forward and backwa
 # Data sets and networks
 
 Images are float32 in [0, 1]; networks normalise them inside. Splits are fixed: every run has the same training,
-validation and test images. Data sets other than `digits` are downloaded into `--data-root` unless they are there.
+validation and test images. A data set that is not in `--data-root` is downloaded into it, unless noted otherwise.
 """,
 }
 
@@ -236,15 +237,20 @@ def _plain(text: str) -> str:
 
 
 def _data() -> Iterator[str]:
-    headings: dict[Kind, str] = {"dataset": "Data sets", "architecture": "Networks"}
-    for kind, heading in headings.items():
-        yield f"## {heading}"
-        yield "\n".join(f"- `{entry.shown}`: {_plain(entry.summary)}" for entry in registry().entries(kind))
-    yield "## Default radii"
+    yield "## Data sets"
     found = []
     for entry in registry().entries("dataset"):
-        lines = [line for line in plugin_lines(entry.name) if line.startswith("default ")]
-        found.append(f"- `{entry.shown}`: {'; '.join(line.removeprefix('default ') for line in lines)}")
+        defaults = [line.removeprefix("default ") for line in plugin_lines(entry.name) if line.startswith("default ")]
+        found.append(f"- `{entry.shown}`: {_plain(entry.summary)}. Defaults: {'; '.join(defaults)}.")
+    yield "\n".join(found)
+    yield "## Networks\n\nHyperparameters are set as `arch.NAME`, as in `--set arch.depth=16`."
+    found = []
+    for entry in registry().entries("architecture"):
+        found.append(f"- `{entry.shown}`: {_plain(entry.summary)}")
+        if not entry.is_family:
+            params = net_params(registry().load("architecture", entry.name))
+            if params.model_fields:
+                found.append(textwrap.indent(_hyperparameters(params, params.model_fields), "  "))
     yield "\n".join(found)
 
 

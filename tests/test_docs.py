@@ -21,6 +21,7 @@ from advbench.cli.app import app, main
 from advbench.cli.options import EXECUTION_OPTIONS, SPEC_OPTIONS, make_spec
 from advbench.errors import MissingExtraError
 from advbench.grid.spec import resolve
+from advbench.models.nets import net_params
 from advbench.registry import hooks, registry
 
 pytestmark = pytest.mark.xdist_group("docs")  # one page's examples may build on another's
@@ -152,12 +153,13 @@ def test_every_name_and_hyperparameter_is_described() -> None:
     for kind, page in pages.items():
         for entry in registry().entries(kind):  # type: ignore[arg-type]
             assert f"`{entry.shown}`" in PAGES[page], entry.shown
-            if entry.is_family or kind not in ("defense", "attack"):
+            if entry.is_family or kind == "dataset":
                 continue
             try:
-                fields = registry().load(kind, entry.name).Params.model_fields  # type: ignore[arg-type]
+                found = registry().load(kind, entry.name)  # type: ignore[arg-type]
             except MissingExtraError:
                 continue
+            fields = (net_params(found) if kind == "architecture" else found.Params).model_fields
             missing = [name for name in fields if f"`{name}`" not in TEXT]
             assert missing == [], f"{entry.name}: {missing}"
             described += fields
