@@ -150,7 +150,8 @@ class ALMA(Attack):
             nearest = torch.where(better, length, nearest)
             first_found = torch.where(reached, first_found.clamp_max(step), first_found)
             if step == 0 and logits.shape[2] < 3:
-                scale = violation.abs().clamp_min(TINY)
+                nearby = FIRST_STEP * gradient.flatten(1).norm(dim=1)
+                scale = torch.maximum(violation.abs(), nearby).clamp_min(TINY)
             gradient, violation = gradient / per_image(scale, x), violation / scale
             if step == 0:
                 checked = violation
