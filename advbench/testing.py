@@ -24,6 +24,7 @@ from advbench.attacks.ball import distances
 from advbench.attacks.base import Attack, Threat
 from advbench.attacks.craft import craft
 from advbench.attacks.losses import entropy
+from advbench.audit.run import audit
 from advbench.data.base import Data
 from advbench.errors import InputError
 from advbench.models.classifier import Classifier
@@ -355,6 +356,13 @@ class DefenseConformance:
         assert torch.equal(frozen(x), frozen(x))
         assert torch.equal(frozen(x), clf.frozen(7)(x))
         assert all(torch.equal(frozen(x), clf.frozen(seed)(x)) for seed in range(16)) != clf.stochastic
+
+    def test_answers_alike_however_it_is_asked(self, defense: Defense, module: nn.Module, data: Data) -> None:
+        """The exact checks of an audit: the same draw answers alike with gradients, in other batches and orders."""
+        x, y = data.batch(slice(24))
+        found = audit(defense.fit(module, data), x, y, Threat("linf", 0.1), quick=True)
+        failed = [each for each in found.failed if each.p is None]
+        assert not failed, failed[0].sentence
 
     def test_trains_in_bfloat16(self, defense: Defense, module: nn.Module, data: Data) -> None:
         """Training in bfloat16 gives a classifier with finite float32 logits."""

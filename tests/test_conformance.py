@@ -58,13 +58,13 @@ def cheap_defenses(name: str) -> list[dict[str, Any]]:
 
 
 def usable(kind: Kind) -> list[Entry]:
-    """What can be loaded here; families and what needs an extra have their own tests."""
+    """What can be loaded here; families, and what needs an extra or files, have their own tests."""
     found = []
     for entry in registry().entries(kind):
         try:
             if not entry.is_family:
-                registry().load(kind, entry.name)
-                found.append(entry)
+                fields = registry().load(kind, entry.name).Params.model_fields
+                found += [] if any(field.is_required() for field in fields.values()) else [entry]
         except MissingExtraError:
             pass
     return found

@@ -161,7 +161,8 @@ class Attack(Configurable, ABC):
         Args:
             clf: the classifier under attack; each call of `clf` and of `clf.input_gradient` draws afresh.
             x: images `(batch, channels, height, width)`, float32 in [0, 1].
-            goal: the images' labels, and where the class is `targeted` perhaps classes that they are to be taken for.
+            goal: the images' labels, and where the class is `targeted` perhaps classes that they are to be taken for;
+                with `stop_early` images may be left alone that certainly reached it.
             threat: norm and eps.
             generator: on the images' device; the only source of randomness that `run` may use.
 

@@ -154,7 +154,9 @@ def craft_on_draws(
     """
     found = []
     for k, draw in enumerate(draws):
-        found.append(craft(attack, draw, x, y, threat, seed=derive(seed, "draw", k), budget=budget, batch_size=batch_size))
+        found.append(
+            craft(attack, draw, x, y, threat, seed=derive(seed, "draw", k), budget=budget, batch_size=batch_size)
+        )
         report(Progress(k + 1, len(draws)))
     forward, backward, vanished = (
         sum(getattr(each, name) for each in found) / len(found)

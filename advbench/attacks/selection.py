@@ -45,10 +45,13 @@ class Kept:
         return len(self._seeds)
 
     @torch.no_grad()
+    def logits_of(self, images: Tensor) -> Tensor:
+        """Logits at those draws, `(draws, batch, classes)`."""
+        return torch.stack([self._clf.at(draw, images) for draw in map(self._clf.draw, self._seeds)])
+
     def margins_of(self, images: Tensor, rows: Tensor | None = None) -> Tensor:
         """Margin of each image `(batch,)` at those draws; `rows` says which images these are, by default all."""
-        logits = torch.stack([self._clf.at(draw, images) for draw in map(self._clf.draw, self._seeds)])
-        return self.margins_at(logits, rows)
+        return self.margins_at(self.logits_of(images), rows)
 
     def margins_at(self, logits: Tensor, rows: Tensor | None = None) -> Tensor:
         """Margins `(batch,)` at logits `(draws, batch, classes)` that are known already; `rows` as in `margins_of`."""

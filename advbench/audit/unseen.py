@@ -12,7 +12,7 @@ from advbench.audit.subject import LITTLE, Subject, Table, Tried, ascent, get_at
 from advbench.keys import derive
 from advbench.models.classifier import Classifier
 
-PERMUTATIONS = 20_000
+PERMUTATIONS = 10_000
 
 
 def check_unseen(subject: Subject, gradient: Tried | None) -> Finding:

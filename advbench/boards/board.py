@@ -18,9 +18,9 @@ from advbench.grid.identity import DATA, Identity, blank, identity_text, is_abou
 from advbench.grid.kept import FOLDER, INDEX, Kept, content, in_board, is_place, read_folder
 from advbench.grid.kept import parse as parse_kept
 from advbench.grid.plan import Plan
-from advbench.grid.run import keep, lay_out
-from advbench.grid.spec import Choice, RunSpec, make_spec, read_toml
-from advbench.registry import checkout_digest
+from advbench.grid.run import WEIGHTS, keep, lay_out
+from advbench.grid.spec import Choice, RunSpec, make_spec, published, read_toml
+from advbench.registry import checkout_digest, pinned
 from advbench.registry.files import Sources
 from advbench.report import Report, collect
 from advbench.report.markdown import render
@@ -140,6 +140,13 @@ class Board:
                 f"```sh\nadvbench run --spec spec.toml --store STORE --out RUN{root}\n"
                 "advbench leaderboard build . --store STORE\n```\n"
             )
+        from_files = [label for label, params in sorted(self.spec.set.items()) if pinned.digests(params)]
+        if from_files:
+            named = ", ".join(f"`{label}`" for label in from_files)
+            origin += (
+                f"\nThe weights of {named} are in files whose SHA-256 spec.toml has; a run looks for them in the "
+                f"folder `{WEIGHTS}` of the data root.\n"
+            )
         return f"{render(self.report, self.about)}\n{origin}"
 
 
@@ -206,7 +213,8 @@ def parse_board(path: Path, files: Mapping[str, bytes]) -> Board:
         raise InputError(f"{DATA} of {path}", expected="the data sets of spec.toml, and the shape of their images")
     records = Records.from_bytes(files[RECORDS], f"{RECORDS} of {path}") if RECORDS in files else Records()
     kept, sources = parse_kept({name: raw for name, raw in files.items() if is_place(name)}, str(path))
-    return Board(path, in_board(spec, kept, f"{SPEC} of {path}"), identity, records, about, kept, sources)
+    spec = published(in_board(spec, kept, f"{SPEC} of {path}"), f"{SPEC} of {path}")
+    return Board(path, spec, identity, records, about, kept, sources)
 
 
 def inside(folder: Path, name: str | Path) -> Path:

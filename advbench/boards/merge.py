@@ -84,7 +84,8 @@ def _own_keys(plan: Plan, label: str) -> set[str]:
     """Keys of the tasks that concern one defense, without those shared with other labels."""
     uses = [({name}, key) for (name, _), key in plan.trained.items()]
     uses += [({cell.defense.label, cell.source.label}, cell.key) for cell in plan.cells]
-    uses += [({each.defense.label}, each.key) for each in (*plan.ood, *plan.known)]
+    uses += [({cell.defense.label}, cell.key) for cell in plan.known]
+    uses += [({each.defense.label}, each.key) for each in plan.ood]
     return {key for labels, key in uses if label in labels} - {key for labels, key in uses if label not in labels}
 
 
@@ -108,8 +109,9 @@ def _joined_records(joined: Board, theirs: Board, own: set[str], file: Path) -> 
         InputError: the submission has records of other settings, or other results under a key of the board.
     """
     kept, ours = set(joined.kept), joined.records
-    attacked = (*theirs.plan.cells, *theirs.plan.ood, *theirs.plan.known)
-    extra = {cell.key for cell in attacked if cell.attack and cell.attack.label not in joined.spec.attacks}
+    attacked = [(cell.attack, cell.key) for cell in (*theirs.plan.cells, *theirs.plan.known)]
+    attacked += [(each.attack, each.key) for each in theirs.plan.ood]
+    extra = {key for attack, key in attacked if attack and attack.label not in joined.spec.attacks}
     others = [key for key in theirs.records if key not in kept and key not in extra]
     if others:
         raise InputError(f"submission {file}", expected="records of the board's settings", got=f"{len(others)} others")

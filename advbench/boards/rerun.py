@@ -18,9 +18,9 @@ from advbench.grid.execution import Execution
 from advbench.grid.inputs import CPU
 from advbench.grid.kept import FOLDER
 from advbench.grid.plan import Cell, Plan
-from advbench.grid.run import keep, prepare
-from advbench.grid.spec import narrowed
-from advbench.registry import files
+from advbench.grid.run import WEIGHTS, keep, prepare
+from advbench.grid.spec import Choice, narrowed
+from advbench.registry import files, pinned
 from advbench.store.records import Store
 
 Compute = Callable[[Plan, Execution, Store], Mapping[str, str]]
@@ -73,6 +73,8 @@ def rerun(
         findings.add("a file gives other hyperparameters, nets or traits than the board states", FOLDER)
         return 0, 0
     left_out = frozenset() if run_files else board.in_files
+    lacking = _lacking(plan)
+    left_out |= lacking
     known = {_place(cell): cell.key for cell in board.plan.cells if cell.key in board.records}
     there = [cell for cell in plan.cells if _place(cell) in known and not left_out.intersection(_place(cell)[:3])]
     if not there:
@@ -80,6 +82,9 @@ def rerun(
         if left_out:
             expected += f", that need none of the files of {', '.join(sorted(left_out))}"
             remedy = "read these files; with --run-files they are imported and run"
+        if lacking:
+            place = data_folder(execution.data_root) / WEIGHTS
+            remedy = f"put the files with the weights of {', '.join(sorted(lacking))} into {place}"
         raise InputError(f"board {board.folder}", expected=expected, got="none", remedy=remedy)
     generator = random.SystemRandom() if seed is None else random.Random(seed)  # noqa: S311
     chosen = generator.sample(there, min(count, len(there)))
@@ -102,6 +107,19 @@ def rerun(
             before = board.records[known[_place(cell)]]
             equal += _agree(before["result"], record["result"], label, findings)
     return len(part.cells), equal
+
+
+def _lacking(plan: Plan) -> frozenset[str]:
+    """Labels of the plugins that need files which this process cannot read, or start from such."""
+    found = set()
+    for cell in plan.cells:
+        for choice in filter(None, (cell.defense, cell.attack)):
+            start: Choice | None = choice
+            while start:
+                if pinned.lacking(start.params):
+                    found.add(choice.label)
+                start = start.init
+    return frozenset(found)
 
 
 def _in_root(dataset: str, root: Path) -> str:

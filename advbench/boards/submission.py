@@ -18,7 +18,7 @@ from advbench.errors import InputError, unknown_name
 from advbench.grid.identity import identify_data, identity_text, read_identity
 from advbench.grid.kept import content, in_board, is_place, read_kept
 from advbench.grid.run import keep
-from advbench.grid.spec import make_spec, narrowed, parse_toml
+from advbench.grid.spec import make_spec, narrowed, parse_toml, published
 from advbench.store.records import Store
 from advbench.store.storage import write_file
 
@@ -59,7 +59,7 @@ def submit(
     if label not in whole.defenses:
         raise unknown_name("defense of the run", label, whole.defenses)
     kept, sources = read_kept(run)
-    whole = in_board(whole, kept, f"{SPEC} of {run}")
+    whole = published(in_board(whole, kept, f"{SPEC} of {run}"), f"{SPEC} of {run}")
     part = narrowed(whole.model_copy(update={"defenses": (label,)}), whole, {*whole.set, *whole.files}, kept)
     identity = read_identity(run)
     if identity is None or identity.shape is None:

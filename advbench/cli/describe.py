@@ -110,7 +110,8 @@ def _field_lines(params: type[Params], presets: Mapping[str, Mapping[str, Any]])
         yield "No hyperparameters."
     for field, info in params.model_fields.items():
         yield ""
-        yield f"{field} = {_shown(info.get_default(call_default_factory=True))}  ({_type(info)})"
+        default = "required" if info.is_required() else _shown(info.get_default(call_default_factory=True))
+        yield f"{field} = {default}  ({_type(info)})"
         yield f"    {info.description or 'not described'}"
         for preset, values in presets.items():
             if field in values:

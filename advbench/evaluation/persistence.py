@@ -27,9 +27,7 @@ class Persistence(NamedTuple):
     interval: Interval
 
 
-def persistence(
-    correct: Bools, tries: tuple[int, ...] = TRIES, *, enumerated: bool = False
-) -> tuple[Persistence, ...]:
+def persistence(correct: Bools, tries: tuple[int, ...] = TRIES, *, enumerated: bool = False) -> tuple[Persistence, ...]:
     """The share of images on which one of R independent answers is wrong.
 
     Of K draws of which r are right on an image, all of R are right with probability C(r, R) / C(K, R): unbiased for
@@ -48,8 +46,7 @@ def persistence(
 
 
 def _persistence(correct: Bools, tries: int, enumerated: bool) -> Persistence:
-    draws, count = correct.shape
-    right = correct.sum(0)
+    draws, right = len(correct), correct.sum(0)
     survive = (right / draws) ** tries if enumerated else _all_right(right, draws, tries)
     low, high = _interval(correct, survive, tries, enumerated)
     mean = float(survive.mean())

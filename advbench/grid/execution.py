@@ -15,7 +15,7 @@ from advbench.grid.executors import Executor
 from advbench.grid.inputs import CPU
 from advbench.grid.spec import RunSpec
 from advbench.grid.tasks import Runtime, versions
-from advbench.registry import files
+from advbench.registry import files, pinned
 from advbench.store.records import Store
 from advbench.store.storage import PATIENCE
 from advbench.training.base import Resources
@@ -112,6 +112,7 @@ class Execution:
             tuple(map(_absolute_dataset, ood)),
             kind=device.kind,
             files=files.all_known(),
+            pinned=pinned.known(),
         )
 
     def start(self, runtime: Runtime) -> Executor:

@@ -13,6 +13,7 @@ from advbench.data.ood import OodSet
 from advbench.grid.identity import Identity
 from advbench.grid.inputs import (
     CPU,
+    Checks,
     Component,
     Converge,
     CraftInputs,
@@ -109,11 +110,16 @@ class Plan:
     identity: Identity | None = None  # of its data; None of plans that were merged
     ood: tuple[OodCell, ...] = ()
     known: tuple[Cell, ...] = ()  # accuracies where the adversary knows the draw that answers
+    left_alone: tuple[str, ...] = ()  # out-of-distribution images that an attack on them has to leave as they are
 
     @property
     def evaluations(self) -> list[str]:
         """Keys of all evaluations."""
-        return [*(cell.key for cell in self.cells), *(cell.key for cell in self.ood), *(cell.key for cell in self.known)]
+        return [
+            *(cell.key for cell in self.cells),
+            *(cell.key for cell in self.ood),
+            *(cell.key for cell in self.known),
+        ]
 
 
 def make_plan(
@@ -142,7 +148,7 @@ def make_plan(
     for seed in spec.seeds:
         for choice in defenses:
             layout.train(choice, seed)
-        audit = Threat(spec.norm, spec.eps[-1]) if spec.eps[-1] else None
+        audit = Checks(Threat(spec.norm, spec.eps[-1])) if spec.eps[-1] else None
         clean = {t.label: layout.evaluate(t, seed, audit=audit, attack="none", eps=0.0) for t in defenses}
         cells += [Cell(target, target, None, 0.0, seed, clean[target.label]) for target in defenses]
         for other, target in product(identity.ood, defenses):
@@ -175,9 +181,21 @@ def make_plan(
                         about = {"source": source.label, "attack": attack.label, "eps": eps}
                         key = layout.evaluate(target, seed, clean[target.label], examples, within, **about)
                         cells.append(Cell(target, source, attack, eps, seed, key))
+    scaled = [each.label for each in identity.ood if not attackable(each)]
+    left_alone = scaled if any("certainty" in attack.traits for attack in attacks) else []
     labels = {choice.label for choice in defenses}
     trained = {which: key for which, key in layout.trained.items() if which[0] in labels}
-    return Plan(spec, layout.tasks, tuple(cells), trained, parameters or {}, identity, tuple(ood), tuple(known))
+    return Plan(
+        spec,
+        layout.tasks,
+        tuple(cells),
+        trained,
+        parameters or {},
+        identity,
+        tuple(ood),
+        tuple(known),
+        tuple(left_alone),
+    )
 
 
 def attackable(images: OodSet) -> bool:
@@ -268,12 +286,13 @@ class _Layout:
         within: Threat | None = None,
         ood: OodSet | None = None,
         draws: int | None = None,
-        audit: Threat | None = None,
+        audit: Checks | None = None,
         **labels: Any,
     ) -> str:
         """Evaluate a defense on examples, on out-of-distribution images, or else on the clean images.
 
-        With `draws`, so many draws of it, each on the examples that were crafted on it. That it also reads the evaluation of the clean images is not in the key, whose other inputs name it.
+        With `draws`, so many draws of it, each on the examples that were crafted on it. That it also reads the
+        evaluation of the clean images is not in the key, whose other inputs name it.
         """
         images = min(ood.images, self._images) if ood else self._images
         inputs = EvaluateInputs(

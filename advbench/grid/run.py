@@ -10,20 +10,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from advbench.data.base import Data
-from advbench.data.datasets import load_dataset
+from advbench.data.datasets import data_folder, load_dataset
 from advbench.data.ood import identify_ood, ood_images
 from advbench.grid.executors import Executor
 from advbench.grid.identity import Identity, blank, identify, is_about, read_identity
+from advbench.grid.inputs import TrainInputs
 from advbench.grid.kept import Kept, KeptChoice, digests, pairs, read_kept
 from advbench.grid.plan import Plan, Task, make_plan
 from advbench.grid.scheduler import Outcome, Scheduler, Watcher, failed_before
-from advbench.grid.spec import Choice, RunSpec, resolve
+from advbench.grid.spec import Choice, RunSpec, pinned, resolve
 from advbench.grid.tasks import Record
 from advbench.models.nets import build
 from advbench.registry import checkout_digest, registry
+from advbench.registry import pinned as by_content
 from advbench.store.heartbeat import Heartbeat, State
 from advbench.store.records import Store
 
+WEIGHTS = "weights"  # folder in the data root for files that specs name by SHA-256 alone
 TRACKER_FAILURES = 3  # in a row, after which a tracker is left alone
 
 
@@ -50,7 +53,10 @@ def prepare(spec: RunSpec, data_root: str | None = None, kept: Kept | None = Non
     ood = identify_ood(spec.ood, data_root, spec.ood_scale)
     for name in spec.ood:
         ood_images(name, data_root, 1, dataset.test.shape, spec.ood_scale)
-    return lay_out(spec, identify(dataset, ood), dataset.train, checkout=checkout_digest(), kept=kept)
+    plan = lay_out(spec, identify(dataset, ood), dataset.train, checkout=checkout_digest(), kept=kept)
+    needed = [task.inputs.defense.params for task in plan.tasks.values() if isinstance(task.inputs, TrainInputs)]
+    by_content.search(data_folder(data_root) / WEIGHTS, by_content.lacking(needed))
+    return plan
 
 
 def prepare_anew(spec: RunSpec, folder: Path, data_root: str | None = None) -> Plan:
@@ -79,6 +85,7 @@ def lay_out(spec: RunSpec, identity: Identity, data: Data, *, checkout: str | No
     Raises:
         InputError: an unknown name, a bad value, or nets that the images do not fit.
     """
+    spec = pinned(spec, kept)
     defenses, attacks = resolve(spec, kept)
     nets = {choice.architecture: choice.net for choice in defenses}
     parameters = dict(kept.parameters) if kept else {}

@@ -100,8 +100,9 @@ def _usable(kind: Kind) -> Iterator[str]:
     for entry in registry().entries(kind):
         with suppress(MissingExtraError):
             if not entry.is_family:
-                registry().load(kind, entry.name)
-                yield entry.name
+                fields = registry().load(kind, entry.name).Params.model_fields
+                if not any(field.is_required() for field in fields.values()):  # as weights from a file
+                    yield entry.name
 
 
 def _short(kind: Kind, name: str) -> Any:

@@ -7,13 +7,14 @@ import itertools
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import pydantic
 import tomli_w
+from pydantic.fields import FieldInfo
 
 from advbench.attacks.base import Attack, Norm, Threat
 from advbench.attacks.budget import least_cost, within_budget
@@ -23,6 +24,7 @@ from advbench.grid.inputs import Component, Converge
 from advbench.grid.kept import INDEX, Kept, names_in, renamed
 from advbench.models.nets import net_values
 from advbench.registry import Entry, Kind, files, registry
+from advbench.registry import pinned as by_content
 from advbench.registry.params import Configurable
 from advbench.training.base import Defense, Precision
 
@@ -148,7 +150,9 @@ class RunSpec(pydantic.BaseModel):
         if affinity is None:
             by_pgd = tuple(name for name in attacks if name.partition("@")[0] == "pgd")
             # A sweep would have to craft them at each radius anew.
-            affinity = () if self.sweep else (by_pgd or tuple(each for each in attacks if _transfers(self.named(each))))[:1]
+            affinity = (
+                () if self.sweep else (by_pgd or tuple(each for each in attacks if _transfers(self.named(each))))[:1]
+            )
         architecture = self.architecture or DEFAULT_ARCHITECTURES.get(kind, DEFAULT_ARCHITECTURE)
         return self.model_copy(
             update={
@@ -392,13 +396,68 @@ def resolve(spec: RunSpec, kept: Kept | None = None) -> tuple[tuple[Choice, ...]
         attack.check(Threat(spec.norm, 0.0))
         if "certainty" in choice.traits and not spec.ood:
             remedy = "name data sets with --ood"
-            raise InputError(f"attack {choice.label!r}", expected="out-of-distribution images", got="none", remedy=remedy)
+            raise InputError(
+                f"attack {choice.label!r}", expected="out-of-distribution images", got="none", remedy=remedy
+            )
         if choice.label in (spec.affinity or ()) and not choice.traits.isdisjoint({"doubt", "certainty", "the_draw"}):
             expected = "attacks whose examples mean something to other defenses"
             raise InputError("--affinity", expected=expected, got=repr(choice.label))
         if spec.budget is not None:
             _check_budget(attack, spec.budget, sweep=spec.sweep and not transferred(spec, choice))
     return defenses, attacks
+
+
+def pinned(spec: RunSpec, kept: Kept | None = None) -> RunSpec:
+    """The spec in which each file that a hyperparameter names has its digest.
+
+    Args:
+        spec: the run.
+        kept: as in `resolve`.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    return _with_files(spec, by_content.pinned, importing=kept is None)
+
+
+def published(spec: RunSpec, what: str) -> RunSpec:
+    """The spec as a board has it, which knows files that hyperparameters name by their digest alone, and reads none.
+
+    Args:
+        spec: the spec of a run or of a board.
+        what: the spec, for the error.
+
+    Raises:
+        InputError: a file's digest is not stated.
+    """
+    settings = {label: by_content.bare(params) for label, params in spec.set.items()}
+    bare = spec.model_copy(update={"set": settings}) if settings != spec.set else spec
+    try:
+        return _with_files(bare, by_content.without_path, importing=False)
+    except InputError as error:
+        raise InputError(f"{what}: {error}") from error
+
+
+def _with_files(spec: RunSpec, rename: Callable[[str], str], *, importing: bool) -> RunSpec:
+    """The spec with other names for the files that its hyperparameters name; plugins in files only if they may run."""
+    kinds: tuple[Kind, ...] = ("defense", "attack")
+    settings = dict(spec.set)
+    for label, params in spec.set.items():
+        name = spec.named(label)
+        kind = next(
+            (each for each in kinds if label in getattr(spec, f"{each}s") or registry().knows(each, name)), None
+        )
+        fields: Mapping[str, FieldInfo] = {}
+        if kind is not None and (importing or label not in spec.files):
+            with suppress(AdvbenchError):  # of which `resolve` tells
+                fields = registry().load(kind, name).Params.model_fields
+        settings[label] = {
+            param: by_content.renamed(value, rename)
+            if param in fields and by_content.names_files(fields[param])
+            else value
+            for param, value in params.items()
+        }
+    return spec.model_copy(update={"set": settings}) if settings != spec.set else spec
 
 
 def transferred(spec: RunSpec, attack: Choice) -> bool:

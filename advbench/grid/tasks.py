@@ -51,7 +51,7 @@ from advbench.models.memory import release
 from advbench.models.nets import build
 from advbench.models.saving import check_restores, export_classifier, load_classifier, read_tensors, tensor_bytes
 from advbench.progress import OnProgress, Progress
-from advbench.registry import Kind, files, registry
+from advbench.registry import Kind, files, pinned, registry
 from advbench.registry.files import Sources
 from advbench.store.records import Store
 from advbench.store.storage import PATIENCE
@@ -81,6 +81,7 @@ class Runtime:
     place: str = ""  # what the worker is called, as in a record's `ran`
     kind: str = CPU  # of the devices that the run was planned for, on which results depend
     files: tuple[Sources, ...] = ()  # those that plugins and nets are in
+    pinned: Mapping[str, str] = field(default_factory=dict)  # paths of those that hyperparameters name, by SHA-256
 
     def on(self, device: str, place: str) -> Runtime:
         """The same for a worker on that device."""
@@ -94,6 +95,7 @@ class Runner:
         devices.enter(runtime.resources.device)
         for sources in runtime.files:
             files.know(sources)
+        pinned.know(runtime.pinned)
         self.runtime = runtime
         self.store = Store(runtime.store_url, runtime.patience)
         self._resources = runtime.resources
@@ -237,7 +239,7 @@ class Runner:
             checkpoint=self._slot,
             checkpoint_seconds=self.runtime.checkpoint_seconds,
             init=self._at_hand(inputs.init) if inputs.init else None,
-            fresh=functools.partial(build, inputs.architecture.name, data),
+            fresh=lambda seed: _net(inputs, data, seed),
         )
         # A copy: foreign code may work in place, and the data are those of later tasks, too.
         given = replace(data, images=data.images.clone(), labels=data.labels.clone())
@@ -317,8 +319,8 @@ class Runner:
             flags.append("unconverged")
         checked: dict[str, Any] = {}
         if inputs.audit is not None and len(x) > 1:
-            checks = audit(clf, x[:AUDITED], y[:AUDITED], inputs.audit, seed=inputs.seed, quick=True)
-            checked["audit"] = [each.to_json() for each in checks.findings]
+            checks = audit(clf, x[:AUDITED], y[:AUDITED], inputs.audit.threat, seed=inputs.seed, quick=True)
+            checked["audit"] = [each.to_json() for each in checks.findings if each.verdict in ("warning", "failed")]
             flags += ["misleads_attacks"] if checks.misleads else []
         stopped = attack.get("stopped_early", False)
         found = summary(predictions, clean, deterministic=not clf.stochastic, stopped_early=stopped)
@@ -397,9 +399,10 @@ class Runner:
         return clf
 
 
-def _net(inputs: TrainInputs, data: Data) -> nn.Module:
+def _net(inputs: TrainInputs, data: Data, seed: int | None = None) -> nn.Module:
+    """The net before its training, by default with the initial weights of the training's seed."""
     net = inputs.architecture
-    return build(net.loaded_as, data, derive(inputs.seed, "init"), net.params)
+    return build(net.loaded_as, data, derive(inputs.seed, "init") if seed is None else seed, net.params)
 
 
 def _size(clf: Classifier) -> int:

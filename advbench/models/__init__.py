@@ -6,8 +6,11 @@ from advbench.models.classifier import ExampleLoss as ExampleLoss
 from advbench.models.classifier import Gradient as Gradient
 from advbench.models.classifier import SlopedLoss as SlopedLoss
 from advbench.models.guard import check_effect as check_effect
+from advbench.models.guard import check_trained as check_trained
+from advbench.models.guard import is_random as is_random
 from advbench.models.mixture import MixturePosterior as MixturePosterior
 from advbench.models.mixture import mixture as mixture
+from advbench.models.nets import Normalize as Normalize
 from advbench.models.noise import DropoutNoise as DropoutNoise
 from advbench.models.noise import GaussianNoise as GaussianNoise
 from advbench.models.noise import InputNoise as InputNoise
@@ -23,3 +26,4 @@ from advbench.models.posterior import matched_divergence as matched_divergence
 from advbench.models.posterior import perceptron as perceptron
 from advbench.models.posterior import prior_divergence as prior_divergence
 from advbench.models.saving import export_classifier as export_classifier
+from advbench.models.saving import load_classifier as load_classifier

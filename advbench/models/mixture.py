@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from advbench.errors import InputError
-from advbench.keys import isolated_rng
+from advbench.keys import derive, isolated_rng
 from advbench.models.classifier import Classifier
 from advbench.models.posterior import PointPosterior, Posterior, SamplePosterior, Weights
-from advbench.models.saving import stored_noise
+from advbench.models.saving import kind_of, stored_noise
 from advbench.registry import registry
 
 BUFFERS = "buffers."  # how an export names each component's buffers, stacked
@@ -75,6 +76,24 @@ class MixturePosterior(Posterior):
         position, index = divmod(k, len(self))
         return {**self.component(index).member(position), **self.buffers_of(index)}
 
+    @property
+    def symmetric(self) -> bool:  # type: ignore[override]
+        """Whether mirror images are as likely in each component."""
+        return all(self.component(index).symmetric for index in range(len(self)))
+
+    @contextmanager
+    def fixed(self) -> Iterator[None]:
+        """A block in which no component changes."""
+        with ExitStack() as stack:
+            for index in range(len(self)):
+                stack.enter_context(self.component(index).fixed())
+            yield
+
+    def draw(self, seed: int) -> Weights:
+        """The draw that a seed stands for; its negative for the mirror image in the same component."""
+        index = derive(abs(seed), "component") % len(self)
+        return {**self.component(index).draw(seed), **self.buffers_of(index)}
+
     def sample(self, generator: torch.Generator) -> Weights:
         """A draw of one of the components, with its buffers."""
         index = int(torch.randint(len(self), (1,), generator=generator, device=generator.device))
@@ -91,7 +110,7 @@ class MixturePosterior(Posterior):
     def export(self) -> dict[str, Tensor]:
         """What each component exports, under its number and kind, and the buffers of all, `(components, *shape)`."""
         parts = {
-            f"{index}.{self.component(index).kind}.{name}": tensor
+            f"{index}.{kind_of(self.component(index))}.{name}": tensor
             for index in range(len(self))
             for name, tensor in self.component(index).export().items()
         }

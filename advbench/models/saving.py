@@ -31,11 +31,11 @@ def read_tensors(raw: bytes) -> dict[str, Tensor]:
 def export_classifier(clf: Classifier) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and JSON values from which `load_classifier` makes the same classifier; no pickle."""
     buffers = {f"buffer.{name}": tensor for name, tensor in clf.module.named_buffers()}
-    noise = {"kind": _kind(clf.noise), **clf.noise.values()} if isinstance(clf.noise, Noise) else clf.noise
-    return buffers | clf.posterior.export(), {"posterior": _kind(clf.posterior), "noise": noise}
+    noise = {"kind": kind_of(clf.noise), **clf.noise.values()} if isinstance(clf.noise, Noise) else clf.noise
+    return buffers | clf.posterior.export(), {"posterior": kind_of(clf.posterior), "noise": noise}
 
 
-def _kind(part: Noise | Posterior) -> str:
+def kind_of(part: Noise | Posterior) -> str:
     """The name under which the class is found again: its own, or that of the file that it is in."""
     return files.origin(type(part)) or part.kind
 

@@ -63,6 +63,11 @@ def _versions(items: tuple[tuple[str, str], ...]) -> str:
     return json.dumps(dict(items), sort_keys=True)
 
 
+def versions_line(record: Mapping[str, Any]) -> str:
+    """What computed a record, as one line of JSON."""
+    return _versions(tuple(record["versions"].items()))
+
+
 def evaluation_of(record: Mapping[str, Any], *, with_details: bool = True) -> Evaluation:
     """The result in the record of an evaluation, with or without what it says of uncertainty."""
     result = record["result"]
@@ -85,7 +90,7 @@ def evaluation_of(record: Mapping[str, Any], *, with_details: bool = True) -> Ev
         numbers=array("d", numbers),
         classes=result["classes"],
         flags=tuple(result.get("flags", ())),
-        versions=_versions(tuple(record["versions"].items())),
+        versions=versions_line(record),
         right=None if right is None else right.encode(),
         draw_variance=result.get("draw_variance", 0.0),
         details={name: result[name] for name in DETAILS if name in result} if with_details else None,

@@ -69,8 +69,11 @@ def _tables(report: Report) -> Iterator[str]:
     early = escape(views.stopped_early(report))
     for heading, note, table in (
         ("Calibration and uncertainty", views.CALIBRATION_NOTE, views.calibration_table(report)),
-        ("Detection", views.DETECTION_NOTE, views.detection_table(report)),
+        ("Detection", views.detection_note(report), views.detection_table(report)),
         ("Retention: accuracy on the images of lowest uncertainty", "", views.retention_table(report)),
+        ("Uncertainty under attack", views.UNDER_ATTACK_NOTE, views.under_attack_table(report)),
+        ("Persistent adversary", views.PERSISTENCE_NOTE, views.persistence_table(report)),
+        ("Adversaries by what they know", views.ADVERSARIES_NOTE, views.adversaries_table(report)),
     ):
         if table.rows:
             yield "\n\n".join(filter(None, (f"## {heading}", note, early, _table(table))))

@@ -19,7 +19,14 @@ from advbench.errors import InputError
 from advbench.evaluation.summary import ENTROPIES
 from advbench.grid.plan import Cell, Plan
 from advbench.grid.spec import Choice, converges, stops_early, swept
-from advbench.report.evaluations import NUMBERS, Evaluation, RecordSource, is_own, read_evaluations
+from advbench.report.evaluations import (
+    NUMBERS,
+    Evaluation,
+    RecordSource,
+    is_own,
+    read_evaluations,
+    versions_line,
+)
 from advbench.report.flags import suspicious
 from advbench.report.leaderboard import Standing, leaderboard_table, standings, with_own_source
 from advbench.report.transfers import COLUMNS as AFFINITY_COLUMNS
@@ -83,6 +90,10 @@ class Report:
     persistence: pd.DataFrame  # for each (defense, attack, eps, seed, number of answers asked for); no transfers
     adversaries: pd.DataFrame  # for each (defense, eps, seed) and what an adversary knows, the strongest one's attack
     gradients_alone: bool = False  # whether all attacks follow the gradient of the defense that they are tried on
+
+    left_alone: tuple[
+        str, ...
+    ] = ()  # out-of-distribution images that the run's attack on them has to leave as they are
 
     @cached_property
     def standings(self) -> list[Standing]:
@@ -184,11 +195,12 @@ def collect(plan: Plan, store: RecordSource, failed: Mapping[str, str] | None = 
     kept = [each for each, wanted in zip(evaluations, mutual, strict=True) if wanted]
     return Report(
         results=results,
-        methods=_methods(plan, evaluations),
+        methods=_methods(plan, evaluations, store),
         models=_models(plan, store),
         affinity=affinity_table(results[mutual], kept),
         adversaries=_adversaries(plan, store, results),
         gradients_alone=_gradients_alone(plan),
+        left_alone=plan.left_alone,
         **_uncertainty_tables(_details(plan, store, evaluations)),
     )
 
@@ -236,7 +248,7 @@ def _results(plan: Plan, evaluations: Sequence[Evaluation | None], reasons: Mapp
     return pd.DataFrame(columns, columns=RESULT_COLUMNS).astype({"n_examples": "Int64", "draws": "Int64"})
 
 
-def _methods(plan: Plan, evaluations: Sequence[Evaluation | None]) -> pd.DataFrame:
+def _methods(plan: Plan, evaluations: Sequence[Evaluation | None], store: RecordSource) -> pd.DataFrame:
     """`methods.csv`: what is the same in all rows of a defense or attack."""
     made_by: dict[str, dict[str, tuple[Choice, set[str]]]] = {"defense": {}, "attack": {}}
     for cell, evaluation in zip(plan.cells, evaluations, strict=True):
@@ -244,6 +256,12 @@ def _methods(plan: Plan, evaluations: Sequence[Evaluation | None]) -> pd.DataFra
             if choice is not None:
                 _, texts = made_by[kind].setdefault(choice.label, (choice, set()))
                 texts.update([evaluation.versions] if evaluation else [])
+    apart = [(each.attack, each.key) for each in plan.ood] + [(cell.attack, cell.key) for cell in plan.known]
+    for attack, key in apart:  # which have no row in the results
+        if attack is not None:
+            record = store.read_record(key)
+            made = made_by["attack"].setdefault(attack.label, (attack, set()))[1]
+            made.update([versions_line(record)] if record else [])
     rows = []
     for kind, label in ((kind, label) for kind, methods in made_by.items() for label in methods):
         choice, texts = made_by[kind][label]
@@ -273,13 +291,20 @@ def _details(plan: Plan, store: RecordSource, evaluations: Sequence[Evaluation |
     """What records say of uncertainty: on clean, attacked and out-of-distribution images."""
     for cell, found in zip(plan.cells, evaluations, strict=True):
         if found is not None and found.details and is_own(cell):  # of examples that stopped early there are none
-            yield _identity(plan, cell), "attacked" if cell.attack else "clean", found.classes, found.details
+            yield _identity(plan, cell), _images(cell.attack), found.classes, found.details
     for ood in plan.ood:
         record = store.read_record(ood.key)
         result = record["result"] if record else {}
         identity = _identity(plan, Cell(ood.defense, ood.defense, None, ood.eps, ood.seed, ood.key))
         attack, images = (ood.attack.label, "attacked_ood") if ood.attack else ("ood", "ood")
         yield {**identity, "attack": f"{attack}:{ood.name}"}, images, result.get("classes", 0), result
+
+
+def _images(attack: Choice | None) -> str:
+    """What an attack made of the test images: `clean`, `attacked`, or that by an attack on the uncertainty."""
+    if attack is None:
+        return "clean"
+    return "certain" if "certain_error" in attack.traits else "doubt" if "doubt" in attack.traits else "attacked"
 
 
 def _uncertainty_tables(found: Iterable[Details]) -> dict[str, pd.DataFrame]:
@@ -323,11 +348,8 @@ def _adversaries(plan: Plan, store: RecordSource, results: pd.DataFrame) -> pd.D
 
     Where the adversary knows the draw that answers there is no ensemble: its accuracy is the mean over draws.
     """
-    rows = [
-        {**row, "knows": _knows(cell)}
-        for cell, row in zip(plan.cells, as_rows(results), strict=True)
-        if not math.isnan(row["accuracy"])
-    ]
+    known = results.assign(knows=list(map(_knows, plan.cells)))[ADVERSARY_COLUMNS]
+    rows = []
     for cell in plan.known:
         if record := store.read_record(cell.key):
             result = record["result"]
@@ -337,7 +359,8 @@ def _adversaries(plan: Plan, store: RecordSource, results: pd.DataFrame) -> pd.D
                 zip([*SINGLE, "accuracy", "accuracy_low", "accuracy_high"], (*numbers, mean, *ends), strict=True)
             )
             rows.append({**_identity(plan, cell), **found, "knows": "the_draw", "key": cell.key})
-    table = pd.DataFrame(rows, columns=ADVERSARY_COLUMNS)
+    frames = [known[known.accuracy.notna()], pd.DataFrame(rows, columns=ADVERSARY_COLUMNS)]
+    table = pd.concat([each for each in frames if len(each)] or frames[:1])
     table = table.sort_values("accuracy", kind="stable").drop_duplicates(["defense", "eps", "seed", "knows"])
     order = {name: place for place, name in enumerate(dict.fromkeys(cell.defense.label for cell in plan.cells))}
     places = [table.defense.map(order), table.seed, table.eps, table.knows.map(list(KNOWLEDGE).index)]

@@ -12,7 +12,7 @@ import pandas as pd
 from advbench.evaluation.summary import ENTROPIES
 from advbench.report.flags import FLAGS, raised
 from advbench.report.leaderboard import CLEAN, NOT_RUN, Measured, over_seeds
-from advbench.report.tables import CALIBRATION, SCORES, Report
+from advbench.report.tables import CALIBRATION, KNOWLEDGE, SCORES, Report
 from advbench.report.texts import Value, format_eps, images_text
 
 HEADINGS = {"auroc": "AUROC", "aupr_positive": "AUPR+", "aupr_negative": "AUPR-"}
@@ -24,7 +24,22 @@ CALIBRATION_NOTE = (
     "images in nats, total and its parts."
 )
 DETECTION_NOTE = (
-    "How well uncertainty tells adversarial or foreign images (positive) from clean ones; 0.5 AUROC is chance."
+    "How well uncertainty tells adversarial or out-of-distribution images (positive) from clean ones; 0.5 AUROC is "
+    "chance. Attacks on the accuracy leave the uncertainty alone; `certain`, `ood` and `doubt` are after it."
+)
+UNDER_ATTACK_NOTE = (
+    "What total uncertainty is worth: as the images are, where an attack is after the accuracy alone, and where it is "
+    "after the uncertainty as well; each the worst over the run's attacks at the largest eps. The loss is what the "
+    "last adds: by so much an evaluation without such an attack overstates the defense. Accepted errors are images "
+    "that are wrong and less uncertain than 95 % of the clean ones."
+)
+PERSISTENCE_NOTE = (
+    "Share of images on which at least one of R answers is wrong, with its 95 % interval: what an adversary breaks who "
+    "may ask again. A deterministic defense answers the same each time."
+)
+ADVERSARIES_NOTE = (
+    "Lowest accuracy under the attacks of adversaries who know as much. Of the draw that answers: mean over draws, and "
+    "the lowest and highest of them."
 )
 
 
@@ -70,7 +85,7 @@ def stopped_early(report: Report) -> str:
     if not names:
         return ""
     return (
-        f"Left out: {', '.join(names)}, which leave an image alone once it is fooled. Such examples lie near the "
+        f"Left out: {', '.join(names)}, which leave images alone that are fooled already. Such examples lie near the "
         "boundary, where a defense is least certain; those of the attacks named by --affinity are crafted to the end."
     )
 
@@ -168,10 +183,13 @@ def squares(pairs: Pairs, names: list[str]) -> list[list[Measured]]:
 def retention_table(report: Report) -> Table:
     """Accuracy on the most certain images by total uncertainty, clean and at the largest eps."""
     shown = _ends(report.retention[report.retention.measure == "total"])
-    areas = over_seeds(shown.drop_duplicates([*KEYS, "seed"]), KEYS, ["area"], report.seeds)
+    areas = over_seeds(shown.drop_duplicates([*KEYS, "seed"]), KEYS, ["area", "area_low", "area_high"], report.seeds)
     curves = over_seeds(shown, [*KEYS, "kept"], ["accuracy"], report.seeds).accuracy.unstack("kept")
     headings = ["images", *(f"{fraction:.0%} kept" for fraction in curves.columns), "area"]
-    return _in_order(report, headings, curves.reindex(areas.index).assign(area=areas.area))
+    table = _in_order(report, headings, curves.reindex(areas.index).assign(area=areas.area))
+    rows = zip(areas.index, areas.to_numpy(float).tolist(), strict=True)
+    ends: dict[tuple[Value, Value], Value] = {(d, images_text(a, e)): Measured(*values) for (d, a, e), values in rows}
+    return Table(table.headings, [[*row[:-1], ends[row[0], row[1]]] for row in table.rows])
 
 
 def calibration_table(report: Report) -> Table:
@@ -192,6 +210,84 @@ def detection_table(report: Report) -> Table:
     return _in_order(report, ["to be found", *headings], means)
 
 
+def detection_note(report: Report) -> str:
+    """What the table of detection says, and which out-of-distribution images were not attacked."""
+    if not report.left_alone:
+        return DETECTION_NOTE
+    sets = ", ".join(report.left_alone)
+    return f"{DETECTION_NOTE} Not attacked, as their pixel values are scaled and may leave [0, 1]: {sets}."
+
+
+def under_attack_table(report: Report) -> Table:
+    """What total uncertainty is worth as it is, under attacks on the accuracy, and under attacks on itself."""
+    table = _ends(report.uncertainty)
+    areas = report.retention[report.retention.measure == "total"].drop_duplicates([*KEYS, "seed"])
+    table = table.merge(areas[[*KEYS, "seed", "area"]], on=[*KEYS, "seed"], how="left")
+    sets = [str(name).removeprefix("ood:") for name in table[table.images == "ood"].attack.unique()]
+    rows: list[list[Value]] = []
+    for one in report.standings:
+        mine = table[table.defense == one.defense]
+        clean, attacked, certain = (mine[mine.images == kind] for kind in ("clean", "attacked", "certain"))
+        if len(certain):
+            for column, heading in {"area": "retention", "accepted_errors_total": "accepted errors"}.items():
+                rows.append([one.defense, heading, *_fall(report, column, clean, attacked, certain)])
+            for score in SCORES:
+                numbers = _fall(report, f"{score}_total", None, attacked, certain)
+                rows.append([one.defense, f"{HEADINGS[score]} of adversarial images", *numbers])
+        for name in sets:
+            after = mine[(mine.images == "attacked_ood") & mine.attack.str.endswith(f":{name}")]
+            if len(after):
+                before = mine[(mine.images == "ood") & (mine.attack == f"ood:{name}")]
+                for score in SCORES:
+                    numbers = _fall(report, f"{score}_total", before, None, after)
+                    rows.append([one.defense, f"{HEADINGS[score]} of {name}", *numbers])
+    return Table(["defense", "what", "as they are", "accuracy attacked", "uncertainty attacked", "loss"], rows)
+
+
+def _fall(report: Report, column: str, *kinds: pd.DataFrame | None) -> list[Measured]:
+    """The worst value over the attacks of each kind, and how much worse the last is than the one before."""
+    sign = -1.0 if column.startswith("accepted_errors") else 1.0  # of what is better when it is larger
+    found = []
+    for rows in kinds:
+        means = None if rows is None else over_seeds(rows, KEYS, [column], report.seeds)[column].dropna() * sign
+        found.append(Measured(note="n/a") if means is None or means.empty else Measured(sign * float(means.min())))
+    before = next((each.value for each in reversed(found[:-1]) if not each.missing), math.nan)
+    return [*found, Measured(sign * (before - found[-1].value))]
+
+
+def persistence_table(report: Report) -> Table:
+    """Images that a persistent adversary breaks, clean and at the largest eps."""
+    shown = _ends(report.persistence)
+    names = ["broken", "broken_low", "broken_high"]
+    means = over_seeds(shown, [*KEYS, "tries"], names, report.seeds)
+    tries = sorted(shown.tries.unique())
+    rows: dict[tuple[str, str, float], list[Value]] = {}
+    for (defense, attack, eps, count), values in zip(means.index, means.to_numpy(float).tolist(), strict=True):
+        head: list[Value] = [defense, images_text(attack, eps)]
+        row = rows.setdefault((defense, attack, eps), [*head, *[NOT_RUN] * len(tries)])
+        row[2 + tries.index(count)] = Measured(*values)
+    return Table(["defense", "images", *(f"R = {count}" for count in tries)], _sorted(report, list(rows.values())))
+
+
+def adversaries_table(report: Report) -> Table:
+    """The lowest accuracy at the largest eps by what an adversary knows."""
+    shown = _ends(report.adversaries)
+    there = [name for name in KNOWLEDGE if name in set(shown.knows)]
+    names = "accuracy accuracy_low accuracy_high draw_accuracy_min draw_accuracy_max".split()
+    means = over_seeds(shown, ["defense", "knows"], names, report.seeds)
+    found = dict(zip(means.index, means.to_numpy(float).tolist(), strict=True))
+    extremes = ["lowest draw", "highest draw"] if "the_draw" in there else []
+    rows: list[list[Value]] = []
+    for one in report.standings:
+        row: list[Value] = [one.defense]
+        for name in there:
+            *ends, least, most = found.get((one.defense, name), [math.nan] * len(names))
+            row.append(NOT_RUN if math.isnan(ends[0]) else Measured(*ends))
+            row += map(Measured, (least, most) if name == "the_draw" else ())
+        rows.append(row)
+    return Table(["defense", *(KNOWLEDGE[name] for name in there), *extremes], rows)
+
+
 def _ends(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of eps 0 and of the largest eps."""
     kept: pd.DataFrame = table[(table.eps == 0) | (table.eps == table.eps.max())]
@@ -200,10 +296,14 @@ def _ends(table: pd.DataFrame) -> pd.DataFrame:
 
 def _in_order(report: Report, headings: list[str], means: pd.DataFrame) -> Table:
     """A row for each defense and kind of images, in the order of the leaderboard."""
-    place = {one.defense: index for index, one in enumerate(report.standings)}
     rows: list[list[Value]] = [
         [defense, images_text(attack, eps), *map(Measured, values)]
         for (defense, attack, eps), values in zip(means.index, means.to_numpy(float).tolist(), strict=True)
     ]
-    rows.sort(key=lambda row: place.get(str(row[0]), len(place)))
-    return Table(["defense", *headings], rows)
+    return Table(["defense", *headings], _sorted(report, rows))
+
+
+def _sorted(report: Report, rows: list[list[Value]]) -> list[list[Value]]:
+    """Rows in the order of the leaderboard."""
+    place = {one.defense: index for index, one in enumerate(report.standings)}
+    return sorted(rows, key=lambda row: place.get(str(row[0]), len(place)))

@@ -5,6 +5,7 @@ from advbench.keys import derive as derive
 from advbench.keys import isolated_rng as isolated_rng
 from advbench.registry.params import Field as Field
 from advbench.registry.params import Params as Params
+from advbench.registry.pinned import Files as Files
 from advbench.training.base import CheckpointSlot as CheckpointSlot
 from advbench.training.base import Defense as Defense
 from advbench.training.base import Precision as Precision
@@ -37,6 +38,7 @@ from advbench.training.loop import LoopParams as LoopParams
 from advbench.training.loop import TrainState as TrainState
 from advbench.training.loop import autocast as autocast
 from advbench.training.loop import check_data as check_data
+from advbench.training.loop import check_fit as check_fit
 from advbench.training.optimizers import SGD as SGD
 from advbench.training.optimizers import Adam as Adam
 from advbench.training.optimizers import Optimizer as Optimizer

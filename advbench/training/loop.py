@@ -167,7 +167,7 @@ class LoopDefense(Defense):
         context = context or TrainContext()
         saved = context.checkpoint.load() if context.checkpoint else None
         own = _own(module).to(context.resources.device).requires_grad_(True)
-        _check_fit(own, data, context.resources.device)
+        check_fit(own, data, context.resources.device)
         if method.params.init_from and saved is None:
             _start_from(own, context.init or method._train_init(module, data, context))
         per_epoch = -(-len(data) // method.params.batch_size)
@@ -280,7 +280,7 @@ def check_data(module: nn.Module, data: Data) -> None:
 
 
 @torch.no_grad()
-def _check_fit(module: nn.Module, data: Data, device: str) -> None:
+def check_fit(module: nn.Module, data: Data, device: str) -> None:
     """Refuse a module whose output does not fit the classes, before the first step."""
     modes = [part.training for part in module.modules()]
     module.eval()

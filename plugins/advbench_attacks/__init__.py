@@ -37,4 +37,6 @@ def advbench_register(register: Registrar) -> None:
     register.attack("worst_case", "advbench_attacks.worst_case:WorstCase", "each image's worst of several attacks")
     register.attack("certain", "advbench_attacks.certain:Certain", "wrong and of low uncertainty (Feng et al. 2024)")
     register.attack("doubt", "advbench_attacks.doubt:Doubt", "same class, high uncertainty (Feng et al. 2024)")
-    register.attack("ood", "advbench_attacks.ood:Ood", "out-of-distribution images of low uncertainty (Feng et al. 2024)")
+    register.attack(
+        "ood", "advbench_attacks.ood:Ood", "out-of-distribution images of low uncertainty (Feng et al. 2024)"
+    )

@@ -30,8 +30,8 @@ class UncertaintyParams(attacks.Params):
     samples: int = Field(default=10, ge=1, description="draws of the weights per gradient, each passed twice")
     measure: Measure = Field(
         default="total",
-        description="uncertainty that is attacked: total (entropy of the mean softmax) or epistemic (that less the mean "
-        "of the draws' entropies), which a deterministic classifier does not have",
+        description="uncertainty that is attacked: total (entropy of the mean softmax) or epistemic (that less the "
+        "mean of the draws' entropies), which a deterministic classifier does not have",
     )
 
 

@@ -35,5 +35,6 @@ def advbench_register(register: Registrar) -> None:
         ),
         ("bal", "bal:BAL", "Bayesian adversarial learning (Ye and Zhu 2018)"),
         ("apd", "apd:APD", "SGLD's samples distilled by a GAN (Wang et al. 2018)"),
+        ("pretrained", "pretrained:Pretrained", "weights from files, of a net, an ensemble or a Gaussian posterior"),
     ):
         register.defense(name, f"advbench_defenses.{target}", summary)

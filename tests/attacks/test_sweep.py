@@ -245,6 +245,11 @@ def test_a_run_with_sweep_and_budget(cli: Cli, tmp_path: Any) -> None:
     assert '"budget": 300, ' in methods.params["pgd"]
     assert '"sweep": true' in methods.params["pgd"]
     assert "sweep" not in methods.params["fmn"]
+    assert '"stop_early": true' in methods.params["pgd"]
+    for name in ("retention", "uncertainty", "histograms"):  # examples at the boundary say nothing of uncertainty
+        assert set(pandas.read_csv(tmp_path / "results" / f"{name}.csv").attack) == {"none", "fmn"}
+    for name in ("leaderboard.md", "leaderboard.html"):
+        assert "Left out: pgd, which leave images alone" in (tmp_path / "results" / name).read_text("utf-8")
     spec = (tmp_path / "results" / "spec.toml").read_text()
     assert "sweep = true" in spec
     assert "budget = 300" in spec
@@ -263,6 +268,6 @@ def test_a_run_with_sweep_and_budget(cli: Cli, tmp_path: Any) -> None:
     single = cli("run", "--defense", "erm", "--attack", "fgsm", "--sweep", "--budget", "1")
     assert single.returncode == 2
     assert "attack FGSM: expected at least 2 passes of an image, one of them for the sweep, got 1" in single.stderr
-    bent = cli("curve", "--defense", "erm", "--attack", "pgd", "--over", "steps", "--budget", "5")
+    bent = cli("curve", "--defense", "erm", "--attack", "pgd", "--budget", "5")
     assert (bent.returncode, len(bent.stderr.splitlines())) == (2, 1)
-    assert "--budget: expected none in a curve" in bent.stderr
+    assert "--converge with --budget: expected not both" in bent.stderr

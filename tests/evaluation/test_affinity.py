@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
-from advbench.evaluation import Bools, affinities, affinity, affinity_intervals, resampled_accuracies
+from advbench.evaluation import Bools, affinities, affinity, affinity_intervals
+
+Maker = Callable[..., list[Bools]]
 
 
-def intervals(clean: Bools, transfer: Bools, white: Bools, spread: float = 0.0, resamples: int = 200) -> list[float]:
-    cells = resampled_accuracies(np.stack([clean, transfer, white]), np.full(3, spread), resamples)
-    (ends,) = affinity_intervals(*(row[None] for row in cells)).tolist()
+def intervals(clean: Bools, transfer: Bools, white: Bools, spread: float = 0.0) -> list[float]:
+    (ends,) = affinity_intervals(clean[None], transfer[None], white[None], np.full((1, 3), spread)).tolist()
     return ends
 
 
@@ -22,39 +24,47 @@ def images(generator: np.random.Generator, count: int, clean: float, transfer: f
     return [hardness < clean, hardness < transfer, hardness < white]
 
 
-def test_an_attack_on_itself_has_no_doubt() -> None:
-    clean, _, white = images(np.random.default_rng(0), 500, 0.9, 0.6, 0.3)
-    assert intervals(clean, white, white) == pytest.approx([1.0, 1.0])
-    assert intervals(clean, clean, white) == pytest.approx([0.0, 0.0], abs=1e-6)
+def independent(generator: np.random.Generator, count: int, *truth: float) -> list[Bools]:
+    return [generator.random(count) < each for each in truth]
 
 
-def test_resamples_have_the_mean_and_the_variance_of_their_cells() -> None:
-    correct = np.random.default_rng(0).random((3, 400)) < np.array([[0.9], [0.5], [0.1]])
-    plain = resampled_accuracies(correct, np.zeros(3), 4000)
-    noisy = resampled_accuracies(correct, np.array([0.0, 1e-3, 1e-3]), 4000)
-    mean = correct.mean(1)
-    assert plain.shape == (3, 4000)
-    assert plain.mean(1) == pytest.approx(mean, abs=2e-3)
-    assert plain.var(1) == pytest.approx(mean * (1 - mean) / 400, rel=0.1)
-    assert noisy.var(1) == pytest.approx(mean * (1 - mean) / 400 + np.array([0, 1e-3, 1e-3]), rel=0.1)
-    assert (noisy[0] == plain[0]).all()
+def test_the_ends_are_where_fieller_puts_them() -> None:
+    """Those ratios rho are held at which A - rho B is no further from 0 than 1.96 of its standard errors."""
+    clean, transfer, white = (row.astype(float) for row in images(np.random.default_rng(0), 500, 0.9, 0.6, 0.3))
+    low, high = intervals(clean > 0, transfer > 0, white > 0)
+    for rho in (low, high):
+        difference = (clean - transfer) - rho * (clean - white)
+        variance = difference.var() / 500 + (1 + rho**2) / 500**2
+        assert abs(difference.mean()) == pytest.approx(1.959964 * math.sqrt(variance), rel=1e-6)
+    assert low < affinity(clean.mean(), transfer.mean(), white.mean()).value < high
 
 
-def test_cells_of_one_resample_are_of_the_same_images() -> None:
-    correct = np.random.default_rng(0).random((1, 300)) < 0.5
-    twice = resampled_accuracies(np.concatenate([correct, ~correct]), np.zeros(2))
-    assert twice.sum(0) == pytest.approx(np.ones(200), abs=1e-5)
+def test_intervals_widen_with_what_the_choice_of_draws_does() -> None:
+    cells = images(np.random.default_rng(0), 500, 0.9, 0.6, 0.3)
+    widths = [np.ptp(intervals(*cells, spread=spread)) for spread in (0.0, 1e-4, 1e-3)]
+    assert widths == sorted(widths)
+    assert widths[2] > 1.5 * widths[0]
 
 
-@pytest.mark.parametrize("truth", [(0.95, 0.8, 0.5), (0.9, 0.88, 0.2), (0.8, 0.3, 0.35)])
-def test_intervals_cover_as_often_as_they_say(truth: tuple[float, float, float]) -> None:
-    generator = np.random.default_rng(1)
+def covered(maker: Maker, count: int, truth: tuple[float, float, float], repetitions: int) -> float:
     rho = affinity(*truth).value
-    hits = 0
-    for _ in range(400):
-        low, high = intervals(*images(generator, 500, *truth))
-        hits += low <= rho <= high
-    assert 0.91 <= hits / 400 <= 0.98
+    generator = np.random.default_rng(1)
+    ends = [intervals(*maker(generator, count, *truth)) for _ in range(repetitions)]
+    return float(np.mean([low <= rho <= high for low, high in ends if not math.isnan(low)]))
+
+
+TRUTHS = [(0.95, 0.8, 0.5), (0.9, 0.88, 0.2), (0.8, 0.3, 0.35), (0.95, 0.9, 0.8)]
+
+
+@pytest.mark.parametrize("maker", [images, independent])
+@pytest.mark.parametrize("count", [100, 500])
+@pytest.mark.parametrize("truth", TRUTHS)
+def test_intervals_cover_as_often_as_they_say(maker: Maker, count: int, truth: tuple[float, float, float]) -> None:
+    assert 0.92 <= covered(maker, count, truth, 400) <= 0.985
+
+
+def test_where_an_attack_is_expected_to_change_one_image_they_cover_more() -> None:
+    assert covered(images, 100, (0.97, 0.96, 0.6), 400) >= 0.92
 
 
 def test_what_an_attack_hardly_does_has_no_bound() -> None:

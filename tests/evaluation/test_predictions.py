@@ -337,6 +337,75 @@ def test_retention_of_equal_scores_is_the_accuracy_throughout() -> None:
     assert found.area == pytest.approx(0.7)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_intervals_of_retention_hold_its_values(seed: int) -> None:
+    labels = np.random.default_rng(seed).integers(0, 3, 40)
+    predictions = Predictions.from_probs(softmax_table(seed, images=40), labels)
+    scores = metrics.uncertainty(predictions).total
+    found = metrics.retention(predictions.ensemble_correct, scores, draws=metrics.shared_spread(predictions))
+    pairs = [*zip(found.accuracies, found.intervals, strict=True), (found.area, found.area_interval)]
+    assert all(0 <= low <= value <= high <= 1 for value, (low, high) in pairs)
+    alone = metrics.retention(predictions.ensemble_correct, scores)
+    assert np.ptp(alone.area_interval) <= np.ptp(found.area_interval)
+    assert alone.intervals[-1] == pytest.approx(metrics.wilson(predictions.accuracy, 39, 39), abs=1e-3)
+
+
+def test_the_variance_of_a_retained_accuracy_is_that_of_resampled_images() -> None:
+    """The closed form against the bootstrap, which ranks anew at each resample; where g is known from many images."""
+    rng = np.random.default_rng(0)
+    scores = rng.random(2000)
+    correct = rng.random(2000) < 1 - 0.6 * scores
+    found = metrics.retention(correct, scores)
+    areas, accuracies = [], []
+    for _ in range(400):
+        index = rng.integers(0, 2000, 2000)
+        again = metrics.retention(correct[index], scores[index])
+        areas.append(again.area)
+        accuracies.append(again.accuracies)
+    quantile = 2 * 1.96
+    assert np.ptp(found.area_interval) == pytest.approx(quantile * np.std(areas), rel=0.12)
+    assert np.ptp(found.intervals, 1) == pytest.approx(quantile * np.std(accuracies, 0), rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("level", "by_draw", "by_image", "by_both", "images"),
+    [
+        (1, 0, 2, 1, 50),
+        (0.5, 0.5, 2, 2, 50),
+        (0.3, 0, 2, 2, 50),
+        (1, 1, 2, 1, 50),
+        *(pytest.param(*case, 300, marks=pytest.mark.slow) for case in [(1, 0, 2, 1), (0.5, 0.5, 2, 2), (1, 1, 2, 1)]),
+        pytest.param(1, 0.5, 1, 0.5, 300, marks=pytest.mark.slow),
+    ],
+)
+def test_the_interval_of_the_area_covers_other_images_and_other_sets_of_draws(
+    level: float, by_draw: float, by_image: float, by_both: float, images: int
+) -> None:
+    def predictions(rng: np.random.Generator, count: int, *, enumerated: bool) -> Predictions:
+        right = crossed(rng, level, by_draw, by_image, by_both, DRAWS, count)
+        return Predictions.from_probs(np.stack([right, 1 - right], 2), np.zeros(count, np.int64), enumerated=enumerated)
+
+    def curve(found: Predictions) -> metrics.Retention:
+        scores = metrics.uncertainty(found).total
+        return metrics.retention(found.ensemble_correct, scores, draws=metrics.shared_spread(found))
+
+    rng = np.random.default_rng(99)
+    truth = float(np.mean([curve(predictions(rng, 600, enumerated=True)).area for _ in range(300)]))
+
+    def sample(rng: np.random.Generator) -> tuple[float, Interval]:
+        return truth, curve(predictions(rng, images, enumerated=False)).area_interval
+
+    assert COVERAGE[0] <= coverage(sample) <= COVERAGE[1]
+
+
+@pytest.mark.parametrize("kept", [0.5, 0.95, 1.0])
+def test_accepted_errors_by_hand(kept: float) -> None:
+    clean = np.arange(20) / 20
+    correct = np.array([False, False, True, False])
+    scores = np.array([0.2, 0.9, 0.1, 2.0])
+    assert metrics.accepted_errors(correct, scores, clean, kept) == {0.5: 0.25, 0.95: 0.5, 1.0: 0.5}[kept]
+
+
 def test_retention_keeps_at_least_one_image() -> None:
     found = metrics.retention(np.array([True, False]), np.array([0.0, 1.0]))
     assert found.counts == (1, 1, 1, 2, 2)

@@ -13,10 +13,12 @@ import pandas as pd
 from advbench.evaluation.summary import ENTROPIES
 from advbench.report import Report
 from advbench.report.tables import (
+    ADVERSARY_COLUMNS,
     HISTOGRAM_COLUMNS,
     MEASURES,
     METHOD_COLUMNS,
     MODEL_COLUMNS,
+    PERSISTENCE_COLUMNS,
     RESULT_COLUMNS,
     RETENTION_COLUMNS,
     UNCERTAINTY_COLUMNS,
@@ -73,8 +75,16 @@ def made_report(
         methods=pd.DataFrame(methods, columns=METHOD_COLUMNS),
         models=pd.DataFrame(models, columns=MODEL_COLUMNS).astype({"parameters": "Int64"}),
         affinity=affinity,
+        adversaries=known_adversaries(results),
         **details_of(details),
     )
+
+
+def known_adversaries(results: pd.DataFrame) -> pd.DataFrame:
+    own = results[(results.source == results.defense) & results.accuracy.notna()]
+    knows = own.attack.eq("none").map({True: "nothing", False: "posterior"})
+    table = own.assign(knows=knows).sort_values("accuracy").drop_duplicates(["defense", "eps", "seed", "knows"])
+    return table[ADVERSARY_COLUMNS]
 
 
 def known_accuracy(
@@ -98,9 +108,13 @@ def details_of(places: list[tuple[Any, ...]]) -> dict[str, pd.DataFrame]:
     counts = (IMAGES - 19, *[1] * 19)
     kinds = ["clean" if place[3] == "none" else "attacked" for place in places]
     retention = [
-        (*p, k, round(k * IMAGES), 1 - k / 10, 0.95, m) for p in places for m in MEASURES for k in (0.2, 0.6, 1.0)
+        (*p, k, round(k * IMAGES), 1 - k / 10, 0.9 - k / 10, 1.0, 0.95, 0.93, 0.97, m)
+        for p in places
+        for m in MEASURES
+        for k in (0.2, 0.6, 1.0)
     ]
-    scores = [0.75] * (3 * len(MEASURES))
+    scores = [0.75] * (3 * len(MEASURES)) + [0.05] * len(ENTROPIES)
+    persistence = [(*place, tries, 1 - 0.9**tries, 0.0, 1.0) for place in places for tries in (1, 5, 20)]
     uncertain = [
         (*place, kind, 0.02, 0.1, 0.05, *[0.3] * 5, *(scores if kind == "attacked" else [math.nan] * len(scores)))
         for place, kind in zip(places, kinds, strict=True)
@@ -110,4 +124,5 @@ def details_of(places: list[tuple[Any, ...]]) -> dict[str, pd.DataFrame]:
         "retention": pd.DataFrame(retention, columns=RETENTION_COLUMNS),
         "uncertainty": pd.DataFrame(uncertain, columns=UNCERTAINTY_COLUMNS),
         "histograms": pd.DataFrame(histograms, columns=HISTOGRAM_COLUMNS),
+        "persistence": pd.DataFrame(persistence, columns=PERSISTENCE_COLUMNS),
     }

@@ -25,7 +25,11 @@ from advbench.training.base import CheckpointSlot, Defense, Resources, TrainCont
 from advbench.training.gradient import gaussian
 
 SHORT = {"stages": (1, 1), "batch_size": 16}
-DEFENSES = [entry for entry in advbench.registry.registry().entries("defense") if not entry.is_family]
+DEFENSES = [
+    entry
+    for entry in advbench.registry.registry().entries("defense")
+    if not entry.is_family and entry.name != "pretrained"
+]
 
 
 def bayesian(std: float = 0.1) -> Classifier:

@@ -118,6 +118,20 @@ def test_draws_of_gaussian_members_are_draws_of_one_of_them_each_as_often() -> N
     assert not torch.equal(posterior.buffers_of(0)["1.running_mean"], posterior.buffers_of(1)["1.running_mean"])
 
 
+def test_mirrored_draws_stay_in_their_member() -> None:
+    clf = trained("bnn", 3)
+    means = torch.stack([gaussian(alone("bnn", k)).mean for k in range(3)])
+    nearest = []
+    for seed in range(1, 30):
+        pair = [clf.draw(each).weights for each in (seed, -seed)]
+        one, other = (torch.cat([draw[n].flatten() for n, _ in small_net().named_parameters()]) for draw in pair)
+        middle = (one + other) / 2
+        nearest.append(int((means - middle).norm(dim=1).argmin()))
+        torch.testing.assert_close(middle, means[nearest[-1]])
+        assert torch.equal(pair[0]["1.running_mean"], pair[1]["1.running_mean"])
+    assert set(nearest) == {0, 1, 2}
+
+
 @pytest.mark.parametrize("method", ["erm", "bnn", "mc_dropout", "rse", "sgld", "apd"])
 def test_they_are_stored_frozen_and_moved(method: str) -> None:
     params: dict[str, Any] = {}
