@@ -21,7 +21,8 @@ from advbench.boards.board import read_board
 from advbench.cli.app import app
 from advbench.cli.describe import _shown, _type, plugin_lines
 from advbench.cli.options import EXECUTION_OPTIONS, SPEC_OPTIONS
-from advbench.registry import Entry, registry
+from advbench.models.nets import net_params
+from advbench.registry import Entry, Kind, registry
 from advbench.registry.params import Configurable, Params
 from advbench.report import Report
 from advbench.report.charts import security_curves
@@ -66,7 +67,7 @@ A violation is an error; examples are never clipped silently. Forward and backwa
 # Data sets and networks
 
 Images are float32 in [0, 1]; networks normalise them inside. Splits are fixed: every run has the same training,
-validation and test images. Data sets other than `digits` are downloaded into `--data-root` unless they are there.
+validation and test images. A data set that is not in `--data-root` is downloaded into it, unless noted otherwise.
 """,
 }
 
@@ -106,8 +107,8 @@ def digits_table(report: Report) -> str:
 
 
 def _commands() -> Iterator[str]:
-    command = typer.main.get_command(app)
-    run = command.commands["run"]  # type: ignore[attr-defined]
+    command: Any = typer.main.get_command(app)
+    run = command.commands["run"]
     for heading, options in GROUPS.items():
         names = [option.name for option in options]
         shown = [f"- {_option(each)}" for each in run.params if each.name in names]
@@ -147,12 +148,10 @@ def _option(option: Any) -> str:
     return f"{flags}: {text}{default}{variable}"
 
 
-def _plugins(kind: str) -> Iterator[str]:
+def _plugins(kind: Kind) -> Iterator[str]:
     """A section for each training method or attack, then one for each set of shared hyperparameters."""
     classes: dict[str, type[Configurable]] = {
-        entry.shown: registry().load(kind, entry.name)  # type: ignore[arg-type]
-        for entry in registry().entries(kind)  # type: ignore[arg-type]
-        if not _bridges(entry)
+        entry.shown: registry().load(kind, entry.name) for entry in registry().entries(kind) if not _bridges(entry)
     }
     names: dict[type[Any], str] = {cls.Params: name for name, cls in classes.items()}
     shared: dict[type[Params], None] = {}
@@ -161,7 +160,7 @@ def _plugins(kind: str) -> Iterator[str]:
         shared |= dict.fromkeys(base for base in bases if base not in names)
         links = [names.get(base, base.__qualname__) for base in bases]
         yield "\n\n".join(_plugin(name, cls, links))
-    for entry in filter(_bridges, registry().entries(kind)):  # type: ignore[arg-type]
+    for entry in filter(_bridges, registry().entries(kind)):
         yield f"## `{entry.shown}`\n\n{_plain(entry.summary)}. See [bridges](plugins.md#bridges-to-other-libraries)."
     yield "# Shared hyperparameters"
     for base in sorted(shared, key=lambda base: len(base.__mro__)):
@@ -238,14 +237,20 @@ def _plain(text: str) -> str:
 
 
 def _data() -> Iterator[str]:
-    for kind, heading in (("dataset", "Data sets"), ("architecture", "Networks")):
-        yield f"## {heading}"
-        yield "\n".join(f"- `{entry.shown}`: {_plain(entry.summary)}" for entry in registry().entries(kind))  # type: ignore[arg-type]
-    yield "## Default radii"
+    yield "## Data sets"
     found = []
     for entry in registry().entries("dataset"):
-        lines = [line for line in plugin_lines(entry.name) if line.startswith("default ")]
-        found.append(f"- `{entry.shown}`: {'; '.join(line.removeprefix('default ') for line in lines)}")
+        defaults = [line.removeprefix("default ") for line in plugin_lines(entry.name) if line.startswith("default ")]
+        found.append(f"- `{entry.shown}`: {_plain(entry.summary)}. Defaults: {'; '.join(defaults)}.")
+    yield "\n".join(found)
+    yield "## Networks\n\nHyperparameters are set as `arch.NAME`, as in `--set arch.depth=16`."
+    found = []
+    for entry in registry().entries("architecture"):
+        found.append(f"- `{entry.shown}`: {_plain(entry.summary)}")
+        if not entry.is_family:
+            params = net_params(registry().load("architecture", entry.name))
+            if params.model_fields:
+                found.append(textwrap.indent(_hyperparameters(params, params.model_fields), "  "))
     yield "\n".join(found)
 
 

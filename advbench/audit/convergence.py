@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from advbench.audit.findings import Finding
-from advbench.audit.subject import LITTLE, Subject, Tried, ascent, stronger
+from advbench.audit.subject import LITTLE, MUCH, Subject, Tried, ascent, stronger
 
 FACTOR = 5
 IMAGES = 100
@@ -32,6 +32,7 @@ def check_convergence(subject: Subject, gradient: Tried) -> list[Finding]:
                 (subject.clf.passes.forward - before) / len(subject.x),
                 stronger(base, more.right),
                 one - other > LITTLE,
+                "failed" if one - other > MUCH else "warning",
             )
         )
     return found

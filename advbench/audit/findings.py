@@ -28,6 +28,7 @@ class Finding:
         passes: forward passes that the check made, for each image of the audit.
         p: p-value of a test; None of an exact check.
         counts: whether the difference is large enough to matter, whatever its p-value.
+        rejected: verdict of a test that is rejected.
     """
 
     check: str
@@ -39,6 +40,7 @@ class Finding:
     passes: float = 0.0
     p: float | None = None
     counts: bool = True
+    rejected: Verdict = "failed"
 
     def to_json(self) -> dict[str, Any]:
         """The finding as JSON values."""
@@ -57,8 +59,8 @@ def settled(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     rejected = True
     for rank, (p, index) in enumerate(tests):
         rejected = rejected and p <= LEVEL / (len(tests) - rank)
-        failed = rejected and found[index].counts
-        found[index] = replace(found[index], verdict="failed" if failed else "ok")
+        verdict = found[index].rejected if rejected and found[index].counts else "ok"
+        found[index] = replace(found[index], verdict=verdict)
     return tuple(found)
 
 

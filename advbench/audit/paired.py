@@ -10,7 +10,7 @@ from torch import Tensor
 from advbench.attacks.base import Goal
 from advbench.attacks.selection import likeliest
 from advbench.audit.findings import About, Finding
-from advbench.audit.subject import LITTLE, Subject, Tried, ascent, get_attack, stronger
+from advbench.audit.subject import LITTLE, MUCH, Subject, Tried, ascent, get_attack, stronger
 from advbench.models.classifier import Classifier
 
 QUERIES = {False: 500, True: 120}  # of Square, by whether the classifier is random
@@ -75,6 +75,7 @@ def _compared(subject: Subject, pair: _Pair, one: Tried | None) -> Finding:
         pair.passes,
         stronger(one.right, pair.other.right),
         high - low > LITTLE,
+        "warning" if pair.about == "attack" and high - low <= MUCH else "failed",
     )
 
 

@@ -27,6 +27,7 @@ from advbench.registry import registry
 DRAWS = 20  # that score what an attack found
 LARGEST = 200  # images
 LITTLE = 0.03  # accuracy so small that nothing is hidden behind it, and difference so small that it does not count
+MUCH = 0.1  # difference from which an attack that has not converged makes an evaluation worthless, not only inexact
 
 
 class Sizes(NamedTuple):

@@ -68,6 +68,14 @@ class OodRef:
 
 
 @dataclass(frozen=True, slots=True)
+class Checks:
+    """The cheap checks of an audit, and the threat under which they are made."""
+
+    threat: Threat
+    schema: int = SCHEMA["audit"]
+
+
+@dataclass(frozen=True, slots=True)
 class Sweep:
     """The step of a sweep before this one: the key of its examples, None before the first, and its eps, then 0."""
 
@@ -169,7 +177,7 @@ class EvaluateInputs(Inputs):
     images: int
     batch_size: int  # images that pass the net together
     within: Threat | None = None  # the ball that examples of a minimal-norm attack are brought into
-    audit: Threat | None = None  # under which the cheap checks of an audit are made; of clean images
+    audit: Checks | None = None  # the cheap checks of an audit that are made beside it; of clean images
     foreign: OodRef | None = None  # the data set of out-of-distribution images, if these are evaluated
     known: bool | None = None  # true where each draw is evaluated by itself, on the examples crafted on it
 

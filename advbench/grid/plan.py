@@ -13,6 +13,7 @@ from advbench.data.ood import OodSet
 from advbench.grid.identity import Identity
 from advbench.grid.inputs import (
     CPU,
+    Checks,
     Component,
     Converge,
     CraftInputs,
@@ -147,7 +148,7 @@ def make_plan(
     for seed in spec.seeds:
         for choice in defenses:
             layout.train(choice, seed)
-        audit = Threat(spec.norm, spec.eps[-1]) if spec.eps[-1] else None
+        audit = Checks(Threat(spec.norm, spec.eps[-1])) if spec.eps[-1] else None
         clean = {t.label: layout.evaluate(t, seed, audit=audit, attack="none", eps=0.0) for t in defenses}
         cells += [Cell(target, target, None, 0.0, seed, clean[target.label]) for target in defenses]
         for other, target in product(identity.ood, defenses):
@@ -285,7 +286,7 @@ class _Layout:
         within: Threat | None = None,
         ood: OodSet | None = None,
         draws: int | None = None,
-        audit: Threat | None = None,
+        audit: Checks | None = None,
         **labels: Any,
     ) -> str:
         """Evaluate a defense on examples, on out-of-distribution images, or else on the clean images.

@@ -317,8 +317,8 @@ class Runner:
             flags.append("unconverged")
         checked: dict[str, Any] = {}
         if inputs.audit is not None and len(x) > 1:
-            checks = audit(clf, x[:AUDITED], y[:AUDITED], inputs.audit, seed=inputs.seed, quick=True)
-            checked["audit"] = [each.to_json() for each in checks.findings]
+            checks = audit(clf, x[:AUDITED], y[:AUDITED], inputs.audit.threat, seed=inputs.seed, quick=True)
+            checked["audit"] = [each.to_json() for each in checks.findings if each.verdict in ("warning", "failed")]
             flags += ["misleads_attacks"] if checks.misleads else []
         stopped = attack.get("stopped_early", False)
         found = summary(predictions, clean, deterministic=not clf.stochastic, stopped_early=stopped)

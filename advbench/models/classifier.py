@@ -382,7 +382,10 @@ class Classifier(nn.Module):
                     remedy="use an attack that needs no gradient",
                 )
             with _named_errors():  # as reentrant checkpoints raise some
-                gradient, slope = torch.autograd.grad(total, [leaf, logits], known, allow_unused=True)
+                if known is None:
+                    gradient, slope = torch.autograd.grad(total, [leaf, logits], allow_unused=True)
+                else:
+                    (gradient,), slope = torch.autograd.grad(logits, [leaf], known, allow_unused=True), known
         if gradient is None:
             raise NoGradientError("the classifier has no gradient", expected="logits that depend on the images")
         return gradient, logits.detach(), slope

@@ -21,6 +21,7 @@ from advbench.models.noise import Noise
 from advbench.models.posterior import PointPosterior
 
 PROBE_IMAGES = 32
+DECLARED_IMAGES = 12  # of a classifier, which says itself whether it is random
 PROBE_DRAWS = 24  # of two equally likely members, so many draws are the same one in one case of eight million
 
 # Why a number that an evaluation of such a model gives may not be what it seems.
@@ -68,7 +69,7 @@ def opened(model: nn.Module, x: Tensor, *, probe: bool = False) -> Opened:
     """
     if not isinstance(model, nn.Module):
         raise InputError("model", expected="an nn.Module", got=type(model).__name__)
-    x = x[:PROBE_IMAGES]
+    x = x[: DECLARED_IMAGES if isinstance(model, Classifier) else PROBE_IMAGES]
     clf = model if isinstance(model, Classifier) else Classifier(model, noise=True)
     oddities = ["train_mode"] if _batch_dependent(clf) else []
     passes, clf.passes = clf.passes, Passes()  # which looking at a model does not add to

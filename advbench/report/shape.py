@@ -82,6 +82,7 @@ class _Finding(_Shape):
     passes: Positive
     p: Share | None
     counts: bool
+    rejected: Literal["ok", "warning", "failed", "not checked"]
 
 
 class _Retention(_Shape):

@@ -153,7 +153,7 @@ def read_report(folder: Path) -> Report:
     Raises:
         InputError: one of them is missing, or is none that a run wrote.
     """
-    frames: dict[str, Any] = {name: _read_csv(folder / f"{name}.csv", columns) for name, columns in COLUMNS.items()}
+    frames: dict[str, Any] = {name: _read_csv(folder / f"{name}.csv", each) for name, each in COLUMNS.items()}
     try:
         for name in ("results", "models"):
             whole = [each for each in ("n_examples", "draws", "parameters") if each in frames[name]]

@@ -32,7 +32,7 @@ class ALMA(Attack):
 
     Departures: the steps are shared among several runs, for any wrong class and towards each of the `targets` likeliest
     ones, since one run stops falling after some hundred steps and others end elsewhere; with two classes the violation
-    is the margin itself; what is found is shortened along a line, in place of a tolerance of 1e-4 logits.
+    is the margin in units of the image's own; what is found is shortened along a line, in place of a tolerance of 1e-4 logits.
     """
 
     version = "2"
@@ -134,6 +134,7 @@ class ALMA(Attack):
         delta, momentum, square = torch.zeros_like(x), torch.zeros_like(x), torch.ones_like(x)
         multiplier, penalty = torch.ones_like(nearest), torch.ones_like(nearest)
         rate = checked = torch.zeros_like(nearest)
+        scale = torch.ones_like(nearest)
         for step in range(steps):
             gradient, logits = clf.input_gradient(x + delta, aim.rows, _violation, self.params.samples)
             judging = kept.logits_of(x + delta) if clf.stochastic else logits
@@ -148,6 +149,10 @@ class ALMA(Attack):
             found = torch.where(per_image(better, x), x + delta, found)
             nearest = torch.where(better, length, nearest)
             first_found = torch.where(reached, first_found.clamp_max(step), first_found)
+            if step == 0 and logits.shape[2] < 3:
+                nearby = FIRST_STEP * gradient.flatten(1).norm(dim=1)
+                scale = torch.maximum(violation.abs(), nearby).clamp_min(TINY)
+            gradient, violation = gradient / per_image(scale, x), violation / scale
             if step == 0:
                 checked = violation
                 slope = _slope(violation, penalty, multiplier)

@@ -128,9 +128,10 @@ class APGD(Attack):
                 run.look(gradient, value, reached)
             if certain is not None:
                 stops = certain.look(logits, rows)
-                found[rows[stops]] = current[stops]
                 left = (~stops).nonzero().squeeze(1)
                 if len(left) < len(rows):
+                    gone = stops.nonzero().squeeze(1)
+                    found[rows[gone]] = current[gone]
                     rows, run = rows[left], run[left]
                 if len(left) == 0:
                     break

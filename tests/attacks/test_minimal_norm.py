@@ -341,9 +341,9 @@ def random_linear(pixels: int = 64) -> tuple[Classifier, Tensor, Tensor]:
         ("fmn", {}, "linf", 0.1, 0.05),
         ("fmn", {}, "l2", 0.5, 0.05),
         ("cw", {}, "l2", 0.5, 0.2),
-        ("alma", {"steps": 60}, "l2", 0.5, 0.2),
-        ("fab", {"targets": 2}, "linf", 0.1, 0.05),
-        ("fab", {"targets": 2}, "l2", 0.5, 0.0),
+        ("alma", {"steps": 40}, "l2", 0.5, 0.2),
+        ("fab", {"targets": 1}, "linf", 0.1, 0.05),
+        ("fab", {"targets": 1}, "l2", 0.5, 0.0),
     ],
 )
 def test_minimal_norm_attacks_use_up_the_ball_of_a_random_classifier(

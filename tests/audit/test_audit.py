@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from conftest import Linear
+from conftest import Cli, Linear
+from helpers import install
 from scipy import stats
 from torch import Tensor, nn
 from zoo import BROKEN, Constant, Guesser, Smoothed, broken
@@ -221,3 +223,40 @@ def test_the_command_audits_defenses_and_a_finished_run(
     assert "paired: square" not in checks
     assert main(["audit", "--out", "nowhere"]) == 2
     assert "nothing to audit in nowhere" in capsys.readouterr().err
+
+
+BLIND = """
+from torch import nn
+from advbench.registry.hooks import hookimpl
+
+class Blind(nn.Module):
+    def __init__(self, channels, height, width, classes):
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(channels * height * width, classes))
+
+    def forward(self, x):
+        return self.net(x.detach())
+
+def build(channels, height, width, classes):
+    return Blind(channels, height, width, classes)
+
+@hookimpl
+def advbench_register(register):
+    register.architecture("blind", "blind_net:build", "lets no gradient through")
+"""
+
+
+def test_a_defense_without_gradient_gets_numbers_flags_and_no_rank(cli: Cli, tmp_path: Path) -> None:
+    env = install(tmp_path, "blind-net", BLIND)
+    options = "--defense erm --arch blind --attack eot_pgd,square --eps 0.15 --limit 40 --affinity none"
+    done = cli("run", *options.split(), "--set", "erm.stages=[8]", "--set", "square.queries=100", env=env)
+    assert done.returncode == 0, done.stderr
+    rows = pd.read_csv(tmp_path / "results" / "results.csv", keep_default_na=False).set_index("attack")
+    assert rows.loc["none", "flags"] == "misleads_attacks"
+    assert "no_gradient" in rows.loc["eot_pgd", "flags"].split(";")
+    assert rows.loc["eot_pgd", "accuracy"] == rows.loc["none", "accuracy"]
+    assert rows.loc["square", "accuracy"] < rows.loc["none", "accuracy"] - 0.2
+    board = pd.read_csv(tmp_path / "results" / "leaderboard.csv")
+    assert board["rank"].isna().all()
+    assert board.worst_attack.tolist() == ["square"]
+    assert "Without a rank" in (tmp_path / "results" / "leaderboard.md").read_text()
