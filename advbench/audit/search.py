@@ -58,7 +58,7 @@ def check_far(subject: Subject) -> Finding:
     """At the radius at which any image may become any other, an attack must do what a constant image does."""
     x, y, before = subject.x[:FAR_IMAGES], subject.y[:FAR_IMAGES], subject.clf.passes.forward
     radius = 1.0 if subject.threat.norm == "linf" else math.sqrt(x[0].numel())
-    how = {"samples": 3} if subject.clf.stochastic else {"early_stop": False}
+    how = {"samples": 3} if subject.clf.stochastic else {}
     attack = ascent(subject.clf, steps=FAR_STEPS, loss="margin", **how)
     far = Threat(subject.threat.norm, radius)
     found = subject.tried(f"at {far.norm} {radius:.3g}", attack, threat=far, rows=len(x))
