@@ -18,9 +18,8 @@ def check_convergence(subject: Subject, gradient: Tried) -> list[Finding]:
     found = []
     for name, params in efforts.items():
         before = subject.clf.passes.forward
-        stop_early = not subject.clf.stochastic
         attack = ascent(subject.clf, **params)
-        more = subject.tried(f"{FACTOR} x {name}", attack, rows=IMAGES, stop_early=stop_early)
+        more = subject.tried(f"{FACTOR} x {name}", attack, rows=IMAGES)
         base = gradient.right[:, :IMAGES]
         one, other = float(base.mean()), float(more.right.mean())
         found.append(

@@ -44,7 +44,7 @@ def check_pairs(subject: Subject, gradient: Tried | None) -> list[Finding]:
     found.append(_compared(subject, pair._replace(passes=_since(subject, before)), gradient))
     for name, targets in (("margin loss", None), ("targeted attack", _runner_up(subject))):
         before = clf.passes.forward
-        tried = subject.tried(name, ascent(clf, loss="margin"), targets=targets, stop_early=not clf.stochastic)
+        tried = subject.tried(name, ascent(clf, loss="margin"), targets=targets)
         white.append(tried)
         passes = _since(subject, before)
         found.append(

@@ -134,7 +134,6 @@ class Subject:
         threat: Threat | None = None,
         targets: Tensor | None = None,
         rows: int = 0,
-        stop_early: bool = False,
     ) -> Tried:
         """What an attack finds on the classifier, or on another model for it; run once under each name.
 
@@ -145,7 +144,6 @@ class Subject:
             threat: in place of the subject's.
             targets: classes that the images are to be taken for.
             rows: attack so many images only; 0 for all.
-            stop_early: as in `craft`.
 
         Raises:
             AdvbenchError: the attack cannot be run.
@@ -154,15 +152,16 @@ class Subject:
             x, y = (self.x[:rows], self.y[:rows]) if rows else (self.x, self.y)
             seed = derive(self.seed, "audit", "attack", name)
             against = threat or self.threat
-            how: dict[str, Any] = {"seed": seed, "targets": targets, "stop_early": stop_early}
-            found = craft(attack, model or self.clf, x, y, against, **how).images
+            here = model is None and threat is None  # else the examples are scored on another model, or none may resist
+            early = here and not self.clf.stochastic
+            found = craft(attack, model or self.clf, x, y, against, seed=seed, targets=targets, stop_early=early).images
             self._tried[name] = Tried(found, self.right(found, y))
             self.accuracies[name] = float(self._tried[name].right.mean())
         return self._tried[name]
 
     def gradient_attack(self, name: str = "pgd", **params: Any) -> Tried:
         """What PGD, with expectation over draws where there are any, finds in 20 steps."""
-        return self.tried(name, ascent(self.clf, **params), stop_early=not self.clf.stochastic)
+        return self.tried(name, ascent(self.clf, **params))
 
 
 def ascent(clf: Classifier, **params: Any) -> Attack:

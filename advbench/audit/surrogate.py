@@ -82,7 +82,7 @@ def check_surrogate(subject: Subject, gradient: Tried | None) -> list[Finding]:
     if clf is None:
         return [Finding.skipped("surrogate: stand-in", "the defense brings none, and none was given (--surrogate)")]
     before = subject.clf.passes.forward + clf.passes.forward
-    found = subject.tried("surrogate", ascent(clf), model=clf, stop_early=not clf.stochastic)
+    found = subject.tried("surrogate", ascent(clf), model=clf)
     against = gradient.right if gradient else subject.clean
     one, other = float(against.mean()), float(found.right.mean())
     return [

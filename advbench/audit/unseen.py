@@ -25,9 +25,8 @@ def check_unseen(subject: Subject, gradient: Tried | None) -> Finding:
     clean = subject.right(x, y)
     pairs = []
     if gradient is not None:
-        stop_early = not subject.clf.stochastic
-        attack = ascent(subject.clf)
-        found = craft(attack, subject.clf, x, y, subject.threat, seed=seed, stop_early=stop_early).images
+        early = not subject.clf.stochastic
+        found = craft(ascent(subject.clf), subject.clf, x, y, subject.threat, seed=seed, stop_early=early).images
         pairs.append((gradient.right, subject.right(found, y)))
     if subject.plain is not None:
         attack = get_attack("pgd", steps=TRANSFER_STEPS, loss="margin")
