@@ -106,7 +106,7 @@ def certainly_reached(
     both = probs.gather(2, torch.stack([aim, rival], 1).expand(draws, -1, -1)).double()
     lead = (both[..., 0] - both[..., 1]) if goal.targeted else (both[..., 1] - both[..., 0])
     if paired:
-        lead = torch.stack([pair.mean(0) for pair in lead.split(2)])
+        lead = torch.stack([pair.mean(0) for pair in lead.split(2)])  # type: ignore[no-untyped-call]
     quantile = float(special.stdtrit(len(lead) - 1, 1 - level))
     broken: Tensor = lead.mean(0) > quantile * lead.std(0) / len(lead) ** 0.5
     return broken
