@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from advbench.errors import AdvbenchError as AdvbenchError
@@ -13,12 +15,17 @@ if TYPE_CHECKING:
     from advbench.attacks.base import Attack as Attack
     from advbench.attacks.base import Threat as Threat
     from advbench.attacks.craft import craft as craft
+    from advbench.audit.run import audit as audit
     from advbench.data.base import Data as Data
     from advbench.data.datasets import load_dataset as load_dataset
     from advbench.evaluation import Predictions as Predictions
     from advbench.evaluation.evaluate import evaluate as evaluate
+    from advbench.grid.convergence import converge as converge
+    from advbench.grid.inputs import Converge as Converge
     from advbench.models.classifier import Classifier as Classifier
     from advbench.models.nets import build as build_architecture
+    from advbench.report.opened import Run as Run
+    from advbench.report.opened import open_run as open_run
     from advbench.training.base import Defense as Defense
     from advbench.training.base import Resources as Resources
     from advbench.training.base import TrainContext as TrainContext
@@ -27,36 +34,47 @@ if TYPE_CHECKING:
 _LAZY = {
     "Attack": "advbench.attacks:Attack",
     "Classifier": "advbench.models:Classifier",
+    "Converge": "advbench.grid.inputs:Converge",
     "Data": "advbench.data:Data",
     "Defense": "advbench.training:Defense",
     "Predictions": "advbench.evaluation:Predictions",
     "Resources": "advbench.training:Resources",
+    "Run": "advbench.report.opened:Run",
     "Threat": "advbench.attacks:Threat",
     "TrainContext": "advbench.training:TrainContext",
+    "audit": "advbench.audit.run:audit",
     "build_architecture": "advbench.models.nets:build",
+    "converge": "advbench.grid.convergence:converge",
     "craft": "advbench.attacks:craft",
     "evaluate": "advbench.evaluation.evaluate:evaluate",
     "load_dataset": "advbench.data.datasets:load_dataset",
+    "open_run": "advbench.report.opened:open_run",
 }
 
 __all__ = [
     "AdvbenchError",
     "Attack",
     "Classifier",
+    "Converge",
     "Data",
     "Defense",
     "InputError",
     "PluginError",
     "Predictions",
     "Resources",
+    "Run",
     "Threat",
     "TrainContext",
+    "audit",
     "build_architecture",
+    "converge",
     "craft",
     "evaluate",
     "get_attack",
     "get_defense",
     "load_dataset",
+    "open_run",
+    "run",
 ]
 
 
@@ -72,7 +90,11 @@ def __getattr__(name: str) -> Any:
 
 
 def get_attack(name: str, **params: Any) -> Attack:
-    """A registered attack with the given hyperparameters; call it as `attack(model, x, y, threat, seed=0)`.
+    """An attack with the given hyperparameters; call it as `attack(model, x, y, threat, seed=0)`.
+
+    Args:
+        name: a registered one, or `path/to/my.py:Class`.
+        params: hyperparameters, where not the defaults.
 
     Raises:
         InputError: an unknown name, or an unknown or invalid hyperparameter.
@@ -84,7 +106,11 @@ def get_attack(name: str, **params: Any) -> Attack:
 
 
 def get_defense(name: str, **params: Any) -> Defense:
-    """A registered training method with the given hyperparameters; call `.fit(module, data)` on it.
+    """A training method with the given hyperparameters; call `.fit(module, data)` on it.
+
+    Args:
+        name: a registered one, or `path/to/my.py:Class`.
+        params: hyperparameters, where not the defaults.
 
     Raises:
         InputError: an unknown name, or an unknown or invalid hyperparameter.
@@ -93,3 +119,80 @@ def get_defense(name: str, **params: Any) -> Defense:
 
     defense: Defense = registry().load("defense", name)(**params)
     return defense
+
+
+def run(
+    defenses: str | Sequence[str],
+    attacks: str | Sequence[str],
+    *,
+    out: str = "results",
+    store: str | None = None,
+    keep_examples: bool = False,
+    retry_failed: bool = False,
+    progress: bool = True,
+    execution: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> Run:
+    """Train and attack defenses and evaluate them, as `advbench run` does; results in the store are reused.
+
+    What fails fails its cells alone; `results["flags"]` says why, and a warning how many.
+
+    Args:
+        defenses: their names, also comma-separated; `name@label`, or `path/to/my.py:Class`.
+        attacks: likewise.
+        out: folder for spec, tables and leaderboard.
+        store: store of results, a folder or fsspec URL; by default ADVBENCH_STORE, else .advbench/store.
+        keep_examples: keep adversarial examples.
+        retry_failed: retry tasks that failed in an earlier run.
+        progress: show progress on standard error.
+        execution: how and where tasks run, as fields of `advbench.grid.execution.Execution`: `executor`, `workers`,
+            `device`, `data_root`, ...
+        settings: all else of the spec, as `dataset`, `architecture`, `eps`, `seeds`, `draws`, `limit`, and `set`, the
+            hyperparameters by label.
+
+    Raises:
+        InputError: an unknown name, or a bad value.
+        StoreError: the store or folder cannot be written.
+    """
+    import io
+    import os
+    import warnings
+
+    from rich.console import Console
+
+    from advbench.cli.display import Display
+    from advbench.errors import unknown_name
+    from advbench.grid.execution import Execution
+    from advbench.grid.run import Settings, carry_out, prepare
+    from advbench.grid.scheduler import outstanding
+    from advbench.grid.spec import make_spec
+    from advbench.report.opened import DEFAULT_STORE, open_run
+    from advbench.report.output import check_no_board, check_writable, write_out
+
+    url = store or os.environ.get("ADVBENCH_STORE") or DEFAULT_STORE
+    how = dict(execution or {})
+    for name in how:
+        if name not in Execution.__dataclass_fields__ or name == "store":
+            raise unknown_name("setting of execution", name, set(Execution.__dataclass_fields__) - {"store"})
+    chosen = Execution(url, **how)
+    named = {"defenses": _names(defenses), "attacks": _names(attacks), **settings}
+    plan = prepare(chosen.placed(make_spec(named)), chosen.data_root)
+    folder = Path(out)
+    check_no_board(folder)
+    check_writable(folder)
+    place = chosen.open_store()
+    place.check_writable()
+    waiting, runtime = outstanding(plan, place), chosen.runtime(plan.spec.dataset, plan.spec.threads, plan.spec.ood)
+    console = None if progress else Console(file=io.StringIO())
+    with Display(plan.tasks, waiting, console) as display:
+        how_done = Settings(keep_examples, retry_failed)
+        outcome = carry_out(plan, waiting, place, lambda: chosen.start(runtime), display, how_done)
+    write_out(plan, place, outcome, folder)
+    if outcome.failed:
+        warnings.warn("; ".join(outcome.why(plan.tasks)), stacklevel=2)
+    return open_run(folder, url)
+
+
+def _names(given: str | Sequence[str]) -> list[str]:
+    found = [given] if isinstance(given, str) else list(given)
+    return [name.strip() for each in found for name in each.split(",") if name.strip()]

@@ -12,7 +12,8 @@ They need pytest, which is not a dependency of advbench itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from advbench.attacks.ball import distances
 from advbench.attacks.base import Attack, Threat
 from advbench.attacks.craft import craft
 from advbench.attacks.losses import entropy
+from advbench.audit.run import audit
 from advbench.data.base import Data
 from advbench.errors import InputError
 from advbench.models.classifier import Classifier
@@ -205,6 +207,17 @@ class AttackConformance:
         for posterior in (None, GaussianPosterior(net, std=0.05)):
             assert attack(Classifier(net, posterior), x, y, threat).dtype == x.dtype
 
+    def test_stops_early_only_what_may(self, attack: Attack, clf: Classifier, threat: Threat) -> None:
+        """Examples that may stop early cost no more passes than the attack says, and are the same if it cannot."""
+        x, y = small_data(classes=self.classes, channels=self.channels).batch(slice(8))
+        whole = craft(attack, clf, x, y, threat)
+        early = craft(attack, clf, x, y, threat, stop_early=True)
+        said = attack.cost(clf.stochastic)
+        assert said is None or early.forward_passes <= said
+        if not attack.stops_early:
+            assert torch.equal(early.images, whole.images)
+            assert early.forward_passes == whole.forward_passes
+
     def test_tabular_images(self, attack: Attack, threat: Threat) -> None:
         """Vectors in place of images are attacked, or refused in one line that names the images."""
         generator = torch.Generator().manual_seed(0)
@@ -263,33 +276,45 @@ class DefenseConformance:
         """The training method under test, with cheap hyperparameters."""
         raise NotImplementedError("supply the fixture 'defense'")
 
-    def test_gives_a_classifier(self, defense: Defense) -> None:
+    @pytest.fixture
+    def module(self) -> nn.Module:
+        """The net that is trained, in training mode; by default `small_net()`."""
+        return small_net()
+
+    @pytest.fixture
+    def data(self) -> Data:
+        """The training images; by default `small_data()`."""
+        return small_data()
+
+    def test_gives_a_classifier(self, defense: Defense, module: nn.Module, data: Data) -> None:
         """`fit` returns a classifier with finite logits of the right shape."""
-        data = small_data()
-        clf = defense.fit(small_net(), data)
+        clf = defense.fit(module, data)
         x, _ = data.batch(slice(5))
         assert isinstance(clf, Classifier)
-        assert clf.draws(x, 2).shape == (2, 5, 3)
+        assert clf.draws(x, 2).shape == (2, len(x), data.classes)
         assert bool(clf(x).isfinite().all())
 
-    def test_same_seed_same_classifier(self, defense: Defense) -> None:
+    def test_same_seed_same_classifier(self, defense: Defense, module: nn.Module, data: Data) -> None:
         """Weights depend on the seed, not on the global random state, which stays unchanged."""
-        data = small_data()
-        first = defense.fit(small_net(), data, TrainContext(seed=3))
+        first = defense.fit(copy.deepcopy(module), data, TrainContext(seed=3))
         torch.manual_seed(99)
         state = torch.get_rng_state()
-        second = defense.fit(small_net(), data, TrainContext(seed=3))
+        second = defense.fit(copy.deepcopy(module), data, TrainContext(seed=3))
         assert torch.equal(state, torch.get_rng_state())
         assert same_weights(first, second)
-        assert not same_weights(first, defense.fit(small_net(), data, TrainContext(seed=4)))
 
-    def test_leaves_the_module_as_it_was(self, defense: Defense) -> None:
+    def test_another_seed_another_classifier(self, defense: Defense, module: nn.Module, data: Data) -> None:
+        """The seed reaches the training."""
+        found = [defense.fit(copy.deepcopy(module), data, TrainContext(seed=seed)) for seed in (3, 4)]
+        assert not same_weights(*found)
+
+    def test_leaves_the_module_as_it_was(self, defense: Defense, module: nn.Module, data: Data) -> None:
         """`fit` leaves the weights and modes of the module unchanged."""
-        net = small_net()
-        before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-        defense.fit(net, small_data())
-        assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
-        assert all(module.training for module in net.modules())
+        before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+        modes = [part.training for part in module.modules()]
+        defense.fit(module, data)
+        assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
+        assert modes == [part.training for part in module.modules()]
 
     def test_modules_that_work_in_place(self, defense: Defense) -> None:
         """Are trained as their twins that do not; the data stay."""
@@ -300,30 +325,30 @@ class DefenseConformance:
         assert same_weights(found, defense.fit(InPlace(small_net(), in_place=False), data, TrainContext(seed=3)))
 
     @pytest.mark.parametrize("saves", [1, 2, 4])
-    def test_resumes_bit_for_bit(self, defense: Defense, saves: int) -> None:
+    def test_resumes_bit_for_bit(self, defense: Defense, module: nn.Module, data: Data, saves: int) -> None:
         """A training interrupted at its n-th checkpoint ends with the weights of an uninterrupted one."""
-        whole = defense.fit(small_net(), small_data(), TrainContext(seed=3))
+        whole = defense.fit(copy.deepcopy(module), data, TrainContext(seed=3))
         slot = _InterruptingSlot(saves)
         context = TrainContext(seed=3, checkpoint=slot, checkpoint_seconds=0.0)
         try:
-            resumed = defense.fit(small_net(), small_data(), context)
+            resumed = defense.fit(copy.deepcopy(module), data, context)
         except _InterruptionError:
             slot.left = -1
-            resumed = defense.fit(small_net(), small_data(), context)
+            resumed = defense.fit(copy.deepcopy(module), data, context)
         assert same_weights(whole, resumed)
 
-    def test_is_stored_without_pickle(self, defense: Defense) -> None:
+    def test_is_stored_without_pickle(self, defense: Defense, module: nn.Module, data: Data) -> None:
         """Exported tensors and JSON values give the same classifier."""
-        clf = defense.fit(small_net(), small_data())
+        clf = defense.fit(copy.deepcopy(module), data)
         tensors, values = export_classifier(clf)
-        again = load_classifier(small_net(), read_tensors(tensor_bytes(tensors)), values)
-        x, _ = small_data().batch(slice(5))
+        again = load_classifier(copy.deepcopy(module), read_tensors(tensor_bytes(tensors)), values)
+        x, _ = data.batch(slice(5))
         assert torch.equal(clf.reseed(1).draws(x, 3), again.reseed(1).draws(x, 3))
 
-    def test_draws_differ_and_frozen_draws_do_not(self, defense: Defense) -> None:
+    def test_draws_differ_and_frozen_draws_do_not(self, defense: Defense, module: nn.Module, data: Data) -> None:
         """Draws of a random classifier differ, also after `.eval()`; those of a frozen one are equal."""
-        clf = defense.fit(small_net(), small_data()).eval()
-        x, _ = small_data().batch(slice(8))
+        clf = defense.fit(module, data).eval()
+        x, _ = data.batch(slice(8))
         draws = clf.draws(x, 16)  # two draws from a few samples may be equal
         assert all(torch.equal(draw, draws[0]) for draw in draws) != clf.stochastic
         frozen = clf.frozen(7)
@@ -332,10 +357,101 @@ class DefenseConformance:
         assert torch.equal(frozen(x), clf.frozen(7)(x))
         assert all(torch.equal(frozen(x), clf.frozen(seed)(x)) for seed in range(16)) != clf.stochastic
 
-    def test_trains_in_bfloat16(self, defense: Defense) -> None:
+    def test_answers_alike_however_it_is_asked(self, defense: Defense, module: nn.Module, data: Data) -> None:
+        """The exact checks of an audit: the same draw answers alike with gradients, in other batches and orders."""
+        x, y = data.batch(slice(24))
+        found = audit(defense.fit(module, data), x, y, Threat("linf", 0.1), quick=True)
+        failed = [each for each in found.failed if each.p is None]
+        assert not failed, failed[0].sentence
+
+    def test_trains_in_bfloat16(self, defense: Defense, module: nn.Module, data: Data) -> None:
         """Training in bfloat16 gives a classifier with finite float32 logits."""
         context = TrainContext(precision="bfloat16", resources=Resources(threads=1))
-        clf = defense.fit(small_net(), small_data(), context)
-        x, _ = small_data().batch(slice(4))
+        clf = defense.fit(module, data, context)
+        x, _ = data.batch(slice(4))
         assert clf(x).dtype == torch.float32
         assert bool(clf(x).isfinite().all())
+
+
+class PretrainedConformance(DefenseConformance):
+    """Tests of a defense that is trained already, or that brings its net: supply `module` and `data`, too.
+
+    `module` is the net that `fit` is given, and `data` are images that the classifier knows.
+    """
+
+    @pytest.fixture
+    def module(self) -> nn.Module:
+        """The net that `fit` is given."""
+        raise NotImplementedError("supply the fixture 'module'")
+
+    @pytest.fixture
+    def data(self) -> Data:
+        """Images that the classifier knows."""
+        raise NotImplementedError("supply the fixture 'data'")
+
+    @pytest.mark.skip(reason="nothing is trained")
+    def test_another_seed_another_classifier(self, defense: Defense, module: nn.Module, data: Data) -> None:
+        """Nothing is trained: the seed changes nothing."""
+
+    @pytest.mark.skip(reason="nothing is trained")
+    def test_modules_that_work_in_place(self, defense: Defense) -> None:
+        """Nothing is trained."""
+
+    def test_knows_its_data(self, defense: Defense, module: nn.Module, data: Data) -> None:
+        """It is right more often than by chance: weights are loaded, and images in [0, 1] are what it expects."""
+        x, y = data.batch(slice(256))
+        right = float((defense.fit(module, data).draws(x, 5).softmax(-1).mean(0).argmax(1) == y).float().mean())
+        assert right > 1 / data.classes
+
+
+class ArchitectureConformance:
+    """Tests of a function that makes a net."""
+
+    @pytest.fixture
+    def make(self) -> Callable[[], nn.Module]:
+        """Makes the net for the images of `data`, of the same weights each time."""
+        raise NotImplementedError("supply the fixture 'make'")
+
+    @pytest.fixture
+    def data(self) -> Data:
+        """Images that the net is made for; by default `small_data()`."""
+        return small_data()
+
+    def test_gives_finite_logits(self, make: Callable[[], nn.Module], data: Data) -> None:
+        """Logits `(batch, classes)` in float32, for a batch of one as well."""
+        for count in (1, 5):
+            x, _ = data.batch(slice(count))
+            logits = make().eval()(x)
+            assert logits.shape == (count, data.classes)
+            assert logits.dtype == torch.float32
+            assert bool(logits.isfinite().all())
+
+    def test_same_weights_each_time(self, make: Callable[[], nn.Module]) -> None:
+        """Weights depend on the seed alone."""
+        first = make().state_dict()
+        torch.manual_seed(99)
+        second = make().state_dict()
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[name], second[name]) for name in first)
+
+    def test_gradients_reach_images_and_weights(self, make: Callable[[], nn.Module], data: Data) -> None:
+        """Attacks need the first, trainings the second."""
+        x, y = data.batch(slice(8))
+        net = make().train()
+        x.requires_grad_()
+        nn.functional.cross_entropy(net(x), y).backward()  # type: ignore[no-untyped-call]
+        assert x.grad is not None
+        assert bool((x.grad != 0).any())
+        assert [name for name, weight in net.named_parameters() if weight.grad is None] == []
+
+    def test_deterministic_in_evaluation(self, make: Callable[[], nn.Module], data: Data) -> None:
+        """What is random is a defense's `noise`, which no `.eval()` switches off."""
+        x, _ = data.batch(slice(5))
+        net = make().eval()
+        assert torch.equal(net(x), net(x))
+
+    def test_images_do_not_depend_on_their_batch(self, make: Callable[[], nn.Module], data: Data) -> None:
+        """In evaluation mode."""
+        x, _ = data.batch(slice(5))
+        net = make().eval()
+        assert torch.allclose(net(x)[:2], net(x[:2]), atol=1e-5)

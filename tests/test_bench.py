@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import os
 import resource
@@ -112,6 +113,124 @@ def test_eot_pgd_20_x_10_on_a_random_net(benchmark: Any) -> None:
     assert len(points) == 200
     found = ratio(benchmark, lambda: attack(clf, x, y, threat), lambda: passes_at(net, points, y), rounds=5)
     assert found < 1.3
+
+
+# Small nets, on which what surrounds a pass costs most.
+
+
+def small(name: str) -> tuple[torch.nn.Module, Tensor, Tensor]:
+    """The digits' net, or one on 28x28 images; and 256 images for it."""
+    data = advbench.load_dataset("digits").test if name == "digits" else DATA
+    net = build("small_cnn" if name == "digits" else name, data, 0).eval().requires_grad_(False)
+    return net, *data.batch(slice(256))
+
+
+def random_small(name: str) -> tuple[torch.nn.Module, Classifier, Tensor, Tensor]:
+    net, x, y = small(name)
+    return net, Classifier(net, GaussianPosterior(net)).requires_grad_(False), x, y
+
+
+def test_pgd_20_on_the_digits_net(benchmark: Any) -> None:
+    net, x, y = small("digits")
+    attack, clf, threat = advbench.get_attack("pgd"), Classifier(net), Threat("linf", 0.1)
+    points = points_of(attack, clf, x, y, threat)
+    found = ratio(benchmark, lambda: attack(clf, x, y, threat), lambda: passes_at(net, points, y), rounds=31)
+    assert found < 1.1
+
+
+@pytest.mark.parametrize(("name", "most"), [("digits", 1.15), ("fcnn2", 1.4)])
+def test_eot_on_small_gaussian_nets(benchmark: Any, name: str, most: float) -> None:
+    net, clf, x, y = random_small(name)
+    attack, threat = advbench.get_attack("eot_pgd"), Threat("linf", 0.1)
+    points = points_of(attack, clf, x, y, threat)
+    assert len(points) == 200
+    assert ratio(benchmark, lambda: attack(clf, x, y, threat), lambda: passes_at(net, points, y), rounds=7) < most
+
+
+@pytest.mark.parametrize(("name", "count", "most"), [("digits", 1, 1.15), ("fcnn2", 4, 1.4)])
+def test_evaluation_of_small_gaussian_nets(benchmark: Any, name: str, count: int, most: float) -> None:
+    net, clf, x, y = random_small(name)
+    images, labels = x.repeat(count, 1, 1, 1), y.repeat(count)
+
+    @torch.no_grad()
+    def floor() -> None:
+        for _ in range(20):
+            for part in images.split(256):
+                net(part)
+
+    assert ratio(benchmark, lambda: advbench.evaluate(clf, images, labels, draws=20), floor, rounds=21) < most
+
+
+@pytest.mark.parametrize("name", ["adv_bnn", "bnn"])
+def test_an_epoch_on_digits(benchmark: Any, name: str) -> None:
+    data = advbench.load_dataset("digits").train
+    net = build("small_cnn", data, 0)
+    images, epochs = (10, 2) if name == "adv_bnn" else (0, 8)
+    defense = advbench.get_defense(name, stages=(epochs,), batch_size=64)
+
+    def floor() -> None:
+        bare = copy.deepcopy(net)
+        optimizer = torch.optim.Adam(bare.parameters())
+        for _ in range(epochs):
+            for rows in torch.randperm(len(data)).tensor_split(-(-len(data) // 64)):
+                x, y = data.batch(rows)
+                bare_passes(bare.eval(), x, y, images)
+                optimizer.zero_grad()
+                F.cross_entropy(bare.train()(x), y).backward()
+                optimizer.step()
+
+    assert ratio(benchmark, lambda: defense.fit(net, data, TrainContext()), floor, rounds=7) < 1.3
+
+
+@pytest.mark.parametrize("what", ["attacks", "evaluation"])
+def test_a_grid_on_digits_against_torchattacks(benchmark: Any, what: str) -> None:
+    """Three defenses, attacks and radii: sweeps of ours against a loop of theirs, on the same weights and images."""
+    theirs = pytest.importorskip("torchattacks")
+    digits = advbench.load_dataset("digits")
+    x, y = digits.test.batch(slice(None))
+    nets = [
+        advbench.get_defense(name, stages=(2,)).fit(build("small_cnn", digits.train, 0), digits.train).module
+        for name in ("erm", "fgsm_at", "pgd_at")
+    ]
+    radii, batches = (0.05, 0.1, 0.2), [(x[rows], y[rows]) for rows in (slice(256), slice(256, None))]
+
+    def ours() -> list[tuple[torch.nn.Module, Tensor]]:
+        found = []
+        for net in nets:
+            for name in ("fgsm", "pgd", "apgd"):
+                attack = advbench.get_attack(name, **({"steps": 20} if name == "apgd" else {}))
+                earlier = Earlier(x, 0.0)
+                for eps in radii:
+                    crafted = craft(attack, Classifier(net), x, y, Threat("linf", eps), earlier=earlier)
+                    earlier = Earlier(crafted.images, eps)
+                    found.append((net, crafted.images))
+        return found
+
+    def loop() -> None:
+        for net in nets:
+            for eps in radii:
+                fgsm = theirs.FGSM(net, eps=eps)
+                pgd = theirs.PGD(net, eps=eps, alpha=2.5 / 20 * eps, steps=20)
+                apgd = theirs.APGD(net, eps=eps, steps=20, loss="ce")
+                for attack in (fgsm, pgd, apgd):
+                    for images, labels in batches:
+                        attack(images, labels)
+
+    examples = ours()
+
+    def evaluated() -> list[float]:
+        return [advbench.evaluate(Classifier(net), images, y).accuracy for net, images in examples]
+
+    @torch.no_grad()
+    def bare() -> list[float]:
+        right = [[(net(images[:256]), y[:256]), (net(images[256:]), y[256:])] for net, images in examples]
+        return [sum(int((z.argmax(1) == labels).sum()) for z, labels in parts) / len(y) for parts in right]
+
+    assert evaluated() == pytest.approx(bare())
+    if what == "attacks":
+        assert ratio(benchmark, ours, loop, rounds=5) < 1.2
+    else:
+        assert ratio(benchmark, evaluated, bare) < 1.5
 
 
 # For each method the bare passes that a minibatch needs: for gradients of the images, of the weights alone, and
@@ -367,7 +486,8 @@ def digits_net() -> tuple[torch.nn.Module, Tensor, Tensor]:
 def test_pgd_20_for_robust_accuracy(benchmark: Any, digits_net: Any, left: float) -> None:
     """Early stop, where the full run leaves that share right, against 20 passes at the full run's points."""
     net, x, y = digits_net
-    clf, full, early = Classifier(net), advbench.get_attack("pgd"), advbench.get_attack("pgd", early_stop=True)
+    clf, full = Classifier(net), advbench.get_attack("pgd")
+    early = functools.partial(full, stop_early=True)
 
     def robust(attack: Any, eps: float) -> float:
         return advbench.evaluate(clf, attack(clf, x, y, Threat("linf", eps)), y).accuracy

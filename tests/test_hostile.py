@@ -166,7 +166,11 @@ def command_line(rng: Random) -> Input:
         flag if isinstance(flag := option.annotation.__metadata__[0].default, str) else "--data-root": option.name
         for option in (*SPEC_OPTIONS, *EXECUTION_OPTIONS)
     }
-    own = [flag for flag in flags if flag not in ("--executor", "--address", "--sweep/--no-sweep")]
+    own = [
+        flag
+        for flag in flags
+        if flag not in ("--executor", "--address", "--sweep/--no-sweep", "--converge/--no-converge")
+    ]
     hostile = text(rng)
     commands = {
         "plan": [*RUN, *SETTINGS, *STORE],
@@ -178,7 +182,7 @@ def command_line(rng: Random) -> Input:
         "leaderboard submit": ["run", "--defense", "bnn", *STORE],
         "store verify": STORE,
         "store export": ["new.tar", *STORE],
-        "curve": [*RUN, *SETTINGS, *STORE, "--over", "draws", "--out", "run", "--executor", "inline"],
+        "curve": [*RUN, *SETTINGS, *STORE, "--out", "run", "--executor", "inline"],
         "doctor": [],
     }
     command = rng.choice(["plan", "plan", "run", *commands])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from pretend import DEVICE, Counts, plain, pretended
-from test_conformance import CHEAP_ATTACKS, CHEAP_DEFENSE, CHEAP_DEFENSES, usable
+from test_conformance import CHEAP_ATTACKS, CHEAP_WRAPPERS, cheap_defenses, usable
 from torch import Tensor
 
 from advbench.attacks.base import Attack, Threat
@@ -82,13 +82,14 @@ def test_attacks_give_on_the_device_what_they_give_on_the_cpu(name: str, params:
 
 def defenses() -> Iterator[Any]:
     for entry in usable("defense"):
-        for number, params in enumerate(CHEAP_DEFENSES.get(entry.name, [{}])):
+        for number, params in enumerate(cheap_defenses(entry.name)):
             yield pytest.param(entry.name, params, id=f"{entry.name}-{number}")
 
 
 @pytest.mark.parametrize(("name", "params"), list(defenses()))
 def test_trainings_give_on_the_device_what_they_give_on_the_cpu(name: str, params: dict[str, Any]) -> None:
-    defense = registry().load("defense", name)(**CHEAP_DEFENSE, augment=True, **params)
+    augmented = params if name in CHEAP_WRAPPERS else {**params, "augment": True}
+    defense = registry().load("defense", name)(**augmented)
     whole = defense.fit(small_net(), small_data(), TrainContext(seed=3))
     slot = _InterruptingSlot(2)
     context = TrainContext(seed=3, checkpoint=slot, checkpoint_seconds=0.0, resources=Resources(device=DEVICE))
@@ -124,14 +125,16 @@ def test_pixels_are_the_cpus() -> None:
         assert torch.equal(plain(data.to(DEVICE).batch(slice(None))[0]), data.batch(slice(None))[0])
 
 
-def marginal(name: str, kind: str, norm: str, effort: str, **params: Any) -> tuple[float, float]:
+def marginal(
+    name: str, kind: str, norm: str, effort: str, *, stop_early: bool = False, **params: Any
+) -> tuple[float, float]:
     """Kernels and waits of one more step of an attack, on images none of which it breaks."""
 
     def counted(number: int) -> Counts:
         attack = registry().load("attack", name)(**{effort: number}, **params)
         with pretended() as counts:
             x, y = small_data().to(DEVICE).batch(slice(8))
-            attack(classifier(kind, DEVICE), x, y, Threat(norm, 1e-6))
+            attack(classifier(kind, DEVICE), x, y, Threat(norm, 1e-6), stop_early=stop_early)
         return counts
 
     few, many = counted(4), counted(12)
@@ -143,7 +146,9 @@ def marginal(name: str, kind: str, norm: str, effort: str, **params: Any) -> tup
     [
         ("pgd", "deterministic", "steps", {}, 0),
         ("pgd", "gaussian", "steps", {}, 0),
-        ("pgd", "deterministic", "steps", {"early_stop": True}, 1),
+        ("pgd", "deterministic", "steps", {"stop_early": True}, 1),
+        ("eot_pgd", "gaussian", "steps", {"samples": 5, "stop_early": True}, 1),
+        ("apgd", "gaussian", "steps", {"samples": 5, "stop_early": True}, 1),
         ("eot_pgd", "gaussian", "steps", {"samples": 2}, 0),
         ("apgd", "gaussian", "steps", {"samples": 2}, 0),
         ("fmn", "gaussian", "steps", {"samples": 2}, 0),

@@ -31,6 +31,9 @@ KNOWN: Results = {"attack a": {"version": "3/1", "results": [0.5, 12.0]}}
         ("3/1", [0.5], {"attack a": "results changed, version did not"}),
         ("3/2", [0.5, 12.0], {"attack a": "version changed, results did not"}),
         ("3/2", [0.51, 12.0], {"attack a": "both changed"}),
+        ("4/1", [0.5, 12.0], {"attack a": "version changed, results did not"}),
+        ("4/1", [0.5000001, 12.0], {"attack a": "schema changed"}),
+        ("4/2", [0.5000001, 12.0], {"attack a": "version changed, results did not"}),
     ],
 )
 def test_one_without_the_other_is_found(version: str, results: list[float], said: dict[str, str]) -> None:
@@ -40,3 +43,9 @@ def test_one_without_the_other_is_found(version: str, results: list[float], said
 def test_what_is_new_or_gone_is_found() -> None:
     assert differing(KNOWN, {}) == {"attack a": "recorded"}
     assert differing({}, KNOWN) == {"attack a": "not recorded"}
+
+
+def test_a_schema_serves_plugins_whose_results_stayed() -> None:
+    known = {**KNOWN, "attack b": {"version": "3/1", "results": [1.0]}}
+    now = {"attack a": {"version": "4/1", "results": [0.6, 12.0]}, "attack b": {"version": "4/1", "results": [1.0]}}
+    assert differing(known, now) == {"attack a": "both changed", "attack b": "schema changed"}

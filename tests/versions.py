@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from test_conformance import CHEAP_ATTACKS, CHEAP_DEFENSE, CHEAP_DEFENSES, usable
+from test_conformance import CHEAP_ATTACKS, cheap_defenses, usable
 from torch import Tensor, nn
 
 from advbench.attacks import Threat, craft
@@ -63,8 +63,7 @@ def _all() -> Iterator[tuple[str, str, list[float]]]:
             cls = registry().load(kind, entry.name)
             version = f"{SCHEMA[KINDS[kind]]}/{plugin_version(cls, entry)}"
             if kind == "defense":
-                settings = CHEAP_DEFENSES.get(entry.name, [{}])
-                values = [n for params in settings for n in _of_defense(cls(**CHEAP_DEFENSE, **params), data)]
+                values = [n for params in cheap_defenses(entry.name) for n in _of_defense(cls(**params), data)]
             else:
                 values = [n for params in CHEAP_ATTACKS.get(entry.name, [{}]) for n in _of_attack(cls(**params), x, y)]
             yield f"{kind} {entry.name}", version, [round(value, 7) for value in values]
@@ -93,14 +92,15 @@ def _of_weights(clf: Classifier) -> list[float]:
 
 
 def _of_attack(attack: Any, x: Tensor, y: Tensor) -> Iterator[float]:
-    """How far it moves images, what that does to the logits, and what it costs; also as a step of a sweep."""
+    """How far it moves images, what that does to the logits, what it costs; also in a sweep, and stopped early."""
     for made in TARGETS:
         for norm, eps in (("linf", 0.1), ("l2", 0.5)):
             if norm not in attack.norms:
                 continue
             clf, threat = target(made), Threat(norm, eps)
-            for earlier in (None, Earlier(x, 0.0)):
-                found = craft(attack, clf, x, y, threat, earlier=earlier)
+            hows: list[dict[str, Any]] = [{}, {"earlier": Earlier(x, 0.0)}]
+            for how in [*hows, {"stop_early": True}] if attack.stops_early else hows:
+                found = craft(attack, clf, x, y, threat, **how)
                 yield float((found.images - x).abs().mean())
                 with torch.no_grad():
                     yield float(small_net().eval()(found.images).gather(1, y[:, None]).mean())
@@ -108,14 +108,22 @@ def _of_attack(attack: Any, x: Tensor, y: Tensor) -> Iterator[float]:
 
 
 def differing(known: Results, now: Results) -> dict[str, str]:
-    """What changed without the other, by name: `results` or `version`; and names that are new or gone."""
+    """What changed without the other, by name: `results` or `version`; and names that are new or gone.
+
+    A new `SCHEMA` is for all plugins of its kind, of which one at least must give another number, be it by rounding.
+    """
     found = {name: "recorded" if name in known else "not recorded" for name in known.keys() ^ now.keys()}
-    for name in known.keys() & now.keys():
+    both = known.keys() & now.keys()
+    moved = {name.partition(" ")[0] for name in both if known[name]["results"] != now[name]["results"]}
+    for name in both:
         same = known[name]["version"] == now[name]["version"]
         pairs = list(zip(known[name]["results"], now[name]["results"], strict=False))
         near = len(known[name]["results"]) == len(now[name]["results"])
         near = near and all(abs(one - other) <= NEAR * max(abs(one), abs(other), 0.01) for one, other in pairs)
-        if same != near:
+        (old, _, own_before), (new, _, own) = (each[name]["version"].partition("/") for each in (known, now))
+        if near and old != new and own_before == own and name.partition(" ")[0] in moved:
+            found[name] = "schema changed"
+        elif same != near:
             found[name] = "results changed, version did not" if same else "version changed, results did not"
         elif not same:
             found[name] = "both changed"

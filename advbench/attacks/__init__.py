@@ -33,7 +33,10 @@ from advbench.attacks.losses import targeted_cross_entropy as targeted_cross_ent
 from advbench.attacks.losses import targeted_dlr as targeted_dlr
 from advbench.attacks.losses import targeted_margin as targeted_margin
 from advbench.attacks.selection import SELECTION_DRAWS as SELECTION_DRAWS
+from advbench.attacks.selection import Certain as Certain
 from advbench.attacks.selection import Kept as Kept
+from advbench.attacks.selection import certainly_reached as certainly_reached
+from advbench.attacks.selection import exact as exact
 from advbench.attacks.selection import likeliest as likeliest
 from advbench.attacks.shorten import SHORTENING as SHORTENING
 from advbench.attacks.shorten import shorten as shorten

@@ -12,6 +12,7 @@ from torch import Tensor
 from advbench.attacks.ball import per_image, project, steepest
 from advbench.attacks.base import Goal, Threat
 from advbench.attacks.losses import LossName
+from advbench.attacks.selection import Certain
 from advbench.models.classifier import Classifier
 
 Objective = Literal["mean_loss", "loss_of_mean"]
@@ -48,18 +49,33 @@ def loss_gradient(
         samples: draws.
         objective: which of the two.
     """
+    gradient, logits = _gradient(clf, x, goal, loss, samples, objective)
+    function = goal.loss(loss)
+    if objective == "loss_of_mean" and loss != "ce" and len(logits) > 1:
+        return Slope(gradient, function(logits.log_softmax(-1).logsumexp(0), goal.rows), logits)
+    rows = goal.rows.repeat(len(logits), *[1] * (goal.rows.ndim - 1))
+    losses = function(logits.flatten(0, 1), rows).view(len(logits), -1)
+    if objective == "mean_loss" or len(logits) == 1:
+        return Slope(gradient, losses.mean(0), logits)
+    tilt = _tilt(goal)
+    return Slope(gradient, ((tilt * losses).logsumexp(0) - math.log(len(losses))) / tilt, logits)
+
+
+def _gradient(
+    clf: Classifier, x: Tensor, goal: Goal, loss: LossName, samples: int, objective: Objective
+) -> tuple[Tensor, Tensor]:
+    """Of `loss_gradient`, without the value."""
     function = goal.loss(loss)
     if objective == "mean_loss" or samples == 1 or not clf.stochastic:
-        gradient, logits = clf.input_gradient(x, goal.rows, function, samples)
-        value = torch.stack([function(draw, goal.rows) for draw in logits]).mean(0)
-        return Slope(gradient, value, logits)
-    if loss == "ce":  # -log p at the label, or log p at the target
-        tilt = 1.0 if goal.targeted else -1.0
-        gradient, logits = clf.input_gradient(x, goal.rows, function, samples, tilt=tilt)
-        losses = torch.stack([function(draw, goal.rows) for draw in logits])
-        return Slope(gradient, ((tilt * losses).logsumexp(0) - math.log(len(losses))) / tilt, logits)
-    gradient, logits = clf.mean_gradient(x, goal.rows, function, samples)
-    return Slope(gradient, function(logits.log_softmax(-1).logsumexp(0), goal.rows), logits)
+        return clf.input_gradient(x, goal.rows, function, samples)
+    if loss == "ce":
+        return clf.input_gradient(x, goal.rows, function, samples, tilt=_tilt(goal))
+    return clf.mean_gradient(x, goal.rows, function, samples)
+
+
+def _tilt(goal: Goal) -> float:
+    """Of cross-entropy, which is -log p at the label, or log p at the target."""
+    return 1.0 if goal.targeted else -1.0
 
 
 def step_length(threat: Threat, steps: int, fraction: float | None) -> float:
@@ -111,7 +127,7 @@ def ascend(
     x_adv, climb = start, _Climb(x, threat)
     best, best_margin = start, x.new_zeros(len(x))
     for _ in range(steps):
-        gradient, _, logits = loss_gradient(clf, x_adv, goal, loss, samples, objective)
+        gradient, logits = _gradient(clf, x_adv, goal, loss, samples, objective)
         if keep_best:
             reached = goal.margin(logits[0])
             improved = reached > best_margin
@@ -145,10 +161,10 @@ def ascend_until_reached(
     lengths: Sequence[float],
     start: Tensor,
     loss: LossName = "ce",
-) -> Tensor:
-    """Ascend from each start until it reaches the goal; what was there from the start costs one pass.
-
-    For deterministic classifiers alone, where one pass shows whether an image reached the goal.
+    samples: int = 1,
+    objective: Objective = "mean_loss",
+) -> tuple[Tensor, Tensor]:
+    """Ascend from each start until the image certainly reached its goal (`Certain`), and no longer.
 
     Args:
         clf: the classifier under attack.
@@ -158,17 +174,21 @@ def ascend_until_reached(
         lengths: of the steps, in the threat's norm, in pixels in [0, 1].
         start: where to start, within the ball and the box.
         loss: what to ascend.
+        samples: draws per gradient; of a random classifier with more members too few (`FEWEST`) stop nothing.
+        objective: what is ascended of a random classifier (`loss_gradient`).
 
     Returns:
-        Images shaped as `x`: the first iterate of each that reached the goal, or its last.
+        Images shaped as `x`, the iterate of each at which it stopped, or its last; and which of them stopped,
+        `(batch,)`, bool.
     """
     found = start.clone()
+    certain = Certain(clf, goal)
     active = torch.arange(len(x), device=x.device)
     for length in lengths:
-        gradient, logits = clf.input_gradient(found[active], goal.rows[active], goal.loss(loss))
-        left = (goal[active].margin(logits[0]) <= 0).nonzero().squeeze(1)
+        gradient, _, logits = loss_gradient(clf, found[active], goal[active], loss, samples, objective)
+        left = (~certain.look(logits, active)).nonzero().squeeze(1)
         active = active[left]
         if len(active) == 0:
             break
         found[active] = project(found[active] + length * steepest(gradient[left], threat), x[active], threat)
-    return found
+    return found, certain.reached

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -58,14 +58,17 @@ class Goal:
 
     Attributes:
         rows: labels `(batch,)`; or labels and targets, `(batch, 2)`. What losses are called with.
+        stop_early: whether an image that certainly reached the goal may be left alone. Such examples lie near the
+            boundary: they serve to measure robust accuracy, and neither transfer nor say how certain a classifier is.
     """
 
     rows: Tensor
+    stop_early: bool = False
 
     @classmethod
-    def of(cls, y: Tensor, targets: Tensor | None = None) -> Goal:
+    def of(cls, y: Tensor, targets: Tensor | None = None, *, stop_early: bool = False) -> Goal:
         """The goal for labels `(batch,)` and, in a targeted attack, targets `(batch,)`."""
-        return cls(y if targets is None else torch.stack([y, targets], 1))
+        return cls(y if targets is None else torch.stack([y, targets], 1), stop_early)
 
     @property
     def targeted(self) -> bool:
@@ -83,7 +86,7 @@ class Goal:
         return self.rows[:, 1] if self.targeted else None
 
     def __getitem__(self, index: Tensor | slice) -> Goal:
-        return Goal(self.rows[index])
+        return replace(self, rows=self.rows[index])
 
     def loss(self, name: LossName) -> ExampleLoss:
         """What to ascend, of logits and `rows`."""
@@ -140,7 +143,7 @@ class Attack(Configurable, ABC):
 
     @property
     def stops_early(self) -> bool:
-        """Whether an image is left alone once it fools the classifier: such examples transfer less."""
+        """Whether `run` leaves an image alone that certainly reached a goal with `stop_early`."""
         return any(part.stops_early for part in self.parts.values())
 
     def with_parts(self, parts: Mapping[str, Attack]) -> Self:
@@ -158,7 +161,8 @@ class Attack(Configurable, ABC):
         Args:
             clf: the classifier under attack; each call of `clf` and of `clf.input_gradient` draws afresh.
             x: images `(batch, channels, height, width)`, float32 in [0, 1].
-            goal: the images' labels, and where the class is `targeted` perhaps classes that they are to be taken for.
+            goal: the images' labels, and where the class is `targeted` perhaps classes that they are to be taken for;
+                with `stop_early` images may be left alone that certainly reached it.
             threat: norm and eps.
             generator: on the images' device; the only source of randomness that `run` may use.
 
@@ -209,7 +213,15 @@ class Attack(Configurable, ABC):
             raise InputError(f"targets given to {name}", expected="none: it is untargeted", remedy="try 'pgd'")
 
     def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, seed: int = 0, targets: Tensor | None = None
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        threat: Threat,
+        *,
+        seed: int = 0,
+        targets: Tensor | None = None,
+        stop_early: bool = False,
     ) -> Tensor:
         """Attack any `nn.Module` on [0, 1] images and check what comes back.
 
@@ -223,6 +235,8 @@ class Attack(Configurable, ABC):
             threat: norm and eps.
             seed: of the attack's draws and noise.
             targets: classes `(batch,)` that the images are to be taken for; any wrong class where None.
+            stop_early: leave an image alone once it certainly reached its goal, for robust accuracy alone; has no
+                effect on attacks that cannot.
 
         Raises:
             InputError: images, labels, targets or threat that cannot be attacked.
@@ -230,4 +244,4 @@ class Attack(Configurable, ABC):
         """
         from advbench.attacks.craft import craft
 
-        return craft(self, model, x, y, threat, seed=seed, targets=targets).images
+        return craft(self, model, x, y, threat, seed=seed, targets=targets, stop_early=stop_early).images

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -65,6 +65,7 @@ def craft(
     *,
     seed: int = 0,
     targets: Tensor | None = None,
+    stop_early: bool = False,
     nearest: bool = False,
     earlier: Earlier | None = None,
     budget: int | None = None,
@@ -84,6 +85,7 @@ def craft(
         threat: norm and eps.
         seed: of the attack's draws and noise.
         targets: classes `(count,)` that the images are to be taken for; any wrong class where None.
+        stop_early: let the attack leave an image alone once it certainly reached its goal (`Goal`).
         nearest: leave what a minimal-norm attack found where it is, at whatever distance, instead of moving it
             into the threat's ball.
         earlier: makes this a step of a sweep: what a smaller eps broke stays, the rest is attacked anew. Not used for
@@ -106,7 +108,7 @@ def craft(
     _check_classes(attack, y, targets, classes)
     earlier = None if clf.stochastic or attack.minimal_norm or attack.aim != "error" else earlier
     attack = attack if budget is None else within_budget(attack, budget - (earlier is not None), random=clf.stochastic)
-    goal = Goal.of(y, targets)
+    goal = Goal.of(y, targets, stop_early=stop_early)
     with clf.isolated() as passes:
         found = x.clone() if earlier is None else earlier.images.clone()
         left = torch.arange(len(x), device=x.device) if earlier is None else _resistant(clf, found, goal, batch_size)
@@ -176,7 +178,7 @@ def _craft_batch(attack: Attack, clf: Classifier, x: Tensor, goal: Goal, threat:
     generator = torch.Generator(x.device).manual_seed(derive(seed, "generator"))
     clf.reseed(derive(seed, "draws"))
     with undisturbed(clf, derive(seed, "global"), x.device):
-        x_adv = attack.search(clf, x.clone(), Goal(goal.rows.clone()), threat, generator)
+        x_adv = attack.search(clf, x.clone(), replace(goal, rows=goal.rows.clone()), threat, generator)
     clf.passes.check_finite()
     _check_claim(attack, x, x_adv, threat)
     return x_adv.detach()

@@ -9,21 +9,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from advbench.models.classifier import ExampleLoss
+from advbench.models.classifier import ExampleLoss, SlopedLoss
 
 LossName = Literal["ce", "margin", "dlr"]
 Measure = Literal["total", "epistemic"]
 
 
-def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """Cross-entropy of each image, `(batch,)`, in nats; its gradient holds for any confidence.
-
-    The usual softmax - 1 at the label is rounded to 0 in float32 once the label leads by 17 nats, and what is left
-    of the gradient no longer leads away from the label: a confident net looks robust. The softplus of how far the
-    other classes together lag behind is the same number, without that difference.
-    """
+def _cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """The softplus of how far the other classes together lag behind the label, whose gradient autograd gets right."""
     others = logits.scatter(1, y[:, None], -torch.inf).logsumexp(1)
     return F.softplus(others - logits.gather(1, y[:, None]).squeeze(1))
+
+
+def _cross_entropy_slope(logits: Tensor, y: Tensor) -> Tensor:
+    """The softmax of the other classes, and the negative of their sum at the label."""
+    label = y[:, None]
+    probs = logits.softmax(1, dtype=torch.promote_types(logits.dtype, torch.float32)).scatter_(1, label, 0.0)
+    return probs.scatter_(1, label, -probs.sum(1, keepdim=True)).to(logits.dtype)
+
+
+cross_entropy = SlopedLoss(_cross_entropy, _cross_entropy_slope)
+"""Cross-entropy of each image, `(batch,)`, in nats; its gradient holds for any confidence.
+
+The usual softmax - 1 at the label is rounded to 0 in float32 once the label leads by 17 nats, and what is left of the
+gradient no longer leads away from the label: a confident net looks robust. Here the label's slope is the sum of the
+others'.
+"""
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
@@ -49,9 +60,11 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
     return margin(logits, y) / spread.clamp_min(1e-12)
 
 
-def targeted_cross_entropy(logits: Tensor, rows: Tensor) -> Tensor:
-    """Negative cross-entropy of each image's target, `(batch,)`, in nats; `rows` holds labels and targets."""
-    return -cross_entropy(logits, rows[:, 1])
+targeted_cross_entropy = SlopedLoss(
+    lambda logits, rows: -_cross_entropy(logits, rows[:, 1]),
+    lambda logits, rows: -_cross_entropy_slope(logits, rows[:, 1]),
+)
+"""Negative cross-entropy of each image's target, `(batch,)`, in nats; `rows` holds labels and targets."""
 
 
 def targeted_margin(logits: Tensor, rows: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import fcntl
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -15,10 +15,13 @@ from advbench.boards.records import LARGEST, Records
 from advbench.boards.records import NAME as RECORDS
 from advbench.errors import InputError
 from advbench.grid.identity import DATA, Identity, blank, identity_text, is_about, parse_identity
+from advbench.grid.kept import FOLDER, INDEX, Kept, content, in_board, is_place, read_folder
+from advbench.grid.kept import parse as parse_kept
 from advbench.grid.plan import Plan
-from advbench.grid.run import lay_out
-from advbench.grid.spec import RunSpec, make_spec, read_toml
-from advbench.registry import checkout_digest
+from advbench.grid.run import WEIGHTS, keep, lay_out
+from advbench.grid.spec import Choice, RunSpec, make_spec, published, read_toml
+from advbench.registry import checkout_digest, pinned
+from advbench.registry.files import Sources
 from advbench.report import Report, collect
 from advbench.report.markdown import render
 from advbench.report.output import contents
@@ -47,6 +50,8 @@ class Board:
         identity: the data that it was computed on.
         records: records of trainings and evaluations.
         about: its makers' description, as Markdown.
+        kept_files: what it keeps of the files that plugins and nets are in, of which nothing here is imported.
+        sources: those files, by digest.
     """
 
     folder: Path
@@ -54,6 +59,8 @@ class Board:
     identity: Identity
     records: Records
     about: str = ""
+    kept_files: Kept = field(default_factory=Kept)
+    sources: Mapping[str, Sources] = field(default_factory=dict)
 
     @cached_property
     def plan(self) -> Plan:
@@ -65,7 +72,7 @@ class Board:
         assert self.identity.shape is not None, "read_board refuses data without a shape"
         data = blank(self.identity.shape, self.identity.data.name)
         checkout = self.records.checkout if self.records else checkout_digest()
-        return lay_out(self.spec, self.identity, data, checkout=checkout)
+        return lay_out(self.spec, self.identity, data, checkout=checkout, kept=self.kept_files)
 
     @cached_property
     def kept(self) -> tuple[str, ...]:
@@ -86,7 +93,22 @@ class Board:
     def files(self) -> dict[str, bytes]:
         """Content of each file that follows from the records, by name."""
         tables = dict(contents(self.report, TABLES))
-        return {**tables, README: self._readme().encode()}
+        kept = content(keep(self.plan), self.sources)
+        return {**tables, **kept, README: self._readme().encode()}
+
+    @cached_property
+    def in_files(self) -> frozenset[str]:
+        """Labels of the plugins that only files compute: they, their net, their source or their start is in one."""
+        found = set(self.kept_files.choices)
+        net = self.kept_files.net is not None
+        choices = [each for cell in self.plan.cells for each in (cell.defense, cell.attack) if each]
+        for choice in choices:
+            start: Choice | None = choice
+            while start:
+                if start.label in found or (net and start.net == self.kept_files.net):
+                    found.add(choice.label)
+                start = start.init
+        return frozenset(found)
 
     def references(self) -> list[Reference]:
         """Results of models that others evaluated, for the page."""
@@ -104,11 +126,27 @@ class Board:
         origin = (
             f"## This board\n\n{cells - self.missing:,} of {cells:,} cells. `advbench leaderboard check .` checks that "
             "tables and README follow from the records, and keys from the spec; with `--rerun 3` it computes three "
-            "cells anew, chosen at random. `advbench leaderboard build . --out PAGE` makes a page of it. It was "
-            "computed by:\n\n"
-            f"```sh\nadvbench run --spec spec.toml --store STORE --out RUN{root}\n"
-            "advbench leaderboard build . --store STORE\n```\n"
+            "cells anew, chosen at random. `advbench leaderboard build . --out PAGE` makes a page of it. "
         )
+        if self.sources:
+            names = ", ".join(f"`{label}`" for label in sorted(self.in_files))
+            origin += (
+                f"The code of {names} is in `{FOLDER}/`, with hyperparameters and digests in `{INDEX}`; no command "
+                "imports it but `advbench leaderboard check . --rerun 3 --run-files`. Read it before you do.\n"
+            )
+        else:
+            origin += (
+                "It was computed by:\n\n"
+                f"```sh\nadvbench run --spec spec.toml --store STORE --out RUN{root}\n"
+                "advbench leaderboard build . --store STORE\n```\n"
+            )
+        from_files = [label for label, params in sorted(self.spec.set.items()) if pinned.digests(params)]
+        if from_files:
+            named = ", ".join(f"`{label}`" for label in from_files)
+            origin += (
+                f"\nThe weights of {named} are in files whose SHA-256 spec.toml has; a run looks for them in the "
+                f"folder `{WEIGHTS}` of the data root.\n"
+            )
         return f"{render(self.report, self.about)}\n{origin}"
 
 
@@ -128,6 +166,7 @@ def read_board(folder: Path, *, empty: bool = False) -> Board:
             got = f"{path.name}, a link or device"
             raise InputError(f"board {folder}", expected="nothing but files and folders", got=got)
     found = {name: read_inside(folder, name) for name in (*FILES, ABOUT) if (folder / name).is_file()}
+    found |= read_folder(folder)
     for name in FILES:
         if name not in found and not (empty and name == RECORDS):
             remedy = "" if name == SPEC else "make it from a run's store: advbench leaderboard build --store STORE"
@@ -140,7 +179,7 @@ def parse_board(path: Path, files: Mapping[str, bytes]) -> Board:
 
     Args:
         path: the board's folder, or the archive that the files are from.
-        files: content of `FILES`, perhaps without records, and of about.md, if there is one.
+        files: content of `FILES`, perhaps without records, of about.md, if there is one, and of what is in `files/`.
 
     Raises:
         InputError: a file that is damaged or too large.
@@ -173,7 +212,9 @@ def parse_board(path: Path, files: Mapping[str, bytes]) -> Board:
     if identity.shape is None or not is_about(identity, spec):
         raise InputError(f"{DATA} of {path}", expected="the data sets of spec.toml, and the shape of their images")
     records = Records.from_bytes(files[RECORDS], f"{RECORDS} of {path}") if RECORDS in files else Records()
-    return Board(path, spec, identity, records, about)
+    kept, sources = parse_kept({name: raw for name, raw in files.items() if is_place(name)}, str(path))
+    spec = published(in_board(spec, kept, f"{SPEC} of {path}"), f"{SPEC} of {path}")
+    return Board(path, spec, identity, records, about, kept, sources)
 
 
 def inside(folder: Path, name: str | Path) -> Path:
@@ -302,6 +343,11 @@ def write(board: Board, folder: Path) -> None:
     }
     for name, raw in made.items():
         write_inside(folder, name, raw)
+    for name in read_folder(folder).keys() - made.keys():  # of plugins that it had
+        path = inside(folder, name)
+        path.unlink()
+        with contextlib.suppress(OSError):
+            path.parent.rmdir()
 
 
 def adopt(folder: Path, references: Iterable[Path]) -> None:

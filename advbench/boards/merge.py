@@ -17,11 +17,12 @@ from advbench.boards.records import Records
 from advbench.boards.submission import open_submission
 from advbench.errors import InputError, StoreError
 from advbench.grid.plan import Plan
-from advbench.grid.spec import RunSpec, make_spec, narrowed
+from advbench.grid.spec import make_spec, narrowed
 from advbench.store.archive import said
 
 SETTINGS = (
-    "dataset architecture norm eps seeds draws limit batch_size precision threads device sweep budget ood ood_scale"
+    "dataset architecture norm eps seeds draws limit batch_size precision threads device sweep budget converge ood "
+    "ood_scale"
 ).split()
 
 
@@ -71,7 +72,7 @@ def merge(folder: Path, file: Path, *, replacing: bool = False) -> Merged | Find
         if label in board.spec.defenses and not replacing:
             remedy = "replace it with --replace, or give the submission another @label"
             raise InputError(f"defense {label!r} is on the board already", remedy=remedy)
-        joined = replace(board, spec=_joined(board.spec, theirs.spec))
+        joined = _joined(board, theirs)
         own = _own_keys(board.plan, label)
         _check_others_stay(board, joined, own, file)
         whole = replace(joined, records=_joined_records(joined, theirs, own, file))
@@ -131,6 +132,10 @@ def _check_fit(board: Board, theirs: Board) -> None:
         ours, other = getattr(board.spec, name), getattr(theirs.spec, name)
         if ours != other and not (name == "dataset" and theirs.identity.data == board.identity.data):
             raise InputError(f"setting {name!r} of the submission", expected=f"the board's {ours!r}", got=repr(other))
+    for name in (board.spec.architecture, *board.spec.attacks):
+        in_files = [each.spec.files.get(name) for each in (board, theirs)]
+        if in_files[0] != in_files[1]:
+            raise InputError(f"file of {name!r} in the submission", expected="the board's, by SHA-256", got="another")
     if theirs.identity != board.identity:
         raise InputError("data of the submission", expected="the board's, by SHA-256", got="others")
     made_by = [sources(each.records.checkout) for each in (board, theirs)]
@@ -146,15 +151,26 @@ def _check_fit(board: Board, theirs: Board) -> None:
         raise InputError("attacks of the submission", expected="all of the board's", got=f"none of {missing[0]!r}")
 
 
-def _joined(ours: RunSpec, theirs: RunSpec) -> RunSpec:
-    """The board's spec with the submission's defense and the settings that it needs."""
+def _joined(board: Board, submission: Board) -> Board:
+    """The board with the submission's defense, and the settings and files that it needs."""
+    ours, theirs = board.spec, submission.spec
     (label,) = theirs.defenses
-    part = narrowed(theirs.model_copy(update={"attacks": ours.attacks}), theirs, theirs.set)
+    named = theirs.model_copy(update={"attacks": ours.attacks})
+    part = narrowed(named, theirs, {*theirs.set, *theirs.files}, submission.kept_files)
     settings = {**ours.set, **{name: params for name, params in part.set.items() if name not in ours.attacks}}
+    table = {**ours.files, **{name: file for name, file in part.files.items() if name not in ours.attacks}}
     if label in settings and label not in theirs.set:
         del settings[label]
+    if label in table and label not in theirs.files:
+        del table[label]
+    before, added = board.kept_files, submission.kept_files
+    new = {name: each for name, each in added.choices.items() if name in part.files and name not in ours.attacks}
+    old = {name: each for name, each in before.choices.items() if name != label}
+    sizes = {**added.parameters, **before.parameters}
+    kept = before.model_copy(update={"choices": {**old, **new}, "parameters": sizes})
     defenses = ours.defenses if label in ours.defenses else (*ours.defenses, label)
-    return make_spec({**ours.model_dump(), "defenses": defenses, "set": settings})
+    spec = make_spec({**ours.model_dump(), "defenses": defenses, "set": settings, "files": table})
+    return replace(board, spec=spec, kept_files=kept, sources={**submission.sources, **board.sources})
 
 
 def _install(board: Board, folder: Path) -> None:

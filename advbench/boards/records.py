@@ -11,7 +11,7 @@ from typing import Any
 import pydantic_core
 
 from advbench.errors import InputError
-from advbench.report.output import BOARD
+from advbench.grid.spec import BOARD
 from advbench.report.shape import CIRCUMSTANCES
 from advbench.store.records import FORMAT, record_bytes
 

@@ -16,9 +16,11 @@ from advbench.data.datasets import data_folder
 from advbench.errors import InputError
 from advbench.grid.execution import Execution
 from advbench.grid.inputs import CPU
+from advbench.grid.kept import FOLDER
 from advbench.grid.plan import Cell, Plan
-from advbench.grid.run import prepare
-from advbench.grid.spec import narrowed
+from advbench.grid.run import WEIGHTS, keep, prepare
+from advbench.grid.spec import Choice, narrowed
+from advbench.registry import files, pinned
 from advbench.store.records import Store
 
 Compute = Callable[[Plan, Execution, Store], Mapping[str, str]]
@@ -32,6 +34,8 @@ def rerun(
     findings: Findings,
     compute: Compute,
     seed: int | None = None,
+    *,
+    run_files: bool = False,
 ) -> tuple[int, int]:
     """Recompute cells of a board and find those whose results disagree with it.
 
@@ -46,6 +50,7 @@ def rerun(
         findings: to which disagreements are added.
         compute: carries a plan out, with an execution, into a store; returns why tasks failed, by key.
         seed: of the choice; unpredictable by default.
+        run_files: import and run the files that the board keeps; without it, only cells that need none are chosen.
 
     Returns:
         The number of cells, and in how many of them `EQUAL` values are equal to the last digit.
@@ -59,12 +64,28 @@ def rerun(
     named = {cell.attack.label for cell in board.plan.cells if cell.attack}
     left = tuple(name for name in board.spec.attacks if name in named) or ("none",)
     spec = board.spec.model_copy(update={"ood": (), "attacks": left, "dataset": dataset, "device": device})
-    spec = narrowed(spec, board.spec, set(board.spec.attacks) - named)
-    plan = prepare(execution.placed(spec), execution.data_root)
+    spec = narrowed(spec, board.spec, set(board.spec.attacks) - named, board.kept_files)
+    if run_files:
+        for digest, sources in board.sources.items():
+            files.know(replace(sources, folder=str(board.folder.absolute() / FOLDER / digest)))
+    plan = prepare(execution.placed(spec), execution.data_root, None if run_files else board.kept_files)
+    if run_files and keep(plan) != keep(board.plan):
+        findings.add("a file gives other hyperparameters, nets or traits than the board states", FOLDER)
+        return 0, 0
+    left_out = frozenset() if run_files else board.in_files
+    lacking = _lacking(plan)
+    left_out |= lacking
     known = {_place(cell): cell.key for cell in board.plan.cells if cell.key in board.records}
-    there = [cell for cell in plan.cells if _place(cell) in known]
+    there = [cell for cell in plan.cells if _place(cell) in known and not left_out.intersection(_place(cell)[:3])]
     if not there:
-        raise InputError(f"board {board.folder}", expected="cells with a record, to recompute", got="none")
+        expected, remedy = "cells with a record, to recompute", ""
+        if left_out:
+            expected += f", that need none of the files of {', '.join(sorted(left_out))}"
+            remedy = "read these files; with --run-files they are imported and run"
+        if lacking:
+            place = data_folder(execution.data_root) / WEIGHTS
+            remedy = f"put the files with the weights of {', '.join(sorted(lacking))} into {place}"
+        raise InputError(f"board {board.folder}", expected=expected, got="none", remedy=remedy)
     generator = random.SystemRandom() if seed is None else random.Random(seed)  # noqa: S311
     chosen = generator.sample(there, min(count, len(there)))
     needed = {cell.key for cell in chosen}
@@ -86,6 +107,19 @@ def rerun(
             before = board.records[known[_place(cell)]]
             equal += _agree(before["result"], record["result"], label, findings)
     return len(part.cells), equal
+
+
+def _lacking(plan: Plan) -> frozenset[str]:
+    """Labels of the plugins that need files which this process cannot read, or start from such."""
+    found = set()
+    for cell in plan.cells:
+        for choice in filter(None, (cell.defense, cell.attack)):
+            start: Choice | None = choice
+            while start:
+                if pinned.lacking(start.params):
+                    found.add(choice.label)
+                start = start.init
+    return frozenset(found)
 
 
 def _in_root(dataset: str, root: Path) -> str:

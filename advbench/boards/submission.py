@@ -7,7 +7,7 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +16,9 @@ from advbench.boards.check import Findings
 from advbench.boards.records import LARGEST, Records
 from advbench.errors import InputError, unknown_name
 from advbench.grid.identity import identify_data, identity_text, read_identity
-from advbench.grid.spec import make_spec, narrowed, parse_toml
+from advbench.grid.kept import content, in_board, is_place, read_kept
+from advbench.grid.run import keep
+from advbench.grid.spec import make_spec, narrowed, parse_toml, published
 from advbench.store.records import Store
 from advbench.store.storage import write_file
 
@@ -56,11 +58,13 @@ def submit(
     whole = make_spec(parse_toml(run / SPEC))
     if label not in whole.defenses:
         raise unknown_name("defense of the run", label, whole.defenses)
-    part = narrowed(whole.model_copy(update={"defenses": (label,)}), whole, whole.set)
+    kept, sources = read_kept(run)
+    whole = published(in_board(whole, kept, f"{SPEC} of {run}"), f"{SPEC} of {run}")
+    part = narrowed(whole.model_copy(update={"defenses": (label,)}), whole, {*whole.set, *whole.files}, kept)
     identity = read_identity(run)
     if identity is None or identity.shape is None:
         identity = identify_data(whole, data_root)
-    board = Board(run, part, identity, Records())
+    board = Board(run, part, identity, Records(), kept_files=kept, sources=sources)
     found, findings = {}, Findings()
     for key, record in zip(board.kept, store.read_records(board.kept), strict=True):
         if record is not None:
@@ -72,14 +76,14 @@ def submit(
     if findings:
         return findings
     contents = (part.to_toml().encode(), identity_text(identity).encode(), Records(found).to_bytes())
-    write_file(path, _zipped(contents))
+    write_file(path, _zipped({**dict(zip(FILES, contents, strict=True)), **content(keep(board.plan), sources)}))
     return Submitted(path, len(found))
 
 
-def _zipped(contents: Iterable[bytes]) -> bytes:
+def _zipped(contents: Mapping[str, bytes]) -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        for name, raw in zip(FILES, contents, strict=True):
+        for name, raw in contents.items():
             member = zipfile.ZipInfo(name, EPOCH)
             member.create_system, member.external_attr = 3, 0o644 << 16  # the same bytes on every system
             archive.writestr(member, raw)
@@ -96,11 +100,11 @@ def open_submission(path: Path) -> Board:
     try:
         with zipfile.ZipFile(path) as archive:
             found = sorted(archive.namelist())
-            if found != sorted(FILES):
+            if [name for name in found if not is_place(name)] != sorted(FILES) or len(set(found)) < len(found):
                 raise InputError(f"submission {path}", expected=expected, got=", ".join(found)[:200])
             if sum(info.file_size for info in archive.infolist()) > LARGEST:
                 raise InputError(f"submission {path}", expected=f"at most {LARGEST:,} bytes", got="more")
-            contents = {name: archive.read(name) for name in FILES}
+            contents = {name: archive.read(name) for name in found}
     except (OSError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"submission {path}", expected=expected, got=str(error) or type(error).__name__) from error
     board = parse_board(path, contents)

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from advbench.cli import leaderboard, run, show, store
+from advbench.cli import audit, leaderboard, new, run, show, store
 from advbench.cli.output import complain, say, use_json, uses_json
 from advbench.cli.run import collecting
 from advbench.errors import AdvbenchError, InputError
@@ -28,8 +28,10 @@ app = typer.Typer(
     # Without a value for --help, typer imports pydantic to convert None.
     context_settings={"default_map": {"help": False, "plugins": {"help": False}}},
 )
-for command in (run.run, run.plan, show.status, run.curve, show.report, show.plugins, show.show, show.doctor):
+commands = (run.run, run.plan, show.status, run.curve, show.report, audit.audit, show.plugins, show.show, show.doctor)
+for command in (*commands, new.new):
     app.command()(command)
+app.command("test")(new.conform)
 app.add_typer(store.app)
 app.add_typer(leaderboard.app)
 

@@ -6,7 +6,7 @@ import importlib.metadata
 import inspect
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pydantic
@@ -20,9 +20,10 @@ from advbench.grid.plan import Plan
 from advbench.grid.queue import longest_chain
 from advbench.grid.scheduler import failed_before, outstanding
 from advbench.grid.spec import COLOUR_EPS, DEFAULT_ARCHITECTURE, DEFAULT_ARCHITECTURES, EPS
-from advbench.registry import KINDS, registry
+from advbench.models.nets import net_params
+from advbench.registry import KINDS, files, registry
 from advbench.registry.optional import require, written_over
-from advbench.registry.params import Configurable
+from advbench.registry.params import Configurable, Params
 from advbench.report.texts import format_eps
 from advbench.store.records import Store
 from advbench.store.storage import BRIEF
@@ -67,18 +68,24 @@ def plugin_lines(name: str) -> Iterator[str]:
     Raises:
         InputError: nothing has that name.
     """
+    name = files.kept_name(name)
     kinds = [kind for kind in KINDS if registry().knows(kind, name)]
+    if files.digest_of(name):
+        kinds = [kind for kind in KINDS if kind == files.kind_of(name)]
     if not kinds:
+        files.check_odd(name, "defense")
         raise unknown_name("name", name, {entry.shown for entry in registry().entries()})
     for kind in kinds:
         entry, found = registry().find(kind, name), registry().load(kind, name)
         if kind != kinds[0]:
             yield ""
-        yield f"{kind} {name}, {entry.distribution} {entry.version}"
+        yield f"{kind} {entry.called}, {entry.distribution} {entry.version}"
         yield ""
         yield from inspect.cleandoc(found.__doc__ or entry.summary).splitlines()
         if kind in ("defense", "attack"):
             yield from _hyperparameter_lines(found)
+        elif kind == "architecture":
+            yield from _field_lines(net_params(found), {})
         elif kind == "dataset":
             yield ""
             yield f"default net: {DEFAULT_ARCHITECTURES.get(name, DEFAULT_ARCHITECTURE)}"
@@ -87,20 +94,26 @@ def plugin_lines(name: str) -> Iterator[str]:
 
 
 def _hyperparameter_lines(cls: type[Configurable]) -> Iterator[str]:
-    """Traits of a plugin, and each hyperparameter with default, type, unit, source and presets."""
+    """Traits of a plugin, and its hyperparameters."""
     for trait in ("norms", "minimal_norm"):
         value = getattr(cls, trait, None)
         if value is not None:
             yield ""
             yield f"{trait}: {', '.join(sorted(value)) if isinstance(value, frozenset) else value}"
-    if not cls.Params.model_fields:
+    yield from _field_lines(cls.Params, cls.presets)
+
+
+def _field_lines(params: type[Params], presets: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Each hyperparameter with default, type, unit, source and presets."""
+    if not params.model_fields:
         yield ""
         yield "No hyperparameters."
-    for field, info in cls.Params.model_fields.items():
+    for field, info in params.model_fields.items():
         yield ""
-        yield f"{field} = {_shown(info.get_default(call_default_factory=True))}  ({_type(info)})"
+        default = "required" if info.is_required() else _shown(info.get_default(call_default_factory=True))
+        yield f"{field} = {default}  ({_type(info)})"
         yield f"    {info.description or 'not described'}"
-        for preset, values in cls.presets.items():
+        for preset, values in presets.items():
             if field in values:
                 yield f"    preset {preset}: {_shown(values[field])}"
 

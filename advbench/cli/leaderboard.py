@@ -68,20 +68,26 @@ def check(
     *,
     rerun: Annotated[int, typer.Option(min=0, help="number of randomly chosen cells to recompute and compare")] = 0,
     rerun_seed: Annotated[int | None, typer.Option(help="seed of that choice [default: unpredictable]")] = None,
+    run_files: Annotated[
+        bool, typer.Option("--run-files", help="with --rerun: import and run the Python files that the board brings")
+    ] = False,
 ) -> None:
     """Check that a board's keys follow from its spec, and its tables and README from its records; exit code 1 if not.
 
-    The data set is not needed. Only --rerun computes anything, in a temporary store.
+    The data set is not needed. Only --rerun computes anything, in a temporary store; only with --run-files is a file
+    of the board imported, which may do anything that you may: read it first.
     """
     from advbench.boards.check import check as examine
     from advbench.boards.rerun import rerun as recompute
 
+    if run_files and not rerun:
+        raise InputError("--run-files", expected="--rerun with it, the number of cells to recompute")
     board, findings = examine(folder)
     refuse(findings.lines())
     cells = len(board.cells)
     found = f"{cells - board.missing:,} of {cells:,} cells of {len(board.spec.defenses)} defenses"
     if rerun:
-        count, equal = recompute(board, rerun, execution, findings, _compute, rerun_seed)
+        count, equal = recompute(board, rerun, execution, findings, _compute, rerun_seed, run_files=run_files)
         refuse(findings.lines())
         found += f", {count} cells recomputed, {equal} of them equal to the last digit"
     say(f"ok: {found}")

@@ -41,10 +41,19 @@ def _option(name: str, kind: Any, text: str, default: object = None, flag: str =
 # Named like the fields of the spec, but for `file`.
 SPEC_OPTIONS = (
     _option("file", Path, "TOML file of settings; options take precedence [default: none]", flag="--spec"),
-    _option("defenses", Names, "defenses to train, as NAME or NAME@LABEL, comma-separated", flag="--defense"),
-    _option("attacks", Names, "attacks to run, as NAME or NAME@LABEL, comma-separated", flag="--attack"),
+    _option(
+        "defenses",
+        Names,
+        "defenses to train, as NAME, NAME@LABEL or path/to/my.py:CLASS, comma-separated",
+        flag="--defense",
+    ),
+    _option(
+        "attacks", Names, "attacks to run, as NAME, NAME@LABEL or path/to/my.py:CLASS, comma-separated", flag="--attack"
+    ),
     _option("dataset", str, "data set [default: digits]"),
-    _option("architecture", str, "network architecture [default: the data set's]", flag="--arch"),
+    _option(
+        "architecture", str, "network architecture, or path/to/my.py:FUNCTION [default: the data set's]", flag="--arch"
+    ),
     _option("norm", str, "norm of the perturbations, linf or l2 [default: linf]"),
     _option("eps", Names, "radii for pixels in [0, 1], as 0.1 or 8/255, comma-separated [default: the data set's]"),
     _option("seeds", Names, "seeds, comma-separated; each trains its own models [default: 0]"),
@@ -61,6 +70,13 @@ SPEC_OPTIONS = (
     ),
     _option("budget", int, "limit on an attack's forward passes per image [default: the attack's own]"),
     _option(
+        "converge",
+        bool,
+        "double each attack's steps, samples and restarts until the accuracy falls no more [default: no-converge]",
+        flag="--converge/--no-converge",
+    ),
+    _option("converge_limit", int, "limit on the factor on each of them, with --converge [default: 16]", min=2),
+    _option(
         "affinity",
         Names,
         "attacks whose examples are also evaluated on every other defense, or none "
@@ -68,7 +84,7 @@ SPEC_OPTIONS = (
     ),
     _option("ood", Names, "out-of-distribution data sets, comma-separated [default: none]"),
     _option("ood_scale", float, "factor on the pixel values of out-of-distribution images [default: 1]"),
-    _option("set", Names, "hyperparameter, as NAME.PARAM=VALUE; may be repeated"),
+    _option("set", Names, "hyperparameter, as NAME.PARAM=VALUE, or arch.PARAM=VALUE of the net; may be repeated"),
 )
 
 # Named like the fields of `Execution`, with its defaults.
@@ -94,7 +110,7 @@ EXECUTION_OPTIONS = (
 )
 
 
-def _expanded(
+def expanded(
     name: str, options: tuple[Parameter, ...], make: Callable[..., Any], command: Callable[..., None]
 ) -> Callable[..., None]:
     """A command whose parameter of that name is replaced by options, from which its value is made."""
@@ -124,11 +140,18 @@ def make_spec(file: Path | None, **options: Any) -> RunSpec:
     Raises:
         InputError: an unknown name, or a bad value.
     """
+    from advbench.grid.inputs import Converge
+    from advbench.grid.spec import label_files, narrowed, parse_settings, parse_toml
     from advbench.grid.spec import make_spec as validated
-    from advbench.grid.spec import narrowed, parse_settings, parse_toml
 
-    values: dict[str, Any] = {} if file is None else parse_toml(file)
+    values: dict[str, Any] = {} if file is None else label_files(parse_toml(file), file.parent)
     items = options.pop("set", None)
+    limit, converge = options.pop("converge_limit", None), options.pop("converge", None)
+    if limit is not None and not (converge or (converge is None and values.get("converge"))):
+        raise InputError("--converge-limit", expected="--converge with it", got=limit)
+    options["converge"] = limit or (values.get("converge", Converge().limit) if converge else None)
+    if converge is False:
+        values.pop("converge", None)
     whole = dict(values)
     readers: dict[str, Callable[[Names], list[Any]]] = {"eps": _radii, "seeds": integers}
     for name, value in options.items():
@@ -137,6 +160,8 @@ def make_spec(file: Path | None, **options: Any) -> RunSpec:
     if values.get("affinity") == ["none"] and options.get("affinity"):
         values["affinity"] = []
     settings = parse_settings(items or [])
+    if file is not None:
+        values = label_files(values)  # so that options and the file mean the same label
     for plugin, params in settings.items():
         given = values.setdefault("set", {})
         if not isinstance(given, dict) or not isinstance(given.get(plugin, {}), dict):
@@ -181,5 +206,5 @@ def integers(values: Names, option: str = "--seeds") -> list[int]:
 
 
 # Decorators of commands with a parameter `spec` or `execution`.
-takes_spec = functools.partial(_expanded, "spec", SPEC_OPTIONS, make_spec)
-takes_execution = functools.partial(_expanded, "execution", EXECUTION_OPTIONS, _make_execution)
+takes_spec = functools.partial(expanded, "spec", SPEC_OPTIONS, make_spec)
+takes_execution = functools.partial(expanded, "execution", EXECUTION_OPTIONS, _make_execution)

@@ -12,9 +12,7 @@ from advbench.cli.options import (
     DEFAULT_OUT,
     DEFAULT_STORE,
     DataRoot,
-    Names,
     StoreUrl,
-    integers,
     takes_execution,
     takes_spec,
 )
@@ -137,38 +135,31 @@ def curve(
     spec: "RunSpec",
     execution: "Execution",
     *,
-    over: Annotated[str, typer.Option(help="axis of the curve: samples, steps, restarts or draws")],
-    values: Annotated[
-        Names | None, typer.Option(help="values on the axis, comma-separated [default: the axis's own]")
-    ] = None,
     out: Annotated[Path, typer.Option(help="folder for curve.csv and curve.png")] = DEFAULT_OUT,
     retry_failed: RetryFailed = False,
     log_json: LogJson = False,
 ) -> None:
-    """Run cells along one axis at the largest eps, and report where the accuracy has converged."""
+    """Run attacks to convergence, as `run --converge` does, and report each setting on the way."""
     del log_json
-    from advbench.grid.convergence import along
-    from advbench.grid.plan import merged
     from advbench.grid.run import Settings, prepare
-    from advbench.report import collect
+    from advbench.grid.spec import made_to_converge
     from advbench.report.charts import convergence_curves
-    from advbench.report.curves import trace
+    from advbench.report.curves import curve_table, paths
     from advbench.report.figures import draw_chart, to_bytes
     from advbench.report.shape import blaming
     from advbench.report.tables import to_csv
     from advbench.store.storage import write_file
 
     store = execution.open_store()
-    chosen = along(spec, over, integers(values or [], "--values"))
-    plans = [(value, prepare(execution.placed(one), execution.data_root)) for value, one in chosen]
-    whole = merged([each for _, each in plans])
-    outcome = carry_out_shown(whole, execution, store, Settings(retry_failed=retry_failed), out)
+    plan = prepare(execution.placed(made_to_converge(spec)), execution.data_root)
+    outcome = carry_out_shown(plan, execution, store, Settings(retry_failed=retry_failed), out)
     if outcome.failed:
-        refuse(outcome.why(whole.tasks))
-    with blaming(whole, store):
-        traced = trace(plans, over, lambda each: collect(each, store))
-    files = {"curve.csv": to_csv(traced.table), "curve.png": to_bytes(draw_chart(convergence_curves(traced)), "png")}
+        refuse(outcome.why(plan.tasks))
+    with blaming(plan, store):
+        found = list(paths(plan, store))
+        table = curve_table(plan, found)
+    files = {"curve.csv": to_csv(table), "curve.png": to_bytes(draw_chart(convergence_curves(table)), "png")}
     for name, raw in files.items():
         write_file(out / name, raw)
-    for line in (*traced.lines(), *(out / name for name in files)):
+    for line in (*(path.line() for path in found), *(out / name for name in files)):
         say(line)

@@ -157,7 +157,7 @@ def _evaluated(
     enumerated = members is not None and 1 < members <= 2 * draws
     draws = members if members is not None and members <= 2 * draws else draws
     probs, right = [], 0.0
-    with undisturbed(clf, seed, x.device), clf.isolated():
+    with undisturbed(clf, seed, x.device), clf.isolated(), clf.posterior.fixed():
         for k in range(draws):
             draw = clf.member(k) if enumerated else clf.draw(derive(seed, "judge", k))
             parts = []

@@ -252,11 +252,18 @@ def _resampled(probs: Floats, mean: Floats, labels: NDArray[np.int64]) -> Bools:
     if draws == 1 or (probs == probs[:1]).all():
         return right
     weights = np.random.default_rng(0).multinomial(draws, np.full(draws, 1 / draws), RESAMPLES) / draws
-    step = max(1, 2**22 // probs[0, 0].size // RESAMPLES)  # images at a time, to bound memory
+    classes = probs.shape[2]
+    step = max(1, 2**19 // classes // RESAMPLES)  # images at a time, which stay in the cache
     for start in range(0, len(labels), step):
         rows = slice(start, start + step)
-        resampled = np.einsum("rk,knc->rnc", weights, probs[:, rows], optimize=True)
-        right[:, rows] = resampled.argmax(2) == labels[rows]
+        known = labels[rows]
+        flat = probs[:, rows].transpose(0, 2, 1).astype(np.float64).reshape(draws, -1)
+        resampled = (weights @ flat).reshape(RESAMPLES, classes, -1)
+        largest = resampled.max(1)  # by whole vectors, unlike argmax
+        if np.count_nonzero(resampled == largest[:, None]) == largest.size:
+            right[:, rows] = (resampled[:, known, np.arange(len(known))] == largest) & (known >= 0)
+        else:  # of equal ones the first counts
+            right[:, rows] = resampled.argmax(1) == known
     return right
 
 

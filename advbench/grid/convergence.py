@@ -1,52 +1,307 @@
-"""One cell along one axis: does the accuracy stop falling as an attack gets stronger, or draws get more?"""
+"""Attacks run to convergence: an attack is made stronger until that is shown to lower the accuracy no more."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, NamedTuple
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from advbench.attacks.base import Attack, Threat
+from advbench.attacks.craft import BATCH_SIZE, Crafted, craft
 from advbench.errors import InputError
-from advbench.grid.spec import RunSpec
-from advbench.registry import registry
+from advbench.evaluation.evaluate import evaluate
+from advbench.evaluation.predictions import wilson
+from advbench.grid.inputs import Converge
+from advbench.keys import derive
+from advbench.models.classifier import Classifier
+from advbench.progress import OnProgress, Progress
+from advbench.training.base import CheckpointSlot
 
-VALUES: dict[str, tuple[int, ...]] = {  # along each axis, unless others are asked for
-    "samples": (1, 2, 5, 10, 20, 50),
-    "steps": (1, 2, 5, 10, 20, 50, 100),
-    "restarts": (1, 2, 5, 10),
-    "draws": (1, 2, 5, 10, 20, 50, 100),
-}
+EFFORT = "effort"  # the axis of an attack made of attacks: the factor on the efforts of all of them
+TWICE = 2  # doublings one after another whose fall has to be small
+QUANTILE = 1.645  # of the normal distribution, for a one-sided limit at 95 %
+CONTROL = "control"
+RULE = Converge()
+DRAWS = 100  # the fewest fresh draws that evaluate a random classifier at each setting
+
+Factors = dict[str, int]
 
 
-def along(spec: RunSpec, axis: str, values: Sequence[int] = ()) -> list[tuple[int, RunSpec]]:
-    """The runs of a curve, at the largest eps of the spec.
+class Fall(NamedTuple):
+    """A paired fall in accuracy, as a fraction: negative where it rose."""
+
+    value: float
+    high: float  # upper end of its one-sided 95 % interval
+
+    def small(self, rule: Converge, count: int) -> bool:
+        """Whether it is shown to be small, on so many images."""
+        return self.value < rule.fall and self.high < rule.margin(count)
+
+
+def paired_fall(before: NDArray[np.float64], after: NDArray[np.float64]) -> Fall:
+    """The fall in accuracy from one setting to another on the same images, each run by itself.
+
+    The upper limit is Bonett and Price's (2012) for paired proportions, which adds one image that fell and one that
+    rose, so that it is not 0 where none did; here for shares of predictions that are right, too.
 
     Args:
-        spec: the cell or cells; what it says of the axis itself gives way.
-        axis: one of `VALUES`.
-        values: along it; by default those of `VALUES`.
+        before: probability that each image is predicted right, `(N,)`; 0 or 1 of a deterministic classifier.
+        after: likewise, at the other setting.
+    """
+    change = before - after
+    count = len(change) + 2
+    mean = change.sum() / count
+    variance = max(0.0, (np.square(change).sum() + 2) / count - mean**2)
+    return Fall(float(change.mean()), float(mean + QUANTILE * math.sqrt(variance / count)))
+
+
+@dataclass(frozen=True)
+class Converged:
+    """An attack's examples at the setting at which it converged, or where a limit stopped it.
+
+    Attributes:
+        crafted: the examples; the passes are those of all settings that were run.
+        settings: its hyperparameters there, those along which it was made stronger.
+        path: each setting that was run, in order: the axis that was doubled (empty of the first), the hyperparameters,
+            accuracy with the ends of its 95 % interval over images, forward passes of an image, and the fall from the
+            setting before with its upper limit.
+        control: of a random classifier, the change in accuracy where the first setting is run twice, and the upper
+            limit of its size.
+        unconverged: the axes along which a limit came first.
+    """
+
+    crafted: Crafted
+    settings: dict[str, int]
+    path: tuple[dict[str, Any], ...]
+    control: Fall | None
+    unconverged: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """What a record keeps of it."""
+        control = {} if self.control is None else {"control": self.control._asdict()}
+        found = {"settings": self.settings, "path": list(self.path), "unconverged": list(self.unconverged)}
+        return {**found, **control}
+
+
+def axes(attack: Attack, *, random: bool = True) -> tuple[str, ...]:
+    """Along what an attack can be made stronger: hyperparameters, or `effort`; empty where it cannot."""
+    if attack.parts:
+        return (EFFORT,) if any(axes(part) for part in attack.parts.values()) else ()
+    names = [attack.effort or "steps", *(["samples"] if random else []), "restarts"]
+    return tuple(name for name in names if name in type(attack).Params.model_fields)
+
+
+def stronger(attack: Attack, factors: Mapping[str, int]) -> Attack:
+    """The attack with hyperparameters multiplied; of one made of attacks the effort of each."""
+    if attack.parts:
+        factor = factors.get(EFFORT, 1)
+        return attack.with_parts(
+            {name: stronger(part, dict.fromkeys(axes(part)[:1], factor)) for name, part in attack.parts.items()}
+        )
+    values = attack.params.model_dump()
+    return type(attack)(**{**values, **{name: values[name] * factor for name, factor in factors.items()}})
+
+
+def converge(
+    attack: Attack,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    rule: Converge = RULE,
+    *,
+    seed: int = 0,
+    stop_early: bool = False,
+    batch_size: int = BATCH_SIZE,
+    report: OnProgress = lambda _: None,
+    checkpoint: CheckpointSlot | None = None,
+    checkpoint_seconds: float = 30.0,
+) -> Converged:
+    """Make an attack stronger until that is shown to lower the accuracy no more (`Converge`).
+
+    Each setting is run by itself from the clean images: none keeps what a weaker one broke, which would make a fall
+    that is not there. All are evaluated by the same draws, which are neither an attack's nor those of any evaluation.
+
+    Args:
+        attack: at the setting to start from.
+        model: a `Classifier` or any `nn.Module` on [0, 1] images.
+        x: images `(count, channels, height, width)`, float32 in [0, 1].
+        y: labels `(count,)`, int64.
+        threat: norm and eps; what a minimal-norm attack finds is moved into its ball.
+        rule: when it counts as converged.
+        seed: of the attack's draws and noise.
+        stop_early: as in `craft`.
+        batch_size: images that are attacked together.
+        report: called with what is done, in units of the first setting's cost for one image, of what is foreseen.
+        checkpoint: where settings that were run are kept, so that an interrupted search goes on from there.
+        checkpoint_seconds: the least time between two saved states.
 
     Raises:
-        InputError: an unknown axis, an attack that lacks it, or values that are not whole numbers >= 1.
+        InputError: an attack that cannot be made stronger, or what `craft` and `evaluate` refuse.
+        PluginError: likewise.
     """
-    if axis not in VALUES:
-        raise InputError("--over", expected=f"one of {', '.join(VALUES)}", got=repr(axis))
-    chosen = sorted(set(values or VALUES[axis]))
-    if chosen[0] < 1 or len(chosen) < 2:
-        raise InputError("--values", expected="at least two whole numbers >= 1", got=",".join(map(str, values)))
-    if spec.budget is not None or spec.sweep:
-        option = "--sweep" if spec.budget is None else "--budget"
-        raise InputError(option, expected=f"none in a curve, which it would bend along {axis}")
-    base = spec.model_copy(update={"eps": spec.eps[-1:], "affinity": ()})  # no defense on another's examples
-    if axis == "draws":
-        return [(value, base.model_copy(update={"draws": value})) for value in chosen]
-    for label in spec.attacks:
-        name = label.partition("@")[0]
-        fields = registry().load("attack", name).Params.model_fields
-        if axis not in fields:
-            known = ", ".join(a for a in VALUES if a in fields or a == "draws")
-            raise InputError(f"--over {axis}", expected=f"an axis of attack {name!r}: {known}", got=repr(axis))
-    return [(value, _with(base, axis, value)) for value in chosen]
+    search = _Search(attack, model, x, y, threat, rule, seed, stop_early, batch_size, report)
+    search.checkpoint, search.checkpoint_seconds = checkpoint, checkpoint_seconds
+    return search.result()
 
 
-def _with(spec: RunSpec, name: str, value: int) -> RunSpec:
-    settings = {**spec.set, **{label: {**spec.set.get(label, {}), name: value} for label in spec.attacks}}
-    return spec.model_copy(update={"set": settings})
+@dataclass
+class _Run:
+    """What one setting gave."""
+
+    right: NDArray[np.float64]  # the probability that each image is predicted right
+    crafted: Crafted  # its images are dropped once the search cannot return to them
+
+    @property
+    def accuracy(self) -> float:
+        return float(self.right.mean())
+
+
+@dataclass
+class _Search:
+    """A search along the axes, by `converge`'s arguments."""
+
+    attack: Attack
+    model: nn.Module
+    x: Tensor
+    y: Tensor
+    threat: Threat
+    rule: Converge
+    seed: int
+    stop_early: bool
+    batch_size: int
+    report: OnProgress
+    checkpoint: CheckpointSlot | None = None
+    checkpoint_seconds: float = 30.0
+    runs: dict[str, _Run] = field(default_factory=dict)  # by setting, the control's by `CONTROL`
+    done: int = 0  # passes, in those of the first setting
+    path: list[dict[str, Any]] = field(default_factory=list)
+
+    def result(self) -> Converged:
+        """Search, from what was kept of an interrupted search where there is one."""
+        random = not isinstance(self.model, Classifier) or self.model.stochastic
+        along = axes(self.attack, random=random)
+        if not along:
+            expected = "one with a number of steps, samples or restarts"
+            raise InputError(f"attack {type(self.attack).__name__} to be run to convergence", expected=expected)
+        self._load()
+        self._saved = time.monotonic()
+        here: Factors = dict.fromkeys(along, 1)
+        ahead = len(along) * self._ahead(here, TWICE)
+        first = self._run(here, ahead + random)
+        self._note("", here, first, None)
+        control = None
+        if random:
+            again = self._run(here, ahead, control=True)
+            change, back = paired_fall(first.right, again.right), paired_fall(again.right, first.right)
+            control = Fall(change.value, max(change.high, back.high))
+        unconverged = []
+        for index, axis in enumerate(along):
+            last, small = here, 0
+            while small < TWICE:
+                after = {**last, axis: 2 * last[axis]}
+                if after[axis] > self.rule.limit or math.prod(after.values()) > self.rule.passes:
+                    unconverged.append(axis)
+                    here = last
+                    break
+                later = (len(along) - index - 1) * self._ahead(here, TWICE)
+                found = self._run(after, self._ahead(after, TWICE - small - 1) + later, keep=(here, last))
+                fall = paired_fall(self._known(last).right, found.right)
+                self._note(axis, after, found, fall)
+                small = small + 1 if fall.small(self.rule, len(self.x)) else 0
+                last, here = after, here if small else after
+        runs = [run.crafted for run in self.runs.values()]
+        passes = sum(run.forward_passes for run in runs), sum(run.backward_passes for run in runs)
+        best = self._known(here).crafted
+        crafted = replace(best, forward_passes=passes[0], backward_passes=passes[1])
+        return Converged(crafted, self._settings(here), tuple(self.path), control, tuple(unconverged))
+
+    def _ahead(self, factors: Factors, doublings: int) -> int:
+        """Passes of so many doublings of one axis from a setting, as far as the rule allows, in those of the first."""
+        costs = (math.prod(factors.values()) << k for k in range(1, doublings + 1))
+        return sum(cost for cost in costs if cost <= self.rule.passes)
+
+    def _known(self, factors: Factors) -> _Run:
+        return self.runs[_name(factors)]
+
+    def _run(self, factors: Factors, ahead: int, *, keep: Iterable[Factors] = (), control: bool = False) -> _Run:
+        """Run a setting, unless that was done; `ahead` is what is foreseen after it, `keep` what else may be kept."""
+        name = CONTROL if control else _name(factors)
+        cost = math.prod(factors.values())
+        if name not in self.runs:
+
+            def watch(progress: Progress) -> None:
+                step = self.done * progress.total + cost * progress.step
+                values = {"factor": float(cost)}
+                self.report(Progress(step, (self.done + cost + ahead) * progress.total, values))
+
+            how: dict[str, Any] = {"stop_early": self.stop_early, "batch_size": self.batch_size, "report": watch}
+            seed = derive(self.seed, CONTROL) if control else self.seed
+            attack = stronger(self.attack, factors)
+            crafted = craft(attack, self.model, self.x, self.y, self.threat, seed=seed, **how)
+            self.runs[name] = _Run(self._right(crafted.images), crafted)
+            kept = {name, *map(_name, keep)} - {CONTROL}
+            for other, run in self.runs.items():
+                if other not in kept and not (control and other == _name(factors)):
+                    run.crafted = replace(run.crafted, images=torch.empty(0))
+            self._save()
+        self.done += cost
+        return self.runs[name]
+
+    def _right(self, images: Tensor) -> NDArray[np.float64]:
+        rule, random = self.rule, not isinstance(self.model, Classifier) or self.model.stochastic
+        sets = math.ceil(DRAWS / rule.draws) if random else 1
+        seeds = [derive(self.seed, "convergence", k) for k in range(sets)]
+        found = [
+            evaluate(self.model, images, self.y, rule.draws, seed=seed, batch_size=self.batch_size) for seed in seeds
+        ]
+        mean: NDArray[np.float64] = np.mean([each.ensemble_correct for each in found], axis=0, dtype=np.float64)
+        return mean
+
+    def _note(self, axis: str, factors: Factors, run: _Run, fall: Fall | None) -> None:
+        """Add a setting to the path."""
+        self.path.append(
+            {
+                "axis": axis,
+                "settings": self._settings(factors),
+                "accuracy": run.accuracy,
+                "interval": list(wilson(run.accuracy, len(self.x))),
+                "forward_passes": run.crafted.forward_passes,
+                **({} if fall is None else {"fall": fall.value, "fall_high": fall.high}),
+            }
+        )
+
+    def _settings(self, factors: Factors) -> dict[str, int]:
+        start = {EFFORT: 1, **self.attack.params.model_dump()}
+        return {axis: start[axis] * factor for axis, factor in factors.items()}
+
+    def _save(self) -> None:
+        if self.checkpoint is None or time.monotonic() - self._saved < self.checkpoint_seconds:
+            return
+        tensors: dict[str, Tensor] = {}
+        values: dict[str, Any] = {}
+        for name, run in self.runs.items():
+            numbers = {each.name: getattr(run.crafted, each.name) for each in fields(run.crafted)}
+            tensors[f"right {name}"] = torch.from_numpy(run.right)
+            tensors[f"images {name}"] = numbers.pop("images")
+            values[name] = numbers
+        self.checkpoint.save(tensors, {"runs": values})
+        self._saved = time.monotonic()
+
+    def _load(self) -> None:
+        saved = self.checkpoint.load() if self.checkpoint else None
+        tensors, values = saved or ({}, {"runs": {}})
+        for name, numbers in values["runs"].items():
+            crafted = Crafted(tensors[f"images {name}"].to(self.x.device), **numbers)
+            self.runs[name] = _Run(tensors[f"right {name}"].numpy(), crafted)
+
+
+def _name(factors: Factors) -> str:
+    return " ".join(f"{axis}x{factor}" for axis, factor in factors.items())

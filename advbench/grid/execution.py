@@ -15,6 +15,7 @@ from advbench.grid.executors import Executor
 from advbench.grid.inputs import CPU
 from advbench.grid.spec import RunSpec
 from advbench.grid.tasks import Runtime, versions
+from advbench.registry import files, pinned
 from advbench.store.records import Store
 from advbench.store.storage import PATIENCE
 from advbench.training.base import Resources
@@ -110,6 +111,8 @@ class Execution:
             {name: version for name, version in versions(CPU).items() if name in ("advbench", "torch", "numpy")},
             tuple(map(_absolute_dataset, ood)),
             kind=device.kind,
+            files=files.all_known(),
+            pinned=pinned.known(),
         )
 
     def start(self, runtime: Runtime) -> Executor:

@@ -10,6 +10,7 @@ import pydantic
 
 from advbench.attacks.base import Norm, Threat
 from advbench.keys import SCHEMA, content_key
+from advbench.registry.files import FILE
 from advbench.training.base import Precision
 
 TaskKind = Literal["train", "craft", "evaluate"]
@@ -29,17 +30,23 @@ def as_json(value: Any) -> Any:
 class Component:
     """Code that a result depends on: a plugin with its resolved hyperparameters, or a net."""
 
-    name: str  # as it is registered
+    name: str  # as it is registered, or as it is called in its file
     distribution: str
     version: str  # its own where it has one, else that of the distribution
-    params: Mapping[str, Any] | None = None  # a plugin's, JSON values; None of a net
+    params: Mapping[str, Any] | None = None  # JSON values: a plugin's; a net's where they are not its defaults
     built_on: Mapping[str, str] | None = None  # versions of the libraries that it wraps, by distribution
-    parts: Mapping[str, str] | None = None  # versions of the attacks that an attack is made of, by name
+    parts: Mapping[str, str] | None = None  # versions of the plugins that it is made of, by name
+    file: str | None = None  # SHA-256 of the file that it is from, with all that the file imports beside it
+
+    @property
+    def loaded_as(self) -> str:
+        """The name by which the registry finds it in any process that has its file."""
+        return f"{FILE}:{self.file}:{self.name}" if self.file else self.name
 
     @property
     def versions(self) -> dict[str, str]:
         """Versions of all the code that it is, by what each is called."""
-        parts = {f"attack {name}": version for name, version in (self.parts or {}).items()}
+        parts = {f"part {name}": version for name, version in (self.parts or {}).items()}
         return {f"{self.distribution} {self.name}": self.version, **(self.built_on or {}), **parts}
 
 
@@ -61,11 +68,48 @@ class OodRef:
 
 
 @dataclass(frozen=True, slots=True)
+class Checks:
+    """The cheap checks of an audit, and the threat under which they are made."""
+
+    threat: Threat
+    schema: int = SCHEMA["audit"]
+
+
+@dataclass(frozen=True, slots=True)
 class Sweep:
     """The step of a sweep before this one: the key of its examples, None before the first, and its eps, then 0."""
 
     after: str | None = None
     eps: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Converge:
+    """When an attack counts as converged, and how far it is taken.
+
+    Along each axis (steps, then samples of a random classifier, then restarts) the hyperparameter is doubled until
+    twice one after another the paired fall in accuracy is estimated below `fall`, and its upper 95 % limit below
+    `fall` or `images` / N on N images, whichever is larger. The axis then goes back to where the first of the two
+    doublings began. Where a limit comes first, the attack is unconverged along that axis and stays at its strongest.
+
+    Attributes:
+        limit: the largest factor on the start of an axis.
+        passes: the largest factor on the passes of the start, all axes together.
+        fall: in accuracy, as a fraction.
+        images: that fall where N is small.
+        draws: of one prediction of a random classifier, as where it is evaluated; its expected accuracy is taken over
+            as many such predictions as make 100 draws.
+    """
+
+    limit: int = 16
+    passes: int = 64
+    fall: float = 0.01
+    images: int = 8
+    draws: int = 20
+
+    def margin(self, count: int) -> float:
+        """The largest upper limit of a fall that counts as small, on so many images."""
+        return max(self.fall, self.images / count)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,12 +156,14 @@ class CraftInputs(Inputs):
     attack: Component
     source: str  # key of the training of the classifier under attack
     norm: Norm
-    eps: float | None  # in pixels in [0, 1]; None for a minimal-norm attack, which ignores it
+    eps: float | None  # in pixels in [0, 1]; None for a minimal-norm attack that serves all
     images: int  # how many test images are attacked
     batch_size: int  # images that are attacked together
     budget: int | None = None  # the most forward passes of an image
     sweep: Sweep | None = None
     ood: OodRef | None = None  # the data set whose images are attacked, if not the test images
+    converge: Converge | None = None  # the rule, where the attack is the start of a search and not what is run
+    stop_early: bool | None = None  # whether images are left alone that certainly reached the goal; None where not
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +177,7 @@ class EvaluateInputs(Inputs):
     images: int
     batch_size: int  # images that pass the net together
     within: Threat | None = None  # the ball that examples of a minimal-norm attack are brought into
+    audit: Checks | None = None  # the cheap checks of an audit that are made beside it; of clean images
     foreign: OodRef | None = None  # the data set of out-of-distribution images, if these are evaluated
     known: bool | None = None  # true where each draw is evaluated by itself, on the examples crafted on it
 

@@ -13,7 +13,9 @@ from advbench.data.ood import OodSet
 from advbench.grid.identity import Identity
 from advbench.grid.inputs import (
     CPU,
+    Checks,
     Component,
+    Converge,
     CraftInputs,
     DataRef,
     EvaluateInputs,
@@ -24,8 +26,12 @@ from advbench.grid.inputs import (
     TrainInputs,
     as_json,
 )
-from advbench.grid.spec import Choice, RunSpec, swept, transferred
+from advbench.grid.spec import Choice, RunSpec, converges, one_for_all, stops_early, swept, transferred
 from advbench.keys import content_key
+
+PROFILE = {"precision", "norm", "draws", "budget", "sweep", "converge", "threads", "batch_size"}
+PRODUCT = 4  # the largest factor on an attack's passes, in that on one of its hyperparameters
+FORESEEN = 20  # passes of an attack that is run to convergence, in those of its start, where three axes do not fall
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +106,7 @@ class Plan:
     tasks: Mapping[str, Task]  # by key, in an order that respects their needs
     cells: tuple[Cell, ...]  # the rows of `results.csv` that they fill
     trained: Mapping[tuple[str, int], str] = field(default_factory=dict)  # keys of the trainings by defense and seed
-    parameters: Mapping[str, int] = field(default_factory=dict)  # how many weights each architecture has
+    parameters: Mapping[str, int] = field(default_factory=dict)  # how many weights each architecture has, as shown
     identity: Identity | None = None  # of its data; None of plans that were merged
     ood: tuple[OodCell, ...] = ()
     known: tuple[Cell, ...] = ()  # accuracies where the adversary knows the draw that answers
@@ -142,7 +148,8 @@ def make_plan(
     for seed in spec.seeds:
         for choice in defenses:
             layout.train(choice, seed)
-        clean = {target.label: layout.evaluate(target, seed, attack="none", eps=0.0) for target in defenses}
+        audit = Checks(Threat(spec.norm, spec.eps[-1])) if spec.eps[-1] else None
+        clean = {t.label: layout.evaluate(t, seed, audit=audit, attack="none", eps=0.0) for t in defenses}
         cells += [Cell(target, target, None, 0.0, seed, clean[target.label]) for target in defenses]
         for other, target in product(identity.ood, defenses):
             key = layout.evaluate(target, seed, clean[target.label], ood=other)
@@ -170,7 +177,7 @@ def make_plan(
                     examples = layout.craft(source, seed, attack, eps, step)
                     steps[source.label] = Sweep(examples, eps)
                     for target in defenses if transferred(spec, attack) else (source,):
-                        within = Threat(spec.norm, eps) if "minimal_norm" in attack.traits else None
+                        within = Threat(spec.norm, eps) if one_for_all(spec, attack) else None
                         about = {"source": source.label, "attack": attack.label, "eps": eps}
                         key = layout.evaluate(target, seed, clean[target.label], examples, within, **about)
                         cells.append(Cell(target, source, attack, eps, seed, key))
@@ -244,22 +251,29 @@ class _Layout:
 
         Of the test images, or of out-of-distribution ones.
         """
+        spec = self._spec
         images = min(ood.images, self._images) if ood else self._images
+        rule = None
+        if converges(spec, attack):
+            assert spec.converge is not None, "as they converge"
+            rule = Converge(spec.converge, PRODUCT * spec.converge, draws=spec.draws)
         inputs = CraftInputs(
             attack=attack.component,
             source=self.train(source, seed),
             norm=self._spec.norm,
-            eps=None if "minimal_norm" in attack.traits else eps,
+            eps=None if one_for_all(self._spec, attack) else eps,
             images=images,
             batch_size=self._spec.batch_size,
             budget=self._spec.budget,
             sweep=step,
             ood=ood and OodRef(ood.name, ood.digest, ood.scale),
+            converge=rule,
+            stop_early=stops_early(self._spec, attack) or None,
             seed=seed,
             **self._common,
         )
         needs = (inputs.source, step.after if step else None)
-        cost = min(attack.passes or 0.0, self._spec.budget or math.inf) * images
+        cost = min(attack.passes or 0.0, self._spec.budget or math.inf) * images * (FORESEEN if rule else 1)
         labels = {"source": source.label, "attack": attack.label, "eps": inputs.eps, "ood": ood.label if ood else ""}
         return self._add(inputs, needs, (source, attack), cost=cost, **labels)
 
@@ -272,6 +286,7 @@ class _Layout:
         within: Threat | None = None,
         ood: OodSet | None = None,
         draws: int | None = None,
+        audit: Checks | None = None,
         **labels: Any,
     ) -> str:
         """Evaluate a defense on examples, on out-of-distribution images, or else on the clean images.
@@ -284,6 +299,7 @@ class _Layout:
             target=self.trained[target.label, seed],
             examples=examples,
             within=within,
+            audit=audit,
             foreign=ood and OodRef(ood.name, ood.digest, ood.scale),
             known=None if draws is None else True,
             draws=draws or self._spec.draws,
@@ -302,7 +318,7 @@ class _Layout:
         key = inputs.key
         if key not in self.tasks:
             profile = self._profile(inputs.kind, plugins)
-            net = _net(plugins[0]).name
+            net = plugins[0].architecture
             self.tasks[key] = Task(inputs, key, tuple(filter(None, needs)), net=net, profile=profile, **values)
         return key
 
@@ -318,7 +334,7 @@ class _Layout:
                 "data": self._data.digest,
                 "images": self._images,
                 "device": spec.device or CPU,
-                **spec.model_dump(include={"precision", "norm", "draws", "budget", "sweep", "threads", "batch_size"}),
+                **spec.model_dump(include=PROFILE),
             }
             self._profiles[names] = content_key(about)
         return self._profiles[names]

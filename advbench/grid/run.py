@@ -10,19 +10,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from advbench.data.base import Data
-from advbench.data.datasets import load_dataset
+from advbench.data.datasets import data_folder, load_dataset
 from advbench.data.ood import identify_ood, ood_images
 from advbench.grid.executors import Executor
 from advbench.grid.identity import Identity, blank, identify, is_about, read_identity
+from advbench.grid.inputs import TrainInputs
+from advbench.grid.kept import Kept, KeptChoice, digests, pairs, read_kept
 from advbench.grid.plan import Plan, Task, make_plan
 from advbench.grid.scheduler import Outcome, Scheduler, Watcher, failed_before
-from advbench.grid.spec import RunSpec, resolve
+from advbench.grid.spec import Choice, RunSpec, pinned, resolve
 from advbench.grid.tasks import Record
 from advbench.models.nets import build
 from advbench.registry import checkout_digest, registry
+from advbench.registry import pinned as by_content
 from advbench.store.heartbeat import Heartbeat, State
 from advbench.store.records import Store
 
+WEIGHTS = "weights"  # folder in the data root for files that specs name by SHA-256 alone
 TRACKER_FAILURES = 3  # in a row, after which a tracker is left alone
 
 
@@ -34,8 +38,13 @@ class Settings:
     retry_failed: bool = False  # what failed by its own fault in an earlier run
 
 
-def prepare(spec: RunSpec, data_root: str | None = None) -> Plan:
+def prepare(spec: RunSpec, data_root: str | None = None, kept: Kept | None = None) -> Plan:
     """Check everything that can be checked before work begins, and lay the run out.
+
+    Args:
+        spec: the run.
+        data_root: folder of the data sets.
+        kept: what is kept of the run's files, which are not imported then.
 
     Raises:
         InputError: an unknown name, a bad value, absent data, or a net that the images do not fit.
@@ -44,7 +53,10 @@ def prepare(spec: RunSpec, data_root: str | None = None) -> Plan:
     ood = identify_ood(spec.ood, data_root, spec.ood_scale)
     for name in spec.ood:
         ood_images(name, data_root, 1, dataset.test.shape, spec.ood_scale)
-    return lay_out(spec, identify(dataset, ood), dataset.train, checkout=checkout_digest())
+    plan = lay_out(spec, identify(dataset, ood), dataset.train, checkout=checkout_digest(), kept=kept)
+    needed = [task.inputs.defense.params for task in plan.tasks.values() if isinstance(task.inputs, TrainInputs)]
+    by_content.search(data_folder(data_root) / WEIGHTS, by_content.lacking(needed))
+    return plan
 
 
 def prepare_anew(spec: RunSpec, folder: Path, data_root: str | None = None) -> Plan:
@@ -53,13 +65,14 @@ def prepare_anew(spec: RunSpec, folder: Path, data_root: str | None = None) -> P
     Raises:
         InputError: as `prepare`.
     """
-    identity = read_identity(folder)
+    identity, (kept, _) = read_identity(folder), read_kept(folder)
     if identity is None or identity.shape is None or not is_about(identity, spec):
-        return prepare(spec, data_root)
-    return lay_out(spec, identity, blank(identity.shape, identity.data.name), checkout=checkout_digest())
+        return prepare(spec, data_root, kept)
+    shape = blank(identity.shape, identity.data.name)
+    return lay_out(spec, identity, shape, checkout=checkout_digest(), kept=kept)
 
 
-def lay_out(spec: RunSpec, identity: Identity, data: Data, *, checkout: str | None) -> Plan:
+def lay_out(spec: RunSpec, identity: Identity, data: Data, *, checkout: str | None, kept: Kept | None = None) -> Plan:
     """The plan of a spec.
 
     Args:
@@ -67,14 +80,49 @@ def lay_out(spec: RunSpec, identity: Identity, data: Data, *, checkout: str | No
         identity: of its data.
         data: images like its training images, for which nets are built to count their weights.
         checkout: digest of advbench's sources where it is installed from a checkout; None for a release's keys.
+        kept: what is kept of the run's files, which are not imported then.
 
     Raises:
         InputError: an unknown name, a bad value, or nets that the images do not fit.
     """
-    defenses, attacks = resolve(spec)
-    names = sorted({choice.architecture for choice in defenses})
-    parameters = {name: sum(weights.numel() for weights in build(name, data, seed=0).parameters()) for name in names}
+    spec = pinned(spec, kept)
+    defenses, attacks = resolve(spec, kept)
+    nets = {choice.architecture: choice.net for choice in defenses}
+    parameters = dict(kept.parameters) if kept else {}
+    for name, net in sorted(nets.items()):
+        if net is not None and not (kept and net.file):
+            made = build(net.loaded_as, data, 0, net.params)
+            parameters[name] = sum(weights.numel() for weights in made.parameters())
     return make_plan(spec, defenses, attacks, identity, checkout, parameters)
+
+
+def keep(plan: Plan) -> Kept:
+    """What a run keeps of the files that its plugins and nets are in."""
+    pending = [each for cell in plan.cells for each in (cell.defense, cell.source, cell.attack) if each]
+    used: dict[str, Choice] = {}
+    while pending:
+        choice = pending.pop()
+        if choice.label not in used:
+            used[choice.label] = choice
+            pending += [choice.init] if choice.init else []
+    kept = Kept()
+    net, choices, names, parameters = kept.net, dict(kept.choices), dict(kept.names), dict(kept.parameters)
+    for label, choice in sorted(used.items()):
+        own = choice.architecture != plan.spec.architecture
+        if choice.net and choice.net.file:
+            net = net if own else choice.net
+            parameters[choice.architecture] = plan.parameters[choice.architecture]
+        if digests(choice.component):
+            names.update(pairs(plan.spec.set.get(label, {}), choice.params))
+            choices[label] = KeptChoice(
+                kind="defense" if choice.net else "attack",
+                component=choice.component,
+                passes=choice.passes,
+                init=choice.init.label if choice.init else None,
+                traits=tuple(sorted(choice.traits)),
+                net=choice.net if own else None,
+            )
+    return Kept(names=names, choices=choices, net=net, parameters=parameters)
 
 
 def carry_out(

@@ -99,11 +99,13 @@ def outstanding(plan: Plan, store: Store) -> dict[str, Task]:
     """The tasks that have to run, in the plan's order.
 
     Evaluations without a record; then whatever they read that is not there: a training's classifier, what it makes
-    of the clean images, or examples, which are dropped after their last use.
+    of the clean images, or examples, which are dropped after their last use. A training that nothing reads runs for
+    its own sake.
     """
     evaluated = store.done(task.key for task in plan.tasks.values() if task.kind == "evaluate")
     wanted: set[str] = set()
-    read: set[str] = set()
+    needed = {key for task in plan.tasks.values() for key in task.needs}
+    read = {task.key for task in plan.tasks.values() if task.kind == "train" and task.key not in needed}
     for task in reversed(list(plan.tasks.values())):
         missing = task.kind == "evaluate" and task.key not in evaluated
         missing = missing or (task.key in read and not store.is_done(task.key, with_artifact=True))

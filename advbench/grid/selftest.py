@@ -32,6 +32,7 @@ from advbench.models.nets import build
 from advbench.models.posterior import GaussianPosterior
 from advbench.models.saving import export_classifier
 from advbench.registry import Kind, registry
+from advbench.registry.params import Configurable
 from advbench.training.base import Resources, TrainContext
 
 # Hyperparameters that make any training or attack short, where it has them.
@@ -42,6 +43,7 @@ SHORT: dict[str, Any] = {
     "interval": 1,
     "samples": 4,
     "chains": 2,
+    "members": 2,
     "steps": 3,
     "image_steps": 2,
     "gan_steps": 5,
@@ -98,13 +100,21 @@ def _usable(kind: Kind) -> Iterator[str]:
     for entry in registry().entries(kind):
         with suppress(MissingExtraError):
             if not entry.is_family:
-                registry().load(kind, entry.name)
-                yield entry.name
+                fields = registry().load(kind, entry.name).Params.model_fields
+                if not any(field.is_required() for field in fields.values()):  # as weights from a file
+                    yield entry.name
 
 
 def _short(kind: Kind, name: str) -> Any:
     cls = registry().load(kind, name)
-    return cls(**{field: value for field, value in SHORT.items() if field in cls.Params.model_fields})
+    values = _shortened(cls)
+    if kind == "defense" and "params" in cls.Params.model_fields:  # those of the method that it runs
+        values["params"] = _shortened(type(next(iter(cls().parts.values()))))
+    return cls(**values)
+
+
+def _shortened(cls: type[Configurable]) -> dict[str, Any]:
+    return {field: value for field, value in SHORT.items() if field in cls.Params.model_fields}
 
 
 def _digits(count: int = IMAGES) -> Data:

@@ -7,22 +7,31 @@ import itertools
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import pydantic
 import tomli_w
+from pydantic.fields import FieldInfo
 
 from advbench.attacks.base import Attack, Norm, Threat
 from advbench.attacks.budget import least_cost, within_budget
 from advbench.errors import AdvbenchError, InputError, unknown_name
-from advbench.grid.inputs import Component
-from advbench.registry import Entry, Kind, registry
+from advbench.grid.convergence import axes
+from advbench.grid.inputs import Component, Converge
+from advbench.grid.kept import INDEX, Kept, names_in, renamed
+from advbench.models.nets import net_values
+from advbench.registry import Entry, Kind, files, registry
+from advbench.registry import pinned as by_content
 from advbench.registry.params import Configurable
 from advbench.training.base import Defense, Precision
 
 CORE = "advbench"
+BOARD = "records.jsonl.gz"  # the file that makes a folder a board
+NET = "arch"  # stands for the net in --set
+NAMED: tuple[Kind, ...] = ("defense", "attack", "architecture")  # kinds of what a file may hold
 LARGEST = 10**40  # integer of a spec, which fits a float
 DEEPEST = 32  # levels of nesting of a spec
 Count = Annotated[int, pydantic.Field(strict=True, ge=1, le=2**63 - 1)]
@@ -60,7 +69,10 @@ class RunSpec(pydantic.BaseModel):
     different hyperparameters. `affinity` names the attacks whose examples are crafted to the end and evaluated on
     every other defense, too; by default `pgd` where the run has it, else the first. `ood` names data sets whose images
     every defense is shown as well, to see whether its uncertainty finds them out; their pixel values are multiplied by
-    `ood_scale`. `device` is the kind of device, `cpu` or the model of a GPU: not of the same kind, not the same draws.
+    `ood_scale`. `converge` has attacks run to convergence (`grid.convergence`), and is the largest factor by which one
+    of their hyperparameters is multiplied on the way. `device` is the kind of device, `cpu` or the model of a GPU: not
+    of the same kind, not the same draws. `files` holds what labels of defenses, attacks and nets stand for that are in
+    files, as `path/to/my.py:NAME`, or in a board, which keeps them, `file:DIGEST:NAME`.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -79,18 +91,33 @@ class RunSpec(pydantic.BaseModel):
     threads: Count = pydantic.Field(default=1, le=1024)
     sweep: pydantic.StrictBool = False
     budget: Count | None = None
+    converge: Count | None = pydantic.Field(default=None, ge=2)
     affinity: tuple[str, ...] | None = None
     device: Name | None = None
     ood: tuple[str, ...] = ()
     ood_scale: pydantic.StrictFloat = pydantic.Field(default=1.0, gt=0)
     set: dict[str, dict[str, Any]] = {}
+    files: dict[str, str] = {}
 
     @pydantic.field_validator("defenses", "attacks")
     @classmethod
     def _labels(cls, values: tuple[str, ...]) -> tuple[str, ...]:
-        odd = [value for value in values if not re.fullmatch(r"\w+(:[\w./+-]+)?(@[\w.+-]+)?", value, re.ASCII)]
+        odd = [value for value in values if not re.fullmatch(r"\w[\w.+-]*(:[\w./+-]+)?(@[\w.+-]+)?", value, re.ASCII)]
         if odd:
-            raise ValueError("names as NAME, LIBRARY:NAME or NAME@LABEL of letters, digits and _ . / + -")
+            raise ValueError(
+                "names as NAME, LIBRARY:NAME or NAME@LABEL of letters, digits and _ . / + -, or path/to/my.py:NAME"
+            )
+        return values
+
+    @pydantic.field_validator("files")
+    @classmethod
+    def _in_files(cls, values: dict[str, str]) -> dict[str, str]:
+        for label, name in values.items():
+            found = files.PATH.fullmatch(name)
+            if not re.fullmatch(r"\w[\w.+-]*", label, re.ASCII) or not (files.KEPT.fullmatch(name) or found):
+                raise ValueError("labels, each with a path/to/my.py:NAME")
+            if found and found["label"]:
+                raise ValueError("path/to/my.py:NAME without @label, which stands before it")
         return values
 
     @pydantic.field_validator("defenses", "attacks", "eps", "seeds", "affinity", "ood")
@@ -100,6 +127,10 @@ class RunSpec(pydantic.BaseModel):
         if repeated:
             raise ValueError(f"each value once; repeated: {', '.join(repeated)}")
         return values
+
+    def named(self, label: str) -> str:
+        """What the registry calls the plugin or net of a label."""
+        return self.files.get(label) or label.partition("@")[0]
 
     def completed(self) -> RunSpec:
         """The spec with the data set's defaults filled in; what only repeats the clean row is left out."""
@@ -111,11 +142,17 @@ class RunSpec(pydantic.BaseModel):
         for name in self.affinity or ():
             if name not in self.attacks:
                 raise unknown_name("attack for the affinity matrix", name, attacks or ("none",))
+        for option, given in (("--budget", self.budget is not None), ("--sweep", self.sweep)):
+            if self.converge and given:
+                expected = "not both: each setting of an attack is run by itself, with all its passes"
+                raise InputError(f"--converge with {option}", expected=expected)
         affinity = self.affinity
         if affinity is None:
             by_pgd = tuple(name for name in attacks if name.partition("@")[0] == "pgd")
             # A sweep would have to craft them at each radius anew.
-            affinity = () if self.sweep else (by_pgd or tuple(filter(_transfers, attacks)))[:1]
+            affinity = (
+                () if self.sweep else (by_pgd or tuple(each for each in attacks if _transfers(self.named(each))))[:1]
+            )
         architecture = self.architecture or DEFAULT_ARCHITECTURES.get(kind, DEFAULT_ARCHITECTURE)
         return self.model_copy(
             update={
@@ -129,16 +166,21 @@ class RunSpec(pydantic.BaseModel):
     def to_toml(self) -> str:
         """The spec as TOML, from which `parse_toml` makes an equal one."""
         # An empty table would stand there as a heading.
-        return tomli_w.dumps(self.model_dump(exclude=set() if self.set else {"set"}, exclude_none=True))
+        empty = {name for name in ("set", "files") if not getattr(self, name)}
+        return tomli_w.dumps(self.model_dump(exclude=empty, exclude_none=True))
 
 
 def _transfers(attack: str) -> bool:
     """Whether examples of an attack mean something to other defenses; of what is not known, yes."""
     try:
-        cls: type[Attack] = registry().load("attack", attack.partition("@")[0])
+        cls: type[Attack] = registry().load("attack", attack)
     except AdvbenchError:  # which is raised again where the attack is needed
         return True
     return cls.aim in ("error", "certain_error") and cls.knows != "the_draw"
+
+
+OTHER_AIMS = frozenset({"certain_error", "doubt", "certainty", "the_draw"})  # traits with which accuracy is not the end
+TRAITS = ("minimal_norm", "black_box", "mixed", "stops_early", "grows")
 
 
 class Choice(NamedTuple):
@@ -148,8 +190,9 @@ class Choice(NamedTuple):
     component: Component  # what keys hold of it
     passes: float | None  # forward and backward, that it makes for each image; None where it does not say
     init: Choice | None = None  # the defense whose weights one starts from, or that an attack has as its source
-    traits: frozenset[str] = frozenset()  # of an attack, those of `minimal_norm`, `black_box`, an aim, what it knows
+    traits: frozenset[str] = frozenset()  # of an attack, those of `TRAITS` that hold, an aim, what it knows
     net: Component | None = None  # a defense's
+    architecture: str = ""  # what tables call it
 
     @property
     def params(self) -> Mapping[str, Any]:
@@ -163,17 +206,12 @@ class Choice(NamedTuple):
 
     @property
     def parts(self) -> Mapping[str, str]:
-        """Versions of the attacks that it is made of, by name."""
+        """Versions of the plugins that it is made of, by name."""
         return self.component.parts or {}
-
-    @property
-    def architecture(self) -> str:
-        """Name of a defense's net; empty of an attack."""
-        return self.net.name if self.net else ""
 
 
 def make_spec(values: Mapping[str, Any]) -> RunSpec:
-    """Validate option values or parsed TOML.
+    """Validate option values or parsed TOML, in which files may stand as names.
 
     Raises:
         InputError: an unknown name, or a value of the wrong type or range.
@@ -181,6 +219,7 @@ def make_spec(values: Mapping[str, Any]) -> RunSpec:
     for name in values:
         if name not in RunSpec.model_fields:
             raise unknown_name("setting", name, RunSpec.model_fields)
+    values = label_files(values)
     try:
         spec = RunSpec.model_validate(dict(values)).completed()
     except pydantic.ValidationError as error:
@@ -197,6 +236,62 @@ def make_spec(values: Mapping[str, Any]) -> RunSpec:
             expected = "values that a TOML file in UTF-8 can hold"
             raise InputError(f"setting {name!r}", expected=expected, got=repr(value)) from error
     return spec
+
+
+def label_files(values: Mapping[str, Any], folder: Path | None = None) -> dict[str, Any]:
+    """The values of a spec in which labels stand for what is in files, and `files` says for what.
+
+    Args:
+        values: of a spec; a defense, attack or net in a file may stand there as `path/to/my.py:NAME` or with `@LABEL`.
+        folder: where files are looked for that are not where their path says, as that of the spec.
+
+    Raises:
+        InputError: the spec of a board names files by path; two of one label, or a label that is registered; or a
+            name that looks like a file but is none.
+    """
+    if folder is not None and (folder / BOARD).exists() and names_in(values):
+        remedy = f"name files of your own, or of the board if you trust it: --defense {folder}/files/.../my.py:NAME"
+        raise InputError(f"spec in {folder}, a board", expected="no paths of files", got="some", remedy=remedy)
+    table = values.get("files", {})
+    if not isinstance(table, Mapping):
+        return dict(values)  # and have it refused
+    found: dict[str, Any] = {label: _placed(name, folder) for label, name in table.items()}
+    aliases: dict[str, str] = {}
+
+    def labelled(name: Any, kind: Kind) -> Any:
+        if not isinstance(name, str) or name in found or registry().knows(kind, name.partition("@")[0]):
+            return name
+        parts = files.PATH.fullmatch(name)
+        if parts is None:
+            files.check_odd(name, kind)
+            return name
+        label, target = parts["label"] or parts["name"], _placed(f"{parts['path']}:{parts['name']}", folder)
+        taken = found.setdefault(label, target)
+        if taken != target or label == NET or any(registry().knows(each, label) for each in NAMED):
+            got = f"{taken} and {target}" if taken != target else f"{target}, and a name of advbench"
+            raise InputError(f"label {label!r}", expected="one thing", got=got, remedy=f"write {target}@LABEL")
+        aliases.update({name: label, f"{parts['name']}@{label}": label})
+        return label
+
+    values = dict(values)
+    kinds: dict[str, Kind] = {"defenses": "defense", "attacks": "attack", "affinity": "attack"}
+    for field, kind in kinds.items():
+        if isinstance(values.get(field), list | tuple):
+            values[field] = [labelled(name, kind) for name in values[field]]
+    if values.get("architecture"):
+        values["architecture"] = labelled(values["architecture"], "architecture")
+    if isinstance(values.get("set"), Mapping):
+        values["set"] = {aliases.get(label, label): params for label, params in values["set"].items()}
+    return {**values, "files": found} if found else values
+
+
+def _placed(name: Any, folder: Path | None) -> Any:
+    """A name whose file is looked for in a folder, too."""
+    parts = files.PATH.fullmatch(name) if isinstance(name, str) else None
+    if parts is None or folder is None or Path(parts["path"]).expanduser().exists():
+        return name
+    beside = folder / parts["path"]
+    return f"{beside}:{parts['name']}" if beside.exists() else name
 
 
 def parse_toml(path: Path) -> dict[str, Any]:
@@ -276,82 +371,167 @@ def parse_settings(items: Iterable[str]) -> dict[str, dict[str, Any]]:
     return settings
 
 
-def resolve(spec: RunSpec) -> tuple[tuple[Choice, ...], tuple[Choice, ...]]:
+def resolve(spec: RunSpec, kept: Kept | None = None) -> tuple[tuple[Choice, ...], tuple[Choice, ...]]:
     """The run's defenses and attacks with their resolved hyperparameters; loads their classes.
+
+    Args:
+        spec: the run.
+        kept: what is kept of its files, which are not imported then; None to import them.
 
     Raises:
         InputError: an unknown plugin or hyperparameter, a bad value, a norm that an attack lacks, or a
             setting for a plugin that the run does not use.
     """
     registry().find("dataset", spec.dataset.partition(":")[0])
-    defenses, attacks = _choices(spec)
-    used = _used(spec)
+    defenses, attacks = _choices(spec, kept)
+    used = _used(spec, kept)
     for plugin in spec.set:
         if plugin not in used:
             raise unknown_name("plugin in --set", plugin, sorted(used))
     for choice in attacks:
-        attack: Attack = registry().load("attack", choice.component.name)(**choice.params)
+        if kept is not None and choice.label in kept.choices:
+            continue
+        with _running(choice.component.loaded_as):
+            attack: Attack = registry().load("attack", choice.component.loaded_as)(**choice.params)
         attack.check(Threat(spec.norm, 0.0))
-        goes_on = transferred(spec, choice)
         if "certainty" in choice.traits and not spec.ood:
             remedy = "name data sets with --ood"
             raise InputError(
                 f"attack {choice.label!r}", expected="out-of-distribution images", got="none", remedy=remedy
             )
-        if choice.label in (spec.affinity or ()) and not _transfers(choice.label):
+        if choice.label in (spec.affinity or ()) and not choice.traits.isdisjoint({"doubt", "certainty", "the_draw"}):
             expected = "attacks whose examples mean something to other defenses"
             raise InputError("--affinity", expected=expected, got=repr(choice.label))
-        if attack.stops_early and goes_on:
-            remedy = "--affinity none transfers no examples, --affinity ATTACK those of another attack"
-            raise InputError(
-                f"attack {choice.label!r}, whose examples are transferred",
-                expected="one that does not stop early",
-                got="early_stop",
-                remedy=remedy if choice.init is None else "leave early_stop to attacks that stay with their source",
-            )
         if spec.budget is not None:
-            _check_budget(attack, spec.budget, sweep=spec.sweep and not goes_on)
+            _check_budget(attack, spec.budget, sweep=spec.sweep and not transferred(spec, choice))
     return defenses, attacks
+
+
+def pinned(spec: RunSpec, kept: Kept | None = None) -> RunSpec:
+    """The spec in which each file that a hyperparameter names has its digest.
+
+    Args:
+        spec: the run.
+        kept: as in `resolve`.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    return _with_files(spec, by_content.pinned, importing=kept is None)
+
+
+def published(spec: RunSpec, what: str) -> RunSpec:
+    """The spec as a board has it, which knows files that hyperparameters name by their digest alone, and reads none.
+
+    Args:
+        spec: the spec of a run or of a board.
+        what: the spec, for the error.
+
+    Raises:
+        InputError: a file's digest is not stated.
+    """
+    settings = {label: by_content.bare(params) for label, params in spec.set.items()}
+    bare = spec.model_copy(update={"set": settings}) if settings != spec.set else spec
+    try:
+        return _with_files(bare, by_content.without_path, importing=False)
+    except InputError as error:
+        raise InputError(f"{what}: {error}") from error
+
+
+def _with_files(spec: RunSpec, rename: Callable[[str], str], *, importing: bool) -> RunSpec:
+    """The spec with other names for the files that its hyperparameters name; plugins in files only if they may run."""
+    kinds: tuple[Kind, ...] = ("defense", "attack")
+    settings = dict(spec.set)
+    for label, params in spec.set.items():
+        name = spec.named(label)
+        kind = next(
+            (each for each in kinds if label in getattr(spec, f"{each}s") or registry().knows(each, name)), None
+        )
+        fields: Mapping[str, FieldInfo] = {}
+        if kind is not None and (importing or label not in spec.files):
+            with suppress(AdvbenchError):  # of which `resolve` tells
+                fields = registry().load(kind, name).Params.model_fields
+        settings[label] = {
+            param: by_content.renamed(value, rename)
+            if param in fields and by_content.names_files(fields[param])
+            else value
+            for param, value in params.items()
+        }
+    return spec.model_copy(update={"set": settings}) if settings != spec.set else spec
 
 
 def transferred(spec: RunSpec, attack: Choice) -> bool:
     """Whether an attack's examples are evaluated on other defenses than the one that they were crafted on.
 
-    These are crafted to the end: what stops once the source is broken says too little of others.
+    These are crafted to the end: what stops once the source is broken says too little of others. So are all those of
+    the attacks that `affinity` names, also where there is one defense.
     """
     return attack.init is not None or attack.label in (spec.affinity or ())
 
 
 def swept(spec: RunSpec, attack: Choice) -> bool:
     """Whether an attack goes radius by radius, and leaves alone what a smaller one broke."""
-    ends = attack.traits.isdisjoint({"minimal_norm", "certain_error", "doubt", "certainty", "the_draw"})
+    ends = attack.traits.isdisjoint(OTHER_AIMS | {"minimal_norm"})
     return spec.sweep and ends and not transferred(spec, attack)
 
 
-def narrowed(spec: RunSpec, whole: RunSpec, names: Iterable[str]) -> RunSpec:
+def stops_early(spec: RunSpec, attack: Choice) -> bool:
+    """Whether an attack leaves images alone that certainly fool the defense: where it can, if none are transferred."""
+    return "stops_early" in attack.traits and attack.traits.isdisjoint(OTHER_AIMS) and not transferred(spec, attack)
+
+
+def made_to_converge(spec: RunSpec) -> RunSpec:
+    """The spec, its attacks run to convergence.
+
+    Raises:
+        InputError: none of them can be made stronger, or a setting that does not go with it.
+    """
+    spec = spec if spec.converge else spec.model_copy(update={"converge": Converge().limit}).completed()
+    attacks = _choices(spec, None)[1]
+    if not any(converges(spec, attack) for attack in attacks):
+        expected = "one with a number of steps, samples or restarts"
+        raise InputError("attacks of a curve", expected=expected, got=", ".join(spec.attacks))
+    return spec
+
+
+def converges(spec: RunSpec, attack: Choice) -> bool:
+    """Whether an attack is run to convergence: where it has something that can be doubled."""
+    return spec.converge is not None and "grows" in attack.traits and attack.traits.isdisjoint(OTHER_AIMS)
+
+
+def one_for_all(spec: RunSpec, attack: Choice) -> bool:
+    """Whether one run of an attack serves all eps: it is of minimal norm, and need not converge at each."""
+    return "minimal_norm" in attack.traits and not converges(spec, attack)
+
+
+def narrowed(spec: RunSpec, whole: RunSpec, names: Iterable[str], kept: Kept | None = None) -> RunSpec:
     """The spec without settings for plugins that it leaves out of a whole run.
 
     Args:
         spec: a part of the whole, which has the settings of all of it.
         whole: a run.
         names: of the plugins whose settings are not needed if the part does not use them.
+        kept: as in `resolve`.
 
     Raises:
         InputError: an unknown plugin or hyperparameter, or a bad value.
     """
-    left_out = _used(whole).intersection(names) - _used(spec)
-    return spec.model_copy(update={"set": {name: v for name, v in spec.set.items() if name not in left_out}})
+    used = _used(spec, kept)
+    left_out = _used(whole, kept).intersection(names) - used
+    settings = {name: v for name, v in spec.set.items() if name not in left_out}
+    in_files = {name: v for name, v in spec.files.items() if name in {*used, spec.architecture}}
+    return spec.model_copy(update={"set": settings, "files": in_files})
 
 
-def _choices(spec: RunSpec) -> tuple[tuple[Choice, ...], tuple[Choice, ...]]:
-    defenses = tuple(_choose("defense", label, spec) for label in spec.defenses)
-    return defenses, tuple(_choose("attack", label, spec) for label in spec.attacks if label != "none")
+def _choices(spec: RunSpec, kept: Kept | None) -> tuple[tuple[Choice, ...], tuple[Choice, ...]]:
+    defenses = tuple(_choose("defense", label, spec, kept) for label in spec.defenses)
+    return defenses, tuple(_choose("attack", label, spec, kept) for label in spec.attacks if label != "none")
 
 
-def _used(spec: RunSpec) -> set[str]:
-    """Labels of the plugins that a run uses, those included whose weights others start from."""
-    labels = {*spec.defenses, *spec.attacks}
-    for choice in itertools.chain(*_choices(spec)):
+def _used(spec: RunSpec, kept: Kept | None) -> set[str]:
+    """Labels of the plugins that a run uses, those included whose weights others start from; and that of its net."""
+    labels = {*spec.defenses, *spec.attacks, NET}
+    for choice in itertools.chain(*_choices(spec, kept)):
         start = choice.init
         while start:
             labels.add(start.label)
@@ -369,32 +549,104 @@ def _check_budget(attack: Attack, budget: int, *, sweep: bool) -> None:
     within_budget(attack, budget, random=False)
 
 
-def _choose(kind: Kind, label: str, spec: RunSpec, heirs: tuple[str, ...] = ()) -> Choice:
+def _choose(kind: Kind, label: str, spec: RunSpec, kept: Kept | None, heirs: tuple[str, ...] = ()) -> Choice:
     """The plugin under that label; `heirs` are the defenses that start from its weights."""
-    name = label.partition("@")[0]
+    if kept is not None and label in kept.choices:
+        return _as_kept(kind, label, spec, kept, heirs)
+    settings = spec.set.get(label, {})
+    names = {name: files.kept_name(name) for name in names_in(settings)} if kept is None else {}
+    name = spec.named(label)
+    if kept is not None and (names_in(settings) or label in spec.files):
+        raise _not_kept(kind, label)
+    name = files.kept_name(name)
     cls: type[Configurable] = registry().load(kind, name)
-    try:
-        values = cls.resolve(spec.set.get(label, {}), spec.dataset.partition(":")[0]).model_dump(mode="json")
-    except InputError as error:
-        raise InputError(f"{kind} {label!r}: {error}") from error
-    plugin = cls(**values)
-    init = plugin.source if isinstance(plugin, Attack) else values.get("init_from")
-    if init in (*heirs, label):
-        raise InputError(f"init_from of {label!r}", expected="a defense that does not start from it", got=repr(init))
-    try:
-        start = _choose("defense", init, spec, (*heirs, label)) if init else None
-    except InputError as error:
-        raise InputError(f"{kind} {label!r} starts from {init!r}: {error}") from error
-    component = installed(kind, name, values)
+    with _running(name):
+        try:
+            values = cls.resolve(renamed(settings, names), spec.dataset.partition(":")[0]).model_dump(mode="json")
+        except InputError as error:
+            raise InputError(f"{kind} {label!r}: {error}") from error
+        plugin, component = cls(**values), installed(kind, name, values)
+        start: str | None
+        passes: float | None
+        if isinstance(plugin, Attack):
+            start, passes, net = plugin.source, plugin.cost(True), None
+        else:
+            assert isinstance(plugin, Defense), "a plugin with hyperparameters is an attack or a defense"
+            start, passes, net = values.get("init_from"), plugin.passes_per_image(), plugin.architecture
+    init = _init(kind, label, start, spec, kept, heirs)
     if isinstance(plugin, Attack):
-        cost = plugin.cost(True)
-        passes = cost if cost is None or plugin.gradients else cost / 3  # a forward pass is a third of both
-        traits = {"minimal_norm": plugin.minimal_norm, "black_box": not plugin.gradients}
+        if passes is not None and not plugin.gradients:
+            passes = passes / 3  # a forward pass is a third of both
+        mixed = plugin.gradients and len({part.gradients for part in plugin.parts.values()}) == 2
+        holding = (plugin.minimal_norm, not plugin.gradients, mixed, plugin.stops_early, bool(axes(plugin)))
+        traits = dict(zip(TRAITS, holding, strict=True))
         traits |= {plugin.aim: plugin.aim != "error", plugin.knows: plugin.knows != "posterior"}
-        return Choice(label, component, passes, start, frozenset(trait for trait, holds in traits.items() if holds))
-    assert isinstance(plugin, Defense), "a plugin with hyperparameters is an attack or a defense"
-    net = installed("architecture", plugin.architecture or spec.architecture)
-    return Choice(label, component, plugin.passes_per_image(), start, net=net)
+        return Choice(label, component, passes, init, frozenset(trait for trait, holds in traits.items() if holds))
+    if net is None:
+        return Choice(label, component, passes, init, net=_net(spec, kept), architecture=spec.architecture)
+    own = installed("architecture", _own_net(net, name))
+    return Choice(label, component, passes, init, net=own, architecture=_shown_net(component, own))
+
+
+def _init(
+    kind: str, label: str, start: str | None, spec: RunSpec, kept: Kept | None, heirs: tuple[str, ...]
+) -> Choice | None:
+    """The defense that the plugin under a label starts from, or that is an attack's source."""
+    if not start:
+        return None
+    if start in (*heirs, label):
+        raise InputError(f"init_from of {label!r}", expected="a defense that does not start from it", got=repr(start))
+    try:
+        return _choose("defense", start, spec, kept, (*heirs, label))
+    except InputError as error:
+        raise InputError(f"{kind} {label!r} starts from {start!r}: {error}") from error
+
+
+def _as_kept(kind: Kind, label: str, spec: RunSpec, kept: Kept, heirs: tuple[str, ...]) -> Choice:
+    """A plugin of a file, as a run used it."""
+    found = kept.choices[label]
+    here = files.KEPT.fullmatch(spec.named(label))
+    if found.kind != kind or (here and (here["digest"], here["name"]) != (found.component.file, found.component.name)):
+        raise _not_kept(kind, label)
+    init = _init(kind, label, found.init, spec, kept, heirs)
+    if kind == "attack":
+        return Choice(label, found.component, found.passes, init, frozenset(found.traits))
+    shown = _shown_net(found.component, found.net) if found.net else spec.architecture
+    return Choice(label, found.component, found.passes, init, net=found.net or _net(spec, kept), architecture=shown)
+
+
+def _not_kept(kind: str, label: str) -> InputError:
+    return InputError(
+        f"{kind} {label!r}", expected=f"what {INDEX} says of it, for its file is not imported", got="nothing that fits"
+    )
+
+
+def _shown_net(plugin: Component, net: Component) -> str:
+    """What tables call a net that a plugin brings with it."""
+    return f"{plugin.name}.{net.name}" if net.file else net.name
+
+
+def _own_net(name: str, plugin: str) -> str:
+    """The name of the net that a plugin brings with it: one in its own file goes before a registered one."""
+    digest = files.digest_of(plugin)
+    return f"{files.FILE}:{digest}:{name}" if digest and not registry().knows("architecture", name) else name
+
+
+def _net(spec: RunSpec, kept: Kept | None) -> Component:
+    """The run's net."""
+    name = spec.named(spec.architecture) if spec.architecture in spec.files else spec.architecture
+    if kept is not None and spec.architecture in spec.files:
+        here = files.KEPT.fullmatch(name)
+        if kept.net is None or (here and (here["digest"], here["name"]) != (kept.net.file, kept.net.name)):
+            raise _not_kept("architecture", spec.architecture)
+        return kept.net
+    return installed("architecture", name, spec.set.get(NET, {}))
+
+
+def _running(name: str) -> AbstractContextManager[None]:
+    """A block in which code of a file runs, if the name is of one."""
+    digest = files.digest_of(name)
+    return files.running(digest, "is set up") if digest else nullcontext()
 
 
 def installed(kind: Kind, name: str, params: Mapping[str, Any] | None = None) -> Component:
@@ -402,26 +654,33 @@ def installed(kind: Kind, name: str, params: Mapping[str, Any] | None = None) ->
 
     Args:
         kind: of the name.
-        name: as it is registered. What makes a net may name, as `built_on`, libraries whose code it is.
-        params: a plugin's resolved hyperparameters.
+        name: as it is registered, or `path/to/my.py:NAME`. What makes a net may name, as `built_on`, libraries whose
+            code it is.
+        params: a plugin's resolved hyperparameters, or a net's that were given.
     """
+    name = files.kept_name(name)
     entry, made = registry().find(kind, name), registry().load(kind, name)
-    plugin = made if params is None else made(**params)
+    plugin = made
+    if kind == "architecture":
+        params = net_values(made, params or {})
+    elif params is not None:
+        plugin = made(**params)
     libraries, parts = _wrapped(plugin, entry.distribution)
-    version = plugin_version(made, entry)
-    return Component(name, entry.distribution, version, params, libraries or None, parts or None)
+    version, digest = plugin_version(made, entry), files.digest_of(name)
+    shown = name.rpartition(":")[2] if digest else name
+    return Component(shown, entry.distribution, version, params, libraries or None, parts or None, digest)
 
 
 def _wrapped(plugin: Any, distribution: str) -> tuple[dict[str, str], dict[str, str]]:
-    """Versions of the libraries, and of the attacks, that a plugin of that distribution is made of."""
+    """Versions of the libraries, and of the other plugins, that a plugin of that distribution is made of."""
     libraries = {name: importlib.metadata.version(name) for name in getattr(plugin, "built_on", ())}
     parts: dict[str, str] = {}
-    for label, part in plugin.parts.items() if isinstance(plugin, Attack) else ():
-        name = label.partition("@")[0]
-        entry = registry().find("attack", name)
+    for label, part in plugin.parts.items() if isinstance(plugin, Attack | Defense) else ():
+        name = files.kept_name(label.partition("@")[0])
+        entry = registry().find("attack" if isinstance(part, Attack) else "defense", name)
         theirs, inner = _wrapped(part, entry.distribution)
         libraries |= theirs
-        if entry.distribution != distribution:
+        if entry.distribution not in (distribution, files.FILE):
             libraries[entry.distribution] = entry.version
         parts |= {name: plugin_version(type(part), entry), **inner}
     return libraries, parts

@@ -17,18 +17,30 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from advbench.attacks.ball import within
 from advbench.attacks.base import Threat
 from advbench.attacks.craft import Crafted, Earlier, craft, craft_on_draws
+from advbench.audit.run import audit
+from advbench.audit.subject import ignores_images
+from advbench.data.base import Data
 from advbench.data.datasets import Dataset, limited, load_dataset
 from advbench.data.ood import ood_images
-from advbench.errors import AdvbenchError, GoneError, InputError, OutOfMemoryError, PluginError, out_of_memory
+from advbench.errors import (
+    AdvbenchError,
+    GoneError,
+    InputError,
+    NoGradientError,
+    OutOfMemoryError,
+    PluginError,
+    out_of_memory,
+)
 from advbench.evaluation import Predictions
 from advbench.evaluation.evaluate import evaluate, evaluate_draws, evaluate_ood
 from advbench.evaluation.summary import known_draws, summary
 from advbench.grid import devices
+from advbench.grid.convergence import converge
 from advbench.grid.inputs import CPU, Component, CraftInputs, EvaluateInputs, Inputs, OodRef, TrainInputs, read_training
 from advbench.grid.plan import Task
 from advbench.grid.spec import installed
@@ -39,7 +51,8 @@ from advbench.models.memory import release
 from advbench.models.nets import build
 from advbench.models.saving import check_restores, export_classifier, load_classifier, read_tensors, tensor_bytes
 from advbench.progress import OnProgress, Progress
-from advbench.registry import Kind, registry
+from advbench.registry import Kind, files, pinned, registry
+from advbench.registry.files import Sources
 from advbench.store.records import Store
 from advbench.store.storage import PATIENCE
 from advbench.training.base import Resources, TrainContext
@@ -47,6 +60,7 @@ from advbench.training.base import Resources, TrainContext
 SPENT = "seconds spent"  # among the values of a training's saved state
 KEPT = 2**30  # bytes of classifiers that stay on the device for the next tasks
 VANISHED = 0.01  # share of gradients that are exactly zero from which an evaluation is flagged
+AUDITED = 100  # images on which every run makes the cheap checks of an audit
 
 Record = dict[str, Any]
 Result = tuple[dict[str, Any], bytes]  # what a record says was found, and the artifact
@@ -66,6 +80,8 @@ class Runtime:
     ood: tuple[str, ...] = ()  # like `dataset`, those whose images are to be found out
     place: str = ""  # what the worker is called, as in a record's `ran`
     kind: str = CPU  # of the devices that the run was planned for, on which results depend
+    files: tuple[Sources, ...] = ()  # those that plugins and nets are in
+    pinned: Mapping[str, str] = field(default_factory=dict)  # paths of those that hyperparameters name, by SHA-256
 
     def on(self, device: str, place: str) -> Runtime:
         """The same for a worker on that device."""
@@ -77,6 +93,9 @@ class Runner:
 
     def __init__(self, runtime: Runtime) -> None:
         devices.enter(runtime.resources.device)
+        for sources in runtime.files:
+            files.know(sources)
+        pinned.know(runtime.pinned)
         self.runtime = runtime
         self.store = Store(runtime.store_url, runtime.patience)
         self._resources = runtime.resources
@@ -139,7 +158,7 @@ class Runner:
         }
         release(device)
         self.store.write_record(task.key, record)
-        if task.kind == "train":
+        if isinstance(task.inputs, TrainInputs) or (isinstance(task.inputs, CraftInputs) and task.inputs.converge):
             self.store.drop_partial(task.key)
         return record
 
@@ -177,7 +196,7 @@ class Runner:
         for kind in kinds:
             component: Component | None = getattr(task.inputs, kind, None)
             if component is not None:
-                here |= installed(kind, component.name, component.params).versions
+                here |= installed(kind, component.loaded_as, component.params).versions
                 planned |= component.versions
         if here != planned:
             raise InputError(
@@ -209,9 +228,9 @@ class Runner:
             on_progress(progress)
 
         data = self._checked_dataset(inputs).train
-        module = build(inputs.architecture.name, data, derive(inputs.seed, "init"))
+        module = _net(inputs, data)
         name = inputs.defense.name
-        defense = registry().load("defense", name)(**inputs.defense.params or {})
+        defense = registry().load("defense", inputs.defense.loaded_as)(**inputs.defense.params or {})
         context = TrainContext(
             seed=inputs.seed,
             precision=inputs.precision,
@@ -220,6 +239,7 @@ class Runner:
             checkpoint=self._slot,
             checkpoint_seconds=self.runtime.checkpoint_seconds,
             init=self._at_hand(inputs.init) if inputs.init else None,
+            fresh=lambda seed: _net(inputs, data, seed),
         )
         # A copy: foreign code may work in place, and the data are those of later tasks, too.
         given = replace(data, images=data.images.clone(), labels=data.labels.clone())
@@ -230,13 +250,12 @@ class Runner:
         check_trained(name, clf, data)
         tensors, values = export_classifier(clf)
         raw = tensor_bytes(tensors)
-        fresh = build(inputs.architecture.name, data, derive(inputs.seed, "init"))
-        check_restores(name, clf, fresh, raw, values, data)
+        check_restores(name, clf, _net(inputs, data), raw, values, data)
         statistics = dict(defense.statistics(clf))
         return {"classifier": values, "training": last, "statistics": statistics}, raw
 
     def _craft(self, inputs: CraftInputs, on_progress: OnProgress) -> Result:
-        attack = registry().load("attack", inputs.attack.name)(**inputs.attack.params or {})
+        attack = registry().load("attack", inputs.attack.loaded_as)(**inputs.attack.params or {})
         if inputs.ood is None:
             x, y = self._test_images(inputs)
         else:  # of no class; an attack on these asks for none
@@ -246,13 +265,25 @@ class Runner:
         how: dict[str, Any] = {"seed": inputs.seed, "budget": inputs.budget, "batch_size": inputs.batch_size}
         if attack.knows == "the_draw":
             draws = clf.frozen_draws(attack.params.draws, inputs.seed)
-            return _crafted(craft_on_draws(attack, draws, x, y, threat, report=on_progress, **how))
+            return _crafted(craft_on_draws(attack, draws, x, y, threat, report=on_progress, **how), inputs)
         earlier = None
         if inputs.sweep:
             after = inputs.sweep.after
             images = self._tensors(after)["images"].to(x.device) if after else x
             earlier = Earlier(images, inputs.sweep.eps)
-        return _crafted(craft(attack, clf, x, y, threat, nearest=True, earlier=earlier, report=on_progress, **how))
+        how |= {"stop_early": bool(inputs.stop_early), "report": on_progress}
+        search: dict[str, Any] = {}
+        try:
+            if inputs.converge is None:
+                crafted = craft(attack, clf, x, y, threat, nearest=True, earlier=earlier, **how)
+            else:
+                del how["budget"]
+                how |= {"checkpoint": self._slot, "checkpoint_seconds": self.runtime.checkpoint_seconds}
+                found = converge(attack, clf, x, y, threat, inputs.converge, **how)
+                crafted, search = found.crafted, {"converge": found.to_json()}
+        except NoGradientError:  # the attack has nothing to follow: the images stay, and the evaluation is flagged
+            crafted, search = Crafted(x.clone(), random=clf.stochastic), {"no_gradient": True}
+        return _crafted(crafted, inputs, search)
 
     def _evaluate(self, inputs: EvaluateInputs, clean: Predictions | None, on_progress: OnProgress) -> Result:
         clf = self._at_hand(inputs.target)
@@ -279,10 +310,19 @@ class Runner:
         predictions = evaluate(clf, x, y, inputs.draws, **how)
         # One draw tells nothing of the spread of draws, so the intervals cover other images alone.
         flags = [*predictions.flags, *(["one_draw"] if clf.stochastic and predictions.draws == 1 else [])]
-        if attack.get("vanished_gradients", 0.0) > VANISHED:
-            flags.append("vanished_gradients")
-        found = summary(predictions, clean, deterministic=not clf.stochastic)
-        return {**found, "attack": attack, "flags": flags}, predictions.to_bytes()
+        blind, vanished = attack.get("no_gradient", False), attack.get("vanished_gradients", 0.0) > VANISHED
+        if (blind or vanished) and not ignores_images(clf, x[:AUDITED], clf.draw(derive(inputs.seed, "looks"))):
+            flags.append("no_gradient" if blind else "vanished_gradients")
+        if attack.get("converge", {}).get("unconverged"):
+            flags.append("unconverged")
+        checked: dict[str, Any] = {}
+        if inputs.audit is not None and len(x) > 1:
+            checks = audit(clf, x[:AUDITED], y[:AUDITED], inputs.audit.threat, seed=inputs.seed, quick=True)
+            checked["audit"] = [each.to_json() for each in checks.findings if each.verdict in ("warning", "failed")]
+            flags += ["misleads_attacks"] if checks.misleads else []
+        stopped = attack.get("stopped_early", False)
+        found = summary(predictions, clean, deterministic=not clf.stochastic, stopped_early=stopped)
+        return {**found, "attack": attack, "flags": flags, **checked}, predictions.to_bytes()
 
     def _evaluate_known(
         self,
@@ -335,9 +375,17 @@ class Runner:
         record = self._record(key)
         inputs = read_training(record)
         data = self._checked_dataset(inputs).train
-        module = build(inputs.architecture.name, data, derive(inputs.seed, "init"))
+        module = _net(inputs, data)
         clf = load_classifier(module, self._tensors(key), record["result"]["classifier"])
         return clf.to(self.runtime.resources.device)
+
+    def classifier(self, key: str) -> Classifier:
+        """The trained classifier under that key, on the device.
+
+        Raises:
+            GoneError: the store has it no more.
+        """
+        return self._at_hand(key)
 
     def _at_hand(self, key: str) -> Classifier:
         """A trained classifier on the device, kept for the next task as long as there is room for it."""
@@ -349,17 +397,25 @@ class Runner:
         return clf
 
 
+def _net(inputs: TrainInputs, data: Data, seed: int | None = None) -> nn.Module:
+    """The net before its training, by default with the initial weights of the training's seed."""
+    net = inputs.architecture
+    return build(net.loaded_as, data, derive(inputs.seed, "init") if seed is None else seed, net.params)
+
+
 def _size(clf: Classifier) -> int:
     """Bytes of a classifier's tensors."""
     return sum(tensor.nbytes for tensor in (*clf.parameters(), *clf.buffers()))
 
 
-def _crafted(crafted: Crafted) -> Result:
+def _crafted(crafted: Crafted, inputs: CraftInputs, search: Mapping[str, Any] | None = None) -> Result:
     result = {
         "forward_passes": crafted.forward_passes,
         "backward_passes": crafted.backward_passes,
         "random": crafted.random,
         "vanished_gradients": crafted.vanished_gradients,
+        **({"stopped_early": True} if inputs.stop_early else {}),
+        **(search or {}),
     }
     return result, tensor_bytes({"images": crafted.images})
 

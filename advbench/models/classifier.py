@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Self
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +23,30 @@ ExampleLoss = Callable[[Tensor, Tensor], Tensor]
 # Maps the log-softmax of draws `(draws, batch, classes)` and rows of labels to one value an image, `(batch,)`.
 JointObjective = Callable[[Tensor, Tensor], Tensor]
 
+
+@dataclass(frozen=True)
+class SlopedLoss:
+    """An `ExampleLoss` whose gradient is known, so that autograd need not find it.
+
+    Attributes:
+        value: maps logits `(n, classes)` and labels `(n,)` to one loss an image, `(n,)`.
+        slope: maps the same to the gradient of each loss with respect to the logits, `(n, classes)`.
+    """
+
+    value: ExampleLoss
+    slope: ExampleLoss
+
+    def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
+        """The value."""
+        return self.value(logits, y)
+
+
 # The most members of a posterior through which fresh draws cycle: twice the draws that evaluate by default.
 CYCLED = 40
 
 
 class Draw(NamedTuple):
-    """One draw from a classifier: weights, and the seed of the noise inside the module."""
+    """One draw from a classifier: weights, and the seed of the noise inside the module (negative: see `draw`)."""
 
     weights: Weights
     seed: int
@@ -78,7 +97,7 @@ class Classifier(nn.Module):
         self.passes = Passes()
         self.labels: Tensor | None = None
         self._isolated = False
-        self._aliases = _aliases(module)
+        self._aliases, self._buffer_aliases = _aliases(module, "named_parameters"), _aliases(module, "named_buffers")
         self._seed = 0
         self._drawn = 0
         self._classes: int | None = None
@@ -119,10 +138,14 @@ class Classifier(nn.Module):
 
     @contextmanager
     def attacked(self, rows: Tensor) -> Iterator[None]:
-        """Note, for a block, the labels `(batch,)`, or labels and targets `(batch, 2)`, of the images that pass."""
+        """Note, for a block, the labels `(batch,)`, or labels and targets `(batch, 2)`, of the images that pass.
+
+        The posterior must not change in the block.
+        """
         before, self.labels = self.labels, rows
         try:
-            yield
+            with self.posterior.fixed():
+                yield
         finally:
             self.labels = before
 
@@ -159,21 +182,36 @@ class Classifier(nn.Module):
         return seed // 2 // members * members + int(order[position])
 
     def fresh_seeds(self, n: int) -> list[int]:
-        """The seeds of `n` fresh draws; where there are no more than `n` members, one of each, whose mean is exact."""
+        """The seeds of `n` fresh draws of an attack, whose mean it looks at: not for intervals.
+
+        Where there are no more than `n` members, one of each, whose mean is exact. Gaussian draws come in pairs that
+        are each other's mirror images: what is odd in the noise cancels in their mean.
+        """
         members = self.members
         if members is not None and members <= min(n, CYCLED):
             return list(range(members))
-        return [self.next_seed() for _ in range(n)]
+        if not self._mirrored:
+            return [self.next_seed() for _ in range(n)]
+        firsts = [self.next_seed() for _ in range((n + 1) // 2)]
+        return [seed for first in firsts for seed in (first, -first)][:n]
+
+    @property
+    def _mirrored(self) -> bool:
+        """Whether the negative of a draw's seed stands for its mirror image."""
+        noise = isinstance(self.noise, Noise) and self.noise.acts and self.noise.symmetric
+        return noise or (self.posterior.stochastic and self.posterior.symmetric)
 
     def draw(self, seed: int | None = None) -> Draw:
-        """A fresh draw, or the one that `seed` stands for; of a posterior of few members, its number modulo theirs."""
+        """A fresh draw, or the one that `seed` stands for.
+
+        The negative of a seed stands for the mirror image of its draw, where weights or noise are symmetric. A
+        posterior of few members is drawn by the seed modulo their number.
+        """
         if seed is None:
             seed = self.next_seed()
-        if not self.posterior.stochastic:
-            return Draw(self.posterior.sample(torch.default_generator), seed)
         if self._cycle:
-            return Draw(self.posterior.member(seed % self._cycle), seed)
-        return Draw(self.posterior.sample(torch.Generator(self.posterior.device).manual_seed(seed)), seed)
+            return Draw(self.posterior.member(abs(seed) % self._cycle), seed)
+        return Draw(self.posterior.draw(seed), seed)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits `(batch, classes)` of one fresh draw, shared by the batch, for images in [0, 1]."""
@@ -248,8 +286,7 @@ class Classifier(nn.Module):
         """
         seeds = self.fresh_seeds(samples) if draws is None else range(len(draws))
         samples = len(seeds)
-        total = weight = torch.zeros((), dtype=x.dtype, device=x.device)
-        highest = weight - torch.inf
+        total = weight = highest = torch.empty(())  # until the first draw
         logits: list[Tensor] = []
         slopes: list[Tensor] = []
         for index, seed in enumerate(seeds):
@@ -258,9 +295,12 @@ class Classifier(nn.Module):
             gradient, found, slope = self._draw_gradient(draw, x, y, loss)
             if tilt:
                 exponent = tilt * loss(found, y).view(-1, *[1] * (x.ndim - 1))
-                rise = torch.maximum(highest, exponent)
-                fade, share = (highest - rise).exp(), (exponent - rise).exp()
-                total, weight, highest = total * fade + share * gradient, weight * fade + share, rise
+                if index == 0:
+                    total, weight, highest = gradient, torch.ones_like(exponent), exponent
+                else:
+                    rise = torch.maximum(highest, exponent)
+                    fade, share = (highest - rise).exp(), (exponent - rise).exp()
+                    total, weight, highest = total * fade + share * gradient, weight * fade + share, rise
             else:
                 total = gradient if index == 0 else total + gradient
             logits.append(found)
@@ -273,7 +313,7 @@ class Classifier(nn.Module):
             total = total / weight
         elif samples > 1:
             total = total / samples
-        return Gradient(total, torch.stack(logits))
+        return Gradient(total, torch.stack(logits) if samples > 1 else logits[0][None])
 
     def mean_gradient(self, x: Tensor, y: Tensor, loss: ExampleLoss, samples: int) -> Gradient:
         """Gradient with respect to the images of the loss of the mean softmax of fresh draws.
@@ -333,7 +373,8 @@ class Classifier(nn.Module):
             leaf = x.detach().requires_grad_(True)
             with _named_errors():
                 logits = self._logits(draw, leaf, offset)
-            total = loss(logits, y).sum()
+            known = loss.slope(logits.detach(), y) if isinstance(loss, SlopedLoss) else None
+            total = loss(logits, y).sum() if known is None else logits
             if not total.requires_grad:
                 raise NoGradientError(
                     "the classifier has no gradient",
@@ -341,7 +382,10 @@ class Classifier(nn.Module):
                     remedy="use an attack that needs no gradient",
                 )
             with _named_errors():  # as reentrant checkpoints raise some
-                gradient, slope = torch.autograd.grad(total, [leaf, logits], allow_unused=True)
+                if known is None:
+                    gradient, slope = torch.autograd.grad(total, [leaf, logits], allow_unused=True)
+                else:
+                    (gradient,), slope = torch.autograd.grad(logits, [leaf], known, allow_unused=True), known
         if gradient is None:
             raise NoGradientError("the classifier has no gradient", expected="logits that depend on the images")
         return gradient, logits.detach(), slope
@@ -352,7 +396,11 @@ class Classifier(nn.Module):
         return [slice(start, min(start + size, count)) for start in range(0, count, max(size, 1))] or [slice(0, 0)]
 
     def _logits(self, draw: Draw, x: Tensor, offset: int) -> Tensor:
-        if self.noise:
+        if isinstance(self.noise, Noise) and self.noise.symmetric:
+            seed = derive(abs(draw.seed), "noise", offset)
+            with isolated_rng(seed, x.device), self.noise.mirrored(draw.seed < 0):
+                logits = self._call(draw.weights, x)
+        elif self.noise:
             # A module that draws by itself may do so from numpy's or Python's generators as well.
             seed = derive(draw.seed, "noise", offset)
             with isolated_rng(seed, x.device, everywhere=not isinstance(self.noise, Noise)):
@@ -360,7 +408,8 @@ class Classifier(nn.Module):
         else:
             logits = self._call(draw.weights, x)
         checked = _checked_logits(logits, x, self._classes)
-        self._classes = checked.shape[1]
+        if self._classes is None:
+            self._classes = checked.shape[1]
         return checked if checked.requires_grad else checked.clone()  # a module may use its output's memory again
 
     def _call(self, weights: Weights, x: Tensor) -> Any:
@@ -368,6 +417,7 @@ class Classifier(nn.Module):
         if isinstance(self.posterior, PointPosterior) and self.posterior.are_modules_own(weights):
             return self.module(x)
         every_name = {name: weights[owner] for name, owner in self._aliases}
+        every_name |= {name: weights[owner] for name, owner in self._buffer_aliases if owner in weights}
         return functional_call(self.module, every_name, (x,), tie_weights=False)
 
     def frozen(self, seed: int) -> Classifier:
@@ -437,21 +487,22 @@ def _checked_logits(logits: Any, x: Tensor, classes: int | None) -> Tensor:
     Raises:
         PluginError: says what it is.
     """
-    expected = f"floating-point logits of shape ({len(x)}, {classes or 'classes'}) on {x.device}"
-    if not isinstance(logits, Tensor):
-        hint = "wrap the module so that it returns the logits alone" if isinstance(logits, tuple | dict) else ""
-        raise PluginError("the model's output", expected=expected, got=type(logits).__name__, remedy=hint)
-    fits = logits.ndim == 2 and len(logits) == len(x) and classes in (None, logits.shape[1])
-    fits = fits and logits.is_floating_point()
-    if not fits or logits.layout != torch.strided or logits.device != x.device:
+    if isinstance(logits, Tensor):
+        fits = logits.ndim == 2 and len(logits) == len(x) and classes in (None, logits.shape[1])
+        if fits and logits.is_floating_point() and logits.layout == torch.strided and logits.device == x.device:
+            return logits
+    hint, got = "", type(logits).__name__
+    if isinstance(logits, Tensor):
         kind = "" if logits.layout == torch.strided else f" {logits.layout}".replace("torch.", "")
         got = f"{logits.dtype}{kind} {tuple(logits.shape)} on {logits.device}"
-        raise PluginError("the model's output", expected=expected, got=got)
-    return logits
+    elif isinstance(logits, tuple | dict):
+        hint = "wrap the module so that it returns the logits alone"
+    expected = f"floating-point logits of shape ({len(x)}, {classes or 'classes'}) on {x.device}"
+    raise PluginError("the model's output", expected=expected, got=got, remedy=hint)
 
 
-def _aliases(module: nn.Module) -> list[tuple[str, str]]:
-    """Each place that holds a parameter, with the name under which `named_parameters` lists it.
+def _aliases(module: nn.Module, listed: Literal["named_parameters", "named_buffers"]) -> list[tuple[str, str]]:
+    """Each place that holds a parameter, or a buffer, with the name under which the module lists it.
 
     Tied parameters have several places. A submodule that is registered twice has one, which must be
     replaced once: `functional_call` with its own search for ties would put it back wrongly.
@@ -459,9 +510,9 @@ def _aliases(module: nn.Module) -> list[tuple[str, str]]:
     first: dict[int, str] = {}
     places = []
     for prefix, part in module.named_modules():
-        for attribute, parameter in part.named_parameters(recurse=False, remove_duplicate=False):
+        for attribute, tensor in getattr(part, listed)(recurse=False, remove_duplicate=False):
             name = f"{prefix}.{attribute}" if prefix else attribute
-            places.append((name, first.setdefault(id(parameter), name)))
+            places.append((name, first.setdefault(id(tensor), name)))
     return places
 
 

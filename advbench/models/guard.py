@@ -21,6 +21,7 @@ from advbench.models.noise import Noise
 from advbench.models.posterior import PointPosterior
 
 PROBE_IMAGES = 32
+DECLARED_IMAGES = 12  # of a classifier, which says itself whether it is random
 PROBE_DRAWS = 24  # of two equally likely members, so many draws are the same one in one case of eight million
 
 # Why a number that an evaluation of such a model gives may not be what it seems.
@@ -68,7 +69,7 @@ def opened(model: nn.Module, x: Tensor, *, probe: bool = False) -> Opened:
     """
     if not isinstance(model, nn.Module):
         raise InputError("model", expected="an nn.Module", got=type(model).__name__)
-    x = x[:PROBE_IMAGES]
+    x = x[: DECLARED_IMAGES if isinstance(model, Classifier) else PROBE_IMAGES]
     clf = model if isinstance(model, Classifier) else Classifier(model, noise=True)
     oddities = ["train_mode"] if _batch_dependent(clf) else []
     passes, clf.passes = clf.passes, Passes()  # which looking at a model does not add to
@@ -89,7 +90,7 @@ def opened(model: nn.Module, x: Tensor, *, probe: bool = False) -> Opened:
         raise
     finally:
         clf.passes = passes
-    if _looks_like_probabilities(logits):
+    if looks_like_probabilities(logits):
         oddities.append("probabilities")
     for name in oddities:
         warnings.warn(ModelWarning(ODDITIES[name]), stacklevel=3)
@@ -106,7 +107,8 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return torch.allclose(one, other, rtol=1e-3, atol=1e-4, equal_nan=True)
 
 
-def _looks_like_probabilities(logits: Tensor) -> bool:
+def looks_like_probabilities(logits: Tensor) -> bool:
+    """Whether outputs `(batch, classes)` are softmax, log-softmax or sigmoid values."""
     values = logits.double()
     if values.numel() < 8 or bool((values == values[0, 0]).all()):
         return False
@@ -172,9 +174,7 @@ def check_trained(name: str, clf: Classifier, data: Data) -> None:
     """
     if not clf.stochastic or (isinstance(clf.noise, Noise) and clf.noise.faint):
         return
-    x = data.batch(slice(8))[0].to(_device(clf))
-    generator = torch.Generator().manual_seed(0)
-    x = torch.cat([x, torch.rand(x.shape, generator=generator).to(x)])
+    x = _probed(clf, data)
     with undisturbed(clf, 0, x.device), clf.isolated():
         if draws_agree(clf, x):
             raise PluginError(
@@ -184,6 +184,20 @@ def check_trained(name: str, clf: Classifier, data: Data) -> None:
                 remedy="return one that is deterministic, or let the drawn weights or the noise reach the logits",
             )
     check_effect(name, clf, data)
+
+
+def is_random(module: nn.Module, data: Data) -> bool:
+    """Whether a module draws random numbers itself: passes at several seeds differ, on the data or on random images."""
+    clf = Classifier(module, noise=True)
+    x = _probed(clf, data)
+    with undisturbed(clf, 0, x.device), clf.isolated():
+        return not draws_agree(clf, x)
+
+
+def _probed(clf: Classifier, data: Data) -> Tensor:
+    """A few images of the data, and as many random ones."""
+    x = data.batch(slice(8))[0].to(_device(clf))
+    return torch.cat([x, torch.rand(x.shape, generator=torch.Generator().manual_seed(0)).to(x)])
 
 
 def check_effect(name: str, clf: Classifier, data: Data) -> None:
@@ -198,8 +212,9 @@ def check_effect(name: str, clf: Classifier, data: Data) -> None:
     with undisturbed(clf, 0, x.device), clf.isolated(), torch.enable_grad():
         clf.module.eval()
         draw = clf.draw(0)
-        weights = {key: value.detach().requires_grad_() for key, value in draw.weights.items()}
-        logits = clf.at(Draw(weights, draw.seed), x)
+        names = {key for key, _ in clf.module.named_parameters()}
+        weights = {key: value.detach().requires_grad_() for key, value in draw.weights.items() if key in names}
+        logits = clf.at(Draw({**draw.weights, **weights}, draw.seed), x)
         if not logits.requires_grad:  # nothing can be said of a module without gradient
             return
         gradients = torch.autograd.grad(logits.sum(), list(weights.values()), allow_unused=True)

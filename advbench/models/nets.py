@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
+from contextlib import nullcontext, suppress
+from inspect import Parameter
+from typing import Annotated, Any, get_type_hints
+
+import pydantic
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,7 +16,10 @@ from torch import Tensor, nn
 from advbench.data.base import Data
 from advbench.errors import InputError
 from advbench.keys import isolated_rng
-from advbench.registry import registry
+from advbench.registry import files, registry
+from advbench.registry.params import Field, Params, resolved
+
+BUILDING = 300.0  # seconds that a function in a file may take to make a net
 
 
 class Normalize(nn.Module):
@@ -44,26 +54,64 @@ class MaxPool(nn.Module):
         return torch.maximum(torch.maximum(a, b), torch.maximum(c, d))
 
 
-def build(name: str, data: Data, seed: int) -> nn.Module:
+def build(name: str, data: Data, seed: int, params: Mapping[str, Any] | None = None) -> nn.Module:
     """A registered architecture for the images of `data`, initialised by `seed`, normalising inside.
 
     What makes a net may say that the net normalises by itself, by an attribute `normalizes` that is True.
 
     Args:
-        name: a registered architecture.
+        name: a registered architecture, or `path/to/my.py:NAME`, a function in a file.
         data: the training data; gives shape, classes, and each channel's mean and deviation.
         seed: of the initial weights.
+        params: hyperparameters of the net, where not its defaults.
 
     Raises:
-        InputError: unknown name, or images that the net cannot take.
+        InputError: unknown name or hyperparameter, or images that the net cannot take.
     """
-    make = registry().load("architecture", name)
-    channels, height, width = data.shape
-    with isolated_rng(seed, "cpu", everywhere=True):
-        net: nn.Module = make(channels, height, width, data.classes)
+    name = files.kept_name(name)
+    make, digest = registry().load("architecture", name), files.digest_of(name)
+    values = net_values(make, params or {}) or {}
+    foreign = files.running(digest, "makes its net", BUILDING) if digest else nullcontext()
+    with foreign, isolated_rng(seed, "cpu", everywhere=True):
+        net: nn.Module = make(*data.shape, data.classes, **values)
+    if not isinstance(net, nn.Module):
+        raise InputError(f"architecture {make.__name__!r}", expected="an nn.Module", got=f"a {type(net).__name__}")
     if getattr(make, "normalizes", False):
         return net
     return nn.Sequential(Normalize(*_channel_statistics(data)), net)
+
+
+def net_params(make: Any) -> type[Params]:
+    """The hyperparameters of a net: what the function that makes it takes beside (channels, height, width, classes).
+
+    Their annotations may describe them: `depth: Annotated[int, Field(ge=10, description="...")] = 28`.
+    """
+    own = vars(make).get("__init__", make) if isinstance(make, type) else make
+    variable = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+    taken = [each for each in list(inspect.signature(make).parameters.values())[4:] if each.kind not in variable]
+    hints: dict[str, Any] = {}
+    with suppress(NameError):  # annotations that only a type checker resolves
+        hints = get_type_hints(own, include_extras=True) if taken else {}
+    fields: dict[str, Any] = {
+        each.name: (hints.get(each.name, Any if each.default is None else type(each.default)), each.default)
+        for each in taken
+    }
+    found: type[Params] = pydantic.create_model("Params", __base__=Params, **fields)
+    return found
+
+
+def net_values(make: Any, given: Mapping[str, Any]) -> dict[str, Any] | None:
+    """All hyperparameters of a net; None where they are its defaults.
+
+    Raises:
+        InputError: an unknown hyperparameter, or a value of the wrong type or range.
+    """
+    if not given:
+        return None
+    kind = net_params(make)
+    defaults = kind()
+    values = resolved(kind, given, f"architecture {make.__name__}")
+    return None if values == defaults else values.model_dump(mode="json")
 
 
 def _channel_statistics(data: Data) -> tuple[Tensor, Tensor]:
@@ -231,47 +279,83 @@ def _wide_resnet(depth: int, widen: int, channels: int, classes: int) -> nn.Modu
     return nn.Sequential(*layers, nn.Linear(inputs, classes))
 
 
-def wrn(channels: int, height: int, width: int, classes: int) -> nn.Module:
-    """WRN-28-10 without dropout (Zagoruyko and Komodakis 2016); hierarchical VI leaves depth and width open."""
+def wrn(
+    channels: int,
+    height: int,
+    width: int,
+    classes: int,
+    *,
+    depth: Annotated[int, Field(ge=10, description="layers, 6n + 4; hierarchical VI's released code: 16")] = 28,
+    widen: Annotated[int, Field(ge=1, description="factor on the channels; hierarchical VI's released code: 8")] = 10,
+) -> nn.Module:
+    """Wide residual net without dropout, WRN-28-10 (Zagoruyko and Komodakis 2016).
+
+    The paper of hierarchical VI leaves depth and width open; its released code has WRN-16-8.
+    """
     _require_size("wrn", height, width, 8)
-    return _wide_resnet(28, 10, channels, classes)
+    if (depth - 4) % 6:
+        raise InputError("depth of architecture 'wrn'", expected="6n + 4, as 10, 16, 22 or 28", got=depth)
+    return _wide_resnet(depth, widen, channels, classes)
 
 
-def model_a(channels: int, height: int, width: int, classes: int) -> nn.Module:
+def model_a(
+    channels: int,
+    height: int,
+    width: int,
+    classes: int,
+    *,
+    released: Annotated[
+        bool,
+        Field(
+            description="as in Adv-BNN's released code: convolutions of 32, 64, 128, 256, 256, 512, batch norm with "
+            "affine parameters, and the mean in place of the largest value at the end"
+        ),
+    ] = False,
+) -> nn.Module:
     """Model A: convolutions of 32, 64, 128, 128, 256, 256 and one linear layer (Adv-BNN section 4, STL-10).
 
-    Batch norm without affine parameters behind each convolution; the last two are not padded.
+    Batch norm without affine parameters behind each convolution; the last two are not padded. This is the net that
+    Adv-BNN's footnote 1 links to; its released code has another.
     """
     _require_size("model_a", height, width, 80)
+    sizes = (32, 64, 128, 256, 256, 512) if released else (32, 64, 128, 128, 256, 256)
     layers: list[nn.Module] = []
     inputs = channels
-    for outputs, padding, pool in ((32, 1, 1), (64, 1, 1), (128, 1, 1), (128, 1, 1), (256, 0, 0), (256, 0, 0)):
-        layers += [nn.Conv2d(inputs, outputs, 3, padding=padding), nn.BatchNorm2d(outputs, affine=False), nn.ReLU()]
-        layers += [MaxPool()] * pool
+    for index, outputs in enumerate(sizes):
+        padded = index < 4
+        norm = nn.BatchNorm2d(outputs, affine=released)
+        layers += [nn.Conv2d(inputs, outputs, 3, padding=int(padded)), norm, nn.ReLU()]
+        layers += [MaxPool()] * padded
         inputs = outputs
-    return nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(inputs, classes))
+    pool = nn.AdaptiveAvgPool2d(1) if released else nn.AdaptiveMaxPool2d(1)
+    return nn.Sequential(*layers, pool, nn.Flatten(), nn.Linear(inputs, classes))
 
 
 class SpatialTransformer(nn.Module):
     """Resamples images on an affine grid that a small net chooses for each (Jaderberg et al. 2015).
 
     Starts at the identity.
+
+    Args:
+        channels: of the images.
+        height: of the images.
+        width: of the images.
+        released: choose the grid by the small net of BAL's released code.
     """
 
-    def __init__(self, channels: int, height: int, width: int) -> None:
+    def __init__(self, channels: int, height: int, width: int, *, released: bool = False) -> None:
         super().__init__()
-        self.localise = nn.Sequential(
-            _conv(channels, 16),
-            nn.ReLU(),
-            MaxPool(),
-            _conv(16, 32),
-            nn.ReLU(),
-            MaxPool(),
-            nn.Flatten(),
-            nn.Linear(32 * (height // 4) * (width // 4), 32),
-            nn.ReLU(),
-        )
-        self.affine = nn.Linear(32, 6)
+        cells = (height // 4) * (width // 4)
+        if released:
+            first = [nn.Conv2d(channels, 10, 7, padding=3), nn.LeakyReLU(), MaxPool(), nn.Dropout2d()]
+            second = [nn.Conv2d(10, 10, 5, padding=2), nn.LeakyReLU(), MaxPool(), nn.Dropout2d()]
+            last = [nn.Flatten(), nn.Linear(10 * cells, 10), nn.LeakyReLU(), nn.Dropout()]
+        else:
+            first = [_conv(channels, 16), nn.ReLU(), MaxPool()]
+            second = [_conv(16, 32), nn.ReLU(), MaxPool()]
+            last = [nn.Flatten(), nn.Linear(32 * cells, 32), nn.ReLU()]
+        self.localise = nn.Sequential(*first, *second, *last)
+        self.affine = nn.Linear(10 if released else 32, 6)
         with torch.no_grad():
             self.affine.weight.zero_()
             self.affine.bias.copy_(torch.tensor([1.0, 0.0, 0.0, 0.0, 1.0, 0.0]))
@@ -283,16 +367,56 @@ class SpatialTransformer(nn.Module):
         return nn.functional.grid_sample(x, grid, align_corners=False)
 
 
-def stn(channels: int, height: int, width: int, classes: int) -> nn.Module:
+class Grey(nn.Module):
+    """The luma of colour images (ITU-R BT.601, as PIL's and OpenCV's grey); images of one channel stay."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images `(batch, channels, height, width)` to `(batch, 1, height, width)`."""
+        if x.shape[1] == 1:
+            return x
+        return (x * x.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
+
+
+def stn(
+    channels: int,
+    height: int,
+    width: int,
+    classes: int,
+    *,
+    kernels: Annotated[
+        tuple[Annotated[int, Field(ge=1)], ...],
+        Field(min_length=3, max_length=3, description="sizes of the kernels; BAL's released code: 5, 3, 1"),
+    ] = (3, 3, 3),
+    grey: Annotated[bool, Field(description="turn colour images grey (BAL section 5.2)")] = False,
+    released: Annotated[
+        bool,
+        Field(
+            description="as in BAL's released code: convolutions without padding, leaky ReLU, batch norm behind each "
+            "pool, dropout 0.5, and a transformer of its own; its kernels are 5, 3, 1"
+        ),
+    ] = False,
+) -> nn.Module:
     """A spatial transformer before convolutions of 50, 100, 150 and a linear layer of 350 (BAL section 5.2).
 
-    Kernels, pools and the transformer's own net are not in the paper.
+    Kernels, pools and the transformer's own net are not in the paper, but in its released code.
     """
     _require_size("stn", height, width, 8)
-    layers: list[nn.Module] = [SpatialTransformer(channels, height, width)]
-    inputs = channels
-    for outputs in (50, 100, 150):
-        layers += [_conv(inputs, outputs), nn.ReLU(), MaxPool()]
+    if grey and channels not in (1, 3):
+        raise InputError("architecture 'stn' with grey", expected="images of 1 or 3 channels", got=channels)
+    inputs = 1 if grey else channels
+    layers: list[nn.Module] = [Grey()] * grey
+    layers.append(SpatialTransformer(inputs, height, width, released=released))
+    for outputs, kernel in zip((50, 100, 150), kernels, strict=True):
+        padding = 0 if released else kernel // 2
+        layers.append(nn.Conv2d(inputs, outputs, kernel, padding=padding))
+        if released:
+            layers += [nn.LeakyReLU(), MaxPool(), nn.BatchNorm2d(outputs), nn.Dropout2d()]
+        else:
+            layers += [nn.ReLU(), MaxPool()]
+        height, width = ((size + 2 * padding - kernel + 1) // 2 for size in (height, width))
+        if min(height, width) < 1:
+            raise InputError("architecture 'stn'", expected="larger images or smaller kernels", got=list(kernels))
         inputs = outputs
-    features = 150 * (height // 8) * (width // 8)
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, 350), nn.ReLU(), nn.Linear(350, classes))
+    layers += [nn.Flatten(), nn.Linear(inputs * height * width, 350)]
+    layers += [nn.LeakyReLU(), nn.Dropout()] if released else [nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(350, classes))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -31,9 +32,11 @@ class Noise(ABC):
 
     Attributes:
         kind: the name under which a stored classifier finds its class again.
+        symmetric: whether the noise's negative is as likely, and `mirrored` applies it.
     """
 
     kind: ClassVar[str]
+    symmetric: ClassVar[bool] = False
 
     @property
     def acts(self) -> bool:
@@ -44,6 +47,11 @@ class Noise(ABC):
     def faint(self) -> bool:
         """Whether it is so weak that many draws may well be equal."""
         return False
+
+    @contextmanager
+    def mirrored(self, negative: bool) -> Iterator[None]:
+        """A block in which the negative of the noise is applied, where `symmetric`."""
+        yield
 
     @abstractmethod
     def values(self) -> dict[str, Any]:
@@ -128,10 +136,12 @@ class GaussianNoise(Noise):
     """
 
     kind = "gaussian"
+    symmetric = True
 
     def __init__(self, first: float = 0.2, inner: float = 0.1) -> None:
         self.first = first
         self.inner = inner
+        self._negative = False
 
     @property
     def acts(self) -> bool:
@@ -147,14 +157,52 @@ class GaussianNoise(Noise):
         """The two deviations."""
         return {"first": self.first, "inner": self.inner}
 
+    @contextmanager
+    def mirrored(self, negative: bool) -> Iterator[None]:
+        """A block in which the noise is subtracted."""
+        self._negative = negative
+        try:
+            yield
+        finally:
+            self._negative = False
+
     def attach(self, module: nn.Module) -> None:
         """Hook noise to the layers."""
         places = _layers(module, (_ConvNd,)) or _layers(module, (nn.Linear,))
         if not places:
             raise InputError("the module has no place for noise", expected="a convolution or a linear layer")
-        module.register_forward_pre_hook(functools.partial(_add_gaussian, self.first))
+        module.register_forward_pre_hook(functools.partial(self._add, self.first))
         for layer in places[1:]:
-            layer.register_forward_pre_hook(functools.partial(_add_gaussian, self.inner))
+            layer.register_forward_pre_hook(functools.partial(self._add, self.inner))
+
+    def _add(self, std: float, layer: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        x = args[0]
+        noise = torch.empty_like(x).normal_(0, std)
+        return (x - noise if self._negative else x + noise, *args[1:])
+
+
+class InputNoise(Noise):
+    """A random change of the images before they pass the module. Subclasses give `change`.
+
+    Arguments of the constructor are attributes of the same names, and JSON values.
+    """
+
+    kind = ""  # of a class in a file its file stands for it
+
+    @abstractmethod
+    def change(self, x: Tensor) -> Tensor:
+        """Images `(batch, channels, height, width)` in [0, 1], changed by the global random state, differentiable."""
+
+    def values(self) -> dict[str, Any]:
+        """The attributes."""
+        return dict(vars(self))
+
+    def attach(self, module: nn.Module) -> None:
+        """Hook the change before the module."""
+        module.register_forward_pre_hook(self._changed)
+
+    def _changed(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (self.change(args[0]), *args[1:])
 
 
 def _layers(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> list[nn.Module]:
@@ -169,8 +217,3 @@ def _drop_output(drop: Callable[..., Tensor], rate: float, layer: nn.Module, arg
 
 def _drop_input(rate: float, layer: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return (F.dropout(args[0], rate, True), *args[1:])
-
-
-def _add_gaussian(std: float, layer: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    x = args[0]
-    return (x + torch.empty_like(x).normal_(0, std), *args[1:])

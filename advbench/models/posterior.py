@@ -6,6 +6,8 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -68,10 +70,12 @@ class Posterior(nn.Module, ABC):
     Attributes:
         kind: the name under which a stored classifier finds its class again.
         stochastic: False where every sample is the same.
+        symmetric: whether the mirror image of a sample is as likely, and `draw` gives it.
     """
 
     kind: ClassVar[str]
     stochastic: ClassVar[bool] = True
+    symmetric: ClassVar[bool] = False
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -85,7 +89,19 @@ class Posterior(nn.Module, ABC):
 
     @abstractmethod
     def sample(self, generator: torch.Generator) -> Weights:
-        """One draw: a tensor for each parameter name, differentiable in the posterior's own parameters."""
+        """One draw: a tensor for each parameter name, differentiable in the posterior's own parameters.
+
+        Buffers that go with them may stand there as well, by name: a pass at the draw has these.
+        """
+
+    def draw(self, seed: int) -> Weights:
+        """The sample that a seed stands for; where `symmetric`, its negative stands for the sample's mirror image."""
+        return self.sample(torch.Generator(self.device).manual_seed(abs(seed)))
+
+    @contextmanager
+    def fixed(self) -> Iterator[None]:
+        """A block in which the posterior does not change, so that what its draws share is computed once."""
+        yield
 
     @property
     def members(self) -> int | None:
@@ -122,7 +138,7 @@ class PointPosterior(Posterior):
 
     Args:
         module: the module; its parameters are shared, not copied.
-        weights: a tensor for each parameter name, where they differ from the module's own.
+        weights: a tensor for each parameter name, where they differ from the module's own; buffers, too, by name.
     """
 
     kind = "point"
@@ -137,18 +153,23 @@ class PointPosterior(Posterior):
         """Whether the module, called as it is, is called at these weights."""
         return weights is self._own
 
-    def sample(self, generator: torch.Generator) -> Weights:
+    def draw(self, seed: int) -> Weights:
         """The weights, the same at every call."""
         return self._own if self._weights is None else self._weights
+
+    def sample(self, generator: torch.Generator) -> Weights:
+        """The weights, the same at every call."""
+        return self.draw(0)
 
     def trainable(self) -> list[nn.Parameter]:
         """The module's parameters."""
         return list(self._own.values())
 
     def export(self) -> dict[str, Tensor]:
-        """The weights by parameter name."""
+        """The weights by parameter name; buffers, where it has some, as those of the module are called."""
         weights = self._own if self._weights is None else self._weights
-        return {f"value.{name}": tensor.detach() for name, tensor in weights.items()}
+        kinds = {name: "value" if name in self._own else "buffer" for name in weights}
+        return {f"{kinds[name]}.{name}": tensor.detach() for name, tensor in weights.items()}
 
     def restore(self, tensors: Weights) -> None:
         """Write the weights into the module."""
@@ -181,6 +202,15 @@ def matched_divergence(mean: Tensor, log_std: Tensor) -> Tensor:
     return 0.5 * torch.log1p(mean.square() * torch.exp(-2 * log_std))
 
 
+@dataclass
+class _Fixed:
+    """What a Gaussian's draws share in a block in which it does not change."""
+
+    std: Tensor | None = None
+    seed: int = 0
+    noise: Tensor | None = None
+
+
 class GaussianPosterior(Posterior):
     """Mean-field Gaussian over every parameter: q(w) = prod N(mean, exp(log_std)^2) (Adv-BNN eq. 5).
 
@@ -195,6 +225,7 @@ class GaussianPosterior(Posterior):
     """
 
     kind = "gaussian"
+    symmetric = True
 
     def __init__(self, module: nn.Module, std: float = 0.05) -> None:
         super().__init__(module)
@@ -204,6 +235,17 @@ class GaussianPosterior(Posterior):
         flat = self.layout.flatten(dict(module.named_parameters())).detach()
         self.mean = nn.Parameter(flat.clone())
         self.log_std = nn.Parameter(torch.full_like(flat, math.log(std)))
+        self._fixed = _Fixed()
+
+    @contextmanager
+    def fixed(self) -> Iterator[None]:
+        """A block that takes the standard deviation's exponential once, and draws a mirrored pair's noise once."""
+        before = self._fixed.std
+        self._fixed.std = self.log_std.detach().exp()
+        try:
+            yield
+        finally:
+            self._fixed.std, self._fixed.noise = before, None
 
     def noise(self, generator: torch.Generator) -> Tensor:
         """Standard normal noise of one draw, `(size,)`."""
@@ -211,11 +253,26 @@ class GaussianPosterior(Posterior):
 
     def weights(self, noise: Tensor) -> Weights:
         """W = mean + exp(log_std) * noise (Adv-BNN section 3, Bayes by backprop), for each parameter name."""
-        return self.layout.views(self.mean + self.log_std.exp() * noise)
+        return self._weights(noise, self.log_std.exp())
+
+    def _weights(self, noise: Tensor, std: Tensor, sign: int = 1) -> Weights:
+        return self.layout.views(torch.addcmul(self.mean, std, noise, value=sign))
 
     def sample(self, generator: torch.Generator) -> Weights:
         """One draw, differentiable in mean and log standard deviation."""
         return self.weights(self.noise(generator))
+
+    def draw(self, seed: int) -> Weights:
+        """The sample that a seed stands for; its negative stands for the one on the other side of the mean."""
+        number, sign, fixed = abs(seed), -1 if seed < 0 else 1, self._fixed
+        if fixed.noise is not None and fixed.seed == number:
+            noise = fixed.noise
+        else:
+            noise = self.noise(torch.Generator(self.mean.device).manual_seed(number))
+        if fixed.std is None or (torch.is_grad_enabled() and self.log_std.requires_grad):
+            return self._weights(noise, self.log_std.exp(), sign)
+        fixed.seed, fixed.noise = number, noise
+        return self._weights(noise, fixed.std, sign)
 
     def trainable(self) -> list[nn.Parameter]:
         """Mean and log standard deviation."""
@@ -237,8 +294,14 @@ class GaussianPosterior(Posterior):
         )
 
     def kl(self, prior_std: float, names: Iterable[str] | None = None) -> Tensor:
-        """KL(q || N(0, prior_std^2)), a scalar in nats, summed over the weights of `names` or of all."""
-        return prior_divergence(*self.selected(names), prior_std).sum()
+        """KL(q || N(0, prior_std^2)), a scalar in nats, summed over the weights of `names` or of all.
+
+        The sum of `prior_divergence` in dot products, which take half the time.
+        """
+        mean, log_std = self.selected(names)
+        std = log_std.exp()
+        scaled = (std.dot(std) + mean.dot(mean)) / (2 * prior_std**2)
+        return scaled - log_std.sum() + len(mean) * (math.log(prior_std) - 0.5)
 
     def export(self) -> dict[str, Tensor]:
         """Mean and log standard deviation by parameter name."""

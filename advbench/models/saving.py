@@ -15,7 +15,7 @@ from advbench.keys import isolated_rng
 from advbench.models.classifier import Classifier
 from advbench.models.noise import Noise
 from advbench.models.posterior import Posterior, Weights, copy_alike
-from advbench.registry import registry
+from advbench.registry import files, registry
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
@@ -31,8 +31,13 @@ def read_tensors(raw: bytes) -> dict[str, Tensor]:
 def export_classifier(clf: Classifier) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and JSON values from which `load_classifier` makes the same classifier; no pickle."""
     buffers = {f"buffer.{name}": tensor for name, tensor in clf.module.named_buffers()}
-    noise = {"kind": clf.noise.kind, **clf.noise.values()} if isinstance(clf.noise, Noise) else clf.noise
-    return clf.posterior.export() | buffers, {"posterior": clf.posterior.kind, "noise": noise}
+    noise = {"kind": kind_of(clf.noise), **clf.noise.values()} if isinstance(clf.noise, Noise) else clf.noise
+    return buffers | clf.posterior.export(), {"posterior": kind_of(clf.posterior), "noise": noise}
+
+
+def kind_of(part: Noise | Posterior) -> str:
+    """The name under which the class is found again: its own, or that of the file that it is in."""
+    return files.origin(type(part)) or part.kind
 
 
 def load_classifier(module: nn.Module, tensors: Weights, values: Mapping[str, Any]) -> Classifier:
@@ -45,7 +50,7 @@ def load_classifier(module: nn.Module, tensors: Weights, values: Mapping[str, An
         raise InputError("stored classifier", expected="a table of values", got=type(values).__name__)
     kind = registry().load("posterior", str(values.get("posterior")))
     try:
-        noise = _stored_noise(values.get("noise", False))
+        noise = stored_noise(values.get("noise", False))
         with torch.no_grad(), isolated_rng(0, "cpu"):  # what a posterior starts from is replaced
             posterior: Posterior = kind(module)
             posterior.restore(tensors)
@@ -60,7 +65,8 @@ def load_classifier(module: nn.Module, tensors: Weights, values: Mapping[str, An
     return clf
 
 
-def _stored_noise(value: Any) -> bool | Noise:
+def stored_noise(value: Any) -> bool | Noise:
+    """Noise from the JSON value that `export_classifier` made of it."""
     if not isinstance(value, Mapping):
         return bool(value)
     arguments = dict(value)

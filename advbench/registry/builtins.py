@@ -41,11 +41,12 @@ def advbench_register(register: Registrar) -> None:
     }.items():
         register.architecture(name, f"advbench.models.nets:{name}", summary)
     for name, target, summary in (
-        ("point", "PointPosterior", "one value of the weights: a deterministic net"),
-        ("gaussian", "GaussianPosterior", "mean-field Gaussian over every weight"),
-        ("samples", "SamplePosterior", "equally likely samples, as from a Markov chain"),
-        ("generator", "GeneratorPosterior", "a net that turns noise into weights"),
+        ("point", "posterior:PointPosterior", "one value of the weights: a deterministic net"),
+        ("gaussian", "posterior:GaussianPosterior", "mean-field Gaussian over every weight"),
+        ("samples", "posterior:SamplePosterior", "equally likely samples, as from a Markov chain"),
+        ("generator", "posterior:GeneratorPosterior", "a net that turns noise into weights"),
+        ("mixture", "mixture:MixturePosterior", "one of several posteriors, each as likely: an ensemble"),
     ):
-        register.posterior(name, f"advbench.models.posterior:{target}", summary)
+        register.posterior(name, f"advbench.models.{target}", summary)
     register.noise("dropout", "advbench.models.noise:DropoutNoise", "dropout, also at prediction")
     register.noise("gaussian", "advbench.models.noise:GaussianNoise", "Gaussian noise before convolutions")

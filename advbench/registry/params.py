@@ -48,6 +48,34 @@ def _integers(value: Any) -> Iterator[int]:
         yield from itertools.chain.from_iterable(map(_integers, value))
 
 
+def resolved(
+    kind: type[Params], given: Mapping[str, Any], owner: str, below: Mapping[str, Any] | None = None
+) -> Params:
+    """Hyperparameters as they are given, on top of others, on top of the defaults.
+
+    Raises:
+        InputError: an unknown hyperparameter, or a value of the wrong type or range.
+    """
+    for name, value in given.items():
+        if name not in kind.model_fields:
+            raise unknown_name(f"hyperparameter of {owner}", name, kind.model_fields)
+        if isinstance(value, bool) and kind.model_fields[name].annotation is not bool:
+            raise InputError(f"hyperparameter {name!r} of {owner}", expected="no boolean", got=value)
+        if any(abs(each) >= 2**63 for each in _integers(value)):
+            expected = "integers of 64 bits"
+            raise InputError(f"hyperparameter {name!r} of {owner}", expected=expected, got="one beyond them")
+    try:
+        return kind(**{**(below or {}), **given})
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"])) or "values"
+        raise InputError(
+            f"hyperparameter {name!r} of {owner}",
+            expected=first["msg"][0].lower() + first["msg"][1:],
+            got=repr(first["input"]),
+        ) from error
+
+
 _Params = Params  # within Configurable the name means the subclass's own
 
 
@@ -83,24 +111,7 @@ class Configurable:
         preset = given.pop("preset", dataset if dataset in cls.presets else None)
         if preset is not None and (not isinstance(preset, str) or preset not in cls.presets):
             raise unknown_name(f"preset of {owner}", str(preset), cls.presets)
-        for name, value in given.items():
-            if name not in cls.Params.model_fields:
-                raise unknown_name(f"hyperparameter of {owner}", name, cls.Params.model_fields)
-            if isinstance(value, bool) and cls.Params.model_fields[name].annotation is not bool:
-                raise InputError(f"hyperparameter {name!r} of {owner}", expected="no boolean", got=value)
-            if any(abs(each) >= 2**63 for each in _integers(value)):
-                expected = "integers of 64 bits"
-                raise InputError(f"hyperparameter {name!r} of {owner}", expected=expected, got="one beyond them")
-        try:
-            return cls.Params(**{**cls.presets.get(preset or "", {}), **given})
-        except pydantic.ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join(map(str, first["loc"])) or "values"
-            raise InputError(
-                f"hyperparameter {name!r} of {owner}",
-                expected=first["msg"][0].lower() + first["msg"][1:],
-                got=repr(first["input"]),
-            ) from error
+        return resolved(cls.Params, given, owner, cls.presets.get(preset or "", {}))
 
     def for_dataset(self, name: str) -> Self:
         """A copy with the defaults for that data set, below the values that were given explicitly."""

@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlparse
 import pluggy
 
 from advbench.errors import AdvbenchError, InputError, one_line, unknown_name
-from advbench.registry import builtins, hooks
+from advbench.registry import builtins, files, hooks
 
 Kind = Literal["defense", "attack", "architecture", "dataset", "posterior", "noise"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -50,6 +50,11 @@ class Entry:
     def shown(self) -> str:
         """The name for people."""
         return f"{self.name}NAME" if self.is_family else self.name
+
+    @property
+    def called(self) -> str:
+        """The name as people write it."""
+        return self.target if self.distribution == files.FILE else self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,11 +187,20 @@ class Registry:
     def find(self, kind: Kind, name: str) -> Entry:
         """The entry of a name; for a member of a family, the family's entry under the member's name.
 
+        Args:
+            kind: of the name.
+            name: a registered one; or `path/to/my.py:NAME`, or `file:DIGEST:NAME`, for what a file holds.
+
         Raises:
-            InputError: the name is unknown, or two plugins declare it.
+            InputError: the name is unknown, or two plugins declare it; or a file that cannot be read.
         """
+        name = files.kept_name(name)
+        if digest := files.digest_of(name):
+            target = f"{files.known(digest).shown()}:{name.rpartition(':')[2]}"
+            return Entry(kind, name, target, "", files.FILE, digest[:12])
         found = self._claims(kind, name)
         if not found:
+            files.check_odd(name, kind)
             broken = "; ".join(f"{p.plugin} ({p.reason})" for p in self.problems)
             raise unknown_name(
                 kind,
@@ -204,9 +218,12 @@ class Registry:
 
         Raises:
             InputError: the name is unknown or declared twice, its target cannot be imported, or its family has no
-                such member.
+                such member; or a file that cannot be imported, or has no such name.
         """
+        name = files.kept_name(name)
         entry = self.find(kind, name)
+        if entry.distribution == files.FILE:
+            return files.load(kind, name)
         module, _, attribute = entry.target.partition(":")
         try:
             found = getattr(importlib.import_module(module), attribute)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from advbench.report.curves import AXES, Curve
+from advbench.report.curves import AXES
 from advbench.report.leaderboard import CLEAN, Measured, over_seeds
 from advbench.report.tables import Report
 from advbench.report.texts import format_eps, images_text
@@ -109,21 +109,27 @@ def retention_curves(report: Report, attack: str) -> Chart:
     )
 
 
-def convergence_curves(curve: Curve) -> Chart:
-    """Accuracy against what makes an attack stronger, or against draws; lines of one color are seeds."""
-    table = curve.table
+def convergence_curves(table: pd.DataFrame) -> Chart:
+    """Accuracy against what makes an attack stronger, at the largest eps: a panel for each axis; lines may be seeds.
+
+    Args:
+        table: as `curves.curve_table` makes it.
+    """
+    table = table[table.eps == table.eps.max()]
     attacks = table.attack.unique()
-    lines = []
-    for (defense, attack, _, _), rows in table.groupby(["defense", "attack", "eps", "seed"], sort=False):
-        name = str(defense) if len(attacks) == 1 else f"{defense}, {attack}"
-        numbers = zip(rows.value, rows.accuracy, rows.accuracy_low, rows.accuracy_high, strict=True)
-        lines.append(Line(name, [(value, Measured(*each)) for value, *each in numbers]))
-    radii = ", ".join(format_eps(float(eps)) for eps in sorted(table.eps.unique()))
-    what = attacks[0] if len(attacks) == 1 else "convergence"
-    title = f"{what} along {curve.axis} at {table.norm.iloc[0]} eps {radii}"
-    ticks = [(float(value), str(value)) for value in sorted(table.value.unique())]
-    label = f"Accuracy against {AXES[curve.axis]}, a line for each defense"
-    return Chart(label, [Panel(title, lines, ticks)], AXES[curve.axis], "accuracy, with its 95 % interval", log=True)
+    panels = []
+    for axis, mine in table.groupby("axis", sort=False):
+        lines = []
+        for (defense, attack, _), rows in mine.groupby(["defense", "attack", "seed"], sort=False):
+            name = str(defense) if len(attacks) == 1 else f"{defense}, {attack}"
+            numbers = zip(rows.value, rows.accuracy, rows.accuracy_low, rows.accuracy_high, strict=True)
+            lines.append(Line(name, [(value, Measured(*each)) for value, *each in numbers]))
+        ticks = [(float(value), str(value)) for value in sorted(mine.value.unique())]
+        panels.append(Panel(AXES.get(str(axis), str(axis)), lines, ticks))
+    what = attacks[0] if len(attacks) == 1 else "attacks"
+    below = f"{what} at {table.norm.iloc[0]} eps {format_eps(float(table.eps.max()))}"
+    label = f"Accuracy of each defense as {what} are made stronger"
+    return Chart(label, panels, below, "accuracy, with its 95 % interval", log=True)
 
 
 def uncertainty_histograms(report: Report, attack: str) -> Histograms:
@@ -146,6 +152,12 @@ def uncertainty_histograms(report: Report, attack: str) -> Histograms:
         panels.append(Histogram(one.defense, top, (_shares(clean), _shares(other))))
     kind = images_text(attack, eps)
     return Histograms(f"Histograms of total uncertainty, clean and {kind}", ("clean", kind), panels)
+
+
+def to_the_end(report: Report) -> list[str]:
+    """The attacks of whose examples the tables say how uncertain the defenses are: those that did not stop early."""
+    table = report.histograms
+    return [attack for attack in report.attacks if attack in set(table[table.images == "attacked"].attack)]
 
 
 def ood_images(report: Report) -> list[str]:

@@ -1,92 +1,82 @@
-"""Curves along one axis, and from where on the accuracy falls no more."""
+"""The ways by which attacks were run to convergence: a row for each setting."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import pandas as pd
 
-from advbench.grid.plan import Plan
-from advbench.report.leaderboard import Measured, own_rows
-from advbench.report.tables import Report
+from advbench.grid.convergence import EFFORT
+from advbench.grid.plan import Cell, Plan
+from advbench.report.evaluations import RecordSource, is_own
+from advbench.report.leaderboard import Measured
 from advbench.report.texts import format_eps, parts
 
 COLUMNS = (
     "dataset architecture defense attack norm eps seed axis value accuracy accuracy_low accuracy_high forward_passes "
-    "backward_passes flags key"
+    "fall fall_high settings unconverged key"
 ).split()
 AXES = {
-    "samples": "samples of weights for each gradient",
     "steps": "steps of the attack",
+    "queries": "queries of the attack",
+    "samples": "samples of weights for each gradient",
     "restarts": "restarts of the attack",
-    "draws": "draws of the evaluation",
+    EFFORT: "factor on the efforts of the attack's parts",
 }
-LINE = ["defense", "attack", "eps", "seed"]
-UNCONVERGED = "unconverged"
 
 
-@dataclass(frozen=True)
-class Curve:
-    """Accuracies along one axis.
+class Path(NamedTuple):
+    """How a cell's attack was made stronger, as its record keeps it."""
 
-    Attributes:
-        axis: what varies: a hyperparameter of the attack, or the draws of the evaluation.
-        table: a row for each (defense, attack, seed, value), columns as `COLUMNS`.
-    """
+    cell: Cell
+    found: Mapping[str, Any]  # as `Converged.to_json`
 
-    axis: str
-    table: pd.DataFrame
-
-    def lines(self) -> Iterator[str]:
-        """Where the accuracy converges, a line for each defense, attack, eps and seed."""
-        for (defense, attack, eps, seed), rows in self.table.groupby(LINE, sort=False):
-            where = f"{defense} under {attack} {format_eps(float(str(eps)))}, seed {seed}"
-            last, value = rows.iloc[-1], converged(rows, self.axis)
-            end = f"{parts(Measured(last.accuracy))[0]} at {self.axis} {last.value}"
-            if value is None:
-                yield f"{where}: still {'changing' if self.axis == 'draws' else 'falling'}, {end}: {UNCONVERGED}"
-            else:
-                row = rows[rows.value == value].iloc[0]
-                there = " ".join(parts(Measured(row.accuracy, row.accuracy_low, row.accuracy_high)))
-                yield f"{where}: falls no more from {self.axis} {value} on, {there}; {end}"
+    def line(self) -> str:
+        """Where it began and where it ended."""
+        first, last = self.found["path"][0], self.found["settings"]
+        end = next(step for step in self.found["path"] if step["settings"] == last)
+        attack = self.cell.attack
+        assert attack is not None, "clean cells have no path"
+        where = f"{self.cell.defense.label} under {attack.label} {format_eps(self.cell.eps)}, seed {self.cell.seed}"
+        unconverged = ", ".join(self.found["unconverged"])
+        along = f"; unconverged along {unconverged}: an upper bound" if unconverged else "; converged"
+        low, high = end["interval"]
+        bound = Measured(end["accuracy"], low, high, bound=bool(unconverged))
+        began = f"{parts(Measured(first['accuracy']))[0]} at {_text(first['settings'])}"
+        return f"{where}: {began}; {' '.join(parts(bound))} at {_text(last)}{along}"
 
 
-def converged(rows: pd.DataFrame, axis: str) -> int | None:
-    """From which value on a line falls no more; None where it does to the end.
-
-    The smallest value whose interval no later accuracy falls below. An attack that gets stronger can only lower it;
-    more draws of the evaluation may raise it as well, so along those no later accuracy may lie outside the interval.
-
-    Args:
-        rows: of one line, by value.
-        axis: along which.
-    """
-    accuracies, lows, highs = (rows[name].tolist() for name in ("accuracy", "accuracy_low", "accuracy_high"))
-    for index, value in enumerate(rows.value.tolist()[:-1]):
-        later = accuracies[index + 1 :]
-        if min(later) >= lows[index] and (axis != "draws" or max(later) <= highs[index]):
-            return int(value)
-    return None
+def paths(plan: Plan, store: RecordSource) -> Iterator[Path]:
+    """Those of a plan's cells that have a record and whose attack was run to convergence on the defense itself."""
+    for cell, record in zip(plan.cells, store.read_records([cell.key for cell in plan.cells]), strict=True):
+        found = record["result"]["attack"].get("converge") if record else None
+        if found and is_own(cell):
+            yield Path(cell, found)
 
 
-def trace(plans: Iterable[tuple[int, Plan]], axis: str, report_of: Callable[[Plan], Report]) -> Curve:
-    """Make the curve.
+def curve_table(plan: Plan, found: list[Path]) -> pd.DataFrame:
+    """`curve.csv`: along each axis a row for each of its values, the one included from which it was doubled."""
+    rows = []
+    for cell, search in found:
+        assert cell.attack is not None, "clean cells have no path"
+        cells = [plan.spec.dataset.partition(":")[0], cell.defense.architecture, cell.defense.label, cell.attack.label]
+        head = [*cells, plan.spec.norm, cell.eps, cell.seed]
+        tail = [";".join(search["unconverged"]), cell.key]
+        known = {_text(step["settings"]): step for step in search["path"]}
+        before: set[str] = set()
+        for step in search["path"][1:]:
+            axis, settings = step["axis"], step["settings"]
+            starts = [{**settings, axis: settings[axis] // 2}] if axis not in before else []
+            before.add(axis)
+            for at in (*starts, settings):
+                one = known[_text(at)]
+                numbers = [at[axis], one["accuracy"], *one["interval"], one["forward_passes"]]
+                falls = [step.get("fall"), step.get("fall_high")] if at is settings else [None, None]
+                rows.append([*head, axis, *numbers, *falls, json.dumps(at, sort_keys=True), *tail])
+    return pd.DataFrame(rows, columns=COLUMNS)
 
-    Args:
-        plans: the runs that `along` gave, laid out, with their values.
-        axis: along which.
-        report_of: carries a plan out and gives its tables.
-    """
-    found = []
-    for value, plan in plans:
-        results = report_of(plan).results
-        found.append(results[own_rows(results) & (results.attack != "none")].assign(axis=axis, value=value))
-    table = pd.concat(found, ignore_index=True)
-    table = table.sort_values(["defense", "attack", "seed", "value"], kind="stable", ignore_index=True)
-    flags = table["flags"].copy()
-    for _, rows in table.groupby(["defense", "attack", "seed"], sort=False):
-        if converged(rows, axis) is None:
-            last = rows.index[-1]
-            flags[last] = ";".join(filter(None, [flags[last], UNCONVERGED]))
-    return Curve(axis, table.assign(flags=flags)[COLUMNS])
+
+def _text(settings: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in settings.items())

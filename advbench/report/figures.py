@@ -163,12 +163,12 @@ def affinity_heatmap(report: Report, attack: str) -> Figure:
 def all_figures(report: Report) -> Iterator[tuple[str, Figure]]:
     """Each figure that the tables allow, with the name of its file."""
     crossed = affinities(report, report.radii()[-1:])
+    whole = charts.to_the_end(report)
     for attack in report.attacks:
         name = re.sub(r"[^\w.+-]", "-", attack)
         yield f"security-{name}", draw_chart(charts.security_curves(report, attack))
-        if len(report.retention):
+        if attack in whole:
             yield f"retention-{name}", draw_chart(charts.retention_curves(report, attack))
-        if len(report.histograms):
             yield f"uncertainty-{name}", draw_histograms(charts.uncertainty_histograms(report, attack))
         if attack in crossed:
             yield f"affinity-{name}", affinity_heatmap(report, attack)

@@ -12,19 +12,32 @@ from typing import NamedTuple
 from advbench.grid.plan import Cell
 from advbench.report.evaluations import Evaluation
 
+UNCONVERGED = "unconverged"
 FLAGS = {
-    "one_draw": "a random defense was evaluated with one draw: the intervals do not cover other draws",
-    "equal_draws": "all draws of a random defense are equal: its randomness does not act",
-    "unseeded": "the defense draws random numbers that no seed reaches: its results cannot be repeated",
-    "probabilities": "the defense returns probabilities in place of logits, which hides gradients from attacks",
-    "train_mode": "batch norm is in train mode: predictions depend on the other images of a batch",
+    "misleads_attacks": "cheap checks of the classifier failed, so numbers under attack are upper bounds: run advbench "
+    "audit, which names the checks and what to run",
+    "no_gradient": "the classifier lets no gradient through, so this attack left the images as they are: only attacks "
+    "without gradients say anything; run square and transfer",
+    "one_draw": "a random defense was evaluated with one draw: the intervals do not cover other draws; raise --draws",
+    "equal_draws": "all draws of a random defense are equal: its randomness does not act; the number is that of a "
+    "deterministic classifier",
+    "unseeded": "the defense draws random numbers that no seed reaches: its results cannot be repeated; draw from "
+    "torch's global generator",
+    "probabilities": "the defense returns probabilities in place of logits, which hides gradients from attacks: "
+    "numbers of gradient attacks are upper bounds; return logits",
+    "train_mode": "batch norm is in train mode: predictions depend on the other images of a batch; call eval()",
     "nondeterministic_kernels": "kernels of the GPU ran that may give another number when the cell is repeated",
-    "vanished_gradients": "over 1 % of the gradients that the attack asked for were exactly zero",
-    "single_step_stronger": "an attack of one step does more harm than this one of many",
-    "black_box_stronger": "examples made without this defense's gradients do more harm than the best made with them",
-    "rises_with_eps": "accuracy is higher than at a smaller eps",
-    "above_chance_at_eps_1": "accuracy is above chance although any image may become any other",
-    "unconverged": "accuracy was still falling at the end of a curve, or along draws still changing",
+    "vanished_gradients": "over 1 % of the gradients that the attack asked for were exactly zero: the number is an "
+    "upper bound; run attacks without gradients (square, transfer)",
+    "single_step_stronger": "an attack of one step does more harm than this one of many: the number is an upper bound; "
+    "run worst_case, and advbench audit",
+    "black_box_stronger": "examples made without this defense's gradients do more harm than the best made with them: "
+    "its gradients mislead, and the lowest number is an upper bound; run square with more queries, and advbench audit",
+    "rises_with_eps": "accuracy is higher than at a smaller eps: the attack fails here, and the lower number holds; "
+    "raise its steps, or run with --sweep",
+    "above_chance_at_eps_1": "accuracy is above chance although any image may become any other: the attack fails; run "
+    "advbench audit",
+    UNCONVERGED: "the attack reached its limit before it was shown to lower the accuracy no more: an upper bound",
 }
 
 
@@ -43,6 +56,7 @@ class _Seen(NamedTuple):
     high: float
     classes: int
     white_box: bool
+    mixed: bool  # of parts with and without gradients, which counts as neither kind
     single_step: bool
 
 
@@ -61,7 +75,8 @@ def suspicious(cells: Sequence[Cell], evaluations: Sequence[Evaluation | None], 
             line = attack.label, cell.source.label
             white_box = cell.source.label == cell.defense.label and "black_box" not in attack.traits
             single_step = attack.passes is not None and attack.passes <= 1
-            seen = _Seen(index, line, cell.eps, *evaluation.interval, evaluation.classes, white_box, single_step)
+            mixed, found_in = "mixed" in attack.traits, evaluation.interval
+            seen = _Seen(index, line, cell.eps, *found_in, evaluation.classes, white_box, mixed, single_step)
             groups.setdefault((cell.defense.label, cell.seed), []).append(seen)
     found: dict[int, set[str]] = {}
     for group in groups.values():
@@ -96,6 +111,7 @@ def _at_one_eps(group: list[_Seen]) -> Iterator[tuple[_Seen, str]]:
     for seen in white:
         if not seen.single_step and any(one.high < seen.low for one in quick):
             yield seen, "single_step_stronger"
-    best = min(white, key=lambda seen: (seen.low + seen.high, seen.place), default=None)
+    pure = [seen for seen in white if not seen.mixed] or white
+    best = min(pure, key=lambda seen: (seen.low + seen.high, seen.place), default=None)
     if best and any(seen.high < best.low for seen in others):
         yield best, "black_box_stronger"

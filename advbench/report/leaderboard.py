@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from advbench.report.flags import FLAGS, raised
+from advbench.report.flags import FLAGS, UNCONVERGED, raised
 
 CLEAN = ("none", 0.0)
+MISLEADS = "misleads_attacks"
 LEADING = "rank defense dataset architecture parameters norm seeds n_examples draws".split()
 COUNTS = ("rank", "parameters", "n_examples", "draws", "passes_to_predict")  # may be missing
 
@@ -25,6 +26,7 @@ class Measured(NamedTuple):
     high: float = math.nan  # upper end
     deviation: float = math.nan  # over seeds; NaN for one seed
     note: str = ""  # why there is no value or no interval
+    bound: bool = False  # whether it is an upper bound: an attack that did not converge
 
     @property
     def missing(self) -> bool:
@@ -53,6 +55,7 @@ class Standing:
     retention: Measured  # area under accuracy against the fraction of clean images kept
     flags: tuple[str, ...]  # those of its cells, each once
     failed_cells: int  # accuracies that are missing
+    misleads: bool = False  # attacks, in most of its seeds: then it has no rank
     rank: int | None = None
 
     def accuracy(self, attack: str, eps: float) -> Measured:
@@ -113,9 +116,16 @@ def standings(results: pd.DataFrame, retention: pd.DataFrame, models: pd.DataFra
                 retention=Measured(areas.get(name, math.nan)),
                 flags=tuple(flag for flag in FLAGS if flag in raises),
                 failed_cells=int(mine.accuracy.isna().sum()),
+                misleads=_misleads(mine),
             )
         )
     return _ranked(found, attacked=bool((own.attack != "none").any()))
+
+
+def _misleads(mine: pd.DataFrame) -> bool:
+    """Whether the cheap checks found, in most seeds, that a defense misleads attacks."""
+    seeds = mine[mine["flags"].map(lambda note: MISLEADS in raised(note))].seed.nunique()
+    return 2 * seeds > mine.seed.nunique()
 
 
 def _accuracies(own: pd.DataFrame, seeds: int) -> dict[str, dict[tuple[str, float], Measured]]:
@@ -125,21 +135,26 @@ def _accuracies(own: pd.DataFrame, seeds: int) -> dict[str, dict[tuple[str, floa
     deviations = own.groupby(keys, sort=False).accuracy.std(ddof=1).where(means.accuracy.notna())
     why = own[own.accuracy.isna()].drop_duplicates(keys).set_index(keys)["flags"].to_dict()
     found: dict[str, dict[tuple[str, float], Measured]] = {}
+    unconverged = own[own["flags"].map(lambda note: UNCONVERGED in raised(note)).astype(bool)]
+    bounds = set(unconverged[keys].itertuples(index=False, name=None))
     for key, accuracy, deviation in zip(means.index, means.to_numpy(float).tolist(), deviations.tolist(), strict=True):
         defense, attack, eps = key
         value, low, high = accuracy
         note = why.get(key, "missing") if math.isnan(value) else ""
-        found.setdefault(defense, {})[attack, eps] = Measured(value, low, high, deviation, note)
+        found.setdefault(defense, {})[attack, eps] = Measured(value, low, high, deviation, note, key in bounds)
     return found
 
 
 def _lowest(cells: Mapping[str, Measured]) -> tuple[Measured, str]:
-    """The lowest accuracy and its attack; that of some attacks says nothing as long as another one is missing."""
+    """The lowest accuracy and its attack; that of some attacks says nothing as long as another one is missing.
+
+    It is an upper bound where one of the accuracies is.
+    """
     missing = next((each for each in cells.values() if each.missing), None if cells else Measured())
     if missing:
         return missing, ""
     attack = min(cells, key=lambda name: cells[name].value)
-    return cells[attack], attack
+    return cells[attack]._replace(bound=any(each.bound for each in cells.values())), attack
 
 
 def _whole(value: Any) -> int | None:
@@ -159,12 +174,14 @@ def ranks(lows: Sequence[float], highs: Sequence[float]) -> list[int | None]:
 
 
 def _ranked(found: list[Standing], *, attacked: bool) -> list[Standing]:
-    ranked = [one.lowest if attacked else one.accuracies[CLEAN] for one in found]
-    places = ranks([each.low for each in ranked], [each.high for each in ranked])
+    ranked = [Measured() if one.misleads else one.lowest if attacked else one.accuracies[CLEAN] for one in found]
+    lows = [-math.inf if each.bound else each.low for each in ranked]  # what is at most so much is surely above nothing
+    places = ranks(lows, [each.high for each in ranked])
     placed = [replace(one, rank=rank) for one, rank in zip(found, places, strict=True)]
 
     def order(one: Standing) -> list[float]:
-        return [math.inf if each.missing else -each.value for each in (one.lowest, one.accuracies[CLEAN])]
+        numbers = (one.lowest, one.accuracies[CLEAN])
+        return [float(one.misleads), *(math.inf if each.missing else -each.value for each in numbers)]
 
     return sorted(placed, key=order)
 
@@ -177,6 +194,7 @@ def leaderboard_table(found: Iterable[Standing]) -> pd.DataFrame:
         names = {place: "clean" if place == CLEAN else f"{place[0]}@{place[1]:.10g}" for place in one.accuracies}
         for name, each in [*((names[place], each) for place, each in one.accuracies.items()), ("worst", one.lowest)]:
             row |= {name: each.value, f"{name}_low": each.low, f"{name}_high": each.high}
+            row |= {f"{name}_bound": True} if each.bound else {}
             row |= {f"{name}_sd": each.deviation} if one.seeds > 1 else {}
         row |= {"worst_attack": one.lowest_attack, "retention_area": one.retention.value}
         row |= {"passes_to_predict": one.draws, "flags": ";".join(one.flags), "failed_cells": one.failed_cells}

@@ -20,6 +20,7 @@ LATEX = {
     "^": r"\textasciicircum{}",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
+    "≤": r"$\leq$",
     "|": r"\textbar{}",
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }
@@ -65,6 +66,7 @@ def _tables(report: Report) -> Iterator[str]:
             "How well examples crafted on the row's defense work on the column's: 1 as well as its own.\n\n"
             + _table(Table(["from \\ to", *names], rows))
         )
+    early = escape(views.stopped_early(report))
     for heading, note, table in (
         ("Calibration and uncertainty", views.CALIBRATION_NOTE, views.calibration_table(report)),
         ("Detection", views.detection_note(report), views.detection_table(report)),
@@ -74,7 +76,7 @@ def _tables(report: Report) -> Iterator[str]:
         ("Adversaries by what they know", views.ADVERSARIES_NOTE, views.adversaries_table(report)),
     ):
         if table.rows:
-            yield "\n\n".join(filter(None, (f"## {heading}", note, _table(table))))
+            yield "\n\n".join(filter(None, (f"## {heading}", note, early, _table(table))))
 
 
 def _table(table: Table) -> str:
@@ -122,7 +124,7 @@ def _latex(value: Value) -> str:
         return escape_latex(_text(value))
     number, *rest = parts(value)
     small = [f"{{\\scriptsize {text}}}" for text in rest]
-    return " ".join([number, *small, *([f"({escape_latex(value.note)})"] if value.note else [])])
+    return " ".join([escape_latex(number), *small, *([f"({escape_latex(value.note)})"] if value.note else [])])
 
 
 def escape_latex(text: str) -> str:

@@ -10,8 +10,12 @@ import pandas as pd
 
 from advbench.errors import InputError, unknown_name
 from advbench.grid.identity import DATA, identity_text
+from advbench.grid.kept import content as kept_files
 from advbench.grid.plan import Plan
+from advbench.grid.run import keep
 from advbench.grid.scheduler import Outcome, failures
+from advbench.grid.spec import BOARD
+from advbench.registry import files
 from advbench.report.markdown import render, render_latex
 from advbench.report.references import Reference
 from advbench.report.tables import MEASURED, Report, collect, to_csv
@@ -22,7 +26,6 @@ FIGURES = ("svg", "pdf", "png")
 FORMATS = ("csv", "md", "html", "latex", *FIGURES)
 DEFAULT = ("csv", "md", "html")
 PAGE = "leaderboard.html"
-BOARD = "records.jsonl.gz"  # the file that makes a folder a board
 FILES = (*(f"{name}.csv" for name in MEASURED), "leaderboard.csv", "leaderboard.md")
 PLACE = ["source", "defense", "attack", "eps", "seed"]
 
@@ -94,11 +97,12 @@ def write_out(plan: Plan, store: Store, outcome: Outcome, out: Path) -> tuple[Re
         StoreError: the folder cannot be written.
     """
     report = collect(plan, store, outcome.failed)
-    texts = {"spec.toml": plan.spec.to_toml()}
+    texts = {"spec.toml": plan.spec.to_toml().encode()}
     if plan.identity is not None:
-        texts[DATA] = identity_text(plan.identity)
-    for name, text in texts.items():
-        write_file(out / name, text.encode())
+        texts[DATA] = identity_text(plan.identity).encode()
+    texts |= kept_files(keep(plan), {each.digest: each for each in files.all_known()})
+    for name, raw in texts.items():
+        write_file(out / name, raw)
     return report, (*(out / name for name in texts), *write_report(report, out))
 
 

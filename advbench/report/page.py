@@ -185,7 +185,8 @@ def _colour(affinity: Measured) -> str:
 
 def _figures(report: Report, strongest: str) -> dict[str, list[tuple[str, str]]]:
     """The page's figures, by what they show, each with the name of its attack."""
-    few = report.attacks if len(report.attacks) <= FEW else [strongest or report.attacks[-1]]
+    whole = charts.to_the_end(report)
+    few = whole if len(whole) <= FEW else [strongest if strongest in whole else whole[-1]]
     images = [*few, *charts.ood_images(report)] if len(report.histograms) else []
     return {
         "security": [(name, draw_chart(charts.security_curves(report, name))) for name in report.attacks],

@@ -6,7 +6,7 @@ from binascii import Error as Base64Error
 from binascii import a2b_base64
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import pydantic
@@ -17,6 +17,7 @@ from advbench.evaluation.summary import ENTROPIES
 from advbench.evaluation.uncertainty import Uncertainty
 from advbench.grid.inputs import CraftInputs, EvaluateInputs, Inputs, TrainInputs
 from advbench.grid.plan import Plan, Task
+from advbench.report.evaluations import DETAILS
 from advbench.store.records import Store
 
 CIRCUMSTANCES = ("memory", "ran")  # where and when a record was made: host, process, time of day
@@ -26,6 +27,7 @@ Interval = Annotated[list[Share], Field(min_length=2, max_length=2)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(ge=-CLOSE)]
 Text = Annotated[str, Field(max_length=300)]
+Sentence = Annotated[str, Field(max_length=2000)]
 
 
 class _Shape(pydantic.BaseModel):
@@ -37,12 +39,50 @@ def _require(holds: bool, what: str) -> None:
         raise ValueError(f"expected {what}")
 
 
+class _Setting(_Shape):
+    axis: Text
+    settings: dict[Text, Count]
+    accuracy: Share
+    interval: Interval
+    forward_passes: Positive
+    fall: float | None = None
+    fall_high: float | None = None
+
+
+class _Control(_Shape):
+    value: float
+    high: float
+
+
+class _Search(_Shape):
+    settings: dict[Text, Count]
+    path: Annotated[list[_Setting], Field(min_length=1, max_length=200)]
+    unconverged: list[Text]
+    control: _Control | None = None
+
+
 class _Attack(_Shape):
     forward_passes: Positive
     backward_passes: Positive
     seconds: Positive
     random: bool = False
     vanished_gradients: Share = 0.0
+    stopped_early: bool = False
+    converge: _Search | None = None
+    no_gradient: bool = False
+
+
+class _Finding(_Shape):
+    check: Text
+    verdict: Literal["ok", "warning", "failed", "not checked"]
+    sentence: Sentence
+    means: Sentence
+    next: Sentence
+    about: Literal["defense", "attack"]
+    passes: Positive
+    p: Share | None
+    counts: bool
+    rejected: Literal["ok", "warning", "failed", "not checked"]
 
 
 class _Retention(_Shape):
@@ -86,13 +126,22 @@ class _Found(_Shape):
     classes: Annotated[int, Field(ge=2)]
     draws: Annotated[int, Field(ge=1)]
     enumerated: bool = False
-    uncertainty: dict[str, float]
-    histograms: dict[str, list[Count]]
+    uncertainty: dict[str, float] = {}
+    histograms: dict[str, list[Count]] = {}
     detection: dict[str, _Detection] | None = None
     attack: _Attack | None = None
 
+    @property
+    def uncertain(self) -> bool:
+        """Whether it says something of uncertainty."""
+        return True
+
     @pydantic.model_validator(mode="after")
     def _measured(self) -> Self:
+        if not self.uncertain:
+            found = self.model_fields_set.intersection(DETAILS)
+            _require(not found, f"nothing of examples that stopped early on {', '.join(sorted(found))}")
+            return self
         measures = set(Uncertainty._fields)
         _require(set(self.uncertainty) == measures, f"the measures of uncertainty {sorted(measures)}")
         _require(self.detection is None or set(self.detection) == measures, f"detection by {sorted(measures)}")
@@ -115,6 +164,7 @@ class _Draws(_Shape):
     draw_accuracy_max: Share
     attack: _Attack
     flags: list[Text]
+    audit: Annotated[list[_Finding], Field(max_length=100)] | None = None
 
     @pydantic.model_validator(mode="after")
     def _inside(self) -> Self:
@@ -132,11 +182,16 @@ class _Evaluation(_Draws, _Found):
     accuracy_interval: Interval
     draw_variance: Positive
     right: str
-    retention: dict[str, _Retention]
-    calibration: _Calibration
+    retention: dict[str, _Retention] = {}
+    calibration: _Calibration | None = None
     attack: _Attack
     persistence: list[_Persistence] = []
     accepted_errors: dict[str, Share] = {}
+
+    @property
+    def uncertain(self) -> bool:
+        """Examples that stopped early say nothing of it."""
+        return not self.attack.stopped_early
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -149,7 +204,11 @@ class _Evaluation(_Draws, _Found):
         _require(abs(bits.sum() / images - self.accuracy) <= CLOSE, "the accuracy that the bits give")
         low, high = self.accuracy_interval
         _require(low - CLOSE <= self.accuracy <= high + CLOSE, "accuracies inside their intervals")
-        _require(set(self.retention) == set(ENTROPIES), f"curves of retention by {sorted(ENTROPIES)}")
+        unconverged = bool(self.attack.converge and self.attack.converge.unconverged)
+        _require(unconverged == ("unconverged" in self.flags), "the flag `unconverged` where a search is")
+        if self.uncertain:
+            _require(set(self.retention) == set(ENTROPIES), f"curves of retention by {sorted(ENTROPIES)}")
+            _require(self.calibration is not None, "a calibration")
         return self
 
 

@@ -9,14 +9,16 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from advbench.errors import InputError
 from advbench.evaluation.summary import ENTROPIES
 from advbench.grid.plan import Cell, Plan
-from advbench.grid.spec import Choice, swept
+from advbench.grid.spec import Choice, converges, stops_early, swept
 from advbench.report.evaluations import (
     NUMBERS,
     Evaluation,
@@ -27,6 +29,7 @@ from advbench.report.evaluations import (
 )
 from advbench.report.flags import suspicious
 from advbench.report.leaderboard import Standing, leaderboard_table, standings, with_own_source
+from advbench.report.transfers import COLUMNS as AFFINITY_COLUMNS
 from advbench.report.transfers import affinity_table
 
 IDENTITY = "dataset architecture defense attack source norm eps seed".split()
@@ -55,6 +58,21 @@ KNOWLEDGE = {  # what an adversary may know, the least first
     "the_draw": "the draw that answers",
 }
 Details = tuple[dict[str, Any], str, int, Mapping[str, Any]]  # identity, kind of images, classes, the record's values
+COLUMNS = {
+    "results": RESULT_COLUMNS,
+    "methods": METHOD_COLUMNS,
+    "models": MODEL_COLUMNS,
+    "affinity": AFFINITY_COLUMNS,
+    "retention": RETENTION_COLUMNS,
+    "uncertainty": UNCERTAINTY_COLUMNS,
+    "histograms": HISTOGRAM_COLUMNS,
+    "persistence": PERSISTENCE_COLUMNS,
+    "adversaries": ADVERSARY_COLUMNS,
+}
+TEXT = (  # columns of text, in whichever table
+    "architecture attack counts dataset defense distribution flags images key kind knows label measure name norm "
+    "params posterior reason source target version versions"
+).split()
 MEASURED = tuple("results methods models affinity retention uncertainty histograms persistence adversaries".split())
 
 
@@ -71,6 +89,7 @@ class Report:
     histograms: pd.DataFrame  # likewise, for each measure of uncertainty in nats
     persistence: pd.DataFrame  # for each (defense, attack, eps, seed, number of answers asked for); no transfers
     adversaries: pd.DataFrame  # for each (defense, eps, seed) and what an adversary knows, the strongest one's attack
+    gradients_alone: bool = False  # whether all attacks follow the gradient of the defense that they are tried on
 
     left_alone: tuple[
         str, ...
@@ -128,6 +147,40 @@ def to_csv(frame: pd.DataFrame) -> bytes:
     return file.getvalue()
 
 
+def read_report(folder: Path) -> Report:
+    """The tables that a folder holds as CSV.
+
+    Raises:
+        InputError: one of them is missing, or is none that a run wrote.
+    """
+    frames: dict[str, Any] = {name: _read_csv(folder / f"{name}.csv", each) for name, each in COLUMNS.items()}
+    try:
+        for name in ("results", "models"):
+            whole = [each for each in ("n_examples", "draws", "parameters") if each in frames[name]]
+            frames[name] = frames[name].astype(dict.fromkeys(whole, "Int64"))
+        counts = frames["histograms"].counts.map(lambda text: tuple(map(int, text.split())))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"tables of {folder}", expected="those that a run wrote", got=str(error)) from error
+    return Report(**{**frames, "histograms": frames["histograms"].assign(counts=counts)})
+
+
+def _read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """A table that `to_csv` wrote: text columns as they are, numbers with NaN where one is missing."""
+    try:
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+        numbers = [str(name) for name in frame if name not in TEXT]
+        frame[numbers] = frame[numbers].replace("", "nan").astype(np.float64)  # to the last digit
+        whole = [name for name in ("seed", "n_kept") if name in frame]
+        frame[whole] = frame[whole].astype(np.int64)
+    except (OSError, ValueError) as error:
+        got = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise InputError(f"table {path}", expected="one that a run wrote", got=got) from error
+    absent = [name for name in columns if name not in frame]
+    if absent:
+        raise InputError(f"table {path}", expected="one that a run wrote", got=f"none with a column {absent[0]}")
+    return frame
+
+
 def collect(plan: Plan, store: RecordSource, failed: Mapping[str, str] | None = None) -> Report:
     """Make the tables of a plan from what the store holds.
 
@@ -146,6 +199,7 @@ def collect(plan: Plan, store: RecordSource, failed: Mapping[str, str] | None = 
         models=_models(plan, store),
         affinity=affinity_table(results[mutual], kept),
         adversaries=_adversaries(plan, store, results),
+        gradients_alone=_gradients_alone(plan),
         left_alone=plan.left_alone,
         **_uncertainty_tables(_details(plan, store, evaluations)),
     )
@@ -154,6 +208,13 @@ def collect(plan: Plan, store: RecordSource, failed: Mapping[str, str] | None = 
 def as_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of a table by column, with whole numbers as such, and NA where one is missing."""
     return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
+
+
+def _gradients_alone(plan: Plan) -> bool:
+    attacked = [(cell, cell.attack) for cell in plan.cells if cell.attack is not None]
+    return bool(attacked) and not any(
+        attack.traits & {"black_box", "mixed"} or cell.source.label != cell.defense.label for cell, attack in attacked
+    )
 
 
 def _identity(plan: Plan, cell: Cell) -> dict[str, Any]:
@@ -216,8 +277,10 @@ def _methods(plan: Plan, evaluations: Sequence[Evaluation | None], store: Record
 
 def _run_settings(plan: Plan, attack: Choice) -> dict[str, Any]:
     """What of the run's settings makes it another attack."""
-    budget = {} if plan.spec.budget is None else {"budget": plan.spec.budget}
-    return budget | ({"sweep": True} if swept(plan.spec, attack) else {})
+    found: dict[str, Any] = {} if plan.spec.budget is None else {"budget": plan.spec.budget}
+    found |= {"stop_early": True} if stops_early(plan.spec, attack) else {}
+    found |= {"converge": plan.spec.converge} if converges(plan.spec, attack) else {}
+    return found | ({"sweep": True} if swept(plan.spec, attack) else {})
 
 
 def _one_line(values: Mapping[str, Any]) -> str:
@@ -227,7 +290,7 @@ def _one_line(values: Mapping[str, Any]) -> str:
 def _details(plan: Plan, store: RecordSource, evaluations: Sequence[Evaluation | None]) -> Iterator[Details]:
     """What records say of uncertainty: on clean, attacked and out-of-distribution images."""
     for cell, found in zip(plan.cells, evaluations, strict=True):
-        if found is not None and found.details is not None and is_own(cell):
+        if found is not None and found.details and is_own(cell):  # of examples that stopped early there are none
             yield _identity(plan, cell), _images(cell.attack), found.classes, found.details
     for ood in plan.ood:
         record = store.read_record(ood.key)

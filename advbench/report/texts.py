@@ -25,6 +25,8 @@ def images_text(attack: str, eps: float) -> str:
 def parts(value: Value, digits: int = 3) -> list[str]:
     """What stands in a cell of a table: a number, and if there are any its interval and its deviation over seeds.
 
+    An upper bound is marked as such.
+
     A word in place of what is missing: failed, missing, not run; else n/a.
     """
     if not isinstance(value, Measured):
@@ -32,7 +34,7 @@ def parts(value: Value, digits: int = 3) -> list[str]:
     if value.missing:
         word = value.note.partition(":")[0]
         return [word if word in ("failed", "missing", "not run") else "n/a"]
-    found = [f"{value.value:.{digits}f}"]
+    found = [f"{'≤ ' if value.bound else ''}{value.value:.{digits}f}"]
     if not math.isnan(value.low):
         found.append(f"[{value.low:.{digits}f}, {value.high:.{digits}f}]")
     if not math.isnan(value.deviation):

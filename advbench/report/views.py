@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from advbench.report.tables import CALIBRATION, KNOWLEDGE, SCORES, Report
 from advbench.report.texts import Value, format_eps, images_text
 
 HEADINGS = {"auroc": "AUROC", "aupr_positive": "AUPR+", "aupr_negative": "AUPR-"}
+EARLY = "stop_early"  # setting of an attack in `methods.csv`
 DETECTED_BY = ("total", "epistemic")
 KEYS = ["defense", "attack", "eps"]
 CALIBRATION_NOTE = (
@@ -74,12 +76,34 @@ def explanation(report: Report) -> str:
     )
 
 
+def stopped_early(report: Report) -> str:
+    """Why attacks have no numbers on uncertainty; empty where all have."""
+    methods = report.methods[report.methods.kind == "attack"]
+    names = [
+        label for label, params in zip(methods.label, methods.params, strict=True) if json.loads(params).get(EARLY)
+    ]
+    if not names:
+        return ""
+    return (
+        f"Left out: {', '.join(names)}, which leave images alone that are fooled already. Such examples lie near the "
+        "boundary, where a defense is least certain; those of the attacks named by --affinity are crafted to the end."
+    )
+
+
 def ranking(report: Report) -> str:
     """How the defenses are ranked."""
     by = "the lowest accuracy at the largest eps" if report.attacks else "the accuracy on clean images"
+    unranked = [one.defense for one in report.standings if one.misleads]
+    below = f" Without a rank, below the others: {', '.join(unranked)}, as checks say that attacks are misled."
+    alone = (
+        " All attacks of this run follow the defense's gradient: where that misleads nothing here would show; add "
+        "square or worst_case."
+    )
     return (
         f"Ranked by {by}. A rank is one more than the number of defenses whose whole interval lies above the defense's "
         "own, so those that the intervals do not tell apart may share it."
+        + (below if unranked else "")
+        + (alone if report.gradients_alone else "")
     )
 
 
@@ -97,7 +121,8 @@ def main_table(report: Report) -> Table:
         row["clean"] = one.accuracies[CLEAN]
         row |= {images_text(attack, eps): one.accuracy(attack, eps) for attack in report.attacks}
         if len(report.attacks) > 1:
-            row["lowest"] = Measured(one.lowest.value, note=one.lowest_attack or one.lowest.note)
+            note = one.lowest_attack or one.lowest.note
+            row["lowest"] = Measured(one.lowest.value, note=note, bound=one.lowest.bound)
         row |= {"retention": one.retention, "passes": one.draws}
         rows.append(row | ({"flags": ", ".join(one.flags)} if flagged else {}))
     return Table(list(rows[0]), [list(row.values()) for row in rows])

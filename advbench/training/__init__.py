@@ -2,8 +2,10 @@
 
 from advbench.data.base import Data as Data
 from advbench.keys import derive as derive
+from advbench.keys import isolated_rng as isolated_rng
 from advbench.registry.params import Field as Field
 from advbench.registry.params import Params as Params
+from advbench.registry.pinned import Files as Files
 from advbench.training.base import CheckpointSlot as CheckpointSlot
 from advbench.training.base import Defense as Defense
 from advbench.training.base import Precision as Precision
@@ -18,6 +20,7 @@ from advbench.training.chains import SGLDParams as SGLDParams
 from advbench.training.chains import sgadald_step as sgadald_step
 from advbench.training.chains import sgld_step as sgld_step
 from advbench.training.gradient import AdversarialParams as AdversarialParams
+from advbench.training.gradient import AscentParams as AscentParams
 from advbench.training.gradient import BallParams as BallParams
 from advbench.training.gradient import BayesParams as BayesParams
 from advbench.training.gradient import ElboLoss as ElboLoss
@@ -29,10 +32,15 @@ from advbench.training.gradient import TrainParams as TrainParams
 from advbench.training.gradient import VariationalLoss as VariationalLoss
 from advbench.training.gradient import VariationalParams as VariationalParams
 from advbench.training.gradient import gaussian as gaussian
+from advbench.training.gradient import images_apart as images_apart
 from advbench.training.loop import LoopDefense as LoopDefense
 from advbench.training.loop import LoopParams as LoopParams
 from advbench.training.loop import TrainState as TrainState
 from advbench.training.loop import autocast as autocast
+from advbench.training.loop import check_data as check_data
+from advbench.training.loop import check_fit as check_fit
 from advbench.training.optimizers import SGD as SGD
 from advbench.training.optimizers import Adam as Adam
 from advbench.training.optimizers import Optimizer as Optimizer
+from advbench.training.wrapper import Wrapper as Wrapper
+from advbench.training.wrapper import WrapperParams as WrapperParams

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -60,6 +60,7 @@ class TrainContext:
         checkpoint: where to keep the state, or None.
         checkpoint_seconds: the least time between two saved states.
         init: the trained classifier that the hyperparameter `init_from` names; None to have it trained.
+        fresh: makes another untrained net like `module`, its initial weights from a seed; None where nobody can.
     """
 
     seed: int = 0
@@ -69,6 +70,7 @@ class TrainContext:
     checkpoint: CheckpointSlot | None = None
     checkpoint_seconds: float = 30.0
     init: Classifier | None = None
+    fresh: Callable[[int], nn.Module] | None = None
 
     def generator(self, *labels: object) -> torch.Generator:
         """A generator on the training's device, seeded by the labels alone: no state to save."""
@@ -83,6 +85,11 @@ class Defense(Configurable, ABC):
     def architecture(self) -> str | None:
         """The registered architecture that it brings with it; None for whichever the run names."""
         return None
+
+    @property
+    def parts(self) -> Mapping[str, Defense]:
+        """The methods that it runs, by name; results depend on their versions, too."""
+        return {}
 
     def passes_per_image(self) -> float | None:
         """An upper estimate of the forward-and-backward passes made for each image, over all epochs and steps.

@@ -69,7 +69,7 @@ class GradientDefense(LoopDefense):
 
     def begin(self, module: nn.Module, steps: int, count: int, context: TrainContext) -> TrainState:
         """The classifier and its optimiser."""
-        clf = Classifier(module, self.posterior(module), noise=self.noise() or False)
+        clf = Classifier(module.train(), self.posterior(module), noise=self.noise() or False)
         params = self.params
         free = clf.posterior.undecayed()
         decayed = [p for p in clf.posterior.trainable() if all(p is not other for other in free)]
@@ -83,9 +83,7 @@ class GradientDefense(LoopDefense):
 
     def separable(self, clf: Classifier) -> bool:
         """Whether the loss is a mean over images at shared draws, so that it can be summed over chunks of them."""
-        own = type(self).loss in (ErmLoss.loss, VariationalLoss.loss)
-        coupled = any(isinstance(part, _BatchNorm) for part in clf.module.modules())
-        return own and not coupled and not clf.noise
+        return type(self).loss in (ErmLoss.loss, VariationalLoss.loss) and images_apart(clf)
 
     def update(self, state: TrainState, x: Tensor, y: Tensor, count: int, context: TrainContext) -> dict[str, Tensor]:
         """One step: perturb, evaluate the loss, descend. Chunks share the step's draws, so only rounding differs."""
@@ -95,9 +93,11 @@ class GradientDefense(LoopDefense):
         clf = state.clf
         chunk = (context.resources.chunk if self.separable(clf) else None) or len(x)
         clf.chunk = context.resources.chunk
-        with autocast(context):
-            clf.module.eval()
-            x = self.perturb(clf, x, y, generator)
+        if type(self).perturb is not GradientDefense.perturb:
+            with autocast(context), clf.attacked(y):
+                clf.module.eval()
+                x = self.perturb(clf, x, y, generator)
+        if not clf.module.training:
             clf.module.train()
         sums: dict[str, Tensor] = {}
         for begin in range(0, len(x), chunk):
@@ -113,6 +113,11 @@ class GradientDefense(LoopDefense):
                 sums[name] = sums[name] + part if name in sums else part
         optimizer.step()
         return sums
+
+
+def images_apart(clf: Classifier) -> bool:
+    """Whether each image passes the net in training as if it were alone: no batch norm, no noise drawn for a batch."""
+    return not clf.noise and not any(isinstance(part, _BatchNorm) for part in clf.module.modules())
 
 
 class ErmLoss(GradientDefense):
@@ -156,8 +161,12 @@ class VariationalLoss(GradientDefense):
         """kl_weight / N times the regulariser summed over the weights of `kl_scope`: nats an image."""
         names = last_linear(clf.module) if self.params.kl_scope == "classifier" else None
         with torch.autocast(clf.posterior.device.type, enabled=False):
-            total = self.divergence(*gaussian(clf).selected(names)).sum()
+            total = self.total(gaussian(clf), names)
         return total * (self.params.kl_weight / count)
+
+    def total(self, posterior: GaussianPosterior, names: list[str] | None) -> Tensor:
+        """The regulariser summed over the weights of `names` or of all, a scalar in nats."""
+        return self.divergence(*posterior.selected(names)).sum()
 
     def loss(self, clf: Classifier, x: Tensor, y: Tensor, count: int) -> tuple[Terms, Tensor]:
         """Adv-BNN eq. 13, per image and in nats: mean cross-entropy, and kl_weight / N * KL."""
@@ -209,6 +218,12 @@ class ElboLoss(VariationalLoss):
         """KL to the prior (Adv-BNN eq. 6)."""
         return prior_divergence(mean, log_std, self.params.prior_std)
 
+    def total(self, posterior: GaussianPosterior, names: list[str] | None) -> Tensor:
+        """Their sum, in fewer passes over the weights."""
+        if type(self).divergence is not ElboLoss.divergence:
+            return super().total(posterior, names)
+        return posterior.kl(self.params.prior_std, names)
+
 
 def gaussian(clf: Classifier) -> GaussianPosterior:
     """The classifier's posterior, which must be Gaussian.
@@ -228,8 +243,8 @@ class BallParams(TrainParams):
     norm: Norm = Field(default="linf", description="norm of the training's ball")
 
 
-class AdversarialParams(BallParams):
-    """Hyperparameters of adversarial training: those of any training, and of its inner maximisation."""
+class AscentParams(BallParams):
+    """Hyperparameters of training against an adversary who ascends by steps."""
 
     steps: int = Field(default=10, ge=1, description="PGD steps in training; Adv-BNN Table 2: 10")
     step_size: float | None = Field(
@@ -237,6 +252,11 @@ class AdversarialParams(BallParams):
         gt=0,
         description="length of a step in eps, by default 2.5 / steps (linf, Madry 2018) or 10 / steps (l2)",
     )
+
+
+class AdversarialParams(AscentParams):
+    """Hyperparameters of adversarial training: those of any training, and of its inner maximisation."""
+
     random_start: bool = Field(
         default=True, description="start from a point of the ball; Adv-BNN's released code: false"
     )

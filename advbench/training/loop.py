@@ -162,12 +162,12 @@ class LoopDefense(Defense):
             InputError: module and data do not fit, or `init_from` gives no weights to start from.
             PluginError: a term of the loss is not finite; names step and term.
         """
-        _check_data(module, data)
+        check_data(module, data)
         method = self.for_dataset(data.name)
         context = context or TrainContext()
         saved = context.checkpoint.load() if context.checkpoint else None
         own = _own(module).to(context.resources.device).requires_grad_(True)
-        _check_fit(own, data, context.resources.device)
+        check_fit(own, data, context.resources.device)
         if method.params.init_from and saved is None:
             _start_from(own, context.init or method._train_init(module, data, context))
         per_epoch = -(-len(data) // method.params.batch_size)
@@ -263,7 +263,12 @@ def _check_finite(clf: Classifier, data: Data, context: TrainContext) -> None:
             )
 
 
-def _check_data(module: nn.Module, data: Data) -> None:
+def check_data(module: nn.Module, data: Data) -> None:
+    """Refuse what cannot be trained, or trained on.
+
+    Raises:
+        InputError: says what it is.
+    """
     if not isinstance(module, nn.Module) or isinstance(module, Classifier):
         raise InputError("module to train", expected="an nn.Module that is no Classifier", got=type(module).__name__)
     if not isinstance(data, Data):
@@ -275,7 +280,7 @@ def _check_data(module: nn.Module, data: Data) -> None:
 
 
 @torch.no_grad()
-def _check_fit(module: nn.Module, data: Data, device: str) -> None:
+def check_fit(module: nn.Module, data: Data, device: str) -> None:
     """Refuse a module whose output does not fit the classes, before the first step."""
     modes = [part.training for part in module.modules()]
     module.eval()

@@ -67,10 +67,7 @@ class _Optimizer(ABC):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the state that `state_dict` gave."""
         self._states = {
-            index: {
-                name: tensor.to("cpu" if name == "step" else self._params[index].device, copy=True)
-                for name, tensor in state.items()
-            }
+            index: {name: tensor.to(self._params[index].device, copy=True) for name, tensor in state.items()}
             for index, state in state_dict["state"].items()
         }
 
@@ -92,7 +89,7 @@ class Adam(_Optimizer):
     ) -> None:
         for parameter, state in zip(params, states, strict=True):
             if not state:
-                state["step"] = torch.tensor(0.0)  # on the CPU, where reading it waits for no device
+                state["step"] = torch.zeros((), device=parameter.device)
                 state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
         means, squares, steps = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
         adam(
@@ -109,6 +106,7 @@ class Adam(_Optimizer):
             weight_decay=settings["weight_decay"],
             eps=1e-8,
             maximize=False,
+            fused=True,
         )
 
 

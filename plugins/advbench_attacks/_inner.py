@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
@@ -22,9 +23,10 @@ class InnerParams(attacks.Params):
 
 
 class InnerAttack(Attack):
-    """An attack that runs another one on a classifier of its choice."""
+    """An attack that runs another one, to the end, on a classifier of its choice: another one is evaluated."""
 
     targeted = True
+    stops_early = False
     params: InnerParams
 
     def __init__(self, **values: Any) -> None:
@@ -58,5 +60,5 @@ class InnerAttack(Attack):
 
     def run(self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator) -> Tensor:
         """Run the inner attack."""
-        found = self.inner.search(self.attacked(clf), x, goal, threat, generator)
+        found = self.inner.search(self.attacked(clf), x, replace(goal, stop_early=False), threat, generator)
         return within(found, x, threat, outward=clf.stochastic) if self.inner.minimal_norm else found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,20 +26,26 @@ class ALMA(Attack):
     the third logit) enters through the penalty P2. Each image has its own multiplier, which follows the penalty's
     slope, and its own penalty parameter, which grows while no example is found and the violation does not fall.
     RMSProp with momentum makes the steps, at a constant rate until the first example is found, then at one that falls
-    to a hundredth. Settings are those of the authors' code for l2. On a random classifier violation and
-    gradient are means over the same fresh draws, success is judged by a set of draws that stays the same, and what is
-    found gives the direction in which a wider ball is used up.
+    to a hundredth. Settings are those of the authors' code for l2. On a random classifier the gradient is the mean over
+    fresh draws, violation and success are those of the mean softmax over a set of draws that stays the same, and what
+    is found gives the direction in which a wider ball is used up.
 
-    Departures: with two classes the violation is the margin itself; what is found is shortened along a line, in place
-    of a tolerance of 1e-4 logits.
+    Departures: the steps are shared among several runs, for any wrong class and towards each of the `targets` likeliest
+    ones, since one run stops falling after some hundred steps and others end elsewhere; with two classes the violation
+    is the margin in units of the image's own; what is found is shortened along a line, in place of a tolerance of 1e-4 logits.
     """
 
-    version = "1"
+    version = "2"
 
     class Params(attacks.Params):
         """Hyperparameters of ALMA."""
 
-        steps: int = Field(default=400, ge=2, description="gradient steps; ALMA: 100 and 1000")
+        steps: int = Field(default=120, ge=2, description="gradient steps of each run; ALMA: 100 and 1000")
+        targets: int = Field(
+            default=2,
+            ge=0,
+            description="likeliest wrong classes aimed at, one run each, after the run for any wrong class; ALMA: 0",
+        )
         smoothing: float | None = Field(
             default=None,
             gt=0,
@@ -49,12 +56,27 @@ class ALMA(Attack):
         samples: int = Field(
             default=10, ge=1, description="draws a step on a random classifier, for gradient and success"
         )
+        early_stop: bool = Field(
+            default=False,
+            description="on a deterministic classifier, leave an image alone once a run's example lies within eps; "
+            "one run then serves one eps",
+        )
 
     norms = frozenset({"l2"})
     minimal_norm = True
     targeted = True
     effort = "steps"
     params: Params
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**values)
+        if self.params.early_stop:
+            self.minimal_norm = False  # type: ignore[misc]  # what lies outside the ball is not looked for
+
+    @property
+    def stops_early(self) -> bool:
+        """With the hyperparameter `early_stop`."""
+        return self.params.early_stop
 
     @property
     def smoothing(self) -> float:
@@ -63,35 +85,79 @@ class ALMA(Attack):
         return self.params.smoothing or by_steps
 
     def cost(self, random: bool) -> int:
-        """A step's gradient and the passes that show success, and the passes that shorten what was found."""
+        """The steps of all runs, with the passes that show success; those that rank targets and shorten the find."""
+        params = self.params
         draws = SELECTION_DRAWS if random else 1
-        step = self.params.samples + draws if random else 1
-        return self.params.steps * step + draws * SHORTENING
+        step = params.samples + draws if random else 1
+        return (1 + params.targets) * params.steps * step + draws * (SHORTENING + (2 if params.targets else 0))
 
     def run(self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator) -> Tensor:
-        """Descend the augmented Lagrangian; keep each image's nearest adversarial example."""
-        steps, past, kept = self.params.steps, self.smoothing, Kept(clf, goal)
+        """Search for any wrong class, then towards each target; keep each image's nearest adversarial example."""
+        params, kept = self.params, Kept(clf, goal)
+        found, nearest = x.clone(), x.new_full((len(x),), torch.inf)
+        aims = [goal]
+        if params.targets and not goal.targeted:
+            if not clf.stochastic:
+                nearest[kept.margins_of(x) > 0] = 0.0  # what is wrong as it is needs no search
+            likely = attacks.likeliest(clf, x, goal, max(2, params.targets))
+            aims += likely[: params.targets] if len(likely) > 1 else []  # of two classes the wrong one is the target
+        enough = threat.eps if params.early_stop and not clf.stochastic else 0.0
+        for aim in aims:
+            rows = (nearest > enough).nonzero().squeeze(1)
+            if len(rows) == 0:
+                break
+            points, distances = self._search(clf, kept, rows, x[rows], aim[rows], generator)
+            better = distances < nearest[rows]
+            found[rows] = torch.where(per_image(better, points), points, found[rows])
+            nearest[rows] = torch.where(better, distances, nearest[rows])
+        found = attacks.shorten(kept, x, found)
+        return found if self.minimal_norm else attacks.within(found, x, threat, outward=clf.stochastic)
+
+    def _search(
+        self, clf: Classifier, kept: Kept, rows: Tensor, x: Tensor, aim: Goal, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """One run, Algorithm 1: the nearest adversarial examples and their distances, infinite where there is none.
+
+        Any misclassification counts, whatever the run aims at.
+
+        Args:
+            clf: the classifier.
+            kept: judges success.
+            rows: which of its images these are, `(batch,)`.
+            x: the images, `(batch, channels, height, width)`.
+            aim: labels, and perhaps targets.
+            generator: of the first step where there is no gradient.
+        """
+        steps, past = self.params.steps, self.smoothing
         found, nearest = x.clone(), x.new_full((len(x),), torch.inf)
         first_found = torch.full_like(nearest, steps)  # the step at which each image's first example was found
         delta, momentum, square = torch.zeros_like(x), torch.zeros_like(x), torch.ones_like(x)
         multiplier, penalty = torch.ones_like(nearest), torch.ones_like(nearest)
         rate = checked = torch.zeros_like(nearest)
+        scale = torch.ones_like(nearest)
         for step in range(steps):
-            gradient, logits = clf.input_gradient(x + delta, goal.rows, _violation, self.params.samples)
-            violation = torch.stack([_violation(draw, goal.rows) for draw in logits]).mean(0).to(x.dtype)
-            reached = (kept.margins_of(x + delta) if clf.stochastic else kept.margins_at(logits)) > 0
-            if clf.stochastic and step == 0:
-                reached[:] = False  # a random classifier's own images give no direction, however it judges them
+            gradient, logits = clf.input_gradient(x + delta, aim.rows, _violation, self.params.samples)
+            judging = kept.logits_of(x + delta) if clf.stochastic else logits
+            reached = kept.margins_at(judging, rows) > 0
+            violation = _violation(judging[0], aim.rows)
+            if clf.stochastic:  # what counts is the mean softmax, which is wrong later than its draws are on average
+                violation = _violation(judging.log_softmax(-1).logsumexp(0), aim.rows)
+                if step == 0:
+                    reached[:] = False  # a random classifier's own images give no direction, however it judges them
             length = delta.flatten(1).norm(dim=1)
             better = reached & (length < nearest)
             found = torch.where(per_image(better, x), x + delta, found)
             nearest = torch.where(better, length, nearest)
             first_found = torch.where(reached, first_found.clamp_max(step), first_found)
+            if step == 0 and logits.shape[2] < 3:
+                nearby = FIRST_STEP * gradient.flatten(1).norm(dim=1)
+                scale = torch.maximum(violation.abs(), nearby).clamp_min(TINY)
+            gradient, violation = gradient / per_image(scale, x), violation / scale
             if step == 0:
                 checked = violation
                 slope = _slope(violation, penalty, multiplier)
                 descent = -per_image(slope, x) * gradient
-                noise = torch.empty_like(x).normal_(generator=generator)
+                noise = attacks.steepest(torch.empty_like(x).normal_(generator=generator), Threat("l2", 1.0))
                 descent = torch.where(per_image(descent.flatten(1).norm(dim=1) <= 1e-6, x), noise, descent)
             else:
                 if (step + 1) % CHECKS == 0:
@@ -108,7 +174,7 @@ class ALMA(Attack):
                 rate = _first_rate(x, descent)
             decay = FINAL_RATE ** ((step - first_found).clamp_min(0) / (steps - first_found).clamp_min(1))
             delta = (x + delta + per_image(rate * decay, x) * momentum).clamp(0, 1) - x
-        return attacks.shorten(kept, x, found)
+        return found, nearest
 
 
 def _violation(logits: Tensor, rows: Tensor) -> Tensor:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from advbench import attacks
-from advbench.attacks import SELECTION_DRAWS, Attack, Field, Goal, Kept, Objective, Threat, per_image
+from advbench.attacks import SELECTION_DRAWS, Attack, Certain, Field, Goal, Kept, Objective, Threat, per_image
 from advbench.models import Classifier
 from advbench_attacks.eot_pgd import OBJECTIVE
 
@@ -27,9 +28,13 @@ class APGD(Attack):
     transformation is inside: each gradient and each loss is the mean over `samples` draws. Of several runs each
     image keeps the one of largest mean margin over draws of the attack's own; on a deterministic classifier what is
     misclassified is not attacked again.
+
+    Where examples may stop early, an image is left alone once it certainly fools the classifier: on a deterministic
+    one at its first misclassified iterate, on a random one where two gradients one after another, each at its own
+    fresh draws, find the goal reached by a t test at level 0.01, which takes at least 5 samples a gradient.
     """
 
-    version = "1"
+    version = "2"
 
     class Params(attacks.Params):
         """Hyperparameters of Auto-PGD."""
@@ -52,6 +57,7 @@ class APGD(Attack):
         )
 
     targeted = True
+    stops_early = True
     effort = "steps"
     params: Params
 
@@ -73,68 +79,135 @@ class APGD(Attack):
             aims = attacks.likeliest(clf, x, goal, self.params.targets, self.params.samples)
         kept = Kept(clf, goal)
         kept.offer(x)
+        stopped = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         for _ in range(self.params.restarts):
             for aim in aims:
                 start = attacks.random_start(x, threat, generator)
                 rows = kept.remaining()
+                rows = rows[~stopped[rows]]
                 if len(rows) == 0:
                     return kept.images
-                for found in self._ascend(clf, x[rows], aim[rows], goal[rows], threat, start[rows]):
-                    kept.offer(found, rows)
+                certain = Certain(clf, goal[rows]) if goal.stop_early else None
+                for found, those in self._ascend(clf, x[rows], aim[rows], goal[rows], threat, start[rows], certain):
+                    kept.offer(found, rows[those])
+                if certain is not None:
+                    stopped[rows] = certain.reached
         return kept.images
 
     def _ascend(
-        self, clf: Classifier, x: Tensor, aim: Goal, goal: Goal, threat: Threat, start: Tensor
-    ) -> Iterator[Tensor]:
-        """One run, Algorithm 1. Of a random classifier the last point, too: the best of noisy losses is a lucky one."""
+        self,
+        clf: Classifier,
+        x: Tensor,
+        aim: Goal,
+        goal: Goal,
+        threat: Threat,
+        start: Tensor,
+        certain: Certain | None,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """One run, Algorithm 1: examples, and which of the images `(count,)` they are of.
+
+        Of a random classifier the last point, too: the best of noisy losses is a lucky one. Images that are certain
+        leave the run.
+        """
         params = self.params
         loss: attacks.LossName = "dlr" if params.loss == "dlr_targeted" else params.loss
-
-        def look(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            gradient, value, logits = attacks.loss_gradient(clf, images, aim, loss, params.samples, params.objective)
-            return gradient, value, goal.mean_margin(logits)
-
-        step = x.new_full((len(x),), 2 * threat.eps)
-        current = previous = best = start
-        gradient, value, reached = look(current)
-        best_value, best_gradient = value, gradient
-        fooling, fooling_margin = start, reached
-        rises = torch.zeros_like(value)
-        at_last_check, halved = best_value, torch.ones_like(value, dtype=torch.bool)
         marks = set(_checkpoints(params.steps))
-        since = 0
-        for k in range(1, params.steps):
-            towards = per_image(step, x) * attacks.steepest(gradient, threat)
-            aimed = attacks.project(current + towards, x, threat)
-            share = MOMENTUM if k > 1 else 1.0
-            moved = current + share * (aimed - current) + (1 - share) * (current - previous)
-            previous, current = current, attacks.project(moved, x, threat)
-            gradient, after, reached = look(current)
-            rises += (after > value).to(rises.dtype)
-            value, since = after, since + 1
-            fooling = torch.where(per_image(reached > fooling_margin, x), current, fooling)
-            fooling_margin = torch.maximum(reached, fooling_margin)
-            improved = value > best_value
-            best = torch.where(per_image(improved, x), current, best)
-            best_gradient = torch.where(per_image(improved, x), gradient, best_gradient)
-            best_value = torch.maximum(value, best_value)
-            if k not in marks:
-                continue
-            seldom = rises < params.rho * since
-            halved = seldom | (~halved & (at_last_check >= best_value))
-            at_last_check = best_value
-            step = torch.where(halved, step / 2, step)
-            back = per_image(halved, x)
-            current = torch.where(back, best, current)
-            previous = torch.where(back, best, previous)
-            gradient = torch.where(back, best_gradient, gradient)
-            value = torch.where(halved, best_value, value)
-            rises, since = torch.zeros_like(rises), 0
+        rows, found = torch.arange(len(x), device=x.device), start.clone()
+        run: _Run | None = None
+        for k in range(params.steps):
+            if run is not None:
+                run.step(x[rows], threat, MOMENTUM if k > 1 else 1.0)
+            current = start if run is None else run.current
+            gradient, value, logits = attacks.loss_gradient(
+                clf, current, aim[rows], loss, params.samples, params.objective
+            )
+            reached = goal[rows].mean_margin(logits)
+            if run is None:
+                run = _Run.begin(start, gradient, value, reached, 2 * threat.eps)
+            else:
+                run.look(gradient, value, reached)
+            if certain is not None:
+                stops = certain.look(logits, rows)
+                left = (~stops).nonzero().squeeze(1)
+                if len(left) < len(rows):
+                    gone = stops.nonzero().squeeze(1)
+                    found[rows[gone]] = current[gone]
+                    rows, run = rows[left], run[left]
+                if len(left) == 0:
+                    break
+            if k in marks:
+                run.check(params.rho)
+        assert run is not None, "there is at least one step"
         if clf.stochastic:
-            yield current
-            yield best
+            found[rows] = run.current
+            yield found, torch.arange(len(x), device=x.device)
+            if len(rows):
+                yield run.best, rows
         else:
-            yield torch.where(per_image(fooling_margin > 0, x), fooling, best)
+            found[rows] = torch.where(per_image(run.fooling_margin > 0, run.best), run.fooling, run.best)
+            yield found, torch.arange(len(x), device=x.device)
+
+
+@dataclass
+class _Run:
+    """State of a run, each value `(batch, ...)`."""
+
+    length: Tensor  # of the steps
+    current: Tensor
+    previous: Tensor
+    gradient: Tensor  # at the current point, as the value
+    value: Tensor
+    best: Tensor  # the point of largest value
+    best_gradient: Tensor
+    best_value: Tensor
+    fooling: Tensor  # the point of largest margin
+    fooling_margin: Tensor
+    rises: Tensor  # steps that raised the value since the last check
+    steps: Tensor  # taken since then
+    at_last_check: Tensor  # the best value
+    halved: Tensor
+
+    @classmethod
+    def begin(cls, start: Tensor, gradient: Tensor, value: Tensor, margin: Tensor, length: float) -> _Run:
+        """At the start, with what the first look finds there."""
+        nothing, yes = torch.zeros_like(value), torch.ones_like(value, dtype=torch.bool)
+        lengths = torch.full_like(margin, length, dtype=start.dtype)
+        best = (start, gradient, value)
+        return cls(lengths, start, start, gradient, value, *best, start, margin, nothing, nothing, value, yes)
+
+    def __getitem__(self, rows: Tensor) -> _Run:
+        return _Run(**{name: value[rows] for name, value in vars(self).items()})
+
+    def step(self, x: Tensor, threat: Threat, share: float) -> None:
+        """Move, with momentum from the second step on."""
+        towards = per_image(self.length, x) * attacks.steepest(self.gradient, threat)
+        aimed = attacks.project(self.current + towards, x, threat)
+        moved = self.current + share * (aimed - self.current) + (1 - share) * (self.current - self.previous)
+        self.previous, self.current = self.current, attacks.project(moved, x, threat)
+
+    def look(self, gradient: Tensor, value: Tensor, margin: Tensor) -> None:
+        """Take in what the current point is found to be."""
+        self.rises = self.rises + (value > self.value).to(self.rises.dtype)
+        self.gradient, self.value, self.steps = gradient, value, self.steps + 1
+        self.fooling = torch.where(per_image(margin > self.fooling_margin, gradient), self.current, self.fooling)
+        self.fooling_margin = torch.maximum(margin, self.fooling_margin)
+        improved = value > self.best_value
+        self.best = torch.where(per_image(improved, gradient), self.current, self.best)
+        self.best_gradient = torch.where(per_image(improved, gradient), gradient, self.best_gradient)
+        self.best_value = torch.maximum(value, self.best_value)
+
+    def check(self, rho: float) -> None:
+        """At a checkpoint: halve the steps of images that rise too seldom, and take them back to their best point."""
+        seldom = self.rises < rho * self.steps
+        self.halved = seldom | (~self.halved & (self.at_last_check >= self.best_value))
+        self.at_last_check = self.best_value
+        self.length = torch.where(self.halved, self.length / 2, self.length)
+        back = per_image(self.halved, self.current)
+        self.current = torch.where(back, self.best, self.current)
+        self.previous = torch.where(back, self.best, self.previous)
+        self.gradient = torch.where(back, self.best_gradient, self.gradient)
+        self.value = torch.where(self.halved, self.best_value, self.value)
+        self.rises, self.steps = torch.zeros_like(self.rises), torch.zeros_like(self.steps)
 
 
 def _checkpoints(steps: int) -> list[int]:

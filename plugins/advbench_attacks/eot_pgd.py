@@ -19,7 +19,7 @@ class EOTPGD(PGD):
     it is PGD.
     """
 
-    version = "1"
+    version = "2"
 
     class Params(PGD.Params):
         """Hyperparameters of EOT-PGD."""

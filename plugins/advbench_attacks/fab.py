@@ -12,6 +12,7 @@ from advbench.attacks import SELECTION_DRAWS, SHORTENING, Attack, Field, Goal, K
 from advbench.models import Classifier
 
 TINY = 1e-300
+COMPARING = 50  # draws of a random classifier by which runs are compared
 LEAST = 1e-5  # distance by which planes lie beyond the boundary
 
 
@@ -28,11 +29,12 @@ class FAB(Attack):
 
     Departures: a step takes its plane from the point before the backward step, so that one pass shows both whether
     the point is misclassified and where the plane is (the authors' code makes two); the targets are ranked by the mean
-    softmax; what is found is shortened along a line. On a random classifier difference and gradient are means over
-    the same fresh draws, and success is judged by a set of draws that stays the same.
+    softmax; what is found is shortened along a line. On a random classifier the gradient is the mean over fresh draws,
+    difference and success are those of the mean softmax over a set of draws that stays the same, and a run gives the
+    mean of its later points: the nearest of them all would be a lucky one.
     """
 
-    version = "1"
+    version = "2"
 
     class Params(attacks.Params):
         """Hyperparameters of FAB."""
@@ -65,8 +67,8 @@ class FAB(Attack):
         )
         early_stop: bool = Field(
             default=False,
-            description="on a deterministic classifier, leave an image alone once its example lies within eps, as "
-            "AutoAttack does between targets; one run then serves one eps",
+            description="on a deterministic classifier, where examples may stop early, leave an image alone once its "
+            "example lies within eps, as AutoAttack does between targets; one run then serves one eps",
         )
 
     minimal_norm = True
@@ -87,18 +89,20 @@ class FAB(Attack):
     def cost(self, random: bool) -> int:
         """The steps of all runs, with the passes that show success; those that rank targets and shorten the find."""
         params = self.params
-        draws = SELECTION_DRAWS if random else 1
-        step = params.samples + draws if random else 1
-        return params.targets * params.restarts * params.steps * step + draws * (SHORTENING + 2)
+        runs = params.targets * params.restarts
+        if not random:
+            return runs * params.steps + SHORTENING + 2
+        return runs * (params.steps * (params.samples + SELECTION_DRAWS) + SHORTENING * COMPARING) + SELECTION_DRAWS
 
     def run(self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator) -> Tensor:
         """Search towards each target from each start; keep each image's nearest adversarial example."""
         params, kept = self.params, Kept(clf, goal)
+        comparing = Kept(clf, goal, COMPARING) if clf.stochastic else kept
         found, nearest = x.clone(), x.new_full((len(x),), torch.inf)
         if not clf.stochastic:
             nearest[kept.margins_of(x) > 0] = 0.0  # what is wrong as it is needs no search
         aims = attacks.likeliest(clf, x, goal, params.targets, SELECTION_DRAWS)
-        enough = threat.eps if params.early_stop and not clf.stochastic else 0.0
+        enough = threat.eps if self.stops_early and goal.stop_early and not clf.stochastic else 0.0
         for restart in range(params.restarts):
             for aim in aims:
                 rows = (nearest > enough).nonzero().squeeze(1)
@@ -106,16 +110,22 @@ class FAB(Attack):
                     break
                 start = self._random_start(x, nearest, threat.norm, generator) if restart else x
                 points, distances = self._search(clf, kept, rows, x[rows], aim[rows], start[rows], threat.norm)
+                if clf.stochastic:
+                    points = attacks.shorten(comparing, x, points)
+                    distances = _length(points - x, threat.norm)
                 better = distances < nearest[rows]
                 found[rows] = torch.where(per_image(better, points), points, found[rows])
                 nearest[rows] = torch.where(better, distances, nearest[rows])
-        found = attacks.shorten(kept, x, found)
+        if not clf.stochastic:
+            found = attacks.shorten(kept, x, found)
         return found if self.minimal_norm else attacks.within(found, x, threat, outward=clf.stochastic)
 
     def _search(
         self, clf: Classifier, kept: Kept, rows: Tensor, x: Tensor, aim: Goal, start: Tensor, norm: Norm
     ) -> tuple[Tensor, Tensor]:
         """One run, Algorithm 1: the nearest adversarial examples and their distances, infinite where there is none.
+
+        Of a random classifier the mean of the second half of the points, which averages more draws than any of them.
 
         Args:
             clf: the classifier.
@@ -128,12 +138,16 @@ class FAB(Attack):
         """
         params = self.params
         found, nearest, current = x.clone(), x.new_full((len(x),), torch.inf), start
+        total, half = torch.zeros_like(x), params.steps // 2
         for step in range(params.steps):
             gradient, logits = clf.input_gradient(current, aim.rows, _difference, params.samples)
-            value = torch.stack([_difference(draw, aim.rows) for draw in logits]).mean(0)
-            reached = (kept.margins_of(current, rows) if clf.stochastic else kept.margins_at(logits, rows)) > 0
-            if clf.stochastic and step == 0:
-                reached[:] = False  # a random classifier's own images give no direction, however it judges them
+            judging = kept.logits_of(current) if clf.stochastic else logits
+            reached = kept.margins_at(judging, rows) > 0
+            value = _difference(judging[0], aim.rows)
+            if clf.stochastic:  # the boundary that counts is the mean softmax's
+                value = _difference(judging.log_softmax(-1).logsumexp(0), aim.rows)
+                if step == 0:
+                    reached[:] = False  # a random classifier's own images give no direction, however it judges them
             distance = _length(current - x, norm)
             better = reached & (distance < nearest)
             found = torch.where(per_image(better, x), current, found)
@@ -147,7 +161,9 @@ class FAB(Attack):
             share = per_image((far / (far + near).clamp_min(1e-12)).clamp_max(params.share), x)
             current = (1 - share) * (current + params.overshoot * onward) + share * (x + params.overshoot * aside)
             current = current.clamp(0, 1)
-        return found, nearest
+            if step >= half:
+                total = total + current
+        return (total / (params.steps - half) if clf.stochastic else found), nearest
 
     @staticmethod
     def _random_start(x: Tensor, nearest: Tensor, norm: Norm, generator: torch.Generator) -> Tensor:

@@ -24,6 +24,7 @@ class IFGSM(PGD):
         )
         random_start: bool = Field(default=False, description="start from a point of the ball; false is the method")
 
+    stops_early = False  # the method has no more steps than it says, nor others
     params: Params
 
     def step_length(self, threat: Threat) -> float:

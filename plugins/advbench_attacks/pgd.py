@@ -21,9 +21,16 @@ class PGD(Attack):
     iterate counts; on a deterministic one the misclassified iterate of largest margin does, where there is one.
     Of several restarts each image keeps the one of largest mean margin over draws of the attack's own, never
     those that judge.
+
+    Where examples may stop early, an image is left alone once it certainly fools the classifier. On a deterministic one
+    that is its first misclassified iterate; the first run then starts from the image itself, and steps fall from eps
+    along a cosine (unless `step_size` is given) down to a twentieth of eps: long first steps break what is easy at
+    once, and later ones end where constant ones only circle. On a random one two gradients one after another, each at
+    its own fresh draws, must both find the goal reached by a t test at level 0.01, which takes at least 5 samples a
+    gradient; start and steps are the same as to the end.
     """
 
-    version = "1"
+    version = "2"
 
     class Params(attacks.Params):
         """Hyperparameters of PGD."""
@@ -42,14 +49,8 @@ class PGD(Attack):
             default="ce", description="loss to ascend: ce (cross-entropy), margin or dlr; Madry 2018: ce"
         )
 
-        early_stop: bool = Field(
-            default=False,
-            description="on a deterministic classifier, leave an image alone once it is misclassified; steps then fall "
-            "from eps along a cosine, and the last of them, shorter than a twentieth of eps, are not taken. For robust "
-            "accuracy alone: such examples transfer less",
-        )
-
     targeted = True
+    stops_early = True
     effort = "steps"
     params: Params
 
@@ -62,11 +63,6 @@ class PGD(Attack):
     def objective(self) -> attacks.Objective:
         """What is ascended of the draws of one gradient."""
         return "mean_loss"
-
-    @property
-    def stops_early(self) -> bool:
-        """With the hyperparameter `early_stop`."""
-        return self.params.early_stop
 
     def step_length(self, threat: Threat) -> float:
         """Length of a step in the threat's norm."""
@@ -83,7 +79,7 @@ class PGD(Attack):
 
     def run(self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator) -> Tensor:
         """Ascend from each start; keep per image what fools best."""
-        if self.params.early_stop and not clf.stochastic:
+        if goal.stop_early and self.stops_early:
             return self._until_reached(clf, x, goal, threat, generator)
         if self.params.restarts == 1:
             return self._ascend(clf, x, goal, threat, generator)
@@ -95,28 +91,40 @@ class PGD(Attack):
     def _until_reached(
         self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator
     ) -> Tensor:
-        """From the images themselves, then from random points with what is left.
-
-        Long first steps break what is easy at once, and later ones end where constant ones only circle.
-        """
-        steps = self.params.steps
-        shares = [(1 + math.cos(math.pi * step / steps)) / 2 for step in range(steps)]
-        lengths = [threat.eps * share for share in shares if share >= SHORTEST]
-        found, rows, start = x.clone(), torch.arange(len(x), device=x.device), x
-        for restart in range(self.params.restarts):
-            if restart:
-                start = attacks.random_start(x, threat, generator)[rows]
-            ascended = attacks.ascend_until_reached(
-                clf, x[rows], goal[rows], threat, lengths=lengths, start=start, loss=self.params.loss
+        """Run from each start with what is left; of several runs keep per image what fools best."""
+        params = self.params
+        kept = attacks.Kept(clf, goal) if params.restarts > 1 else None
+        rows = torch.arange(len(x), device=x.device)
+        for restart in range(params.restarts):
+            itself = not params.random_start or (restart == 0 and not clf.stochastic)
+            start = x if itself else attacks.random_start(x, threat, generator)
+            found, reached = attacks.ascend_until_reached(
+                clf,
+                x[rows],
+                goal[rows],
+                threat,
+                lengths=self._lengths(clf, threat),
+                start=start[rows],
+                loss=params.loss,
+                samples=self.samples,
+                objective=self.objective,
             )
-            found[rows] = ascended
-            if restart + 1 < self.params.restarts:
-                kept = attacks.Kept(clf, goal[rows])
-                kept.offer(ascended)
-                rows = rows[kept.remaining()]
-                if len(rows) == 0:
-                    break
-        return found
+            if kept is None:
+                return found
+            kept.offer(found, rows)
+            rows = rows[~reached] if clf.stochastic else kept.remaining()
+            if len(rows) == 0:
+                break
+        assert kept is not None, "there is at least one run"
+        return kept.images
+
+    def _lengths(self, clf: Classifier, threat: Threat) -> list[float]:
+        """Lengths of the steps of a run that stops early."""
+        steps = self.params.steps
+        if clf.stochastic or self.params.step_size is not None:
+            return [self.step_length(threat)] * steps
+        shares = [(1 + math.cos(math.pi * step / steps)) / 2 for step in range(steps)]
+        return [threat.eps * share for share in shares if share >= SHORTEST]
 
     def _ascend(self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator) -> Tensor:
         params = self.params

@@ -18,9 +18,11 @@ def advbench_register(register: Registrar) -> None:
         ("fgsm_at", "fgsm_at:FGSMAT", "adversarial training on FGSM (Goodfellow et al. 2015)"),
         ("ifgsm_at", "ifgsm_at:IFGSMAT", "adversarial training on iterated FGSM (Kurakin et al. 2017)"),
         ("pgd_at", "pgd_at:PGDAT", "adversarial training on PGD (Madry et al. 2018)"),
+        ("trades", "trades:TRADES", "clean loss and a price on what an adversary changes (Zhang et al. 2019)"),
         ("wrm", "wrm:WRM", "Wasserstein robust training (Sinha et al. 2018)"),
         ("rse", "rse:RSE", "Gaussian noise before every convolution (Liu et al. 2018)"),
         ("mc_dropout", "mc_dropout:MCDropout", "dropout at prediction (Gal and Ghahramani 2016)"),
+        ("deep_ensemble", "deep_ensemble:DeepEnsemble", "nets trained apart (Lakshminarayanan et al. 2017)"),
         ("bnn", "bnn:BNN", "Bayes by backprop, no attack (Blundell et al. 2015)"),
         ("sgld", "sgld:SGLD", "Langevin dynamics, samples kept (Welling and Teh 2011)"),
         ("bnn_sgadald", "bnn_sgadald:BNNSGAdaLD", "adaptive Langevin dynamics, no attack (Ye and Zhu 2018)"),
@@ -33,5 +35,6 @@ def advbench_register(register: Registrar) -> None:
         ),
         ("bal", "bal:BAL", "Bayesian adversarial learning (Ye and Zhu 2018)"),
         ("apd", "apd:APD", "SGLD's samples distilled by a GAN (Wang et al. 2018)"),
+        ("pretrained", "pretrained:Pretrained", "weights from files, of a net, an ensemble or a Gaussian posterior"),
     ):
         register.defense(name, f"advbench_defenses.{target}", summary)

@@ -177,8 +177,8 @@ def test_eot_averages_the_draws_gradients_and_costs_their_passes() -> None:
     clf = Classifier(net, GaussianPosterior(net, std=0.3)).requires_grad_(False)
     x, y = images(5), torch.tensor([0, 1, 2, 0, 1])
     gradient = clf.reseed(3).input_gradient(x, y, attacks.cross_entropy, samples=7)
-    singles = clf.reseed(3)
-    parts = [singles.input_gradient(x, y, attacks.cross_entropy).value for _ in range(7)]
+    draws = [clf.draw(seed) for seed in clf.reseed(3).fresh_seeds(7)]
+    parts = [clf.input_gradient(x, y, attacks.cross_entropy, draws=[draw]).value for draw in draws]
     torch.testing.assert_close(gradient.value, torch.stack(parts).mean(0))
     assert gradient.logits.shape == (7, 5, 3)
     crafted = craft(advbench.get_attack("eot_pgd", steps=4, samples=6), clf, x, y, Threat("linf", 0.1))
@@ -218,7 +218,7 @@ def test_early_stop_costs_less_and_breaks_no_fewer(norm: Any, eps: float) -> Non
     threat = Threat(norm, eps if norm == "linf" else 4 * eps)
     clf = Classifier(net)
     full = craft(advbench.get_attack("pgd"), clf, x, y, threat)
-    early = craft(advbench.get_attack("pgd", early_stop=True), clf, x, y, threat, batch_size=64)
+    early = craft(advbench.get_attack("pgd"), clf, x, y, threat, batch_size=64, stop_early=True)
     robust = advbench.evaluate(clf, early.images, y).accuracy
     assert robust <= advbench.evaluate(clf, full.images, y).accuracy
     assert 18 * robust <= early.backward_passes <= 18 * robust + 8 * (1 - robust)
@@ -229,15 +229,72 @@ def test_early_stop_passes_only_what_is_left() -> None:
     net, x, y = trained()
     sizes: list[int] = []
     handle = net.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
-    attack, threat = advbench.get_attack("pgd", early_stop=True), Threat("linf", 0.1)
-    whole = craft(attack, Classifier(net), x[:64], y[:64], threat)
+    attack, threat = advbench.get_attack("pgd"), Threat("linf", 0.1)
+    whole = craft(attack, Classifier(net), x[:64], y[:64], threat, stop_early=True)
     handle.remove()
     passed = sizes[2:]  # two passes of a few images come first, to look at the model
     assert passed[0] == 64
     assert passed == sorted(passed, reverse=True)
     assert sum(passed) == pytest.approx(64 * whole.forward_passes)
-    both = craft(attack, Classifier(net), x, y, threat, batch_size=64).images
+    both = craft(attack, Classifier(net), x, y, threat, batch_size=64, stop_early=True).images
     torch.testing.assert_close(both[:64], whole.images)
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.3, 2.0])
+@pytest.mark.parametrize("draws", [5, 10, 20])
+def test_an_image_is_certain_as_seldom_as_the_level_says(margin: float, draws: int) -> None:
+    """Of images whose two classes are equally likely on average one in a thousand passes; of plain ones nearly all."""
+    generator = torch.Generator().manual_seed(0)
+    gap = margin + torch.randn((draws, 40_000), generator=generator)
+    logits = torch.stack([torch.zeros_like(gap), gap], -1)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    clf = Classifier(net, GaussianPosterior(net, std=0.3))
+    labels = torch.zeros(40_000, dtype=torch.int64)
+    share = float(attacks.certainly_reached(clf, attacks.Goal.of(labels), logits).float().mean())
+    aimed = attacks.Goal.of(labels, 1 - labels)
+    assert float(attacks.certainly_reached(clf, aimed, logits).float().mean()) == pytest.approx(share)
+    if margin == 0:
+        assert share < 0.002
+    elif margin == 2:
+        assert share > {5: 0.3, 10: 0.95, 20: 0.999}[draws]
+    assert not attacks.certainly_reached(clf, attacks.Goal.of(labels), logits[:4]).any()
+
+
+def noisy_line(slope: float) -> tuple[Classifier, Tensor, Tensor]:
+    """A random net whose two logits differ by a multiple of the brightness above one half, and noise."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    with torch.no_grad():
+        net[1].weight[0], net[1].weight[1] = -slope / 16, slope / 16
+        net[1].bias[0], net[1].bias[1] = slope / 2, -slope / 2
+    x = 0.5 - 0.2 * torch.rand((400, 1, 1, 1), generator=torch.Generator().manual_seed(0)).expand(-1, 1, 4, 4)
+    return Classifier(net, GaussianPosterior(net, std=0.3)), x.contiguous(), torch.zeros(400, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(("name", "params"), [("eot_pgd", {"restarts": 2}), ("apgd", {"steps": 20, "restarts": 2})])
+def test_a_random_net_is_left_alone_where_it_certainly_fails(name: str, params: dict[str, Any]) -> None:
+    clf, x, y = noisy_line(10.0)
+    attack, threat = advbench.get_attack(name, **params), Threat("linf", 0.1)
+    full = craft(attack, clf, x, y, threat)
+    early = craft(attack, clf, x, y, threat, stop_early=True)
+    assert early.forward_passes < 0.9 * full.forward_passes <= 0.9 * (attack.cost(True) or 0)
+    accuracies = [advbench.evaluate(clf, found.images, y, draws=200).accuracy for found in (full, early)]
+    assert 0.3 < accuracies[0] < 0.7
+    assert accuracies[1] <= accuracies[0] + 0.005
+    few = advbench.get_attack("eot_pgd", samples=4)  # on which nothing is certain
+    assert craft(few, clf, x, y, threat, stop_early=True).forward_passes == few.cost(True)
+
+
+def test_the_draws_that_find_an_image_broken_do_not_confirm_it() -> None:
+    clf, x, y = noisy_line(10.0)
+    rows, broken = torch.arange(len(x)), torch.stack([torch.zeros(10, len(x)), torch.ones(10, len(x))], -1)
+    broken += 0.1 * torch.randn(broken.shape, generator=torch.Generator().manual_seed(0))
+    certain = attacks.Certain(clf, attacks.Goal.of(y))
+    assert not certain.look(broken, rows).any()
+    assert not certain.look(-broken[:, :200], rows[:200]).any()
+    assert not certain.look(broken[:, :200], rows[:200]).any(), "one look right after another, not any two"
+    assert bool(certain.look(broken, rows).all())
+    members = Classifier(clf.module, SamplePosterior(clf.module, torch.randn(3, 34)))
+    assert bool(attacks.Certain(members, attacks.Goal.of(y)).look(broken[:3], rows).all()), "all members are proof"
 
 
 # Defects of other libraries that must not be ours
@@ -316,6 +373,19 @@ def test_confidence_does_not_mask_the_gradient(gap: float) -> None:
     assert float(gradient[0, 0]) < 0
     assert float(direction[0, 0]) < 0
     torch.testing.assert_close(gradient.double()[0, 0], -torch.exp(torch.tensor(-gap).double()) * (1 + math.exp(-1)))
+    torch.testing.assert_close(
+        attacks.cross_entropy.slope(logits.detach(), torch.tensor([0])), gradient, atol=0, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("loss", [attacks.cross_entropy, attacks.targeted_cross_entropy])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_slopes_are_autograds(loss: Any, dtype: torch.dtype) -> None:
+    logits = (5 * torch.randn((50, 7), generator=torch.Generator().manual_seed(0))).to(dtype).requires_grad_()
+    y = torch.stack([torch.arange(50) % 7, (torch.arange(50) + 1) % 7], 1)
+    rows = y if loss is attacks.targeted_cross_entropy else y[:, 0]
+    (expected,) = torch.autograd.grad(loss(logits.double(), rows).sum(), logits)
+    torch.testing.assert_close(loss.slope(logits.detach(), rows), expected)
 
 
 def test_cross_entropy_is_torchs() -> None:
@@ -420,7 +490,7 @@ def test_the_enumerated_mean_of_three_linear_nets_reaches_its_optimum(
 # The worst of several attacks
 
 
-@pytest.mark.parametrize(("random", "passes"), [(False, 7400), (True, 4000)])
+@pytest.mark.parametrize(("random", "passes"), [(False, 7800), (True, 4000)])
 def test_the_worst_case_costs_no_more_by_default_than_it_says(random: bool, passes: int) -> None:
     attack = advbench.get_attack("worst_case")
     assert 0.9 * passes <= attack.cost(random) <= passes

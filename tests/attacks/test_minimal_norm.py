@@ -36,7 +36,7 @@ BALL_ATTACKS = [
 TWO_CLASS_ATTACKS = [("pgd", {}, 0.01), ("eot_pgd", {}, 0.01), ("apgd", {}, 0.01), ("cw_one_step", {}, 1e-4)]
 NEAREST_ATTACKS = [("fmn", {}, "linf", 0.01), ("fmn", {}, "l2", 0.01), ("cw", {}, "l2", 0.03)]
 NEAREST_ATTACKS += [("fab", {"steps": 30}, "linf", 0.01), ("fab", {"steps": 30, "restarts": 2}, "l2", 0.01)]
-NEAREST_ATTACKS += [("alma", {}, "l2", 0.03)]
+NEAREST_ATTACKS += [("alma", {}, "l2", 0.03), ("alma", {"steps": 300, "targets": 0}, "l2", 0.03)]
 
 
 def images(count: int, pixels: int = 16, seed: int = 1) -> Tensor:
@@ -251,7 +251,7 @@ def test_fab_that_stops_early_leaves_what_is_near_enough(linear: Callable[..., n
     exact = torch.tensor([exact_distance(model, x[i], int(y[i]), None, "l2") for i in range(8)])
     threat = Threat("l2", 1.01 * float(exact.median()))
     whole = craft(advbench.get_attack("fab", steps=10), model, x, y, threat)
-    early = craft(advbench.get_attack("fab", steps=10, early_stop=True), model, x, y, threat)
+    early = craft(advbench.get_attack("fab", steps=10, early_stop=True), model, x, y, threat, stop_early=True)
     assert early.forward_passes < 0.8 * whole.forward_passes
     assert torch.equal(fools(model, early.images, y, None), fools(model, whole.images, y, None))
     assert bool((fools(model, early.images, y, None) == (exact <= threat.eps)).all())
@@ -336,20 +336,27 @@ def random_linear(pixels: int = 64) -> tuple[Classifier, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("name", "norm", "eps", "slack"),
-    [("fmn", "linf", 0.1, 0.05), ("fmn", "l2", 0.5, 0.05), ("cw", "l2", 0.5, 0.2), ("fab", "l2", 0.5, 0.06)],
+    ("name", "params", "norm", "eps", "slack"),
+    [
+        ("fmn", {}, "linf", 0.1, 0.05),
+        ("fmn", {}, "l2", 0.5, 0.05),
+        ("cw", {}, "l2", 0.5, 0.2),
+        ("alma", {"steps": 40}, "l2", 0.5, 0.2),
+        ("fab", {"targets": 1}, "linf", 0.1, 0.05),
+        ("fab", {"targets": 1}, "l2", 0.5, 0.0),
+    ],
 )
 def test_minimal_norm_attacks_use_up_the_ball_of_a_random_classifier(
-    name: str, norm: Any, eps: float, slack: float
+    name: str, params: dict[str, Any], norm: Any, eps: float, slack: float
 ) -> None:
     """Its nearest example is wrong as often as right; EOT-PGD, which has the whole ball, is the measure."""
     clf, x, y = random_linear()
     threat = Threat(norm, eps)
 
-    def accuracy(attack: str) -> float:
-        return advbench.evaluate(clf, advbench.get_attack(attack)(clf, x, y, threat), y, 100, seed=9).accuracy
+    def accuracy(attack: str, **params: Any) -> float:
+        return advbench.evaluate(clf, advbench.get_attack(attack, **params)(clf, x, y, threat), y, 100, seed=9).accuracy
 
-    assert accuracy(name) <= accuracy("eot_pgd") + slack < 0.9
+    assert accuracy(name, **params) <= accuracy("eot_pgd") + slack < 0.9
 
 
 @pytest.mark.parametrize("params", [{}, {"confidence": 0.5}])

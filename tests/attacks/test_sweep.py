@@ -27,7 +27,6 @@ ATTACKS: dict[str, dict[str, Any]] = {
     "ifgsm": {},
     "pgd": {},
     "pgd@restarts": {"steps": 6, "restarts": 3},
-    "pgd@early": {"steps": 6, "restarts": 2, "early_stop": True},
     "eot_pgd": {"steps": 6, "samples": 4},
     "apgd": {"steps": 20, "samples": 3},
     "apgd@targeted": {"steps": 10, "samples": 2, "loss": "dlr_targeted", "restarts": 2},
@@ -87,7 +86,7 @@ def test_a_sweep_breaks_as_much_and_costs_less(label: str, norm: str) -> None:
         broken += int((~now).sum())
         apart_broken += int((clf(apart.images).argmax(1) != y).sum())
         cost, apart_cost = cost + step.forward_passes, apart_cost + apart.forward_passes
-    chance = {"square": 6, "pgd@early": 2}.get(label, 1)  # of 120: random starts and squares differ
+    chance = {"square": 6}.get(label, 1)  # of 120: random starts and squares differ
     assert broken >= apart_broken - chance
     assert cost <= apart_cost + 3, "a pass tells what is still to be attacked"
     if label != "none":
@@ -126,7 +125,7 @@ def test_an_attack_makes_no_more_passes_than_it_says(label: str, random: bool) -
     said = attack.cost(random)
     assert said is not None
     assert made <= said
-    if label not in ("fmn", "cw", "worst_case", "pgd@restarts", "pgd@early", "square", "apgd@targeted"):
+    if label not in ("fmn", "cw", "worst_case", "pgd@restarts", "square", "apgd@targeted"):
         assert made == said
 
 
@@ -238,12 +237,19 @@ def test_a_run_with_sweep_and_budget(cli: Cli, tmp_path: Any) -> None:
     erm = own[own.defense == "erm"]
     assert erm.accuracy.is_monotonic_decreasing
     before = [1.0, *erm.accuracy[:-1]]  # of the images that are attacked, a pass shows which are misclassified
-    assert list(erm.forward_passes)[1:] == pytest.approx([1 + 20 * share for share in before[1:]])
+    # Of those a few steps break some, and what is left costs all of them that are not too short to count.
+    bounds = zip(erm.forward_passes, before, erm.accuracy, strict=True)
+    assert all(1 + 18 * left <= passes <= 1 + 18 * share for passes, share, left in list(bounds)[1:])
     assert set(own[own.defense == "bnn"].forward_passes) == {20.0}
     methods = pandas.read_csv(tmp_path / "results" / "methods.csv").set_index("label")
     assert '"budget": 300, ' in methods.params["pgd"]
     assert '"sweep": true' in methods.params["pgd"]
     assert "sweep" not in methods.params["fmn"]
+    assert '"stop_early": true' in methods.params["pgd"]
+    for name in ("retention", "uncertainty", "histograms"):  # examples at the boundary say nothing of uncertainty
+        assert set(pandas.read_csv(tmp_path / "results" / f"{name}.csv").attack) == {"none", "fmn"}
+    for name in ("leaderboard.md", "leaderboard.html"):
+        assert "Left out: pgd, which leave images alone" in (tmp_path / "results" / name).read_text("utf-8")
     spec = (tmp_path / "results" / "spec.toml").read_text()
     assert "sweep = true" in spec
     assert "budget = 300" in spec
@@ -262,6 +268,6 @@ def test_a_run_with_sweep_and_budget(cli: Cli, tmp_path: Any) -> None:
     single = cli("run", "--defense", "erm", "--attack", "fgsm", "--sweep", "--budget", "1")
     assert single.returncode == 2
     assert "attack FGSM: expected at least 2 passes of an image, one of them for the sweep, got 1" in single.stderr
-    bent = cli("curve", "--defense", "erm", "--attack", "pgd", "--over", "steps", "--budget", "5")
+    bent = cli("curve", "--defense", "erm", "--attack", "pgd", "--budget", "5")
     assert (bent.returncode, len(bent.stderr.splitlines())) == (2, 1)
-    assert "--budget: expected none in a curve" in bent.stderr
+    assert "--converge with --budget: expected not both" in bent.stderr

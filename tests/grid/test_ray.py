@@ -29,14 +29,21 @@ pytest.importorskip("ray")
 pytestmark = pytest.mark.xdist_group("processes")
 
 RUN = (
-    "--defense erm,adv_bnn --attack fgsm,pgd --affinity fgsm,pgd --eps 0.05,0.15 --limit 40 --draws 4 "
-    "--set erm.stages=[3] "
+    "--defense own.py:Own,adv_bnn --attack fgsm,pgd --affinity fgsm,pgd --eps 0.05,0.15 --limit 40 --draws 4 "
+    "--set Own.stages=[3] "
     "--set adv_bnn.stages=[3] --set adv_bnn.steps=2 --set pgd.steps=3"
 ).split()
 TASKS = 2 + 8 + 2 + 16
+OWN = """
+from advbench.training import ErmLoss, TrainParams
+
+class Own(ErmLoss):
+    Params = TrainParams
+"""
 
 
 def start(folder: Path, *options: str) -> subprocess.Popen[str]:
+    (folder / "own.py").write_text(OWN)
     return subprocess.Popen(
         [sys.executable, "-m", "advbench", "run", *RUN, *options],
         cwd=folder,

@@ -316,3 +316,67 @@ def test_the_loss_of_the_mean_costs_a_second_pass_where_it_depends_on_the_runner
     assert (counted.forward, counted.backward) == (6 * passes, 30)
     clf.chunk = 2
     torch.testing.assert_close(loss_gradient(clf.reseed(0), x, Goal.of(y), loss, 5, "loss_of_mean").gradient, whole)
+
+
+# mirrored draws
+
+
+@pytest.mark.parametrize("samples", [1, 2, 5])
+def test_an_attacks_gaussian_draws_come_in_mirrored_pairs(samples: int) -> None:
+    net = small_net()
+    posterior = GaussianPosterior(net, std=0.3)
+    clf = Classifier(net, posterior).requires_grad_(False).reseed(1)
+    seeds = clf.fresh_seeds(samples)
+    assert len(set(seeds)) == samples
+    assert [abs(seed) for seed in seeds[1::2]] == seeds[0::2][: samples // 2]
+    for one, other in zip(seeds[0::2], seeds[1::2], strict=False):
+        first, second = (posterior.layout.flatten(clf.draw(seed).weights) for seed in (one, other))
+        torch.testing.assert_close((first + second) / 2, posterior.mean.detach())
+        assert float((first - second).abs().mean()) > 0.3
+    assert clf.next_seed() not in map(abs, seeds)
+
+
+def test_of_a_pair_what_is_odd_in_the_noise_cancels() -> None:
+    """The gradient of a linear net's logit is linear in the weights: of a pair it is that at the mean."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
+    clf = Classifier(net, GaussianPosterior(net, std=0.3)).requires_grad_(False)
+    x, y = small_data().batch(slice(4))
+    at_mean = net[1].weight[0].detach().view(1, 1, 6, 6).expand_as(x)
+    for samples, exact in ((2, True), (4, True), (3, False)):
+        gradient = clf.input_gradient(x, y, lambda logits, _: logits[:, 0], samples).value
+        assert torch.allclose(gradient, at_mean, atol=1e-6) == exact
+
+
+def test_draws_of_evaluation_and_of_calls_are_no_pairs() -> None:
+    net = small_net()
+    clf = Classifier(net, GaussianPosterior(net, std=0.3)).requires_grad_(False).reseed(1)
+    assert all(clf.next_seed() > 0 for _ in range(8))
+    bank = Classifier(small_net(), SamplePosterior(small_net(), torch.randn(50, clf.posterior.mean.numel())))
+    assert all(seed > 0 for seed in bank.fresh_seeds(8))
+
+
+def test_draws_are_the_same_whether_the_posterior_is_fixed_and_never_stale() -> None:
+    net = small_net()
+    posterior = GaussianPosterior(net, std=0.3).requires_grad_(False)
+    clf = Classifier(net, posterior)
+
+    def drawn() -> list[Tensor]:
+        return [posterior.layout.flatten(clf.draw(seed).weights) for seed in (5, -5, 6, 5)]
+
+    loose = drawn()
+    for _ in range(2):
+        with posterior.fixed():
+            with posterior.fixed():
+                drawn()
+            assert all(map(torch.equal, drawn(), loose))
+        posterior.log_std.data.add_(1.0)
+        loose = drawn()
+    assert float((loose[0] - posterior.mean).std()) == pytest.approx(0.3 * math.exp(2), rel=0.2)
+
+
+def test_a_fixed_posterior_in_training_keeps_its_gradients() -> None:
+    posterior = GaussianPosterior(small_net(), std=0.3)
+    with posterior.fixed():
+        sum(tensor.sum() for tensor in posterior.draw(3).values()).backward()
+    assert posterior.log_std.grad is not None
+    assert bool(posterior.log_std.grad.any())

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from advbench.data.base import Data
 from advbench.errors import InputError
-from advbench.models.nets import MaxPool, Normalize, SpatialTransformer, build
+from advbench.models.nets import Grey, MaxPool, Normalize, SpatialTransformer, build, net_values
 from advbench.registry import registry
 
 NAMES = tuple(entry.name for entry in registry().entries("architecture") if not entry.is_family)
@@ -234,3 +235,52 @@ def test_pooling_is_torchs_to_the_bit(dtype: torch.dtype, size: tuple[int, int])
     assert ours.grad is not None
     assert theirs.grad is not None
     assert torch.equal(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "shape", "weights"),
+    [
+        ("wrn", {"depth": 16, "widen": 8}, (3, 32, 32), 10_961_370),  # WRN-16-8 has 11.0 M (Zagoruyko 2016, Table 4)
+        ("wrn", {"depth": 28, "widen": 10}, (3, 32, 32), 36_479_194),  # its default
+        ("model_a", {"released": True}, (3, 96, 96), 2_166_282),
+        ("stn", {"released": True, "kernels": (5, 3, 1)}, (1, 32, 32), 547_996),
+        ("stn", {"grey": True}, (3, 32, 32), 1_095_176),
+        ("stn", {}, (1, 32, 32), 1_095_176),
+    ],
+)
+def test_hyperparameters_of_nets(name: str, params: dict[str, Any], shape: tuple[int, int, int], weights: int) -> None:
+    data = random_data(shape, count=4)
+    net = build(name, data, 0, params)
+    assert forward(net, data).shape == (4, 10)
+    assert sum(weight.numel() for weight in net.parameters()) == weights
+
+
+def test_grey_is_the_luma() -> None:
+    x = torch.rand(2, 3, 8, 8)
+    grey = Grey()(x)
+    assert grey.shape == (2, 1, 8, 8)
+    torch.testing.assert_close(Grey()(torch.ones(1, 3, 4, 4)), torch.ones(1, 1, 4, 4))
+    assert torch.equal(Grey()(grey), grey)
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "message"),
+    [
+        ("wrn", {"depth": 17}, r"depth of architecture 'wrn': expected 6n \+ 4, as 10, 16, 22 or 28, got 17"),
+        ("wrn", {"width": 4}, "unknown hyperparameter of architecture wrn 'width': expected one of depth, widen"),
+        ("wrn", {"widen": 0}, "hyperparameter 'widen' of architecture wrn: expected .*greater than or equal to 1"),
+        ("stn", {"kernels": [5, 3]}, "hyperparameter 'kernels' of architecture stn"),
+        ("stn", {"kernels": [31, 3, 1], "released": True}, "expected larger images or smaller kernels"),
+        ("vgg16", {"depth": 19}, "unknown hyperparameter of architecture vgg16 'depth'"),
+    ],
+)
+def test_bad_hyperparameters_of_nets_are_one_line(name: str, params: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        build(name, random_data((3, 32, 32)), 0, params)
+
+
+def test_default_values_are_none_in_a_key() -> None:
+    make = registry().load("architecture", "wrn")
+    assert net_values(make, {}) is None
+    assert net_values(make, {"depth": 28}) is None
+    assert net_values(make, {"depth": 16}) == {"depth": 16, "widen": 10}

@@ -215,6 +215,19 @@ def test_gradients_flow_through_gaussian_noise_unchanged() -> None:
     torch.testing.assert_close(gradient, net[1].weight[1].detach().view(1, 1, 6, 6).expand_as(x))
 
 
+def test_negative_seeds_mirror_gaussian_noise() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
+    clf = noisy(GaussianNoise(), lambda: net)
+    x = images(4)
+    seeds = clf.fresh_seeds(4)
+    assert seeds[1::2] == [-seed for seed in seeds[0::2]]
+    noiseless = nn.functional.linear(x.flatten(1), net[1].weight, net[1].bias)
+    torch.testing.assert_close((clf.at(clf.draw(7), x) + clf.at(clf.draw(-7), x)) / 2, noiseless)
+    assert not torch.equal(clf.at(clf.draw(7), x), clf.at(clf.draw(-7), x))
+    assert torch.equal(clf.frozen(7)(x), clf.at(clf.draw(7), x))
+    assert all(seed > 0 for seed in noisy(DropoutNoise()).fresh_seeds(4))
+
+
 def test_gradients_flow_through_the_units_that_dropout_keeps() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(36, 36, bias=False), nn.Linear(36, 1, bias=False))
     nn.init.eye_(net[1].weight)

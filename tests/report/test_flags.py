@@ -165,3 +165,14 @@ def test_flags_of_a_run_are_in_its_files(cli: Cli, tmp_path: Path) -> None:
     frame = pd.read_csv(tmp_path / "results" / "results.csv").set_index("attack")
     assert frame.loc["pgd", "flags"] == "single_step_stronger"
     assert FLAGS["single_step_stronger"] in (tmp_path / "results" / "leaderboard.md").read_text()
+
+
+def test_worst_case_counts_as_neither_kind() -> None:
+    """It contains Square: that it is strong says nothing of gradients, and does not hide what Square says."""
+    records, found = cells(Shattered(), {"pgd": {"random_start": False}, "square": {"queries": 100}}, [0.4])
+    (pgd, square) = found
+    assert pgd.attack is not None
+    worst = Cell(*pgd[:2], pgd.attack._replace(label="worst_case", traits=frozenset({"mixed"})), *pgd[3:5], square.key)
+    every = [pgd, square, worst]
+    raised = suspicious(every, [evaluation_of(records[cell.key]) for cell in every], "linf")
+    assert raised == {0: ["black_box_stronger"]}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from reports import made_report
 
 from advbench.evaluation import Predictions, uncertainty, wilson
 from advbench.evaluation.summary import summary
@@ -266,3 +268,29 @@ def test_several_seeds_leave_an_affinity_undefined_if_one_does(tmp_path: Path) -
     assert values.isna().tolist() == [False, True]
     table = render(report).partition("## Affinity")[2]
     assert re.search(r"\| a +\| 1\.000 +\| n/a +\|", table)
+
+
+def test_what_misleads_attacks_stands_below_without_a_rank() -> None:
+    report = made_report(names=("best", "next", "last"), attacks=("pgd",), seeds=(0, 1, 2))
+    results = report.results.assign(flags="")
+    for seeds, rank in (((0,), 1), ((0, 2), None)):
+        misled = (results.defense == "best") & results.seed.isin(seeds) & (results.attack == "none")
+        flagged = replace(report, results=results.assign(flags=np.where(misled, "misleads_attacks", "")))
+        places = {one.defense: (place, one.rank) for place, one in enumerate(flagged.standings)}
+        assert places["best"] == ((0, 1) if rank else (2, None))
+        assert places["next"][1] == (2 if rank else 1)
+        assert ("Without a rank, below the others: best" in render(flagged)) == (rank is None)
+
+
+def test_a_run_of_gradient_attacks_alone_says_so(tmp_path: Path) -> None:
+    def said(plan: Plan) -> bool:
+        return "All attacks of this run follow the defense's gradient" in render(collect(plan, Store(str(tmp_path))))
+
+    alone = lay_out(["one"], ["pgd"])
+    square = tuple(
+        cell._replace(attack=cell.attack._replace(traits=frozenset({"black_box"}))) if cell.attack else cell
+        for cell in alone.cells
+    )
+    assert said(alone)
+    assert not said(replace(alone, cells=square))
+    assert not said(lay_out(["one", "other"], ["pgd"], affinity=["pgd"]))

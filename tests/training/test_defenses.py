@@ -11,19 +11,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import advbench
+from advbench.attacks.ball import distances
 from advbench.attacks.base import Threat
 from advbench.attacks.losses import cross_entropy
 from advbench.data.base import Data
+from advbench.data.datasets import limited, load_dataset
 from advbench.errors import InputError
 from advbench.models.classifier import Classifier, Draw
 from advbench.models.nets import build
 from advbench.models.posterior import GaussianPosterior
 from advbench.testing import same_weights, small_data, small_net
-from advbench.training.base import CheckpointSlot, Defense, TrainContext
+from advbench.training.base import CheckpointSlot, Defense, Resources, TrainContext
 from advbench.training.gradient import gaussian
 
 SHORT = {"stages": (1, 1), "batch_size": 16}
-DEFENSES = [entry for entry in advbench.registry.registry().entries("defense") if not entry.is_family]
+DEFENSES = [
+    entry
+    for entry in advbench.registry.registry().entries("defense")
+    if not entry.is_family and entry.name != "pretrained"
+]
 
 
 def bayesian(std: float = 0.1) -> Classifier:
@@ -315,6 +321,74 @@ def test_a_start_of_another_architecture_is_refused() -> None:
         advbench.get_defense("pgd_at", init_from="erm").fit(small_net(), small_data(), TrainContext(init=other))
 
 
+# trades
+
+
+def test_the_ascent_of_trades_raises_the_divergence_and_stays_in_the_ball() -> None:
+    clf = trained()
+    x, y = small_data().batch(slice(8))
+    for norm, eps in (("linf", 0.1), ("l2", 0.5)):
+        divergences = []
+        for steps in (1, 2, 10):
+            defense: Any = advbench.get_defense("trades", norm=norm, eps=eps, steps=steps)
+            clean, moved = defense.perturb(clf, x, y, generator()).unbind(1)
+            assert torch.equal(clean, x)
+            assert bool((distances(moved, x, Threat(norm, eps)) <= eps + 1e-6).all())
+            p, q = clf(x).softmax(1), clf(moved).softmax(1)
+            divergences.append((p * (p / q).log()).sum(1))
+        assert bool((divergences[0] > 0).all())
+        assert float(divergences[0].mean()) < float(divergences[1].mean()) < float(divergences[2].mean())
+        random = x + torch.empty_like(x).uniform_(-1, 1, generator=generator()) * (0.1 if norm == "linf" else 0.14)
+        q = clf(random.clamp(0, 1)).softmax(1)
+        assert bool((divergences[2] > (p * (p / q).log()).sum(1)).all())
+
+
+def test_trades_adds_beta_times_the_divergence_and_trains_both_of_its_sides() -> None:
+    clf = trained().requires_grad_(True)
+    x, y = small_data().batch(slice(8))
+    defense: Any = advbench.get_defense("trades", beta=3.0, eps=0.1, steps=3)
+    pairs = defense.perturb(clf, x, y, generator())
+    terms, logits = defense.loss(clf, pairs, y, 500)
+    clean, moved = (clf(each) for each in pairs.unbind(1))
+    torch.testing.assert_close(logits, clean)
+    divergence = (clean.softmax(1) * (clean.log_softmax(1) - moved.log_softmax(1))).sum(1).mean()
+    torch.testing.assert_close(terms["divergence"], 3.0 * divergence)
+    torch.testing.assert_close(terms["loss"], F.cross_entropy(clean, y))
+    weights = list(clf.module.parameters())
+    found = torch.autograd.grad(sum(terms.values()), weights)
+    expected = torch.autograd.grad(F.cross_entropy(clean, y) + 3.0 * divergence, weights)
+    assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(found, expected, strict=True))
+
+
+def test_trades_without_a_price_is_plain_training() -> None:
+    plain = trained()
+    assert same_weights(plain, trained("trades", beta=0.0))
+    assert advbench.get_defense("trades", beta=0.0).passes_per_image() == 50
+    assert not same_weights(plain, trained("trades"))
+
+
+def test_trades_is_trained_in_chunks_where_memory_runs_out() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
+    whole, cut = (
+        advbench.get_defense("trades", **SHORT).fit(net, small_data(), TrainContext(resources=Resources(chunk=chunk)))
+        for chunk in (None, 5)
+    )
+    for one, other in zip(whole.parameters(), cut.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def test_on_digits_trades_is_robust_where_plain_training_is_not() -> None:
+    dataset = load_dataset("digits")
+    data, (x, y) = limited(dataset.train, 600), dataset.test.batch(slice(150))
+    pgd = advbench.get_attack("pgd", steps=20)
+    robust = {}
+    for name, params in (("erm", {}), ("trades", {"steps": 4})):
+        clf = advbench.get_defense(name, stages=(20,), **params).fit(build("small_cnn", data, 0), data)
+        assert advbench.evaluate(clf, x, y).accuracy > 0.93
+        robust[name] = advbench.evaluate(clf, pgd(clf, x, y, Threat("linf", 0.15)), y).accuracy
+    assert robust["trades"] > robust["erm"] + 0.4
+
+
 # every method
 
 
@@ -355,6 +429,10 @@ def test_every_method_learns_with_a_net_of_the_users_own(name: str, net: str) ->
         params |= {"hidden": (16, 16), "gan_steps": 5, "gan_batch_size": 16}
     if name in ("bal", "bnn_sgadald"):
         params |= {"lr": 0.1, "init_from": None}
+    if name == "trades":
+        params |= {"lr": 0.01, "eps": 0.05, "beta": 1.0}
+    if name == "deep_ensemble":
+        params = {"members": 2, "params": params}
     module = OWN_NETS[net]()
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
@@ -370,5 +448,5 @@ def test_every_method_learns_with_a_net_of_the_users_own(name: str, net: str) ->
 def test_every_method_has_defaults_for_the_data_sets_and_the_papers_own() -> None:
     for entry in DEFENSES:
         cls: type[Defense] = advbench.registry.registry().load("defense", entry.name)
-        if entry.distribution == "advbench":
+        if entry.distribution == "advbench" and "stages" in cls.Params.model_fields:
             assert {"digits", "mnist", "cifar10", "paper"} <= cls.presets.keys(), entry.name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import subprocess
 import sys
@@ -340,9 +341,10 @@ def test_steps_are_those_of_torchs_optimiser(optimizer: str, momentum: float, de
     torch.testing.assert_close(trained.module[1].weight, own[1].weight, atol=1e-5, rtol=1e-4)  # type: ignore[index]
 
 
+fused_adam = functools.partial(torch.optim.Adam, fused=True)
 OPTIMIZERS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
-    "adam": (Adam, torch.optim.Adam, {"lr": 1e-2}),
-    "adam of a GAN": (Adam, torch.optim.Adam, {"lr": 1e-3, "betas": (0.5, 0.9)}),
+    "adam": (Adam, fused_adam, {"lr": 1e-2}),
+    "adam of a GAN": (Adam, fused_adam, {"lr": 1e-3, "betas": (0.5, 0.9)}),
     "sgd": (SGD, torch.optim.SGD, {"lr": 0.1}),
     "sgd with momentum": (SGD, torch.optim.SGD, {"lr": 0.1, "momentum": 0.9}),
 }

@@ -1,0 +1,283 @@
+"""Whether a classifier answers the same question in the same way, however it is asked.
+
+An attack asks otherwise than an evaluation does: with gradients recorded, in other batches, again and again. A defense
+that tells the two apart shows attacks another classifier than the one that is evaluated.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from advbench.attacks.ball import random_start
+from advbench.attacks.base import Attack, Goal, Threat
+from advbench.attacks.craft import craft
+from advbench.audit.findings import Finding
+from advbench.audit.subject import Subject
+from advbench.models.classifier import Classifier, Draw
+
+PERMUTATIONS = 10_000
+DISTANCE = 0.05  # between mean softmax outputs, from which a difference counts
+MEANS = "What attacks see is not what is evaluated: accuracies under attack say nothing of this defense."
+NEXT = "find what in the forward pass depends on more than the image, and remove it"
+
+Ask = Callable[[Classifier, Draw, Tensor], Tensor]
+
+
+def _plain(clf: Classifier, draw: Draw, x: Tensor) -> Tensor:
+    return clf.at(draw, x)
+
+
+def _recorded(clf: Classifier, draw: Draw, x: Tensor) -> Tensor:
+    with torch.enable_grad():
+        return clf.at(draw, x.clone().requires_grad_()).detach()
+
+
+def _enabled(clf: Classifier, draw: Draw, x: Tensor) -> Tensor:
+    with torch.enable_grad():
+        return clf.at(draw, x.clone()).detach()
+
+
+def _differentiated(clf: Classifier, draw: Draw, x: Tensor) -> Tensor:
+    """As an attack's gradient sees it."""
+    y = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    return clf.input_gradient(x, y, lambda logits, _: logits.sum(1), draws=[draw]).logits[0]
+
+
+def _shuffled(clf: Classifier, draw: Draw, x: Tensor) -> Tensor:
+    order = torch.arange(len(x), device=x.device).flip(0).roll(len(x) // 3)
+    return clf.at(draw, x[order])[order.argsort()]
+
+
+def _among_others(clf: Classifier, draw: Draw, x: Tensor) -> Tensor:
+    others = (1 - x).roll(1, 0)
+    return clf.at(draw, torch.cat([others, x, others[: len(x) // 2]]))[len(x) : 2 * len(x)]
+
+
+def _one_by_one(clf: Classifier, draw: Draw, x: Tensor) -> Tensor:
+    return torch.cat([clf.at(draw, x[k : k + 1], k) for k in range(len(x))])
+
+
+class _Listener(Attack):
+    """An attack that listens to what the classifier says while it is attacked, as the harness runs attacks."""
+
+    def __init__(self, draw: Draw) -> None:
+        super().__init__()
+        self.draw, self.heard = draw, torch.empty(0)
+
+    def run(self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator) -> Tensor:
+        """Ask."""
+        with torch.no_grad():
+            self.heard = clf.at(self.draw, x)
+        return x
+
+
+def _under_attack(clf: Classifier, draw: Draw, x: Tensor) -> Tensor:
+    listener = _Listener(draw)
+    y = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    craft(listener, clf, x, y, Threat("linf", 0.5))
+    return listener.heard
+
+
+# Ways that leave the batch as it is, in which all randomness is that of the draw; and others, which give each image
+# other noise inside a module.
+SAME_BATCH: dict[str, tuple[str, Ask]] = {
+    "again": ("asked a second time", _plain),
+    "gradients": ("asked while gradients are recorded", _recorded),
+    "grad mode": ("asked in grad mode", _enabled),
+    "differentiated": ("asked for a gradient", _differentiated),
+    "under attack": ("asked by an attack", _under_attack),
+}
+OTHER_BATCH: dict[str, tuple[str, Ask]] = {
+    "shuffled": ("asked in another order", _shuffled),
+    "other batch": ("asked in a batch with other images", _among_others),
+    "one by one": ("asked one by one", _one_by_one),
+}
+
+
+class Consistency:
+    """Asks at the beginning of an audit, and once more at its end."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+        clean = subject.x[: subject.sizes.images]
+        perturbed = random_start(clean, subject.threat, subject.generator("consistency"))
+        unseen = perturbed.roll(1, 0).lerp(perturbed, 0.5)  # images that nobody can have seen
+        self.sets = {"clean": clean, "perturbed": perturbed, "unseen": unseen}
+        self.draws = subject.draws(2, "consistency")
+        try:
+            self._fresh: Classifier | None = copy.deepcopy(subject.clf)
+        except Exception:  # modules may hold what cannot be copied
+            self._fresh = None
+        self._first: dict[tuple[str, int], Tensor] = {}
+
+    @torch.no_grad()
+    def begin(self) -> Iterator[Finding]:
+        """The checks of the beginning."""
+        clf = self.subject.clf
+        yield self._order()
+        for name, x in self.sets.items():
+            for k, draw in enumerate(self.draws):
+                self._first[name, k] = clf.at(draw, x)
+        for name, (how, ask) in SAME_BATCH.items():
+            yield self._compared(name, how, ask, clf)
+        yield self._queried()
+        for name, (how, ask) in OTHER_BATCH.items():
+            if clf.noise:
+                yield self._tested(name, how, ask)
+            else:
+                yield self._compared(name, how, ask, clf)
+        yield self._wakes()
+
+    @torch.no_grad()
+    def end(self) -> Finding:
+        """The check of the end: the same answers after all that was asked meanwhile."""
+        return self._compared("later", "asked again after all of the audit's attacks", _plain, self.subject.clf)
+
+    def _compared(self, name: str, how: str, ask: Ask, clf: Classifier) -> Finding:
+        wrong, total, sizes = 0, 0, self.subject.sizes
+        before = clf.passes.forward
+        try:
+            for (what, k), first in self._first.items():
+                if clf.noise is not False and name in OTHER_BATCH:
+                    continue
+                x = self.sets[what]
+                if name == "one by one":
+                    x, first = x[: sizes.singles], first[: sizes.singles]  # noqa: PLW2901
+                differs = _differ(first, ask(clf, self.draws[k], x))
+                wrong += int(differs.sum())
+                total += len(differs)
+        except Exception as error:
+            if name in ("gradients", "differentiated"):
+                return Finding.skipped(f"consistency: {name}", f"no gradient to be had: {error}")
+            raise
+        said = "answers otherwise than the first time" if wrong else "gives the same answers"
+        return Finding(
+            f"consistency: {name}",
+            "failed" if wrong else "ok",
+            f"At the same draw, {how}, the classifier {said} (on {wrong} of {total} images, clean and perturbed).",
+            MEANS,
+            NEXT,
+            passes=(clf.passes.forward - before) / len(self.subject.x),
+        )
+
+    def _order(self) -> Finding:
+        """Perturbed images before and after the classifier has seen what they are made of, by a copy of it."""
+        name = "consistency: fresh copy"
+        if self._fresh is None:
+            return Finding.skipped(name, "the classifier cannot be copied")
+        clf, fresh, passes = self.subject.clf, self._fresh, 0
+        wrong = total = 0
+        for draw in self.draws:
+            for what in ("perturbed", "unseen", "clean"):
+                early = fresh.at(draw, self.sets[what])
+                late = clf.at(draw, self.sets["clean"]) if what == "perturbed" else None
+                late = clf.at(draw, self.sets[what])
+                differs = _differ(early, late)
+                wrong, total, passes = wrong + int(differs.sum()), total + len(differs), passes + 3 * len(differs)
+        said = "answers otherwise" if wrong else "gives the same answers"
+        return Finding(
+            name,
+            "failed" if wrong else "ok",
+            f"A fresh copy, asked of perturbed images first, {said} (on {wrong} of {total} images): the classifier "
+            f"{'keeps' if wrong else 'shows no'} memory of what it was asked.",
+            MEANS,
+            "empty the memory before each pass; a defense against queries needs another threat model than this one",
+            passes=passes / len(self.subject.x),
+        )
+
+    def _queried(self) -> Finding:
+        """One image asked many times in a row, as attacks do."""
+        clf, before = self.subject.clf, self.subject.clf.passes.forward
+        x, draw, queries = self.sets["perturbed"][:1], self.draws[0], self.subject.sizes.queries
+        first = clf.at(draw, x)
+        wrong = sum(bool(_differ(first, clf.at(draw, x)).any()) for _ in range(queries))
+        return Finding(
+            "consistency: many queries",
+            "failed" if wrong else "ok",
+            f"Asked {queries} times in a row of one image at the same draw, the classifier answers otherwise than the "
+            f"first time in {wrong} cases.",
+            MEANS,
+            NEXT,
+            passes=(clf.passes.forward - before) / len(self.subject.x),
+        )
+
+    def _tested(self, name: str, how: str, ask: Ask) -> Finding:
+        """Of noise inside a module a test over draws: are those of two ways of asking alike?"""
+        clf, x = self.subject.clf, self.sets["perturbed"][: self.subject.sizes.singles]
+        before, count = clf.passes.forward, self.subject.sizes.test_draws
+        draws = self.subject.draws(2 * count, f"consistency {name}")
+        usual = torch.stack([clf.at(draw, x) for draw in draws[:count]])
+        other = torch.stack([ask(clf, draw, x) for draw in draws[count:]])
+        outputs = torch.cat([usual, other]).softmax(-1).double()
+        p = two_samples(outputs.cpu(), count, self.subject.generator(name).initial_seed())
+        distance = float((outputs[:count].mean(0) - outputs[count:].mean(0)).abs().sum(-1).mean()) / 2
+        spreads = [float(each.std(0).mean()) for each in (outputs[:count], outputs[count:])]
+        return Finding(
+            f"consistency: {name}",
+            "ok",
+            f"Over {count} draws {how} the mean softmax moves by {distance:.3f} (total variation) and its "
+            f"deviation from {spreads[0]:.3f} to {spreads[1]:.3f}.",
+            MEANS,
+            NEXT,
+            passes=(clf.passes.forward - before) / len(self.subject.x),
+            p=p,
+        )
+
+    def _wakes(self) -> Finding:
+        """Randomness that acts on perturbed images and not on clean ones."""
+        clf, name = self.subject.clf, "consistency: noise off the data"
+        if not clf.stochastic:
+            return Finding.skipped(name, "the classifier is not random")
+        before = clf.passes.forward
+        draws = self.subject.draws(8, "consistency wakes")
+        spread = {
+            what: torch.stack([clf.at(draw, self.sets[what]) for draw in draws]).softmax(-1).std(0).amax(-1)
+            for what in ("clean", "perturbed")
+        }
+        quiet, loud = float((spread["clean"] < 1e-7).float().mean()), float((spread["perturbed"] > 1e-3).float().mean())
+        wakes = quiet > 0.5 and loud > 0.5
+        return Finding(
+            name,
+            "failed" if wakes else "ok",
+            f"Draws agree on {quiet:.0%} of the clean images and differ visibly on {loud:.0%} of the perturbed ones.",
+            "Randomness that acts off the data alone spoils an attack's steps and costs the clean accuracy nothing: "
+            "what attacks say is an upper bound.",
+            "attack the classifier without its noise, and with more samples of it (eot_pgd.samples), and evaluate both",
+            passes=(clf.passes.forward - before) / len(self.subject.x),
+        )
+
+
+def _differ(one: Tensor, other: Tensor) -> Tensor:
+    """On which images logits differ by more than rounding, `(count,)`."""
+    slack = 1e-4 * one.abs().amax().clamp_min(1e-6) + 1e-3 * one.abs()
+    return ~((one - other).abs() <= slack).all(1)
+
+
+def two_samples(outputs: Tensor, first: int, seed: int) -> float:
+    """p-value of the hypothesis that the first draws and the others are of one distribution.
+
+    A permutation test of the energy distance (Szekely and Rizzo 2004) between draws, each of which is all its images'
+    outputs; draws alone are exchangeable, as the images of one share its weights.
+
+    Args:
+        outputs: softmax of each draw, `(draws, images, classes)`.
+        first: how many of them are of the first way.
+        seed: of the permutations.
+    """
+    flat = outputs.flatten(1)
+    distance = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist").numpy()
+    if not distance.any():
+        return 1.0
+    count = len(distance)
+    rng = np.random.default_rng(seed % 2**32)
+    chosen = rng.random((PERMUTATIONS + 1, count)).argsort(1)[:, :first]
+    chosen[0] = np.arange(first)
+    signs = np.full((PERMUTATIONS + 1, count), -1.0 / (count - first))
+    np.put_along_axis(signs, chosen, 1.0 / first, 1)
+    statistic = -((signs @ distance) * signs).sum(1)  # twice the mean between, less the means within
+    return float((1 + (statistic[1:] >= statistic[0] * (1 - 1e-9)).sum()) / (PERMUTATIONS + 1))

@@ -1,0 +1,178 @@
+"""An audit: all checks of one classifier, cheapest first."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from advbench.attacks.ball import random_start
+from advbench.attacks.base import Threat
+from advbench.audit.cells import Cell, check_cells
+from advbench.audit.consistency import Consistency
+from advbench.audit.convergence import check_convergence
+from advbench.audit.findings import Audit, Finding, settled
+from advbench.audit.gradients import check_gradients
+from advbench.audit.outputs import check_outputs
+from advbench.audit.paired import check_pairs
+from advbench.audit.search import check_far, check_search
+from advbench.audit.subject import LARGEST, LITTLE, Subject, Tried
+from advbench.audit.surrogate import check_surrogate
+from advbench.audit.unseen import check_unseen
+from advbench.data.base import Data, check_floating, check_labels
+from advbench.errors import InputError, ModelWarning, NoGradientError
+from advbench.keys import derive
+from advbench.models.classifier import Classifier
+from advbench.models.guard import ODDITIES, PROBE_IMAGES, opened
+from advbench.models.nets import build
+from advbench.registry import registry
+from advbench.training.base import TrainContext
+
+PLAIN_EPOCHS = (15,)  # of the net from which attacks are transferred
+
+
+def audit(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    *,
+    seed: int = 0,
+    name: str = "",
+    train: Data | None = None,
+    other: Data | None = None,
+    surrogate: nn.Module | None = None,
+    cells: Sequence[Cell] = (),
+    quick: bool = False,
+) -> Audit:
+    """Check whether an evaluation of a classifier by attacks can be believed.
+
+    Args:
+        model: a `Classifier` or any `nn.Module` on [0, 1] images.
+        x: images `(count, channels, height, width)`, float32 in [0, 1]; the first 200 are used.
+        y: labels `(count,)`, int64.
+        threat: norm and eps, above 0.
+        seed: of all random choices.
+        name: of what is audited, for the page.
+        train: training images, on which a plain net is trained to transfer attacks from; None for no transfer.
+        other: images of the same distribution that neither training nor attacks have seen; None for no such check.
+        surrogate: a differentiable stand-in for the classifier, images to logits, whose gradient attacks may use.
+        cells: what a run found by other attacks; the audit does not run those again that it would run, too.
+        quick: make only the checks that cost a few dozen passes and run no attack.
+
+    Raises:
+        InputError: images, labels or a threat that cannot be audited.
+        PluginError: the model's output is unusable.
+    """
+    check_floating(x, "images to audit")
+    if len(x) < 2 or threat.eps == 0:
+        what, got = ("images to audit", len(x)) if len(x) < 2 else ("eps of an audit", threat.eps)
+        raise InputError(what, expected="at least 2" if len(x) < 2 else "a radius above 0", got=got)
+    x, y = x[:LARGEST].detach(), y[:LARGEST]
+    clf, oddities = _opened(model, x, threat, seed)
+    check_labels(y, len(x), None, "labels to audit")
+    plain = None if quick or train is None else _plain_net(train, seed)
+    held_out = None if other is None else other.batch(slice(LARGEST))
+    known = {cell.attack for cell in cells}
+    subject = Subject(
+        clf,
+        x,
+        y,
+        threat,
+        seed=seed,
+        other=held_out,
+        plain=plain,
+        surrogate=surrogate,
+        known=frozenset(known),
+        quick=quick,
+    )
+    with clf.isolated(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ModelWarning)
+        findings = [*oddities, *(_quick(subject) if quick else _all(subject)), *check_cells(cells)]
+    return Audit(
+        name or type(model).__name__,
+        f"{threat.norm} {threat.eps:.4g}",
+        len(x),
+        settled(findings),
+        subject.accuracies,
+    )
+
+
+def _opened(model: nn.Module, x: Tensor, threat: Threat, seed: int) -> tuple[Classifier, list[Finding]]:
+    """The model as a classifier, looked at on clean and on perturbed images, for it may be random on some only."""
+    generator = torch.Generator(x.device).manual_seed(derive(seed, "audit", "opened"))
+    few = x[: PROBE_IMAGES // 2]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ModelWarning)
+        clf, _, oddities = opened(model, torch.cat([few, random_start(few, threat, generator)]), probe=True)
+    found = []
+    for oddity in ("unseeded", "train_mode"):
+        said, _, remedy = ODDITIES[oddity].partition(": ")
+        odd = oddity in oddities
+        found.append(
+            Finding(
+                f"outputs: {oddity.replace('_', ' ')}",
+                "failed" if odd else "ok",
+                f"{said[0].upper()}{said[1:]}." if odd else "Nothing of the kind.",
+                "Results cannot be repeated, and attacks see another classifier than the one evaluated.",
+                remedy,
+            )
+        )
+    return clf, found
+
+
+def _quick(subject: Subject) -> Iterator[Finding]:
+    with subject.asked():
+        consistency = Consistency(subject)
+        yield from consistency.begin()
+        yield from check_outputs(subject)
+        yield from check_gradients(subject)
+        yield consistency.end()
+
+
+def _all(subject: Subject) -> Iterator[Finding]:
+    with subject.asked():
+        consistency = Consistency(subject)
+        yield from consistency.begin()
+        yield from check_outputs(subject)
+        clean = float(subject.clean.mean())
+        gradient: Tried | None
+        try:
+            gradient = subject.gradient_attack()
+        except NoGradientError:
+            gradient = None
+        left = clean if gradient is None else float(gradient.right.mean())
+        if left <= LITTLE:
+            reason = f"the gradient attack leaves an accuracy of {left:.3f}, behind which nothing can hide"
+            for name in ("gradient", "search", "paired", "convergence", "surrogate", "unseen"):
+                yield Finding.skipped(name, reason)
+        else:
+            yield from check_gradients(subject)
+            yield from _attacks(subject, gradient)
+        yield consistency.end()
+
+
+def _attacks(subject: Subject, gradient: Tried | None) -> Iterator[Finding]:
+    if gradient is None:
+        reason = "the classifier lets no gradient through"
+        for name in ("search: radius at chance", "convergence"):
+            yield Finding.skipped(name, reason)
+        gradient_or_clean = Tried(subject.x, subject.clean)
+        yield check_search(subject, gradient_or_clean)
+    else:
+        yield check_search(subject, gradient)
+        yield check_far(subject)
+    yield from check_pairs(subject, gradient)
+    if gradient is not None:
+        yield from check_convergence(subject, gradient)
+    yield from check_surrogate(subject, gradient)
+    yield check_unseen(subject, gradient)
+
+
+def _plain_net(train: Data, seed: int) -> nn.Module:
+    """A small net, trained plainly, whose adversarial examples are tried on the classifier."""
+    defense = registry().load("defense", "erm")(stages=PLAIN_EPOCHS, batch_size=64)
+    clf: Classifier = defense.fit(build("small_cnn", train, seed), train, TrainContext(seed=derive(seed, "plain")))
+    return clf.module

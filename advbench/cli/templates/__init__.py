@@ -1,0 +1,1 @@
+"""What `advbench new` writes, as files that run; their names are replaced."""

@@ -1,0 +1,266 @@
+"""A finished run, or a board, in Python: its tables, classifiers, predictions of each image, and figures."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from torch import Tensor
+
+from advbench.errors import GoneError, InputError, unknown_name
+from advbench.evaluation import Predictions
+from advbench.evaluation.uncertainty import uncertainty
+from advbench.grid.identity import blank, read_identity
+from advbench.grid.inputs import read_training
+from advbench.grid.kept import FOLDER, read_kept
+from advbench.grid.tasks import read_predictions
+from advbench.keys import derive
+from advbench.models.classifier import Classifier
+from advbench.models.nets import build
+from advbench.models.saving import load_classifier, read_tensors
+from advbench.registry import files
+from advbench.report.tables import Report, read_report
+from advbench.store.records import Store
+from advbench.store.storage import BRIEF
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+DEFAULT_STORE = ".advbench/store"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run wrote into its `--out` folder, and what its store holds.
+
+    Tables are read from the folder alone. Classifiers, predictions and examples are in the store.
+
+    Attributes:
+        folder: the `--out` folder of a run, or a board.
+        store: the run's store, a folder or fsspec URL.
+        run_files: import files that the folder keeps, where a classifier needs them: only of a folder that you trust.
+    """
+
+    folder: Path
+    store: str
+    run_files: bool = False
+
+    @cached_property
+    def report(self) -> Report:
+        """All tables."""
+        return read_report(self.folder)
+
+    @property
+    def results(self) -> pd.DataFrame:
+        """A row for each source, target, attack, eps and seed: `results.csv`."""
+        return self.report.results
+
+    @property
+    def leaderboard(self) -> pd.DataFrame:
+        """A row for each defense, the most robust first: `leaderboard.csv`."""
+        return self.report.leaderboard
+
+    @property
+    def affinity(self) -> pd.DataFrame:
+        """How well examples crafted on a source work on a target: `affinity.csv`."""
+        return self.report.affinity
+
+    @property
+    def retention(self) -> pd.DataFrame:
+        """Accuracy on the images of lowest uncertainty: `retention.csv`."""
+        return self.report.retention
+
+    @property
+    def uncertainty(self) -> pd.DataFrame:
+        """Calibration, uncertainty and detection: `uncertainty.csv`."""
+        return self.report.uncertainty
+
+    @property
+    def methods(self) -> pd.DataFrame:
+        """Hyperparameters and versions of each defense and attack: `methods.csv`."""
+        return self.report.methods
+
+    @property
+    def models(self) -> pd.DataFrame:
+        """The trained classifiers: `models.csv`."""
+        return self.report.models
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r}: {len(self.results)} cells of {len(self.report.standings)} defenses)"
+
+    # In the store
+
+    @cached_property
+    def _store(self) -> Store:
+        return Store(self.store, BRIEF)
+
+    def classifier(self, defense: str, seed: int = 0, device: str = "cpu") -> Classifier:
+        """A trained classifier.
+
+        Args:
+            defense: its label.
+            seed: of its training.
+            device: where it is put.
+
+        Raises:
+            InputError: there is none, or it needs a file that the folder keeps and `run_files` is not set.
+        """
+        models = self.models
+        rows = models[(models.defense == defense) & (models.seed == seed)]
+        if rows.empty:
+            raise _absent("defense", defense, models.defense, seed, models.seed)
+        key = str(rows.iloc[0].key)
+        inputs = read_training(self._record(key))
+        identity = read_identity(self.folder)
+        if identity is None or identity.shape is None:
+            raise InputError(f"folder {self.folder}", expected="a data.json with the shape of images", got="none")
+        if self.run_files:
+            for digest, sources in read_kept(self.folder)[1].items():
+                if digest not in {each.digest for each in files.all_known()}:
+                    files.know(replace(sources, folder=str(self.folder.absolute() / FOLDER / digest)))
+        net = inputs.architecture
+        try:
+            module = build(net.loaded_as, blank(identity.shape, identity.data.name), derive(seed, "init"), net.params)
+            tensors, values = read_tensors(self._artifact(key)), self._record(key)["result"]["classifier"]
+            return load_classifier(module, tensors, values).to(device)  # whose buffers hold mean and deviation
+        except InputError as error:
+            if "file with SHA-256" in str(error):
+                remedy = "open_run(folder, run_files=True) imports what the folder keeps: read it first"
+                raise InputError(f"classifier of {defense!r} needs a file", remedy=remedy) from error
+            raise
+
+    def predictions(
+        self, defense: str, attack: str = "none", eps: float | None = None, seed: int = 0, source: str | None = None
+    ) -> Predictions:
+        """What the draws of a classifier said of each image.
+
+        Args:
+            defense: label of the defense that was evaluated.
+            attack: label of the attack; `none` for clean images.
+            eps: the radius; by default the largest.
+            seed: the seed.
+            source: label of the defense that examples were crafted on; by default the attack's own, or `defense`.
+
+        Raises:
+            InputError: there is no such cell, or the store does not have it.
+        """
+        key = self._cell(defense, attack, eps, seed, source)
+        try:
+            return read_predictions(self._store, key)
+        except GoneError as error:
+            raise self._not_there("predictions") from error
+
+    def images(self, defense: str, attack: str = "none", **cell: Any) -> pd.DataFrame:
+        """A row for each image: label, prediction, how sure and whether right, and uncertainty in nats.
+
+        Args:
+            defense: as in `predictions`.
+            attack: as in `predictions`.
+            cell: `eps`, `seed` and `source`, as in `predictions`.
+
+        Returns:
+            Columns `label`, `predicted`, `correct`, `confidence`, `draws_correct` (the share of single draws that are
+            right), and those of `advbench.evaluation.Uncertainty`. Rows are in the order of the run's images.
+        """
+        found = self.predictions(defense, attack, **cell)
+        return pd.DataFrame(
+            {
+                "label": found.labels,
+                "predicted": found.mean_probs.argmax(1),
+                "correct": found.ensemble_correct,
+                "confidence": found.mean_probs.max(1),
+                "draws_correct": found.correct.mean(0),
+                **uncertainty(found)._asdict(),
+            }
+        )
+
+    def examples(
+        self, defense: str, attack: str, eps: float | None = None, seed: int = 0, source: str | None = None
+    ) -> Tensor:
+        """The adversarial examples of a cell, `(images, channels, height, width)` in [0, 1]; see `predictions`.
+
+        Of a minimal-norm attack they are the nearest ones, wherever they lie.
+
+        Raises:
+            InputError: there is no such cell, or they were not kept.
+        """
+        key = self._record(self._cell(defense, attack, eps, seed, source))["inputs"]["examples"]
+        if key is None:
+            raise InputError("clean images", expected="an attack, whose examples are kept", got=repr(attack))
+        raw = self._store.read_artifact(key)
+        if raw is None:
+            raise InputError("examples were not kept", remedy="run with --keep-examples, or keep_examples=True")
+        return read_tensors(raw)["images"]
+
+    def figures(self) -> Mapping[str, Axes | list[Axes]]:
+        """The figures that the tables allow, by name, as matplotlib axes; a list where a figure has several."""
+        from advbench.report.figures import all_figures
+
+        found: dict[str, Axes | list[Axes]] = {}
+        for name, figure in all_figures(self.report):
+            axes = [each for each in figure.axes if each.get_visible()]
+            found[name] = axes[0] if len(axes) == 1 else axes
+        return found
+
+    def _cell(self, defense: str, attack: str, eps: float | None, seed: int, source: str | None) -> str:
+        rows = self.results
+        for name, value in (("defense", defense), ("attack", attack), ("seed", seed)):
+            found = rows[rows[name] == value]
+            if found.empty:
+                raise _absent(name, value, rows[name])
+            rows = found
+        radius = rows.eps.max() if eps is None else eps
+        found = rows[(rows.eps - radius).abs() < 1e-9]
+        if found.empty:
+            raise _absent("eps", radius, rows.eps)
+        sources = list(found.source)
+        chosen = source or (defense if defense in sources or len(sources) > 1 else sources[0])
+        if chosen not in sources:
+            raise _absent("source", chosen, found.source)
+        return str(found[found.source == chosen].iloc[0].key)
+
+    def _record(self, key: str) -> dict[str, Any]:
+        record = self._store.read_record(key)
+        if record is None:
+            raise self._not_there("its record")
+        return record
+
+    def _artifact(self, key: str) -> bytes:
+        raw = self._store.read_artifact(key)
+        if raw is None:
+            raise self._not_there("its weights")
+        return raw
+
+    def _not_there(self, what: str) -> InputError:
+        remedy = "open_run(folder, store=URL) names the run's store"
+        return InputError(f"store {self.store!r}", expected=what, got="none", remedy=remedy)
+
+
+def _absent(what: str, value: object, known: Any, *more: Any) -> InputError:
+    names = list(dict.fromkeys(map(str, known)))
+    if str(value) not in names:
+        return unknown_name(what, str(value), names)
+    seed, seeds = more
+    return unknown_name("seed", str(seed), dict.fromkeys(map(str, seeds)))
+
+
+def open_run(folder: str | os.PathLike[str], store: str | None = None, *, run_files: bool = False) -> Run:
+    """Open the `--out` folder of a run, or a board.
+
+    Args:
+        folder: the folder.
+        store: the run's store, for classifiers, predictions and examples; by default ADVBENCH_STORE, else
+            .advbench/store.
+        run_files: import files that the folder keeps, where a classifier needs them: only of a folder that you trust.
+
+    Raises:
+        InputError: it holds no tables of a run.
+    """
+    run = Run(Path(folder), store or os.environ.get("ADVBENCH_STORE") or DEFAULT_STORE, run_files)
+    _ = run.report
+    return run

@@ -1,0 +1,65 @@
+"""Defenses that wrap a trained one: noise around its net, without training of its own."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from abc import abstractmethod
+from typing import ClassVar
+
+from torch import nn
+
+from advbench.data.base import Data
+from advbench.errors import InputError
+from advbench.models.classifier import Classifier
+from advbench.models.noise import Noise
+from advbench.models.saving import export_classifier, load_classifier
+from advbench.registry import registry
+from advbench.registry.params import Field, Params
+from advbench.training.base import Defense, TrainContext
+
+
+class WrapperParams(Params):
+    """Hyperparameters of every wrapper."""
+
+    init_from: str = Field(
+        default="erm",
+        min_length=1,
+        description="the defense that is wrapped: one of the run, or trained for it with its own settings",
+    )
+
+
+class Wrapper(Defense):
+    """Noise around the classifier of another defense; prediction is the mean over draws of it, a vote.
+
+    Nothing is trained but the defense that is wrapped, once for all that wrap it. Methods override `noise`.
+    """
+
+    Params: ClassVar[type[Params]] = WrapperParams
+    params: WrapperParams
+
+    @abstractmethod
+    def noise(self) -> Noise:
+        """What is put around, or into, the net."""
+
+    def passes_per_image(self) -> float:
+        """None: nothing is trained."""
+        return 0.0
+
+    def fit(self, module: nn.Module, data: Data, context: TrainContext | None = None) -> Classifier:
+        """The classifier of the defense that is wrapped, with noise; see `advbench.training.Defense.fit`.
+
+        Raises:
+            InputError: that one has noise already.
+        """
+        context = context or TrainContext()
+        inner = context.init
+        if inner is None:
+            base: Defense = registry().load("defense", self.params.init_from.partition("@")[0])()
+            inner = base.fit(module, data, dataclasses.replace(context, init=None))
+        if inner.noise:
+            expected = "a defense without noise of its own"
+            raise InputError("init_from", expected=expected, got=f"{self.params.init_from}, which has some")
+        tensors, values = export_classifier(inner)
+        clf = load_classifier(copy.deepcopy(module), tensors, values).to(context.resources.device)
+        return Classifier(clf.module, clf.posterior, noise=self.noise()).requires_grad_(False)

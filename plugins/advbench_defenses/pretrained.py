@@ -1,0 +1,326 @@
+"""Nets that were trained elsewhere: their weights are read from files."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Collection, Mapping
+from pickle import UnpicklingError
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from advbench import training
+from advbench.errors import InputError, out_of_memory
+from advbench.models import (
+    Classifier,
+    DropoutNoise,
+    GaussianNoise,
+    Normalize,
+    check_trained,
+    export_classifier,
+    is_random,
+    load_classifier,
+    mixture,
+)
+from advbench.progress import Progress
+from advbench.registry import pinned
+from advbench.training import Data, Defense, Field, Files, TrainContext, check_data, check_fit
+
+NESTED = ("state_dict", "model_state_dict", "model")  # names under which checkpoints hold a state dict
+PREFIXES = ("module.", "_orig_mod.")  # what nn.DataParallel and torch.compile put before each name
+FEW = 3  # names that an error lists
+Member = tuple[dict[str, Tensor], dict[str, Any]]
+
+
+class Pretrained(Defense):
+    """Weights that were trained elsewhere, for the net that `--arch` names; nothing is trained here.
+
+    One file of weights is a deterministic net. Several are an ensemble, whose members evaluation and attacks enumerate.
+    With a file of standard deviations for each file of weights these are the means of a Gaussian posterior over all
+    parameters. Noise inside the net comes on top: Gaussian as in `rse`, or dropout as in `mc_dropout`. A net that draws
+    random numbers itself, also in evaluation mode, is declared by `random`, and checked.
+
+    Files are safetensors, or what `torch.save` wrote of a state dict, or of a dict that holds one under `state_dict`,
+    `model_state_dict` or `model`; they are read without unpickling code. A `module.` or `_orig_mod.` before all names
+    is left out. Results depend on the files' SHA-256, not on their paths.
+
+    The net gets images in [0, 1], as it is. `channel_mean` and `channel_std` normalise them for a net that was trained
+    on images normalised so; weights of a net that advbench built bring that with them. The net runs in evaluation mode.
+    """
+
+    version = "1"
+
+    class Params(training.Params):
+        """Hyperparameters of a net trained elsewhere."""
+
+        weights: Files = Field(
+            min_length=1, description="file of the net's weights, .safetensors, .pt or .pth; several are an ensemble"
+        )
+        std: Files = Field(
+            default=(),
+            description="file of each weight's standard deviation, by the same names; as many files as `weights` has",
+        )
+        channel_mean: tuple[float, ...] = Field(
+            default=(), description="of each channel, subtracted from images in [0, 1]; by default nothing is"
+        )
+        channel_std: tuple[float, ...] = Field(
+            default=(), description="of each channel, by which the rest is divided; by default it is not"
+        )
+        first_std: float = Field(
+            default=0.0, ge=0, description="standard deviation of noise on the images, in pixels in [0, 1]; as in rse"
+        )
+        inner_std: float = Field(
+            default=0.0,
+            ge=0,
+            description="standard deviation of noise before each convolution but the first, in units of its input; as "
+            "in rse",
+        )
+        dropout: float = Field(
+            default=0.0,
+            ge=0,
+            lt=1,
+            description="rate at which the net's dropout layers, or the inputs of its linear layers, stay on; as in "
+            "mc_dropout",
+        )
+        random: bool = Field(
+            default=False, description="whether the net draws random numbers itself in evaluation mode"
+        )
+
+    params: Params
+
+    @classmethod
+    def resolve(cls, values: Mapping[str, Any], dataset: str = "") -> Params:
+        """The hyperparameters, which must go together.
+
+        Raises:
+            InputError: they do not, or a file is not there.
+        """
+        if not values.get("weights"):
+            remedy = "name them: --set pretrained.weights=my.safetensors, and their net by --arch"
+            raise InputError("weights of Pretrained", expected="a file, or a list of files", got="none", remedy=remedy)
+        own = super().resolve(values, dataset)
+        assert isinstance(own, cls.Params)
+        for place, name in enumerate(own.weights):
+            if name in own.weights[:place]:
+                raise InputError("weights of Pretrained", expected="other content in each file", got=pinned.shown(name))
+        if own.std and len(own.std) != len(own.weights):
+            raise InputError("files std of Pretrained", expected=f"{len(own.weights)}, as of weights", got=len(own.std))
+        kinds = {
+            "dropout": own.dropout > 0,
+            "first_std or inner_std": max(own.first_std, own.inner_std) > 0,
+            "random": own.random,
+        }
+        given = [kind for kind, is_given in kinds.items() if is_given]
+        if len(given) > 1:
+            raise InputError("noise of Pretrained", expected="one kind", got=" and ".join(given))
+        if any(std <= 0 for std in own.channel_std):
+            raise InputError("channel_std of Pretrained", expected="numbers > 0", got=list(own.channel_std))
+        return own
+
+    def passes_per_image(self) -> float:
+        """None: nothing is trained."""
+        return 0.0
+
+    def fit(self, module: nn.Module, data: Data, context: TrainContext | None = None) -> Classifier:
+        """Read the weights into a copy of the module; its own are not used, nor are the data but for checks.
+
+        Raises:
+            InputError: a file has changed since its digest was taken, holds something else, or does not fit the net;
+                or the net is random and not declared so, or declared so and not.
+        """
+        check_data(module, data)
+        method, context = self.for_dataset(data.name), context or TrainContext()
+        check_fit(copy.deepcopy(module).cpu(), data, "cpu")
+        members = [method.member(_Net(module), place, data) for place in range(len(method.params.weights))]
+        own = copy.deepcopy(module).cpu()
+        clf = mixture(own, members) if members[1:] else load_classifier(own, *members[0])
+        clf = clf.requires_grad_(False).to(context.resources.device)
+        check_trained("pretrained", clf, data)
+        x, y = data.batch(slice(256))
+        with torch.no_grad(), clf.isolated():
+            right = clf.at(clf.draw(0), x.to(context.resources.device)).argmax(1).cpu() == y.cpu()
+        context.progress(Progress(1, 1, {"train accuracy": float(right.float().mean())}))
+        return clf
+
+    def member(self, net: _Net, place: int, data: Data) -> Member:
+        """What is exported of the classifier that one file of weights is."""
+        params = self.params
+        name = params.weights[place]
+        net.load(_state(name), pinned.shown(name), params.channel_mean, params.channel_std)
+        drawn = is_random(net.whole.eval(), data)
+        if drawn and not params.random:
+            raise InputError(
+                f"net with the weights {pinned.shown(name)}",
+                expected="one that is deterministic in evaluation mode, for it is not declared random",
+                got="passes that differ",
+                remedy="declare it: --set pretrained.random=true",
+            )
+        if params.random and not drawn:
+            off = any(isinstance(layer, nn.modules.dropout._DropoutNd) for layer in net.whole.modules())
+            hint = "; its dropout layers are off in evaluation mode: --set pretrained.dropout=RATE leaves them on"
+            raise InputError(
+                f"net with the weights {pinned.shown(name)}",
+                expected="one that draws random numbers in evaluation mode, as it is declared",
+                got="equal passes",
+                remedy="leave out --set pretrained.random" + (hint if off else ""),
+            )
+        tensors, values = export_classifier(Classifier(net.whole))
+        if params.std:
+            of = pinned.shown(params.std[place])
+            deviations = net.deviations(_state(params.std[place]), of)
+            values["posterior"] = "gaussian"
+            tensors = {n.replace("value.", "mean.", 1): tensor for n, tensor in tensors.items()} | deviations
+        values["noise"] = params.random or self._noise()
+        return tensors, values
+
+    def _noise(self) -> dict[str, Any] | bool:
+        params = self.params
+        if params.dropout:
+            return {"kind": "dropout", **DropoutNoise(params.dropout).values()}
+        if params.first_std or params.inner_std:
+            return {"kind": "gaussian", **GaussianNoise(params.first_std, params.inner_std).values()}
+        return False
+
+
+class _Net:
+    """A copy of a net on the CPU, which may normalise images before what somebody else trained.
+
+    Attributes:
+        whole: the net.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.whole = copy.deepcopy(module).cpu()
+        self._normalize: Normalize | None = None
+        self._inner, self._prefix = self.whole, ""
+        if isinstance(self.whole, nn.Sequential) and len(self.whole) == 2 and isinstance(self.whole[0], Normalize):
+            self._normalize, self._inner, self._prefix = self.whole[0], self.whole[1], "1."
+
+    @torch.no_grad()
+    def load(self, state: Mapping[str, Tensor], path: str, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        """Take over a state dict: that of the net that advbench built, or that of the net inside."""
+        inside, everything = self._inner.state_dict().keys(), self.whole.state_dict().keys()
+        state = _bare(state, inside | everything)
+        brings = state.keys() <= everything and not state.keys() <= inside
+        target = self.whole if brings else self._inner
+        if (mean or std) and (brings or self._normalize is None):
+            why = "these weights bring their own" if brings else "this architecture normalises by itself"
+            raise InputError("channel_mean or channel_std of Pretrained", expected=f"none, for {why}", got="some")
+        if self._normalize is not None and not brings:
+            for buffer, values in ((self._normalize.mean, mean), (self._normalize.std, std)):
+                if values and len(values) != buffer.numel():
+                    expected = f"{buffer.numel()} numbers, one a channel"
+                    raise InputError("channel_mean or channel_std of Pretrained", expected=expected, got=len(values))
+            self._normalize.mean.copy_(torch.tensor(mean or 0.0).view(-1, 1, 1))
+            self._normalize.std.copy_(torch.tensor(std or 1.0).view(-1, 1, 1))
+        known = target.state_dict()
+        _check_fits(state, known, path, unneeded={name for name in known if name.endswith("num_batches_tracked")})
+        try:
+            target.load_state_dict(dict(state), strict=False)
+        except RuntimeError as error:
+            got = str(error).splitlines()[-1].strip()
+            raise InputError(f"weights {path}", expected=f"weights of {type(target).__name__}", got=got) from error
+        differing = [name for name, tensor in target.state_dict().items() if not _holds(tensor, state.get(name))]
+        if differing:
+            got = f"other values of {_few(differing)}"
+            raise InputError(f"weights {path}", expected="one value of each weight that the net has twice", got=got)
+
+    def deviations(self, state: Mapping[str, Tensor], path: str) -> dict[str, Tensor]:
+        """Log standard deviation of each parameter, as a Gaussian posterior exports it."""
+        known = dict(self._inner.named_parameters())
+        everything = self._inner.state_dict()
+        state = _bare(state, everything.keys())
+        if self._prefix and state and all(name.startswith(self._prefix) for name in state):
+            state = {name.removeprefix(self._prefix): tensor for name, tensor in state.items()}
+        unneeded = everything.keys() - known.keys()
+        _check_fits(state, everything, path, unneeded, remedy="a weight without deviation has 0")
+        for name in known:
+            if not bool((state[name] >= 0).all() & state[name].isfinite().all()):
+                raise InputError(
+                    f"standard deviation of {name} in {path}", expected="finite numbers >= 0", got="others"
+                )
+        return {f"log_std.{self._prefix}{name}": state[name].to(each).log() for name, each in known.items()}
+
+
+def _holds(own: Tensor, given: Tensor | None) -> bool:
+    return given is None or torch.equal(own, given.to(own))
+
+
+def _bare(state: Mapping[str, Tensor], known: Collection[str]) -> Mapping[str, Tensor]:
+    """A state dict without what wrappers put before all of its names."""
+    for prefix in PREFIXES * 2:  # in whichever order
+        if state and all(name.startswith(prefix) for name in state) and not any(n.startswith(prefix) for n in known):
+            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return state
+
+
+def _check_fits(
+    state: Mapping[str, Tensor], known: Mapping[str, Tensor], path: str, unneeded: Collection[str], remedy: str = ""
+) -> None:
+    """Refuse weights of another net.
+
+    Raises:
+        InputError: names the first of those that are missing, unexpected, or of another shape.
+    """
+    missing = [name for name in known if name not in state and name not in unneeded]
+    unexpected = [name for name in state if name not in known]
+    both = [name for name in known if name in state]
+    reshaped = [
+        f"{name} of {tuple(state[name].shape)} for {tuple(known[name].shape)}"
+        for name in both
+        if state[name].shape != known[name].shape
+    ]
+    kinds = {name for name in both if state[name].is_floating_point() != known[name].is_floating_point()}
+    found = {
+        "missing": missing,
+        "unexpected": unexpected,
+        "of another shape": reshaped,
+        "of another type": [f"{name} of {state[name].dtype}" for name in both if name in kinds],
+    }
+    faults = "; ".join(f"{len(names)} {what}: {_few(names)}" for what, names in found.items() if names)
+    if faults:
+        raise InputError(f"file {path}", expected="the weights of the net that --arch names", got=faults, remedy=remedy)
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:FEW]) + (", ..." if names[FEW:] else "")
+
+
+def _state(name: str) -> dict[str, Tensor]:
+    """The state dict of a file.
+
+    Raises:
+        InputError: it holds something else.
+    """
+    raw, path = pinned.content(name), pinned.shown(name)
+    expected = "tensors by name, as safetensors or torch.save(net.state_dict(), ...) write them"
+    try:
+        if raw[8:9] == b"{":  # behind the length of a safetensors file's header
+            return safetensors.torch.load(raw)
+        found = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        got = "a file that runs code when it is unpickled" if "nsupported" in str(error) else "one that cannot be read"
+        remedy = "save net.state_dict(), not the net" if "nsupported" in str(error) else ""
+        raise InputError(f"file {path}", expected=expected, got=got, remedy=remedy) from error
+    except Exception as error:  # whatever the bytes make of the reader
+        if out_of_memory(error):
+            raise
+        reason = str(error).strip().partition("\n")[0]
+        got = f"one that cannot be read ({type(error).__name__}: {reason})"
+        raise InputError(f"file {path}", expected=expected, got=got) from error
+    nested = [key for key in NESTED if isinstance(found, Mapping) and isinstance(found.get(key), Mapping)]
+    if nested:
+        found = found[nested[0]]
+    if not isinstance(found, Mapping):
+        raise InputError(f"file {path}", expected=expected, got=f"a {type(found).__name__}")
+    for key, value in found.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            got = f"{key!r} of type {type(value).__name__} among {_few(list(map(str, found)))}"
+            remedy = f"a state dict inside may be called {', '.join(NESTED)}"
+            raise InputError(f"file {path}", expected=expected, got=got, remedy=remedy)
+    if not found:
+        raise InputError(f"file {path}", expected=expected, got="none")
+    return dict(found)

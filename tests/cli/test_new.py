@@ -1,0 +1,135 @@
+"""`advbench new` writes what runs at once; `advbench test` finds what breaks a contract."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import Cli
+
+from advbench.cli.app import main
+
+QUICK = "--eps 0.1 --limit 20 --draws 2 --executor inline --device cpu --affinity none".split()
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_what_new_writes_runs_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["new", "defense", "my_noise"]) == 0
+    assert main(["new", "attack", "SignSteps"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert "advbench run --defense my_noise.py:MyNoise,adv_bnn --attack eot_pgd" in out
+    assert "advbench test sign_steps.py:SignSteps" in out
+    names = ["--defense", "my_noise.py:MyNoise", "--attack", "sign_steps.py:SignSteps,fgsm"]
+    assert main(["run", *names, *QUICK, "--set", "MyNoise.stages=[2]"]) == 0
+    results = pd.read_csv("results/results.csv").set_index("attack")
+    assert results.forward_passes["SignSteps"] == 10
+    assert main(["show", "my_noise.py:MyNoise"]) == 0
+    assert "standard deviation of the noise" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["defence", "x"], "unknown kind 'defence': .*did you mean 'defense'"),
+        (["defense", "1 x"], "name: expected letters, digits and underscores, as my_defense, got '1 x'"),
+        (["defense", "there"], "there.py exists already; choose another name, or move it away"),
+        (["plugin", "folder"], "folder exists already"),
+    ],
+)
+def test_new_replaces_nothing(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    import re
+
+    Path("there.py").write_text("mine")
+    Path("folder").mkdir()
+    assert main(["new", *arguments]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert Path("there.py").read_text() == "mine"
+    assert not list(Path("folder").iterdir())
+
+
+def test_a_new_plugin_is_found_and_passes_its_tests(cli: Cli, tmp_path: Path) -> None:
+    assert cli("new", "plugin", "my-methods").returncode == 0
+    folder = tmp_path / "my_methods"
+    info = folder / "my_methods-0.1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-methods\nVersion: 0.1.0\n")
+    (info / "entry_points.txt").write_text("[advbench]\nmy_methods = my_methods\n")
+    import tomllib
+
+    project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+    assert project["entry-points"] == {"advbench": {"my_methods": "my_methods"}}
+    env = {"PYTHONPATH": f"{folder}:{__import__('os').environ.get('PYTHONPATH', '')}"}
+    options = [*QUICK, "--set", "my_defense.stages=[1]"]
+    done = cli("run", "--defense", "my_defense", "--attack", "my_attack", *options, env=env)
+    assert done.returncode == 0, done.stderr
+    import subprocess
+
+    tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(folder), "--rootdir", str(folder)]
+    ran = subprocess.run(tests, env={**__import__("os").environ, **env}, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout
+
+
+FILE = """
+import torch
+from torch import nn
+from advbench.attacks import Attack
+from advbench.models import Classifier
+from advbench.training import Defense
+
+class Leaves(Attack):
+    def run(self, clf, x, goal, threat, generator):
+        return (x + 2 * threat.eps).clamp(0, 1)
+
+def net(channels, height, width, classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(channels * height * width, classes))
+
+def noisy(channels, height, width, classes):
+    class Noisy(nn.Linear):
+        def forward(self, x):
+            return super().forward(x.flatten(1)) + torch.randn(())
+    return Noisy(channels * height * width, classes)
+
+class Ready(Defense):
+    architecture = "net"
+
+    def fit(self, module, data, context=None):
+        return Classifier(net(*data.shape, data.classes)).requires_grad_(False)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "found"),
+    [
+        ("net", 0, "5 passed"),
+        ("noisy", 1, "test_deterministic_in_evaluation"),
+        ("Leaves", 1, "attack Leaves left the l.* ball"),
+        ("Ready", 1, "test_same_seed_same_classifier"),
+    ],
+)
+def test_the_suite_says_what_breaks_a_contract(cli: Cli, name: str, code: int, found: str) -> None:
+    import re
+
+    Path("my.py").write_text(FILE)
+    done = cli("test", f"my.py:{name}")
+    assert done.returncode == code, done.stdout
+    assert re.search(found, done.stdout)
+
+
+def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("my.py").write_text(FILE)
+    for arguments, message in (
+        (["nosuch"], "unknown name 'nosuch'"),
+        (["my.py"], "my.py has my.py:Leaves, my.py:Ready"),
+        (["my.py:Leaves", "--set", "pgd.steps=1"], "unknown plugin in --set 'pgd': expected one of Leaves"),
+    ):
+        assert main(["test", *arguments]) == 2
+        assert message in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "pytest", None)
+    assert main(["test", "my.py:Leaves"]) == 2
+    assert "advbench test needs pytest, which is not installed; pip install pytest" in capsys.readouterr().err
