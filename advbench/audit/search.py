@@ -10,7 +10,7 @@ from torch import Tensor
 from advbench.attacks.ball import per_image, project, random_start, steepest
 from advbench.attacks.base import Threat
 from advbench.audit.findings import Finding
-from advbench.audit.subject import LITTLE, Slopes, Subject, Tried, ascent, stronger
+from advbench.audit.subject import Slopes, Subject, Tried, ascent, stronger
 
 POINTS = 40  # random ones around each image
 BLIND_DRAWS = 2  # that choose among them
@@ -50,7 +50,7 @@ def check_search(subject: Subject, gradient: Tried) -> Finding:
         NEXT,
         passes=(subject.clf.passes.forward - before) / len(subject.x),
         p=stronger(gradient.right, blind.right),
-        counts=one - other > LITTLE,
+        counts=subject.matters(one - other),
     )
 
 
@@ -75,5 +75,5 @@ def check_far(subject: Subject) -> Finding:
         NEXT,
         passes=(subject.clf.passes.forward - before) / len(subject.x),
         p=p,
-        counts=one - other > LITTLE,
+        counts=subject.matters(one - other),
     )

@@ -2,6 +2,7 @@
 
 import gc
 import importlib.metadata
+import inspect
 import io
 import os
 import re
@@ -32,8 +33,11 @@ commands = (run.run, run.plan, show.status, run.curve, show.report, audit.audit,
 for command in (*commands, new.new):
     app.command()(command)
 app.command("test")(new.conform)
-app.add_typer(store.app)
-app.add_typer(leaderboard.app)
+for group in (store.app, leaderboard.app):
+    app.add_typer(group, short_help=group.info.help)
+for group in (app, store.app, leaderboard.app):
+    for each in group.registered_commands:  # whose summaries are cut otherwise
+        each.short_help = (inspect.getdoc(each.callback) or "").partition("\n\n")[0]
 
 
 def _say_version(wanted: bool) -> None:

@@ -12,15 +12,25 @@ from typing import Any, Self
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Column
 
 from advbench.errors import printable
 from advbench.grid.plan import Task
 from advbench.grid.tasks import Record
 from advbench.progress import Progress as TaskProgress
 
-REPEAT = 60.0  # seconds between two lines that report the time left, or that other drivers are waited for
-SHORT = 10.0  # seconds left below which no line reports them
+REPEAT = 60.0  # seconds between two lines that other drivers are waited for
+QUIET = 15.0  # seconds without a line after which one reports what runs
+NARROW = 120  # columns of a terminal below which bars leave out places and are shorter
 JSON_PROGRESS = 5.0  # least seconds between two lines of JSON on one task's progress
 
 
@@ -51,22 +61,29 @@ class Display:
         self._spent = 0.0  # cost of the tasks that ended
         self._left: float | None = None
         self._started = time.monotonic()
-        self._next: dict[str, float] = {"waits": self._started + 2.0}  # when a line may be repeated, by what it is on
+        # When a line may be repeated, by what it is on.
+        self._next: dict[str, float] = {"waits": self._started + 2.0, "quiet": self._started + QUIET}
         self._live = self._console.is_terminal and not as_json
-        self._bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[place]}"),
-            TextColumn("{task.fields[note]}"),
-            console=self._console,
-            transient=True,
-            disable=not self._live,
-        )
+        self._narrow = self._console.width < NARROW
+        self._shares: dict[str, float | None] = {}  # of the running tasks, by label
+        self._bars = Progress(*self._columns(), console=self._console, transient=True, disable=not self._live)
         self._all = self._bars.add_task(f"{self._count} tasks", total=max(self._cost, 1e-9), place="", note="")
         self._running: dict[str, TaskID] = {}
         self._emit("plan", tasks=len(tasks), to_run=self._count)
+
+    def _columns(self) -> list[ProgressColumn]:
+        """What a bar shows; on a narrow terminal names and notes are cut, so that bar and time left stay."""
+        if not self._narrow:
+            texts = [TextColumn("{task.fields[place]}"), TextColumn("{task.fields[note]}")]
+            return [TextColumn("{task.description}"), BarColumn(20), TaskProgressColumn(), TimeElapsedColumn(), *texts]
+        bar, percent, note = 10, 4, 19
+        rest = max(8, self._console.width - bar - percent - note - 3)
+        return [
+            TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", max_width=rest)),
+            BarColumn(bar),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis", max_width=note)),
+        ]
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -82,6 +99,7 @@ class Display:
     def began(self, task: Task, place: str) -> None:
         """A worker began a task, perhaps not for the first time."""
         self._emit("began", task, place=place)
+        self._shares[task.label] = None
         if self._live:
             self._remove_bar(task)
             self._running[task.key] = self._bars.add_task(
@@ -90,6 +108,8 @@ class Display:
 
     def progressed(self, task: Task, progress: TaskProgress) -> None:
         """A running task made progress."""
+        self._shares[task.label] = progress.step / max(progress.total, 1)
+        self._break_silence()
         if task.key in self._running:
             done = task.cost * progress.step / max(progress.total, 1)
             values = "  ".join(f"{name} {value:.4g}" for name, value in progress.values.items())
@@ -130,16 +150,27 @@ class Display:
     def forecast(self, seconds_left: float | None) -> None:
         """The time left was estimated anew."""
         self._left = seconds_left
-        long = seconds_left is not None and seconds_left >= SHORT
-        # Lines of tasks that end report it, too.
-        text = f"about {duration(seconds_left or 0.0)} left" if long and not self._live else ""
-        if self._json or (text and self._is_due("forecast", REPEAT)):
-            self._emit("forecast", text=text, ended=self._ended, of=self._count, seconds_left=seconds_left)
+        if self._json:
+            self._emit("forecast", ended=self._ended, of=self._count, seconds_left=seconds_left)
+        self._break_silence()
         self._refresh()
+
+    def _break_silence(self) -> None:
+        """Write what runs, where nothing was written for a while."""
+        if self._live or self._json or not self._is_due("quiet", QUIET):
+            return
+        shown = [
+            label if share is None else f"{label} ({100 * share:.0f} %)" for label, share in list(self._shares.items())
+        ]
+        running = f"running {shown[0]}" + (f" and {len(shown) - 1} more" if shown[1:] else "") if shown else "starting"
+        left = self._seconds_left()
+        tail = "" if left is None else f", about {duration(left)} left"
+        self._emit("running", text=f"[{self._ended}/{max(self._ended, self._count)}] {running}{tail}")
 
     def _end(self, event: str, task: Task, text: str = "", **values: Any) -> None:
         self._ended += 1
         self._spent += task.cost
+        self._shares.pop(task.label, None)
         self._remove_bar(task)
         if text:
             left = self._seconds_left()
@@ -160,7 +191,7 @@ class Display:
             with suppress(OSError):
                 for line in text.split("\n"):
                     self._console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
-            self._next["forecast"] = time.monotonic() + REPEAT
+            self._next["quiet"] = time.monotonic() + QUIET
 
     def _is_due(self, what: str, pause: float) -> bool:
         now = time.monotonic()
@@ -192,8 +223,9 @@ class Display:
             return
         left = self._seconds_left()
         rate = 60 * self._ended / max(time.monotonic() - self._started, 1e-9)
-        notes = [f"{len(self._running)} running", f"{rate:.3g} tasks a minute" if self._ended else ""]
-        notes.append("" if left is None else f"about {duration(left)} left")
+        notes = ["" if left is None else f"about {duration(left)} left"]
+        if not self._narrow:
+            notes = [f"{len(self._running)} running", f"{rate:.3g} tasks a minute" if self._ended else "", *notes]
         self._bars.update(
             self._all,
             completed=self._passes(),

@@ -246,7 +246,9 @@ class Runner:
         with isolated_rng(derive(inputs.seed, "fit"), self._resources.device, everywhere=True):
             clf = defense.fit(module, given, context)
         if not isinstance(clf, Classifier):
-            raise PluginError(f"defense {name!r} returned", expected="a Classifier", got=type(clf).__name__)
+            remedy = "write: return Classifier(module)" if isinstance(clf, nn.Module) else ""
+            got = type(clf).__name__
+            raise PluginError(f"defense {name!r} returned", expected="a Classifier", got=got, remedy=remedy)
         check_trained(name, clf, data)
         tensors, values = export_classifier(clf)
         raw = tensor_bytes(tensors)

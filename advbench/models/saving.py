@@ -93,8 +93,13 @@ def check_restores(
         same, reason = False, str(error).removeprefix("stored classifier does not fit the module")
     if same:
         return
-    remedy = ""
-    if not torch.equal(clf.at(clf.draw(0), x), clf.at(clf.draw(0), x)):
+    remedy = 'a defense that brings its net says which: architecture = "NAME", registered or in its own file'
+    if any(part.training for part in clf.module.modules()):
+        reason, remedy = (
+            "a module in training mode",
+            "call .eval(), and give dropout that stays on as noise=DropoutNoise()",
+        )
+    elif not torch.equal(clf.at(clf.draw(0), x), clf.at(clf.draw(0), x)):
         reason, remedy = "a module whose passes differ at one draw", "say so: Classifier(module, noise=True)"
     raise PluginError(
         f"defense {name!r} returned a classifier that cannot be stored",

@@ -521,7 +521,10 @@ def _check_kind(kind: str, made: Any, sources: Sources, name: str) -> None:
         base = _base(kind)
         if base is None or not isinstance(made, type) or not issubclass(made, base):
             got = f"a class of {', '.join(each.__name__ for each in made.__bases__)}" if isinstance(made, type) else ""
-            raise InputError(where, expected=f"a subclass of {BASES[kind]}", got=got or f"a {type(made).__name__}")
+            net = isinstance(made, type) and hasattr(made, "forward")
+            remedy = f"a net is named by --arch {sources.shown()}:{name}" if net else ""
+            expected = f"a subclass of {BASES[kind]}"
+            raise InputError(where, expected=expected, got=got or f"a {type(made).__name__}", remedy=remedy)
         lacking = sorted(getattr(made, "__abstractmethods__", ()))
         if lacking:
             raise InputError(where, expected=f"{_a(kind)} with the method {lacking[0]}", got="none")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -169,3 +171,48 @@ def test_a_plan_and_a_report_show_what_failed_before(tmp_path: Path, capsys: pyt
     assert main(["report", str(out), *store]) == 1
     assert (out / "results.csv").read_bytes() == before
     capsys.readouterr()
+
+
+def test_a_narrow_terminal_keeps_bars_and_the_time_left() -> None:
+    file = io.StringIO()
+    console = Console(file=file, width=80, force_terminal=True)
+    long = replace(TASK, defense="a_defense_of_a_long_name@with_a_label", source="another_long_name", attack="eot_pgd")
+    with Display({"k": long}, {"k": long, "other": TASK}, console) as display:
+        display.began(long, "cuda:0 worker 1")
+        display.progressed(long, Progress(1, 2, {"loss": 0.5, "train accuracy": 0.75}))
+        display.forecast(754.0)
+        display._bars.refresh()
+    lines = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line).rstrip() for line in re.split(r"[\r\n]", file.getvalue())]
+    (whole,) = {line for line in lines if "about 13 min left" in line}
+    assert re.fullmatch(r"0/2 tasks +[━╸╺ ]{10} +\d+% about 13 min left", whole)
+    (one,) = {line for line in lines if "a_defense" in line and "50%" in line}
+    assert re.fullmatch(r"  \w+ a_defense_of_a_long_name@.*… +[━╸╺ ]{10} +50% loss 0.5 .*…", one)
+    assert max(map(len, lines)) <= 80
+
+
+def test_plain_output_says_something_at_least_every_15_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("advbench.cli.display.time.monotonic", lambda: now[0])
+    file = io.StringIO()
+    with Display({"k": TASK}, {"k": TASK, "other": TASK}, Console(file=file, width=80)) as display:
+        for second in range(60):
+            now[0] = float(second)
+            if second == 20:
+                display.began(TASK, "cpu")
+            if second == 40:
+                display.progressed(TASK, Progress(1, 4, {}))
+            display.forecast(60.0 - second if second > 30 else None)
+    assert file.getvalue().splitlines() == [
+        "[0/2] starting",
+        f"[0/2] running {TASK.label}",
+        f"[0/2] running {TASK.label} (25 %), about 15 s left",
+    ]
+
+
+def test_summaries_are_not_cut(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for command in ([], ["store"], ["leaderboard"]):
+        assert main([*command, "--help"]) == 0
+        out = capsys.readouterr().out
+        assert "..." not in out.partition("Commands:")[2]
+        assert max(map(len, out.splitlines())) <= 80
