@@ -32,7 +32,8 @@ class ALMA(Attack):
 
     Departures: the steps are shared among several runs, for any wrong class and towards each of the `targets` likeliest
     ones, since one run stops falling after some hundred steps and others end elsewhere; with two classes the violation
-    is the margin in units of the image's own; what is found is shortened along a line, in place of a tolerance of 1e-4 logits.
+    is the margin in units of the image's own; what is found is shortened along a line, in place of a tolerance of 1e-4
+    logits.
     """
 
     version = "2"
