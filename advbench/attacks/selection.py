@@ -78,7 +78,9 @@ class Kept:
 
 
 @torch.no_grad()
-def certainly_reached(clf: Classifier, goal: Goal, logits: Tensor, level: float = LEVEL) -> Tensor:
+def certainly_reached(
+    clf: Classifier, goal: Goal, logits: Tensor, level: float = LEVEL, *, paired: bool = False
+) -> Tensor:
     """Which images certainly reach the goal at fresh draws, `(batch,)`, bool.
 
     Where the draws are all that there are, as of a deterministic classifier: those whose mean softmax reaches it. Else
@@ -91,6 +93,7 @@ def certainly_reached(clf: Classifier, goal: Goal, logits: Tensor, level: float 
         goal: the images' labels and perhaps targets.
         logits: at draws that had no part in the choice of the images, `(draws, batch, classes)`.
         level: of the test.
+        paired: whether every second draw is the mirror image of the one before; such a pair is one value of the test.
     """
     draws = len(logits)
     if exact(clf, draws):
@@ -100,10 +103,12 @@ def certainly_reached(clf: Classifier, goal: Goal, logits: Tensor, level: float 
     probs = logits.softmax(-1)
     aim = goal.rows[:, 1] if goal.targeted else goal.rows
     rival = probs.mean(0).scatter(1, aim[:, None], -torch.inf).argmax(1)
-    pair = probs.gather(2, torch.stack([aim, rival], 1).expand(draws, -1, -1)).double()
-    lead = (pair[..., 0] - pair[..., 1]) if goal.targeted else (pair[..., 1] - pair[..., 0])
-    quantile = float(special.stdtrit(draws - 1, 1 - level))
-    broken: Tensor = lead.mean(0) > quantile * lead.std(0) / draws**0.5
+    both = probs.gather(2, torch.stack([aim, rival], 1).expand(draws, -1, -1)).double()
+    lead = (both[..., 0] - both[..., 1]) if goal.targeted else (both[..., 1] - both[..., 0])
+    if paired:
+        lead = torch.stack([pair.mean(0) for pair in lead.split(2)])  # type: ignore[no-untyped-call]
+    quantile = float(special.stdtrit(len(lead) - 1, 1 - level))
+    broken: Tensor = lead.mean(0) > quantile * lead.std(0) / len(lead) ** 0.5
     return broken
 
 
@@ -132,7 +137,7 @@ class Certain:
 
     def look(self, logits: Tensor, rows: Tensor) -> Tensor:
         """Which of the images `rows` are certain now, `(rows,)`, bool, by logits `(draws, rows, classes)`."""
-        found = certainly_reached(self._clf, self._goal[rows], logits, LOOK)
+        found = certainly_reached(self._clf, self._goal[rows], logits, LOOK, paired=self._clf.mirrored)
         certain = found if exact(self._clf, len(logits)) else found & self._before[rows]
         self._before[rows] = found
         self.reached[rows] = certain

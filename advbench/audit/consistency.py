@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,10 +18,11 @@ from torch import Tensor
 from advbench.attacks.ball import random_start
 from advbench.attacks.base import Attack, Goal, Threat
 from advbench.attacks.craft import craft
-from advbench.audit.findings import Finding
-from advbench.audit.subject import Subject
+from advbench.audit.findings import Finding, guarded
+from advbench.audit.subject import LARGEST, Subject
 from advbench.models.classifier import Classifier, Draw
 
+COPIED = 2**28  # bytes of the largest classifier of which a copy is made
 PERMUTATIONS = 10_000
 DISTANCE = 0.05  # between mean softmax outputs, from which a difference counts
 MEANS = "What attacks see is not what is evaluated: accuracies under attack say nothing of this defense."
@@ -109,52 +112,41 @@ class Consistency:
         unseen = perturbed.roll(1, 0).lerp(perturbed, 0.5)  # images that nobody can have seen
         self.sets = {"clean": clean, "perturbed": perturbed, "unseen": unseen}
         self.draws = subject.draws(2, "consistency")
-        try:
-            self._fresh: Classifier | None = copy.deepcopy(subject.clf)
-        except Exception:  # modules may hold what cannot be copied
-            self._fresh = None
+        self._fresh: Classifier | None = None
+        tensors = (*subject.clf.parameters(), *subject.clf.buffers())
+        if sum(tensor.nbytes for tensor in tensors) <= COPIED:
+            with suppress(Exception):  # modules may hold what cannot be copied
+                self._fresh = copy.deepcopy(subject.clf)
         self._first: dict[tuple[str, int], Tensor] = {}
 
     @torch.no_grad()
     def begin(self) -> Iterator[Finding]:
         """The checks of the beginning."""
         clf = self.subject.clf
-        yield self._order()
+        yield from guarded("consistency: fresh copy", self._order)
         for name, x in self.sets.items():
             for k, draw in enumerate(self.draws):
                 self._first[name, k] = clf.at(draw, x)
         for name, (how, ask) in SAME_BATCH.items():
-            yield self._compared(name, how, ask, clf)
-        yield self._queried()
+            yield from guarded(f"consistency: {name}", partial(self._compared, name, how, ask))
+        yield from guarded("consistency: many queries", self._queried)
         for name, (how, ask) in OTHER_BATCH.items():
-            if clf.noise:
-                yield self._tested(name, how, ask)
-            else:
-                yield self._compared(name, how, ask, clf)
-        yield self._wakes()
+            make = self._tested if clf.noise else self._compared
+            yield from guarded(f"consistency: {name}", partial(make, name, how, ask))
+        yield from guarded("consistency: noise off the data", self._wakes)
 
     @torch.no_grad()
     def end(self) -> Finding:
         """The check of the end: the same answers after all that was asked meanwhile."""
-        return self._compared("later", "asked again after all of the audit's attacks", _plain, self.subject.clf)
+        return self._compared("later", "asked again after all of the audit's attacks", _plain)
 
-    def _compared(self, name: str, how: str, ask: Ask, clf: Classifier) -> Finding:
-        wrong, total, sizes = 0, 0, self.subject.sizes
-        before = clf.passes.forward
-        try:
-            for (what, k), first in self._first.items():
-                if clf.noise is not False and name in OTHER_BATCH:
-                    continue
-                x = self.sets[what]
-                if name == "one by one":
-                    x, first = x[: sizes.singles], first[: sizes.singles]  # noqa: PLW2901
-                differs = _differ(first, ask(clf, self.draws[k], x))
-                wrong += int(differs.sum())
-                total += len(differs)
-        except Exception as error:
-            if name in ("gradients", "differentiated"):
-                return Finding.skipped(f"consistency: {name}", f"no gradient to be had: {error}")
-            raise
+    def _compared(self, name: str, how: str, ask: Ask) -> Finding:
+        clf, count = self.subject.clf, self.subject.sizes.singles if name == "one by one" else LARGEST
+        wrong, total, before = 0, 0, clf.passes.forward
+        for (what, k), first in self._first.items():
+            differs = _differ(first[:count], ask(clf, self.draws[k], self.sets[what][:count]))
+            wrong += int(differs.sum())
+            total += len(differs)
         said = "answers otherwise than the first time" if wrong else "gives the same answers"
         return Finding(
             f"consistency: {name}",
@@ -169,7 +161,7 @@ class Consistency:
         """Perturbed images before and after the classifier has seen what they are made of, by a copy of it."""
         name = "consistency: fresh copy"
         if self._fresh is None:
-            return Finding.skipped(name, "the classifier cannot be copied")
+            return Finding.skipped(name, "the classifier cannot be copied, or is too large")
         clf, fresh, passes = self.subject.clf, self._fresh, 0
         wrong = total = 0
         for draw in self.draws:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from advbench.audit.findings import Finding
-from advbench.audit.subject import LITTLE, MUCH, Subject, Tried, ascent, stronger
+from advbench.audit.subject import MUCH, Subject, Tried, ascent, stronger
 
 FACTOR = 5
-IMAGES = 100
+IMAGES = {False: 100, True: 24}  # by whether the classifier is random, of which a pass counts ten times
 STEPS, SAMPLES = 20, 10  # of the attack that is compared
 
 
@@ -15,11 +15,11 @@ def check_convergence(subject: Subject, gradient: Tried) -> list[Finding]:
     efforts = {"steps": {"steps": FACTOR * STEPS}, "restarts": {"restarts": FACTOR}}
     if subject.clf.stochastic:
         efforts["samples"] = {"samples": FACTOR * SAMPLES}
-    found = []
+    found, rows = [], IMAGES[subject.clf.stochastic]
     for name, params in efforts.items():
         before = subject.clf.passes.forward
-        more = subject.tried(f"{FACTOR} x {name}", ascent(subject.clf, **params), rows=IMAGES)
-        base = gradient.right[:, :IMAGES]
+        more = subject.tried(f"{FACTOR} x {name}", ascent(subject.clf, **params), rows=rows)
+        base = gradient.right[:, :rows]
         one, other = float(base.mean()), float(more.right.mean())
         found.append(
             Finding(
@@ -31,8 +31,8 @@ def check_convergence(subject: Subject, gradient: Tried) -> list[Finding]:
                 "attack",
                 (subject.clf.passes.forward - before) / len(subject.x),
                 stronger(base, more.right),
-                one - other > LITTLE,
-                "failed" if one - other > MUCH else "warning",
+                subject.matters(one - other),
+                "failed" if subject.matters(one - other, MUCH) else "warning",
             )
         )
     return found

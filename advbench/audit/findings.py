@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
+
+from advbench.errors import PluginError
 
 Verdict = Literal["ok", "warning", "failed", "not checked"]
 About = Literal["defense", "attack"]
@@ -62,6 +64,15 @@ def settled(findings: Iterable[Finding]) -> tuple[Finding, ...]:
         verdict = found[index].rejected if rejected and found[index].counts else "ok"
         found[index] = replace(found[index], verdict=verdict)
     return tuple(found)
+
+
+def guarded(check: str, make: Callable[[], Finding | list[Finding]]) -> list[Finding]:
+    """The findings of a check, or that it was not made where the classifier fails when it is so asked."""
+    try:
+        found = make()
+    except PluginError as error:
+        return [Finding.skipped(check, f"The classifier fails there: {error}")]
+    return found if isinstance(found, list) else [found]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from advbench.attacks.base import Goal
 from advbench.attacks.selection import likeliest
 from advbench.audit.findings import About, Finding
-from advbench.audit.subject import LITTLE, MUCH, Subject, Tried, ascent, get_attack, stronger
+from advbench.audit.subject import MUCH, Subject, Tried, ascent, get_attack, stronger
 from advbench.models.classifier import Classifier
 
 QUERIES = {False: 500, True: 120}  # of Square, by whether the classifier is random
@@ -74,8 +74,8 @@ def _compared(subject: Subject, pair: _Pair, one: Tried | None) -> Finding:
         pair.about,
         pair.passes,
         stronger(one.right, pair.other.right),
-        high - low > LITTLE,
-        "warning" if pair.about == "attack" and high - low <= MUCH else "failed",
+        subject.matters(high - low),
+        "warning" if pair.about == "attack" and not subject.matters(high - low, MUCH) else "failed",
     )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ from advbench.attacks.base import Threat
 from advbench.audit.cells import Cell, check_cells
 from advbench.audit.consistency import Consistency
 from advbench.audit.convergence import check_convergence
-from advbench.audit.findings import Audit, Finding, settled
+from advbench.audit.findings import Audit, Finding, guarded, settled
 from advbench.audit.gradients import check_gradients
 from advbench.audit.outputs import check_outputs
 from advbench.audit.paired import check_pairs
@@ -127,8 +129,8 @@ def _quick(subject: Subject) -> Iterator[Finding]:
     with subject.asked():
         consistency = Consistency(subject)
         yield from consistency.begin()
-        yield from check_outputs(subject)
-        yield from check_gradients(subject)
+        yield from guarded("outputs", partial(check_outputs, subject))
+        yield from guarded("gradient", partial(check_gradients, subject))
         yield consistency.end()
 
 
@@ -136,7 +138,7 @@ def _all(subject: Subject) -> Iterator[Finding]:
     with subject.asked():
         consistency = Consistency(subject)
         yield from consistency.begin()
-        yield from check_outputs(subject)
+        yield from guarded("outputs", partial(check_outputs, subject))
         clean = float(subject.clean.mean())
         gradient: Tried | None
         try:
@@ -149,9 +151,26 @@ def _all(subject: Subject) -> Iterator[Finding]:
             for name in ("gradient", "search", "paired", "convergence", "surrogate", "unseen"):
                 yield Finding.skipped(name, reason)
         else:
-            yield from check_gradients(subject)
-            yield from _attacks(subject, gradient)
+            yield from guarded("gradient", partial(check_gradients, subject))
+            yield from _on_what_is_left(subject, gradient)
+            yield check_unseen(subject, gradient)
         yield consistency.end()
+
+
+def _on_what_is_left(subject: Subject, gradient: Tried | None) -> Iterator[Finding]:
+    """Attacks on the images that the first one left, with costs for each image of the audit."""
+    rest = subject if gradient is None else subject.left(gradient)
+    if rest is subject:
+        yield from _attacks(subject, gradient)
+        return
+    before = subject.clf.passes.forward
+    anew = rest.gradient_attack()
+    extra = (subject.clf.passes.forward - before) / len(subject.x)
+    for each in _attacks(rest, anew):
+        where = "" if each.verdict == "not checked" else f" (On the {len(rest.x)} images that the first attack left.)"
+        yield replace(each, sentence=f"{each.sentence}{where}", passes=each.passes * rest.part + extra)
+        extra = 0.0
+    subject.accuracies |= {f"{name}, of those left": value for name, value in rest.accuracies.items()}
 
 
 def _attacks(subject: Subject, gradient: Tried | None) -> Iterator[Finding]:
@@ -168,7 +187,6 @@ def _attacks(subject: Subject, gradient: Tried | None) -> Iterator[Finding]:
     if gradient is not None:
         yield from check_convergence(subject, gradient)
     yield from check_surrogate(subject, gradient)
-    yield check_unseen(subject, gradient)
 
 
 def _plain_net(train: Data, seed: int) -> nn.Module:

@@ -10,7 +10,7 @@ from torch import Tensor
 from advbench.attacks.ball import per_image, project, random_start, steepest
 from advbench.attacks.base import Threat
 from advbench.audit.findings import Finding
-from advbench.audit.subject import LITTLE, Slopes, Subject, Tried, ascent, stronger
+from advbench.audit.subject import Slopes, Subject, Tried, ascent, stronger
 
 POINTS = 40  # random ones around each image
 BLIND_DRAWS = 2  # that choose among them
@@ -50,7 +50,7 @@ def check_search(subject: Subject, gradient: Tried) -> Finding:
         NEXT,
         passes=(subject.clf.passes.forward - before) / len(subject.x),
         p=stronger(gradient.right, blind.right),
-        counts=one - other > LITTLE,
+        counts=subject.matters(one - other),
     )
 
 
@@ -58,7 +58,7 @@ def check_far(subject: Subject) -> Finding:
     """At the radius at which any image may become any other, an attack must do what a constant image does."""
     x, y, before = subject.x[:FAR_IMAGES], subject.y[:FAR_IMAGES], subject.clf.passes.forward
     radius = 1.0 if subject.threat.norm == "linf" else math.sqrt(x[0].numel())
-    how = {"samples": 3} if subject.clf.stochastic else {"early_stop": False}
+    how = {"samples": 3} if subject.clf.stochastic else {}
     attack = ascent(subject.clf, steps=FAR_STEPS, loss="margin", **how)
     far = Threat(subject.threat.norm, radius)
     found = subject.tried(f"at {far.norm} {radius:.3g}", attack, threat=far, rows=len(x))
@@ -75,5 +75,5 @@ def check_far(subject: Subject) -> Finding:
         NEXT,
         passes=(subject.clf.passes.forward - before) / len(subject.x),
         p=p,
-        counts=one - other > LITTLE,
+        counts=subject.matters(one - other),
     )

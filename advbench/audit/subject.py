@@ -27,6 +27,8 @@ from advbench.registry import registry
 DRAWS = 20  # that score what an attack found
 LARGEST = 200  # images
 LITTLE = 0.03  # accuracy so small that nothing is hidden behind it, and difference so small that it does not count
+BROKEN = 0.2  # share of draws that are right on an image, up to which it counts as broken
+MOST = 0.7  # share of images left, up to which attacks go on with these alone
 MUCH = 0.1  # difference from which an attack that has not converged makes an evaluation worthless, not only inexact
 
 
@@ -74,6 +76,7 @@ class Subject:
         surrogate: a differentiable stand-in for the classifier: images in, logits out.
         known: attacks of a run that the audit need not run again.
         quick: make the checks on fewer images and draws.
+        part: of the images that are audited, those that are the subject's.
     """
 
     def __init__(
@@ -89,12 +92,40 @@ class Subject:
         surrogate: nn.Module | None = None,
         known: frozenset[str] = frozenset(),
         quick: bool = False,
+        part: float = 1.0,
     ) -> None:
         self.clf, self.x, self.y, self.threat, self.seed = clf, x[:LARGEST], y[:LARGEST], threat, seed
         self.other, self.plain, self.surrogate, self.known = other, plain, surrogate, known
         self.sizes = QUICK if quick else WHOLE
+        self.part = part
         self.accuracies: dict[str, float] = {}
         self._tried: dict[str, Tried] = {}
+
+    def left(self, tried: Tried) -> Subject:
+        """The images that an attack left, where it broke many: what is to be found is found there.
+
+        The attack is to be run anew on them, as it chose them: compared with its first run, any other would gain.
+        """
+        kept = torch.from_numpy(tried.right.mean(0) > BROKEN).to(self.x.device)
+        part = float(kept.float().mean())
+        if part > MOST or int(kept.sum()) < 2:
+            return self
+        return Subject(
+            self.clf,
+            self.x[kept],
+            self.y[kept],
+            self.threat,
+            seed=derive(self.seed, "audit", "left"),
+            other=self.other,
+            plain=self.plain,
+            surrogate=self.surrogate,
+            known=self.known,
+            part=part,
+        )
+
+    def matters(self, difference: float, least: float = LITTLE) -> bool:
+        """Whether a difference of accuracies on these images is that large on all that are audited."""
+        return difference * self.part > least
 
     @contextmanager
     def asked(self) -> Iterator[None]:
@@ -152,7 +183,9 @@ class Subject:
             x, y = (self.x[:rows], self.y[:rows]) if rows else (self.x, self.y)
             seed = derive(self.seed, "audit", "attack", name)
             against = threat or self.threat
-            found = craft(attack, model or self.clf, x, y, against, seed=seed, targets=targets).images
+            here = model is None and threat is None  # else the examples are scored on another model, or none may resist
+            early = here and not self.clf.stochastic
+            found = craft(attack, model or self.clf, x, y, against, seed=seed, targets=targets, stop_early=early).images
             self._tried[name] = Tried(found, self.right(found, y))
             self.accuracies[name] = float(self._tried[name].right.mean())
         return self._tried[name]
@@ -164,8 +197,7 @@ class Subject:
 
 def ascent(clf: Classifier, **params: Any) -> Attack:
     """PGD of 20 steps in the form that suits the classifier, other hyperparameters given."""
-    name, own = ("eot_pgd", {}) if clf.stochastic else ("pgd", {"early_stop": True})
-    return get_attack(name, **{**own, **params})
+    return get_attack("eot_pgd" if clf.stochastic else "pgd", **params)
 
 
 def get_attack(name: str, **params: Any) -> Attack:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from advbench.audit.findings import Finding
-from advbench.audit.subject import LITTLE, Subject, Tried, ascent, stronger
+from advbench.audit.subject import Subject, Tried, ascent, stronger
 from advbench.models.classifier import Classifier
 
 
@@ -95,6 +95,6 @@ def check_surrogate(subject: Subject, gradient: Tried | None) -> list[Finding]:
             "count the stand-in's number, and run it with more steps",
             passes=(subject.clf.passes.forward + clf.passes.forward - before) / len(subject.x),
             p=stronger(against, found.right),
-            counts=one - other > LITTLE,
+            counts=subject.matters(one - other),
         )
     ]

@@ -12,6 +12,7 @@ from advbench.audit.subject import LITTLE, Subject, Table, Tried, ascent, get_at
 from advbench.keys import derive
 from advbench.models.classifier import Classifier
 
+IMAGES = 64
 PERMUTATIONS = 10_000
 
 
@@ -20,12 +21,13 @@ def check_unseen(subject: Subject, gradient: Tried | None) -> Finding:
     name = "unseen: other images"
     if subject.other is None:
         return Finding.skipped(name, "no held-out images were given")
-    x, y = (each[: len(subject.x)] for each in subject.other)
+    x, y = (each[:IMAGES] for each in subject.other)
     before, seed = subject.clf.passes.forward, derive(subject.seed, "audit", "unseen")
     clean = subject.right(x, y)
     pairs = []
     if gradient is not None:
-        found = craft(ascent(subject.clf), subject.clf, x, y, subject.threat, seed=seed).images
+        early = not subject.clf.stochastic
+        found = craft(ascent(subject.clf), subject.clf, x, y, subject.threat, seed=seed, stop_early=early).images
         pairs.append((gradient.right, subject.right(found, y)))
     if subject.plain is not None:
         attack = get_attack("pgd", steps=TRANSFER_STEPS, loss="margin")

@@ -68,7 +68,7 @@ def audit(
     if plan.spec.eps[-1] == 0:
         raise InputError("--eps", expected="a radius above 0 to audit", got=0)
     check_writable(out)
-    outcome = carry_out_shown(_trainings(plan), execution, store, Settings())
+    outcome = carry_out_shown(_trainings(plan), execution, store, Settings(), for_themselves=plan.trained.values())
     for line in outcome.why(plan.tasks):
         complain(line)
     audits = list(_audits(plan, execution, store, surrogate))

@@ -1,7 +1,7 @@
 """The commands that run a grid: run, plan, curve."""
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -81,9 +81,17 @@ def collecting(enabled: bool) -> Iterator[None]:
 
 
 def carry_out_shown(
-    plan: "Plan", execution: "Execution", store: "Store", settings: "Settings", out: Path | None = None
+    plan: "Plan",
+    execution: "Execution",
+    store: "Store",
+    settings: "Settings",
+    out: Path | None = None,
+    for_themselves: Iterable[str] = (),
 ) -> "Outcome":
-    """Carry a plan out with a display on standard error, once its output folder and store are known to be writable."""
+    """Carry a plan out with a display on standard error, once its output folder and store are known to be writable.
+
+    `for_themselves` are keys of trainings that are wanted though nothing reads them.
+    """
     from advbench.cli.display import Display
     from advbench.grid.run import carry_out
     from advbench.grid.scheduler import outstanding
@@ -95,7 +103,7 @@ def carry_out_shown(
     if out is not None:
         check_writable(out)
     store.check_writable()
-    waiting = outstanding(plan, store)
+    waiting = outstanding(plan, store, for_themselves)
     with Display(plan.tasks, waiting, as_json=uses_json()) as display, collecting(True):
         return carry_out(plan, waiting, store, lambda: execution.start(runtime), display, settings)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -95,17 +95,20 @@ class Outcome:
             yield f"{len(self.before)} failed in an earlier run and were not tried again; --retry-failed tries them"
 
 
-def outstanding(plan: Plan, store: Store) -> dict[str, Task]:
+def outstanding(plan: Plan, store: Store, for_themselves: Iterable[str] = ()) -> dict[str, Task]:
     """The tasks that have to run, in the plan's order.
 
     Evaluations without a record; then whatever they read that is not there: a training's classifier, what it makes
-    of the clean images, or examples, which are dropped after their last use. A training that nothing reads runs for
-    its own sake.
+    of the clean images, or examples, which are dropped after their last use.
+
+    Args:
+        plan: the run.
+        store: its results.
+        for_themselves: keys of trainings that are wanted though nothing reads them.
     """
     evaluated = store.done(task.key for task in plan.tasks.values() if task.kind == "evaluate")
     wanted: set[str] = set()
-    needed = {key for task in plan.tasks.values() for key in task.needs}
-    read = {task.key for task in plan.tasks.values() if task.kind == "train" and task.key not in needed}
+    read = set(for_themselves)
     for task in reversed(list(plan.tasks.values())):
         missing = task.kind == "evaluate" and task.key not in evaluated
         missing = missing or (task.key in read and not store.is_done(task.key, with_artifact=True))

@@ -190,14 +190,14 @@ class Classifier(nn.Module):
         members = self.members
         if members is not None and members <= min(n, CYCLED):
             return list(range(members))
-        if not self._mirrored:
+        if not self.mirrored:
             return [self.next_seed() for _ in range(n)]
         firsts = [self.next_seed() for _ in range((n + 1) // 2)]
         return [seed for first in firsts for seed in (first, -first)][:n]
 
     @property
-    def _mirrored(self) -> bool:
-        """Whether the negative of a draw's seed stands for its mirror image."""
+    def mirrored(self) -> bool:
+        """Whether `fresh_seeds` come in pairs: the negative of a draw's seed stands for its mirror image."""
         noise = isinstance(self.noise, Noise) and self.noise.acts and self.noise.symmetric
         return noise or (self.posterior.stochastic and self.posterior.symmetric)
 

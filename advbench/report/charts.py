@@ -84,21 +84,29 @@ def security_curves(report: Report, attack: str) -> Chart:
 
 
 def retention_curves(report: Report, attack: str) -> Chart:
-    """Accuracy on the images of least total uncertainty against the share kept: clean, and at the largest eps."""
-    eps = report.radii(attack)[-1]
+    """Accuracy on the images of least total uncertainty against the share kept: clean, and at the largest eps.
+
+    Beside an attack on the accuracy stands the first of those that are after the uncertainty as well.
+    """
     table = report.retention[report.retention.measure == "total"]
-    means = over_seeds(table, ["attack", "eps", "defense", "kept"], ["accuracy"], report.seeds).accuracy.dropna()
+    numbers = ["accuracy", "accuracy_low", "accuracy_high"]
+    means = over_seeds(table, ["attack", "eps", "defense", "kept"], numbers, report.seeds).dropna(subset="accuracy")
     curves: dict[tuple[str, float, str], list[tuple[float, Measured]]] = {}
-    for (name, radius, defense, kept), accuracy in zip(means.index, means.tolist(), strict=True):
-        curves.setdefault((name, radius, defense), []).append((kept, Measured(accuracy)))
+    for (name, radius, defense, kept), found in zip(means.index, means.to_numpy(float).tolist(), strict=True):
+        curves.setdefault((name, radius, defense), []).append((kept, Measured(*found)))
     ticks = [(share / 5, f"{share / 5:g}") for share in range(1, 6)]
     names = [one.defense for one in report.standings[:MOST]]
+    certain = report.uncertainty[report.uncertainty.images == "certain"].attack.unique()
+    attacks = [attack] if attack in certain else [attack, *certain[:1]]
+    places = [(name, report.radii(name)[-1]) for name in attacks]
+    titled = [("clean images", CLEAN), *((f"under {images_text(*place)}", place) for place in places)]
     panels = [
-        Panel(title, [Line(name, curves.get((*place, name), [])) for name in names], ticks)
-        for title, place in (("clean images", CLEAN), (f"under {attack} {format_eps(eps)}", (attack, eps)))
+        Panel(title, [Line(name, curves.get((*place, name), [])) for name in names], ticks) for title, place in titled
     ]
     label = f"Accuracy against the share of images kept, clean and under {attack}"
-    return Chart(label, panels, "share of images kept, most certain first", "accuracy on the images kept")
+    return Chart(
+        label, panels, "share of images kept, most certain first", "accuracy on the images kept, with its 95 % interval"
+    )
 
 
 def convergence_curves(table: pd.DataFrame) -> Chart:

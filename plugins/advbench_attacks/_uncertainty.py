@@ -47,13 +47,14 @@ class UncertaintyAttack(Attack):
     params: UncertaintyParams
 
     @abstractmethod
-    def objective(self, goal: Goal, log_probs: Tensor, *, early: bool) -> Tensor:
+    def objective(self, goal: Goal, log_probs: Tensor, run: int, *, early: bool) -> Tensor:
         """What a step ascends, `(batch,)`.
 
         Args:
             goal: the classes that the images are, or have to be, taken for.
             log_probs: log-softmax of the step's draws, `(draws, batch, classes)`.
-            early: whether this is the first half of the second run.
+            run: 0 from a random point, or 1 from the images.
+            early: whether this is in the first half of its steps.
         """
 
     @abstractmethod
@@ -98,10 +99,10 @@ class UncertaintyAttack(Attack):
         mean_length = attacks.step_length(threat, params.steps, params.step_size)
         best, highest = start, x.new_full((len(x),), -torch.inf)
         for step in range(params.steps):
-            early = run == 1 and 2 * step < params.steps
+            early = 2 * step < params.steps
 
             def objective(log_probs: Tensor, rows: Tensor, early: bool = early) -> Tensor:
-                return self.objective(Goal(rows), log_probs, early=early)
+                return self.objective(Goal(rows), log_probs, run, early=early)
 
             gradient, logits = clf.joint_gradient(x_adv, goal.rows, objective, params.samples)
             if not clf.stochastic:

@@ -32,7 +32,8 @@ class ALMA(Attack):
 
     Departures: the steps are shared among several runs, for any wrong class and towards each of the `targets` likeliest
     ones, since one run stops falling after some hundred steps and others end elsewhere; with two classes the violation
-    is the margin in units of the image's own; what is found is shortened along a line, in place of a tolerance of 1e-4 logits.
+    is the margin in units of the image's own; what is found is shortened along a line, in place of a tolerance of 1e-4
+    logits.
     """
 
     version = "2"
@@ -64,8 +65,8 @@ class ALMA(Attack):
         )
         early_stop: bool = Field(
             default=False,
-            description="on a deterministic classifier, leave an image alone once a run's example lies within eps; "
-            "one run then serves one eps",
+            description="on a deterministic classifier, where examples may stop early, leave an image alone once a "
+            "run's example lies within eps; one run then serves one eps",
         )
 
     norms = frozenset({"l2"})
@@ -107,7 +108,7 @@ class ALMA(Attack):
                 nearest[kept.margins_of(x) > 0] = 0.0  # what is wrong as it is needs no search
             likely = attacks.likeliest(clf, x, goal, max(2, params.targets))
             aims += likely[: params.targets] if len(likely) > 1 else []  # of two classes the wrong one is the target
-        enough = threat.eps if params.early_stop and not clf.stochastic else 0.0
+        enough = threat.eps if self.stops_early and goal.stop_early and not clf.stochastic else 0.0
         for aim in aims:
             rows = (nearest > enough).nonzero().squeeze(1)
             if len(rows) == 0:

@@ -145,9 +145,9 @@ class APGD(Attack):
                 run.look(gradient, value, reached)
             if certain is not None:
                 stops = certain.look(logits, rows)
-                left = (~stops).nonzero().squeeze(1)
-                if len(left) < len(rows):
-                    gone = stops.nonzero().squeeze(1)
+                order, going = stops.byte().argsort(stable=True), len(rows) - int(stops.sum())
+                left, gone = order[:going], order[going:]
+                if len(gone):
                     found[rows[gone]] = current[gone]
                     rows, run = rows[left], run[left]
                 if len(left) == 0:

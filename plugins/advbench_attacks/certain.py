@@ -14,9 +14,10 @@ class Certain(UncertaintyAttack):
 
     Against defenses that promise to know when they do not know: rejection of the least certain images, retention
     curves, detection of adversarial images. After Feng et al. 2024, "Attacking Bayes", whose settings could not be
-    read. With m the logarithm of the mean softmax at the likeliest wrong class less that at the label, one run ascends
-    m up to a small lead, and wherever that is reached descends the uncertainty; the other descends the uncertainty
-    first, and goes on like that from half of its steps on. Of an image that no point makes wrong the largest m counts.
+    read. With m the logarithm of the mean softmax at the likeliest wrong class less that at the label, a run ascends m
+    up to a small lead, and wherever that is reached descends the uncertainty. One does so from the images, and for the
+    first half of its steps descends the uncertainty alone; the other, from a random point, ascends the cross-entropy of
+    the mean in place of m, which breaks more images. Of an image that no point makes wrong the largest m counts.
     It stands in for what a classifier is asked for: a prediction that it is not told to distrust.
     """
 
@@ -29,13 +30,13 @@ class Certain(UncertaintyAttack):
     targeted = True
     params: Params
 
-    def objective(self, goal: Goal, log_probs: Tensor, *, early: bool) -> Tensor:
-        """The margin where it is below the lead, else the certainty."""
-        certainty = -self.uncertainty(log_probs)
-        if early:
+    def objective(self, goal: Goal, log_probs: Tensor, run: int, *, early: bool) -> Tensor:
+        """What leads to an error where the margin is below the lead, else the certainty."""
+        certainty, mean = -self.uncertainty(log_probs), log_probs.logsumexp(0)
+        if run == 1 and early:
             return certainty
-        margin = goal.margin(log_probs.logsumexp(0))
-        return torch.where(margin < KAPPA, margin, certainty)
+        margin = goal.margin(mean)
+        return torch.where(margin < KAPPA, margin if run == 1 else goal.loss("ce")(mean, goal.rows), certainty)
 
     def score(self, goal: Goal, log_probs: Tensor) -> Tensor:
         """The certainty of what is wrong; of all else the margin, which is not positive."""

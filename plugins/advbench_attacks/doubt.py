@@ -32,7 +32,7 @@ class Doubt(UncertaintyAttack):
         logits = torch.stack([clf.at(draw, x) for draw in map(clf.draw, clf.fresh_seeds(SELECTION_DRAWS))])
         return Goal(logits.log_softmax(-1).logsumexp(0).argmax(1))
 
-    def objective(self, goal: Goal, log_probs: Tensor, *, early: bool) -> Tensor:
+    def objective(self, goal: Goal, log_probs: Tensor, run: int, *, early: bool) -> Tensor:
         """The uncertainty, or where the class hardly leads any more, its lead."""
         lead = -goal.margin(log_probs.logsumexp(0))
         return torch.where(lead < KAPPA, lead, self.uncertainty(log_probs))

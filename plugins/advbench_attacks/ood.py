@@ -30,7 +30,7 @@ class Ood(UncertaintyAttack):
         """No class."""
         return Goal(torch.full_like(goal.labels, -1))
 
-    def objective(self, goal: Goal, log_probs: Tensor, *, early: bool) -> Tensor:
+    def objective(self, goal: Goal, log_probs: Tensor, run: int, *, early: bool) -> Tensor:
         """The certainty."""
         return -self.uncertainty(log_probs)
 

@@ -47,7 +47,7 @@ class WorstCase(Attack):
     through.
     """
 
-    version = "3"
+    version = "2"
 
     class Params(attacks.Params):
         """Hyperparameters of the worst case."""

@@ -192,6 +192,45 @@ def test_ball_attacks_succeed_on_a_quadratic_from_the_exact_distance_on(
             assert bool(model(x_adv).argmax(1) != 0) == fooled, (i, exact, factor)
 
 
+def distances_in_the_box(model: Any, x: Tensor, y: Tensor, norm: Any) -> Tensor:
+    """Of each image from the nearest one of the box that a linear model takes for another class, `(count,)`."""
+    nearest = torch.full((len(x),), torch.inf, dtype=torch.float64)
+    flat, weight, bias = x.flatten(1).double(), model.weight.detach().double(), model.bias.detach().double()
+    for other in range(len(bias)):
+        normal, offset = weight[other] - weight[y], bias[y] - bias[other]
+        change = onto_plane(flat, normal, offset, norm)
+        there = (((flat + change) * normal).sum(1) - offset).abs() < 1e-9
+        length = change.abs().amax(1) if norm == "linf" else change.norm(dim=1)
+        nearest = torch.where(there & (y != other), torch.minimum(nearest, length), nearest)
+    return nearest
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "norms"),
+    [
+        ("apgd", {"loss": "dlr_targeted", "steps": 50}, ("linf", "l2")),
+        ("apgd", {"loss": "margin"}, ("l2",)),
+        ("fab", {"steps": 30}, ("linf", "l2")),
+        ("alma", {"targets": 9, "early_stop": True}, ("l2",)),
+        ("worst_case", {"params": {"square": {"queries": 2}}}, ("linf",)),
+    ],
+)
+def test_the_accuracy_of_a_linear_model_of_ten_classes_is_the_true_one(
+    name: str, params: dict[str, Any], norms: tuple[Any, ...], linear: Callable[..., nn.Module]
+) -> None:
+    """Its images fill the box; ascent of cross-entropy, towards no class, leaves one or two images in a hundred."""
+    model = linear(classes=10, pixels=64, seed=3)
+    x = torch.rand((200, 1, 8, 8), generator=torch.Generator().manual_seed(3))
+    y, attack = model(x).argmax(1), advbench.get_attack(name, **params)
+    for norm in norms:
+        exact = distances_in_the_box(model, x, y, norm)
+        ordered = exact.sort().values
+        threat = Threat(norm, float(ordered[107] + ordered[108]) / 2)
+        assert float((exact > threat.eps).double().mean()) == pytest.approx(0.46)
+        x_adv = attack(model, x, y, threat)
+        assert float((model(x_adv).argmax(1) == y).double().mean()) == pytest.approx(0.46, abs=0.001), norm
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_square_breaks_a_linear_model_a_little_beyond_the_exact_distance(
     norm: Any, linear: Callable[..., nn.Module]
