@@ -175,6 +175,8 @@ def _bridges(entry: Entry) -> bool:
 def _plugin(name: str, cls: type[Configurable], bases: list[str]) -> Iterator[str]:
     yield f"## `{name}`"
     yield _prose(cls)
+    if paper := vars(cls).get("paper"):
+        yield f"{_plain(str(paper))} <{paper.link}>"
     traits = {"norms": getattr(cls, "norms", None), "minimal norm": getattr(cls, "minimal_norm", None)}
     found = [f"{trait}: {', '.join(sorted(value))}" for trait, value in traits.items() if isinstance(value, frozenset)]
     if traits["minimal norm"]:

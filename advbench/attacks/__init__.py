@@ -42,4 +42,5 @@ from advbench.attacks.shorten import SHORTENING as SHORTENING
 from advbench.attacks.shorten import shorten as shorten
 from advbench.keys import derive as derive
 from advbench.registry.params import Field as Field
+from advbench.registry.params import Paper as Paper
 from advbench.registry.params import Params as Params

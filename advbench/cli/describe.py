@@ -83,6 +83,8 @@ def plugin_lines(name: str) -> Iterator[str]:
         yield ""
         yield from inspect.cleandoc(found.__doc__ or entry.summary).splitlines()
         if kind in ("defense", "attack"):
+            if paper := vars(found).get("paper"):
+                yield from ("", f"{paper} {paper.link}")
             yield from _hyperparameter_lines(found)
         elif kind == "architecture":
             yield from _field_lines(net_params(found), {})

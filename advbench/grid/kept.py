@@ -18,6 +18,7 @@ from advbench.errors import InputError
 from advbench.grid.inputs import Component
 from advbench.registry import files
 from advbench.registry.files import Sources
+from advbench.registry.params import Paper
 
 if TYPE_CHECKING:
     from advbench.grid.spec import RunSpec
@@ -43,6 +44,7 @@ class KeptChoice(_Part):
     init: str | None = None  # label of the defense that it starts from, or that is its source
     traits: tuple[str, ...] = ()
     net: Component | None = None  # one that it brings with it
+    paper: Paper | None = None
 
 
 class Kept(_Part):

@@ -121,6 +121,7 @@ def keep(plan: Plan) -> Kept:
                 init=choice.init.label if choice.init else None,
                 traits=tuple(sorted(choice.traits)),
                 net=choice.net if own else None,
+                paper=choice.paper,
             )
     return Kept(names=names, choices=choices, net=net, parameters=parameters)
 

@@ -25,7 +25,7 @@ from advbench.grid.kept import INDEX, Kept, names_in, renamed
 from advbench.models.nets import net_values
 from advbench.registry import Entry, Kind, files, registry
 from advbench.registry import pinned as by_content
-from advbench.registry.params import Configurable
+from advbench.registry.params import Configurable, Paper
 from advbench.training.base import Defense, Precision
 
 CORE = "advbench"
@@ -193,6 +193,7 @@ class Choice(NamedTuple):
     traits: frozenset[str] = frozenset()  # of an attack, those of `TRAITS` that hold, an aim, what it knows
     net: Component | None = None  # a defense's
     architecture: str = ""  # what tables call it
+    paper: Paper | None = None  # where it is from
 
     @property
     def params(self) -> Mapping[str, Any]:
@@ -573,7 +574,10 @@ def _choose(kind: Kind, label: str, spec: RunSpec, kept: Kept | None, heirs: tup
         else:
             assert isinstance(plugin, Defense), "a plugin with hyperparameters is an attack or a defense"
             start, passes, net = values.get("init_from"), plugin.passes_per_image(), plugin.architecture
-    init = _init(kind, label, start, spec, kept, heirs)
+    init, paper = _init(kind, label, start, spec, kept, heirs), vars(cls).get("paper")
+    if not isinstance(paper, Paper | None):
+        expected = "advbench.training.Paper(title=..., authors=..., year=..., link=...)"
+        raise InputError(f"paper of {kind} {label!r}", expected=expected, got=repr(paper))
     if isinstance(plugin, Attack):
         if passes is not None and not plugin.gradients:
             passes = passes / 3  # a forward pass is a third of both
@@ -581,11 +585,13 @@ def _choose(kind: Kind, label: str, spec: RunSpec, kept: Kept | None, heirs: tup
         holding = (plugin.minimal_norm, not plugin.gradients, mixed, plugin.stops_early, bool(axes(plugin)))
         traits = dict(zip(TRAITS, holding, strict=True))
         traits |= {plugin.aim: plugin.aim != "error", plugin.knows: plugin.knows != "posterior"}
-        return Choice(label, component, passes, init, frozenset(trait for trait, holds in traits.items() if holds))
+        held = frozenset(trait for trait, holds in traits.items() if holds)
+        return Choice(label, component, passes, init, held, paper=paper)
     if net is None:
-        return Choice(label, component, passes, init, net=_net(spec, kept), architecture=spec.architecture)
+        shared = _net(spec, kept)
+        return Choice(label, component, passes, init, net=shared, architecture=spec.architecture, paper=paper)
     own = installed("architecture", _own_net(net, name))
-    return Choice(label, component, passes, init, net=own, architecture=_shown_net(component, own))
+    return Choice(label, component, passes, init, net=own, architecture=_shown_net(component, own), paper=paper)
 
 
 def _init(
@@ -610,9 +616,10 @@ def _as_kept(kind: Kind, label: str, spec: RunSpec, kept: Kept, heirs: tuple[str
         raise _not_kept(kind, label)
     init = _init(kind, label, found.init, spec, kept, heirs)
     if kind == "attack":
-        return Choice(label, found.component, found.passes, init, frozenset(found.traits))
+        return Choice(label, found.component, found.passes, init, frozenset(found.traits), paper=found.paper)
     shown = _shown_net(found.component, found.net) if found.net else spec.architecture
-    return Choice(label, found.component, found.passes, init, net=found.net or _net(spec, kept), architecture=shown)
+    net = found.net or _net(spec, kept)
+    return Choice(label, found.component, found.passes, init, net=net, architecture=shown, paper=found.paper)
 
 
 def _not_kept(kind: str, label: str) -> InputError:

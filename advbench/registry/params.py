@@ -79,6 +79,20 @@ def resolved(
 _Params = Params  # within Configurable the name means the subclass's own
 
 
+class Paper(pydantic.BaseModel):
+    """Where a method is from."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+    title: str = Field(min_length=1, max_length=300)
+    authors: str = Field(min_length=1, max_length=300, description="family names, comma-separated")
+    year: int = Field(ge=1900, le=2100)
+    link: str = Field(max_length=300, pattern=r"^https://[\w./:?=&%#~+-]+$")
+
+    def __str__(self) -> str:
+        return f"{self.authors} ({self.year}). {self.title}."
+
+
 class Configurable:
     """A class with `Params`, whose instances are made from keyword arguments.
 
@@ -86,6 +100,7 @@ class Configurable:
         presets: named sets of hyperparameters. One named like a data set holds the defaults for it;
             `preset="paper"` among the keyword arguments chooses one.
         built_on: distributions that the class wraps, whose versions results depend on.
+        paper: where the method is from; a subclass states its own.
         version: to be raised when the class computes something else from the same hyperparameters, so that earlier
             results are not reused. A class without one has its distribution's version.
     """
@@ -94,6 +109,7 @@ class Configurable:
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     built_on: ClassVar[tuple[str, ...]] = ()
     version: ClassVar[str] = ""
+    paper: ClassVar[Paper | None] = None
     params: Any
 
     def __init__(self, **values: Any) -> None:

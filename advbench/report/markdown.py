@@ -77,6 +77,8 @@ def _tables(report: Report) -> Iterator[str]:
     ):
         if table.rows:
             yield "\n\n".join(filter(None, (f"## {heading}", note, early, _table(table))))
+    if lines := [f"- {escape(label)}: {escape(text)} <{link}>" for label, text, link in views.papers(report)]:
+        yield "## Papers\n\n" + "\n".join(lines)
 
 
 def _table(table: Table) -> str:

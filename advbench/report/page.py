@@ -133,6 +133,7 @@ def _method(row: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "name": row["label"],
         "params": [[name, json.dumps(value)] for name, value in _params(row).items()],
+        "paper": [f"{row['authors']} ({row['year']}). {row['title']}.", row["link"]] if row["title"] else [],
         "option": f"--{row['kind']} {shlex.quote(row['label'])}",
     }
 

@@ -35,7 +35,7 @@ from advbench.report.transfers import affinity_table
 IDENTITY = "dataset architecture defense attack source norm eps seed".split()
 RESULT_COLUMNS = [*IDENTITY, *NUMBERS, "flags", "key"]
 MODEL_COLUMNS = "defense seed architecture parameters posterior mean std kld seconds key".split()
-METHOD_COLUMNS = "kind label name distribution version params versions".split()
+METHOD_COLUMNS = "kind label name distribution version params versions title authors year link".split()
 CALIBRATION = ("ece", "nll", "brier")
 MEASURES = (*ENTROPIES, "variation_ratio", "model_variance")
 SCORES = ("auroc", "aupr_positive", "aupr_negative")
@@ -70,8 +70,8 @@ COLUMNS = {
     "adversaries": ADVERSARY_COLUMNS,
 }
 TEXT = (  # columns of text, in whichever table
-    "architecture attack counts dataset defense distribution flags images key kind knows label measure name norm "
-    "params posterior reason source target version versions"
+    "architecture attack authors counts dataset defense distribution flags images key kind knows label link measure "
+    "name norm params posterior reason source target title version versions year"
 ).split()
 MEASURED = tuple("results methods models affinity retention uncertainty histograms persistence adversaries".split())
 
@@ -271,7 +271,9 @@ def _methods(plan: Plan, evaluations: Sequence[Evaluation | None], store: Record
         versions |= {**choice.built_on, **choice.parts}
         params = {**choice.params, **(_run_settings(plan, choice) if kind == "attack" else {})}
         where = (choice.component.name, choice.component.distribution, choice.component.version)
-        rows.append((kind, label, *where, _one_line(params), _one_line(versions) if makers else ""))
+        paper = choice.paper
+        about = (paper.title, paper.authors, str(paper.year), paper.link) if paper else ("", "", "", "")
+        rows.append((kind, label, *where, _one_line(params), _one_line(versions) if makers else "", *about))
     return pd.DataFrame(rows, columns=METHOD_COLUMNS)
 
 

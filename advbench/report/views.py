@@ -59,6 +59,12 @@ def title(report: Report) -> str:
     return f"{first.dataset}, {' and '.join(report.results.architecture.unique())}, {first.norm}"
 
 
+def papers(report: Report) -> list[tuple[str, str, str]]:
+    """Where defenses and attacks are from: label, citation and link, of those that state a paper."""
+    rows = report.methods[report.methods.title != ""].to_dict("records")
+    return [(row["label"], f"{row['authors']} ({row['year']}). {row['title']}.", row["link"]) for row in rows]
+
+
 def explanation(report: Report) -> str:
     """What the numbers of the main table are."""
     results = report.results

@@ -4,6 +4,7 @@ from advbench.data.base import Data as Data
 from advbench.keys import derive as derive
 from advbench.keys import isolated_rng as isolated_rng
 from advbench.registry.params import Field as Field
+from advbench.registry.params import Paper as Paper
 from advbench.registry.params import Params as Params
 from advbench.registry.pinned import Files as Files
 from advbench.training.base import CheckpointSlot as CheckpointSlot

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from advbench import attacks
-from advbench.attacks import SELECTION_DRAWS, SHORTENING, Attack, Field, Goal, Kept, Threat, per_image
+from advbench.attacks import SELECTION_DRAWS, SHORTENING, Attack, Field, Goal, Kept, Paper, Threat, per_image
 from advbench.models import Classifier
 
 FIRST_STEP = 0.1  # length in l2 of a step along the first gradient
@@ -37,6 +37,12 @@ class ALMA(Attack):
     """
 
     version = "2"
+    paper = Paper(
+        title="Augmented Lagrangian Adversarial Attacks",
+        authors="Rony, Granger, Pedersoli, Ben Ayed",
+        year=2021,
+        link="https://arxiv.org/abs/2011.11857",
+    )
 
     class Params(attacks.Params):
         """Hyperparameters of ALMA."""

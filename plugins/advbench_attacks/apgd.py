@@ -11,7 +11,18 @@ import torch
 from torch import Tensor
 
 from advbench import attacks
-from advbench.attacks import SELECTION_DRAWS, Attack, Certain, Field, Goal, Kept, Objective, Threat, per_image
+from advbench.attacks import (
+    SELECTION_DRAWS,
+    Attack,
+    Certain,
+    Field,
+    Goal,
+    Kept,
+    Objective,
+    Paper,
+    Threat,
+    per_image,
+)
 from advbench.models import Classifier
 from advbench_attacks.eot_pgd import OBJECTIVE
 
@@ -35,6 +46,12 @@ class APGD(Attack):
     """
 
     version = "2"
+    paper = Paper(
+        title="Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free Attacks",
+        authors="Croce, Hein",
+        year=2020,
+        link="https://arxiv.org/abs/2003.01690",
+    )
 
     class Params(attacks.Params):
         """Hyperparameters of Auto-PGD."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from advbench import attacks
-from advbench.attacks import SELECTION_DRAWS, SHORTENING, Attack, Field, Goal, Kept, Threat, per_image
+from advbench.attacks import SELECTION_DRAWS, SHORTENING, Attack, Field, Goal, Kept, Paper, Threat, per_image
 from advbench.models import Classifier
 
 # The start in w of a pixel on a face of the box: near enough to cross the box in a hundred steps of 0.1.
@@ -26,6 +26,12 @@ class CW(Attack):
     """
 
     version = "1"
+    paper = Paper(
+        title="Towards Evaluating the Robustness of Neural Networks",
+        authors="Carlini, Wagner",
+        year=2017,
+        link="https://arxiv.org/abs/1608.04644",
+    )
 
     class Params(attacks.Params):
         """Hyperparameters of CW."""

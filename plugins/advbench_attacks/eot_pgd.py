@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from advbench.attacks import Field, Objective
+from advbench.attacks import Field, Objective, Paper
 from advbench_attacks.pgd import PGD
 
 OBJECTIVE = (
@@ -20,6 +20,12 @@ class EOTPGD(PGD):
     """
 
     version = "2"
+    paper = Paper(
+        title="Obfuscated Gradients Give a False Sense of Security: Circumventing Defenses to Adversarial Examples",
+        authors="Athalye, Carlini, Wagner",
+        year=2018,
+        link="https://arxiv.org/abs/1802.00420",
+    )
 
     class Params(PGD.Params):
         """Hyperparameters of EOT-PGD."""

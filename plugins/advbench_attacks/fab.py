@@ -8,7 +8,18 @@ import torch
 from torch import Tensor
 
 from advbench import attacks
-from advbench.attacks import SELECTION_DRAWS, SHORTENING, Attack, Field, Goal, Kept, Norm, Threat, per_image
+from advbench.attacks import (
+    SELECTION_DRAWS,
+    SHORTENING,
+    Attack,
+    Field,
+    Goal,
+    Kept,
+    Norm,
+    Paper,
+    Threat,
+    per_image,
+)
 from advbench.models import Classifier
 
 TINY = 1e-300
@@ -35,6 +46,12 @@ class FAB(Attack):
     """
 
     version = "2"
+    paper = Paper(
+        title="Minimally Distorted Adversarial Examples with a Fast Adaptive Boundary Attack",
+        authors="Croce, Hein",
+        year=2020,
+        link="https://arxiv.org/abs/1907.02044",
+    )
 
     class Params(attacks.Params):
         """Hyperparameters of FAB."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from advbench import attacks
-from advbench.attacks import Attack, Field, Goal, Threat
+from advbench.attacks import Attack, Field, Goal, Paper, Threat
 from advbench.models import Classifier
 
 
@@ -18,6 +18,12 @@ class FGSM(Attack):
     """
 
     version = "1"
+    paper = Paper(
+        title="Explaining and Harnessing Adversarial Examples",
+        authors="Goodfellow, Shlens, Szegedy",
+        year=2015,
+        link="https://arxiv.org/abs/1412.6572",
+    )
 
     class Params(attacks.Params):
         """Hyperparameters of FGSM."""

@@ -8,7 +8,18 @@ import torch
 from torch import Tensor
 
 from advbench import attacks
-from advbench.attacks import SELECTION_DRAWS, SHORTENING, Attack, Field, Goal, Kept, Norm, Threat, per_image
+from advbench.attacks import (
+    SELECTION_DRAWS,
+    SHORTENING,
+    Attack,
+    Field,
+    Goal,
+    Kept,
+    Norm,
+    Paper,
+    Threat,
+    per_image,
+)
 from advbench.models import Classifier
 
 LEAST = 1e-6  # radius to begin with where an image lies on a boundary
@@ -27,6 +38,12 @@ class FMN(Attack):
     """
 
     version = "2"
+    paper = Paper(
+        title="Fast Minimum-norm Adversarial Attacks through Adaptive Norm Constraints",
+        authors="Pintor, Roli, Brendel, Biggio",
+        year=2021,
+        link="https://arxiv.org/abs/2102.12827",
+    )
 
     class Params(attacks.Params):
         """Hyperparameters of FMN."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from advbench.attacks import Field, derive
+from advbench.attacks import Field, Paper, derive
 from advbench.models import Classifier
 from advbench_attacks._inner import InnerAttack, InnerParams
 
@@ -16,6 +16,12 @@ class GrayBox(InnerAttack):
     """
 
     version = "1"
+    paper = Paper(
+        title="Adversarial Distillation of Bayesian Neural Network Posteriors",
+        authors="Wang, Vicol, Lucas, Gu, Grosse, Zemel",
+        year=2018,
+        link="https://arxiv.org/abs/1806.10317",
+    )
 
     class Params(InnerParams):
         """Hyperparameters of the gray-box attack."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from advbench.attacks import Field, Threat
+from advbench.attacks import Field, Paper, Threat
 from advbench_attacks.pgd import PGD
 
 
@@ -14,6 +14,12 @@ class IFGSM(PGD):
     """
 
     version = "1"
+    paper = Paper(
+        title="Adversarial Examples in the Physical World",
+        authors="Kurakin, Goodfellow, Bengio",
+        year=2017,
+        link="https://arxiv.org/abs/1607.02533",
+    )
 
     class Params(PGD.Params):
         """Hyperparameters of IFGSM."""

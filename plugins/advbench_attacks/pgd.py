@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from advbench import attacks
-from advbench.attacks import SELECTION_DRAWS, Attack, Field, Goal, Threat
+from advbench.attacks import SELECTION_DRAWS, Attack, Field, Goal, Paper, Threat
 from advbench.models import Classifier
 
 SHORTEST = 0.05  # share of eps below which a step that falls along the cosine moves nothing that counts
@@ -31,6 +31,12 @@ class PGD(Attack):
     """
 
     version = "2"
+    paper = Paper(
+        title="Towards Deep Learning Models Resistant to Adversarial Attacks",
+        authors="Madry, Makelov, Schmidt, Tsipras, Vladu",
+        year=2018,
+        link="https://arxiv.org/abs/1706.06083",
+    )
 
     class Params(attacks.Params):
         """Hyperparameters of PGD."""

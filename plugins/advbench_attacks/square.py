@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from advbench import attacks
-from advbench.attacks import Attack, Field, Goal, Norm, Threat, per_image
+from advbench.attacks import Attack, Field, Goal, Norm, Paper, Threat, per_image
 from advbench.errors import InputError
 from advbench.models import Classifier
 
@@ -29,6 +29,12 @@ class Square(Attack):
     """
 
     version = "2"
+    paper = Paper(
+        title="Square Attack: A Query-efficient Black-box Adversarial Attack via Random Search",
+        authors="Andriushchenko, Croce, Flammarion, Hein",
+        year=2020,
+        link="https://arxiv.org/abs/1912.00049",
+    )
 
     class Params(attacks.Params):
         """Hyperparameters of the Square attack."""

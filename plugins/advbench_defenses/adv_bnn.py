@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from advbench.training import AdversarialParams, BayesParams, ElboLoss, PgdPerturbation
+from advbench.training import AdversarialParams, BayesParams, ElboLoss, Paper, PgdPerturbation
 
 
 class AdvBNN(PgdPerturbation, ElboLoss):
@@ -20,6 +20,12 @@ class AdvBNN(PgdPerturbation, ElboLoss):
     """
 
     version = "2"
+    paper = Paper(
+        title="Adv-BNN: Improved Adversarial Defense through Robust Bayesian Neural Network",
+        authors="Liu, Li, Wu, Hsieh",
+        year=2019,
+        link="https://arxiv.org/abs/1810.01279",
+    )
 
     class Params(AdversarialParams, BayesParams):
         """Hyperparameters of Adv-BNN."""

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from advbench.models import Classifier, Draw
-from advbench.training import BayesParams, ElboLoss, Field, Terms, gaussian
+from advbench.training import BayesParams, ElboLoss, Field, Paper, Terms, gaussian
 
 
 class AdversarialSampling(ElboLoss):
@@ -25,6 +25,12 @@ class AdversarialSampling(ElboLoss):
     """
 
     version = "2"
+    paper = Paper(
+        title="Improving Bayesian Neural Networks by Adversarial Sampling",
+        authors="Zhang, Hua, Song, Wang, Xue, Ma, Guan",
+        year=2022,
+        link="https://ojs.aaai.org/index.php/AAAI/article/view/21250",
+    )
 
     class Params(BayesParams):
         """Hyperparameters of adversarial sampling."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advbench.models import Classifier, GeneratorPosterior, perceptron
-from advbench.training import Adam, Field, LangevinChains, Optimizer, SGLDParams, TrainContext, TrainState
+from advbench.training import Adam, Field, LangevinChains, Optimizer, Paper, SGLDParams, TrainContext, TrainState
 
 GanName = Literal["wgan_gp", "wgan", "gan"]
 
@@ -31,6 +31,12 @@ class APD(LangevinChains):
     """
 
     version = "1"
+    paper = Paper(
+        title="Adversarial Distillation of Bayesian Neural Network Posteriors",
+        authors="Wang, Vicol, Lucas, Gu, Grosse, Zemel",
+        year=2018,
+        link="https://arxiv.org/abs/1806.10317",
+    )
 
     class Params(SGLDParams):
         """Hyperparameters of adversarial posterior distillation."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from advbench.attacks import cross_entropy
 from advbench.models import Classifier, Draw
-from advbench.training import AdaptiveChains, Field, SGAdaLDParams, TrainContext, TrainState, autocast
+from advbench.training import AdaptiveChains, Field, Paper, SGAdaLDParams, TrainContext, TrainState, autocast
 
 
 class BAL(AdaptiveChains):
@@ -28,6 +28,12 @@ class BAL(AdaptiveChains):
     """
 
     version = "1"
+    paper = Paper(
+        title="Bayesian Adversarial Learning",
+        authors="Ye, Zhu",
+        year=2018,
+        link="https://nips.cc/Conferences/2018/Schedule?showEvent=11664",
+    )
 
     class Params(SGAdaLDParams):
         """Hyperparameters of BAL."""

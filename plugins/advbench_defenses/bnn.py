@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from advbench.training import BayesParams, ElboLoss
+from advbench.training import BayesParams, ElboLoss, Paper
 
 
 class BNN(ElboLoss):
@@ -13,6 +13,12 @@ class BNN(ElboLoss):
     """
 
     version = "2"
+    paper = Paper(
+        title="Weight Uncertainty in Neural Networks",
+        authors="Blundell, Cornebise, Kavukcuoglu, Wierstra",
+        year=2015,
+        link="https://arxiv.org/abs/1505.05424",
+    )
 
     class Params(BayesParams):
         """Hyperparameters of Bayes by backprop."""

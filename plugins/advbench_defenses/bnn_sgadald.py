@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from advbench.training import AdaptiveChains, SGAdaLDParams
+from advbench.training import AdaptiveChains, Paper, SGAdaLDParams
 
 
 class BNNSGAdaLD(AdaptiveChains):
@@ -13,6 +13,12 @@ class BNNSGAdaLD(AdaptiveChains):
     """
 
     version = "1"
+    paper = Paper(
+        title="Bayesian Adversarial Learning",
+        authors="Ye, Zhu",
+        year=2018,
+        link="https://nips.cc/Conferences/2018/Schedule?showEvent=11664",
+    )
 
     class Params(SGAdaLDParams):
         """Hyperparameters of a Bayesian net by SGAdaLD."""

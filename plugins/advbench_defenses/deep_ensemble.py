@@ -15,7 +15,7 @@ from advbench.errors import InputError
 from advbench.models import Classifier, MixturePosterior, SamplePosterior, check_effect, export_classifier, mixture
 from advbench.progress import Progress
 from advbench.registry import registry
-from advbench.training import Data, Defense, Field, TrainContext, check_data, derive, isolated_rng
+from advbench.training import Data, Defense, Field, Paper, TrainContext, check_data, derive, isolated_rng
 
 
 class DeepEnsemble(Defense):
@@ -32,6 +32,12 @@ class DeepEnsemble(Defense):
     """
 
     version = "1"
+    paper = Paper(
+        title="Simple and Scalable Predictive Uncertainty Estimation using Deep Ensembles",
+        authors="Lakshminarayanan, Pritzel, Blundell",
+        year=2017,
+        link="https://arxiv.org/abs/1612.01474",
+    )
 
     class Params(training.Params):
         """Hyperparameters of a deep ensemble."""

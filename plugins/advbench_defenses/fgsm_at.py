@@ -8,7 +8,7 @@ from torch import Tensor
 from advbench import attacks
 from advbench.attacks import Threat
 from advbench.models import Classifier
-from advbench.training import BallParams, ErmLoss
+from advbench.training import BallParams, ErmLoss, Paper
 
 
 class FGSMAT(ErmLoss):
@@ -19,6 +19,12 @@ class FGSMAT(ErmLoss):
     """
 
     version = "1"
+    paper = Paper(
+        title="Explaining and Harnessing Adversarial Examples",
+        authors="Goodfellow, Shlens, Szegedy",
+        year=2015,
+        link="https://arxiv.org/abs/1412.6572",
+    )
 
     class Params(BallParams):
         """Hyperparameters of FGSM training."""

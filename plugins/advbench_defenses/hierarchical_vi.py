@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from advbench.models import matched_divergence
-from advbench.training import AdversarialParams, Field, PgdPerturbation, VariationalLoss, VariationalParams
+from advbench.training import AdversarialParams, Field, Paper, PgdPerturbation, VariationalLoss, VariationalParams
 
 
 class HierarchicalVI(PgdPerturbation, VariationalLoss):
@@ -20,6 +20,12 @@ class HierarchicalVI(PgdPerturbation, VariationalLoss):
     """
 
     version = "2"
+    paper = Paper(
+        title="Towards Adversarial Robustness of Bayesian Neural Network through Hierarchical Variational Inference",
+        authors="Lee, Yu, Ro",
+        year=2021,
+        link="https://openreview.net/forum?id=Cue2ZEBf12",
+    )
 
     class Params(AdversarialParams, VariationalParams):
         """Hyperparameters of hierarchical variational inference."""

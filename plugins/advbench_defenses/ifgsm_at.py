@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from advbench.training import AdversarialParams, ErmLoss, Field, PgdPerturbation
+from advbench.training import AdversarialParams, ErmLoss, Field, Paper, PgdPerturbation
 
 
 class IFGSMAT(PgdPerturbation, ErmLoss):
@@ -12,6 +12,12 @@ class IFGSMAT(PgdPerturbation, ErmLoss):
     """
 
     version = "1"
+    paper = Paper(
+        title="Adversarial Machine Learning at Scale",
+        authors="Kurakin, Goodfellow, Bengio",
+        year=2017,
+        link="https://arxiv.org/abs/1611.01236",
+    )
 
     class Params(AdversarialParams):
         """Hyperparameters of iterated FGSM training."""

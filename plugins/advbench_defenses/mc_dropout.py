@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from advbench.models import DropoutNoise, Noise
-from advbench.training import ErmLoss, Field, TrainParams
+from advbench.training import ErmLoss, Field, Paper, TrainParams
 
 
 class MCDropout(ErmLoss):
@@ -15,6 +15,12 @@ class MCDropout(ErmLoss):
     """
 
     version = "1"
+    paper = Paper(
+        title="Dropout as a Bayesian Approximation: Representing Model Uncertainty in Deep Learning",
+        authors="Gal, Ghahramani",
+        year=2016,
+        link="https://arxiv.org/abs/1506.02142",
+    )
 
     class Params(TrainParams):
         """Hyperparameters of Monte Carlo dropout."""

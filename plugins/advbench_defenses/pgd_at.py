@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from advbench.training import AdversarialParams, ErmLoss, PgdPerturbation
+from advbench.training import AdversarialParams, ErmLoss, Paper, PgdPerturbation
 
 
 class PGDAT(PgdPerturbation, ErmLoss):
@@ -12,6 +12,12 @@ class PGDAT(PgdPerturbation, ErmLoss):
     """
 
     version = "1"
+    paper = Paper(
+        title="Towards Deep Learning Models Resistant to Adversarial Attacks",
+        authors="Madry, Makelov, Schmidt, Tsipras, Vladu",
+        year=2018,
+        link="https://arxiv.org/abs/1706.06083",
+    )
 
     class Params(AdversarialParams):
         """Hyperparameters of adversarial training."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from advbench.models import GaussianNoise, Noise
-from advbench.training import ErmLoss, Field, TrainParams
+from advbench.training import ErmLoss, Field, Paper, TrainParams
 
 
 class RSE(ErmLoss):
@@ -15,6 +15,12 @@ class RSE(ErmLoss):
     """
 
     version = "2"
+    paper = Paper(
+        title="Towards Robust Neural Networks via Random Self-ensemble",
+        authors="Liu, Cheng, Zhang, Hsieh",
+        year=2018,
+        link="https://arxiv.org/abs/1712.00673",
+    )
 
     class Params(TrainParams):
         """Hyperparameters of Random Self-Ensemble."""

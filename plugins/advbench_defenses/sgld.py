@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from advbench.training import LangevinChains, SGLDParams
+from advbench.training import LangevinChains, Paper, SGLDParams
 
 
 class SGLD(LangevinChains):
@@ -14,6 +14,12 @@ class SGLD(LangevinChains):
     """
 
     version = "1"
+    paper = Paper(
+        title="Bayesian Learning via Stochastic Gradient Langevin Dynamics",
+        authors="Welling, Teh",
+        year=2011,
+        link="https://dl.acm.org/doi/10.5555/3104482.3104568",
+    )
 
     class Params(SGLDParams):
         """Hyperparameters of SGLD."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from advbench.attacks import Threat, project, steepest, step_length
 from advbench.models import Classifier
-from advbench.training import AscentParams, ErmLoss, Field, Terms, images_apart
+from advbench.training import AscentParams, ErmLoss, Field, Paper, Terms, images_apart
 
 
 class TRADES(ErmLoss):
@@ -25,6 +25,12 @@ class TRADES(ErmLoss):
     """
 
     version = "1"
+    paper = Paper(
+        title="Theoretically Principled Trade-off between Robustness and Accuracy",
+        authors="Zhang, Yu, Jiao, Xing, El Ghaoui, Jordan",
+        year=2019,
+        link="https://arxiv.org/abs/1901.08573",
+    )
 
     class Params(AscentParams):
         """Hyperparameters of TRADES."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from advbench import attacks
 from advbench.models import Classifier
-from advbench.training import ErmLoss, Field, TrainParams
+from advbench.training import ErmLoss, Field, Paper, TrainParams
 
 
 class WRM(ErmLoss):
@@ -21,6 +21,12 @@ class WRM(ErmLoss):
     """
 
     version = "1"
+    paper = Paper(
+        title="Certifying Some Distributional Robustness with Principled Adversarial Training",
+        authors="Sinha, Namkoong, Duchi",
+        year=2018,
+        link="https://arxiv.org/abs/1710.10571",
+    )
 
     class Params(TrainParams):
         """Hyperparameters of WRM."""

@@ -68,8 +68,9 @@ def made_report(
         for name in names
         for seed in seeds
     ]
-    methods = [("defense", name, name, "advbench", "1", DEFENSE, '{"torch": "2"}') for name in names]
-    methods += [("attack", name, name, "advbench", "1", ATTACK, '{"torch": "2"}') for name in attacks]
+    paper = ("A title", "Somebody", "2020", "https://example.org/a")
+    methods = [("defense", name, name, "advbench", "1", DEFENSE, '{"torch": "2"}', *paper) for name in names]
+    methods += [("attack", name, name, "advbench", "1", ATTACK, '{"torch": "2"}', *[""] * 4) for name in attacks]
     return Report(
         results=results,
         methods=pd.DataFrame(methods, columns=METHOD_COLUMNS),

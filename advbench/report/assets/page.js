@@ -122,6 +122,13 @@
     return made;
   }
 
+  function paper({ paper: [text, link] }) {
+    if (!text) return [];
+    const made = element("p", `${text} `);
+    made.append(element("a", link, { href: link, rel: "noopener" }));
+    return [made];
+  }
+
   function command(chosen, attack, eps, seeds) {
     const { command: base, attacks, eps: radii, defenses } = data();
     const options = chosen.map((defense) => defenses[defense].option).join(" ");
@@ -191,12 +198,15 @@
       if (notes[row[15]]) about.push(["flags", notes[row[15]]]);
       parts.push(element("h3", `Seed ${row[0]}`), list(about));
     }
-    parts.push(element("h3", `Defense ${target.name}`), list(target.params));
+    parts.push(element("h3", `Defense ${target.name}`), ...paper(target), list(target.params));
     for (const [seed, posterior, spent, trained] of target.models) {
       const about = [["posterior", posterior || "not known"], ["seconds", decimals(spent, 2)], ["key", trained]];
       parts.push(element("h3", `Training, seed ${seed}`), list(about));
     }
-    if (attack >= 0) parts.push(element("h3", `Attack ${attacks[attack].name}`), list(attacks[attack].params));
+    if (attack >= 0) {
+      const used = attacks[attack];
+      parts.push(element("h3", `Attack ${used.name}`), ...paper(used), list(used.params));
+    }
     open(`${target.name}, ${which}`, parts);
   }
 
