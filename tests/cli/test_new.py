@@ -71,6 +71,7 @@ def test_a_new_plugin_is_found_and_passes_its_tests(cli: Cli, tmp_path: Path) ->
     import subprocess
 
     tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(folder), "--rootdir", str(folder)]
+    tests += ["-k", "stays_in or gives_a or stored"]  # the whole suites are those of test_conformance
     ran = subprocess.run(tests, env={**__import__("os").environ, **env}, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout
 
@@ -107,8 +108,8 @@ class Ready(Defense):
     ("name", "code", "found"),
     [
         ("net", 0, "5 passed"),
-        ("noisy", 1, "test_deterministic_in_evaluation"),
-        ("Leaves", 1, "attack Leaves left the l.* ball"),
+        pytest.param("noisy", 1, "test_deterministic_in_evaluation", marks=pytest.mark.slow),
+        pytest.param("Leaves", 1, "attack Leaves left the l.* ball", marks=pytest.mark.slow),
         ("Ready", 1, "test_same_seed_same_classifier"),
     ],
 )
