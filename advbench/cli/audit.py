@@ -54,6 +54,7 @@ def audit(
     from advbench.audit import markdown
     from advbench.audit.checklist import checklist
     from advbench.grid.run import Settings, prepare, prepare_anew
+    from advbench.registry import files
     from advbench.report.output import check_writable
     from advbench.store.storage import write_file
 
@@ -62,6 +63,8 @@ def audit(
         plan = prepare(execution.placed(spec), root)
     elif (out / "spec.toml").exists():
         plan = prepare_anew(execution.placed(make_spec(out / "spec.toml")), out, root)
+        for name in plan.spec.files.values():
+            files.kept_name(name)  # which may be needed again: a classifier may hold a net of one
     else:
         expected = "--defense NAMES, or the --out folder of a finished run"
         raise InputError(f"nothing to audit in {out}", expected=expected)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -14,13 +15,12 @@ from advbench.attacks import SELECTION_DRAWS, Attack, Field, Goal, Kept, Measure
 from advbench.models import Classifier
 
 KAPPA = 0.1  # log-ratio by which a class has to lead while the uncertainty is moved
-RUNS = 2
 
 
 class UncertaintyParams(attacks.Params):
     """Hyperparameters of an attack on the uncertainty."""
 
-    steps: int = Field(default=40, ge=2, description="gradient steps of each of the two runs")
+    steps: int = Field(default=40, ge=2, description="gradient steps of each run")
     step_size: float | None = Field(
         default=None,
         gt=0,
@@ -36,7 +36,7 @@ class UncertaintyParams(attacks.Params):
 
 
 class UncertaintyAttack(Attack):
-    """Steepest ascent of an objective of all draws of a step together, in two runs; what scores best is kept.
+    """Steepest ascent of an objective of all draws of a step together, in several runs; what scores best is kept.
 
     Uncertainty belongs to the mean softmax, so all draws of a step have to pass before the gradient of any is known:
     each draw passes twice. Candidates are scored by draws of the attack's own, the images themselves among them; on a
@@ -44,6 +44,7 @@ class UncertaintyAttack(Attack):
     """
 
     effort = "steps"
+    runs: ClassVar[int] = 2
     params: UncertaintyParams
 
     @abstractmethod
@@ -53,7 +54,7 @@ class UncertaintyAttack(Attack):
         Args:
             goal: the classes that the images are, or have to be, taken for.
             log_probs: log-softmax of the step's draws, `(draws, batch, classes)`.
-            run: 0 from a random point, or 1 from the images.
+            run: its number; 1 is from the images, others are from random points.
             early: whether this is in the first half of its steps.
         """
 
@@ -78,15 +79,16 @@ class UncertaintyAttack(Attack):
         """Steps times draws, twice, in each run; and the passes that choose."""
         params = self.params
         passes, choosing = (params.samples * (1 if params.samples == 1 else 2), SELECTION_DRAWS) if random else (1, 1)
-        candidates = 1 + RUNS * (1 if random else 2)
-        return RUNS * params.steps * passes + (candidates + 1) * choosing
+        candidates = 1 + self.runs * (1 if random else 2)
+        return self.runs * params.steps * passes + (candidates + 1) * choosing
 
     def run(self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator) -> Tensor:
-        """Ascend from a random point and from the images; keep per image what scores best."""
+        """Ascend from random points and from the images; keep per image what scores best."""
         goal = self.aimed(clf, x, goal)
         kept = Kept(clf, goal, score=lambda goal, logits: self.score(goal, logits.log_softmax(-1)))
         kept.offer(x)
-        for run, start in enumerate((attacks.random_start(x, threat, generator), x)):
+        for run in range(self.runs):
+            start = x if run == 1 else attacks.random_start(x, threat, generator)
             for found in self._ascend(clf, x, goal, threat, start, run):
                 kept.offer(found)
         return kept.images

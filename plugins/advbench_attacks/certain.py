@@ -14,10 +14,11 @@ class Certain(UncertaintyAttack):
 
     Against defenses that promise to know when they do not know: rejection of the least certain images, retention
     curves, detection of adversarial images. After Feng et al. 2024, "Attacking Bayes", whose settings could not be
-    read. With m the logarithm of the mean softmax at the likeliest wrong class less that at the label, a run ascends m
-    up to a small lead, and wherever that is reached descends the uncertainty. One does so from the images, and for the
-    first half of its steps descends the uncertainty alone; the other, from a random point, ascends the cross-entropy of
-    the mean in place of m, which breaks more images. Of an image that no point makes wrong the largest m counts.
+    read. With m the logarithm of the mean softmax at the likeliest wrong class less that at the label, each of three
+    runs ascends m up to a small lead, and wherever that is reached descends the uncertainty: one from a random point;
+    one from the images, which for the first half of its steps descends the uncertainty alone; and one, again from a
+    random point, that ascends the cross-entropy of the mean in place of m. Of an image that no point makes wrong the
+    largest m counts.
     It stands in for what a classifier is asked for: a prediction that it is not told to distrust.
     """
 
@@ -27,6 +28,7 @@ class Certain(UncertaintyAttack):
         """Hyperparameters of the attack."""
 
     aim = "certain_error"
+    runs = 3
     targeted = True
     params: Params
 
@@ -36,7 +38,7 @@ class Certain(UncertaintyAttack):
         if run == 1 and early:
             return certainty
         margin = goal.margin(mean)
-        return torch.where(margin < KAPPA, margin if run == 1 else goal.loss("ce")(mean, goal.rows), certainty)
+        return torch.where(margin < KAPPA, goal.loss("ce")(mean, goal.rows) if run == 2 else margin, certainty)
 
     def score(self, goal: Goal, log_probs: Tensor) -> Tensor:
         """The certainty of what is wrong; of all else the margin, which is not positive."""

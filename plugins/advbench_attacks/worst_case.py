@@ -47,7 +47,7 @@ class WorstCase(Attack):
     through.
     """
 
-    version = "2"
+    version = "3"
 
     class Params(attacks.Params):
         """Hyperparameters of the worst case."""

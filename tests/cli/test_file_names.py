@@ -197,3 +197,15 @@ def test_a_file_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "Noise on the images." in out
     assert "sigma = 0.1  (float)" in out
+
+
+def test_a_run_whose_net_is_in_a_file_can_be_audited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(NET)
+    run = ["run", "--arch", "net.py:build", "--defense", "erm", "--attack", "fgsm", "--eps", "0.1", "--limit", "10"]
+    assert main([*run, "--set", "erm.stages=1"]) == 0
+    capsys.readouterr()
+    assert main(["audit", "--out", "results"]) in (0, 1)
+    assert "valuation of erm, seed 0" in capsys.readouterr().out

@@ -38,7 +38,7 @@ PLAIN: dict[str, Any] = {
     "eps": [0.05, 0.1],
     "limit": 30,
     "draws": 4,
-    "affinity": [],
+    "affinity": ["pgd"],
     "set": {
         "erm": {"stages": [3]},
         "sgld": {"stages": [8], "burn_in": 40, "interval": 5, "samples": 5},
@@ -160,7 +160,7 @@ def test_known_draws_of_few_members_are_all_attacked_and_evaluated(run: Run) -> 
 
 def test_who_knows_more_is_no_weaker_and_the_tables_say_so(run: Run) -> None:
     table = run.report.adversaries
-    own = run.report.results.query("attack == 'pgd' or attack == 'certain'")
+    own = run.report.results.query("source == defense and (attack == 'pgd' or attack == 'certain')")
     for (defense, eps), rows in own.groupby(["defense", "eps"]):
         found = table[(table.defense == defense) & (table.eps == eps) & (table.knows == "posterior")]
         assert found.accuracy.tolist() == [rows.accuracy.min()]
@@ -169,7 +169,8 @@ def test_who_knows_more_is_no_weaker_and_the_tables_say_so(run: Run) -> None:
         assert f"## {heading}" in text
         assert f"<h2>{heading}</h2>" in page
     headings = views.adversaries_table(run.report).headings
-    assert headings == ["defense", "no attack", "all draws", "the draw that answers", "lowest draw", "highest draw"]
+    known = ["no attack", "another classifier", "all draws", "the draw that answers"]
+    assert headings == ["defense", *known, "lowest draw", "highest draw"]
 
 
 def test_the_loss_by_an_attack_on_the_uncertainty_is_named(run: Run) -> None:
@@ -191,7 +192,7 @@ def test_the_loss_by_an_attack_on_the_uncertainty_is_named(run: Run) -> None:
 
 def test_persistence_is_that_of_the_predictions(run: Run) -> None:
     table = run.report.persistence.set_index(["defense", "attack", "eps", "tries"]).broken
-    single = run.report.results.set_index(["defense", "attack", "eps"]).draw_accuracy_mean
+    single = run.report.results.query("source == defense").set_index(["defense", "attack", "eps"]).draw_accuracy_mean
     for defense, attack, eps, tries in table.index:
         assert table[defense, attack, eps, tries] >= table[defense, attack, eps, 1] - 1e-12
     assert table["sgld", "pgd", 0.1, 1] == pytest.approx(1 - single["sgld", "pgd", 0.1])
