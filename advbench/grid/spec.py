@@ -150,9 +150,9 @@ class RunSpec(pydantic.BaseModel):
         if affinity is None:
             by_pgd = tuple(name for name in attacks if name.partition("@")[0] == "pgd")
             # A sweep would have to craft them at each radius anew.
-            affinity = (
-                () if self.sweep else (by_pgd or tuple(each for each in attacks if _transfers(self.named(each))))[:1]
-            )
+            # Files are not imported here: whoever made a board may have made this spec.
+            others = (each for each in attacks if each in self.files or _transfers(self.named(each)))
+            affinity = () if self.sweep else (by_pgd or tuple(others))[:1]
         architecture = self.architecture or DEFAULT_ARCHITECTURES.get(kind, DEFAULT_ARCHITECTURE)
         return self.model_copy(
             update={
@@ -160,8 +160,21 @@ class RunSpec(pydantic.BaseModel):
                 "attacks": attacks or ("none",),
                 "architecture": architecture,
                 "affinity": affinity,
+                "files": {label: name for label, name in self.files.items() if label in self._mentioned(architecture)},
             }
         )
+
+    def _mentioned(self, architecture: str) -> frozenset[str]:
+        """Labels that may be used: those of the run, and what hyperparameters name, as `init_from` does."""
+        found = {*self.defenses, *self.attacks, architecture}
+        values: list[Any] = list(self.set.values())
+        while values:
+            value = values.pop()
+            if isinstance(value, Mapping | list | tuple):
+                values += value.values() if isinstance(value, Mapping) else value
+            elif isinstance(value, str):
+                found.add(value)
+        return frozenset(found)
 
     def to_toml(self) -> str:
         """The spec as TOML, from which `parse_toml` makes an equal one."""
@@ -552,7 +565,7 @@ def _check_budget(attack: Attack, budget: int, *, sweep: bool) -> None:
 
 def _choose(kind: Kind, label: str, spec: RunSpec, kept: Kept | None, heirs: tuple[str, ...] = ()) -> Choice:
     """The plugin under that label; `heirs` are the defenses that start from its weights."""
-    if kept is not None and label in kept.choices:
+    if kept is not None and label in kept.choices and (label in spec.files or _names_kept(spec.set.get(label))):
         return _as_kept(kind, label, spec, kept, heirs)
     settings = spec.set.get(label, {})
     names = {name: files.kept_name(name) for name in names_in(settings)} if kept is None else {}
@@ -611,8 +624,8 @@ def _init(
 def _as_kept(kind: Kind, label: str, spec: RunSpec, kept: Kept, heirs: tuple[str, ...]) -> Choice:
     """A plugin of a file, as a run used it."""
     found = kept.choices[label]
-    here = files.KEPT.fullmatch(spec.named(label))
-    if found.kind != kind or (here and (here["digest"], here["name"]) != (found.component.file, found.component.name)):
+    by_path = files.is_path(spec.named(label)) and found.component.file  # in a run's spec
+    if found.kind != kind or not (by_path or found.component.loaded_as == spec.named(label)):
         raise _not_kept(kind, label)
     init = _init(kind, label, found.init, spec, kept, heirs)
     if kind == "attack":
@@ -620,6 +633,13 @@ def _as_kept(kind: Kind, label: str, spec: RunSpec, kept: Kept, heirs: tuple[str
     shown = _shown_net(found.component, found.net) if found.net else spec.architecture
     net = found.net or _net(spec, kept)
     return Choice(label, found.component, found.passes, init, net=net, architecture=shown, paper=found.paper)
+
+
+def _names_kept(settings: Any) -> bool:
+    """Whether hyperparameters name something in a file."""
+    if isinstance(settings, Mapping | list | tuple):
+        return any(map(_names_kept, settings.values() if isinstance(settings, Mapping) else settings))
+    return files.is_path(settings) or (isinstance(settings, str) and files.KEPT.fullmatch(settings) is not None)
 
 
 def _not_kept(kind: str, label: str) -> InputError:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from advbench.boards.board import read_board
 from advbench.cli.app import main
 from advbench.registry import files
 
@@ -161,6 +162,15 @@ def alter(board: Path, name: str) -> None:
         (board / "evil.py").write_text(ATTACK)
         spec = (board / "spec.toml").read_text()
         (board / "spec.toml").write_text(spec + f'\n[set.pgd]\nx = "{board}/evil.py:Mine"\n')
+    elif name == "attack":
+        (board / "evil.py").write_text(ATTACK)
+        lines = [line for line in (board / "spec.toml").read_text().splitlines() if not line.startswith("affinity")]
+        text = "\n".join(lines).replace('    "Mine",\n', f'    "{board}/evil.py:Mine@evil",\n')
+        (board / "spec.toml").write_text(text)
+    elif name == "cuckoo":  # a registered defense by another's hyperparameters
+        erm = next(r for r in read_board(board).records.values() if r["inputs"].get("defense", {}).get("name") == "erm")
+        values["choices"]["erm"] = {"kind": "defense", "component": {**erm["inputs"]["defense"], "version": "99"}}
+        index.write_text(json.dumps(values, indent=1) + "\n")
     elif name == "params":
         values["choices"]["Smoothed"]["component"]["params"]["sigma"] = 0.9
         index.write_text(json.dumps(values, indent=1) + "\n")
@@ -177,6 +187,8 @@ def alter(board: Path, name: str) -> None:
         ("place", 2, "files/index.json of"),
         ("path", 0, ""),
         ("part", 2, "expected names of files that are kept beside it, of which none is imported, got .*evil.py:Mine"),
+        ("attack", 2, "expected names of files that are kept beside it, of which none is imported, got .*evil.py:Mine"),
+        ("cuckoo", 1, "a file differs from what the records give, first files/index.json"),
         ("params", 1, "a record of another spec, data set or version of a plugin"),
     ],
 )
