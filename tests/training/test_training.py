@@ -403,7 +403,7 @@ def test_a_method_may_bring_an_optimiser_of_torch(saves: int) -> None:
             state.optimizers["main"] = torch.optim.AdamW(state.clf.posterior.trainable(), lr=1e-2)
             return state
 
-    DefenseConformance().test_resumes_bit_for_bit(Own(stages=(2, 2), batch_size=16), saves)
+    DefenseConformance().test_resumes_bit_for_bit(Own(stages=(2, 2), batch_size=16), small_net(), small_data(), saves)
 
 
 def test_weight_decay_leaves_deviations_alone() -> None:
