@@ -399,7 +399,7 @@ def test_workers_must_have_the_versions_of_an_attack_s_parts(tmp_path: Path) -> 
     craft = tasks_of(prepare(SPEC.model_copy(update={"attacks": ("gray_box",), "affinity": ()})), "craft")[0]
     assert isinstance(craft.inputs, CraftInputs)
     other = replace(craft.inputs, attack=replace(craft.inputs.attack, parts={"pgd": "9.9"}))
-    with pytest.raises(InputError, match=r"expected .*attack pgd 9\.9, got .*attack pgd 1"):
+    with pytest.raises(InputError, match=r"expected .*part pgd 9\.9, got .*part pgd 2"):
         runner_of(tmp_path).run(replace(craft, inputs=other))
 
 
