@@ -235,7 +235,8 @@ class AttackConformance:
         x, y = small_data(classes=self.classes, channels=self.channels).batch(slice(8))
         whole = attack(clf, x, y, threat)
         clf.chunk = 3
-        close = torch.isclose(attack(clf, x, y, threat), whole, atol=1e-5)
+        # A search for the least norm ends by halving an interval, of which rounding may choose the other half.
+        close = torch.isclose(attack(clf, x, y, threat), whole, atol=5e-3 if attack.minimal_norm else 1e-5)
         assert float(close.float().mean()) > 0.97
 
 

@@ -22,7 +22,7 @@ CHEAP_ATTACKS = {
     "apgd": [{"steps": 5, "samples": 6}, {"steps": 3, "samples": 2, "loss": "dlr_targeted", "restarts": 2}],
     "cw": [{"steps": 10, "search_steps": 3, "samples": 2}],
     "alma": [{"steps": 10, "samples": 2}],
-    "fab": [{"steps": 4, "samples": 2, "restarts": 2}, {"steps": 4, "samples": 2, "early_stop": True}],
+    "fab": [{"steps": 3, "targets": 1, "samples": 2, "restarts": 2}, {"steps": 2, "samples": 2, "early_stop": True}],
     "fmn": [{"steps": 12, "samples": 2}],
     "square": [{"queries": 12}],
     "gray_box": [{"params": {"steps": 3}}, {"attack": "fmn", "params": {"steps": 5}}],

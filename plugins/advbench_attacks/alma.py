@@ -151,6 +151,7 @@ class ALMA(Attack):
                 violation = _violation(judging.log_softmax(-1).logsumexp(0), aim.rows)
                 if step == 0:
                     reached[:] = False  # a random classifier's own images give no direction, however it judges them
+            violation = violation.to(x)  # logits may be of another precision
             length = delta.flatten(1).norm(dim=1)
             better = reached & (length < nearest)
             found = torch.where(per_image(better, x), x + delta, found)

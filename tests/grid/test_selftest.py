@@ -28,7 +28,7 @@ def test_trainings_are_repeated_and_resumed(name: str) -> None:
     assert found.startswith("0 of ")
 
 
-@pytest.mark.parametrize("name", ["pgd", "fmn", "square", "worst_case"])
+@pytest.mark.parametrize("name", ["pgd", "fmn", "square", pytest.param("worst_case", marks=pytest.mark.slow)])
 def test_attacks_are_repeated(name: str) -> None:
     assert selftest._attack(name, "cpu") == (True, "repeatable, inside the ball")
 

@@ -7,6 +7,7 @@ import functools
 import math
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -303,7 +304,13 @@ def test_pgd_in_training_draws_fresh_weights_at_each_step_and_starts_at_random()
     clf = Classifier(net, GaussianPosterior(net, 0.1))
     seen: list[Tensor] = []
     points: list[Tensor] = []
-    clf.posterior.weights = lambda noise, old=clf.posterior.weights: (seen.append(noise), old(noise))[1]  # type: ignore
+
+    def draw(seed: int, old: Callable[[int], Mapping[str, Tensor]] = clf.posterior.draw) -> Mapping[str, Tensor]:
+        found = old(seed)
+        seen.append(torch.cat([each.flatten() for each in found.values()]))
+        return found
+
+    clf.posterior.draw = draw  # type: ignore[method-assign]
     handle = net.register_forward_pre_hook(lambda module, args: points.append(args[0].detach().clone()))
     x, y = small_data().batch(slice(4))
     defense = advbench.get_defense("adv_bnn", steps=4, eps=0.1)
