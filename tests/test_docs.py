@@ -87,7 +87,9 @@ def test_the_examples_of_a_page_hold(page: str, place: Path, monkeypatch: pytest
             assert main(words) == 0, line
         else:
             values = parsed(words)
-            if "defenses" in values and (values["defenses"] or values["file"]):  # names and hyperparameters are right, too
+            if "defenses" in values and (
+                values["defenses"] or values["file"]
+            ):  # names and hyperparameters are right, too
                 options = {option.name: values[option.name] or None for option in SPEC_OPTIONS}
                 options["attacks"] = options["attacks"] or ["none"]  # an audit needs none
                 with contextlib.suppress(MissingExtraError):

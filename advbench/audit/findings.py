@@ -119,7 +119,7 @@ class Audit:
         reasons = [text for about, text in ABOUT.items() if any(each.about == about for each in self.failed)]
         if not reasons:
             made = sum(each.verdict != "not checked" for each in self.findings)
-            return f"No sign that the evaluation of {self.name} cannot be believed, in {made} checks."
+            return f"None of {made} checks speaks against the evaluation of {self.name}."
         return f"The evaluation of {self.name} cannot be believed: {' and '.join(reasons)}."
 
     def to_json(self) -> dict[str, Any]:
