@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 from torch import Tensor, nn
 
 from advbench.attacks.base import Attack, Threat
@@ -241,7 +241,7 @@ def stronger(one: Table, other: Table) -> float:
     """
     if len(one) == 1:
         gained, lost = int((one & ~other).sum()), int((~one & other).sum())
-        return float(stats.binom.sf(gained - 1, gained + lost, 0.5)) if gained + lost else 1.0
+        return float(special.bdtrc(gained - 1, gained + lost, 0.5)) if gained + lost else 1.0
     table = one.astype(np.float64) - other
     mean = float(table.mean())
     if mean <= 0:
@@ -253,12 +253,12 @@ def stronger(one: Table, other: Table) -> float:
     rest = float(np.square(table - rows - columns + mean).sum()) / freedom / (draws * count)
     variance = max(by_draw + by_image - rest, float(np.square(table).mean()) / (draws * count))
     scatter = by_draw**2 / (draws - 1) + by_image**2 / (count - 1) + rest**2 / freedom
-    return float(stats.t.sf(mean / math.sqrt(variance), variance**2 / scatter if scatter else 1e6))
+    return float(special.stdtr(variance**2 / scatter if scatter else 1e6, -mean / math.sqrt(variance)))
 
 
 def too_few(hits: int, of: int, share: float) -> float:
     """p-value of the hypothesis that at least that share of all cases are hits."""
-    return float(stats.binom.cdf(hits, of, share)) if of else 1.0
+    return float(special.bdtr(hits, of, share)) if of else 1.0
 
 
 def ignores_images(clf: Classifier, x: Tensor, draw: Draw) -> bool:
