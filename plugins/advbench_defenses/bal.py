@@ -72,15 +72,28 @@ class BAL(AdaptiveChains):
         # At that temperature longer steps leave no variance for noise (eq. 10).
         "gtsrb": {"stages": (2,), "init_from": "erm", "image_chains": 5, "temperature": 1e-7, "lr": 0.003},
         "paper": {
-            "stages": (1,),
+            "stages": (2,),
+            "batch_size": 256,
             "init_from": "erm",
-            "lr": 0.01,
+            "lr": 0.015,
+            "friction": 1.0,
+            "window": 2.0,
             "chains": 5,
-            "image_steps": 15,
-            "weight_steps": 15,
+            "samples": 5,
             "temperature": 1e-5,
+            "alpha": 300.0,
+            "image_steps": 15,
+            "image_lr": 1e-4,
             "image_temperature": 1e-5,
+            "image_chains": 1,
+            "weight_steps": 15,
+            "clean_weight": 0.5,
         },
+    }
+    sources = {
+        "section 5, MNIST": "stages init_from chains samples temperature "
+        "image_steps image_temperature image_chains weight_steps",
+        "released code": "batch_size lr friction window alpha image_lr clean_weight",
     }
     params: Params
 

@@ -29,7 +29,7 @@ class IFGSMAT(PgdPerturbation, ErmLoss):
         "digits": {"stages": (40, 10), "batch_size": 64, "eps": 0.15},
         "mnist": {"stages": (4, 1), "eps": 0.3},
         "cifar10": {"stages": (40, 20), "augment": True, "eps": 8 / 256},
-        # BAL section 5; its eps is of the size of 0.02, where section 5.1 sees IFGSM training ahead.
         "paper": {"stages": (2,), "eps": 0.02, "init_from": "erm"},
     }
+    sources = {"BAL section 5": "stages init_from", "BAL section 5.1, which sees it ahead below 0.02": "eps"}
     params: Params

@@ -45,6 +45,7 @@ class WRM(ErmLoss):
         "cifar10": {"stages": (40, 20), "augment": True},
         "paper": {"stages": (2,), "steps": 15, "init_from": "erm"},
     }
+    sources = {"BAL section 5": "stages steps init_from"}
     params: Params
 
     def passes_per_image(self) -> float:
