@@ -18,9 +18,9 @@ from typing import Any, Literal, NamedTuple
 
 import pydantic
 
-from advbench.boards.board import ABOUT, DATA, SPEC, Board, build, read_board, write_inside
+from advbench.boards.board import ABOUT, SPEC, Board, build, read_board, write_inside
 from advbench.errors import InputError, unknown_name
-from advbench.grid.identity import identity_text
+from advbench.grid.identity import DATA, identity_text
 from advbench.grid.plan import Plan
 from advbench.grid.spec import BOARD, RunSpec, make_spec, parse_toml
 from advbench.registry import registry

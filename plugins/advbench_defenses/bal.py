@@ -71,7 +71,7 @@ class BAL(AdaptiveChains):
         "cifar10": {"stages": (10,), "augment": True, "init_from": "erm"},
         # At that temperature longer steps leave no variance for noise (eq. 10).
         "gtsrb": {"stages": (2,), "init_from": "erm", "image_chains": 5, "temperature": 1e-7, "lr": 0.003},
-        # The released code moves images by 300 gradients of the mean loss of 256, and by a quarter as far at each of the
+        # The released code moves images by 300 gradients of the mean loss of 256, and a quarter as far at each of the
         # next 14 steps: 100 / 256 in all, as 15 steps of 0.026 here. Its price is 1e-4 beside that mean. The noise of
         # its weights is scaled by the temperature itself, which leaves next to none; friction here stays the default.
         "paper": {
