@@ -14,8 +14,8 @@ from advbench.data.datasets import data_folder, load_dataset
 from advbench.data.ood import identify_ood, ood_images
 from advbench.grid.executors import Executor
 from advbench.grid.identity import Identity, blank, identify, is_about, read_identity
-from advbench.grid.inputs import TrainInputs
-from advbench.grid.kept import Kept, KeptChoice, digests, pairs, read_kept
+from advbench.grid.inputs import Component, TrainInputs
+from advbench.grid.kept import Kept, KeptChoice, digests, read_kept
 from advbench.grid.plan import Plan, Task, make_plan
 from advbench.grid.scheduler import Outcome, Scheduler, Watcher, failed_before
 from advbench.grid.spec import Choice, RunSpec, pinned, resolve
@@ -105,15 +105,15 @@ def keep(plan: Plan) -> Kept:
         if choice.label not in used:
             used[choice.label] = choice
             pending += [choice.init] if choice.init else []
-    kept = Kept()
-    net, choices, names, parameters = kept.net, dict(kept.choices), dict(kept.names), dict(kept.parameters)
+    net: Component | None = None
+    choices: dict[str, KeptChoice] = {}
+    parameters: dict[str, int] = {}
     for label, choice in sorted(used.items()):
         own = choice.architecture != plan.spec.architecture
         if choice.net and choice.net.file:
             net = net if own else choice.net
             parameters[choice.architecture] = plan.parameters[choice.architecture]
         if digests(choice.component):
-            names.update(pairs(plan.spec.set.get(label, {}), choice.params))
             choices[label] = KeptChoice(
                 kind="defense" if choice.net else "attack",
                 component=choice.component,
@@ -123,7 +123,7 @@ def keep(plan: Plan) -> Kept:
                 net=choice.net if own else None,
                 paper=choice.paper,
             )
-    return Kept(names=names, choices=choices, net=net, parameters=parameters)
+    return Kept(choices=choices, net=net, parameters=parameters)
 
 
 def carry_out(
