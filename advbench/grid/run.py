@@ -17,7 +17,7 @@ from advbench.grid.identity import Identity, blank, identify, is_about, read_ide
 from advbench.grid.inputs import Component, TrainInputs
 from advbench.grid.kept import Kept, KeptChoice, digests, read_kept
 from advbench.grid.plan import Plan, Task, make_plan
-from advbench.grid.scheduler import Outcome, Scheduler, Watcher, failed_before
+from advbench.grid.scheduler import Outcome, Scheduler, Watch, failed_before
 from advbench.grid.spec import Choice, RunSpec, pinned, resolve
 from advbench.grid.tasks import Record
 from advbench.models.nets import build
@@ -131,7 +131,7 @@ def carry_out(
     waiting: Mapping[str, Task],
     store: Store,
     make_executor: Callable[[], Executor],
-    watcher: Watcher,
+    watch: Watch,
     settings: Settings = Settings(),
 ) -> Outcome:
     """Run a plan, while its heartbeat says so to whoever asks.
@@ -158,7 +158,7 @@ def carry_out(
         waiting,
         store,
         heartbeat,
-        watcher,
+        watch,
         failed=failed,
         keep_examples=settings.keep_examples,
         on_finished=_Trackers().tell,

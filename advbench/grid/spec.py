@@ -456,9 +456,7 @@ def _with_files(spec: RunSpec, rename: Callable[[str], str], *, importing: bool)
             with suppress(AdvbenchError):  # of which `resolve` tells
                 fields = registry().load(kind, name).Params.model_fields
         settings[label] = {
-            param: files.renamed(value, rename)
-            if param in fields and by_content.names_files(fields[param])
-            else value
+            param: files.renamed(value, rename) if param in fields and by_content.names_files(fields[param]) else value
             for param, value in params.items()
         }
     return spec.model_copy(update={"set": settings}) if settings != spec.set else spec

@@ -19,7 +19,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.abc import MetaPathFinder, SourceLoader
+from importlib.abc import SourceLoader
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -128,7 +128,9 @@ def check_path(name: str, kind: str) -> None:
         return
     remedy = f"write {found['path']}:NAME"
     if found[2] != "py":
-        remedy = f"a net with weights is --arch my.py:build --defense pretrained --set pretrained.weights={found['path']}"
+        remedy = (
+            f"a net with weights is --arch my.py:build --defense pretrained --set pretrained.weights={found['path']}"
+        )
     raise InputError(f"{kind} {name!r}", expected="path/to/my.py:NAME", got="no name in a file", remedy=remedy)
 
 
@@ -252,7 +254,7 @@ def _elsewhere(name: str) -> ModuleSpec | None:
 # Importing
 
 
-class _Package(MetaPathFinder, SourceLoader):
+class _Package(SourceLoader):
     """Finds and loads the modules of one file, as `advbench_file_DIGEST.NAME`, from what was read."""
 
     def __init__(self, sources: Sources) -> None:
@@ -384,7 +386,7 @@ def load(kind: str, name: str) -> Any:
         fitting = [each for each, value in own.items() if _kind(value) == kind]
         raise unknown_name(f"{kind} in {shown}", attribute, fitting, remedy=f"write there {DUE.get(kind, kind)}")
     if kind in DUE and _kind(made) != kind:
-        got = f"a class of {made.__base__.__name__}" if isinstance(made, type) else f"a {type(made).__name__}"
+        got = f"a class of {made.__mro__[1].__name__}" if isinstance(made, type) else f"a {type(made).__name__}"
         remedy = f"a net is named by --arch {shown}:{attribute}" if hasattr(made, "forward") else ""
         raise InputError(f"file {shown}: {attribute}", expected=DUE[kind], got=got, remedy=remedy)
     return made

@@ -177,7 +177,10 @@ BAD = {
     "no label": (["--defense", "defense.py:Smoothed@"], "expected path/to/my.py:NAME"),
     "a file alone": (["--arch", "net.py"], "architecture 'net.py': .*; write net.py:NAME"),
     "typo": (["--defense", "defense.py:Smothed"], "unknown defense in defense.py 'Smothed'.* did you mean 'Smoothed'"),
-    "another kind": (["--defense", "attack.py:Mine"], "attack.py: Mine: expected a subclass of .*Defense, got a class of Attack"),
+    "another kind": (
+        ["--defense", "attack.py:Mine"],
+        "attack.py: Mine: expected a subclass of .*Defense, got a class of Attack",
+    ),
     "setting": (["--set", "Smoothed.sgma=1"], "defense 'Smoothed': unknown hyperparameter of Smoothed.*'sigma'"),
     "setting of the net": (["--set", "arch.depth=2"], "unknown hyperparameter of architecture small_cnn 'depth'"),
 }
