@@ -13,7 +13,7 @@ from advbench.data.base import Data
 from advbench.data.datasets import data_folder, load_dataset
 from advbench.data.ood import identify_ood, ood_images
 from advbench.grid.executors import Executor
-from advbench.grid.identity import Identity, blank, identify, is_about, read_identity
+from advbench.grid.identity import Identity, identify, is_about, read_identity
 from advbench.grid.inputs import Component, TrainInputs
 from advbench.grid.kept import Kept, KeptChoice, digests, read_kept
 from advbench.grid.plan import Plan, Task, make_plan
@@ -66,10 +66,9 @@ def prepare_anew(spec: RunSpec, folder: Path, data_root: str | None = None) -> P
         InputError: as `prepare`.
     """
     identity, (kept, _) = read_identity(folder), read_kept(folder)
-    if identity is None or identity.shape is None or not is_about(identity, spec):
+    if identity is None or not is_about(identity, spec):
         return prepare(spec, data_root, kept)
-    shape = blank(identity.shape, identity.data.name)
-    return lay_out(spec, identity, shape, checkout=checkout_digest(), kept=kept)
+    return lay_out(spec, identity, identity.blank(), checkout=checkout_digest(), kept=kept)
 
 
 def lay_out(spec: RunSpec, identity: Identity, data: Data, *, checkout: str | None, kept: Kept | None = None) -> Plan:
