@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import PurePath
-from typing import NamedTuple
 
+import pydantic
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,20 +17,22 @@ from advbench.errors import InputError
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
-class OodSet(NamedTuple):
+class OodSet(pydantic.BaseModel):
     """A data set whose test images are shown to classifiers of another one.
 
     Attributes:
         name: its registered name, without path.
         label: what tables call it: that name, and the file or folder where several have it.
-        digest: SHA-256 of its content.
+        sha256: of its content.
         images: how many test images it has.
         scale: factor on their pixel values; APD section 5.2.3: 5.
     """
 
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True)
+
     name: str
     label: str
-    digest: str
+    sha256: str = pydantic.Field(pattern="^[0-9a-f]{64}$")
     images: int
     scale: float
 
@@ -52,7 +54,9 @@ def identify_ood(names: Sequence[str], root: str | None, scale: float) -> list[O
         if dataset.digest in found:
             raise InputError(f"--ood {name!r}", expected="each data set once", got="the same images twice")
         kind = name.partition(":")[0]
-        found[dataset.digest] = OodSet(kind, label, dataset.digest, len(dataset.test), scale)
+        found[dataset.digest] = OodSet(
+            name=kind, label=label, sha256=dataset.digest, images=len(dataset.test), scale=scale
+        )
     return list(found.values())
 
 
