@@ -85,6 +85,7 @@ class _Ood(_Part):
     sha256: Digest
     images: int
     scale: float
+    signed: bool = False
 
 
 class _File(_Part):
@@ -105,15 +106,17 @@ def identity_text(identity: Identity) -> str:
     if shape:
         values["shape"] = shape._asdict()
     if ood:
-        values["foreign"] = [dict(zip(_Ood.model_fields, each, strict=True)) for each in ood]
+        parts = [_Ood(**dict(zip(_Ood.model_fields, each, strict=True))) for each in ood]
+        values["foreign"] = [part.model_dump(exclude_defaults=True) for part in parts]
     return json.dumps(values, indent=1) + "\n"
 
 
 def is_about(identity: Identity, spec: RunSpec) -> bool:
     """Whether these are the data sets that a spec names, by names and scale."""
     kinds = [name.partition(":")[0] for name in (spec.dataset, *spec.ood)]
-    scales = {each.scale for each in identity.ood}
-    return kinds == [identity.data.name, *(each.name for each in identity.ood)] and scales <= {spec.ood_scale}
+    scales = {(each.scale, each.signed) for each in identity.ood}
+    known = [identity.data.name, *(each.name for each in identity.ood)]
+    return kinds == known and scales <= {(spec.ood_scale, spec.ood_signed)}
 
 
 def identify(dataset: Dataset, ood: Sequence[OodSet] = ()) -> Identity:
@@ -129,7 +132,7 @@ def identify_data(spec: RunSpec, data_root: str | None) -> Identity:
     Raises:
         InputError: it is absent or malformed.
     """
-    ood = identify_ood(spec.ood, data_root, spec.ood_scale)
+    ood = identify_ood(spec.ood, data_root, spec.ood_scale, spec.ood_signed)
     return identify(load_dataset(spec.dataset, data_root), ood)
 
 

@@ -200,7 +200,7 @@ def make_plan(
 
 def attackable(images: OodSet) -> bool:
     """Whether a ball inside [0, 1] holds out-of-distribution images: not where their pixel values are scaled."""
-    return images.scale == 1.0
+    return images.scale == 1.0 and images.name != "gaussian"
 
 
 def merged(plans: Sequence[Plan]) -> Plan:
@@ -266,7 +266,7 @@ class _Layout:
             batch_size=self._spec.batch_size,
             budget=self._spec.budget,
             sweep=step,
-            ood=ood and OodRef(ood.name, ood.digest, ood.scale),
+            ood=ood and _reference(ood),
             converge=rule,
             stop_early=stops_early(self._spec, attack) or None,
             seed=seed,
@@ -300,7 +300,7 @@ class _Layout:
             examples=examples,
             within=within,
             audit=audit,
-            foreign=ood and OodRef(ood.name, ood.digest, ood.scale),
+            foreign=ood and _reference(ood),
             known=None if draws is None else True,
             draws=draws or self._spec.draws,
             images=images,
@@ -338,6 +338,10 @@ class _Layout:
             }
             self._profiles[names] = content_key(about)
         return self._profiles[names]
+
+
+def _reference(ood: OodSet) -> OodRef:
+    return OodRef(ood.name, ood.digest, ood.scale, ood.signed or None)
 
 
 def _net(defense: Choice) -> Component:

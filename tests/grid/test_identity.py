@@ -34,7 +34,7 @@ COUNTS = st.integers(0, 10**9)
 SIZES = st.integers(1, 160)
 DATA = st.builds(DataIdentity, NAMES, DIGESTS, COUNTS, COUNTS)
 SHAPES = st.builds(Shape, SIZES, SIZES, SIZES, SIZES)
-OTHERS = st.builds(OodSet, NAMES, st.text(max_size=20), DIGESTS, COUNTS, st.floats(0.1, 10))
+OTHERS = st.builds(OodSet, NAMES, st.text(max_size=20), DIGESTS, COUNTS, st.floats(0.1, 10), st.booleans())
 GOOD = Identity(DataIdentity("digits", "0" * 64, 10, 5), (), Shape(1, 8, 8, 10))
 
 
@@ -77,6 +77,7 @@ def test_an_identity_is_about_the_data_sets_of_its_spec() -> None:
     assert not is_about(GOOD, spec_of(ood=["notmnist"]))
     assert is_about(GOOD._replace(ood=(other,)), spec_of(ood=["notmnist"]))
     assert not is_about(GOOD._replace(ood=(other,)), spec_of(ood=["notmnist"], ood_scale=5.0))
+    assert not is_about(GOOD._replace(ood=(other,)), spec_of(ood=["notmnist"], ood_signed=True))
 
 
 @pytest.mark.parametrize("name", ["small_cnn", "fcnn1"])
