@@ -106,7 +106,7 @@ def identity_text(identity: Identity) -> str:
     if shape:
         values["shape"] = shape._asdict()
     if ood:
-        parts = [_Ood(**dict(zip(_Ood.model_fields, each, strict=True))) for each in ood]
+        parts = [_Ood.model_validate(dict(zip(_Ood.model_fields, each, strict=True))) for each in ood]
         values["foreign"] = [part.model_dump(exclude_defaults=True) for part in parts]
     return json.dumps(values, indent=1) + "\n"
 
