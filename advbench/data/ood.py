@@ -1,4 +1,4 @@
-"""Images from outside a classifier's data: what it should be unsure about."""
+"""Out-of-distribution images, on which a classifier should be uncertain."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 class OodSet(NamedTuple):
-    """A data set whose test images are shown to classifiers of another one.
+    """A data set whose test images are out-of-distribution for classifiers of another one.
 
     Attributes:
-        name: its registered name, without path.
-        label: what tables call it: that name, and the file or folder where several have it.
-        digest: SHA-256 of its content.
-        images: how many test images it has.
-        scale: factor on their pixel values; APD section 5.2.3: 5.
+        name: registered name, without path.
+        label: label in tables: the name, followed by the file or folder if several data sets share it.
+        digest: SHA-256 of the content.
+        images: number of test images.
+        scale: factor on the pixel values; APD section 5.2.3: 5.
     """
 
     name: str
@@ -36,15 +36,15 @@ class OodSet(NamedTuple):
 
 
 def identify_ood(names: Sequence[str], root: str | None, scale: float) -> list[OodSet]:
-    """What a plan needs to know of foreign data sets.
+    """Load out-of-distribution data sets and describe them for a plan.
 
     Args:
-        names: as `load_dataset` takes them.
-        root: the folder of the data sets.
+        names: names as in `load_dataset`.
+        root: folder of the data sets.
         scale: factor on the pixel values.
 
     Raises:
-        InputError: one is absent or malformed, or two are the same.
+        InputError: a data set is missing or malformed, or two are equal.
     """
     found: dict[str, OodSet] = {}
     for name, label in zip(names, ood_labels(names), strict=True):
@@ -57,10 +57,10 @@ def identify_ood(names: Sequence[str], root: str | None, scale: float) -> list[O
 
 
 def ood_labels(names: Sequence[str]) -> list[str]:
-    """What tables call foreign data sets: the registered name, and the file or folder where several have it.
+    """Labels of out-of-distribution data sets: the registered name, and the file or folder if several share it.
 
     Raises:
-        InputError: two would be called the same.
+        InputError: two labels would be equal.
     """
     kinds = Counter(name.partition(":")[0] for name in names)
     labels = []
@@ -73,23 +73,23 @@ def ood_labels(names: Sequence[str]) -> list[str]:
 
 
 def ood_images(name: str, root: str | None, count: int, shape: tuple[int, int, int], scale: float) -> Tensor:
-    """Test images of another data set, brought to the shape that a classifier takes.
+    """Test images of another data set, converted to the input shape of a classifier.
 
-    Resized (bilinear, with antialiasing); colour becomes luminance where one channel is wanted, grey is repeated where
-    three are.
+    Images are resized (bilinear, with antialiasing). Colour becomes luminance if one channel is expected; grey is
+    repeated if three are.
 
     Args:
-        name: as `load_dataset` takes it.
-        root: the folder of the data sets.
-        count: how many at most: a fixed stratified subset.
+        name: name as in `load_dataset`.
+        root: folder of the data sets.
+        count: maximum number of images; a fixed stratified subset.
         shape: channels, height, width.
-        scale: factor on the pixel values, which may so leave [0, 1].
+        scale: factor on the pixel values, which may then exceed 1.
 
     Returns:
         `(count, *shape)`, float32.
 
     Raises:
-        InputError: the data set is absent or malformed, or its channels cannot be made to fit.
+        InputError: the data set is missing or malformed, or its channels cannot be converted.
     """
     test = limited(load_dataset(name, root).test, count)
     images, _ = test.batch(slice(None))
