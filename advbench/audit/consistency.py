@@ -176,8 +176,7 @@ class Consistency:
             name,
             "failed" if wrong else "ok",
             f"A fresh copy, called with perturbed images first, {said} ({wrong} of {total} images differ): the "
-            f"classifier "
-            {'keeps' if wrong else 'shows no'} memory of previous images.",
+            f"classifier {'keeps' if wrong else 'shows no'} memory of previous images.",
             MEANS,
             "clear the memory before each pass; a defence against queries needs another threat model",
             passes=passes / len(self.subject.x),
