@@ -235,8 +235,8 @@ def _by_seed(cell: Cell, board: Board) -> Iterator[tuple[float, float, float]]:
 
 def _counts(cell: Cell, board: Board) -> tuple[int, int]:
     """How many images a detection is about: those to be found out, and clean ones."""
-    clean = min(board.spec.limit or board.identity.data.test_count, board.identity.data.test_count)
-    shown = {f"ood:{each.label}": min(clean, each.images) for each in board.identity.ood}
+    clean = min(board.spec.limit or board.identity.test_count, board.identity.test_count)
+    shown = {f"ood:{each.label}": min(clean, each.images) for each in board.identity.foreign}
     return shown.get(cell.attack, clean), clean
 
 

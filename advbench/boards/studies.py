@@ -20,7 +20,7 @@ import pydantic
 
 from advbench.boards.board import ABOUT, SPEC, Board, build, read_board, write_inside
 from advbench.errors import InputError, unknown_name
-from advbench.grid.identity import DATA, identity_text
+from advbench.grid.identity import DATA
 from advbench.grid.plan import Plan
 from advbench.grid.spec import BOARD, RunSpec, make_spec, parse_toml
 from advbench.registry import registry
@@ -255,6 +255,6 @@ def publish(folder: Path, plan: Plan, study: Study, store: Store) -> Board:
     about = f"A run of the study `{study.item.title}` at scale `{study.scale}`: {study.title}.\n\n{study.shows}\n\n"
     about += "[comparison.md](../comparison.md) has the paper's numbers beside these.\n"
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in ((SPEC, plan.spec.to_toml()), (DATA, identity_text(plan.identity)), (ABOUT, about)):
+    for name, text in ((SPEC, plan.spec.to_toml()), (DATA, plan.identity.to_bytes().decode()), (ABOUT, about)):
         write_inside(folder, name, text.encode())
     return build(folder, store)

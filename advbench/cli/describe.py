@@ -73,7 +73,7 @@ def plugin_lines(name: str) -> Iterator[str]:
     if files.digest_of(name):
         kinds = [kind for kind in KINDS if kind == files.kind_of(name)]
     if not kinds:
-        files.check_odd(name, "defense")
+        files.check_path(name, "defense")
         raise unknown_name("name", name, {entry.shown for entry in registry().entries()})
     for kind in kinds:
         entry, found = registry().find(kind, name), registry().load(kind, name)

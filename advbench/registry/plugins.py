@@ -204,7 +204,7 @@ class Registry:
             return Entry(kind, name, target, "", files.FILE, digest[:12])
         found = self._claims(kind, name)
         if not found:
-            files.check_odd(name, kind)
+            files.check_path(name, kind)
             broken = "; ".join(f"{p.plugin} ({p.reason})" for p in self.problems)
             raise unknown_name(
                 kind,

@@ -43,6 +43,11 @@ class BAL(AdaptiveChains):
             ge=0,
             description="price of moving an image, in nats a squared pixel (eq. 6); not in the paper",
         )
+        price_inside: bool = Field(
+            default=False,
+            description="count that price once for each chain of weights, inside the sum, as eq. 8 and the released "
+            "code do, so that it grows with their number",
+        )
         image_steps: int = Field(default=15, ge=1, description="SGLD steps M of the images; BAL section 5: 15")
         image_lr: float = Field(
             default=0.1,
@@ -127,9 +132,10 @@ class BAL(AdaptiveChains):
         draws = [Draw(state.layout.views(theta), chain) for chain, theta in enumerate(state.tensors["chains"])]
         std = math.sqrt(2 * params.image_lr * params.image_temperature)
         moved = x
+        price = params.alpha * (len(draws) if params.price_inside else 1)
         for _ in range(params.image_steps):
             mean_gradient = state.clf.input_gradient(moved, y, cross_entropy, draws=draws).value
-            ascent = len(draws) * mean_gradient - 2 * params.alpha * (moved - x)
+            ascent = len(draws) * mean_gradient - 2 * price * (moved - x)
             noise = torch.empty_like(x).normal_(generator=generator)
             moved = (moved + params.image_lr * ascent + std * noise).clamp_(0, 1)
         return moved

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from advbench.training import AdversarialParams, ErmLoss, Paper, PgdPerturbation
+import torch
+from torch import Tensor
+
+from advbench.models import Classifier
+from advbench.training import AdversarialParams, MixedLoss, MixedParams, Paper, PgdPerturbation
 
 
-class PGDAT(PgdPerturbation, ErmLoss):
+class PGDAT(PgdPerturbation, MixedLoss):
     """Adversarial training: minimise the cross-entropy on PGD examples of the present weights.
 
     Madry et al. 2018, eq. 2.1; Adv-BNN eq. 4. The inner maximum is PGD with a random start.
@@ -19,7 +23,7 @@ class PGDAT(PgdPerturbation, ErmLoss):
         link="https://arxiv.org/abs/1706.06083",
     )
 
-    class Params(AdversarialParams):
+    class Params(AdversarialParams, MixedParams):
         """Hyperparameters of adversarial training."""
 
     presets = {
@@ -46,3 +50,7 @@ class PGDAT(PgdPerturbation, ErmLoss):
         "weight_decay augment step_size random_start",
     }
     params: Params
+
+    def perturb(self, clf: Classifier, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        """PGD examples of `x`, beside `x` itself where that has a share."""
+        return self.beside(x, super().perturb(clf, x, y, generator))
