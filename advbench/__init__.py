@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from advbench.training.base import Defense as Defense
     from advbench.training.base import Resources as Resources
     from advbench.training.base import TrainContext as TrainContext
+    from advbench.training.history import history as history
 
 # Loaded at first use: `import advbench` must not import torch.
 _LAZY = {
@@ -47,6 +48,7 @@ _LAZY = {
     "converge": "advbench.grid.convergence:converge",
     "craft": "advbench.attacks:craft",
     "evaluate": "advbench.evaluation.evaluate:evaluate",
+    "history": "advbench.training.history:history",
     "load_dataset": "advbench.data.datasets:load_dataset",
     "open_run": "advbench.report.opened:open_run",
 }
@@ -72,6 +74,7 @@ __all__ = [
     "evaluate",
     "get_attack",
     "get_defense",
+    "history",
     "load_dataset",
     "open_run",
     "run",

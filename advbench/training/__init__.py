@@ -36,6 +36,10 @@ from advbench.training.gradient import VariationalLoss as VariationalLoss
 from advbench.training.gradient import VariationalParams as VariationalParams
 from advbench.training.gradient import gaussian as gaussian
 from advbench.training.gradient import images_apart as images_apart
+from advbench.training.history import Measure as Measure
+from advbench.training.history import Moment as Moment
+from advbench.training.history import errors_on as errors_on
+from advbench.training.history import history as history
 from advbench.training.loop import LoopDefense as LoopDefense
 from advbench.training.loop import LoopParams as LoopParams
 from advbench.training.loop import TrainState as TrainState

@@ -61,6 +61,8 @@ class TrainContext:
         checkpoint_seconds: the least time between two saved states.
         init: the trained classifier that the hyperparameter `init_from` names; None to have it trained.
         fresh: makes another untrained net like `module`, its initial weights from a seed; None where nobody can.
+        watch: called with the steps done and the classifier as it is then, which it must leave as it is; see `history`.
+        watch_every: after how many steps; None for those of an epoch. It is always called after the last.
     """
 
     seed: int = 0
@@ -71,6 +73,8 @@ class TrainContext:
     checkpoint_seconds: float = 30.0
     init: Classifier | None = None
     fresh: Callable[[int], nn.Module] | None = None
+    watch: Callable[[int, Classifier], None] | None = None
+    watch_every: int | None = None
 
     def generator(self, *labels: object) -> torch.Generator:
         """A generator on the training's device, seeded by the labels alone: no state to save."""
