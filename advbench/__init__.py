@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from advbench.models.nets import build as build_architecture
     from advbench.report.opened import Run as Run
     from advbench.report.opened import open_run as open_run
+    from advbench.training.active import active_learning as active_learning
     from advbench.training.base import Defense as Defense
     from advbench.training.base import Resources as Resources
     from advbench.training.base import TrainContext as TrainContext
@@ -43,6 +44,7 @@ _LAZY = {
     "Run": "advbench.report.opened:Run",
     "Threat": "advbench.attacks:Threat",
     "TrainContext": "advbench.training:TrainContext",
+    "active_learning": "advbench.training.active:active_learning",
     "audit": "advbench.audit.run:audit",
     "build_architecture": "advbench.models.nets:build",
     "converge": "advbench.grid.convergence:converge",
@@ -67,6 +69,7 @@ __all__ = [
     "Run",
     "Threat",
     "TrainContext",
+    "active_learning",
     "audit",
     "build_architecture",
     "converge",

@@ -40,7 +40,6 @@ CHEAP_DEFENSES = {
     "sgld_mixture": [{**CHAIN, "components": 2, "draws": 5}],
     "bal": [{"image_steps": 2, "chains": 2}, {"image_steps": 2, "image_chains": 2, "clean_weight": 0.5}],
     "apd": [GAN, {**GAN, "mode": "online", "chains": 2, "round_steps": 2, "round_gan_steps": 2}],
-    "fgsm_at": [{}, {"clean_weight": 0.5}],
     "adversarial_sampling": [{}, {"init_from": "erm"}],
     "trades": [{}, {"norm": "l2", "eps": 0.5, "steps": 3}],
 }

@@ -7,6 +7,11 @@ from advbench.registry.params import Field as Field
 from advbench.registry.params import Paper as Paper
 from advbench.registry.params import Params as Params
 from advbench.registry.pinned import Files as Files
+from advbench.training.active import ACQUISITIONS as ACQUISITIONS
+from advbench.training.active import CurvePoint as CurvePoint
+from advbench.training.active import Round as Round
+from advbench.training.active import active_learning as active_learning
+from advbench.training.active import learning_curve as learning_curve
 from advbench.training.base import CheckpointSlot as CheckpointSlot
 from advbench.training.base import Defense as Defense
 from advbench.training.base import Precision as Precision
