@@ -64,8 +64,9 @@ class SGLDMixture(LangevinChains):
 
     def finish(self, state: TrainState) -> Classifier:
         """The classifier over draws of the mixture."""
-        module, samples = state.clf.module, super().finish(state).posterior.samples
-        return Classifier(module, SamplePosterior(module, self.draws(samples, int(state.tensors["seed"]))))
+        module, chain = state.clf.module, super().finish(state).posterior
+        assert isinstance(chain, SamplePosterior), "chains leave samples"
+        return Classifier(module, SamplePosterior(module, self.draws(chain.samples, int(state.tensors["seed"]))))
 
     def draws(self, samples: Tensor, seed: int) -> Tensor:
         """Draws `(draws, size)` of the mixture fitted to samples `(count, size)`."""
