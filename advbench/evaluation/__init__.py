@@ -1,4 +1,4 @@
-"""Functions of predictions: accuracies, their intervals, affinity, uncertainty; `evaluate` makes the predictions."""
+"""Evaluation of classifiers, and metrics of predictions: accuracy, intervals, affinity, uncertainty."""
 
 from advbench.evaluation.affinity import HARMLESS as HARMLESS
 from advbench.evaluation.affinity import MISSING as MISSING

@@ -15,7 +15,7 @@ from torch import Tensor
 from advbench.errors import GoneError, InputError, unknown_name
 from advbench.evaluation import Bools, Floats, Predictions
 from advbench.evaluation.uncertainty import score, uncertainty
-from advbench.grid.identity import blank, read_identity
+from advbench.grid.identity import read_identity
 from advbench.grid.inputs import read_training
 from advbench.grid.kept import FOLDER, read_kept
 from advbench.grid.run import prepare_anew
@@ -119,15 +119,15 @@ class Run:
         key = str(rows.iloc[0].key)
         inputs = read_training(self._record(key))
         identity = read_identity(self.folder)
-        if identity is None or identity.shape is None:
-            raise InputError(f"folder {self.folder}", expected="a data.json with the shape of images", got="none")
+        if identity is None:
+            raise InputError(f"folder {self.folder}", expected="a data.json", got="none")
         if self.run_files:
             for digest, sources in read_kept(self.folder)[1].items():
                 if digest not in {each.digest for each in files.all_known()}:
                     files.know(replace(sources, folder=str(self.folder.absolute() / FOLDER / digest)))
         net = inputs.architecture
         try:
-            module = build(net.loaded_as, blank(identity.shape, identity.data.name), derive(seed, "init"), net.params)
+            module = build(net.loaded_as, identity.blank(), derive(seed, "init"), net.params)
             tensors, values = read_tensors(self._artifact(key)), self._record(key)["result"]["classifier"]
             return load_classifier(module, tensors, values).to(device)  # whose buffers hold mean and deviation
         except InputError as error:

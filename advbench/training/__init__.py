@@ -1,4 +1,4 @@
-"""Training methods: what the author of one imports. The loop is shared; a method overrides its steps."""
+"""Interface for authors of training methods: methods share a training loop and override its steps."""
 
 from advbench.data.base import Data as Data
 from advbench.keys import derive as derive

@@ -1,4 +1,4 @@
-"""BAL's one-step version of the attack of Carlini and Wagner."""
+"""One-step version of the attack of Carlini and Wagner, as in BAL."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from advbench.models import Classifier
 
 
 class CWOneStep(Attack):
-    """One gradient step on the difference of probabilities, from the clean image, as long as the ball is wide.
+    """A single gradient step of length eps on the difference of probabilities, from the clean image.
 
-    Ye and Zhu 2018, "Bayesian Adversarial Learning", section 5.1: gradient ascent on the largest other
-    probability minus the label's, with a squared-norm penalty of the change. At the clean image the penalty has no
-    slope, so in a single step it has no part. The paper does not give the step's length; here the step ends on
-    the sphere, so that eps says how strong the attack was.
+    Ye and Zhu 2018, "Bayesian Adversarial Learning", section 5.1: gradient ascent on the largest other probability
+    minus the label's, with a squared-norm penalty on the perturbation. The gradient of the penalty is zero at the clean
+    image, so it does not affect a single step. The paper does not state the length of the step; here it is eps.
 
-    `released` is the released code's step: 1 / sqrt(2) times the gradient itself, of all other logits' sum minus the
-    label's, as the mean over all chains (`samples` of at least their number enumerates them). It knows no eps: in
-    l2 at an eps no smaller than the root of the number of pixels (28 on MNIST) nothing of it is cut off. Its clamp,
-    which stops a whole batch of images at once where the others' sum leads, is left out.
+    `released` is the step of the released code: 1 / sqrt(2) times the gradient itself, of the sum of all other logits
+    minus the label's, as the mean over all chains (`samples` of at least their number enumerates them). It does not
+    depend on eps: in l2 at an eps of at least the root of the number of pixels (28 on MNIST) nothing of it is cut off.
+    The clamp of the released code, which stops a whole batch of images at once where the sum of the others leads, is
+    left out.
     """
 
     version = "1"
@@ -46,7 +46,7 @@ class CWOneStep(Attack):
     params: Params
 
     def cost(self, random: bool) -> int:
-        """One pass a draw."""
+        """One pass per draw."""
         return self.params.samples if random else 1
 
     def run(self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator) -> Tensor:

@@ -34,9 +34,9 @@ class FGSMAT(MixedLoss):
         "digits": {"stages": (40, 10), "batch_size": 64, "eps": 0.15},
         "mnist": {"stages": (4, 1), "eps": 0.3},
         "cifar10": {"stages": (40, 20), "augment": True, "eps": 8 / 256},
-        # BAL section 5; its eps is of the size of 0.02, where section 5.1 sees FGSM training ahead.
-        "paper": {"stages": (2,), "eps": 0.02, "init_from": "erm"},
+        "paper": {"stages": (2,), "batch_size": 256, "eps": 0.02, "init_from": "erm"},
     }
+    sources = {"BAL section 5, MNIST": "stages init_from", "BAL's released code": "batch_size eps"}
     params: Params
 
     def passes_per_image(self) -> float:

@@ -35,8 +35,19 @@ class IFGSMAT(PgdPerturbation, MixedLoss):
         "digits": {"stages": (40, 10), "batch_size": 64, "eps": 0.15},
         "mnist": {"stages": (4, 1), "eps": 0.3},
         "cifar10": {"stages": (40, 20), "augment": True, "eps": 8 / 256},
-        # BAL section 5; its eps is of the size of 0.02, where section 5.1 sees IFGSM training ahead.
-        "paper": {"stages": (2,), "eps": 0.02, "init_from": "erm"},
+        # The released code takes 15 steps of 0.0014 and does not project them.
+        "paper": {
+            "stages": (2,),
+            "batch_size": 256,
+            "eps": 0.021,
+            "steps": 15,
+            "step_size": 1 / 15,
+            "init_from": "erm",
+        },
+    }
+    sources = {
+        "BAL section 5, MNIST": "stages steps init_from",
+        "BAL's released code": "batch_size eps step_size",
     }
     params: Params
 
