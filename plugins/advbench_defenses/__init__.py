@@ -25,6 +25,11 @@ def advbench_register(register: Registrar) -> None:
         ("deep_ensemble", "deep_ensemble:DeepEnsemble", "nets trained apart (Lakshminarayanan et al. 2017)"),
         ("bnn", "bnn:BNN", "Bayes by backprop, no attack (Blundell et al. 2015)"),
         ("sgld", "sgld:SGLD", "Langevin dynamics, samples kept (Welling and Teh 2011)"),
+        (
+            "sgld_mixture",
+            "sgld_mixture:SGLDMixture",
+            "a mixture of Gaussians fitted to SGLD's samples (Wang et al. 2018)",
+        ),
         ("bnn_sgadald", "bnn_sgadald:BNNSGAdaLD", "adaptive Langevin dynamics, no attack (Ye and Zhu 2018)"),
         ("adv_bnn", "adv_bnn:AdvBNN", "adversarially trained BNN (Liu et al. 2019)"),
         ("hierarchical_vi", "hierarchical_vi:HierarchicalVI", "Adv-BNN that keeps its noise (ICLR 2021 submission)"),

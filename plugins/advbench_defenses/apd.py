@@ -150,11 +150,6 @@ class APD(LangevinChains):
         """The factor on the GAN's learning rate: with `gan_decay` what is left of its last `span` steps, else 1."""
         return (state.steps - state.step) / span if self.params.gan_decay else 1.0
 
-    def filled(self, state: TrainState, steps: int) -> int:
-        """How many rows of the bank hold samples after so many steps of the chains."""
-        taken = max(steps - self.params.burn_in, 0) // self.params.interval * self.params.chains
-        return min(taken, len(state.tensors["bank"]))
-
     @torch.no_grad()
     def restart(self, state: TrainState, context: TrainContext) -> None:
         """Put the chains at samples of G."""

@@ -13,7 +13,8 @@ class IFGSMAT(PgdPerturbation, MixedLoss):
     """Adversarial training on iterated signed steps from the image itself, with no random start.
 
     Kurakin et al. 2017; "IFGSM" in BAL Figure 1, with as many steps as BAL's chains (15). BAL's released code does not
-    project its 15 steps of 0.02: that is eps 0.3 with `step_size` 1/15.
+    project its 15 steps of 0.02: that is eps 0.3 with `step_size` 1/15. With norm l2, one step and `step_size` 1 it is
+    what that code means by PGD, whose sign it loses by squaring the gradient.
     """
 
     version = "1"
