@@ -74,8 +74,9 @@ class Identity(_Part):
 def is_about(identity: Identity, spec: RunSpec) -> bool:
     """Whether these are the data sets that a spec names, by names and scale."""
     kinds = [name.partition(":")[0] for name in (spec.dataset, *spec.ood)]
-    scales = {each.scale for each in identity.foreign}
-    return kinds == [identity.name, *(each.name for each in identity.foreign)] and scales <= {spec.ood_scale}
+    scales = {(each.scale, each.signed) for each in identity.foreign}
+    known = [identity.name, *(each.name for each in identity.foreign)]
+    return kinds == known and scales <= {(spec.ood_scale, spec.ood_signed)}
 
 
 def identify(dataset: Dataset, ood: Sequence[OodSet] = ()) -> Identity:
@@ -97,7 +98,7 @@ def identify_data(spec: RunSpec, data_root: str | None) -> Identity:
     Raises:
         InputError: it is absent or malformed.
     """
-    ood = identify_ood(spec.ood, data_root, spec.ood_scale)
+    ood = identify_ood(spec.ood, data_root, spec.ood_scale, spec.ood_signed)
     return identify(load_dataset(spec.dataset, data_root), ood)
 
 

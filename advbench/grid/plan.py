@@ -200,7 +200,7 @@ def make_plan(
 
 def attackable(images: OodSet) -> bool:
     """Whether a ball inside [0, 1] holds out-of-distribution images: not where their pixel values are scaled."""
-    return images.scale == 1.0
+    return images.scale == 1.0 and images.name != "gaussian"
 
 
 def merged(plans: Sequence[Plan]) -> Plan:
@@ -265,7 +265,7 @@ class _Layout:
             batch_size=self._spec.batch_size,
             budget=self._spec.budget,
             sweep=step,
-            ood=OodRef(ood.name, ood.sha256, ood.scale) if ood else None,
+            ood=_reference(ood) if ood else None,
             converge=rule,
             stop_early=stops_early(self._spec, attack) or None,
             seed=seed,
@@ -299,7 +299,7 @@ class _Layout:
             examples=examples,
             within=within,
             audit=audit,
-            foreign=OodRef(ood.name, ood.sha256, ood.scale) if ood else None,
+            foreign=_reference(ood) if ood else None,
             known=None if draws is None else True,
             draws=draws or self._spec.draws,
             images=images,
@@ -337,6 +337,10 @@ class _Layout:
             }
             self._profiles[names] = content_key(about)
         return self._profiles[names]
+
+
+def _reference(ood: OodSet) -> OodRef:
+    return OodRef(ood.name, ood.sha256, ood.scale, ood.signed or None)
 
 
 def _net(defense: Choice) -> Component:

@@ -65,14 +65,15 @@ Name = Annotated[str, pydantic.StringConstraints(strip_whitespace=True, min_leng
 class RunSpec(pydantic.BaseModel):
     """What a run computes. Two equal specs on the same data and versions give the same results.
 
-    A defense or attack is the name of a plugin, or `name@label` to have one plugin several times with
-    different hyperparameters. `affinity` names the attacks whose examples are crafted to the end and evaluated on
-    every other defense, too; by default `pgd` where the run has it, else the first. `ood` names data sets whose images
-    every defense is shown as well, to see whether its uncertainty finds them out; their pixel values are multiplied by
-    `ood_scale`. `converge` has attacks run to convergence (`grid.convergence`), and is the largest factor by which one
-    of their hyperparameters is multiplied on the way. `device` is the kind of device, `cpu` or the model of a GPU: not
-    of the same kind, not the same draws. `files` holds what labels of defenses, attacks and nets stand for that are in
-    files, as `path/to/my.py:NAME`, or in a board, which keeps them, `file:DIGEST:NAME`.
+    A defense or attack is the name of a plugin, or `name@label` to have one plugin several times with different
+    hyperparameters. `affinity` names the attacks whose examples are crafted to the end and evaluated on every other
+    defense, too; by default `pgd` where the run has it, else the first. `ood` names data sets whose images every
+    defense is shown as well, to see whether its uncertainty finds them out; their pixel values are multiplied by
+    `ood_scale`, those in [-1, 1] where `ood_signed`. `converge` has attacks run to convergence (`grid.convergence`),
+    and is the largest factor by which one of their hyperparameters is multiplied on the way. `device` is the kind of
+    device, `cpu` or the model of a GPU: not of the same kind, not the same draws. `files` holds what labels of
+    defenses, attacks and nets stand for that are in files, as `path/to/my.py:NAME`, or in a board, which keeps them,
+    `file:DIGEST:NAME`.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -96,6 +97,7 @@ class RunSpec(pydantic.BaseModel):
     device: Name | None = None
     ood: tuple[str, ...] = ()
     ood_scale: pydantic.StrictFloat = pydantic.Field(default=1.0, gt=0)
+    ood_signed: pydantic.StrictBool = False
     set: dict[str, dict[str, Any]] = {}
     files: dict[str, str] = {}
 
@@ -169,7 +171,7 @@ class RunSpec(pydantic.BaseModel):
     def to_toml(self) -> str:
         """The spec as TOML, from which `parse_toml` makes an equal one."""
         # An empty table would stand there as a heading.
-        empty = {name for name in ("set", "files") if not getattr(self, name)}
+        empty = {name for name in ("set", "files", "ood_signed") if not getattr(self, name)}
         return tomli_w.dumps(self.model_dump(exclude=empty, exclude_none=True))
 
 

@@ -1,4 +1,4 @@
-"""Training methods: what the author of one imports. The loop is shared; a method overrides its steps."""
+"""Interface for authors of training methods: methods share a training loop and override its steps."""
 
 from advbench.data.base import Data as Data
 from advbench.keys import derive as derive
@@ -27,6 +27,8 @@ from advbench.training.gradient import BayesParams as BayesParams
 from advbench.training.gradient import ElboLoss as ElboLoss
 from advbench.training.gradient import ErmLoss as ErmLoss
 from advbench.training.gradient import GradientDefense as GradientDefense
+from advbench.training.gradient import MixedLoss as MixedLoss
+from advbench.training.gradient import MixedParams as MixedParams
 from advbench.training.gradient import PgdPerturbation as PgdPerturbation
 from advbench.training.gradient import Terms as Terms
 from advbench.training.gradient import TrainParams as TrainParams

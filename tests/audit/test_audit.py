@@ -20,7 +20,7 @@ from advbench.audit import Audit, Finding, markdown
 from advbench.audit.cells import Cell, check_cells
 from advbench.audit.checklist import CHECKLIST, INDICATORS
 from advbench.audit.consistency import two_samples
-from advbench.audit.findings import settled
+from advbench.audit.findings import with_verdicts
 from advbench.audit.subject import Subject, stronger
 from advbench.audit.surrogate import check_surrogate
 from advbench.cli.app import main
@@ -113,7 +113,7 @@ def test_a_stand_in_that_the_defense_brings_is_attacked(plain: nn.Module, images
     x, y = images
     for kind, surrogate in (("bit depth", None), ("jpeg", plain), ("waking noise", plain)):
         subject = Subject(broken(kind, plain, x, y), x, y, THREAT, surrogate=surrogate)
-        (found,) = settled(check_surrogate(subject, None))
+        (found,) = with_verdicts(check_surrogate(subject, None))
         assert found.verdict == "failed"
         assert subject.accuracies["surrogate"] < 0.5
 
@@ -165,15 +165,15 @@ def test_draws_of_two_ways_of_asking_are_told_apart_only_where_they_differ() -> 
 
 def test_tests_are_rejected_together_at_one_percent() -> None:
     made = [Finding(f"t{k}", "ok", "", p=p) for k, p in enumerate((0.001, 0.004, 0.02, 0.5))]
-    assert [each.verdict for each in settled(made)] == ["failed", "ok", "ok", "ok"]
+    assert [each.verdict for each in with_verdicts(made)] == ["failed", "ok", "ok", "ok"]
     small = Finding("small", "ok", "", p=1e-9, counts=False)
-    assert settled([small])[0].verdict == "ok"
+    assert with_verdicts([small])[0].verdict == "ok"
 
 
 def test_cells_of_a_run_count_worst_case_by_its_parts() -> None:
     strong, weak = np.zeros((1, 100), bool), np.ones((1, 100), bool)
     parts = frozenset({"pgd", "square"})
-    found = settled(
+    found = with_verdicts(
         check_cells(
             [
                 Cell("pgd", "gradient", frozenset(), weak),
@@ -184,7 +184,7 @@ def test_cells_of_a_run_count_worst_case_by_its_parts() -> None:
     )
     failed = [each for each in found if each.verdict == "failed"]
     assert [each.check for each in failed] == ["run: square against gradients"]
-    whole = settled(
+    whole = with_verdicts(
         check_cells([Cell("square", "black box", frozenset(), strong), Cell("worst_case", "mixed", parts, weak)])
     )
     assert [(each.check, each.about) for each in whole if each.verdict == "failed"] == [

@@ -31,7 +31,13 @@ COUNTS = st.integers(0, 10**9)
 SIZES = st.integers(1, 160)
 SHAPES = st.builds(Shape, channels=SIZES, height=SIZES, width=SIZES, classes=SIZES)
 OTHERS = st.builds(
-    OodSet, name=NAMES, label=st.text(max_size=20), sha256=DIGESTS, images=COUNTS, scale=st.floats(0.1, 10)
+    OodSet,
+    name=NAMES,
+    label=st.text(max_size=20),
+    sha256=DIGESTS,
+    images=COUNTS,
+    scale=st.floats(0.1, 10),
+    signed=st.booleans(),
 )
 GOOD = Identity(
     name="digits",
@@ -92,6 +98,7 @@ def test_an_identity_is_about_the_data_sets_of_its_spec() -> None:
     both = GOOD.model_copy(update={"foreign": (other,)})
     assert is_about(both, spec_of(ood=["notmnist"]))
     assert not is_about(both, spec_of(ood=["notmnist"], ood_scale=5.0))
+    assert not is_about(both, spec_of(ood=["notmnist"], ood_signed=True))
 
 
 @pytest.mark.parametrize("name", ["small_cnn", "fcnn1"])
