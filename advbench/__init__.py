@@ -90,14 +90,14 @@ def __getattr__(name: str) -> Any:
 
 
 def get_attack(name: str, **params: Any) -> Attack:
-    """An attack with the given hyperparameters; call it as `attack(model, x, y, threat, seed=0)`.
+    """Create an attack with the given hyperparameters; call it as `attack(model, x, y, threat, seed=0)`.
 
     Args:
-        name: a registered one, or `path/to/my.py:Class`.
-        params: hyperparameters, where not the defaults.
+        name: registered name, or `path/to/my.py:Class`.
+        params: hyperparameters that differ from the defaults.
 
     Raises:
-        InputError: an unknown name, or an unknown or invalid hyperparameter.
+        InputError: the name is unknown, or a hyperparameter is unknown or invalid.
     """
     from advbench.registry import registry
 
@@ -106,14 +106,14 @@ def get_attack(name: str, **params: Any) -> Attack:
 
 
 def get_defense(name: str, **params: Any) -> Defense:
-    """A training method with the given hyperparameters; call `.fit(module, data)` on it.
+    """Create a training method with the given hyperparameters; train with `.fit(module, data)`.
 
     Args:
-        name: a registered one, or `path/to/my.py:Class`.
-        params: hyperparameters, where not the defaults.
+        name: registered name, or `path/to/my.py:Class`.
+        params: hyperparameters that differ from the defaults.
 
     Raises:
-        InputError: an unknown name, or an unknown or invalid hyperparameter.
+        InputError: the name is unknown, or a hyperparameter is unknown or invalid.
     """
     from advbench.registry import registry
 
@@ -133,25 +133,26 @@ def run(
     execution: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Run:
-    """Train and attack defenses and evaluate them, as `advbench run` does; results in the store are reused.
+    """Train, attack and evaluate defences, like `advbench run`; results in the store are reused.
 
-    What fails fails its cells alone; `results["flags"]` says why, and a warning how many.
+    A failed task affects its own cells only: `results["flags"]` gives the reasons, and a warning the number of failed
+    cells.
 
     Args:
-        defenses: their names, also comma-separated; `name@label`, or `path/to/my.py:Class`.
-        attacks: likewise.
-        out: folder for spec, tables and leaderboard.
-        store: store of results, a folder or fsspec URL; by default ADVBENCH_STORE, else .advbench/store.
-        keep_examples: keep adversarial examples.
-        retry_failed: retry tasks that failed in an earlier run.
+        defenses: names of defences, also comma-separated; `name@label`, or `path/to/my.py:Class`.
+        attacks: names of attacks, in the same form.
+        out: output folder for spec, tables and leaderboard.
+        store: store of results, a folder or fsspec URL; by default ADVBENCH_STORE, or .advbench/store.
+        keep_examples: keep adversarial examples in the store.
+        retry_failed: retry tasks that failed in a previous run.
         progress: show progress on standard error.
-        execution: how and where tasks run, as fields of `advbench.grid.execution.Execution`: `executor`, `workers`,
+        execution: options of the execution, fields of `advbench.grid.execution.Execution`: `executor`, `workers`,
             `device`, `data_root`, ...
-        settings: all else of the spec, as `dataset`, `architecture`, `eps`, `seeds`, `draws`, `limit`, and `set`, the
-            hyperparameters by label.
+        settings: other fields of the spec, such as `dataset`, `architecture`, `eps`, `seeds`, `draws`, `limit`, and
+            `set`, the hyperparameters by label.
 
     Raises:
-        InputError: an unknown name, or a bad value.
+        InputError: a name is unknown, or a value invalid.
         StoreError: the store or folder cannot be written.
     """
     import io
@@ -173,7 +174,7 @@ def run(
     how = dict(execution or {})
     for name in how:
         if name not in Execution.__dataclass_fields__ or name == "store":
-            raise unknown_name("setting of execution", name, set(Execution.__dataclass_fields__) - {"store"})
+            raise unknown_name("execution option", name, set(Execution.__dataclass_fields__) - {"store"})
     chosen = Execution(url, **how)
     named = {"defenses": _names(defenses), "attacks": _names(attacks), **settings}
     plan = prepare(chosen.placed(make_spec(named)), chosen.data_root)

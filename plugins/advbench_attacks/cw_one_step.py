@@ -1,4 +1,4 @@
-"""BAL's one-step version of the attack of Carlini and Wagner."""
+"""One-step version of the attack of Carlini and Wagner, as in BAL."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from advbench.models import Classifier
 
 
 class CWOneStep(Attack):
-    """One gradient step on the difference of probabilities, from the clean image, as long as the ball is wide.
+    """A single gradient step of length eps on the difference of probabilities, from the clean image.
 
-    Ye and Zhu 2018, "Bayesian Adversarial Learning", section 5.1: gradient ascent on the largest other
-    probability minus the label's, with a squared-norm penalty of the change. At the clean image the penalty has no
-    slope, so in a single step it has no part. The paper does not give the step's length; here the step ends on
-    the sphere, so that eps says how strong the attack was.
+    Ye and Zhu 2018, "Bayesian Adversarial Learning", section 5.1: gradient ascent on the largest other probability
+    minus the label's, with a squared-norm penalty on the perturbation. The gradient of the penalty is zero at the clean
+    image, so it does not affect a single step. The paper does not state the length of the step; here it is eps.
     """
 
     version = "1"
@@ -23,7 +22,7 @@ class CWOneStep(Attack):
     targeted = True
 
     def cost(self, random: bool) -> int:
-        """One pass."""
+        """Return 1: a single pass."""
         return 1
 
     def run(self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator) -> Tensor:

@@ -1,4 +1,4 @@
-"""Empirical risk minimisation: no defence at all."""
+"""Empirical risk minimisation, without any defence."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class ERM(ErmLoss):
         "digits": {"stages": (40, 10), "batch_size": 64},
         "mnist": {"stages": (4, 1)},
         "cifar10": {"stages": (40, 20), "augment": True},
-        # APD section 5.2; the number of epochs is not in the paper.
+        # APD section 5.2; the number of epochs is not stated in the paper.
         "paper": {
             "stages": (100,),
             "batch_size": 100,

@@ -12,10 +12,10 @@ from advbench.training import BallParams, ErmLoss, Paper
 
 
 class FGSMAT(ErmLoss):
-    """Adversarial training on the examples of one signed step of full length.
+    """Adversarial training on FGSM examples: a single signed step of length eps.
 
-    Goodfellow et al. 2015; "FGSM" in BAL Figure 1. Its inner maximum is a linear model's. Long training can end
-    in catastrophic overfitting: near-perfect on FGSM, broken by PGD.
+    Goodfellow et al. 2015; "FGSM" in BAL Figure 1. The inner maximisation is exact for a linear model. Long training
+    can end in catastrophic overfitting: near-perfect on FGSM, broken by PGD.
     """
 
     version = "1"
@@ -34,13 +34,13 @@ class FGSMAT(ErmLoss):
         "digits": {"stages": (40, 10), "batch_size": 64, "eps": 0.15},
         "mnist": {"stages": (4, 1), "eps": 0.3},
         "cifar10": {"stages": (40, 20), "augment": True, "eps": 8 / 256},
-        # BAL section 5; its eps is of the size of 0.02, where section 5.1 sees FGSM training ahead.
+        # BAL section 5; eps 0.02 is where FGSM training does best in section 5.1.
         "paper": {"stages": (2,), "eps": 0.02, "init_from": "erm"},
     }
     params: Params
 
     def passes_per_image(self) -> float:
-        """An epoch passes each image once to craft and once to train."""
+        """Per epoch, one pass per image to craft and one to train."""
         return 2 * super().passes_per_image()
 
     def perturb(self, clf: Classifier, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:

@@ -6,9 +6,9 @@ from advbench.training import AdversarialParams, ErmLoss, Field, Paper, PgdPertu
 
 
 class IFGSMAT(PgdPerturbation, ErmLoss):
-    """Adversarial training on iterated signed steps from the image itself, with no random start.
+    """Adversarial training on iterated FGSM: signed steps from the image itself, without random start.
 
-    Kurakin et al. 2017; "IFGSM" in BAL Figure 1, with as many steps as BAL's chains (15).
+    Kurakin et al. 2017; "IFGSM" in BAL Figure 1, with the 15 steps of BAL's chains.
     """
 
     version = "1"
@@ -22,14 +22,14 @@ class IFGSMAT(PgdPerturbation, ErmLoss):
     class Params(AdversarialParams):
         """Hyperparameters of iterated FGSM training."""
 
-        steps: int = Field(default=15, ge=1, description="signed steps in training; BAL section 5: 15")
-        random_start: bool = Field(default=False, description="start from a point of the ball; false is the method")
+        steps: int = Field(default=15, ge=1, description="number of signed steps in training; BAL section 5: 15")
+        random_start: bool = Field(default=False, description="random start in the ball; IFGSM: false")
 
     presets = {
         "digits": {"stages": (40, 10), "batch_size": 64, "eps": 0.15},
         "mnist": {"stages": (4, 1), "eps": 0.3},
         "cifar10": {"stages": (40, 20), "augment": True, "eps": 8 / 256},
-        # BAL section 5; its eps is of the size of 0.02, where section 5.1 sees IFGSM training ahead.
+        # BAL section 5; eps 0.02 is where IFGSM training does best in section 5.1.
         "paper": {"stages": (2,), "eps": 0.02, "init_from": "erm"},
     }
     params: Params

@@ -6,9 +6,9 @@ from advbench.training import AdversarialParams, ErmLoss, Paper, PgdPerturbation
 
 
 class PGDAT(PgdPerturbation, ErmLoss):
-    """Adversarial training: minimise the cross-entropy on PGD examples of the present weights.
+    """Adversarial training: minimise the cross-entropy on PGD examples for the current weights.
 
-    Madry et al. 2018, eq. 2.1; Adv-BNN eq. 4. The inner maximum is PGD with a random start.
+    Madry et al. 2018, eq. 2.1; Adv-BNN eq. 4. The inner maximisation is PGD with a random start.
     """
 
     version = "1"
@@ -26,7 +26,7 @@ class PGDAT(PgdPerturbation, ErmLoss):
         "digits": {"stages": (40, 10), "batch_size": 64, "eps": 0.15},
         "mnist": {"stages": (4, 1), "eps": 0.3},
         "cifar10": {"stages": (40, 20), "augment": True, "eps": 8 / 256},
-        # Adv-BNN section 4, which trains it as it trains Adv-BNN.
+        # Adv-BNN section 4, with the settings of Adv-BNN.
         "paper": {"stages": (80, 60, 40, 20), "lr": 0.01, "augment": True, "eps": 8 / 256, "steps": 10},
     }
     params: Params

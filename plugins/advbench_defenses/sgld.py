@@ -6,9 +6,9 @@ from advbench.training import LangevinChains, Paper, SGLDParams
 
 
 class SGLD(LangevinChains):
-    """Stochastic-gradient Langevin dynamics; the newest samples are kept.
+    """Stochastic-gradient Langevin dynamics; the latest samples are kept.
 
-    Welling and Teh 2011 with a fixed step, as in APD section 3: theta <- theta - lr/2 (grad of the mean loss +
+    Welling and Teh 2011 with a fixed step size, as in APD section 3: theta <- theta - lr/2 (grad of the mean loss +
     weight_decay theta) + N(0, lr / N), which samples exp(-N (mean loss + weight_decay/2 |theta|^2)); "SGLD" in
     APD Table 1. A draw of the classifier is one of the samples.
     """
@@ -28,8 +28,8 @@ class SGLD(LangevinChains):
         "digits": {"stages": (150,), "batch_size": 64, "samples": 100},
         "mnist": {"stages": (20,), "burn_in": 5000},
         "cifar10": {"stages": (60,), "augment": True, "burn_in": 10_000},
-        # The number of samples behind Table 1 is not in the paper; Figure 3 has 5,000, an interval of 20 apart. As many
-        # epochs are kept in a fifth of the samples: what counts is that they are spread over the chain.
+        # The number of samples in Table 1 is not stated in the paper; Figure 3 has 5,000 at an interval of 20. Here a
+        # fifth as many samples cover as many epochs: the spread over the chain matters.
         "paper": {
             "stages": (200,),
             "lr": 0.05,
