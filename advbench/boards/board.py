@@ -14,7 +14,7 @@ from pathlib import Path
 from advbench.boards.records import LARGEST, Records
 from advbench.boards.records import NAME as RECORDS
 from advbench.errors import InputError
-from advbench.grid.identity import DATA, Identity, blank, identity_text, is_about, parse_identity
+from advbench.grid.identity import DATA, Identity, is_about, parse_identity
 from advbench.grid.kept import FOLDER, INDEX, Kept, content, in_board, is_place, read_folder
 from advbench.grid.kept import parse as parse_kept
 from advbench.grid.plan import Plan
@@ -69,10 +69,8 @@ class Board:
         Raises:
             InputError: an unknown plugin, a bad value in the spec, or images that do not fit a net.
         """
-        assert self.identity.shape is not None, "read_board refuses data without a shape"
-        data = blank(self.identity.shape, self.identity.data.name)
         checkout = self.records.checkout if self.records else checkout_digest()
-        return lay_out(self.spec, self.identity, data, checkout=checkout, kept=self.kept_files)
+        return lay_out(self.spec, self.identity, self.identity.blank(), checkout=checkout, kept=self.kept_files)
 
     @cached_property
     def kept(self) -> tuple[str, ...]:
@@ -209,8 +207,8 @@ def parse_board(path: Path, files: Mapping[str, bytes]) -> Board:
         about = files.get(ABOUT, b"").decode().strip()
     except UnicodeDecodeError as error:
         raise InputError(f"{ABOUT} of {path}", expected="UTF-8 text", got=str(error)) from error
-    if identity.shape is None or not is_about(identity, spec):
-        raise InputError(f"{DATA} of {path}", expected="the data sets of spec.toml, and the shape of their images")
+    if not is_about(identity, spec):
+        raise InputError(f"{DATA} of {path}", expected="the data sets of spec.toml")
     records = Records.from_bytes(files[RECORDS], f"{RECORDS} of {path}") if RECORDS in files else Records()
     kept, sources = parse_kept({name: raw for name, raw in files.items() if is_place(name)}, str(path))
     spec = published(in_board(spec, kept, f"{SPEC} of {path}"), f"{SPEC} of {path}")
@@ -337,7 +335,7 @@ def write(board: Board, folder: Path) -> None:
     """
     made = {
         SPEC: board.spec.to_toml().encode(),
-        DATA: identity_text(board.identity).encode(),
+        DATA: board.identity.to_bytes(),
         RECORDS: board.records.to_bytes(),
         **board.files(),
     }

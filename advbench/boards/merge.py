@@ -22,7 +22,7 @@ from advbench.store.archive import said
 
 SETTINGS = (
     "dataset architecture norm eps seeds draws limit batch_size precision threads device sweep budget converge ood "
-    "ood_scale"
+    "ood_scale ood_signed"
 ).split()
 
 
@@ -130,7 +130,7 @@ def _check_fit(board: Board, theirs: Board) -> None:
     """Refuse a submission with other settings, data or sources than the board's."""
     for name in SETTINGS:
         ours, other = getattr(board.spec, name), getattr(theirs.spec, name)
-        if ours != other and not (name == "dataset" and theirs.identity.data == board.identity.data):
+        if ours != other and not (name == "dataset" and theirs.identity.sha256 == board.identity.sha256):
             raise InputError(f"setting {name!r} of the submission", expected=f"the board's {ours!r}", got=repr(other))
     for name in (board.spec.architecture, *board.spec.attacks):
         in_files = [each.spec.files.get(name) for each in (board, theirs)]

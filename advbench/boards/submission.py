@@ -15,7 +15,7 @@ from advbench.boards.board import FILES, SPEC, Board, parse_board
 from advbench.boards.check import Findings
 from advbench.boards.records import LARGEST, Records
 from advbench.errors import InputError, unknown_name
-from advbench.grid.identity import identify_data, identity_text, read_identity
+from advbench.grid.identity import identify_data, read_identity
 from advbench.grid.kept import content, in_board, is_place, read_kept
 from advbench.grid.run import keep
 from advbench.grid.spec import make_spec, narrowed, parse_toml, published
@@ -62,8 +62,7 @@ def submit(
     whole = published(in_board(whole, kept, f"{SPEC} of {run}"), f"{SPEC} of {run}")
     part = narrowed(whole.model_copy(update={"defenses": (label,)}), whole, {*whole.set, *whole.files}, kept)
     identity = read_identity(run)
-    if identity is None or identity.shape is None:
-        identity = identify_data(whole, data_root)
+    identity = identity or identify_data(whole, data_root)
     board = Board(run, part, identity, Records(), kept_files=kept, sources=sources)
     found, findings = {}, Findings()
     for key, record in zip(board.kept, store.read_records(board.kept), strict=True):
@@ -75,7 +74,7 @@ def submit(
         findings.add(kind, board.plan.tasks[key].label)
     if findings:
         return findings
-    contents = (part.to_toml().encode(), identity_text(identity).encode(), Records(found).to_bytes())
+    contents = (part.to_toml().encode(), identity.to_bytes(), Records(found).to_bytes())
     write_file(path, _zipped({**dict(zip(FILES, contents, strict=True)), **content(keep(board.plan), sources)}))
     return Submitted(path, len(found))
 

@@ -82,7 +82,11 @@ class Predictions:
         votes = np.zeros((count, classes), np.int32)
         for mode in modes:
             votes[np.arange(count), mode] += 1
-        right = _resampled(probs[:1] if enumerated else probs, mean, labels)
+        right = np.broadcast_to(mean.argmax(1) == labels, (RESAMPLES, count)).copy()
+        # Where all draws predict one class, so does every mean of them.
+        disputed = (modes != modes[0]).any(0)
+        if not enumerated and disputed.any():
+            right[:, disputed] = _resampled(probs[:, disputed], labels[disputed])
         return cls(
             labels=labels.astype(np.int64),
             mean_probs=mean,
@@ -244,12 +248,10 @@ def shared_spread(predictions: Predictions) -> Spread:
     return Spread(max(0.0, spread - flips) * draws / (draws - 1), draws - 1)
 
 
-def _resampled(probs: Floats, mean: Floats, labels: NDArray[np.int64]) -> Bools:
+def _resampled(probs: Floats, labels: NDArray[np.int64]) -> Bools:
     """Mask of correct predictions of the ensemble per bootstrap resample of the draws, `(RESAMPLES, N)`."""
     draws = len(probs)
-    right = np.broadcast_to(mean.argmax(1) == labels, (RESAMPLES, len(labels))).copy()
-    if draws == 1 or (probs == probs[:1]).all():
-        return right
+    right = np.empty((RESAMPLES, len(labels)), bool)
     weights = np.random.default_rng(0).multinomial(draws, np.full(draws, 1 / draws), RESAMPLES) / draws
     classes = probs.shape[2]
     step = max(1, 2**19 // classes // RESAMPLES)  # images per step, so that they stay in the cache

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from advbench.errors import InputError
+from advbench.errors import InputError, unknown_name
 from advbench.evaluation.predictions import Bools, Floats, Interval, Predictions, Spread, combined, wilson
 
 RETENTION_FRACTIONS = (0.2, 0.4, 0.6, 0.8, 1.0)
@@ -59,6 +59,22 @@ def uncertainty(predictions: Predictions) -> Uncertainty:
         variation_ratio=1 - predictions.votes.max(1) / predictions.draws,
         model_variance=np.where(variance < ROUNDING, 0.0, variance),
     )
+
+
+def score(predictions: Predictions, measure: str = "total") -> Floats:
+    """One measure of uncertainty of each image, `(N,)`: a field of `Uncertainty`, or "least_confidence".
+
+    The latter is 1 - the largest mean softmax (Hendrycks and Gimpel 2017), which is what APD's released code computes
+    where its Table 2 says VR: a deterministic net, of which all votes agree, has no variation ratio to tell images by.
+
+    Raises:
+        InputError: there is no such measure.
+    """
+    if measure == "least_confidence":
+        return np.asarray(1 - predictions.mean_probs.max(1).astype(np.float64))
+    if measure not in Uncertainty._fields:
+        raise unknown_name("measure of uncertainty", measure, (*Uncertainty._fields, "least_confidence"))
+    return uncertainty(predictions)[Uncertainty._fields.index(measure)]
 
 
 class Calibration(NamedTuple):
@@ -250,6 +266,34 @@ def detection(negatives: Floats, positives: Floats) -> Detection:
     hits, misses = _above(scores, positive)
     auroc = np.trapezoid(np.r_[0, hits] / len(positives), np.r_[0, misses] / len(negatives))
     return Detection(float(auroc), _precision(hits, misses), _precision(*_above(-scores, ~positive)))
+
+
+def auroc_interval(negatives: Floats, positives: Floats) -> Interval:
+    """95 % interval of the area under the receiver operating characteristic, for other images.
+
+    DeLong et al. 1988: the area is the mean over positives of the share of negatives below each, and over negatives of
+    the share of positives above each; its variance is the sum of the variances of these two means. Wilson's interval at
+    that variance. What the choice of draws does is not in it.
+
+    Args:
+        negatives: scores of ordinary inputs, `(N,)`.
+        positives: scores of the inputs to detect, `(M,)`.
+    """
+    area = detection(negatives, positives).auroc
+    shares = (_share_below(negatives, positives), 1 - _share_below(positives, negatives))
+    variance = sum(float(each.var(ddof=1)) / len(each) for each in shares if len(each) > 1)
+    counts = len(negatives), len(positives)
+    # Where all pairs are in order the sample's variance is 0: then as many independent pairs as there are images.
+    size = area * (1 - area) / variance if variance > 1e-12 else float(min(counts))
+    return wilson(area, size)
+
+
+def _share_below(scores: Floats, others: Floats) -> Floats:
+    """The share of `scores` below each of the others, half of those that are equal, `(M,)`."""
+    ordered = np.sort(scores)
+    below, until = np.searchsorted(ordered, others, "left"), np.searchsorted(ordered, others, "right")
+    share: Floats = (below + until) / (2 * len(scores))
+    return share
 
 
 def _above(scores: Floats, positive: Bools) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -19,8 +19,6 @@ from advbench.keys import isolated_rng
 from advbench.registry import files, registry
 from advbench.registry.params import Field, Params, resolved
 
-BUILDING = 300.0  # seconds; time limit for a function in a file that builds a net
-
 
 class Normalize(nn.Module):
     """(x - mean) / std for each channel: normalisation inside the module, so attacks see [0, 1] images."""
@@ -71,7 +69,7 @@ def build(name: str, data: Data, seed: int, params: Mapping[str, Any] | None = N
     name = files.kept_name(name)
     make, digest = registry().load("architecture", name), files.digest_of(name)
     values = net_values(make, params or {}) or {}
-    foreign = files.running(digest, "makes its net", BUILDING) if digest else nullcontext()
+    foreign = files.running(digest, "makes its net") if digest else nullcontext()
     with foreign, isolated_rng(seed, "cpu", everywhere=True):
         net: nn.Module = make(*data.shape, data.classes, **values)
     if not isinstance(net, nn.Module):

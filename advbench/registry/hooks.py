@@ -46,8 +46,8 @@ def advbench_register(register: Registrar) -> None:
     summary; do not import the target (or torch) here, so that listing plugins stays fast.
 
     Args:
-        register: has one method per kind: `defense`, `attack`, `architecture`, `dataset`, and, for new kinds of
-            classifiers, `posterior` and `noise`; each `(name, target, summary)`.
+        register: has one method per kind: `defense`, `attack`, `architecture`, `dataset`, `paper`, and, for new
+            kinds of classifiers, `posterior` and `noise`; each `(name, target, summary)`.
     """
 
 

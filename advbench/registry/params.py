@@ -59,7 +59,8 @@ def resolved(
     for name, value in given.items():
         if name not in kind.model_fields:
             raise unknown_name(f"hyperparameter of {owner}", name, kind.model_fields)
-        if isinstance(value, bool) and kind.model_fields[name].annotation is not bool:
+        annotation = kind.model_fields[name].annotation
+        if isinstance(value, bool) and bool not in (annotation, *get_args(annotation)):
             raise InputError(f"hyperparameter {name!r} of {owner}", expected="no boolean", got=value)
         if any(abs(each) >= 2**63 for each in _integers(value)):
             expected = "integers of 64 bits"
@@ -99,6 +100,7 @@ class Configurable:
     Attributes:
         presets: named sets of hyperparameters. One named like a data set holds the defaults for it;
             `preset="paper"` among the keyword arguments chooses one.
+        sources: where the values of the preset `paper` are from: sources, each with the hyperparameters, as one line.
         built_on: distributions that the class wraps, whose versions results depend on.
         paper: where the method is from; a subclass states its own.
         version: to be raised when the class computes something else from the same hyperparameters, so that earlier
@@ -107,6 +109,7 @@ class Configurable:
 
     Params: ClassVar[type[Params]] = Params
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    sources: ClassVar[Mapping[str, str]] = {}
     built_on: ClassVar[tuple[str, ...]] = ()
     version: ClassVar[str] = ""
     paper: ClassVar[Paper | None] = None

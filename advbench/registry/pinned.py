@@ -10,7 +10,7 @@ import functools
 import hashlib
 import os
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +18,7 @@ from pydantic import AfterValidator
 from pydantic.fields import FieldInfo
 
 from advbench.errors import InputError
+from advbench.registry import files
 
 _PINNED = re.compile(r"((?P<path>.+)#)?sha256:(?P<digest>[0-9a-f]{64})", re.DOTALL)
 
@@ -66,11 +67,7 @@ def without_path(name: str) -> str:
 
 def bare(value: Any) -> Any:
     """Settings in which each `PATH#sha256:DIGEST` is `sha256:DIGEST`, whatever it is a setting of."""
-    if isinstance(value, Mapping):
-        return {name: bare(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [bare(each) for each in value]
-    return without_path(value) if isinstance(value, str) and _PINNED.fullmatch(value) else value
+    return files.renamed(value, lambda text: without_path(text) if _PINNED.fullmatch(text) else text)
 
 
 def known() -> dict[str, str]:
@@ -85,12 +82,7 @@ def know(paths: Mapping[str, str]) -> None:
 
 def digests(value: Any) -> set[str]:
     """Digests of the files that settings name by them."""
-    if isinstance(value, Mapping):
-        return set().union(*map(digests, value.values()))
-    if isinstance(value, list | tuple):
-        return set().union(*map(digests, value))
-    found = _PINNED.fullmatch(value) if isinstance(value, str) else None
-    return {found["digest"]} if found else set()
+    return {found["digest"] for found in map(_PINNED.fullmatch, files.strings(value)) if found}
 
 
 def lacking(value: Any) -> set[str]:
@@ -126,7 +118,7 @@ def content(name: str) -> bytes:
             remedy="name it, as PATH#sha256:DIGEST, or put it into the folder 'weights' of the data root",
         )
     path = _paths[digest]
-    _check_file(path, path)
+    files.check_file(path, path)
     raw = Path(path).read_bytes()
     if (got := hashlib.sha256(raw).hexdigest()) != digest:
         raise InputError(
@@ -151,26 +143,12 @@ def names_files(field: FieldInfo) -> bool:
     return any(isinstance(each, AfterValidator) and each.func is _by_digests for each in field.metadata)
 
 
-def renamed(value: Any, rename: Callable[[str], str]) -> Any:
-    """The value of such a hyperparameter with other names in it; what is no name, or list of names, stays."""
-    names = [value] if isinstance(value, str) else value
-    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        return value
-    return [rename(name) for name in names]
-
-
 def _absolute(path: str | None) -> str:
     return str(Path(os.path.expanduser(path)).absolute()) if path else ""
 
 
-def _check_file(path: str, shown: str) -> None:
-    if not os.path.isfile(path):  # no device, nor a pipe that would be waited for
-        got = "a folder" if os.path.isdir(path) else "a device or pipe" if os.path.exists(path) else "none"
-        raise InputError(f"file {shown}", expected="a file", got=got)
-
-
 def _digest(path: str, shown: str) -> str:
-    _check_file(path, shown)
+    files.check_file(path, shown)
     try:
         state = os.stat(path)
         return _digest_of(path, state.st_mtime_ns, state.st_size, state.st_ino)

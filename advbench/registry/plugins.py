@@ -19,7 +19,7 @@ import pluggy
 from advbench.errors import AdvbenchError, InputError, one_line, unknown_name
 from advbench.registry import builtins, files, hooks
 
-Kind = Literal["defense", "attack", "architecture", "dataset", "posterior", "noise"]
+Kind = Literal["defense", "attack", "architecture", "dataset", "posterior", "noise", "paper"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 GROUP = "advbench"
 RESULTS_DEPEND_ON = (
@@ -104,6 +104,10 @@ class Registrar:
     def noise(self, name: str, target: str, summary: str) -> None:
         """Declare noise inside a module: `target` is the `advbench.models.Noise` of that `kind`."""
         self._add("noise", name, target, summary)
+
+    def paper(self, name: str, target: str, summary: str) -> None:
+        """Declare studies of a paper: `target` is the `pathlib.Path` of their folder (`advbench.boards.studies`)."""
+        self._add("paper", name, target, summary)
 
     def _add(self, kind: Kind, name: str, target: str, summary: str) -> None:
         module, _, attribute = target.partition(":")
@@ -200,7 +204,7 @@ class Registry:
             return Entry(kind, name, target, "", files.FILE, digest[:12])
         found = self._claims(kind, name)
         if not found:
-            files.check_odd(name, kind)
+            files.check_path(name, kind)
             broken = "; ".join(f"{p.plugin} ({p.reason})" for p in self.problems)
             raise unknown_name(
                 kind,

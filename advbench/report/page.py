@@ -6,14 +6,16 @@ import base64
 import hashlib
 import json
 import math
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 import pandas as pd
+from markupsafe import Markup, escape
 
 from advbench.report import charts, views
 from advbench.report.drawing import draw_chart, draw_histograms
@@ -33,6 +35,9 @@ def render_page(
     references: Sequence[Reference] = (),
     beside: Sequence[str] = (),
     about: str = "",
+    *,
+    date: str = "",
+    board: str = "",
 ) -> str:
     """The page: the leaderboard with what lies behind each number, figures, and the tables it rests on.
 
@@ -45,16 +50,18 @@ def render_page(
         references: models evaluated elsewhere, shown where that was on the same data under the same norm.
         beside: files that lie beside the page, which links to them.
         about: what else there is to say, in paragraphs; what stands between backquotes is set as code.
+        date: day on which the page is made.
+        board: name of the published board, to which a defense can be submitted; empty for a run.
     """
     first = report.results.iloc[0]
     alike = [one for one in references if one.dataset == first.dataset and one.norm in ("", first.norm)]
     affinities = views.affinities(report)
     strongest = next((one.lowest_attack for one in report.standings if one.lowest_attack), "")
     data = page_data(report, affinities)
-    return _template().render(
+    return _template("page.html.j2").render(
         report=report,
         views=views,
-        about=[part.split("`") for part in about.split("\n\n") if part.strip()],
+        about=[part for part in about.split("\n\n") if part.strip()],
         strongest=strongest,
         clean=CLEAN,
         not_run=NOT_RUN,
@@ -66,7 +73,51 @@ def render_page(
         files=beside,
         data=_json(data),
         **_figures(report, strongest),
-        **_inlined(),
+        **_inlined("theme.js", "page.js"),
+    )
+
+
+class IndexEntry(NamedTuple):
+    """A board in the index of a site."""
+
+    link: str  # to its page; this and the downloads from where the index is
+    title: str
+    finding: str
+    defenses: int
+    cells: int  # that its spec plans
+    missing: int  # of these, without a record
+    downloads: list[str]
+
+
+def render_index(entries: Sequence[IndexEntry], date: str = "") -> str:
+    """The index of a site of boards.
+
+    Args:
+        entries: the boards.
+        date: day on which the site is built.
+    """
+    return _template("site.html.j2").render(entries=entries, date=date, **_inlined("theme.js"))
+
+
+def headline(report: Report, about: str = "") -> str:
+    """The finding in a sentence: the first of what its makers say, else who is ahead and who cannot be told apart.
+
+    Args:
+        report: the tables.
+        about: the makers' description, as Markdown.
+    """
+    for paragraph in about.split("\n\n"):
+        text = " ".join(paragraph.split())
+        if text and not text.startswith("#"):
+            return re.split(r"(?<=[.!?])\s+(?=[A-Z`])", text, maxsplit=1)[0]
+    first, *others = report.standings
+    shown = first.lowest if report.attacks else first.accuracies[CLEAN]
+    if first.rank is None or shown.missing:
+        return "No defense has a rank yet."
+    at = f" at eps {format_eps(report.radii()[-1])}" if report.attacks else " on clean images"
+    equals = [f"`{one.defense}`" for one in others if one.rank == first.rank]
+    return f"`{first.defense}` keeps {parts(shown)[0]}{at}" + (
+        f"; not told apart from {', '.join(equals)}." if equals else "."
     )
 
 
@@ -198,29 +249,41 @@ def _figures(report: Report, strongest: str) -> dict[str, list[tuple[str, str]]]
     }
 
 
-def _inlined() -> dict[str, str]:
-    """Style and scripts, and the policy that allows these alone."""
-    theme, script, style = map(_asset, ("theme.js", "page.js", "page.css"))
+def _inlined(*scripts: str) -> dict[str, str]:
+    """Style and scripts by name, and the policy that allows these alone."""
+    texts, style = {name.partition(".")[0]: _asset(name) for name in scripts}, _asset("page.css")
     policy = (
-        f"default-src 'none'; script-src {_digest(theme)} {_digest(script)}; style-src {_digest(style)}; "
+        f"default-src 'none'; script-src {' '.join(map(_digest, texts.values()))}; style-src {_digest(style)}; "
         "base-uri 'none'; form-action 'none'"
     )
-    return {"theme": theme, "script": script, "css": style, "policy": policy}
+    return {**texts, "css": style, "policy": policy}
 
 
 @cache
-def _template() -> jinja2.Template:
+def _template(name: str) -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    named = {"parts": parts, "eps": format_eps, "colour": _colour, "rounded": _rounded, "measured": Measured}
-    environment.filters |= named
-    return environment.from_string(_asset("page.html.j2"))
+    environment.filters |= {
+        "parts": parts,
+        "eps": format_eps,
+        "colour": _colour,
+        "rounded": _rounded,
+        "measured": Measured,
+        "marked": _marked,
+    }
+    return environment.from_string(_asset(name))
 
 
 @cache
 def _asset(name: str) -> str:
     return (files("advbench.report") / "assets" / name).read_text("utf-8")
+
+
+def _marked(text: str) -> Markup:
+    """Text in which what stands between backquotes is set as code."""
+    pieces = map(escape, text.split("`"))
+    return Markup().join(Markup("<code>{}</code>").format(each) if at % 2 else each for at, each in enumerate(pieces))
 
 
 def _digest(text: str) -> str:

@@ -27,6 +27,8 @@ from advbench.training.gradient import BayesParams as BayesParams
 from advbench.training.gradient import ElboLoss as ElboLoss
 from advbench.training.gradient import ErmLoss as ErmLoss
 from advbench.training.gradient import GradientDefense as GradientDefense
+from advbench.training.gradient import MixedLoss as MixedLoss
+from advbench.training.gradient import MixedParams as MixedParams
 from advbench.training.gradient import PgdPerturbation as PgdPerturbation
 from advbench.training.gradient import Terms as Terms
 from advbench.training.gradient import TrainParams as TrainParams

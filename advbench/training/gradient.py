@@ -83,7 +83,7 @@ class GradientDefense(LoopDefense):
 
     def separable(self, clf: Classifier) -> bool:
         """True if the loss is a mean over images at shared draws, so that it can be summed over chunks."""
-        return type(self).loss in (ErmLoss.loss, VariationalLoss.loss) and images_apart(clf)
+        return type(self).loss in (ErmLoss.loss, MixedLoss.loss, VariationalLoss.loss) and images_apart(clf)
 
     def update(self, state: TrainState, x: Tensor, y: Tensor, count: int, context: TrainContext) -> dict[str, Tensor]:
         """Take one step: perturb, evaluate the loss, descend. Chunks share the draws of the step."""
@@ -127,6 +127,41 @@ class ErmLoss(GradientDefense):
         """Mean cross-entropy, in nats."""
         logits = clf(x)
         return {"loss": F.cross_entropy(logits.float(), y)}, logits
+
+
+class MixedParams(TrainParams):
+    """Hyperparameters of training on perturbed images, and on clean ones beside them."""
+
+    clean_weight: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of the clean images' loss; 0.5 in BAL's released code, whose baselines all train so",
+    )
+
+
+class MixedLoss(ErmLoss):
+    """Mean cross-entropy of perturbed images, and a share of that of the clean ones."""
+
+    params: MixedParams
+
+    def passes_per_image(self) -> float:
+        """One more pass an epoch and image where clean images have a share."""
+        return super().passes_per_image() * (2 if self.params.clean_weight else 1)
+
+    def beside(self, x: Tensor, moved: Tensor) -> Tensor:
+        """What `perturb` returns: moved images, where clean ones have a share each with its own, `(batch, 2, ...)`."""
+        return torch.stack([moved, x], 1) if self.params.clean_weight else moved
+
+    def loss(self, clf: Classifier, x: Tensor, y: Tensor, count: int) -> tuple[Terms, Tensor]:
+        """Mean cross-entropy, in nats; the logits of the moved images."""
+        share = self.params.clean_weight
+        if not share:
+            return super().loss(clf, x, y, count)
+        moved, clean = x.unbind(1)
+        terms, logits = super().loss(clf, moved, y, count)
+        beside, _ = super().loss(clf, clean, y, count)
+        return {"loss": (1 - share) * terms["loss"] + share * beside["loss"]}, logits
 
 
 class VariationalParams(TrainParams):
@@ -272,7 +307,7 @@ class PgdPerturbation(GradientDefense):
 
     def passes_per_image(self) -> float:
         """Per epoch, one pass per image for each PGD step and one to train."""
-        return super().passes_per_image() * (1 + self.params.steps)
+        return super().passes_per_image() + self.params.steps * sum(self.params.stages)
 
     def perturb(self, clf: Classifier, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         """PGD examples of `x`."""

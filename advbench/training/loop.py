@@ -13,7 +13,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -47,9 +47,9 @@ class LoopParams(Params):
     weight_decay: float = Field(
         default=0.0, ge=0, description="L2 penalty: adds weight_decay * w to the gradient of the mean loss"
     )
-    augment: bool = Field(
+    augment: bool | Literal["flip"] = Field(
         default=False,
-        description="random crop after padding by 4 pixels, and horizontal flip (Adv-BNN, CIFAR-10)",
+        description="random crop after padding by 4 pixels, and horizontal flip (Adv-BNN, CIFAR-10); flip: that alone",
     )
     init_from: str | None = Field(
         default=None,
@@ -218,7 +218,8 @@ class LoopDefense(Defense):
             state.enter(0.1 ** sum(state.step >= boundary for boundary in boundaries))
             x, y = data.batch(index)
             if self.params.augment:
-                x = crop_and_flip(x, context.generator("augment", state.step))
+                padding = 0 if self.params.augment == "flip" else 4
+                x = crop_and_flip(x, context.generator("augment", state.step), padding)
             state.clf.reseed(derive(context.seed, "weights", state.step))
             seed = derive(context.seed, "module", state.step)
             seed_others(seed)

@@ -36,8 +36,8 @@ class AdvBNN(PgdPerturbation, ElboLoss):
         "cifar10": {"stages": (40, 20), "augment": True, "prior_std": 0.05, "init_std": 0.02, "eps": 8 / 256},
         "paper": {
             "stages": (80, 60, 40, 20),
-            "lr": 0.01,
             "batch_size": 128,
+            "lr": 0.01,
             "augment": True,
             "prior_std": 0.05,
             "init_std": 0.05,
@@ -45,6 +45,13 @@ class AdvBNN(PgdPerturbation, ElboLoss):
             "kl_scope": "classifier",
             "eps": 8 / 256,
             "steps": 10,
+            "step_size": 0.224,
+            "random_start": False,
         },
+    }
+    sources = {
+        "Table 2": "prior_std init_std kl_weight eps steps",
+        "released code, CIFAR-10; its step is 0.007 long": "stages batch_size lr augment "
+        "kl_scope step_size random_start",
     }
     params: Params

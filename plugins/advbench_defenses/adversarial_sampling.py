@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -55,16 +57,23 @@ class AdversarialSampling(ElboLoss):
         "digits": {"stages": (35, 10), "batch_size": 64, "lr": 3e-3, "init_std": 0.01},
         "mnist": {"stages": (4, 1), "init_std": 0.01},
         "cifar10": {"stages": (40, 20), "augment": True, "prior_std": 0.05, "init_std": 0.005},
-        # The initial sigma and the prior are not stated in the paper. Table 2 starts from erm: init_from="erm".
+        # Table 2 starts from erm: init_from="erm".
         "paper": {
             "stages": (80, 60, 40, 20),
+            "batch_size": 100,
             "lr": 0.01,
             "augment": True,
+            "prior_std": 0.15,
+            "init_std": math.exp(0.15),
             "kl_weight": 0.01,
             "adversarial_weight": 0.8,
             "alpha": 0.02,
             "steps": 5,
         },
+    }
+    sources = {
+        "paper": "stages lr kl_weight adversarial_weight alpha steps",
+        "released code; its sigma starts at exp(0.15)": "batch_size augment prior_std init_std",
     }
     params: Params
 

@@ -84,17 +84,29 @@ class APD(LangevinChains):
         "mnist": {"stages": (20,), "burn_in": 5000, "gan_steps": 500},
         "cifar10": {"stages": (60,), "augment": True, "burn_in": 10_000},
         "paper": {
-            "stages": (200,),
+            "stages": (371,),
             "lr": 0.05,
             "weight_decay": 0.001,
             "batch_size": 100,
-            "interval": 100,
-            "samples": 1000,
+            "burn_in": 500,
+            "interval": 20,
+            "samples": 10_000,
             "gan": "wgan_gp",
+            "latent": 32,
+            "hidden": (100, 100, 100),
+            "center": False,
+            "gan_steps": 100_000,
+            "gan_batch_size": 100,
             "gan_lr": 1e-4,
+            "gan_decay": False,
             "critic_steps": 5,
             "gradient_penalty": 10.0,
         },
+    }
+    sources = {
+        "section 5.2.1": "lr weight_decay batch_size burn_in interval hidden",
+        "eq. 6 and WGAN-GP": "gan critic_steps gradient_penalty",
+        "released code": "stages samples latent center gan_steps gan_batch_size gan_lr gan_decay",
     }
     params: Params
 

@@ -43,6 +43,12 @@ class BAL(AdaptiveChains):
             ge=0,
             description="penalty alpha on the perturbation, in nats per squared pixel (eq. 6); not in the paper",
         )
+        price_inside: bool = Field(
+            default=False,
+            description="penalty inside the sum over the chains of weights, as in eq. 8 and the released "
+            "code, so that it "
+            "grows with their number",
+        )
         image_steps: int = Field(
             default=15, ge=1, description="number M of SGLD steps of the images; BAL section 5: 15"
         )
@@ -75,16 +81,33 @@ class BAL(AdaptiveChains):
         "cifar10": {"stages": (10,), "augment": True, "init_from": "erm"},
         # At that temperature, longer steps leave no positive variance for noise (eq. 10).
         "gtsrb": {"stages": (2,), "init_from": "erm", "image_chains": 5, "temperature": 1e-7, "lr": 0.003},
+        # The image steps of the released code are 300 gradients of the mean loss of 256 images, divided by 4 at each of
+        # 15 steps: 100 / 256 in total, like 15 steps of 0.026 here. Its penalty is 1e-4 relative to that mean. It
+        # scales the noise of the weights by the temperature itself, which leaves hardly any noise; here friction has
+        # its default.
         "paper": {
-            "stages": (1,),
+            "stages": (2,),
+            "batch_size": 256,
             "init_from": "erm",
-            "lr": 0.01,
+            "lr": 0.015,
+            "window": 2.0,
+            "damping": 0.0022,
             "chains": 5,
-            "image_steps": 15,
-            "weight_steps": 15,
+            "samples": 5,
             "temperature": 1e-5,
+            "alpha": 0.0256,
+            "image_steps": 15,
+            "image_lr": 0.026,
             "image_temperature": 1e-5,
+            "image_chains": 1,
+            "weight_steps": 15,
+            "clean_weight": 0.5,
         },
+    }
+    sources = {
+        "section 5, MNIST": "stages init_from chains samples temperature image_steps image_temperature image_chains "
+        "weight_steps",
+        "released code": "batch_size lr window damping alpha image_lr clean_weight",
     }
     params: Params
 
@@ -115,9 +138,10 @@ class BAL(AdaptiveChains):
         draws = [Draw(state.layout.views(theta), chain) for chain, theta in enumerate(state.tensors["chains"])]
         std = math.sqrt(2 * params.image_lr * params.image_temperature)
         moved = x
+        price = params.alpha * (len(draws) if params.price_inside else 1)
         for _ in range(params.image_steps):
             mean_gradient = state.clf.input_gradient(moved, y, cross_entropy, draws=draws).value
-            ascent = len(draws) * mean_gradient - 2 * params.alpha * (moved - x)
+            ascent = len(draws) * mean_gradient - 2 * price * (moved - x)
             noise = torch.empty_like(x).normal_(generator=generator)
             moved = (moved + params.image_lr * ascent + std * noise).clamp_(0, 1)
         return moved

@@ -27,15 +27,19 @@ class BNN(ElboLoss):
         "digits": {"stages": (35, 10), "batch_size": 64, "lr": 3e-3},
         "mnist": {"stages": (4, 1)},
         "cifar10": {"stages": (40, 20), "augment": True, "prior_std": 0.05, "init_std": 0.02},
-        # Adv-BNN section 4, without its attack.
         "paper": {
             "stages": (80, 60, 40, 20),
+            "batch_size": 128,
             "lr": 0.01,
             "augment": True,
             "prior_std": 0.05,
             "init_std": 0.05,
-            "kl_weight": 1.0,
+            "kl_weight": 0.01,
             "kl_scope": "classifier",
         },
+    }
+    sources = {
+        "Adv-BNN Table 2": "prior_std init_std",
+        "Adv-BNN's released code, CIFAR-10": "stages batch_size lr augment kl_weight kl_scope",
     }
     params: Params

@@ -51,6 +51,7 @@ class DeepEnsemble(Defense):
         )
 
     presets = {"paper": {"members": 5}}
+    sources = {"section 3": "members"}
     params: Params
 
     def __init__(self, **values: Any) -> None:

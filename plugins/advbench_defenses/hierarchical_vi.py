@@ -47,7 +47,7 @@ class HierarchicalVI(PgdPerturbation, VariationalLoss):
             "stages": (30, 20, 10),
             "lr": 0.01,
             "batch_size": 100,
-            "augment": True,
+            "augment": "flip",
             "init_std": 0.1,
             "kl_weight": 0.1,
             "eps": 0.03,
@@ -55,6 +55,7 @@ class HierarchicalVI(PgdPerturbation, VariationalLoss):
             "step_size": 0.23,
         },
     }
+    sources = {"section 4": "lr init_std eps steps step_size", "released code": "stages batch_size kl_weight augment"}
     params: Params
 
     def divergence(self, mean: Tensor, log_std: Tensor) -> Tensor:

@@ -31,9 +31,8 @@ class MCDropout(ErmLoss):
         "digits": {"stages": (60, 20), "batch_size": 64, "rate": 0.2},
         "mnist": {"stages": (8, 2)},
         "cifar10": {"stages": (40, 20), "augment": True, "rate": 0.2},
-        # APD section 5.2; the number of epochs is not stated in the paper.
         "paper": {
-            "stages": (100,),
+            "stages": (371,),
             "batch_size": 100,
             "optimizer": "sgd",
             "momentum": 0.0,
@@ -41,6 +40,10 @@ class MCDropout(ErmLoss):
             "weight_decay": 0.001,
             "rate": 0.5,
         },
+    }
+    sources = {
+        "APD section 5.2.1": "batch_size optimizer momentum lr weight_decay rate",
+        "APD's released code: 200,000 steps": "stages",
     }
     params: Params
 

@@ -40,7 +40,21 @@ class RSE(ErmLoss):
         "digits": {"stages": (40, 10), "batch_size": 64},
         "mnist": {"stages": (4, 1)},
         "cifar10": {"stages": (40, 20), "augment": True},
-        "paper": {"stages": (80, 60, 40, 20), "augment": True, "first_std": 0.2, "inner_std": 0.1},
+        "paper": {
+            "stages": (80, 60, 40, 20),
+            "batch_size": 128,
+            "lr": 0.01,
+            "optimizer": "sgd",
+            "momentum": 0.9,
+            "weight_decay": 5e-4,
+            "augment": True,
+            "first_std": 0.2,
+            "inner_std": 0.1,
+        },
+    }
+    sources = {
+        "Adv-BNN's released code, CIFAR-10": "stages batch_size lr optimizer momentum "
+        "weight_decay augment first_std inner_std"
     }
     params: Params
 

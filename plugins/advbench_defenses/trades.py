@@ -50,7 +50,6 @@ class TRADES(ErmLoss):
         "digits": {"stages": (40, 10), "batch_size": 64, "eps": 0.15},
         "mnist": {"stages": (4, 1), "eps": 0.3},
         "cifar10": {"stages": (40, 20), "augment": True, "eps": 8 / 256},
-        # Section 5.3 and the released code (CIFAR-10).
         "paper": {
             "stages": (74, 2),
             "optimizer": "sgd",
@@ -63,6 +62,10 @@ class TRADES(ErmLoss):
             "step_size": 0.007 / 0.031,
             "beta": 6.0,
         },
+    }
+    sources = {
+        "section 5.3 and released code, CIFAR-10": "stages optimizer lr weight_decay batch_size augment "
+        "eps steps step_size beta"
     }
     params: Params
 

@@ -12,6 +12,8 @@ import multiprocessing
 import os
 import re
 import shutil
+import subprocess
+import sys
 import threading
 import time
 import zipfile
@@ -22,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from browser import browsing, in_browser, violations
 
 from advbench.boards.board import build, locked, read_board, read_inside, write_inside
 from advbench.boards.check import Findings, check
@@ -752,3 +756,96 @@ def test_attacks_that_the_board_lacks_are_left_out(board: Path, tmp_path: Path) 
     assert done.records == 2 + 2 * 2  # its training, the clean images, and two attacks at two radii
     assert len(keys(board)) == before + done.records
     assert "ifgsm" not in (board / "spec.toml").read_text()
+
+
+# The site
+
+
+@pytest.fixture
+def boards(made: Path, tmp_path: Path) -> Path:
+    """A folder with two boards, one of them deeper and described by its makers."""
+    shutil.copytree(made / "board", tmp_path / "boards/one")
+    shutil.copytree(made / "board", tmp_path / "boards/more/two")
+    (tmp_path / "boards/more/two/about.md").write_text("# Two\n\nThe `bnn` is first, e.g. at .1. It is small.\n")
+    build(tmp_path / "boards/more/two")
+    return tmp_path / "boards"
+
+
+@in_browser
+def test_a_site_of_two_boards_leads_to_pages_and_tables(boards: Path, tmp_path: Path) -> None:
+    assert main(["leaderboard", "site", str(boards), "--out", str(tmp_path / "site")]) == 0
+    written = files(tmp_path / "site")
+    for at, folder in (("one", boards / "one"), ("more/two", boards / "more/two")):
+        tables = {path.name: path.read_bytes() for path in (*folder.glob("*.csv"), folder / "spec.toml")}
+        assert {name: written[f"{at}/{name}"] for name in tables} == tables
+    with browsing() as browser:
+        browser.open(tmp_path / "site/index.html", 390)
+        one, two = sorted(browser.texts(".board"), key=lambda text: "The bnn is first" in text)
+        assert "The bnn is first, e.g. at .1.\n" in two
+        assert "It is small" not in two
+        assert "2 defenses; 14 of 14 planned cells" in one
+        assert browser.run("return document.documentElement.scrollWidth") <= 390
+        assert violations(browser) == []
+        links = browser.run("return [...document.links].map(link => link.href)")
+        assert sorted(Path(link.removeprefix("file://")) for link in links) == sorted(
+            tmp_path / "site" / name for name in written if name != "index.html"
+        )
+        browser.click("h2 a")
+        assert browser.run("return document.querySelectorAll('#board tbody tr').length") == 2
+        assert browser.complaints() == []
+
+
+def test_a_bad_board_gives_one_line_and_no_site(
+    boards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["leaderboard", "site", str(boards), "--out", str(tmp_path / "site")]
+    (boards / "more/two/results.csv").write_text("")
+    capsys.readouterr()
+    assert main(command) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "board more/two: a file differs from what the records give: results.csv, line 1"
+    (boards / "more/two/spec.toml").write_text("=")
+    assert main(command) == 2
+    assert main(["leaderboard", "site", str(boards / "none"), "--out", str(tmp_path / "site")]) == 2
+    assert main(["leaderboard", "site", str(boards), "--out", str(boards / "site")]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 3
+    assert not (tmp_path / "site").exists()
+    assert not (boards / "site").exists()
+
+
+# The workflows
+
+
+def workflow(name: str) -> dict[Any, Any]:
+    found: dict[Any, Any] = yaml.safe_load((ROOT / ".github/workflows" / name).read_text())
+    return found
+
+
+def test_no_workflow_runs_code_with_write_rights() -> None:
+    for path in (ROOT / ".github/workflows").glob("*.yml"):
+        flow = workflow(path.name)
+        assert flow["permissions"] == {"contents": "read"}
+        assert "pull_request_target" not in path.read_text()
+        for job in flow["jobs"].values():
+            assert "permissions" not in job or not any("run" in step for step in job["steps"])
+
+
+@pytest.mark.slow
+def test_the_workflow_checks_a_submission(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "board", tmp_path / "base/leaderboards/small")
+    shutil.copytree(made / "board", tmp_path / "proposed/leaderboards/small")
+    file = tmp_path / "proposed/submissions/small/third.advbench.zip"
+    file.parent.mkdir(parents=True)
+    shutil.copy(made / "third.zip", file)
+    scripts = [step.get("run", "") for step in workflow("submission.yml")["jobs"]["check"]["steps"]]
+    program = f'advbench() {{ "{sys.executable}" -m advbench "$@"; }}\n'
+
+    def outcome(script: str) -> subprocess.CompletedProcess[str]:
+        words = ["bash", "-e", "-c", program + script]
+        environment = {**os.environ, "TMPDIR": str(tmp_path)}
+        return subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+    there, merged, again = (outcome(script) for script in scripts if "advbench leaderboard" in script)
+    assert "ok: 14 of 14 cells of 2 defenses" in there.stdout, there.stderr
+    assert "ok: 19 of 27 cells of 3 defenses" in merged.stdout, merged.stderr
+    assert "3 cells recomputed" in again.stdout, again.stderr

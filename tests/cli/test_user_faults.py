@@ -170,8 +170,8 @@ def test_lines_of_a_run_are_escaped(capsys: Capture) -> None:
 
     task = Task(some_inputs("train"), "k", defense=HOSTILE)
     with Display({"k": task}, {"k": task}) as display:
-        display.said(task, HOSTILE)
-        display.failed(task, HOSTILE, f"Traceback:\n  {HOSTILE}")
+        display("said", task, line=HOSTILE)
+        display("failed", task, reason=HOSTILE, trace=f"Traceback:\n  {HOSTILE}")
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 4
     assert all(line.isprintable() for line in lines)

@@ -84,11 +84,6 @@ def test_what_is_no_file_is_refused(name: str, got: str) -> None:
         pinned.without_path(name)
 
 
-@pytest.mark.parametrize("value", [3, None, {"a": 1}, [1], [["net.pt"]]])
-def test_what_is_no_list_of_names_stays_for_its_own_check(value: object) -> None:
-    assert pinned.renamed(value, pinned.pinned) == value
-
-
 def test_a_folder_is_searched_for_files_of_which_only_the_digest_is_known(file: Path, tmp_path: Path) -> None:
     settings = {"weights": [f"sha256:{DIGEST}"], "inner": {"std": f"x#sha256:{'0' * 64}"}, "other": [1, None, "net.pt"]}
     assert pinned.digests(settings) == {DIGEST, "0" * 64}

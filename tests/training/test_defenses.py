@@ -181,6 +181,33 @@ def test_iterated_fgsm_starts_at_the_image_and_uses_no_random_number() -> None:
     assert advbench.get_defense("ifgsm_at").params.steps == 15
 
 
+@pytest.mark.parametrize("clean_weight", [0.0, 0.3])
+@pytest.mark.parametrize("name", ["fgsm_at", "ifgsm_at", "pgd_at", "wrm"])
+def test_adversarial_baselines_of_bal_train_on_the_clean_loss_as_well(name: str, clean_weight: float) -> None:
+    """One step of SGD by hand."""
+    x, y = small_data(classes=2).batch(slice(None))
+    data = Data(x, y, 2)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(36, 2))
+    params: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr": 0.5, "clean_weight": clean_weight}
+    params |= {"random_start": False} if name == "pgd_at" else {}
+    defense: Any = advbench.get_defense(name, stages=(1,), batch_size=len(x), **params)
+    images = defense.perturb(Classifier(net), x, y, generator())
+    moved = images[:, 0] if clean_weight else images
+    weight = net[1].weight.detach().clone().requires_grad_(True)
+
+    def loss(images: Tensor) -> Tensor:
+        return cross_entropy(images.flatten(1) @ weight.T + net[1].bias.detach(), y).mean()
+
+    total = (1 - clean_weight) * loss(moved) + clean_weight * loss(x)
+    (gradient,) = torch.autograd.grad(total, weight)
+    trained = defense.fit(net, data).posterior.export()["value.1.weight"]
+    torch.testing.assert_close(trained, weight.detach() - 0.5 * gradient, atol=1e-6, rtol=1e-4)
+    assert defense.passes_per_image() == (1 if clean_weight == 0 else 2) + (
+        1 if name == "fgsm_at" else defense.params.steps
+    )
+
+
 def test_wrm_finds_the_maximum_of_the_penalised_loss() -> None:
     """At the maximum the loss's gradient equals that of the price: grad loss = 2 gamma (x' - x)."""
     clf, x, y, _ = linear_pair()

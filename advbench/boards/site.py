@@ -1,0 +1,66 @@
+"""The site of all boards below a folder: an index, and for each board its page, spec and tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from advbench.boards.board import SPEC, read_inside
+from advbench.boards.check import Findings, check
+from advbench.errors import InputError
+from advbench.report.page import IndexEntry, headline, render_index, render_page
+from advbench.report.views import title
+
+INDEX = "index.html"
+
+
+def site_files(folder: Path, date: str) -> dict[str, bytes] | Findings:
+    """Content of each file of a site by its place, the index last; no code that a board brings is imported.
+
+    Args:
+        folder: with boards at any depth, each of which is checked.
+        date: day on which the site is built.
+
+    Returns:
+        The files, or the problems of the boards that fail their check.
+
+    Raises:
+        InputError: a board that cannot be read, or no board.
+    """
+    findings, entries = Findings(), []
+    files: dict[str, bytes] = {}
+    for place in _places(folder):
+        board, problems = check(folder / place)
+        at = folder.resolve().name if place == Path() else place.as_posix()  # the folder itself may be a board
+        for line in problems.lines():
+            findings.add(f"board {at}", line)
+        if findings:
+            continue
+        made = {SPEC: read_inside(board.folder, SPEC)}
+        made |= {name: raw for name, raw in board.files().items() if name.endswith(".csv")}
+        page = render_page(board.report, board.references(), list(made), board.about, date=date, board=Path(at).name)
+        entry = IndexEntry(
+            link=f"{at}/{INDEX}",
+            title=title(board.report),
+            finding=headline(board.report, board.about),
+            defenses=len(board.spec.defenses),
+            cells=len(board.cells),
+            missing=board.missing,
+            downloads=[f"{at}/{name}" for name in made],
+        )
+        entries.append(entry)
+        files |= {f"{at}/{name}": raw for name, raw in {**made, INDEX: page.encode()}.items()}
+    return findings or files | {INDEX: render_index(entries, date).encode()}
+
+
+def _places(folder: Path) -> list[Path]:
+    """The boards' folders, relative to the one that is searched; not those that are hidden or inside a board."""
+    found: list[Path] = []
+    for path in sorted(folder.rglob(SPEC), key=lambda path: path.parts):
+        place = path.parent.relative_to(folder)
+        hidden = any(part.startswith(".") for part in place.parts)
+        if not hidden and not any(place.is_relative_to(outer) for outer in found):
+            found.append(place)
+    if not found:
+        got = "none" if folder.is_dir() else "no such folder"
+        raise InputError(f"folder {folder}", expected=f"boards below it, which are folders with {SPEC}", got=got)
+    return found
