@@ -46,8 +46,7 @@ class BAL(AdaptiveChains):
         price_inside: bool = Field(
             default=False,
             description="penalty inside the sum over the chains of weights, as in eq. 8 and the released "
-            "code, so that it "
-            "grows with their number",
+            "code, so that it grows with their number",
         )
         image_steps: int = Field(
             default=15, ge=1, description="number M of SGLD steps of the images; BAL section 5: 15"
