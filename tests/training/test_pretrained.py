@@ -380,7 +380,7 @@ def test_an_own_trained_net_gets_its_row_from_an_empty_folder(
     capsys.readouterr()
     assert main(again) == 1
     err = capsys.readouterr().err
-    assert f"{tmp_path}/mine.pt: expected the content that was planned with, of SHA-256" in err
+    assert f"{tmp_path}/mine.pt: expected the content with SHA-256" in err
     assert "Traceback" not in err
     assert "evaluate pretrained on clean, seed 0: accuracy" in err
 
