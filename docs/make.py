@@ -29,6 +29,7 @@ from advbench.report.charts import security_curves
 from advbench.report.figures import draw_chart, to_bytes
 from advbench.report.flags import FLAGS
 from advbench.report.texts import parts
+from advbench.report.views import RANGE, rank_range
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
@@ -100,9 +101,9 @@ def digits_table(report: Report) -> str:
     eps = report.radii()[-1]
     rows = []
     for one in report.standings:
-        clean, lowest = " ".join(parts(one.accuracies["none", 0.0])), " ".join(parts(one.lowest))
-        rows.append([one.rank, f"`{one.defense}`", clean, lowest, f"`{one.lowest_attack}`", one.draws])
-    headings = ["rank", "defense", "clean", f"eps {eps:g}", "strongest attack", "passes"]
+        numbers = [" ".join(parts(each)) for each in (one.accuracies["none", 0.0], one.area, one.lowest)]
+        rows.append([one.rank, rank_range(one), f"`{one.defense}`", *numbers, f"`{one.lowest_attack}`", one.draws])
+    headings = ["rank", RANGE, "defense", "clean", "area", f"eps {eps:g}", "strongest attack", "passes"]
     return tabulate(rows, headings, tablefmt="github", disable_numparse=True)
 
 

@@ -19,6 +19,7 @@ from advbench.errors import InputError
 from advbench.evaluation.summary import ENTROPIES
 from advbench.grid.plan import Cell, Plan
 from advbench.grid.spec import Choice, converges, stops_early, swept
+from advbench.report.areas import AREA_COLUMNS, DIFFERENCE_COLUMNS, area_tables
 from advbench.report.evaluations import (
     NUMBERS,
     Evaluation,
@@ -68,12 +69,14 @@ COLUMNS = {
     "histograms": HISTOGRAM_COLUMNS,
     "persistence": PERSISTENCE_COLUMNS,
     "adversaries": ADVERSARY_COLUMNS,
+    "areas": AREA_COLUMNS,
+    "differences": DIFFERENCE_COLUMNS,
 }
 TEXT = (  # columns of text, in whichever table
     "architecture attack authors counts dataset defense distribution flags images key kind knows label link measure "
-    "name norm params posterior reason source target title version versions year"
+    "name norm other params posterior reason source target title version versions year"
 ).split()
-MEASURED = tuple("results methods models affinity retention uncertainty histograms persistence adversaries".split())
+MEASURED = tuple(COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,8 @@ class Report:
     histograms: pd.DataFrame  # likewise, for each measure of uncertainty in nats
     persistence: pd.DataFrame  # for each (defense, attack, eps, seed, number of answers asked for); no transfers
     adversaries: pd.DataFrame  # for each (defense, eps, seed) and what an adversary knows, the strongest one's attack
+    areas: pd.DataFrame  # for each defense: area under its lowest accuracies over the radii
+    differences: pd.DataFrame  # for each two defenses: by how much their areas differ
     gradients_alone: bool = False  # whether all attacks follow the gradient of the defense that they are tried on
 
     left_alone: tuple[
@@ -98,7 +103,7 @@ class Report:
     @cached_property
     def standings(self) -> list[Standing]:
         """The defenses, the most robust first, as values."""
-        return standings(self.results, self.retention, self.models)
+        return standings(self.results, self.retention, self.models, self.areas, self.differences)
 
     @cached_property
     def leaderboard(self) -> pd.DataFrame:
@@ -155,7 +160,7 @@ def read_report(folder: Path) -> Report:
     """
     frames: dict[str, Any] = {name: _read_csv(folder / f"{name}.csv", each) for name, each in COLUMNS.items()}
     try:
-        for name in ("results", "models"):
+        for name in ("results", "models", "areas"):
             whole = [each for each in ("n_examples", "draws", "parameters") if each in frames[name]]
             frames[name] = frames[name].astype(dict.fromkeys(whole, "Int64"))
         counts = frames["histograms"].counts.map(lambda text: tuple(map(int, text.split())))
@@ -170,7 +175,7 @@ def _read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False)
         numbers = [str(name) for name in frame if name not in TEXT]
         frame[numbers] = frame[numbers].replace("", "nan").astype(np.float64)  # to the last digit
-        whole = [name for name in ("seed", "n_kept") if name in frame]
+        whole = [name for name in ("seed", "seeds", "n_kept") if name in frame]
         frame[whole] = frame[whole].astype(np.int64)
     except (OSError, ValueError) as error:
         got = (error.strerror if isinstance(error, OSError) else None) or str(error)
@@ -191,6 +196,7 @@ def collect(plan: Plan, store: RecordSource, failed: Mapping[str, str] | None = 
     """
     evaluations = list(read_evaluations(plan, store))
     results = _results(plan, evaluations, failed or {})
+    areas, differences = area_tables(results, evaluations)
     mutual = ~results.attack.isin(with_own_source(results))
     kept = [each for each, wanted in zip(evaluations, mutual, strict=True) if wanted]
     return Report(
@@ -199,6 +205,8 @@ def collect(plan: Plan, store: RecordSource, failed: Mapping[str, str] | None = 
         models=_models(plan, store),
         affinity=affinity_table(results[mutual], kept),
         adversaries=_adversaries(plan, store, results),
+        areas=areas,
+        differences=differences,
         gradients_alone=_gradients_alone(plan),
         left_alone=plan.left_alone,
         **_uncertainty_tables(_details(plan, store, evaluations)),
