@@ -50,21 +50,24 @@ def area_interval(scores: Floats, weights: Floats, draws: Spread) -> Interval:
     return wilson(mean, mean * (1 - mean) / total, float(freedom[0]))
 
 
-def difference_intervals(differences: Floats, draws: Sequence[Spread]) -> Floats:
+def difference_intervals(differences: Floats, weights: Floats, draws: Sequence[Spread]) -> Floats:
     """95 % intervals of mean differences on the same images, for other images, and other seeds or draws.
 
-    By Student's t at the variance that `area_interval` has, and that of two images more which differ by 1, one either
-    way: of 0/1 verdicts that hardly differ the sample's variance is often 0 (Agresti and Min 2005 add as much).
+    By Student's t at the variance that `area_interval` has, and in addition that of two images on which each verdict
+    differs, one either way: of verdicts that hardly differ the sample's variance is often 0. Of a single verdict this
+    is what Agresti and Min (2005) add.
 
     Args:
-        differences: of the scores of two classifiers, `(pairs, seeds, N)`, in [-1, 1].
+        differences: of the scores of two classifiers or attacks, `(pairs, seeds, N)`, in [-1, 1].
+        weights: of the verdicts that a score is the sum of, `(verdicts,)`.
         draws: of each difference, from the choice of draws; of one seed alone, as in `area_interval`.
 
     Returns:
         `(pairs, 2)`.
     """
     variance, freedom = _crossed(differences, draws)
-    half = student_quantile(freedom) * np.sqrt(variance + FEW / differences.shape[2] ** 2)
+    few = FEW * float(np.square(weights).sum()) / differences.shape[2] ** 2
+    half = student_quantile(freedom) * np.sqrt(variance + few)
     mean = differences.mean((1, 2))
     return np.stack([mean - half, mean + half], 1)
 

@@ -96,7 +96,7 @@ def _differences(areas: Mapping[str, float], known: Mapping[str, _Scores]) -> pd
         one, others = known[name], [known[other] for other in names[index + 1 :]]
         tables = one.table - np.stack([each.table for each in others])
         draws = [_sum(one.draws, each.draws) for each in others]
-        ends = difference_intervals(tables, draws).round(DIGITS).tolist()
+        ends = difference_intervals(tables, one.weights, draws).round(DIGITS).tolist()
         for other, interval in zip(names[index + 1 :], ends, strict=True):
             rows.append((name, other, round(areas[name] - areas[other], 12), *interval))
     return pd.DataFrame(rows, columns=DIFFERENCE_COLUMNS)

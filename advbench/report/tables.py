@@ -30,6 +30,7 @@ from advbench.report.evaluations import (
 )
 from advbench.report.flags import suspicious
 from advbench.report.leaderboard import Standing, leaderboard_table, standings, with_own_source
+from advbench.report.strengths import STRENGTH_COLUMNS, attack_table
 from advbench.report.transfers import COLUMNS as AFFINITY_COLUMNS
 from advbench.report.transfers import affinity_table
 
@@ -71,12 +72,13 @@ COLUMNS = {
     "adversaries": ADVERSARY_COLUMNS,
     "areas": AREA_COLUMNS,
     "differences": DIFFERENCE_COLUMNS,
+    "strengths": STRENGTH_COLUMNS,
 }
+FILES = {name: f"{'attacks' if name == 'strengths' else name}.csv" for name in COLUMNS}
 TEXT = (  # columns of text, in whichever table
     "architecture attack authors counts dataset defense distribution flags images key kind knows label link measure "
-    "name norm other params posterior reason source target title version versions year"
+    "name norm other params posterior reason source target title version versions worst_defense year"
 ).split()
-MEASURED = tuple(COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ class Report:
     adversaries: pd.DataFrame  # for each (defense, eps, seed) and what an adversary knows, the strongest one's attack
     areas: pd.DataFrame  # for each defense: area under its lowest accuracies over the radii
     differences: pd.DataFrame  # for each two defenses: by how much their areas differ
+    strengths: pd.DataFrame  # for each attack: how far its accuracies lie above the lowest known
     gradients_alone: bool = False  # whether all attacks follow the gradient of the defense that they are tried on
 
     left_alone: tuple[
@@ -134,7 +137,7 @@ class Report:
         """The tables that were measured, by the name of their file."""
         counts = [" ".join(map(str, each)) for each in self.histograms.counts]
         measured = replace(self, histograms=self.histograms.assign(counts=counts))
-        return {f"{name}.csv": getattr(measured, name) for name in MEASURED}
+        return {file: getattr(measured, name) for name, file in FILES.items()}
 
     @property
     def incomplete(self) -> bool:
@@ -158,7 +161,7 @@ def read_report(folder: Path) -> Report:
     Raises:
         InputError: one of them is missing, or is none that a run wrote.
     """
-    frames: dict[str, Any] = {name: _read_csv(folder / f"{name}.csv", each) for name, each in COLUMNS.items()}
+    frames: dict[str, Any] = {name: _read_csv(folder / FILES[name], each) for name, each in COLUMNS.items()}
     try:
         for name in ("results", "models", "areas"):
             whole = [each for each in ("n_examples", "draws", "parameters") if each in frames[name]]
@@ -175,7 +178,7 @@ def _read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False)
         numbers = [str(name) for name in frame if name not in TEXT]
         frame[numbers] = frame[numbers].replace("", "nan").astype(np.float64)  # to the last digit
-        whole = [name for name in ("seed", "seeds", "n_kept") if name in frame]
+        whole = [name for name in ("seed", "seeds", "cells", "n_kept") if name in frame]
         frame[whole] = frame[whole].astype(np.int64)
     except (OSError, ValueError) as error:
         got = (error.strerror if isinstance(error, OSError) else None) or str(error)
@@ -207,6 +210,7 @@ def collect(plan: Plan, store: RecordSource, failed: Mapping[str, str] | None = 
         adversaries=_adversaries(plan, store, results),
         areas=areas,
         differences=differences,
+        strengths=attack_table(plan.cells, evaluations),
         gradients_alone=_gradients_alone(plan),
         left_alone=plan.left_alone,
         **_uncertainty_tables(_details(plan, store, evaluations)),

@@ -34,11 +34,11 @@ def parts(value: Value, digits: int = 3) -> list[str]:
     if value.missing:
         word = value.note.partition(":")[0]
         return [word if word in ("failed", "missing", "not run") else "n/a"]
-    found = [f"{'≤ ' if value.bound else ''}{value.value:.{digits}f}"]
+    found = [f"{'≤ ' if value.bound else ''}{value.value:z.{digits}f}"]
     if not math.isnan(value.low):
-        found.append(f"[{value.low:.{digits}f}, {value.high:.{digits}f}]")
+        found.append(f"[{value.low:z.{digits}f}, {value.high:z.{digits}f}]")
     if not math.isnan(value.deviation):
-        found.append(f"sd {value.deviation:.{digits}f}")
+        found.append(f"sd {value.deviation:z.{digits}f}")
     return found
 
 

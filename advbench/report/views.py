@@ -20,6 +20,13 @@ EARLY = "stop_early"  # setting of an attack in `methods.csv`
 RANGE = "not told apart from ranks"
 DETECTED_BY = ("total", "epistemic")
 KEYS = ["defense", "attack", "eps"]
+SMALL = 0.01  # a difference of accuracies that hardly matters: what a converged attack may still fall by
+ATTACKS_NOTE = (
+    "How far each attack's accuracies lie above the lowest known for the same defense, eps and seed, on the same "
+    "images; which attack is the lowest is read off the other half of the images, so of equal attacks none lies above, "
+    "and a difference may be negative. At worst: the largest mean over seeds, of one defense at one eps. Passes are "
+    "forward and backward, for each image."
+)
 CALIBRATION_NOTE = (
     "ECE: expected calibration error; NLL: negative log-likelihood in nats; Brier score in [0, 2]; mean entropy of the "
     "images in nats, total and its parts."
@@ -182,6 +189,33 @@ def eps_table(report: Report, attack: str) -> Table:
     places = [CLEAN, *((attack, eps) for eps in report.radii())]
     rows: list[list[Value]] = [[one.defense, *(one.accuracy(*place) for place in places)] for one in report.standings]
     return Table(["defense", *(format_eps(eps) for _, eps in places)], rows)
+
+
+def attacks_table(report: Report) -> Table:
+    """How strong each attack is, if there are several."""
+    headings = ["attack", "kind", "cells", "above the lowest", "at worst", "there", "passes"]
+    rows: list[list[Value]] = []
+    for one in report.strengths[report.strengths.cells > 0].to_dict("records"):
+        mean = Measured(*(one[f"above_mean{end}"] for end in ("", "_low", "_high")))
+        where = f"{one['worst_defense']} {format_eps(one['worst_eps'])}" if one["worst_defense"] else ""
+        numbers = [mean, Measured(one["above_worst"]), where, round(one["passes"])]
+        rows.append([one["attack"], one["kind"], one["cells"], *numbers])
+    return Table(headings, rows)
+
+
+def attacks_reading(report: Report) -> str:
+    """Which attacks to use, and which are weak; empty of one attack."""
+    table = report.strengths[report.strengths.cells > 0]
+    if table.empty:
+        return ""
+    best = table.iloc[0]
+    near = table[table.above_mean <= best.above_mean + SMALL]
+    cheap = near.loc[near.passes.idxmin()]
+    text = f"Lowest on average: {best.attack}, at {best.passes:,.0f} passes."
+    if cheap.passes < best.passes:
+        text += f" Within {SMALL} of it: {cheap.attack}, at {cheap.passes:,.0f}."
+    weak = table[table.above_mean_low > SMALL]
+    return f"{text} Weak, surely more than {SMALL} above: {', '.join(weak.attack)}." if len(weak) else text
 
 
 def not_computed(report: Report) -> list[tuple[str, int]]:

@@ -60,7 +60,7 @@ def test_an_interval_holds_the_area_and_lies_in_0_to_1(images: int, seeds: int, 
     low, high = area_interval(scores, weights, NO_DRAWS)
     assert 0 <= low <= scores.mean() + 1e-9
     assert scores.mean() - 1e-9 <= high <= 1
-    (ends,) = difference_intervals((scores - scores[:, ::-1])[None], [NO_DRAWS])
+    (ends,) = difference_intervals((scores - scores[:, ::-1])[None], weights, [NO_DRAWS])
     assert ends[0] < 0 < ends[1]  # of the same images in another order
 
 
@@ -69,7 +69,7 @@ def test_few_images_tell_two_apart_as_in_mcnemars_test(worse: int, better: int, 
     """Exact, two-sided: 5 to 0 has p = .063, 6 to 0 .031."""
     differences = np.zeros(400)
     differences[:better], differences[better : better + worse] = 1, -1
-    (ends,) = difference_intervals(differences[None, None], [NO_DRAWS])
+    (ends,) = difference_intervals(differences[None, None], np.ones(1), [NO_DRAWS])
     assert (ends[0] > 0) == told
 
 
@@ -103,7 +103,7 @@ def test_intervals_cover(images: int, seeds: int, mean: float, seed_sd: float, r
         two = margins(generator, mean - 0.02, seeds, hardness, seed_sd)
         low, high = area_interval(one, weights, NO_DRAWS)
         areas += low <= expected <= high
-        ((low, high),) = difference_intervals((one - two)[None], [NO_DRAWS])
+        ((low, high),) = difference_intervals((one - two)[None], weights, [NO_DRAWS])
         differences += low <= expected - other <= high
     assert areas / repetitions >= least
     assert differences / repetitions >= least
@@ -114,7 +114,6 @@ def test_a_paired_difference_is_known_better_than_one_over_other_images() -> Non
     hardness = generator.normal(0, 0.1, 500)
     one = margins(generator, 0.2, 1, hardness, 0.0)
     two = margins(generator, 0.22, 1, hardness, 0.0)
-    (paired,), (unpaired,) = (
-        difference_intervals((one - other)[None], [NO_DRAWS]) for other in (two, generator.permutation(two, axis=1))
-    )
+    pairs = np.stack([one - two, one - generator.permutation(two, axis=1)])
+    paired, unpaired = difference_intervals(pairs, area_weights(RADII), [NO_DRAWS] * 2)
     assert paired[1] - paired[0] < 0.7 * (unpaired[1] - unpaired[0])

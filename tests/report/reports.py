@@ -14,6 +14,7 @@ import pandas as pd
 from advbench.evaluation.summary import ENTROPIES
 from advbench.report import Report
 from advbench.report.areas import DIFFERENCE_COLUMNS, area_tables
+from advbench.report.strengths import STRENGTH_COLUMNS
 from advbench.report.tables import (
     ADVERSARY_COLUMNS,
     HISTOGRAM_COLUMNS,
@@ -80,6 +81,7 @@ def made_report(
         affinity=affinity,
         adversaries=known_adversaries(results),
         **known_areas(results),
+        strengths=known_strengths(attacks),
         **details_of(details),
     )
 
@@ -91,6 +93,15 @@ def known_areas(results: pd.DataFrame) -> dict[str, pd.DataFrame]:
     known = itertools.combinations(areas[["defense", "area"]].dropna().itertuples(index=False), 2)
     rows = [(one.defense, other.defense, each := one.area - other.area, each - 0.1, each + 0.1) for one, other in known]
     return {"areas": areas, "differences": pd.DataFrame(rows, columns=DIFFERENCE_COLUMNS)}
+
+
+def known_strengths(attacks: Sequence[str]) -> pd.DataFrame:
+    """Each attack 0.05 above the next, the last of which is the strongest."""
+    rows = [
+        (name, "white box", 4, 0.05 * place, 0.05 * place - 0.01, 0.05 * place + 0.01, 0.1, "erm", 0.05, 40.0)
+        for place, name in enumerate(reversed(attacks))
+    ]
+    return pd.DataFrame(rows, columns=STRENGTH_COLUMNS)
 
 
 def known_adversaries(results: pd.DataFrame) -> pd.DataFrame:
