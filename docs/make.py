@@ -30,6 +30,7 @@ from advbench.report.charts import security_curves
 from advbench.report.figures import draw_chart, to_bytes
 from advbench.report.flags import FLAGS
 from advbench.report.texts import parts
+from advbench.report.views import rank_range
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
@@ -102,9 +103,10 @@ def digits_table(report: Report) -> str:
     eps = report.radii()[-1]
     rows = []
     for one in report.standings:
-        clean, lowest = " ".join(parts(one.accuracies["none", 0.0])), " ".join(parts(one.lowest))
-        rows.append([one.rank, f"`{one.defense}`", clean, lowest, f"`{one.lowest_attack}`", one.draws])
-    headings = ["rank", "defense", "clean", f"eps {eps:g}", "strongest attack", "passes"]
+        rank = " ".join(filter(None, [parts(one.rank)[0], f"({rank_range(one)})" if rank_range(one) else ""]))
+        clean, area, lowest = map(parts, (one.accuracies["none", 0.0], one.area, one.lowest))
+        rows.append([rank, f"`{one.defense}`", clean[0], " ".join(area), " ".join(lowest), one.draws])
+    headings = ["rank", "defense", "clean", "area", f"eps {eps:g}", "passes"]
     return tabulate(rows, headings, tablefmt="github", disable_numparse=True)
 
 

@@ -183,7 +183,7 @@ def test_every_column_is_described(place: Path) -> None:
     }
     assert len(columns) > 7
     measured = "auroc|aupr_positive|aupr_negative|accepted_errors"
-    common = re.compile(rf"(fgsm@0\.15|clean)(_low|_high)?|\w+_(low|high)|({measured})_\w+")
+    common = re.compile(rf"((fgsm|worst)@0\.15|clean)(_low|_high|_attack)?|\w+_(low|high)|({measured})_\w+")
     text = PAGES["metrics.md"]
     assert [
         f"{file}: {name}"

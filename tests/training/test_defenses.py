@@ -339,7 +339,7 @@ def test_after_a_kill_the_start_is_not_trained_again() -> None:
 def test_a_random_start_is_refused(base: str) -> None:
     params = {"burn_in": 0, "interval": 1} if base == "sgld" else {}
     defense = advbench.get_defense("adv_bnn", init_from=base, **SHORT)
-    with pytest.raises(InputError, match="init_from: expected a deterministic defense, like 'erm'"):
+    with pytest.raises(InputError, match="init_from: expected a deterministic defense, such as 'erm'"):
         defense.fit(small_net(), small_data(), TrainContext(init=trained(base, **params)))
 
 
