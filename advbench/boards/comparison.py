@@ -123,18 +123,11 @@ class Comparison:
 
 VERDICTS = ("agrees", "differs", "undecided", "missing", "not compared")
 LEGEND = (
-<<<<<<< HEAD
-    "A published number is shown with the deviation that the paper prints, else with half a unit of its last digit; an "
-    "own one with its 95 % interval. They agree if the two ranges meet. A claim agrees if the interval of the "
-    "difference, from ends to opposite ends, is above 0, and differs if it is below; without intervals the values "
-    "decide. The item agrees if all numbers "
-    "do; it has the same order if every two methods that the paper's ranges tell apart come in the paper's order."
-=======
     "A published number has the deviation that the paper prints, or half a unit of its last digit; an "
     "own number has its 95 % interval. They agree if the two ranges meet. A claim agrees if the interval of the "
-    "difference, taken between opposite ends, is above 0, and differs if it is below. The item agrees if all numbers "
-    "do; it has the same order if all pairs of methods that the paper's ranges separate are in the paper's order."
->>>>>>> main
+    "difference, taken between opposite ends, is above 0, and differs if it is below; without intervals, the values "
+    "decide. The item agrees if all numbers do; it has the same order if all pairs of methods that the paper's ranges "
+    "separate are in the paper's order."
 )
 FROM_IMAGES = (
     f"{MEASURED} has numbers that are made of predictions of single images, which the store keeps and records do not: "
@@ -146,22 +139,13 @@ def _decimals(deviation: float) -> int:
     return 4 if math.isnan(deviation) else max(0, 1 - math.floor(math.log10(max(deviation, 1e-6))))
 
 
-<<<<<<< HEAD
 def compare(study: Study, boards: Mapping[str, Board], measured: Numbers) -> Comparison:
-    """The numbers of a study beside those of its runs.
-
-    Args:
-        study: the study.
-        boards: its runs, by part; one that is missing has no numbers.
-        measured: numbers that records do not give, see `measure`.
-=======
-def compare(study: Study, boards: Mapping[str, Board]) -> Comparison:
     """Compare the published numbers of a study with those of its runs.
 
     Args:
         study: the study.
         boards: runs by part; a missing run has no numbers.
->>>>>>> main
+        measured: numbers that records do not give, see `measure`.
     """
     rows, own = [], {}
     for each in study.published:
@@ -317,15 +301,9 @@ def _order(own: Mapping[Published, Measured]) -> Order:
     return Order(kept, pairs)
 
 
-<<<<<<< HEAD
 def _own(cell: Cell | None, study: Study, boards: Mapping[str, Board], measured: Numbers, factor: int = 1) -> Measured:
-    """A cell's number: over seeds the mean of values and of the ends of their intervals."""
-    if cell is None or not _is_part(cell, study) or cell.part not in boards:
-=======
-def _own(cell: Cell | None, study: Study, boards: Mapping[str, Board], factor: int = 1) -> Measured:
     """The number of a cell: mean over seeds of values and of interval ends."""
-    if cell is None or cell.part not in study.parts or cell.part not in boards:
->>>>>>> main
+    if cell is None or not _is_part(cell, study) or cell.part not in boards:
         return ABSENT
     if _from_images(cell):
         found = [numbers for (place, _, _), numbers in measured.items() if place == cell]
