@@ -271,7 +271,7 @@ def test_a_study_runs_and_is_compared(toy: Path, here: Path) -> None:
     text = (here / "comparison.md").read_text()
     assert "**differs** at scale `small`" in text, "the paper has bnn ahead of erm"
     assert "no such data" in text
-    assert "Which forbids to conclude: All." in text
+    assert "Conclusions not supported at this scale: All." in text
 
 
 def test_its_boards_and_comparison_are_checked(here: Path, capsys: Capture) -> None:
@@ -319,7 +319,7 @@ def test_the_list_shows_what_there_is(here: Path, capsys: Capture) -> None:
         (["toy/table1", "--scale", "smal"], "unknown scale of toy/table1 'smal': expected one of paper, small"),
         (["toy/figure1"], "expected one that advbench can run, got one that lacks a way to do it"),
         ([], "no study; name one"),
-        (["toy/table1", "--check", "--out", "nowhere"], "expected a folder, got none of that name"),
+        (["toy/table1", "--check", "--out", "nowhere"], "expected an existing folder, got none"),
     ],
 )
 def test_bad_input_gets_one_line(here: Path, capsys: Capture, words: list[str], problem: str) -> None:
