@@ -51,12 +51,15 @@ class Comparison:
         study: the study.
         table: one row per published number and per claimed inequality.
         order: agreement of the order of methods.
+        measured: numbers that records do not give, see `measure`.
+        parts: names of the parts with results.
     """
 
     study: Study
     table: pd.DataFrame
     order: Order
     measured: Numbers
+    parts: tuple[str, ...]
 
     @property
     def verdict(self) -> str:
@@ -113,8 +116,7 @@ class Comparison:
                 own += f" [{row['own_low']:.{digits}f}, {row['own_high']:.{digits}f}]"
             cells = [*(row[name] for name in headers[:4]), published, own, row["verdict"]]
             lines.append("| " + " | ".join(each.replace("|", "\\|") for each in cells) + " |")
-        names = sorted(study.parts)
-        boards = ", ".join(f"[{name}]({name}/README.md)" for name in names)
+        boards = ", ".join(f"[{name}]({name}/README.md)" for name in self.parts)
         lines += ["", f"The runs, as boards: {boards}.", "", LEGEND]
         if self.measured:
             lines += ["", FROM_IMAGES]
@@ -170,7 +172,7 @@ def compare(study: Study, boards: Mapping[str, Board], measured: Numbers) -> Com
             numbers = (math.nan, math.nan, one.value - other.value, low, high)
             note = one.note or other.note
             rows.append((above.part, *where, name, claim.says, above.number, *numbers, verdict, note))
-    return Comparison(study, pd.DataFrame(rows, columns=COLUMNS), _order(own), measured)
+    return Comparison(study, pd.DataFrame(rows, columns=COLUMNS), _order(own), measured, tuple(boards))
 
 
 def measure(study: Study, boards: Mapping[str, Board], store: str, known: Numbers) -> Numbers:

@@ -72,9 +72,10 @@ def reproduce(
         outcome = carry_out_shown(plan, execution, store, Settings(retry_failed=retry_failed), folder / name)
         failed += outcome.why(plan.tasks)
         boards[name] = publish(folder / name, plan, study, store)
-    comparison = compare(study, boards, measure(study, boards, execution.store, read_measured(folder / MEASURED)))
-    for file, raw in comparison.files().items():
-        write_file(folder / file, raw)
+        # Also of the parts that are done, if a later one is interrupted.
+        comparison = compare(study, boards, measure(study, boards, execution.store, read_measured(folder / MEASURED)))
+        for file, raw in comparison.files().items():
+            write_file(folder / file, raw)
     _show(comparison)
     say(folder / "comparison.md")
     refuse(failed)
@@ -86,7 +87,8 @@ def _checked(study: "Study", folder: Path) -> "Comparison":
     from advbench.boards.comparison import MEASURED, compare, measure, read_measured
 
     boards, problems = {}, []
-    for name, spec in study.parts.items():
+    done = {name: spec for name, spec in study.parts.items() if (folder / name).is_dir()}
+    for name, spec in (done or study.parts).items():
         board, findings = examine(folder / name)
         problems += [f"{folder / name}: {line}" for line in findings.lines()]
         if board.spec.model_copy(update={"device": spec.device}) != spec:

@@ -154,7 +154,7 @@ def test_the_verdict_of_an_item(numbers: list[str], claims: list[str], order: Or
     values = itertools.chain(((1.0, each) for each in numbers), ((math.nan, each) for each in claims))
     rows = [dict.fromkeys(COLUMNS, "") | {"published": value, "verdict": each} for value, each in values]
     table = pd.DataFrame(rows, columns=COLUMNS).astype({"published": float})
-    assert Comparison(ONE, table, order, {}).verdict == verdict
+    assert Comparison(ONE, table, order, {}, ("one",)).verdict == verdict
 
 
 def test_the_interval_of_an_area_that_says_nothing_is_that_of_mann_and_whitney() -> None:
