@@ -34,6 +34,11 @@ from advbench.report.transfers import affinity_table
 
 IDENTITY = "dataset architecture defense attack source norm eps seed".split()
 RESULT_COLUMNS = [*IDENTITY, *NUMBERS, "flags", "key"]
+DETECTION_COLUMNS = [
+    *IDENTITY,
+    *"images examples measure n_clean n_others auroc auroc_low auroc_high aupr_positive aupr_negative".split(),
+]
+DRAW_COLUMNS = [*IDENTITY, "draw", "accuracy"]
 HISTORY_COLUMNS = "defense seed step measure value".split()
 MODEL_COLUMNS = "defense seed architecture parameters posterior mean std kld seconds key".split()
 METHOD_COLUMNS = "kind label name distribution version params versions title authors year link".split()
@@ -70,10 +75,14 @@ COLUMNS = {
     "persistence": PERSISTENCE_COLUMNS,
     "adversaries": ADVERSARY_COLUMNS,
 }
-OPTIONAL = {"history": HISTORY_COLUMNS}  # tables that are there where a run asks for them
+OPTIONAL = {
+    "detection": DETECTION_COLUMNS,
+    "draws": DRAW_COLUMNS,
+    "history": HISTORY_COLUMNS,
+}  # tables that are there where a run asks for them
 TEXT = (  # columns of text, in whichever table
-    "architecture attack authors counts dataset defense distribution flags images key kind knows label link measure "
-    "name norm params posterior reason source target title version versions year"
+    "architecture attack authors counts dataset defense distribution examples flags images key kind knows label link "
+    "measure name norm params posterior reason source target title version versions year"
 ).split()
 MEASURED = tuple("results methods models affinity retention uncertainty histograms persistence adversaries".split())
 
@@ -91,6 +100,8 @@ class Report:
     histograms: pd.DataFrame  # likewise, for each measure of uncertainty in nats
     persistence: pd.DataFrame  # for each (defense, attack, eps, seed, number of answers asked for); no transfers
     adversaries: pd.DataFrame  # for each (defense, eps, seed) and what an adversary knows, the strongest one's attack
+    detection: pd.DataFrame = field(default_factory=partial(pd.DataFrame, columns=DETECTION_COLUMNS))  # with transfers
+    draws: pd.DataFrame = field(default_factory=partial(pd.DataFrame, columns=DRAW_COLUMNS))  # accuracy of each draw
     history: pd.DataFrame = field(default_factory=partial(pd.DataFrame, columns=HISTORY_COLUMNS))  # of trainings
     gradients_alone: bool = False  # whether all attacks follow the gradient of the defense that they are tried on
 
@@ -179,7 +190,7 @@ def _read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False)
         numbers = [str(name) for name in frame if name not in TEXT]
         frame[numbers] = frame[numbers].replace("", "nan").astype(np.float64)  # to the last digit
-        whole = [name for name in ("seed", "n_kept", "step") if name in frame]
+        whole = [name for name in ("seed", "n_kept", "step", "draw", "n_clean", "n_others") if name in frame]
         frame[whole] = frame[whole].astype(np.int64)
     except (OSError, ValueError) as error:
         got = (error.strerror if isinstance(error, OSError) else None) or str(error)
@@ -207,6 +218,7 @@ def collect(plan: Plan, store: RecordSource, failed: Mapping[str, str] | None = 
         methods=_methods(plan, evaluations, store),
         models=_models(plan, store),
         history=_history(plan, store),
+        **_in_detail(plan, store),
         affinity=affinity_table(results[mutual], kept),
         adversaries=_adversaries(plan, store, results),
         gradients_alone=_gradients_alone(plan),
@@ -388,6 +400,29 @@ def _knows(cell: Cell) -> str:
     if "black_box" in cell.attack.traits:
         return "answers"
     return "a_draw" if "a_draw" in cell.attack.traits else "posterior"
+
+
+def _in_detail(plan: Plan, store: RecordSource) -> dict[str, pd.DataFrame]:
+    """`detection.csv` and `draws.csv`, of a run that asks for details."""
+    detected, draws = [], []
+    shown = [(cell, _images(cell.attack), _identity(plan, cell)) for cell in plan.cells]
+    for ood in plan.ood:
+        cell = Cell(ood.defense, ood.defense, None, ood.eps, ood.seed, ood.key)
+        attack, images = (ood.attack.label, "attacked_ood") if ood.attack else ("ood", "ood")
+        shown.append((cell, images, {**_identity(plan, cell), "attack": f"{attack}:{ood.name}"}))
+    for cell, images, identity in shown if plan.spec.details else ():
+        record = store.read_record(cell.key)
+        result = record["result"] if record else {}
+        head = [identity[name] for name in IDENTITY]
+        draws += [(*head, draw, accuracy) for draw, accuracy in enumerate(result.get("draw_accuracies", ()))]
+        for examples, found in result.get("found_out", {}).items():
+            for measure, each in found["measures"].items():
+                scores = (each["auroc"], *each["auroc_interval"], *(each[name] for name in SCORES[1:]))
+                detected.append((*head, images, examples, measure, found["clean"], found["others"], *scores))
+    return {
+        "detection": pd.DataFrame(detected, columns=DETECTION_COLUMNS),
+        "draws": pd.DataFrame(draws, columns=DRAW_COLUMNS),
+    }
 
 
 def _history(plan: Plan, store: RecordSource) -> pd.DataFrame:

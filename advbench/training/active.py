@@ -127,7 +127,16 @@ def acquisitions(
     """The rounds of `active_learning`: the positions of the labelled images, and the classifier trained on them.
 
     Args:
-        labelled: those of the last round that is done; rounds after it follow.
+        defense: as there, like all others but the last.
+        net: likewise.
+        pool: likewise.
+        acquisition: likewise.
+        rounds: likewise.
+        batch: likewise.
+        per_class: likewise.
+        draws: likewise.
+        context: likewise.
+        labelled: positions of those that are labelled after the rounds that are done; the rounds after these follow.
 
     Raises:
         InputError: an unknown acquisition function, or a pool too small.
