@@ -1,4 +1,4 @@
-"""A paper's numbers beside a run's: a table with a verdict for each, and one for the whole item."""
+"""Comparison of a paper's numbers with those of a run: a verdict for each number, and one for the item."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from scipy import stats
 from advbench.boards.board import Board
 from advbench.boards.studies import Cell, Published, Study
 from advbench.report.leaderboard import Measured
-from advbench.report.tables import to_csv
+from advbench.report.tables import as_rows, to_csv
 
 COLUMNS = (
     "part dataset architecture method condition metric published deviation own own_low own_high verdict note".split()
 )
-INTERVALS = {  # columns of `results` that have an interval, and the beginning of its columns' names
+INTERVALS = {  # columns of `results` with an interval, and the prefix of its columns
     "accuracy": "accuracy",
     "draw_accuracy_mean": "draw_accuracy",
 }
@@ -28,7 +28,7 @@ Z = float(stats.norm.ppf(0.975))
 
 
 class Order(NamedTuple):
-    """How many pairs of methods that a paper tells apart are in the paper's order."""
+    """Number of pairs of methods that a paper separates, and how many of them are in the paper's order."""
 
     kept: int
     pairs: int
@@ -36,12 +36,12 @@ class Order(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """A study's numbers beside the paper's.
+    """Comparison of a study's numbers with the paper's.
 
     Attributes:
         study: the study.
-        table: a row for each published number, and for each inequality that the paper claims.
-        order: of the methods.
+        table: one row per published number and per claimed inequality.
+        order: agreement of the order of methods.
     """
 
     study: Study
@@ -50,7 +50,7 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """`agrees`, `same order` or `differs`; `undecided` if no interval says; `incomplete` if a number is missing."""
+        """`agrees`, `same order`, `differs`, `undecided` (by the intervals) or `incomplete` (a number is missing)."""
         found = set(self.table.verdict) - {"not compared"}
         if not found or "missing" in found:
             return "incomplete"
@@ -65,7 +65,7 @@ class Comparison:
         return "undecided" if "undecided" in claims else "agrees"
 
     def summary(self) -> str:
-        """The verdict and what it rests on, in one line."""
+        """The verdict and its basis, in one line."""
         counts = self.table.verdict.value_counts()
         parts = [f"{counts[name]} {name}" for name in VERDICTS if name in counts]
         if self.order.pairs:
@@ -84,19 +84,19 @@ class Comparison:
             ("The paper", study.shows),
             ("Settings", study.settings),
             ("Cuts", study.cuts),
-            ("Which forbids to conclude", study.forbids),
+            ("Conclusions not supported at this scale", study.forbids),
         ):
             if text:
                 lines += [f"{head}: {text}", ""]
         headers = ["part", "method", "condition", "metric", "published", "own", "verdict"]
         lines += ["| " + " | ".join(headers) + " |", "|" + " --- |" * len(headers)]
-        for row in self.table.itertuples(index=False):
-            published = "" if math.isnan(row.published) else f"{row.published:g} ± {row.deviation:g}"
-            digits = _decimals(row.deviation)
-            own = row.note if math.isnan(row.own) else f"{row.own:.{digits}f}"
-            if not math.isnan(row.own_low):
-                own += f" [{row.own_low:.{digits}f}, {row.own_high:.{digits}f}]"
-            cells = (row.part, row.method, row.condition, row.metric, published, own, row.verdict)
+        for row in as_rows(self.table):
+            digits = _decimals(row["deviation"])
+            published = "" if math.isnan(row["published"]) else f"{row['published']:g} ± {row['deviation']:g}"
+            own = row["note"] if math.isnan(row["own"]) else f"{row['own']:.{digits}f}"
+            if not math.isnan(row["own_low"]):
+                own += f" [{row['own_low']:.{digits}f}, {row['own_high']:.{digits}f}]"
+            cells = [*(row[name] for name in headers[:4]), published, own, row["verdict"]]
             lines.append("| " + " | ".join(each.replace("|", "\\|") for each in cells) + " |")
         names = sorted(study.parts)
         boards = ", ".join(f"[{name}]({name}/README.md)" for name in names)
@@ -106,10 +106,10 @@ class Comparison:
 
 VERDICTS = ("agrees", "differs", "undecided", "missing", "not compared")
 LEGEND = (
-    "A published number is shown with the deviation that the paper prints, else with half a unit of its last digit; an "
-    "own one with its 95 % interval. They agree if the two ranges meet. A claim agrees if the interval of the "
-    "difference, from ends to opposite ends, is above 0, and differs if it is below. The item agrees if all numbers "
-    "do; it has the same order if every two methods that the paper's ranges tell apart come in the paper's order."
+    "A published number has the deviation that the paper prints, or half a unit of its last digit; an "
+    "own number has its 95 % interval. They agree if the two ranges meet. A claim agrees if the interval of the "
+    "difference, taken between opposite ends, is above 0, and differs if it is below. The item agrees if all numbers "
+    "do; it has the same order if all pairs of methods that the paper's ranges separate are in the paper's order."
 )
 
 
@@ -118,11 +118,11 @@ def _decimals(deviation: float) -> int:
 
 
 def compare(study: Study, boards: Mapping[str, Board]) -> Comparison:
-    """The numbers of a study beside those of its runs.
+    """Compare the published numbers of a study with those of its runs.
 
     Args:
         study: the study.
-        boards: its runs, by part; one that is missing has no numbers.
+        boards: runs by part; a missing run has no numbers.
     """
     rows, own = [], {}
     for each in study.published:
@@ -150,13 +150,13 @@ def compare(study: Study, boards: Mapping[str, Board]) -> Comparison:
 
 
 def _named(cell: Cell, other: Cell) -> str:
-    """What tells one cell from another."""
+    """Fields in which two cells differ, as text."""
     names = [str(mine) for mine, theirs in zip(cell[1:], other[1:], strict=True) if mine != theirs]
     return " ".join(names) or cell.defense
 
 
 def _verdict(published: Published, own: Measured, study: Study) -> tuple[str, str]:
-    """Whether the ranges of both meet, and a note."""
+    """Verdict on whether the two ranges overlap, and a note."""
     if published.cell is None:
         return "not compared", published.reason
     if published.cell.part not in study.parts:
@@ -173,7 +173,7 @@ def _verdict(published: Published, own: Measured, study: Study) -> tuple[str, st
 
 
 def _order(own: Mapping[Published, Measured]) -> Order:
-    """Of the methods, among the numbers of one kind."""
+    """Agreement of the order of methods, among numbers of the same kind."""
     groups: dict[tuple[object, ...], list[Published]] = {}
     for each, found in own.items():
         if each.cell is not None and not found.missing:
@@ -188,7 +188,7 @@ def _order(own: Mapping[Published, Measured]) -> Order:
 
 
 def _own(cell: Cell | None, study: Study, boards: Mapping[str, Board], factor: int = 1) -> Measured:
-    """A cell's number: over seeds the mean of values and of the ends of their intervals."""
+    """The number of a cell: mean over seeds of values and of interval ends."""
     if cell is None or cell.part not in study.parts or cell.part not in boards:
         return ABSENT
     found = list(_by_seed(cell, boards[cell.part]))
@@ -199,7 +199,7 @@ def _own(cell: Cell | None, study: Study, boards: Mapping[str, Board], factor: i
 
 
 def _by_seed(cell: Cell, board: Board) -> Iterator[tuple[float, float, float]]:
-    """Value and interval of a cell's number for each seed; NaN where there is no interval."""
+    """Value and interval of a cell's number for each seed; NaN for no interval."""
     report, number = board.report, cell.number
     source = cell.source or cell.defense
     at = {"defense": cell.defense, "attack": cell.attack, "source": source}
@@ -223,10 +223,10 @@ def _by_seed(cell: Cell, board: Board) -> Iterator[tuple[float, float, float]]:
     for name, wanted in at.items():
         frame = frame[frame[name] == wanted]
     frame = frame[frame.eps.sub(cell.eps).abs() < 1e-9]
-    for row in frame.dropna(subset=[number]).itertuples(index=False):
-        value = float(getattr(row, number))
+    for row in as_rows(frame.dropna(subset=[number])):
+        value = float(row[number])
         if ends:
-            yield value, *(float(getattr(row, end)) for end in ends)
+            yield value, float(row[ends[0]]), float(row[ends[1]])
         elif number.partition("_")[0] in ("auroc", "aupr"):
             yield value, *_area_interval(value, number, *_counts(cell, board))
         else:
@@ -234,17 +234,17 @@ def _by_seed(cell: Cell, board: Board) -> Iterator[tuple[float, float, float]]:
 
 
 def _counts(cell: Cell, board: Board) -> tuple[int, int]:
-    """How many images a detection is about: those to be found out, and clean ones."""
+    """Numbers of images in a detection: positives, and clean ones."""
     clean = min(board.spec.limit or board.identity.test_count, board.identity.test_count)
     shown = {f"ood:{each.label}": min(clean, each.images) for each in board.identity.foreign}
     return shown.get(cell.attack, clean), clean
 
 
 def _area_interval(value: float, number: str, positives: int, negatives: int) -> tuple[float, float]:
-    """95 % interval of an area under a curve, for other images.
+    """95 % interval of an area under a curve, over images.
 
-    Of a ROC curve by Hanley and McNeil (1982), which is wide for most scores; of a precision-recall curve on the logit
-    scale by Boyd, Eng and Page (2013), whose positives are the negatives under the negated score.
+    For ROC curves by Hanley and McNeil (1982), which is conservative for most scores; for precision-recall curves on
+    the logit scale by Boyd, Eng and Page (2013), with positives and negatives exchanged for the negated score.
     """
     if not 0 < value < 1:
         return value, value

@@ -19,6 +19,7 @@ from advbench.errors import InputError
 from advbench.evaluation.summary import ENTROPIES
 from advbench.grid.plan import Cell, Plan
 from advbench.grid.spec import Choice, converges, stops_early, swept
+from advbench.report.areas import AREA_COLUMNS, DIFFERENCE_COLUMNS, area_tables
 from advbench.report.evaluations import (
     NUMBERS,
     Evaluation,
@@ -29,6 +30,7 @@ from advbench.report.evaluations import (
 )
 from advbench.report.flags import suspicious
 from advbench.report.leaderboard import Standing, leaderboard_table, standings, with_own_source
+from advbench.report.strengths import STRENGTH_COLUMNS, attack_table
 from advbench.report.transfers import COLUMNS as AFFINITY_COLUMNS
 from advbench.report.transfers import affinity_table
 
@@ -74,17 +76,16 @@ COLUMNS = {
     "histograms": HISTOGRAM_COLUMNS,
     "persistence": PERSISTENCE_COLUMNS,
     "adversaries": ADVERSARY_COLUMNS,
+    "areas": AREA_COLUMNS,
+    "differences": DIFFERENCE_COLUMNS,
+    "strengths": STRENGTH_COLUMNS,
 }
-OPTIONAL = {
-    "detection": DETECTION_COLUMNS,
-    "draws": DRAW_COLUMNS,
-    "history": HISTORY_COLUMNS,
-}  # tables that are there where a run asks for them
+FILES = {name: f"{'attacks' if name == 'strengths' else name}.csv" for name in COLUMNS}
+OPTIONAL = {"detection": DETECTION_COLUMNS, "draws": DRAW_COLUMNS, "history": HISTORY_COLUMNS}  # if a run asks for them
 TEXT = (  # columns of text, in whichever table
     "architecture attack authors counts dataset defense distribution examples flags images key kind knows label link "
-    "measure name norm params posterior reason source target title version versions year"
+    "measure name norm other params posterior reason source target title version versions worst_defense year"
 ).split()
-MEASURED = tuple("results methods models affinity retention uncertainty histograms persistence adversaries".split())
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,9 @@ class Report:
     histograms: pd.DataFrame  # likewise, for each measure of uncertainty in nats
     persistence: pd.DataFrame  # for each (defense, attack, eps, seed, number of answers asked for); no transfers
     adversaries: pd.DataFrame  # for each (defense, eps, seed) and what an adversary knows, the strongest one's attack
+    areas: pd.DataFrame  # for each defense: area under its lowest accuracies over the radii
+    differences: pd.DataFrame  # for each two defenses: by how much their areas differ
+    strengths: pd.DataFrame  # for each attack: how far its accuracies lie above the lowest known
     detection: pd.DataFrame = field(default_factory=partial(pd.DataFrame, columns=DETECTION_COLUMNS))  # with transfers
     draws: pd.DataFrame = field(default_factory=partial(pd.DataFrame, columns=DRAW_COLUMNS))  # accuracy of each draw
     history: pd.DataFrame = field(default_factory=partial(pd.DataFrame, columns=HISTORY_COLUMNS))  # of trainings
@@ -112,7 +116,7 @@ class Report:
     @cached_property
     def standings(self) -> list[Standing]:
         """The defenses, the most robust first, as values."""
-        return standings(self.results, self.retention, self.models)
+        return standings(self.results, self.retention, self.models, self.areas, self.differences)
 
     @cached_property
     def leaderboard(self) -> pd.DataFrame:
@@ -143,8 +147,8 @@ class Report:
         """The tables that were measured, by the name of their file."""
         counts = [" ".join(map(str, each)) for each in self.histograms.counts]
         measured = replace(self, histograms=self.histograms.assign(counts=counts))
-        there = (*MEASURED, *(name for name in OPTIONAL if len(getattr(self, name))))
-        return {f"{name}.csv": getattr(measured, name) for name in there}
+        there = {name: f"{name}.csv" for name in OPTIONAL if len(getattr(self, name))}
+        return {file: getattr(measured, name) for name, file in {**FILES, **there}.items()}
 
     @property
     def incomplete(self) -> bool:
@@ -168,14 +172,11 @@ def read_report(folder: Path) -> Report:
     Raises:
         InputError: one of them is missing, or is none that a run wrote.
     """
-    frames: dict[str, Any] = {name: _read_csv(folder / f"{name}.csv", each) for name, each in COLUMNS.items()}
-    frames |= {
-        name: _read_csv(folder / f"{name}.csv", each)
-        for name, each in OPTIONAL.items()
-        if (folder / f"{name}.csv").is_file()
-    }
+    frames: dict[str, Any] = {name: _read_csv(folder / FILES[name], each) for name, each in COLUMNS.items()}
+    there = {name: each for name, each in OPTIONAL.items() if (folder / f"{name}.csv").is_file()}
+    frames |= {name: _read_csv(folder / f"{name}.csv", each) for name, each in there.items()}
     try:
-        for name in ("results", "models"):
+        for name in ("results", "models", "areas"):
             whole = [each for each in ("n_examples", "draws", "parameters") if each in frames[name]]
             frames[name] = frames[name].astype(dict.fromkeys(whole, "Int64"))
         counts = frames["histograms"].counts.map(lambda text: tuple(map(int, text.split())))
@@ -190,7 +191,8 @@ def _read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False)
         numbers = [str(name) for name in frame if name not in TEXT]
         frame[numbers] = frame[numbers].replace("", "nan").astype(np.float64)  # to the last digit
-        whole = [name for name in ("seed", "n_kept", "step", "draw", "n_clean", "n_others") if name in frame]
+        integers = ("seed", "seeds", "cells", "n_kept", "step", "draw", "n_clean", "n_others")
+        whole = [name for name in integers if name in frame]
         frame[whole] = frame[whole].astype(np.int64)
     except (OSError, ValueError) as error:
         got = (error.strerror if isinstance(error, OSError) else None) or str(error)
@@ -211,6 +213,7 @@ def collect(plan: Plan, store: RecordSource, failed: Mapping[str, str] | None = 
     """
     evaluations = list(read_evaluations(plan, store))
     results = _results(plan, evaluations, failed or {})
+    areas, differences = area_tables(results, evaluations)
     mutual = ~results.attack.isin(with_own_source(results))
     kept = [each for each, wanted in zip(evaluations, mutual, strict=True) if wanted]
     return Report(
@@ -221,6 +224,9 @@ def collect(plan: Plan, store: RecordSource, failed: Mapping[str, str] | None = 
         **_in_detail(plan, store),
         affinity=affinity_table(results[mutual], kept),
         adversaries=_adversaries(plan, store, results),
+        areas=areas,
+        differences=differences,
+        strengths=attack_table(plan.cells, evaluations),
         gradients_alone=_gradients_alone(plan),
         left_alone=plan.left_alone,
         **_uncertainty_tables(_details(plan, store, evaluations)),
@@ -404,13 +410,15 @@ def _knows(cell: Cell) -> str:
 
 def _in_detail(plan: Plan, store: RecordSource) -> dict[str, pd.DataFrame]:
     """`detection.csv` and `draws.csv`, of a run that asks for details."""
+    if not plan.spec.details:
+        return {}
     detected, draws = [], []
     shown = [(cell, _images(cell.attack), _identity(plan, cell)) for cell in plan.cells]
     for ood in plan.ood:
         cell = Cell(ood.defense, ood.defense, None, ood.eps, ood.seed, ood.key)
         attack, images = (ood.attack.label, "attacked_ood") if ood.attack else ("ood", "ood")
         shown.append((cell, images, {**_identity(plan, cell), "attack": f"{attack}:{ood.name}"}))
-    for cell, images, identity in shown if plan.spec.details else ():
+    for cell, images, identity in shown:
         record = store.read_record(cell.key)
         result = record["result"] if record else {}
         head = [identity[name] for name in IDENTITY]

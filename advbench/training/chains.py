@@ -206,7 +206,7 @@ class ChainDefense(LoopDefense):
         taken = params.chains * ((steps - params.burn_in) // params.interval)
         if params.samples < params.chains:
             raise InputError(
-                "number of samples kept",
+                "number of samples",
                 expected=f"at least one for each of {params.chains} chains",
                 got=params.samples,
             )

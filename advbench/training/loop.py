@@ -256,12 +256,8 @@ def _own(module: nn.Module) -> nn.Module:
     """
     for name, parameter in module.named_parameters():
         if isinstance(parameter, nn.UninitializedParameter):
-            raise InputError(
-                f"parameter {name}",
-                expected="a value",
-                got="an uninitialised (lazy) parameter",
-                remedy="pass an image once",
-            )
+            expected, remedy = "an initialised parameter", "pass an image once"
+            raise InputError(f"parameter {name}", expected=expected, got="a lazy one", remedy=remedy)
         if parameter.dtype != torch.float32:
             remedy = "train float32 weights; precision 'bfloat16' applies to passes only"
             raise InputError(f"parameter {name}", expected="torch.float32", got=parameter.dtype, remedy=remedy)

@@ -12,10 +12,10 @@ from advbench.training import BallParams, MixedLoss, MixedParams, Paper
 
 
 class FGSMAT(MixedLoss):
-    """Adversarial training on the examples of one signed step of full length.
+    """Adversarial training on FGSM examples: a single signed step of length eps.
 
-    Goodfellow et al. 2015; "FGSM" in BAL Figure 1. Its inner maximum is a linear model's. Long training can end
-    in catastrophic overfitting: near-perfect on FGSM, broken by PGD.
+    Goodfellow et al. 2015; "FGSM" in BAL Figure 1. The inner maximisation is exact for a linear model. Long training
+    can end in catastrophic overfitting: near-perfect on FGSM, broken by PGD.
     """
 
     version = "1"
@@ -40,7 +40,7 @@ class FGSMAT(MixedLoss):
     params: Params
 
     def passes_per_image(self) -> float:
-        """An epoch passes each image once to craft and once to train."""
+        """Per epoch, one pass per image to craft, in addition to those of training."""
         return super().passes_per_image() + sum(self.params.stages)
 
     def perturb(self, clf: Classifier, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:

@@ -15,9 +15,9 @@ from advbench.training import Field, MixedLoss, MixedParams, Paper
 class WRM(MixedLoss):
     """Distributionally robust training: descend the loss at argmax of loss(x) - gamma ||x - x0||^2.
 
-    Sinha et al. 2018, Algorithm 1; "WRM" in BAL Figure 1. The inner maximum is found by `steps` ascent steps of
-    length 1 / sqrt(t + 2), t = 0, 1, ..., each clipped to the box [0, 1]. Where gamma exceeds half the loss's
-    smoothness, the inner problem is concave and the maximum is unique.
+    Sinha et al. 2018, Algorithm 1; "WRM" in BAL Figure 1. The inner maximisation takes `steps` ascent steps of size 1 /
+    sqrt(t + 2), t = 0, 1, ..., each clipped to the box [0, 1]. If gamma exceeds half the smoothness constant of the
+    loss, the inner problem is concave and the maximum is unique.
     """
 
     version = "1"
@@ -34,9 +34,9 @@ class WRM(MixedLoss):
         gamma: float = Field(
             default=0.4,
             gt=0,
-            description="price of moving an image, in nats a squared pixel; BAL gives none",
+            description="penalty gamma on the perturbation, in nats per squared pixel; not stated in BAL",
         )
-        steps: int = Field(default=15, ge=1, description="ascent steps in training; BAL section 5: 15")
+        steps: int = Field(default=15, ge=1, description="number of ascent steps in training; BAL section 5: 15")
 
     accuracy = "robust train accuracy"
     presets = {
@@ -49,11 +49,11 @@ class WRM(MixedLoss):
     params: Params
 
     def passes_per_image(self) -> float:
-        """An epoch passes each image once for each ascent step and once to train."""
+        """Per epoch, one pass per image for each ascent step, in addition to those of training."""
         return super().passes_per_image() + self.params.steps * sum(self.params.stages)
 
     def perturb(self, clf: Classifier, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        """The images that the penalised loss prefers to `x`."""
+        """Images that maximise the penalised loss."""
         moved = x
         for step in range(self.params.steps):
             gradient = clf.input_gradient(moved, y, attacks.cross_entropy).value

@@ -270,7 +270,7 @@ def test_grey_is_the_luma() -> None:
 @pytest.mark.parametrize(
     ("name", "params", "message"),
     [
-        ("wrn", {"depth": 17}, r"depth of architecture 'wrn': expected 6n \+ 4, as 10, 16, 22 or 28, got 17"),
+        ("wrn", {"depth": 17}, r"depth of architecture 'wrn': expected 6n \+ 4, such as 10, 16, 22 or 28, got 17"),
         ("wrn", {"width": 4}, "unknown hyperparameter of architecture wrn 'width': expected one of depth, widen"),
         ("wrn", {"widen": 0}, "hyperparameter 'widen' of architecture wrn: expected .*greater than or equal to 1"),
         ("stn", {"kernels": [5, 3]}, "hyperparameter 'kernels' of architecture stn"),

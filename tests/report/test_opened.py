@@ -177,5 +177,5 @@ def test_failures_are_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert run.results["flags"].str.startswith("failed").all()
     with pytest.raises(InputError, match=r"unknown setting 'epss'.*did you mean 'eps'"):
         advbench.run("erm", "fgsm", epss=[0.1])
-    with pytest.raises(InputError, match=r"unknown setting of execution 'worker'.*did you mean 'workers'"):
+    with pytest.raises(InputError, match=r"unknown execution option 'worker'.*did you mean 'workers'"):
         advbench.run("erm", "fgsm", execution={"worker": 1})
