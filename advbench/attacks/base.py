@@ -146,10 +146,6 @@ class Attack(Configurable, ABC):
         """True if `run` stops for images that certainly reached a goal with `stop_early`."""
         return any(part.stops_early for part in self.parts.values())
 
-    def attacked(self, clf: Classifier) -> Classifier:
-        """The classifier that the attack sees; by default the one that it is called on."""
-        return clf
-
     def with_parts(self, parts: Mapping[str, Attack]) -> Self:
         """The same attack with other component attacks, of the same classes but with a different effort.
 

@@ -95,13 +95,6 @@ SPEC_OPTIONS = (
         str,
         "measure trainings on the way, after each epoch (epoch) or every so many steps (a number) [default: none]",
     ),
-    _option(
-        "details",
-        bool,
-        "record the accuracy of each draw, and detection of the examples that fooled the classifier they were crafted "
-        "on [default: no-details]",
-        flag="--details/--no-details",
-    ),
     _option("set", Names, "hyperparameter, as NAME.PARAM=VALUE, or arch.PARAM=VALUE of the net; may be repeated"),
 )
 

@@ -8,23 +8,18 @@ from typing import Any
 import numpy as np
 
 from advbench.evaluation import (
-    Bools,
     Predictions,
-    Uncertainty,
     accepted_errors,
-    auroc_interval,
     calibration,
     detection,
     histogram,
     persistence,
     retention,
-    score,
     shared_spread,
     uncertainty,
 )
 from advbench.evaluation.predictions import Spread
 
-DETECTORS = (*Uncertainty._fields, "least_confidence")
 ENTROPIES = ("total", "aleatoric", "epistemic")  # measures of uncertainty with a stored histogram
 
 
@@ -54,24 +49,6 @@ def summary(
         "draw_variance": spread.variance,
         **({} if stopped_early else _of_uncertainty(predictions, clean, spread, deterministic=deterministic)),
     }
-
-
-def found_out(clean: Predictions, others: Predictions, rows: Bools | None = None) -> dict[str, Any]:
-    """Detection of images among clean ones by each measure of uncertainty, as JSON values (APD Tables 2 and 3).
-
-    Args:
-        clean: predictions on the clean images.
-        others: predictions of the same draws on the images to be found out.
-        rows: those of the latter that count; None for all.
-    """
-    count = len(others) if rows is None else int(rows.sum())
-    found: dict[str, Any] = {"clean": len(clean), "others": count, "measures": {}}
-    for measure in DETECTORS if count else ():
-        before, after = score(clean, measure), score(others, measure)
-        scores = before, after if rows is None else after[rows]
-        interval = auroc_interval(*scores)
-        found["measures"][measure] = {**detection(*scores)._asdict(), "auroc_interval": list(interval)}
-    return found
 
 
 def known_draws(predictions: Predictions) -> dict[str, Any]:

@@ -193,7 +193,6 @@ class EvaluateInputs(Inputs):
     within: Threat | None = None  # the ball that examples of a minimal-norm attack are brought into
     audit: Checks | None = None  # the cheap checks of an audit that are made beside it; of clean images
     foreign: OodRef | None = None  # the data set of out-of-distribution images, if these are evaluated
-    details: bool | None = None  # true where single draws and the detection of examples are recorded as well
     known: bool | None = None  # true where each draw is evaluated by itself, on the examples crafted on it
 
 

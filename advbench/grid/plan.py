@@ -307,7 +307,6 @@ class _Layout:
             within=within,
             audit=audit,
             foreign=_reference(ood) if ood else None,
-            details=self._spec.details or None,
             known=None if draws is None else True,
             draws=draws or self._spec.draws,
             images=images,

@@ -72,11 +72,9 @@ class RunSpec(pydantic.BaseModel):
     `ood_scale`, those in [-1, 1] where `ood_signed`. `converge` has attacks run to convergence (`grid.convergence`),
     and is the largest factor by which one of their hyperparameters is multiplied on the way. `history` has trainings
     measured on the way, after each epoch or every so many steps: errors on the test images, and how well uncertainty
-    finds out the images of `ood`. `details` has evaluations say more: the accuracy of each draw, and detection by
-    `least_confidence` as well and of those examples alone that fooled the classifier they were crafted on. `device` is
-    the kind of device, `cpu` or the model of a GPU: not of the same kind, not the same draws. `files` holds what labels
-    of defenses, attacks and nets stand for that are in files, as `path/to/my.py:NAME`, or in a board, which keeps them,
-    `file:DIGEST:NAME`.
+    finds out the images of `ood`. `device` is the kind of device, `cpu` or the model of a GPU: not of the same kind,
+    not the same draws. `files` holds what labels of defenses, attacks and nets stand for that are in files, as
+    `path/to/my.py:NAME`, or in a board, which keeps them, `file:DIGEST:NAME`.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -102,7 +100,6 @@ class RunSpec(pydantic.BaseModel):
     ood_scale: pydantic.StrictFloat = pydantic.Field(default=1.0, gt=0)
     ood_signed: pydantic.StrictBool = False
     history: Literal["epoch"] | Count | None = None
-    details: pydantic.StrictBool = False
     set: dict[str, dict[str, Any]] = {}
     files: dict[str, str] = {}
 
@@ -181,7 +178,7 @@ class RunSpec(pydantic.BaseModel):
     def to_toml(self) -> str:
         """The spec as TOML, from which `parse_toml` makes an equal one."""
         # An empty table would stand there as a heading.
-        empty = {name for name in ("set", "files", "ood_signed", "details") if not getattr(self, name)}
+        empty = {name for name in ("set", "files", "ood_signed") if not getattr(self, name)}
         return tomli_w.dumps(self.model_dump(exclude=empty, exclude_none=True))
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from advbench.attacks.ball import within
-from advbench.attacks.base import Attack, Threat
+from advbench.attacks.base import Threat
 from advbench.attacks.craft import Crafted, Earlier, craft, craft_on_draws
 from advbench.audit.run import audit
 from advbench.audit.subject import ignores_images
@@ -36,9 +36,9 @@ from advbench.errors import (
     PluginError,
     out_of_memory,
 )
-from advbench.evaluation import Bools, Predictions
+from advbench.evaluation import Predictions
 from advbench.evaluation.evaluate import evaluate, evaluate_draws, evaluate_ood
-from advbench.evaluation.summary import found_out, known_draws, summary
+from advbench.evaluation.summary import known_draws, summary
 from advbench.grid import devices
 from advbench.grid.convergence import converge
 from advbench.grid.inputs import CPU, Component, CraftInputs, EvaluateInputs, Inputs, OodRef, TrainInputs, read_training
@@ -329,12 +329,9 @@ class Runner:
             predictions = evaluate_ood(clf, x, inputs.draws, **how)
             result = summary(predictions, clean)
             kept = ("n_examples", "classes", "draws", "enumerated", "uncertainty", "histograms", "detection")
-            made: dict[str, Any] = {} if images is None else {"attack": attack}
-            if inputs.details and clean is not None:
-                made["found_out"] = {"all": found_out(clean, predictions)}
+            made = {} if images is None else {"attack": attack}
             return {name: result[name] for name in kept if name in result} | made, predictions.to_bytes()
         x, y = self._test_images(inputs)
-        before = x
         if inputs.known:
             assert images is not None, "the plan has examples for each draw"
             return self._evaluate_known(clf, inputs, images, y, attack, on_progress)
@@ -355,30 +352,7 @@ class Runner:
             flags += ["misleads_attacks"] if checks.misleads else []
         stopped = attack.get("stopped_early", False)
         found = summary(predictions, clean, deterministic=not clf.stochastic, stopped_early=stopped)
-        if inputs.details:
-            checked["draw_accuracies"] = predictions.draw_accuracies.tolist()
-            if clean is not None and not stopped:
-                fooled = self._fooled(inputs, before, x, y)
-                checked["found_out"] = {
-                    "all": found_out(clean, predictions),
-                    "fooled": found_out(clean, predictions, fooled),
-                }
         return {**found, "attack": attack, "flags": flags, **checked}, predictions.to_bytes()
-
-    def _fooled(self, inputs: EvaluateInputs, clean: Tensor, attacked: Tensor, y: Tensor) -> Bools:
-        """Which images the classifier that an attack saw, one draw or all, has right, and wrong once attacked.
-
-        These are the adversarial examples of APD section 5.4, whatever another defense makes of them.
-        """
-        assert inputs.examples is not None, "clean images fool nobody"
-        crafted = self._record(inputs.examples)["inputs"]
-        component = Component(**crafted["attack"])
-        attack: Attack = registry().load("attack", component.loaded_as)(**component.params or {})
-        seen = attack.attacked(self._at_hand(crafted["source"]))
-        how: dict[str, Any] = {"seed": inputs.seed, "batch_size": inputs.batch_size}
-        right, still = (evaluate(seen, x, y, inputs.draws, **how).ensemble_correct for x in (clean, attacked))
-        fooled: Bools = right & ~still
-        return fooled
 
     def _evaluate_known(
         self,

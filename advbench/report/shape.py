@@ -119,16 +119,6 @@ class _Detection(_Shape):
     aupr_negative: Share
 
 
-class _Detected(_Detection):
-    auroc_interval: Interval
-
-
-class _FoundOut(_Shape):
-    clean: Count
-    others: Count
-    measures: dict[str, _Detected]
-
-
 class _Found(_Shape):
     """Result of an evaluation on any images."""
 
@@ -139,7 +129,6 @@ class _Found(_Shape):
     uncertainty: dict[str, float] = {}
     histograms: dict[str, list[Count]] = {}
     detection: dict[str, _Detection] | None = None
-    found_out: dict[Literal["all", "fooled"], _FoundOut] = {}
     attack: _Attack | None = None
 
     @property
@@ -176,7 +165,6 @@ class _Draws(_Shape):
     attack: _Attack
     flags: list[Text]
     audit: Annotated[list[_Finding], Field(max_length=100)] | None = None
-    draw_accuracies: list[Share] = []
 
     @pydantic.model_validator(mode="after")
     def _inside(self) -> Self:

@@ -36,11 +36,6 @@ from advbench.report.transfers import affinity_table
 
 IDENTITY = "dataset architecture defense attack source norm eps seed".split()
 RESULT_COLUMNS = [*IDENTITY, *NUMBERS, "flags", "key"]
-DETECTION_COLUMNS = [
-    *IDENTITY,
-    *"images examples measure n_clean n_others auroc auroc_low auroc_high aupr_positive aupr_negative".split(),
-]
-DRAW_COLUMNS = [*IDENTITY, "draw", "accuracy"]
 HISTORY_COLUMNS = "defense seed step measure value".split()
 MODEL_COLUMNS = "defense seed architecture parameters posterior mean std kld seconds key".split()
 METHOD_COLUMNS = "kind label name distribution version params versions title authors year link".split()
@@ -81,9 +76,9 @@ COLUMNS = {
     "strengths": STRENGTH_COLUMNS,
 }
 FILES = {name: f"{'attacks' if name == 'strengths' else name}.csv" for name in COLUMNS}
-OPTIONAL = {"detection": DETECTION_COLUMNS, "draws": DRAW_COLUMNS, "history": HISTORY_COLUMNS}  # if a run asks for them
+OPTIONAL = {"history": HISTORY_COLUMNS}  # if a run asks for it
 TEXT = (  # columns of text, in whichever table
-    "architecture attack authors counts dataset defense distribution examples flags images key kind knows label link "
+    "architecture attack authors counts dataset defense distribution flags images key kind knows label link "
     "measure name norm other params posterior reason source target title version versions worst_defense year"
 ).split()
 
@@ -104,8 +99,6 @@ class Report:
     areas: pd.DataFrame  # for each defense: area under its lowest accuracies over the radii
     differences: pd.DataFrame  # for each two defenses: by how much their areas differ
     strengths: pd.DataFrame  # for each attack: how far its accuracies lie above the lowest known
-    detection: pd.DataFrame = field(default_factory=partial(pd.DataFrame, columns=DETECTION_COLUMNS))  # with transfers
-    draws: pd.DataFrame = field(default_factory=partial(pd.DataFrame, columns=DRAW_COLUMNS))  # accuracy of each draw
     history: pd.DataFrame = field(default_factory=partial(pd.DataFrame, columns=HISTORY_COLUMNS))  # of trainings
     gradients_alone: bool = False  # whether all attacks follow the gradient of the defense that they are tried on
 
@@ -191,7 +184,7 @@ def _read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False)
         numbers = [str(name) for name in frame if name not in TEXT]
         frame[numbers] = frame[numbers].replace("", "nan").astype(np.float64)  # to the last digit
-        integers = ("seed", "seeds", "cells", "n_kept", "step", "draw", "n_clean", "n_others")
+        integers = ("seed", "seeds", "cells", "n_kept", "step")
         whole = [name for name in integers if name in frame]
         frame[whole] = frame[whole].astype(np.int64)
     except (OSError, ValueError) as error:
@@ -221,7 +214,6 @@ def collect(plan: Plan, store: RecordSource, failed: Mapping[str, str] | None = 
         methods=_methods(plan, evaluations, store),
         models=_models(plan, store),
         history=_history(plan, store),
-        **_in_detail(plan, store),
         affinity=affinity_table(results[mutual], kept),
         adversaries=_adversaries(plan, store, results),
         areas=areas,
@@ -406,31 +398,6 @@ def _knows(cell: Cell) -> str:
     if "black_box" in cell.attack.traits:
         return "answers"
     return "a_draw" if "a_draw" in cell.attack.traits else "posterior"
-
-
-def _in_detail(plan: Plan, store: RecordSource) -> dict[str, pd.DataFrame]:
-    """`detection.csv` and `draws.csv`, of a run that asks for details."""
-    if not plan.spec.details:
-        return {}
-    detected, draws = [], []
-    shown = [(cell, _images(cell.attack), _identity(plan, cell)) for cell in plan.cells]
-    for ood in plan.ood:
-        cell = Cell(ood.defense, ood.defense, None, ood.eps, ood.seed, ood.key)
-        attack, images = (ood.attack.label, "attacked_ood") if ood.attack else ("ood", "ood")
-        shown.append((cell, images, {**_identity(plan, cell), "attack": f"{attack}:{ood.name}"}))
-    for cell, images, identity in shown:
-        record = store.read_record(cell.key)
-        result = record["result"] if record else {}
-        head = [identity[name] for name in IDENTITY]
-        draws += [(*head, draw, accuracy) for draw, accuracy in enumerate(result.get("draw_accuracies", ()))]
-        for examples, found in result.get("found_out", {}).items():
-            for measure, each in found["measures"].items():
-                scores = (each["auroc"], *each["auroc_interval"], *(each[name] for name in SCORES[1:]))
-                detected.append((*head, images, examples, measure, found["clean"], found["others"], *scores))
-    return {
-        "detection": pd.DataFrame(detected, columns=DETECTION_COLUMNS),
-        "draws": pd.DataFrame(draws, columns=DRAW_COLUMNS),
-    }
 
 
 def _history(plan: Plan, store: RecordSource) -> pd.DataFrame:

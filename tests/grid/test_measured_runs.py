@@ -1,25 +1,19 @@
-"""Runs whose trainings are measured on the way, or whose evaluations are recorded in detail."""
+"""Runs whose trainings are measured on the way."""
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 
 import advbench
 from advbench.boards.board import build
 from advbench.boards.check import check
-from advbench.data.datasets import limited
-from advbench.evaluation import auroc_interval, detection
 from advbench.grid import tasks
 from advbench.grid.run import prepare
-from advbench.grid.spec import make_spec, parse_toml
-from advbench.keys import derive
-from advbench.report.shape import CIRCUMSTANCES, flaw
+from advbench.grid.spec import make_spec
 from advbench.report.tables import read_report
 from advbench.store.records import Store
 
@@ -117,55 +111,6 @@ def test_the_curve_of_active_learning_is_a_history(tmp_path: Path) -> None:
     assert first[1:] != second[1:]
     clean = done.results.set_index("defense").accuracy
     assert [first[-1], second[-1]] == pytest.approx([1 - clean[label] for label in labels])
-
-
-def test_in_detail_a_run_has_each_draw_and_the_detection_of_what_fooled_the_draw_at_hand(tmp_path: Path) -> None:
-    """APD Table 3: the adversary holds one draw of the source; what fools that draw is to be found out by all."""
-    done = advbench.run(
-        ["bnn", "mc_dropout"],
-        ["gray_box"],
-        out=str(tmp_path / "out"),
-        store=str(tmp_path / "store"),
-        execution={"executor": "inline", "device": "cpu"},
-        progress=False,
-        keep_examples=True,
-        limit=60,
-        draws=4,
-        eps=[0.1],
-        affinity=["gray_box"],
-        ood=["gaussian"],
-        details=True,
-        set={"bnn": {"stages": [3]}, "mc_dropout": {"stages": [3]}, "gray_box": {"attack": "fgsm"}},
-    )
-    report = done.report
-    each = report.draws.query("defense == 'bnn' and source == 'mc_dropout'").accuracy
-    np.testing.assert_allclose(each, done.predictions("bnn", "gray_box", source="mc_dropout").draw_accuracies)
-    x, y = limited(advbench.load_dataset("digits").test, 60).batch(slice(None))
-    for source, target in itertools.product(["bnn", "mc_dropout"], repeat=2):
-        held = done.classifier(source).frozen(derive(0, "gray box"))
-        x_adv = done.examples(source, "gray_box")
-        fooled = (held(x).argmax(1) == y) & (held(x_adv).argmax(1) != y)
-        scores = done.detection_scores(target, "gray_box", "model_variance", source=source, fooled=fooled.numpy())
-        rows = report.detection.query("attack == 'gray_box' and defense == @target and source == @source")
-        rows = rows[rows.measure == "model_variance"]
-        row = rows[rows.examples == "fooled"].iloc[0]
-        assert (row.n_clean, row.n_others) == (60, int(fooled.sum()))
-        assert row.auroc == pytest.approx(detection(*scores).auroc)
-        assert (row.auroc_low, row.auroc_high) == pytest.approx(auroc_interval(*scores))
-        assert rows[rows.examples == "all"].n_others.item() == 60
-    noise = report.detection.query("attack == 'ood:gaussian' and measure == 'least_confidence' and defense == 'bnn'")
-    assert noise.auroc.item() == pytest.approx(
-        detection(*done.detection_scores("bnn", "ood:gaussian", "least_confidence")).auroc
-    )
-    kept = read_report(tmp_path / "out")
-    for name in ("detection", "draws"):
-        pd.testing.assert_frame_equal(getattr(kept, name), getattr(report, name), check_dtype=False)
-    plan = prepare(make_spec(parse_toml(tmp_path / "out" / "spec.toml")))
-    for task in plan.tasks.values():
-        record = Store(str(tmp_path / "store")).read_record(task.key)
-        if record and task.kind != "craft":
-            assert flaw({name: each for name, each in record.items() if name not in CIRCUMSTANCES}, task.inputs) == ""
-    assert plan.spec.details
 
 
 @pytest.mark.parametrize("value", ["epoch", 500])

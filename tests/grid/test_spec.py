@@ -49,7 +49,6 @@ SPECS = st.fixed_dictionaries(
         "ood_scale": st.floats(1e-6, 1e6),
         "ood_signed": st.booleans(),
         "history": st.none() | st.just("epoch") | st.integers(1, 10**6),
-        "details": st.booleans(),
         "batch_size": st.integers(1, 10**6),
         "precision": st.sampled_from(["float32", "bfloat16"]),
         "threads": st.integers(1, 64),
