@@ -191,8 +191,8 @@ def test_the_page_s_histograms_show_shares(report: Report) -> None:
     assert "ood:svhn" in words(text)
     root = ElementTree.fromstring(text)
     filled = [node.get("d", "") for node in root.iter(f"{SVG}path") if node.get("class") in ("h0", "h1")]
-    tops = {float(y) for y in re.findall(r"V([\d.]+)H", filled[1])}
-    base = float(re.findall(r"V([\d.]+)$", filled[1])[0])
+    tops = {float(y) for y in re.findall(r"V([\d.]+)H", filled[3])}
+    base = float(re.findall(r"V([\d.]+)$", filled[3])[0])
     # 20 bins of one twentieth each, on a root scale of 100 pixels.
     assert [base - top for top in tops] == pytest.approx([100 * math.sqrt(1 / 20)], abs=0.11)
 
