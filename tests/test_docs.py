@@ -102,6 +102,13 @@ def test_ci_calls_the_readmes_test_command() -> None:
     assert command in (ROOT / ".github" / "workflows" / "tests.yml").read_text()
 
 
+def test_the_commands_of_the_workflows_are_right() -> None:
+    lines = [line for path in (ROOT / ".github/workflows").glob("*.yml") for line in path.read_text().splitlines()]
+    found = [words for line in lines if (words := arguments(line.strip().removeprefix("- run: ")))]
+    assert {words[1] for words in found} == {"check", "merge", "build", "site"}
+    assert all(parsed(words) for words in found)
+
+
 def test_the_readme_is_short_and_tables_are_narrow() -> None:
     assert len(PAGES["README.md"].splitlines()) <= 150
     assert [line for line in TEXT.splitlines() if line.startswith("|") and len(line) > 100] == []
@@ -150,7 +157,7 @@ def test_every_hook_and_package_is_described() -> None:
 
 def test_every_name_and_hyperparameter_is_described() -> None:
     pages = {"defense": "methods.md", "attack": "attacks.md", "dataset": "data.md", "architecture": "data.md"}
-    assert {entry.kind for entry in registry().entries()} - {"posterior", "noise"} == set(pages)
+    assert {entry.kind for entry in registry().entries()} - {"posterior", "noise", "paper"} == set(pages)
     described = []
     for kind, page in pages.items():
         for entry in registry().entries(kind):  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The commands `advbench leaderboard ...`: build, check, submit, merge, export."""
+"""The commands `advbench leaderboard ...`: build, check, submit, merge, export, site."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -42,7 +42,7 @@ def build(
 ) -> None:
     """Write a board's tables and README from its records, and its page into another folder."""
     from advbench.boards.board import build as make
-    from advbench.report.output import check_formats, check_writable, write_report
+    from advbench.report.output import check_formats, check_writable, day, write_report
     from advbench.store.records import Store
 
     chosen = names(formats) if formats else ["html"]
@@ -54,10 +54,39 @@ def build(
         say(folder / name)
     if out is not None:
         check_writable(out)
-        for path in write_report(board.report, out, chosen, board.references(), about=board.about):
+        named = {"about": board.about, "date": day(), "board": folder.resolve().name}
+        for path in write_report(board.report, out, chosen, board.references(), **named):
             say(path)
     if board.missing:
         complain(f"{board.missing} cells of the spec have no record")
+
+
+@app.command()
+def site(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="folder with boards, at any depth")],
+    *,
+    out: Annotated[Path, typer.Option(help="folder for the site, outside DIR")],
+) -> None:
+    """Write a site of all boards below a folder: an index, and each board's page, spec and tables.
+
+    Every board is checked first, as by 'advbench leaderboard check'. If one fails, nothing is written and the exit code
+    is 1. Nothing is computed and no code of a board is run.
+    """
+    from advbench.boards.check import Findings
+    from advbench.boards.site import site_files
+    from advbench.report.output import check_writable, day
+    from advbench.store.storage import write_file
+
+    if out.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"output folder {out}", expected=f"one outside {folder}", remedy="choose another with --out")
+    files = site_files(folder, day())
+    if isinstance(files, Findings):
+        refuse(files.lines())
+        return
+    check_writable(out)
+    for name, raw in files.items():  # the index comes last, so that it leads to whole pages alone
+        write_file(out / name, raw)
+        say(out / name)
 
 
 @app.command()

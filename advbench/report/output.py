@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
 
 from advbench.errors import InputError, unknown_name
-from advbench.grid.identity import DATA, identity_text
+from advbench.grid.identity import DATA
 from advbench.grid.kept import content as kept_files
 from advbench.grid.plan import Plan
 from advbench.grid.run import keep
@@ -48,6 +50,8 @@ def contents(
     references: Sequence[Reference] = (),
     about: str = "",
     beside: Sequence[str] = (),
+    date: str = "",
+    board: str = "",
 ) -> Iterator[tuple[str, bytes]]:
     """Name and bytes of each file, one at a time; the same bytes for the same report and versions of libraries.
 
@@ -57,6 +61,8 @@ def contents(
         references: models evaluated elsewhere, for the page.
         about: what else there is to say, for the page.
         beside: other files in the same folder, for the page.
+        date: day on which it is made, for the page.
+        board: name of the published board, for the page.
     """
     beside = list(beside)
     if "csv" in formats:
@@ -69,7 +75,7 @@ def contents(
     if "html" in formats:
         from advbench.report.page import render_page
 
-        yield PAGE, render_page(report, references, beside=beside, about=about).encode()
+        yield PAGE, render_page(report, references, beside, about, date=date, board=board).encode()
     if "latex" in formats:
         yield "leaderboard.tex", render_latex(report).encode()
     if any(form in FIGURES for form in formats):
@@ -79,6 +85,13 @@ def contents(
             for form in FIGURES:
                 if form in formats:
                     yield f"figures/{name}.{form}", to_bytes(figure, form)
+
+
+def day() -> str:
+    """The day that a page states, today or that of SOURCE_DATE_EPOCH, as 2026-01-31."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
+    now = datetime.fromtimestamp(int(epoch), UTC) if epoch.isdecimal() else datetime.now(UTC)
+    return now.date().isoformat()
 
 
 def collect_anew(plan: Plan, store: Store) -> Report:
@@ -100,7 +113,7 @@ def write_out(plan: Plan, store: Store, outcome: Outcome, out: Path) -> tuple[Re
     report = collect(plan, store, outcome.failed)
     texts = {"spec.toml": plan.spec.to_toml().encode()}
     if plan.identity is not None:
-        texts[DATA] = identity_text(plan.identity).encode()
+        texts[DATA] = plan.identity.to_bytes()
     texts |= kept_files(keep(plan), {each.digest: each for each in files.all_known()})
     for name, raw in texts.items():
         write_file(out / name, raw)
@@ -113,11 +126,13 @@ def write_report(
     formats: Collection[str] = DEFAULT,
     references: Sequence[Reference] = (),
     about: str = "",
+    date: str = "",
+    board: str = "",
 ) -> tuple[Path, ...]:
     """Write a report into a folder, in all of these formats; returns the files' paths."""
     beside = [name for name in ("spec.toml", DATA) if (out / name).is_file()]
     paths = []
-    for name, raw in contents(report, formats, references, about, beside):
+    for name, raw in contents(report, formats, references, about, beside, date, board):
         write_file(out / name, raw)
         paths.append(out / name)
     return tuple(paths)

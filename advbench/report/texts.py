@@ -42,6 +42,15 @@ def parts(value: Value, digits: int = 3) -> list[str]:
     return found
 
 
+def duration(seconds: float) -> str:
+    """A time in its largest unit: seconds, minutes or hours."""
+    if math.isnan(seconds):
+        return "n/a"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def short_name(name: str) -> str:
     """A name that leaves room for a figure."""
     return name if len(name) <= 24 else f"{name[:14]}…{name[-9:]}"

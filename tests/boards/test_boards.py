@@ -12,6 +12,8 @@ import multiprocessing
 import os
 import re
 import shutil
+import subprocess
+import sys
 import threading
 import time
 import zipfile
@@ -22,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from browser import browsing, in_browser, violations
 
 from advbench.boards.board import build, locked, read_board, read_inside, write_inside
 from advbench.boards.check import Findings, check
@@ -149,22 +153,22 @@ def test_what_the_records_do_not_say_is_found(board: Path, name: str, capsys: py
     (board / path).write_bytes(change((board / path).read_bytes()))
     capsys.readouterr()
     assert main(["leaderboard", "check", str(board)]) == 1
-    assert f"a file differs from what the records give: {place}" in capsys.readouterr().err
+    assert f"a file does not match the records: {place}" in capsys.readouterr().err
 
 
 def test_a_file_less_and_a_table_more_are_found(board: Path) -> None:
     (board / "models.csv").unlink()
     (board / "extra.csv").write_text("defense,accuracy\nmine,1.0\n")
     found = findings(board)
-    assert "a file that follows from the records is missing: models.csv" in found
-    assert "a file shows results but follows from no record: extra.csv" in found
+    assert "a file derived from the records is missing: models.csv" in found
+    assert "a file shows results that are not derived from records: extra.csv" in found
 
 
 @pytest.mark.parametrize("name", ["sub/results.csv", "security.svg", "leaderboard.html", "sub/leaderboard.md"])
 def test_what_shows_results_and_follows_from_no_record_is_found(board: Path, name: str) -> None:
     (board / name).parent.mkdir(exist_ok=True)
     (board / name).write_bytes((board / "results.csv").read_bytes())
-    assert findings(board) == [f"a file shows results but follows from no record: {name}"]
+    assert findings(board) == [f"a file shows results that are not derived from records: {name}"]
 
 
 def test_hidden_folders_and_what_others_evaluated_may_lie_in_a_board(board: Path) -> None:
@@ -183,7 +187,7 @@ def test_an_edited_record_is_damaged_and_a_sealed_one_leads_to_other_tables(boar
         check(board)
     (board / "records.jsonl.gz").write_bytes(gzip.compress(raw))
     edit(board, lambda records: evaluation(records)["result"].update(accuracy_interval=[0.0, 1.0]))
-    assert "a file differs from what the records give" in findings(board)[0]
+    assert "a file does not match the records" in findings(board)[0]
 
 
 def put(*place: str, value: Any) -> Callable[[dict[str, Any]], object]:
@@ -233,7 +237,7 @@ IMPOSSIBLE = {
 def test_records_that_no_task_leaves_are_found(board: Path) -> None:
     edit(board, lambda records: evaluation(records)["result"].update(accuracy=9.0))
     (found,) = findings(board)
-    assert re.match("a record that no task can have: evaluate .*: accuracy: Input should be less", found)
+    assert re.match("an impossible record: evaluate .*: accuracy: Input should be less", found)
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +263,7 @@ def test_trainings_that_no_task_leaves_are_found(board: Path, place: tuple[str, 
         put(*place, value=3)(next(record for record in records.values() if record["kind"] == "train"))
 
     edit(board, change)
-    assert "a record that no task can have: train" in findings(board)[0]
+    assert "an impossible record: train" in findings(board)[0]
 
 
 @pytest.mark.parametrize("number", [b"NaN", b"1e999", b"-Infinity"])
@@ -290,7 +294,7 @@ def test_cells_without_a_record_are_missing_and_counted(
 ) -> None:
     key = read_board(board).plan.cells[-1].key
     edit(board, lambda records: records.pop(key))
-    assert "a file differs from what the records give" in findings(board)[0]
+    assert "a file does not match the records" in findings(board)[0]
     capsys.readouterr()
     assert main(["leaderboard", "build", str(board), "--out", str(tmp_path / "page")]) == 0
     assert "1 cells of the spec have no record" in capsys.readouterr().err
@@ -309,7 +313,7 @@ def test_links_are_refused_before_anything_is_read(board: Path, name: str, tmp_p
     (board / name).unlink(missing_ok=True)
     (board / name).symlink_to(secret)
     for act in (check, build, lambda folder: merge(folder, tmp_path / "none.zip")):
-        with pytest.raises(InputError, match=f"expected nothing but files and folders, got {Path(name).name}, a link"):
+        with pytest.raises(InputError, match=f"expected only files and folders, got {Path(name).name}, a link"):
             act(board)
 
 
@@ -452,8 +456,8 @@ def test_cells_are_computed_anew(board: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_committed_boards_hold() -> None:
-    for folder in sorted((ROOT / "leaderboards").iterdir()):
-        board, found = check(folder)
+    for spec in sorted((ROOT / "leaderboards").rglob("spec.toml")):
+        board, found = check(spec.parent)
         assert list(found.lines()) == []
         assert board.missing == 0
 
@@ -479,7 +483,7 @@ def test_a_third_defense_joins_the_board(made: Path, board: Path) -> None:
 def test_a_label_is_given_once_but_may_be_replaced(made: Path, board: Path) -> None:
     merge(board, made / "third.zip")
     before = files(board)
-    with pytest.raises(InputError, match="'mc_dropout' is on the board already; replace it with --replace"):
+    with pytest.raises(InputError, match="'mc_dropout' is already on the board; replace it with --replace"):
         merge(board, made / "third.zip")
     assert files(board) == before
     merge(board, made / "third.zip", replacing=True)
@@ -593,7 +597,7 @@ def test_a_folder_that_cannot_be_locked_is_warned_of(board: Path, monkeypatch: p
         raise OSError(errno.EBADF, "Bad file descriptor")  # as over NFS
 
     monkeypatch.setattr("fcntl.flock", refuse)
-    with pytest.warns(StoreWarning, match="cannot lock .*: Bad file descriptor; run no other build or merge"):
+    with pytest.warns(StoreWarning, match="cannot lock .*: Bad file descriptor; do not run another build or merge"):
         build(board)
 
 
@@ -691,7 +695,7 @@ def test_a_build_says_why_it_takes_nothing_from_a_store(
     monkeypatch.setattr("advbench.boards.board.checkout_digest", lambda: "0123456789ab")
     places = ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "run")]
     assert main(["run", "--spec", str(board / "spec.toml"), "--executor", "inline", *places]) == 0
-    expected = "the board was computed by .*, this installation is a checkout with sources 0123456789ab, and their keys"
+    expected = "the board was computed by .*, this installation is a checkout with sources 0123456789ab, and keys"
     with pytest.warns(StoreWarning, match=expected):
         build(board, Store(str(tmp_path / "store")))
     assert files(board) == before
@@ -752,3 +756,96 @@ def test_attacks_that_the_board_lacks_are_left_out(board: Path, tmp_path: Path) 
     assert done.records == 2 + 2 * 2  # its training, the clean images, and two attacks at two radii
     assert len(keys(board)) == before + done.records
     assert "ifgsm" not in (board / "spec.toml").read_text()
+
+
+# The site
+
+
+@pytest.fixture
+def boards(made: Path, tmp_path: Path) -> Path:
+    """A folder with two boards, one of them deeper and described by its makers."""
+    shutil.copytree(made / "board", tmp_path / "boards/one")
+    shutil.copytree(made / "board", tmp_path / "boards/more/two")
+    (tmp_path / "boards/more/two/about.md").write_text("# Two\n\nThe `bnn` is first, e.g. at .1. It is small.\n")
+    build(tmp_path / "boards/more/two")
+    return tmp_path / "boards"
+
+
+@in_browser
+def test_a_site_of_two_boards_leads_to_pages_and_tables(boards: Path, tmp_path: Path) -> None:
+    assert main(["leaderboard", "site", str(boards), "--out", str(tmp_path / "site")]) == 0
+    written = files(tmp_path / "site")
+    for at, folder in (("one", boards / "one"), ("more/two", boards / "more/two")):
+        tables = {path.name: path.read_bytes() for path in (*folder.glob("*.csv"), folder / "spec.toml")}
+        assert {name: written[f"{at}/{name}"] for name in tables} == tables
+    with browsing() as browser:
+        browser.open(tmp_path / "site/index.html", 390)
+        one, two = sorted(browser.texts(".board"), key=lambda text: "The bnn is first" in text)
+        assert "The bnn is first, e.g. at .1.\n" in two
+        assert "It is small" not in two
+        assert "2 defenses; 14 of 14 planned cells" in one
+        assert browser.run("return document.documentElement.scrollWidth") <= 390
+        assert violations(browser) == []
+        links = browser.run("return [...document.links].map(link => link.href)")
+        assert sorted(Path(link.removeprefix("file://")) for link in links) == sorted(
+            tmp_path / "site" / name for name in written if name != "index.html"
+        )
+        browser.click("h2 a")
+        assert browser.run("return document.querySelectorAll('#board tbody tr').length") == 2
+        assert browser.complaints() == []
+
+
+def test_a_bad_board_gives_one_line_and_no_site(
+    boards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["leaderboard", "site", str(boards), "--out", str(tmp_path / "site")]
+    (boards / "more/two/results.csv").write_text("")
+    capsys.readouterr()
+    assert main(command) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "board more/two: a file does not match the records: results.csv, line 1"
+    (boards / "more/two/spec.toml").write_text("=")
+    assert main(command) == 2
+    assert main(["leaderboard", "site", str(boards / "none"), "--out", str(tmp_path / "site")]) == 2
+    assert main(["leaderboard", "site", str(boards), "--out", str(boards / "site")]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 3
+    assert not (tmp_path / "site").exists()
+    assert not (boards / "site").exists()
+
+
+# The workflows
+
+
+def workflow(name: str) -> dict[Any, Any]:
+    found: dict[Any, Any] = yaml.safe_load((ROOT / ".github/workflows" / name).read_text())
+    return found
+
+
+def test_no_workflow_runs_code_with_write_rights() -> None:
+    for path in (ROOT / ".github/workflows").glob("*.yml"):
+        flow = workflow(path.name)
+        assert flow["permissions"] == {"contents": "read"}
+        assert "pull_request_target" not in path.read_text()
+        for job in flow["jobs"].values():
+            assert "permissions" not in job or not any("run" in step for step in job["steps"])
+
+
+@pytest.mark.slow
+def test_the_workflow_checks_a_submission(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "board", tmp_path / "base/leaderboards/small")
+    shutil.copytree(made / "board", tmp_path / "proposed/leaderboards/small")
+    file = tmp_path / "proposed/submissions/small/third.advbench.zip"
+    file.parent.mkdir(parents=True)
+    shutil.copy(made / "third.zip", file)
+    scripts = [step.get("run", "") for step in workflow("submission.yml")["jobs"]["check"]["steps"]]
+    program = f'advbench() {{ "{sys.executable}" -m advbench "$@"; }}\n'
+
+    def outcome(script: str) -> subprocess.CompletedProcess[str]:
+        words = ["bash", "-e", "-c", program + script]
+        environment = {**os.environ, "TMPDIR": str(tmp_path)}
+        return subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+    there, merged, again = (outcome(script) for script in scripts if "advbench leaderboard" in script)
+    assert "ok: 14 of 14 cells of 2 defenses" in there.stdout, there.stderr
+    assert "ok: 19 of 27 cells of 3 defenses" in merged.stdout, merged.stderr
+    assert "3 cells recomputed" in again.stdout, again.stderr
