@@ -26,9 +26,11 @@ if TYPE_CHECKING:
     from advbench.models.nets import build as build_architecture
     from advbench.report.opened import Run as Run
     from advbench.report.opened import open_run as open_run
+    from advbench.training.active import active_learning as active_learning
     from advbench.training.base import Defense as Defense
     from advbench.training.base import Resources as Resources
     from advbench.training.base import TrainContext as TrainContext
+    from advbench.training.history import history as history
 
 # Loaded at first use: `import advbench` must not import torch.
 _LAZY = {
@@ -42,11 +44,13 @@ _LAZY = {
     "Run": "advbench.report.opened:Run",
     "Threat": "advbench.attacks:Threat",
     "TrainContext": "advbench.training:TrainContext",
+    "active_learning": "advbench.training.active:active_learning",
     "audit": "advbench.audit.run:audit",
     "build_architecture": "advbench.models.nets:build",
     "converge": "advbench.grid.convergence:converge",
     "craft": "advbench.attacks:craft",
     "evaluate": "advbench.evaluation.evaluate:evaluate",
+    "history": "advbench.training.history:history",
     "load_dataset": "advbench.data.datasets:load_dataset",
     "open_run": "advbench.report.opened:open_run",
 }
@@ -65,6 +69,7 @@ __all__ = [
     "Run",
     "Threat",
     "TrainContext",
+    "active_learning",
     "audit",
     "build_architecture",
     "converge",
@@ -72,6 +77,7 @@ __all__ = [
     "evaluate",
     "get_attack",
     "get_defense",
+    "history",
     "load_dataset",
     "open_run",
     "run",
@@ -90,14 +96,14 @@ def __getattr__(name: str) -> Any:
 
 
 def get_attack(name: str, **params: Any) -> Attack:
-    """An attack with the given hyperparameters; call it as `attack(model, x, y, threat, seed=0)`.
+    """Create an attack with the given hyperparameters; call it as `attack(model, x, y, threat, seed=0)`.
 
     Args:
-        name: a registered one, or `path/to/my.py:Class`.
-        params: hyperparameters, where not the defaults.
+        name: registered name, or `path/to/my.py:Class`.
+        params: hyperparameters that differ from the defaults.
 
     Raises:
-        InputError: an unknown name, or an unknown or invalid hyperparameter.
+        InputError: the name is unknown, or a hyperparameter is unknown or invalid.
     """
     from advbench.registry import registry
 
@@ -106,14 +112,14 @@ def get_attack(name: str, **params: Any) -> Attack:
 
 
 def get_defense(name: str, **params: Any) -> Defense:
-    """A training method with the given hyperparameters; call `.fit(module, data)` on it.
+    """Create a training method with the given hyperparameters; train with `.fit(module, data)`.
 
     Args:
-        name: a registered one, or `path/to/my.py:Class`.
-        params: hyperparameters, where not the defaults.
+        name: registered name, or `path/to/my.py:Class`.
+        params: hyperparameters that differ from the defaults.
 
     Raises:
-        InputError: an unknown name, or an unknown or invalid hyperparameter.
+        InputError: the name is unknown, or a hyperparameter is unknown or invalid.
     """
     from advbench.registry import registry
 
@@ -133,25 +139,26 @@ def run(
     execution: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Run:
-    """Train and attack defenses and evaluate them, as `advbench run` does; results in the store are reused.
+    """Train, attack and evaluate defences, like `advbench run`; results in the store are reused.
 
-    What fails fails its cells alone; `results["flags"]` says why, and a warning how many.
+    A failed task affects its own cells only: `results["flags"]` gives the reasons, and a warning the number of failed
+    cells.
 
     Args:
-        defenses: their names, also comma-separated; `name@label`, or `path/to/my.py:Class`.
-        attacks: likewise.
-        out: folder for spec, tables and leaderboard.
-        store: store of results, a folder or fsspec URL; by default ADVBENCH_STORE, else .advbench/store.
-        keep_examples: keep adversarial examples.
-        retry_failed: retry tasks that failed in an earlier run.
+        defenses: names of defences, also comma-separated; `name@label`, or `path/to/my.py:Class`.
+        attacks: names of attacks, in the same form.
+        out: output folder for spec, tables and leaderboard.
+        store: store of results, a folder or fsspec URL; by default ADVBENCH_STORE, or .advbench/store.
+        keep_examples: keep adversarial examples in the store.
+        retry_failed: retry tasks that failed in a previous run.
         progress: show progress on standard error.
-        execution: how and where tasks run, as fields of `advbench.grid.execution.Execution`: `executor`, `workers`,
+        execution: options of the execution, fields of `advbench.grid.execution.Execution`: `executor`, `workers`,
             `device`, `data_root`, ...
-        settings: all else of the spec, as `dataset`, `architecture`, `eps`, `seeds`, `draws`, `limit`, and `set`, the
-            hyperparameters by label.
+        settings: other fields of the spec, such as `dataset`, `architecture`, `eps`, `seeds`, `draws`, `limit`, and
+            `set`, the hyperparameters by label.
 
     Raises:
-        InputError: an unknown name, or a bad value.
+        InputError: a name is unknown, or a value invalid.
         StoreError: the store or folder cannot be written.
     """
     import io
@@ -173,7 +180,7 @@ def run(
     how = dict(execution or {})
     for name in how:
         if name not in Execution.__dataclass_fields__ or name == "store":
-            raise unknown_name("setting of execution", name, set(Execution.__dataclass_fields__) - {"store"})
+            raise unknown_name("execution option", name, set(Execution.__dataclass_fields__) - {"store"})
     chosen = Execution(url, **how)
     named = {"defenses": _names(defenses), "attacks": _names(attacks), **settings}
     plan = prepare(chosen.placed(make_spec(named)), chosen.data_root)

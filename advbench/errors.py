@@ -1,22 +1,22 @@
-"""One base class for every failure that a user can expect; anything else is a bug and keeps its traceback."""
+"""Exceptions for expected failures; any other exception is a bug and keeps its traceback."""
 
 import difflib
 import re
 from collections.abc import Iterable
 
-LONGEST_WORD = 300  # characters of a name or value that a message shows
+LONGEST_WORD = 300  # maximum characters of a name or value in a message
 LONGEST_LINE = 2000
 
 
 def printable(text: str) -> str:
-    """Text in which all that a terminal would act on, line breaks included, is escaped as in a Python string."""
+    """Escape control characters, including line breaks, as in a Python string."""
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def one_line(text: str, limit: int = LONGEST_LINE) -> str:
-    """Any text as one printable line, in which long words, and the whole, are cut in the middle."""
+    """Text as one printable line; long words, and the whole line, are shortened in the middle."""
     line = " ".join(printable(word) for word in _cut(text, 10 * limit).split())
     return _cut(re.sub(rf"\S{{{LONGEST_WORD + 1},}}", lambda word: _cut(word[0], LONGEST_WORD), line), limit)
 
@@ -26,13 +26,13 @@ def _cut(text: str, limit: int) -> str:
 
 
 class AdvbenchError(Exception):
-    """An expected failure, told in one line: what was wrong, what was expected, what was got, what to do.
+    """An expected failure with a one-line message: problem, expected and actual value, remedy.
 
     Args:
-        problem: what was wrong, naming the thing.
-        expected: what would have been right.
-        got: what was there instead.
-        remedy: what the reader can do now.
+        problem: the problem, with the name of the culprit.
+        expected: the expected value.
+        got: the actual value.
+        remedy: what the user can do.
     """
 
     def __init__(self, problem: str, *, expected: str = "", got: object = None, remedy: str = "") -> None:
@@ -47,25 +47,25 @@ class AdvbenchError(Exception):
         super().__init__(one_line(text))
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
-        """Keep the composed line when the error travels between processes."""
+        """Keep the composed message when the error is pickled."""
         return type(self), (str(self),)
 
 
 class InputError(AdvbenchError):
-    """What the user gave cannot be used: a name, a value, a file, an image."""
+    """Invalid input from the user: a name, a value, a file, an image."""
 
 
 class MissingExtraError(InputError):
-    """A library is needed that one of advbench's extras installs.
+    """A library from one of advbench's extras is not installed.
 
     Args:
-        needed_by: what needs it.
-        library: its distribution.
-        extra: the extra.
+        needed_by: the part that needs the library.
+        library: name of its distribution.
+        extra: name of the extra.
     """
 
     def __init__(self, needed_by: str, library: str = "", extra: str = "") -> None:
-        if not library:  # composed already, on its way between processes
+        if not library:  # unpickled: the message is already composed
             super().__init__(needed_by)
             return
         super().__init__(
@@ -74,19 +74,19 @@ class MissingExtraError(InputError):
 
 
 class PluginError(AdvbenchError):
-    """A plugin broke its contract: a false claim, a wrong shape, a number that is not finite."""
+    """A plugin violated its contract: a false claim, a wrong shape, a non-finite number."""
 
 
 class NoGradientError(PluginError):
-    """An attack needs gradients, and the classifier lets none through to the images."""
+    """An attack needs gradients, and the classifier has none with respect to the images."""
 
 
 class ModelWarning(UserWarning):
-    """A model does something that makes what an evaluation or an attack says of it doubtful."""
+    """A model has a defect that makes its evaluation or attacks on it unreliable."""
 
 
 class OutOfMemoryError(PluginError):
-    """A task does not fit into a device's memory, in however small parts."""
+    """A task does not fit in a device's memory, even with the smallest chunks."""
 
 
 class StoreError(AdvbenchError):
@@ -94,10 +94,10 @@ class StoreError(AdvbenchError):
 
 
 class GoneError(AdvbenchError):
-    """What a task reads has left the store since the run was planned; making it again mends that.
+    """An input of a task was removed from the store after the run was planned; running again recreates it.
 
     Args:
-        key: the task whose result is gone.
+        key: key of the task whose result is missing.
     """
 
     def __init__(self, key: str) -> None:
@@ -105,12 +105,12 @@ class GoneError(AdvbenchError):
         super().__init__(f"result {key[:12]} is gone from the store", remedy="run the same command again")
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
-        """Keep the key when the error travels between processes."""
+        """Keep the key when the error is pickled."""
         return type(self), (self.key,)
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], *, remedy: str = "", note: str = "") -> InputError:
-    """The error for a name that is not among `known`, with the nearest one as a suggestion, or else the remedy."""
+    """Create the error for a name that is not in `known`, with the nearest name as a suggestion, or else the remedy."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else remedy
@@ -119,12 +119,12 @@ def unknown_name(kind: str, name: str, known: Iterable[str], *, remedy: str = ""
     return InputError(f"unknown {kind} {name!r}", expected=f"one of {listed}", remedy=advice)
 
 
-# How CUDA, its libraries and the CPU's allocator say that memory ran out where torch has no class of error for it.
+# Messages of CUDA, its libraries and the CPU allocator for out-of-memory errors without a class of their own in torch.
 _NO_MEMORY = ("can't allocate memory", "out of memory", "STATUS_ALLOC_FAILED", "cudaErrorMemoryAllocation")
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a GPU or on the CPU."""
+    """True if an error means that memory ran out, on a GPU or on the CPU."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)

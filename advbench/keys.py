@@ -1,6 +1,6 @@
-"""Names and seeds that follow from content alone: keys of results, seeds of random choices, and a block under a seed.
+"""Content-addressed keys of results, derived seeds, and isolation of global random state.
 
-Imports torch only where a block runs under a seed.
+Imports torch only for isolated random state.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-# Raised for a kind of task by whoever changes what its results mean without changing its inputs; a plugin's own code
-# has its class's `version` instead. A release leaves both alone.
+# Raise the number of a kind of task when its results change for unchanged inputs; a change in a plugin's own code
+# raises the `version` of its class instead. Releases do not change either.
 SCHEMA = {"train": 4, "craft": 6, "evaluate": 4, "audit": 1}
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
@@ -32,10 +32,10 @@ def content_key(value: object) -> str:
 
 
 def derive(seed: int, *labels: object) -> int:
-    """A 63-bit seed for the choice addressed by `labels` under `seed`.
+    """Derive a 63-bit seed from `seed` and labels.
 
-    SHA-256 of the labels: streams with different labels are independent for every practical purpose, the
-    same on every platform, and need no state to be saved when a run is interrupted.
+    Seeds are SHA-256 digests of the labels: streams with different labels are independent in practice, equal on every
+    platform, and no state has to be saved when a run is interrupted.
     """
     text = "/".join([str(seed), *map(str, labels)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
@@ -43,15 +43,15 @@ def derive(seed: int, *labels: object) -> int:
 
 @contextmanager
 def isolated_rng(seed: int, device: torch.device | str, *, everywhere: bool = False) -> Iterator[None]:
-    """Run a block under global random state seeded by `seed`; put the former state back afterwards.
+    """Seed the global random state for a block, and restore the previous state afterwards.
 
-    torch's state on the CPU and on one device: other devices' is neither read nor changed. (`torch.manual_seed` asks
-    every kind of device, which costs more than a small net's pass.)
+    Affects torch's state on the CPU and on one device; other devices are neither read nor changed. (`torch.manual_seed`
+    queries every kind of device, which costs more than a pass of a small net.)
 
     Args:
-        seed: any of 64 bits.
-        device: the device beside the CPU.
-        everywhere: numpy's and Python's global state as well, for code that may draw from it.
+        seed: seed of up to 64 bits.
+        device: device in addition to the CPU.
+        everywhere: also seed the global state of numpy and Python, for code that may use it.
     """
     import torch
 
@@ -61,7 +61,7 @@ def isolated_rng(seed: int, device: torch.device | str, *, everywhere: bool = Fa
 
 
 def seed_others(seed: int) -> None:
-    """Seed numpy's and Python's global random state, which code inside `isolated_rng(everywhere=True)` may do."""
+    """Seed the global random state of numpy and Python; allowed inside `isolated_rng(everywhere=True)` only."""
     import numpy as np
 
     np.random.seed(seed % 2**32)

@@ -1,4 +1,4 @@
-"""What long work reports while it runs."""
+"""Progress reports of long-running work."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Progress(NamedTuple):
-    """How far a task is: `step` of `total`, with the latest values of what it watches."""
+    """Progress of a task: `step` of `total`, with the latest values of its monitored scalars."""
 
     step: int
     total: int

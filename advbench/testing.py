@@ -1,4 +1,4 @@
-"""Conformance suites for plugin authors: inherit one and supply a fixture, and every contract is tested.
+"""Conformance suites for plugin authors: inherit one and supply a fixture to test every contract.
 
     from advbench.testing import AttackConformance
 
@@ -36,7 +36,7 @@ TOLERANCE = 1e-6
 
 
 def small_net(classes: int = 3, channels: int = 1) -> nn.Sequential:
-    """A net for 6x6 images with one of each common layer and fixed weights."""
+    """Build a net for 6x6 images with one of each common layer and fixed weights."""
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         return nn.Sequential(
@@ -50,11 +50,11 @@ def small_net(classes: int = 3, channels: int = 1) -> nn.Sequential:
 
 
 class InPlace(nn.Module):
-    """Works on its images in place, as nets do that normalise by `x.sub_(mean).div_(std)`, or does not.
+    """A net that may change its input in place, like nets that normalise by `x.sub_(mean).div_(std)`.
 
     Args:
-        net: what the normalised images go through.
-        in_place: whether to.
+        net: net applied to the normalised images.
+        in_place: True to change the input in place.
     """
 
     def __init__(self, net: nn.Module, *, in_place: bool = True) -> None:
@@ -80,7 +80,7 @@ class _Cast(nn.Module):
 
 
 def small_data(count: int = 48, classes: int = 3, channels: int = 1) -> Data:
-    """Images of 6x6 pixels, in which a bright band of rows marks the class."""
+    """Build images of 6x6 pixels in which a bright band of rows marks the class."""
     generator = torch.Generator().manual_seed(1)
     labels = torch.arange(count) % classes
     images = 0.4 * torch.rand((count, channels, 6, 6), generator=generator)
@@ -141,9 +141,9 @@ class AttackConformance:
         assert torch.equal(first, attack(clf, x, y, threat, seed=5))
 
     def test_reaches_what_it_aims_at(self, attack: Attack, threat: Threat) -> None:
-        """Where its aim is uncertainty, no example of a deterministic classifier is worse than the image itself."""
+        """On a deterministic classifier, no example of an uncertainty attack scores worse than the image itself."""
         if attack.aim == "error":
-            pytest.skip("the attack aims at errors alone")
+            pytest.skip("the attack aims at errors only")
         x, y = small_data(classes=self.classes, channels=self.channels).batch(slice(8))
         clf = Classifier(small_net(self.classes, self.channels).eval()).requires_grad_(False)
         found = attack(clf, x, y, threat)
@@ -192,7 +192,7 @@ class AttackConformance:
         assert torch.equal(both[:4], craft(attack, clf, x[:4], y[:4], threat, batch_size=4).images)
 
     def test_models_that_work_in_place(self, attack: Attack, threat: Threat) -> None:
-        """Are attacked as their twins that do not, and get copies: the caller's images stay."""
+        """Models that work in place receive copies: same examples, and the caller's images are unchanged."""
         x, y = small_data(classes=self.classes, channels=self.channels).batch(slice(8))
         given, net = x.clone(), small_net(self.classes, self.channels).eval()
         found = attack(InPlace(net), x, y, threat)
@@ -201,14 +201,14 @@ class AttackConformance:
 
     @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
     def test_models_of_another_precision(self, attack: Attack, threat: Threat, dtype: torch.dtype) -> None:
-        """Logits of another type than the images' leave the type of the examples alone."""
+        """The dtype of the examples is that of the images, whatever the dtype of the logits."""
         x, y = small_data(classes=self.classes, channels=self.channels).batch(slice(8))
         net = _Cast(small_net(self.classes, self.channels).eval(), dtype)
         for posterior in (None, GaussianPosterior(net, std=0.05)):
             assert attack(Classifier(net, posterior), x, y, threat).dtype == x.dtype
 
     def test_stops_early_only_what_may(self, attack: Attack, clf: Classifier, threat: Threat) -> None:
-        """Examples that may stop early cost no more passes than the attack says, and are the same if it cannot."""
+        """Early stopping costs no more passes than declared; without support for it, examples are the same."""
         x, y = small_data(classes=self.classes, channels=self.channels).batch(slice(8))
         whole = craft(attack, clf, x, y, threat)
         early = craft(attack, clf, x, y, threat, stop_early=True)
@@ -219,7 +219,7 @@ class AttackConformance:
             assert early.forward_passes == whole.forward_passes
 
     def test_tabular_images(self, attack: Attack, threat: Threat) -> None:
-        """Vectors in place of images are attacked, or refused in one line that names the images."""
+        """Vectors in place of images are attacked, or refused with a one-line error that names the images."""
         generator = torch.Generator().manual_seed(0)
         x, y = torch.rand((4, 6), generator=generator), torch.arange(4) % self.classes
         with torch.random.fork_rng([]):
@@ -231,11 +231,11 @@ class AttackConformance:
             assert str(error).startswith("images given to ")  # noqa: PT017
 
     def test_chunks_change_by_rounding_alone(self, attack: Attack, clf: Classifier, threat: Threat) -> None:
-        """Chunks of a batch, which save memory, use the same draws: nearly all pixels agree."""
+        """Chunks of a batch use the same draws: nearly all pixels agree."""
         x, y = small_data(classes=self.classes, channels=self.channels).batch(slice(8))
         whole = attack(clf, x, y, threat)
         clf.chunk = 3
-        # A search for the least norm ends by halving an interval, of which rounding may choose the other half.
+        # A minimal-norm search ends with a bisection, where rounding may choose the other half.
         cut = attack(clf, x, y, threat)
         same = float(torch.isclose(cut, whole, atol=1e-5).float().mean())
         assert same > (0.7 if attack.minimal_norm else 0.97)
@@ -267,13 +267,13 @@ class _InterruptingSlot:
 
 
 def same_weights(one: Classifier, other: Classifier) -> bool:
-    """Whether two classifiers have the same tensors, bit for bit."""
+    """True if two classifiers have bit-identical tensors."""
     first, second = export_classifier(one)[0], export_classifier(other)[0]
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 class DefenseConformance:
-    """Tests of a training method; they are quick if its hyperparameters train for a few steps only."""
+    """Tests of a training method; fast if its hyperparameters train for a few steps only."""
 
     @pytest.fixture
     def defense(self) -> Defense:
@@ -282,7 +282,7 @@ class DefenseConformance:
 
     @pytest.fixture
     def module(self) -> nn.Module:
-        """The net that is trained, in training mode; by default `small_net()`."""
+        """The net to train, in training mode; by default `small_net()`."""
         return small_net()
 
     @pytest.fixture
@@ -308,7 +308,7 @@ class DefenseConformance:
         assert same_weights(first, second)
 
     def test_another_seed_another_classifier(self, defense: Defense, module: nn.Module, data: Data) -> None:
-        """The seed reaches the training."""
+        """Training depends on the seed."""
         found = [defense.fit(copy.deepcopy(module), data, TrainContext(seed=seed)) for seed in (3, 4)]
         assert not same_weights(*found)
 
@@ -321,7 +321,7 @@ class DefenseConformance:
         assert modes == [part.training for part in module.modules()]
 
     def test_modules_that_work_in_place(self, defense: Defense) -> None:
-        """Are trained as their twins that do not; the data stay."""
+        """Models that work in place train to the same weights, and the data are unchanged."""
         data = small_data()
         given = data.images.clone()
         found = defense.fit(InPlace(small_net()), data, TrainContext(seed=3))
@@ -342,7 +342,7 @@ class DefenseConformance:
         assert same_weights(whole, resumed)
 
     def test_is_stored_without_pickle(self, defense: Defense, module: nn.Module, data: Data) -> None:
-        """Exported tensors and JSON values give the same classifier."""
+        """Exported tensors and JSON values restore the same classifier."""
         clf = defense.fit(copy.deepcopy(module), data)
         tensors, values = export_classifier(clf)
         again = load_classifier(copy.deepcopy(module), read_tensors(tensor_bytes(tensors)), values)
@@ -362,7 +362,7 @@ class DefenseConformance:
         assert all(torch.equal(frozen(x), clf.frozen(seed)(x)) for seed in range(16)) != clf.stochastic
 
     def test_answers_alike_however_it_is_asked(self, defense: Defense, module: nn.Module, data: Data) -> None:
-        """The exact checks of an audit: the same draw answers alike with gradients, in other batches and orders."""
+        """The exact checks of an audit: a draw gives the same logits with gradients, in other batches and orders."""
         x, y = data.batch(slice(24))
         found = audit(defense.fit(module, data), x, y, Threat("linf", 0.1), quick=True)
         failed = [each for each in found.failed if each.p is None]
@@ -378,47 +378,47 @@ class DefenseConformance:
 
 
 class PretrainedConformance(DefenseConformance):
-    """Tests of a defense that is trained already, or that brings its net: supply `module` and `data`, too.
+    """Tests of a pretrained defence, or one with a net of its own; supply `module` and `data` as well.
 
-    `module` is the net that `fit` is given, and `data` are images that the classifier knows.
+    `module` is the argument of `fit`, and `data` are images of the classifier's classes.
     """
 
     @pytest.fixture
     def module(self) -> nn.Module:
-        """The net that `fit` is given."""
+        """The net to pass to `fit`."""
         raise NotImplementedError("supply the fixture 'module'")
 
     @pytest.fixture
     def data(self) -> Data:
-        """Images that the classifier knows."""
+        """Images of the classifier's classes."""
         raise NotImplementedError("supply the fixture 'data'")
 
     @pytest.mark.skip(reason="nothing is trained")
     def test_another_seed_another_classifier(self, defense: Defense, module: nn.Module, data: Data) -> None:
-        """Nothing is trained: the seed changes nothing."""
+        """Does not apply: nothing is trained."""
 
     @pytest.mark.skip(reason="nothing is trained")
     def test_modules_that_work_in_place(self, defense: Defense) -> None:
-        """Nothing is trained."""
+        """Does not apply: nothing is trained."""
 
     def test_knows_its_data(self, defense: Defense, module: nn.Module, data: Data) -> None:
-        """It is right more often than by chance: weights are loaded, and images in [0, 1] are what it expects."""
+        """Accuracy is above chance: weights are loaded, and images in [0, 1] are its expected input."""
         x, y = data.batch(slice(256))
         right = float((defense.fit(module, data).draws(x, 5).softmax(-1).mean(0).argmax(1) == y).float().mean())
         assert right > 1 / data.classes
 
 
 class ArchitectureConformance:
-    """Tests of a function that makes a net."""
+    """Tests of a function that builds a net."""
 
     @pytest.fixture
     def make(self) -> Callable[[], nn.Module]:
-        """Makes the net for the images of `data`, of the same weights each time."""
+        """Function that builds the net for the images of `data`, with the same weights each time."""
         raise NotImplementedError("supply the fixture 'make'")
 
     @pytest.fixture
     def data(self) -> Data:
-        """Images that the net is made for; by default `small_data()`."""
+        """Images for the net; by default `small_data()`."""
         return small_data()
 
     def test_gives_finite_logits(self, make: Callable[[], nn.Module], data: Data) -> None:
@@ -431,7 +431,7 @@ class ArchitectureConformance:
             assert bool(logits.isfinite().all())
 
     def test_same_weights_each_time(self, make: Callable[[], nn.Module]) -> None:
-        """Weights depend on the seed alone."""
+        """Weights depend on the seed only."""
         first = make().state_dict()
         torch.manual_seed(99)
         second = make().state_dict()
@@ -439,7 +439,7 @@ class ArchitectureConformance:
         assert all(torch.equal(first[name], second[name]) for name in first)
 
     def test_gradients_reach_images_and_weights(self, make: Callable[[], nn.Module], data: Data) -> None:
-        """Attacks need the first, trainings the second."""
+        """Gradients are non-zero at the images, for attacks, and at the weights, for training."""
         x, y = data.batch(slice(8))
         net = make().train()
         x.requires_grad_()
@@ -449,13 +449,13 @@ class ArchitectureConformance:
         assert [name for name, weight in net.named_parameters() if weight.grad is None] == []
 
     def test_deterministic_in_evaluation(self, make: Callable[[], nn.Module], data: Data) -> None:
-        """What is random is a defense's `noise`, which no `.eval()` switches off."""
+        """The net is deterministic in evaluation mode; randomness belongs to the `noise` of a defence."""
         x, _ = data.batch(slice(5))
         net = make().eval()
         assert torch.equal(net(x), net(x))
 
     def test_images_do_not_depend_on_their_batch(self, make: Callable[[], nn.Module], data: Data) -> None:
-        """In evaluation mode."""
+        """Logits of an image in evaluation mode do not depend on the batch."""
         x, _ = data.batch(slice(5))
         net = make().eval()
         assert torch.allclose(net(x)[:2], net(x[:2]), atol=1e-5)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from advbench.grid.identity import Identity, Shape
 from advbench.grid.inputs import (
     Component,
     CraftInputs,
@@ -72,3 +73,9 @@ class Harmful:
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, str]]:
         return open, (self.path, "w")
+
+
+def some_identity(images: int) -> Identity:
+    """Data like `digits`, with so many test images."""
+    shape = Shape(channels=1, height=8, width=8, classes=10)
+    return Identity(name="digits", sha256="d" * 64, train_count=10, test_count=images, shape=shape)

@@ -1,4 +1,4 @@
-"""Attacks: what the author of one imports. A plugin writes `run`; calling the attack checks what comes back."""
+"""Interface for authors of attacks: a plugin implements `run`, and calling the attack verifies its result."""
 
 from advbench.attacks.ascent import Objective as Objective
 from advbench.attacks.ascent import Slope as Slope

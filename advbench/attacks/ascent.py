@@ -1,4 +1,4 @@
-"""Projected gradient ascent inside a ball: the engine of gradient attacks and of adversarial training."""
+"""Projected gradient ascent inside a ball, for gradient attacks and adversarial training."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Objective = Literal["mean_loss", "loss_of_mean"]
 
 
 class Slope(NamedTuple):
-    """What `loss_gradient` returns.
+    """An objective, its gradient with respect to the images, and the logits.
 
     Attributes:
-        gradient: of the objective with respect to the images, `(batch, channels, height, width)`.
-        value: of the objective for each image, `(batch,)`.
-        logits: of each draw, `(draws, batch, classes)`.
+        gradient: gradient of the objective with respect to the images, `(batch, channels, height, width)`.
+        value: objective of each image, `(batch,)`.
+        logits: logits of each draw, `(draws, batch, classes)`.
     """
 
     gradient: Tensor
@@ -35,19 +35,19 @@ class Slope(NamedTuple):
 def loss_gradient(
     clf: Classifier, x: Tensor, goal: Goal, loss: LossName, samples: int = 1, objective: Objective = "mean_loss"
 ) -> Slope:
-    """Gradient of what an attack on a random classifier ascends, over the same fresh draws as its value.
+    """Objective of an attack on a random classifier and its gradient, over the same fresh draws.
 
     `mean_loss` is the mean of the draws' losses (Athalye et al. 2018). `loss_of_mean` is the loss of the mean softmax,
-    which is what is evaluated: draws that are fooled already count for less. With cross-entropy both cost a pass for
-    each draw; with other losses, whose slope depends on the mean's runner-up, `loss_of_mean` costs a second one.
+    which an evaluation uses: draws that are already fooled have less weight. With cross-entropy both cost one pass per
+    draw; with other losses, whose gradient depends on the runner-up of the mean, `loss_of_mean` costs a second one.
 
     Args:
         clf: the classifier under attack.
         x: images `(batch, channels, height, width)`.
-        goal: labels and perhaps targets.
-        loss: its name.
-        samples: draws.
-        objective: which of the two.
+        goal: labels and, in a targeted attack, targets.
+        loss: name of the loss.
+        samples: number of draws.
+        objective: name of the objective.
     """
     gradient, logits = _gradient(clf, x, goal, loss, samples, objective)
     function = goal.loss(loss)
@@ -64,7 +64,7 @@ def loss_gradient(
 def _gradient(
     clf: Classifier, x: Tensor, goal: Goal, loss: LossName, samples: int, objective: Objective
 ) -> tuple[Tensor, Tensor]:
-    """Of `loss_gradient`, without the value."""
+    """Gradient and logits of `loss_gradient`, without the value."""
     function = goal.loss(loss)
     if objective == "mean_loss" or samples == 1 or not clf.stochastic:
         return clf.input_gradient(x, goal.rows, function, samples)
@@ -74,14 +74,14 @@ def _gradient(
 
 
 def _tilt(goal: Goal) -> float:
-    """Of cross-entropy, which is -log p at the label, or log p at the target."""
+    """Tilt of `input_gradient` for cross-entropy: -1 for -log p at the label, 1 for log p at the target."""
     return 1.0 if goal.targeted else -1.0
 
 
 def step_length(threat: Threat, steps: int, fraction: float | None) -> float:
-    """Length of a step: `fraction` of eps, by default 2.5 / steps in linf (Madry 2018) and 10 / steps in l2.
+    """Step size, as a fraction of eps: by default 2.5 / steps in linf (Madry et al. 2018) and 10 / steps in l2.
 
-    In l2 a path of 2.5 eps does not work off the sideways part of a random start, whatever the number of
+    In l2, a path of total length 2.5 eps does not correct the orthogonal part of a random start, whatever the number of
     steps: on a linear model it ends 2 % short of the optimum. Longer steps reach it.
     """
     return threat.eps * (fraction or {"linf": 2.5, "l2": 10.0}[threat.norm] / steps)
@@ -101,25 +101,25 @@ def ascend(
     objective: Objective = "mean_loss",
     keep_best: bool = False,
 ) -> Tensor:
-    """Ascend the expected loss by steepest steps, projecting after each (Madry et al. 2018; Adv-BNN eq. 2, 3).
+    """Ascend the expected loss by projected steepest steps (Madry et al. 2018; Adv-BNN eq. 2, 3).
 
-    Each step draws fresh weights, which solves the expectation over a random classifier by stochastic
-    ascent; `samples` draws a step lower the variance (Athalye et al. 2018).
+    Each step draws fresh weights, a stochastic ascent of the expectation over a random classifier; more `samples` per
+    step reduce the variance (Athalye et al. 2018).
 
     Args:
         clf: the classifier under attack.
         x: images `(batch, channels, height, width)` in [0, 1].
-        goal: labels and perhaps targets.
+        goal: labels and, in a targeted attack, targets.
         threat: norm and eps.
-        steps: gradient steps.
-        step_size: length of a step in the threat's norm, in pixels in [0, 1].
-        start: where to start, within the ball and the box.
-        loss: what to ascend.
-        samples: draws per gradient.
-        objective: what is ascended of a random classifier (`loss_gradient`).
-        keep_best: return the iterate of largest margin of each image that reached the goal on the way, and the
-            last of the others. Only for deterministic classifiers: on a random one the largest of many noisy
-            margins says little of the iterate.
+        steps: number of gradient steps.
+        step_size: length of a step in the threat's norm, in units of pixels in [0, 1].
+        start: starting point, within the ball and the box.
+        loss: loss to ascend.
+        samples: number of draws per gradient.
+        objective: objective on a random classifier (`loss_gradient`).
+        keep_best: for images that reached the goal on the way, return the iterate of largest margin; for others the
+            last one. Only for deterministic classifiers: on a random one, the largest of many noisy margins says little
+            about the iterate.
 
     Returns:
         Images shaped as `x`, within the ball and the box.
@@ -138,7 +138,7 @@ def ascend(
 
 
 class _Climb:
-    """Steps inside a ball around images, whose bounds are made once."""
+    """Projected steps inside a ball around images, with bounds computed once."""
 
     def __init__(self, x: Tensor, threat: Threat) -> None:
         self._x = x
@@ -146,7 +146,7 @@ class _Climb:
         self._lower, self._upper = (x - threat.eps).clamp_(0, 1), (x + threat.eps).clamp_(0, 1)
 
     def step(self, x_adv: Tensor, gradient: Tensor, length: float) -> Tensor:
-        """The point that a steepest step of that length leads to, projected."""
+        """Take a steepest step of the given length, and project."""
         if self._threat.norm == "linf":
             return gradient.sign().mul_(length).add_(x_adv).clamp_(self._lower, self._upper)
         return project(x_adv + length * steepest(gradient, self._threat), self._x, self._threat)
@@ -164,22 +164,21 @@ def ascend_until_reached(
     samples: int = 1,
     objective: Objective = "mean_loss",
 ) -> tuple[Tensor, Tensor]:
-    """Ascend from each start until the image certainly reached its goal (`Certain`), and no longer.
+    """Ascend until the goal of an image is certainly reached (`Certain`), then stop for that image.
 
     Args:
         clf: the classifier under attack.
         x: images `(batch, channels, height, width)` in [0, 1].
-        goal: labels and perhaps targets.
+        goal: labels and, in a targeted attack, targets.
         threat: norm and eps.
-        lengths: of the steps, in the threat's norm, in pixels in [0, 1].
-        start: where to start, within the ball and the box.
-        loss: what to ascend.
-        samples: draws per gradient; of a random classifier with more members too few (`FEWEST`) stop nothing.
-        objective: what is ascended of a random classifier (`loss_gradient`).
+        lengths: lengths of the steps in the threat's norm, in units of pixels in [0, 1].
+        start: starting point, within the ball and the box.
+        loss: loss to ascend.
+        samples: number of draws per gradient; with fewer than `FEWEST`, images stop only if the draws are all members.
+        objective: objective on a random classifier (`loss_gradient`).
 
     Returns:
-        Images shaped as `x`, the iterate of each at which it stopped, or its last; and which of them stopped,
-        `(batch,)`, bool.
+        Images shaped as `x`, the last iterate of each; and a mask of those that stopped early, `(batch,)`, bool.
     """
     found = start.clone()
     certain = Certain(clf, goal)

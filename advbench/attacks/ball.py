@@ -1,4 +1,4 @@
-"""The ball around an image: projection, distances, steepest directions, random points."""
+"""Geometry of the ball around an image: projection, distances, steepest directions, random points."""
 
 from __future__ import annotations
 
@@ -7,53 +7,53 @@ from torch import Tensor
 
 from advbench.attacks.base import Threat
 
-ROUNDING = 1e-5  # error of a pixel, and relative error of a length, that a library makes in float32
+ROUNDING = 1e-5  # tolerance for the float32 rounding of libraries: absolute per pixel, relative for lengths
 
 
 def per_image(values: Tensor, images: Tensor) -> Tensor:
-    """`values` `(batch,)`, shaped to broadcast over `images` `(batch, ...)`."""
+    """Reshape `values` `(batch,)` to broadcast over `images` `(batch, ...)`."""
     return values.view(-1, *[1] * (images.ndim - 1))
 
 
 def lengths(delta: Tensor) -> Tensor:
-    """Euclidean length of each image's change, `(batch, 1, 1, 1)`; summed in float64, for large images."""
+    """Euclidean length of the change of each image, `(batch, 1, 1, 1)`, summed in float64."""
     return per_image(delta.flatten(1).norm(dim=1, dtype=torch.float64).to(delta.dtype), delta)
 
 
 def project(x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
-    """The point of the ball around `x` nearest to `x_adv`, then clipped to the box [0, 1].
+    """Project `x_adv` onto the ball around `x`, then clip to the box [0, 1].
 
-    Clipping moves each pixel towards `x`, which is in the box, and so never leaves the ball.
+    Clipping moves each pixel towards `x`, which lies in the box, so the result stays in the ball.
     """
     if threat.norm == "linf":
         return x_adv.clamp(x - threat.eps, x + threat.eps).clamp_(0, 1)
     delta = x_adv - x
     scale = threat.eps / lengths(delta).clamp_min(torch.finfo(x.dtype).tiny)
-    inside = 1 - 4 * torch.finfo(x.dtype).eps  # what rounding the scale may add
+    inside = 1 - 4 * torch.finfo(x.dtype).eps  # margin for rounding of the scale
     delta = delta * torch.where(scale < 1, scale * inside, 1.0)
     moved = x + delta
-    # Rounded towards the image: up and down at will adds up to more than the tolerance over many alike pixels.
+    # Rounded towards the image: over many equal pixels, rounding errors could sum to more than the tolerance.
     longer = (moved - x).abs() > delta.abs()
     return torch.where(longer, torch.nextafter(moved, x), moved).clamp_(0, 1)
 
 
 def distances(x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
-    """Distance of each image from its original in the threat's norm, `(count,)`, float64."""
+    """Distance of each example from its image in the threat's norm, `(count,)`, float64."""
     delta = (x_adv.double() - x.double()).flatten(1)
     return delta.abs().amax(1) if threat.norm == "linf" else delta.norm(dim=1)
 
 
 def within(x_adv: Tensor, x: Tensor, threat: Threat, *, outward: bool = False) -> Tensor:
-    """Examples moved into the threat's ball around `x`: how those of a minimal-norm attack serve every eps.
+    """Move examples of a minimal-norm attack into the threat's ball around `x`, so that one run serves every eps.
 
-    What lies outside goes to the ball's nearest point. What lies inside stays: it fools a deterministic classifier.
+    Examples outside are projected onto the ball. Examples inside stay: they fool a deterministic classifier.
 
     Args:
-        x_adv: examples.
+        x_adv: adversarial examples.
         x: the images.
         threat: norm and eps.
-        outward: move what lies inside on, in its direction, to the ball's surface (and into the box). On a random
-            classifier the nearest example lies where it is wrong as often as right, and a wider ball allows more.
+        outward: move examples inside the ball outward, to its surface (and into the box). On a random classifier the
+            nearest example lies where it is wrong in half of the draws, and a larger ball allows more.
     """
     distance = distances(x_adv, x, threat)
     if outward:
@@ -63,15 +63,15 @@ def within(x_adv: Tensor, x: Tensor, threat: Threat, *, outward: bool = False) -
 
 
 def snapped_to_box(x_adv: Tensor) -> Tensor:
-    """Examples of another library, of which pixels outside [0, 1] by float32 rounding alone are put onto its face."""
+    """Clip examples of another library that leave [0, 1] by float32 rounding only."""
     clipped = x_adv.clamp(0, 1)
     return torch.where((x_adv - clipped).abs() <= ROUNDING, clipped, x_adv)
 
 
 def snapped(x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
-    """Examples of another library, of which those outside the ball by float32 rounding alone are projected onto it.
+    """Project examples of another library that leave the ball by float32 rounding only.
 
-    Such libraries sum in float32, which on large images goes wrong by more than the harness lets pass.
+    Such libraries sum in float32, whose rounding error on large images exceeds the harness's tolerance.
     """
     x_adv = snapped_to_box(x_adv)
     excess = distances(x_adv, x, threat) / max(threat.eps, torch.finfo(x.dtype).tiny) - 1
@@ -80,7 +80,7 @@ def snapped(x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
 
 
 def steepest(gradient: Tensor, threat: Threat) -> Tensor:
-    """The direction of norm 1 (in the threat's norm) along which a linear loss rises fastest; 0 stays 0."""
+    """Direction of steepest ascent of a linear loss, with norm 1 in the threat's norm; 0 for a zero gradient."""
     if threat.norm == "linf":
         return gradient.sign()
     # Scaled first, so that the square of a tiny gradient does not underflow.
@@ -90,7 +90,7 @@ def steepest(gradient: Tensor, threat: Threat) -> Tensor:
 
 
 def random_start(x: Tensor, threat: Threat, generator: torch.Generator) -> Tensor:
-    """A point drawn uniformly from the ball around each image, clipped to the box."""
+    """Draw a uniform random point of the ball around each image, clipped to the box."""
     if threat.norm == "linf":
         noise = torch.empty_like(x).uniform_(-threat.eps, threat.eps, generator=generator)
         return project(x + noise, x, threat)

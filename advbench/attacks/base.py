@@ -1,4 +1,4 @@
-"""Threats, goals and attacks: what the author of an attack meets."""
+"""Threat, Goal and Attack: the interface of attacks."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Knowledge = Literal["posterior", "a_draw", "the_draw"]
 
 @dataclass(frozen=True, slots=True)
 class Threat:
-    """What the adversary may do: move an image by at most `eps` in `norm`, inside the box [0, 1].
+    """Threat model: perturbations of at most `eps` in `norm`, inside the box [0, 1].
 
     Attributes:
-        norm: `"linf"` (largest change of a pixel) or `"l2"` (Euclidean length of the change of an image).
-        eps: the radius, in units of pixels in [0, 1]; 0 allows no change. At most 1 for linf.
+        norm: `"linf"` (largest change of a pixel) or `"l2"` (Euclidean norm of the change of an image).
+        eps: radius of the ball, in units of pixels in [0, 1]; 0 allows no change. At most 1 for linf.
     """
 
     norm: Norm
@@ -36,13 +36,13 @@ class Threat:
     def __post_init__(self) -> None:
         if self.norm not in ("linf", "l2"):
             raise InputError("threat norm", expected="'linf' or 'l2'", got=repr(self.norm))
-        if getattr(self.eps, "ndim", None) == 0 and hasattr(self.eps, "item"):  # numpy's and torch's numbers
+        if getattr(self.eps, "ndim", None) == 0 and hasattr(self.eps, "item"):  # scalars of numpy and torch
             object.__setattr__(self, "eps", self.eps.item())
         number = isinstance(self.eps, int | float) and not isinstance(self.eps, bool)
         if not number or not math.isfinite(self.eps) or self.eps < 0:
             raise InputError("threat eps", expected="a finite number >= 0", got=repr(self.eps))
         if self.eps > 1e4:
-            raise InputError("threat eps", expected="at most 10000, far beyond any image", got=self.eps)
+            raise InputError("threat eps", expected="at most 10000", got=self.eps)
         if self.norm == "linf" and self.eps > 1:
             raise InputError(
                 "threat eps",
@@ -54,12 +54,12 @@ class Threat:
 
 @dataclass(frozen=True)
 class Goal:
-    """What an attack is after: any class but the label, or a target.
+    """Goal of an attack: any class other than the label, or a target class.
 
     Attributes:
-        rows: labels `(batch,)`; or labels and targets, `(batch, 2)`. What losses are called with.
-        stop_early: whether an image that certainly reached the goal may be left alone. Such examples lie near the
-            boundary: they serve to measure robust accuracy, and neither transfer nor say how certain a classifier is.
+        rows: labels `(batch,)`, or labels and targets `(batch, 2)`, as losses expect them.
+        stop_early: True if an attack may stop for an image that certainly reached the goal. Such examples lie near the
+            decision boundary: they are valid for robust accuracy, not for transfer or for measures of uncertainty.
     """
 
     rows: Tensor
@@ -72,7 +72,7 @@ class Goal:
 
     @property
     def targeted(self) -> bool:
-        """Whether there are targets."""
+        """True if there are targets."""
         return self.rows.ndim == 2
 
     @property
@@ -82,45 +82,45 @@ class Goal:
 
     @property
     def targets(self) -> Tensor | None:
-        """The targets, `(batch,)`; None where any wrong class will do."""
+        """The targets, `(batch,)`; None in an untargeted attack."""
         return self.rows[:, 1] if self.targeted else None
 
     def __getitem__(self, index: Tensor | slice) -> Goal:
         return replace(self, rows=self.rows[index])
 
     def loss(self, name: LossName) -> ExampleLoss:
-        """What to ascend, of logits and `rows`."""
+        """The named loss to ascend, a function of logits and `rows`."""
         return (TARGETED_LOSSES if self.targeted else LOSSES)[name]
 
     def margin(self, logits: Tensor) -> Tensor:
-        """How far each image is beyond the goal, `(batch,)` in logits: positive where it is reached."""
+        """Margin of each image beyond the goal, `(batch,)`, in units of logits; positive if it is reached."""
         return self.loss("margin")(logits, self.rows)
 
     def success(self, logits: Tensor) -> Tensor:
-        """Whether each image reaches the goal, `(batch,)`, bool; an equal largest logit counts by argmax."""
+        """Mask of the images that reach the goal, `(batch,)`, bool; ties are broken by argmax."""
         predicted = logits.argmax(1)
         return predicted == self.rows[:, 1] if self.targeted else predicted != self.rows
 
     def mean_margin(self, logits: Tensor) -> Tensor:
-        """Margin of the log of the mean softmax of draws `(draws, batch, classes)`: of one draw, that of its logits."""
+        """Margin of the log mean softmax over draws `(draws, batch, classes)`; for one draw, of its logits."""
         return self.margin(logits[0] if len(logits) == 1 else logits.log_softmax(-1).logsumexp(0))
 
 
 class Attack(Configurable, ABC):
-    """A search for adversarial examples. The author writes `run`; calling the attack checks its claim.
+    """Base class of attacks. The author implements `run`; calling the attack verifies the examples.
 
     Attributes:
-        norms: the norms that `run` understands.
-        minimal_norm: True where `run` looks for the nearest adversarial example and ignores `threat.eps`: one
-            run serves every eps.
-        targeted: True where `run` understands goals with targets.
-        gradients: False where `run` asks for logits alone (a black-box attack).
-        effort: the whole-number hyperparameter that a budget cuts, as `"steps"`; empty where there is none.
-        aim: what it makes of an image: `"error"`, what the `Goal` says; `"certain_error"`, that and low uncertainty;
-            `"doubt"`, the predicted class and high uncertainty; `"certainty"`, low uncertainty of any class, which in a
-            run it is to make of out-of-distribution images. Nothing but an error can be reached before the end.
-        knows: what of a random classifier's weights: `"posterior"`, their distribution; `"a_draw"`, one draw of them,
-            where other draws answer; `"the_draw"`, the one that answers.
+        norms: norms that `run` supports.
+        minimal_norm: True if `run` searches for the nearest adversarial example and ignores `threat.eps`; one run then
+            serves every eps.
+        targeted: True if `run` supports goals with targets.
+        gradients: False if `run` uses logits only (a black-box attack).
+        effort: name of the integer hyperparameter that a budget reduces, such as `"steps"`; empty for none.
+        aim: objective of the examples: `"error"`, the `Goal`; `"certain_error"`, the goal with low uncertainty;
+            `"doubt"`, the predicted class with high uncertainty; `"certainty"`, low uncertainty for any class, in a run
+            on out-of-distribution images. Only `"error"` allows early stopping.
+        knows: adversary's knowledge of random weights: `"posterior"`, their distribution; `"a_draw"`, one draw, while
+            other draws are evaluated; `"the_draw"`, the draw that is evaluated.
     """
 
     norms: ClassVar[frozenset[Norm]] = frozenset({"linf", "l2"})
@@ -133,73 +133,73 @@ class Attack(Configurable, ABC):
 
     @property
     def source(self) -> str | None:
-        """The defense on which a run crafts the examples for all others; None for each on itself."""
+        """Name of the defense that a run crafts the examples on; None for each defense itself."""
         return None
 
     @property
     def parts(self) -> Mapping[str, Attack]:
-        """The attacks that it is made of, by NAME or NAME@LABEL; results depend on their versions, too."""
+        """Component attacks by NAME or NAME@LABEL; keys of results include their versions."""
         return {}
 
     @property
     def stops_early(self) -> bool:
-        """Whether `run` leaves an image alone that certainly reached a goal with `stop_early`."""
+        """True if `run` stops for images that certainly reached a goal with `stop_early`."""
         return any(part.stops_early for part in self.parts.values())
 
     def with_parts(self, parts: Mapping[str, Attack]) -> Self:
-        """The same attack, made of these attacks in place of its own: of the same classes, with other efforts.
+        """The same attack with other component attacks, of the same classes but with a different effort.
 
         Args:
-            parts: named as in `parts`, all of them.
+            parts: all component attacks, by the names of `parts`.
         """
-        raise NotImplementedError(f"{type(self).__name__} has parts and no with_parts")
+        raise NotImplementedError(f"{type(self).__name__} overrides parts but not with_parts")
 
     @abstractmethod
     def run(self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator) -> Tensor:
         """Craft adversarial examples.
 
         Args:
-            clf: the classifier under attack; each call of `clf` and of `clf.input_gradient` draws afresh.
+            clf: the classifier under attack; each call of `clf` and of `clf.input_gradient` takes a fresh draw.
             x: images `(batch, channels, height, width)`, float32 in [0, 1].
-            goal: the images' labels, and where the class is `targeted` perhaps classes that they are to be taken for;
-                with `stop_early` images may be left alone that certainly reached it.
+            goal: labels of the images and, if the attack is `targeted`, possibly target classes; with `stop_early`, the
+                attack may stop for images that certainly reached it.
             threat: norm and eps.
-            generator: on the images' device; the only source of randomness that `run` may use.
+            generator: random generator on the images' device, the only source of randomness that `run` may use.
 
         Returns:
-            Images of the shape and dtype of `x`, in [0, 1] and within the threat's ball around `x`; the nearest
-            adversarial examples, at whatever distance, where the attack is of minimal norm.
+            Images of the shape and dtype of `x`, in [0, 1] and within the threat's ball around `x`; from a minimal-norm
+            attack, the nearest adversarial examples at any distance.
         """
 
     def search(self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator) -> Tensor:
-        """`run`, once the attack is known to understand threat and goal: how attacks run their parts.
+        """Check that the attack supports threat and goal, then `run`; for attacks that run component attacks.
 
         Raises:
-            InputError: the attack does not understand the threat's norm, or targets.
+            InputError: the attack does not support the threat's norm, or targets.
         """
         self.check(threat, targeted=goal.targeted)
         with clf.attacked(goal.rows):
             return self.run(clf, x, goal, threat, generator)
 
     def cost(self, random: bool) -> int | None:
-        """The most forward passes of an image that `run` makes; None where the author gives no bound.
+        """Upper bound on the forward passes per image in `run`; None if the author gives none.
 
-        A pass for a gradient counts as one, however many draws the image passes at count each.
+        A forward pass for a gradient counts as one; passes at several draws count each.
 
         Args:
-            random: whether the classifier under attack is.
+            random: True if the classifier under attack is random.
         """
         return None
 
     def check(self, threat: Threat, *, targeted: bool = False) -> None:
-        """Refuse what `run` does not understand.
+        """Raise for a threat or goal that `run` does not support.
 
         Args:
             threat: norm and eps.
-            targeted: whether there are targets.
+            targeted: True if there are targets.
 
         Raises:
-            InputError: the threat's norm, or targets.
+            InputError: the norm, or a targeted goal, is not supported.
         """
         name = type(self).__name__
         if threat.norm not in self.norms:
@@ -210,7 +210,7 @@ class Attack(Configurable, ABC):
                 remedy="choose another norm or attack",
             )
         if targeted and not self.targeted:
-            raise InputError(f"targets given to {name}", expected="none: it is untargeted", remedy="try 'pgd'")
+            raise InputError(f"targets given to {name}", expected="none for an untargeted attack", remedy="try 'pgd'")
 
     def __call__(
         self,
@@ -223,23 +223,24 @@ class Attack(Configurable, ABC):
         targets: Tensor | None = None,
         stop_early: bool = False,
     ) -> Tensor:
-        """Attack any `nn.Module` on [0, 1] images and check what comes back.
+        """Attack any `nn.Module` on [0, 1] images and verify the examples.
 
-        The same seed gives the same examples, whatever the global random state, which is left as it was. What a
-        minimal-norm attack found is moved back into the threat's ball; `advbench.craft` can give it as it is.
+        The same seed gives the same examples, independently of the global random state, which is left unchanged.
+        Examples of a minimal-norm attack are projected onto the threat's ball; `advbench.craft` can return them as
+        found.
 
         Args:
             model: a `Classifier` or any `nn.Module` on [0, 1] images.
             x: images `(batch, channels, height, width)`, float32 in [0, 1].
             y: labels `(batch,)`, int64.
             threat: norm and eps.
-            seed: of the attack's draws and noise.
-            targets: classes `(batch,)` that the images are to be taken for; any wrong class where None.
-            stop_early: leave an image alone once it certainly reached its goal, for robust accuracy alone; has no
-                effect on attacks that cannot.
+            seed: seed of the attack's random draws and noise.
+            targets: target classes `(batch,)`; None for an untargeted attack.
+            stop_early: stop for images that certainly reached their goal; suited to robust accuracy only, and ignored
+                by attacks that do not support it.
 
         Raises:
-            InputError: images, labels, targets or threat that cannot be attacked.
+            InputError: images, labels, targets or threat are invalid.
             PluginError: the attack or the model broke its contract.
         """
         from advbench.attacks.craft import craft

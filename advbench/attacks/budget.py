@@ -1,4 +1,4 @@
-"""Cuts attacks to a budget of forward passes."""
+"""Reduction of attacks to a budget of forward passes."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from advbench.errors import InputError
 
 
 def within_budget(attack: Attack, budget: int, *, random: bool) -> Attack:
-    """The same attack, its effort cut so that it makes at most so many forward passes of an image.
+    """The same attack with its effort reduced to at most `budget` forward passes per image.
 
-    Of an attack that is made of others, each part gets the least that it needs and an equal share of the rest; what a
-    cheap part leaves of its share goes to the others.
+    Each component of a composite attack gets its minimum and an equal share of the rest; what a cheap component does
+    not use goes to the others.
 
     Args:
         attack: the attack.
-        budget: forward passes.
-        random: whether the classifier under attack is.
+        budget: maximum number of forward passes per image.
+        random: True if the classifier under attack is random.
 
     Raises:
-        InputError: the attack gives no bound of its cost, or costs more at its least.
+        InputError: the attack gives no bound on its cost, or its minimum exceeds the budget.
     """
     name = type(attack).__name__
     needed = attack.cost(random)
     if needed is None:
-        raise InputError(f"budget for attack {name}", expected="an attack that says how many passes it makes")
+        raise InputError(f"budget for attack {name}", expected="an attack with a known number of passes")
     if needed <= budget:
         return attack
     least = least_cost(attack, random=random)
     if least is None or least > budget:
         raise InputError(
             f"budget for attack {name}",
-            expected=f"at least {least} passes of an image",
+            expected=f"at least {least} passes per image",
             got=budget,
-            remedy="raise it, or lower the attack's other hyperparameters",
+            remedy="raise the budget, or lower the attack's other hyperparameters",
         )
     if not attack.parts:
         efforts = range(_least(attack), getattr(attack.params, attack.effort))
@@ -53,11 +53,11 @@ def within_budget(attack: Attack, budget: int, *, random: bool) -> Attack:
 
 
 def least_cost(attack: Attack, *, random: bool) -> int | None:
-    """The forward passes of an image of the least that `within_budget` can cut an attack to; None where not known.
+    """Smallest number of forward passes per image that `within_budget` can reach; None if unknown.
 
     Args:
         attack: the attack.
-        random: whether the classifier under attack is.
+        random: True if the classifier under attack is random.
     """
     return _at_least(attack).cost(random)
 

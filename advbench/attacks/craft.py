@@ -1,4 +1,4 @@
-"""The checks around an attack: what goes in, what it claims, and what it cost."""
+"""Runs attacks in batches; verifies their input and their examples, and counts their passes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BATCH_SIZE = 256
 
 
 class Earlier(NamedTuple):
-    """What a smaller eps of a sweep left: its examples, and that eps; 0, and the images, where there was none."""
+    """Examples of the previous, smaller eps of a sweep, and that eps; initially the clean images, and 0."""
 
     images: Tensor
     eps: float
@@ -33,14 +33,14 @@ class Earlier(NamedTuple):
 
 @dataclass(frozen=True)
 class Crafted:
-    """Adversarial examples and what they cost.
+    """Adversarial examples and their cost.
 
     Attributes:
-        images: shaped as the clean ones, on their device.
-        forward_passes: per example.
-        backward_passes: per example.
-        random: whether the classifier that was attacked is.
-        vanished_gradients: the share of the images' gradients, over all steps, that were exactly zero.
+        images: adversarial examples, with the shape and device of the clean images.
+        forward_passes: mean number of forward passes per example.
+        backward_passes: mean number of backward passes per example.
+        random: True if the attacked classifier is random.
+        vanished_gradients: fraction of the image gradients, over all steps, that were exactly zero.
     """
 
     images: Tensor
@@ -51,7 +51,7 @@ class Crafted:
 
     @classmethod
     def of(cls, images: Tensor, passes: Passes, *, random: bool) -> Crafted:
-        """With the costs of an attack on all the images."""
+        """Examples with the mean cost per image of an attack on all of them."""
         share = passes.vanished / passes.gradients if passes.gradients else 0.0
         return cls(images, passes.forward / len(images), passes.backward / len(images), random, share)
 
@@ -72,10 +72,10 @@ def craft(
     batch_size: int = BATCH_SIZE,
     report: OnProgress = lambda _: None,
 ) -> Crafted:
-    """Run an attack batch by batch and check its claim.
+    """Run an attack batch by batch and verify its examples.
 
-    Each logical batch has its own seeds, so its examples depend neither on the other batches nor on the
-    global random state, which is left as it was; so are the model's modes and gradients.
+    Each batch has its own seeds, so its examples depend neither on other batches nor on the global random state. That
+    state and the model's modes and gradients are left unchanged.
 
     Args:
         attack: the attack.
@@ -83,21 +83,22 @@ def craft(
         x: images `(count, channels, height, width)`, float32 in [0, 1].
         y: labels `(count,)`, int64.
         threat: norm and eps.
-        seed: of the attack's draws and noise.
-        targets: classes `(count,)` that the images are to be taken for; any wrong class where None.
-        stop_early: let the attack leave an image alone once it certainly reached its goal (`Goal`).
-        nearest: leave what a minimal-norm attack found where it is, at whatever distance, instead of moving it
-            into the threat's ball.
-        earlier: makes this a step of a sweep: what a smaller eps broke stays, the rest is attacked anew. Not used for
-            random classifiers, where no single verdict is proof, for minimal-norm attacks, and for those that aim at
-            more than an error.
-        budget: the most forward passes of an image, on average over a batch; the attack is cut to fit.
-        batch_size: images that are attacked together and share their draws.
-        report: called after each batch with the images done.
+        seed: seed of the attack's random draws and noise.
+        targets: target classes `(count,)`; None for an untargeted attack.
+        stop_early: allow the attack to stop for images that certainly reached their goal (`Goal`).
+        nearest: return the examples of a minimal-norm attack at any distance, without projection onto the threat's
+            ball.
+        earlier: result at the previous eps of a sweep: images that a smaller eps already broke keep their examples, the
+            others are attacked again. Ignored for random classifiers, where a single success proves nothing, for
+            minimal-norm attacks, and for aims other than an error.
+        budget: maximum number of forward passes per image, on average over a batch; the attack's effort is reduced to
+            fit.
+        batch_size: number of images that are attacked together and share their draws.
+        report: callback after each batch, with the number of images done.
 
     Raises:
-        InputError: images, labels, targets, a threat or a budget with which no attack is possible.
-        PluginError: the attack left ball, box, shape, dtype or budget, or the model's output is unusable.
+        InputError: images, labels, targets, threat or budget are invalid.
+        PluginError: the examples violate ball, box, shape, dtype or budget, or the model's output is invalid.
     """
     _check_attackable(attack, x, y, threat, targets)
     _check_settings(attack, x, threat, earlier, budget, batch_size)
@@ -136,21 +137,21 @@ def craft_on_draws(
     batch_size: int = BATCH_SIZE,
     report: OnProgress = lambda _: None,
 ) -> Crafted:
-    """As `craft`, on each of several draws of a random classifier, for an adversary who knows which one answers.
+    """Like `craft`, on each of several draws of a random classifier, for an adversary who knows the evaluated draw.
 
     Args:
         attack: the attack.
-        draws: of the classifier, each deterministic.
+        draws: frozen draws of the classifier, each deterministic.
         x: images `(count, channels, height, width)`, float32 in [0, 1].
         y: labels `(count,)`, int64.
         threat: norm and eps.
-        seed: of the attack's draws and noise.
-        budget: the most forward passes of an image at each draw.
-        batch_size: images that are attacked together.
-        report: called after each draw with the draws done.
+        seed: seed of the attack's random draws and noise.
+        budget: maximum number of forward passes per image and draw.
+        batch_size: number of images that are attacked together.
+        report: callback after each draw, with the number of draws done.
 
     Returns:
-        Images `(draws, count, channels, height, width)`; costs are those of one image at one draw.
+        Images `(draws, count, channels, height, width)`; costs are per image and draw.
     """
     found = []
     for k, draw in enumerate(draws):
@@ -168,7 +169,7 @@ def craft_on_draws(
 
 @torch.no_grad()
 def _resistant(clf: Classifier, images: Tensor, goal: Goal, batch_size: int) -> Tensor:
-    """Indices of the images that do not reach the goal, `(count,)`, by one pass each."""
+    """Indices of the images that do not reach the goal, `(count,)`; one pass each."""
     starts = range(0, len(images), batch_size)
     reached = [goal[s : s + batch_size].success(clf(images[s : s + batch_size])) for s in starts]
     return (~torch.cat(reached)).nonzero().squeeze(1)
@@ -190,13 +191,11 @@ def _check_attackable(attack: Attack, x: Tensor, y: Tensor, threat: Threat, targ
         raise InputError(f"threat given to {name}", expected="an advbench.Threat", got=type(threat).__name__)
     check_floating(x, f"images given to {name}")
     if torch.is_inference_mode_enabled():
-        remedy = "call it outside of torch.inference_mode(); torch.no_grad() does no harm"
+        remedy = "call it outside torch.inference_mode(); torch.no_grad() is fine"
         raise InputError(f"{name} called in inference mode", expected="a mode in which gradients exist", remedy=remedy)
     for what, classes in (("labels", y), ("targets", targets)):
         if isinstance(classes, Tensor) and classes.device != x.device:
-            raise InputError(
-                f"{what} given to {name}", expected=f"them on {x.device}, as the images", got=classes.device
-            )
+            raise InputError(f"{what} given to {name}", expected=f"the images' device ({x.device})", got=classes.device)
     check_labels(y, len(x), None, f"labels given to {name}")
     if len(y) and int(y.min()) < 0:
         raise InputError(f"labels given to {name}", expected="classes 0 upward", got=int(y.min()))
@@ -214,27 +213,27 @@ def _check_settings(
         return
     images = earlier.images
     if not 0 <= earlier.eps <= threat.eps:
-        raise InputError(f"eps before a sweep's step of {name}", expected=f"0 to {threat.eps:.6g}", got=earlier.eps)
+        raise InputError(f"previous eps in a sweep of {name}", expected=f"0 to {threat.eps:.6g}", got=earlier.eps)
     if (images.shape, images.dtype, images.device) != (x.shape, x.dtype, x.device):
         raise InputError(
-            f"examples before a sweep's step of {name}",
+            f"previous examples in a sweep of {name}",
             expected=f"{x.dtype} {tuple(x.shape)} on {x.device}",
             got=f"{images.dtype} {tuple(images.shape)} on {images.device}",
         )
     within_ball = float(distances(images, x, Threat(threat.norm, earlier.eps)).max()) if len(x) else 0.0
     if within_ball > earlier.eps + TOLERANCE:
         raise InputError(
-            f"examples before a sweep's step of {name}", expected=f"in a ball of {earlier.eps:.6g}", got=within_ball
+            f"previous examples in a sweep of {name}", expected=f"in a ball of {earlier.eps:.6g}", got=within_ball
         )
 
 
 def _check_budget(attack: Attack, budget: int | None, made: float) -> None:
     if budget is not None and made > budget:
         raise PluginError(
-            f"attack {type(attack).__name__} left its budget",
-            expected=f"at most {budget} forward passes of an image",
+            f"attack {type(attack).__name__} exceeded its budget",
+            expected=f"at most {budget} forward passes per image",
             got=f"{made:.6g}",
-            remedy="its method `cost` must give an upper bound",
+            remedy="its method `cost` must return an upper bound",
         )
 
 
@@ -250,7 +249,7 @@ def _check_classes(attack: Attack, y: Tensor, targets: Tensor | None, classes: i
     if len(same):
         raise InputError(
             f"targets given to {name}",
-            expected="another class than the label for each image",
+            expected="a class other than the label for each image",
             got=f"class {int(y[same[0, 0]])} for image {int(same[0, 0])}, which is its label",
         )
 
@@ -264,7 +263,7 @@ def _check_claim(attack: Attack, x: Tensor, x_adv: Tensor, threat: Threat) -> No
         raise PluginError(f"attack {name} returned", expected="finite images", got="NaN or infinity")
     excess = max(float(-x_adv.min()), float(x_adv.max()) - 1)
     if excess > TOLERANCE:
-        raise PluginError(f"attack {name} left the box [0, 1]", got=f"an excess of {excess:.3g}")
+        raise PluginError(f"attack {name} left the box [0, 1]", got=f"pixels outside by {excess:.3g}")
     if attack.minimal_norm:
         return
     distance = float(distances(x_adv, x, threat).max())

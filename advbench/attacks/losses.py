@@ -1,4 +1,4 @@
-"""The losses that attacks ascend, of logits and labels, or of logits and pairs of label and target."""
+"""Losses that attacks ascend, functions of logits and labels, or of logits and pairs of label and target."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ Measure = Literal["total", "epistemic"]
 
 
 def _cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """The softplus of how far the other classes together lag behind the label, whose gradient autograd gets right."""
+    """Cross-entropy as softplus of the log-odds against the label, whose gradient autograd computes accurately."""
     others = logits.scatter(1, y[:, None], -torch.inf).logsumexp(1)
     return F.softplus(others - logits.gather(1, y[:, None]).squeeze(1))
 
 
 def _cross_entropy_slope(logits: Tensor, y: Tensor) -> Tensor:
-    """The softmax of the other classes, and the negative of their sum at the label."""
+    """Gradient of the cross-entropy: the softmax of the other classes, and minus their sum at the label."""
     label = y[:, None]
     probs = logits.softmax(1, dtype=torch.promote_types(logits.dtype, torch.float32)).scatter_(1, label, 0.0)
     return probs.scatter_(1, label, -probs.sum(1, keepdim=True)).to(logits.dtype)
 
 
 cross_entropy = SlopedLoss(_cross_entropy, _cross_entropy_slope)
-"""Cross-entropy of each image, `(batch,)`, in nats; its gradient holds for any confidence.
+"""Cross-entropy of each image, `(batch,)`, in nats, with a gradient that is accurate at any confidence.
 
-The usual softmax - 1 at the label is rounded to 0 in float32 once the label leads by 17 nats, and what is left of the
-gradient no longer leads away from the label: a confident net looks robust. Here the label's slope is the sum of the
-others'.
+The usual gradient at the label, softmax - 1, rounds to 0 in float32 once the label leads by 17 nats, and the rest of
+the gradient no longer points away from the label: a confident net looks robust. Here the gradient at the label is minus
+the sum of the others.
 """
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
-    """Largest other logit minus the label's, `(batch,)`: positive where the image is misclassified.
+    """Largest other logit minus the label's, `(batch,)`; positive if the image is misclassified.
 
-    Carlini and Wagner 2017, f6 with the sign turned.
+    Carlini and Wagner 2017, f6 with the sign reversed.
     """
     label = logits.gather(1, y[:, None]).squeeze(1)
     others = logits.scatter(1, y[:, None], -torch.inf)
@@ -50,8 +50,8 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
     """Difference of logits ratio of each image, `(batch,)` (Croce and Hein 2020, eq. 6).
 
-    The margin divided by the distance of the largest logit to the third: invariant to shift and scale of the
-    logits. Of two classes the ratio would be constant, so it is the margin itself.
+    The margin divided by the difference of the largest and the third largest logit; invariant to shift and scale of the
+    logits. With two classes the ratio would be constant, so it is the margin itself.
     """
     if logits.shape[1] < 3:
         return margin(logits, y)
@@ -68,15 +68,15 @@ targeted_cross_entropy = SlopedLoss(
 
 
 def targeted_margin(logits: Tensor, rows: Tensor) -> Tensor:
-    """The target's logit minus the largest other one, `(batch,)`: positive where the target is predicted."""
+    """The target's logit minus the largest other one, `(batch,)`; positive if the target is predicted."""
     return -margin(logits, rows[:, 1])
 
 
 def targeted_dlr(logits: Tensor, rows: Tensor) -> Tensor:
     """Targeted difference of logits ratio of each image, `(batch,)` (Croce and Hein 2020, eq. 7).
 
-    The target's logit minus the label's, divided by the distance of the largest logit to the mean of the third
-    and the fourth. Of three classes the third stands for both; of two the ratio is left out.
+    The target's logit minus the label's, divided by the difference of the largest logit and the mean of the third and
+    the fourth. With three classes the third is used for both; with two there is no denominator.
     """
     pair = logits.gather(1, rows)
     difference = pair[:, 1] - pair[:, 0]
@@ -97,19 +97,19 @@ TARGETED_LOSSES: dict[LossName, ExampleLoss] = {
 def entropy(log_probs: Tensor) -> Tensor:
     """Entropy over the last dimension of log-probabilities `(..., classes)`, in nats.
 
-    Its gradient is that of -sum p log p less a multiple of sum p, which is constant: what is left stays exact where
-    one probability is rounded to 1, and would else cancel.
+    The gradient omits a multiple of the gradient of sum p, which is constant: the remaining terms stay accurate when
+    one probability rounds to 1, where they would otherwise cancel.
     """
     return -(log_probs.exp() * log_probs.detach()).sum(-1)
 
 
 def predictive_uncertainty(log_probs: Tensor, measure: Measure) -> Tensor:
-    """Uncertainty of each image `(batch,)` by the log-softmax of draws `(draws, batch, classes)`, in nats.
+    """Uncertainty of each image, `(batch,)`, in nats, from the log-softmax of draws `(draws, batch, classes)`.
 
     Args:
-        log_probs: of a classifier's draws.
-        measure: total, the entropy of the mean softmax; or epistemic, that less the mean of the draws' entropies
-            (BALD), which is 0 of a single draw.
+        log_probs: log-softmax of a classifier's draws.
+        measure: `"total"`, the entropy of the mean softmax, or `"epistemic"`, the same minus the mean entropy of the
+            draws (BALD), which is 0 for a single draw.
     """
     total = entropy(log_probs.logsumexp(0) - math.log(len(log_probs)))
     return total if measure == "total" else total - entropy(log_probs).mean(0)

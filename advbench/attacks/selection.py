@@ -1,4 +1,4 @@
-"""Chooses among candidates by draws of the attack's own, never those that evaluate."""
+"""Selection among candidate examples by the attack's own draws, independent of those of the evaluation."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from advbench.attacks.base import Goal
 from advbench.models.classifier import CYCLED, Classifier
 
 SELECTION_DRAWS = 10
-Score = Callable[[Goal, Tensor], Tensor]  # of logits `(draws, batch, classes)`, `(batch,)`, larger for better
-LEVEL = 1e-3  # of a test that an image reaches its goal
-LOOK = 1e-2  # of each of the two that a run needs to leave it alone
-FEWEST = 5  # draws on which that is tested
+Score = Callable[[Goal, Tensor], Tensor]  # maps logits `(draws, batch, classes)` to `(batch,)`; larger is better
+LEVEL = 1e-3  # significance level of a test that an image reaches its goal
+LOOK = 1e-2  # level of each of the two consecutive tests before an image is stopped
+FEWEST = 5  # smallest number of draws for the test
 
 
 class Kept:
-    """Per image the best of several candidates by draws of the attack's own, the same for all candidates.
+    """The best of several candidates per image, evaluated at the attack's own draws, the same for all candidates.
 
     Attributes:
-        images: the best so far.
-        margins: their margins, `(batch,)`; of the mean softmax over the draws where there are several. Or another
-            score, where the attack is after something else than a wrong class.
-        random: whether the classifier is.
+        images: best candidates so far.
+        margins: their margins, `(batch,)`, of the mean softmax over the draws if there are several; or another score,
+            if the attack has another aim than a wrong class.
+        random: True if the classifier is random.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Kept:
         self.margins: Tensor | None = None
 
     def __len__(self) -> int:
-        """How many draws choose."""
+        """Number of draws used for selection."""
         return len(self._seeds)
 
     @torch.no_grad()
@@ -50,15 +50,15 @@ class Kept:
         return torch.stack([self._clf.at(draw, images) for draw in map(self._clf.draw, self._seeds)])
 
     def margins_of(self, images: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Margin of each image `(batch,)` at those draws; `rows` says which images these are, by default all."""
+        """Margin of each image, `(batch,)`, at those draws; `rows` are the indices of the images, by default all."""
         return self.margins_at(self.logits_of(images), rows)
 
     def margins_at(self, logits: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Margins `(batch,)` at logits `(draws, batch, classes)` that are known already; `rows` as in `margins_of`."""
+        """Margins `(batch,)` from known logits `(draws, batch, classes)`; `rows` as in `margins_of`."""
         return self._score(self._goal if rows is None else self._goal[rows], logits)
 
     def offer(self, images: Tensor, rows: Tensor | None = None) -> None:
-        """Keep each image that is better than what is kept; `rows` says which images these are, by default all."""
+        """Keep each image that improves on the kept one; `rows` are the indices of the images, by default all."""
         margins = self.margins_of(images, rows)
         if self.margins is None:
             self.images, self.margins = images.clone(), margins
@@ -70,8 +70,8 @@ class Kept:
         self.margins[rows] = torch.where(improved, margins, self.margins[rows])
 
     def remaining(self) -> Tensor:
-        """Indices of the images worth another run: on a deterministic classifier those that fool it not yet."""
-        assert self.margins is not None, "an offer comes first"
+        """Indices of the images worth another restart: on a deterministic classifier, those that do not fool it yet."""
+        assert self.margins is not None, "offer must be called first"
         if self.random:
             return torch.arange(len(self.margins), device=self.margins.device)
         return (self.margins <= 0).nonzero().squeeze(1)
@@ -81,19 +81,20 @@ class Kept:
 def certainly_reached(
     clf: Classifier, goal: Goal, logits: Tensor, level: float = LEVEL, *, paired: bool = False
 ) -> Tensor:
-    """Which images certainly reach the goal at fresh draws, `(batch,)`, bool.
+    """Mask of the images that certainly reach the goal at fresh draws, `(batch,)`, bool.
 
-    Where the draws are all that there are, as of a deterministic classifier: those whose mean softmax reaches it. Else
-    those where, over the draws, the probability of the likeliest other class exceeds the label's (in a targeted attack
-    the target's that of the likeliest other class) by a one-sided t test; which class that is takes a part of the
-    doubt that the level leaves. None where there are fewer than 5 draws.
+    If the draws enumerate the classifier, as for a deterministic one: images whose mean softmax reaches it. Otherwise,
+    images for which a one-sided t test over the draws finds that the probability of the most likely other class exceeds
+    the label's (in a targeted attack, that the target's exceeds that of the most likely other class); the strict level
+    also covers the choice of that class from the same draws. All False with fewer than 5 draws.
 
     Args:
         clf: the classifier under attack.
-        goal: the images' labels and perhaps targets.
-        logits: at draws that had no part in the choice of the images, `(draws, batch, classes)`.
-        level: of the test.
-        paired: whether every second draw is the mirror image of the one before; such a pair is one value of the test.
+        goal: labels and, in a targeted attack, targets.
+        logits: logits at draws that were not used to choose the images, `(draws, batch, classes)`.
+        level: significance level of the test.
+        paired: True if every second draw is the mirror image of the previous one; each pair is then one value of the
+            test.
     """
     draws = len(logits)
     if exact(clf, draws):
@@ -113,20 +114,20 @@ def certainly_reached(
 
 
 def exact(clf: Classifier, draws: int) -> bool:
-    """Whether so many fresh draws are all members of the posterior, each once."""
+    """True if that many fresh draws are all members of the posterior, each once."""
     return clf.members is not None and clf.members <= min(draws, CYCLED)
 
 
 class Certain:
-    """Follows an ascent and says which images may be left alone, as they certainly reached their goal.
+    """Stopping rule of an ascent: finds images that certainly reached their goal.
 
-    A look passes an iterate at fresh draws, which the step that led to it had no part in. Where these are all that
-    there are, one look is proof; else two looks one after another have to find at level 0.01 each that the goal is
-    reached (`certainly_reached`): the first finds the image, and the second confirms it by draws that did not find it.
-    The looks are the passes of the ascent's own steps, so they cost nothing.
+    A look evaluates an iterate at fresh draws, independent of those of the step before. If the draws enumerate the
+    classifier, one look is proof; otherwise two consecutive looks have to find, at level 0.01 each, that the goal is
+    reached (`certainly_reached`): the first selects the image and the second confirms it with independent draws. The
+    looks reuse the forward passes of the ascent's next steps, so they are free.
 
     Attributes:
-        reached: which images did, `(batch,)`, bool.
+        reached: mask of the images that reached their goal, `(batch,)`, bool.
     """
 
     def __init__(self, clf: Classifier, goal: Goal) -> None:
@@ -136,7 +137,7 @@ class Certain:
         self.reached = self._before.clone()
 
     def look(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """Which of the images `rows` are certain now, `(rows,)`, bool, by logits `(draws, rows, classes)`."""
+        """Mask of the images `rows` that are now certain, `(rows,)`, from their logits `(draws, rows, classes)`."""
         found = certainly_reached(self._clf, self._goal[rows], logits, LOOK, paired=self._clf.mirrored)
         certain = found if exact(self._clf, len(logits)) else found & self._before[rows]
         self._before[rows] = found
@@ -146,14 +147,14 @@ class Certain:
 
 @torch.no_grad()
 def likeliest(clf: Classifier, x: Tensor, goal: Goal, count: int, draws: int = SELECTION_DRAWS) -> list[Goal]:
-    """Goals with targets: each image's likeliest wrong classes in their order; a targeted goal is the only one.
+    """Goals with each image's most likely wrong classes as targets, in order; a targeted goal is returned alone.
 
     Args:
         clf: the classifier under attack.
         x: images `(batch, channels, height, width)`.
-        goal: their labels.
-        count: the most goals.
-        draws: of a random classifier, whose mean softmax ranks the classes.
+        goal: labels of the images, or labels and targets.
+        count: maximum number of goals.
+        draws: number of draws of a random classifier, whose mean softmax ranks the classes.
     """
     if goal.targeted:
         return [goal]

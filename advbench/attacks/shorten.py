@@ -1,4 +1,4 @@
-"""Moves what a minimal-norm attack found as near to the image as it still fools."""
+"""Line search that moves examples of a minimal-norm attack as close to the image as they stay adversarial."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from advbench.attacks.selection import Kept
 
 STRETCHES = (1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
 BISECTIONS = 10
-SHORTENING = 1 + len(STRETCHES) + BISECTIONS  # the most points of each image that `shorten` looks at
+SHORTENING = 1 + len(STRETCHES) + BISECTIONS  # maximum number of points per image in `shorten`
 
 
 def shorten(kept: Kept, x: Tensor, found: Tensor, *, beyond: float = 0.0) -> Tensor:
-    """The nearest point that fools on the way from each image to the example that was found for it.
+    """The nearest adversarial point on the line from each image to the example found for it.
 
-    By bisection, at draws of the attack's own, the same for all points. What fooled the draws of a search may
-    not fool these (on a random classifier the nearest of many finds is a lucky one); then the point is looked
-    for beyond it, up to ten times as far, inside the box.
+    Found by bisection, with the attack's own draws, the same for all points. An example that fooled the draws of the
+    search may not fool these (on a random classifier, the nearest of many candidates is selected by chance); then the
+    search continues beyond it, up to ten times as far, inside the box.
 
     Args:
-        kept: holds the draws and the goal.
+        kept: draws and goal.
         x: images, `(batch, channels, height, width)`.
-        found: examples; equal to the image where there is none, which then stays.
-        beyond: margin above which a point counts as fooling.
+        found: examples; equal to the image if none was found, and then returned unchanged.
+        beyond: margin above which a point counts as adversarial.
     """
     delta = found - x
     low, high = x.new_zeros(len(x)), x.new_full((len(x),), torch.inf)

@@ -1,4 +1,4 @@
-"""Checks of whether an evaluation can be believed; `advbench.audit(model, x, y, threat)` runs them all."""
+"""Checks whether an evaluation is credible; `advbench.audit(model, x, y, threat)` runs all of them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from advbench.audit.run import audit as audit
 
 
 class _Callable(ModuleType):
-    """A module that is called as the function of its name: `advbench.audit` is both."""
+    """A callable module: `advbench.audit` is both package and function."""
 
     def __call__(self, *args: Any, **values: Any) -> Audit:
-        """As `audit`."""
+        """Same as `advbench.audit.run.audit`."""
         return audit(*args, **values)
 
 

@@ -1,4 +1,4 @@
-"""Pairs among the cells of a finished run: they are read, not computed again."""
+"""Comparisons among the cells of a finished run, from its stored predictions."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ Kind = Literal["gradient", "one step", "black box", "mixed"]
 
 
 class Cell(NamedTuple):
-    """What a run found by one attack on the classifier that is audited.
+    """Result of one attack of a run on the audited classifier.
 
     Attributes:
-        attack: its label.
-        kind: whether it follows gradients, in one step or many; sees none, as what is transferred; or has parts of
-            both kinds, as `worst_case`, and so counts as neither.
-        parts: labels of the attacks that it is made of.
-        right: whether each draw is right on each image, `(draws, images)`; the draws are those of all cells.
+        attack: label of the attack.
+        kind: type of the attack: gradient-based with many steps or one, black-box (including transfer), or mixed, for
+            attacks with components of both types such as `worst_case`, which count as neither.
+        parts: labels of its component attacks.
+        right: mask of correct predictions, `(draws, images)`; all cells share the draws.
     """
 
     attack: str
@@ -29,7 +29,7 @@ class Cell(NamedTuple):
 
 
 def check_cells(cells: Sequence[Cell]) -> list[Finding]:
-    """Black boxes against the best gradient attack, one step against many, parts against the whole."""
+    """Compare black-box with gradient attacks, one step with many, and components with composite attacks."""
     found = []
 
     def compare(name: str, other: Cell, one: Cell, means: str, then: str, about: About = "defense") -> None:
@@ -40,23 +40,23 @@ def check_cells(cells: Sequence[Cell]) -> list[Finding]:
 
     white = [each for each in cells if each.kind == "gradient"]
     best = min(white, key=lambda each: float(each.right.mean()), default=None)
-    bound = "What gradient attacks say of this defense is an upper bound."
+    bound = "Accuracy under gradient attacks is an upper bound for this defence."
     for each in cells:
         if best is not None and each.kind == "black box":
-            means = f"An attack that sees no gradient does more harm. {bound}"
-            compare(f"{each.attack} against gradients", each, best, means, "run worst_case, and let the lowest count")
+            means = f"An attack without gradients is stronger. {bound}"
+            compare(f"{each.attack} against gradients", each, best, means, "run worst_case and report the minimum")
         if best is not None and each.kind == "one step":
-            means = f"One step does more harm than many. {bound}"
+            means = f"One step is stronger than many. {bound}"
             compare(
-                f"{each.attack} against many steps", each, best, means, "run attacks of more steps and other losses"
+                f"{each.attack} against many steps", each, best, means, "run attacks with more steps and other losses"
             )
         for part in cells if each.parts else ():
             if part.attack.partition("@")[0] in each.parts:
-                means = f"{each.attack} is weaker than one of its parts: it has not converged."
+                means = f"{each.attack} is weaker than one of its components: it has not converged."
                 compare(
                     f"{part.attack} against {each.attack}", part, each, means, "raise its draws and steps", "attack"
                 )
     if cells and not white:
-        reason = "the run has no attack that follows gradients alone to compare with; add eot_pgd"
+        reason = "the run has no gradient attack to compare with; add eot_pgd"
         found.append(Finding.skipped("run: black box against gradients", reason))
     return found

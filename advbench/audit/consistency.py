@@ -1,7 +1,7 @@
-"""Whether a classifier answers the same question in the same way, however it is asked.
+"""Consistency: a classifier must give the same logits for the same image and draw, however it is called.
 
-An attack asks otherwise than an evaluation does: with gradients recorded, in other batches, again and again. A defense
-that tells the two apart shows attacks another classifier than the one that is evaluated.
+Attacks call a classifier differently from evaluations: with gradients enabled, in other batches, repeatedly. A defence
+that distinguishes the two presents attacks with a classifier other than the evaluated one.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from advbench.audit.findings import Finding, guarded
 from advbench.audit.subject import LARGEST, Subject
 from advbench.models.classifier import Classifier, Draw
 
-COPIED = 2**28  # bytes of the largest classifier of which a copy is made
+COPIED = 2**28  # bytes; larger classifiers are not copied
 PERMUTATIONS = 10_000
-DISTANCE = 0.05  # between mean softmax outputs, from which a difference counts
-MEANS = "What attacks see is not what is evaluated: accuracies under attack say nothing of this defense."
-NEXT = "find what in the forward pass depends on more than the image, and remove it"
+DISTANCE = 0.05  # smallest distance of mean softmax outputs that counts as a difference
+MEANS = "Attacks see a different classifier than evaluations: accuracy under attack is meaningless for this defence."
+NEXT = "find the part of the forward pass that depends on more than the image, and remove it"
 
 Ask = Callable[[Classifier, Draw, Tensor], Tensor]
 
@@ -46,7 +46,7 @@ def _enabled(clf: Classifier, draw: Draw, x: Tensor) -> Tensor:
 
 
 def _differentiated(clf: Classifier, draw: Draw, x: Tensor) -> Tensor:
-    """As an attack's gradient sees it."""
+    """Logits of a pass that computes the gradient."""
     y = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     return clf.input_gradient(x, y, lambda logits, _: logits.sum(1), draws=[draw]).logits[0]
 
@@ -66,14 +66,14 @@ def _one_by_one(clf: Classifier, draw: Draw, x: Tensor) -> Tensor:
 
 
 class _Listener(Attack):
-    """An attack that listens to what the classifier says while it is attacked, as the harness runs attacks."""
+    """An attack that records the classifier's logits while the harness runs it."""
 
     def __init__(self, draw: Draw) -> None:
         super().__init__()
         self.draw, self.heard = draw, torch.empty(0)
 
     def run(self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator) -> Tensor:
-        """Ask."""
+        """Record the logits."""
         with torch.no_grad():
             self.heard = clf.at(self.draw, x)
         return x
@@ -86,42 +86,42 @@ def _under_attack(clf: Classifier, draw: Draw, x: Tensor) -> Tensor:
     return listener.heard
 
 
-# Ways that leave the batch as it is, in which all randomness is that of the draw; and others, which give each image
-# other noise inside a module.
+# Calls with the same batch, whose randomness is that of the draw; and calls with other batches, in which noise inside a
+# module differs per image.
 SAME_BATCH: dict[str, tuple[str, Ask]] = {
-    "again": ("asked a second time", _plain),
-    "gradients": ("asked while gradients are recorded", _recorded),
-    "grad mode": ("asked in grad mode", _enabled),
-    "differentiated": ("asked for a gradient", _differentiated),
-    "under attack": ("asked by an attack", _under_attack),
+    "again": ("called a second time", _plain),
+    "gradients": ("called with gradients recorded", _recorded),
+    "grad mode": ("called in grad mode", _enabled),
+    "differentiated": ("called for a gradient", _differentiated),
+    "under attack": ("called by an attack", _under_attack),
 }
 OTHER_BATCH: dict[str, tuple[str, Ask]] = {
-    "shuffled": ("asked in another order", _shuffled),
-    "other batch": ("asked in a batch with other images", _among_others),
-    "one by one": ("asked one by one", _one_by_one),
+    "shuffled": ("called with the images in another order", _shuffled),
+    "other batch": ("called with other images in the batch", _among_others),
+    "one by one": ("called with one image at a time", _one_by_one),
 }
 
 
 class Consistency:
-    """Asks at the beginning of an audit, and once more at its end."""
+    """Consistency checks at the beginning of an audit, repeated at its end."""
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
         clean = subject.x[: subject.sizes.images]
         perturbed = random_start(clean, subject.threat, subject.generator("consistency"))
-        unseen = perturbed.roll(1, 0).lerp(perturbed, 0.5)  # images that nobody can have seen
+        unseen = perturbed.roll(1, 0).lerp(perturbed, 0.5)  # images that cannot be known to the classifier
         self.sets = {"clean": clean, "perturbed": perturbed, "unseen": unseen}
         self.draws = subject.draws(2, "consistency")
         self._fresh: Classifier | None = None
         tensors = (*subject.clf.parameters(), *subject.clf.buffers())
         if sum(tensor.nbytes for tensor in tensors) <= COPIED:
-            with suppress(Exception):  # modules may hold what cannot be copied
+            with suppress(Exception):  # some modules cannot be copied
                 self._fresh = copy.deepcopy(subject.clf)
         self._first: dict[tuple[str, int], Tensor] = {}
 
     @torch.no_grad()
     def begin(self) -> Iterator[Finding]:
-        """The checks of the beginning."""
+        """Run the checks at the beginning of an audit."""
         clf = self.subject.clf
         yield from guarded("consistency: fresh copy", self._order)
         for name, x in self.sets.items():
@@ -137,8 +137,8 @@ class Consistency:
 
     @torch.no_grad()
     def end(self) -> Finding:
-        """The check of the end: the same answers after all that was asked meanwhile."""
-        return self._compared("later", "asked again after all of the audit's attacks", _plain)
+        """Check that the outputs are unchanged at the end of an audit."""
+        return self._compared("later", "called again after all attacks of the audit", _plain)
 
     def _compared(self, name: str, how: str, ask: Ask) -> Finding:
         clf, count = self.subject.clf, self.subject.sizes.singles if name == "one by one" else LARGEST
@@ -147,18 +147,18 @@ class Consistency:
             differs = _differ(first[:count], ask(clf, self.draws[k], self.sets[what][:count]))
             wrong += int(differs.sum())
             total += len(differs)
-        said = "answers otherwise than the first time" if wrong else "gives the same answers"
+        said = "gives different logits" if wrong else "gives the same logits"
         return Finding(
             f"consistency: {name}",
             "failed" if wrong else "ok",
-            f"At the same draw, {how}, the classifier {said} (on {wrong} of {total} images, clean and perturbed).",
+            f"At the same draw, {how}, the classifier {said} ({wrong} of {total} images differ, clean and perturbed).",
             MEANS,
             NEXT,
             passes=(clf.passes.forward - before) / len(self.subject.x),
         )
 
     def _order(self) -> Finding:
-        """Perturbed images before and after the classifier has seen what they are made of, by a copy of it."""
+        """Perturbed images before (on a copy) and after the classifier has seen the clean images."""
         name = "consistency: fresh copy"
         if self._fresh is None:
             return Finding.skipped(name, "the classifier cannot be copied, or is too large")
@@ -171,19 +171,19 @@ class Consistency:
                 late = clf.at(draw, self.sets[what])
                 differs = _differ(early, late)
                 wrong, total, passes = wrong + int(differs.sum()), total + len(differs), passes + 3 * len(differs)
-        said = "answers otherwise" if wrong else "gives the same answers"
+        said = "gives different logits" if wrong else "gives the same logits"
         return Finding(
             name,
             "failed" if wrong else "ok",
-            f"A fresh copy, asked of perturbed images first, {said} (on {wrong} of {total} images): the classifier "
-            f"{'keeps' if wrong else 'shows no'} memory of what it was asked.",
+            f"A fresh copy, called with perturbed images first, {said} ({wrong} of {total} images differ): the "
+            f"classifier {'keeps' if wrong else 'shows no'} memory of previous images.",
             MEANS,
-            "empty the memory before each pass; a defense against queries needs another threat model than this one",
+            "clear the memory before each pass; a defence against queries needs another threat model",
             passes=passes / len(self.subject.x),
         )
 
     def _queried(self) -> Finding:
-        """One image asked many times in a row, as attacks do."""
+        """Query one image many times in a row, as attacks do."""
         clf, before = self.subject.clf, self.subject.clf.passes.forward
         x, draw, queries = self.sets["perturbed"][:1], self.draws[0], self.subject.sizes.queries
         first = clf.at(draw, x)
@@ -191,15 +191,15 @@ class Consistency:
         return Finding(
             "consistency: many queries",
             "failed" if wrong else "ok",
-            f"Asked {queries} times in a row of one image at the same draw, the classifier answers otherwise than the "
-            f"first time in {wrong} cases.",
+            f"In {queries} repeated calls with one image at the same draw, the logits differ from the first call in "
+            f"{wrong} cases.",
             MEANS,
             NEXT,
             passes=(clf.passes.forward - before) / len(self.subject.x),
         )
 
     def _tested(self, name: str, how: str, ask: Ask) -> Finding:
-        """Of noise inside a module a test over draws: are those of two ways of asking alike?"""
+        """For noise inside a module, test over draws whether two ways of calling give the same distribution."""
         clf, x = self.subject.clf, self.sets["perturbed"][: self.subject.sizes.singles]
         before, count = clf.passes.forward, self.subject.sizes.test_draws
         draws = self.subject.draws(2 * count, f"consistency {name}")
@@ -212,8 +212,8 @@ class Consistency:
         return Finding(
             f"consistency: {name}",
             "ok",
-            f"Over {count} draws {how} the mean softmax moves by {distance:.3f} (total variation) and its "
-            f"deviation from {spreads[0]:.3f} to {spreads[1]:.3f}.",
+            f"Over {count} draws, {how}, the mean softmax changes by {distance:.3f} (total variation) and its "
+            f"standard deviation from {spreads[0]:.3f} to {spreads[1]:.3f}.",
             MEANS,
             NEXT,
             passes=(clf.passes.forward - before) / len(self.subject.x),
@@ -221,7 +221,7 @@ class Consistency:
         )
 
     def _wakes(self) -> Finding:
-        """Randomness that acts on perturbed images and not on clean ones."""
+        """Check for randomness on perturbed images only."""
         clf, name = self.subject.clf, "consistency: noise off the data"
         if not clf.stochastic:
             return Finding.skipped(name, "the classifier is not random")
@@ -237,29 +237,29 @@ class Consistency:
             name,
             "failed" if wakes else "ok",
             f"Draws agree on {quiet:.0%} of the clean images and differ visibly on {loud:.0%} of the perturbed ones.",
-            "Randomness that acts off the data alone spoils an attack's steps and costs the clean accuracy nothing: "
-            "what attacks say is an upper bound.",
-            "attack the classifier without its noise, and with more samples of it (eot_pgd.samples), and evaluate both",
+            "Randomness off the data only disturbs the steps of attacks without lowering clean accuracy: "
+            "accuracy under attack is an upper bound.",
+            "attack the classifier without its noise, and with more samples (eot_pgd.samples), and evaluate both",
             passes=(clf.passes.forward - before) / len(self.subject.x),
         )
 
 
 def _differ(one: Tensor, other: Tensor) -> Tensor:
-    """On which images logits differ by more than rounding, `(count,)`."""
+    """Mask of the images whose logits differ by more than rounding, `(count,)`."""
     slack = 1e-4 * one.abs().amax().clamp_min(1e-6) + 1e-3 * one.abs()
     return ~((one - other).abs() <= slack).all(1)
 
 
 def two_samples(outputs: Tensor, first: int, seed: int) -> float:
-    """p-value of the hypothesis that the first draws and the others are of one distribution.
+    """p-value of the hypothesis that the first draws and the others have the same distribution.
 
-    A permutation test of the energy distance (Szekely and Rizzo 2004) between draws, each of which is all its images'
-    outputs; draws alone are exchangeable, as the images of one share its weights.
+    A permutation test of the energy distance (Szekely and Rizzo 2004) between draws. A draw is represented by its
+    outputs on all images, because only draws are exchangeable: the images of a draw share its weights.
 
     Args:
         outputs: softmax of each draw, `(draws, images, classes)`.
-        first: how many of them are of the first way.
-        seed: of the permutations.
+        first: number of draws in the first sample.
+        seed: seed of the permutations.
     """
     flat = outputs.flatten(1)
     distance = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist").numpy()
@@ -271,5 +271,5 @@ def two_samples(outputs: Tensor, first: int, seed: int) -> float:
     chosen[0] = np.arange(first)
     signs = np.full((PERMUTATIONS + 1, count), -1.0 / (count - first))
     np.put_along_axis(signs, chosen, 1.0 / first, 1)
-    statistic = -((signs @ distance) * signs).sum(1)  # twice the mean between, less the means within
+    statistic = -((signs @ distance) * signs).sum(1)  # twice the mean distance between samples, minus the means within
     return float((1 + (statistic[1:] >= statistic[0] * (1 - 1e-9)).sum()) / (PERMUTATIONS + 1))

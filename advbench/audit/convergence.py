@@ -1,4 +1,4 @@
-"""Five times the effort: an attack that still gains has not converged, which is no fault of the defense."""
+"""Convergence: an attack that gains from five times the effort has not converged."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from advbench.audit.findings import Finding
 from advbench.audit.subject import MUCH, Subject, Tried, ascent, stronger
 
 FACTOR = 5
-IMAGES = {False: 100, True: 24}  # by whether the classifier is random, of which a pass counts ten times
-STEPS, SAMPLES = 20, 10  # of the attack that is compared
+IMAGES = {False: 100, True: 24}  # by whether the classifier is random, when each pass counts ten times
+STEPS, SAMPLES = 20, 10  # hyperparameters of the reference attack
 
 
 def check_convergence(subject: Subject, gradient: Tried) -> list[Finding]:
-    """Steps, samples and restarts times five, each by itself, on at most 100 images."""
+    """Multiply steps, samples and restarts by five, one at a time, on at most 100 images."""
     efforts = {"steps": {"steps": FACTOR * STEPS}, "restarts": {"restarts": FACTOR}}
     if subject.clf.stochastic:
         efforts["samples"] = {"samples": FACTOR * SAMPLES}
@@ -25,9 +25,9 @@ def check_convergence(subject: Subject, gradient: Tried) -> list[Finding]:
             Finding(
                 f"convergence: {name}",
                 "ok",
-                f"{FACTOR} times the {name}: accuracy {other:.3f} after {one:.3f}, on {base.shape[1]} images.",
-                "The attack has not converged: the number is an upper bound.",
-                f"raise {name}, or run with --converge, or worst_case",
+                f"{FACTOR} times the {name}: accuracy {other:.3f} instead of {one:.3f}, on {base.shape[1]} images.",
+                "The attack has not converged: the accuracy is an upper bound.",
+                f"raise {name}, or use --converge or worst_case",
                 "attack",
                 (subject.clf.passes.forward - before) / len(subject.x),
                 stronger(base, more.right),

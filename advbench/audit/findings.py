@@ -1,4 +1,4 @@
-"""What checks find: verdicts in sentences, and what they add up to."""
+"""Findings of checks, with verdicts and sentences, and the conclusion of an audit."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from advbench.errors import PluginError
 
 Verdict = Literal["ok", "warning", "failed", "not checked"]
 About = Literal["defense", "attack"]
-LEVEL = 0.01  # of all tests of an audit together (Holm 1979)
-ABOUT = {"defense": "the defense misleads attacks", "attack": "the attack has not converged"}
+LEVEL = 0.01  # family-wise significance level of all tests of an audit (Holm 1979)
+ABOUT = {"defense": "the defence misleads attacks", "attack": "the attack has not converged"}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found.
+    """Finding of one check.
 
     Attributes:
-        check: family and name, as `gradient: uphill`.
-        verdict: `warning` says that something is unusual and costs strength, `failed` that the number is not to be
-            believed; a test (a finding with `p`) has its verdict once all tests of the audit are known.
-        sentence: what was found, with the figures.
-        means: what that means for the number, where the verdict is a warning or worse.
-        next: what to run or do next, likewise.
-        about: whose fault it is: the defense misleads attacks, or the attack has not converged.
-        passes: forward passes that the check made, for each image of the audit.
-        p: p-value of a test; None of an exact check.
-        counts: whether the difference is large enough to matter, whatever its p-value.
-        rejected: verdict of a test that is rejected.
+        check: family and name of the check, such as `gradient: uphill`.
+        verdict: `warning` for something unusual that weakens attacks, `failed` if the evaluation is not credible; the
+            verdict of a test (a finding with `p`) follows when all tests of the audit are known.
+        sentence: description of the finding, with figures.
+        means: consequence for the evaluation, if the verdict is `warning` or `failed`.
+        next: recommended next step in that case.
+        about: cause of the problem: the defence misleads attacks, or the attack has not converged.
+        passes: number of forward passes of the check, per image of the audit.
+        p: p-value of a test; None for an exact check.
+        counts: True if the difference is large enough to matter, regardless of its p-value.
+        rejected: verdict if the null hypothesis of a test is rejected.
     """
 
     check: str
@@ -45,17 +45,17 @@ class Finding:
     rejected: Verdict = "failed"
 
     def to_json(self) -> dict[str, Any]:
-        """The finding as JSON values."""
+        """Return the finding as JSON values."""
         return asdict(self)
 
     @classmethod
     def skipped(cls, check: str, reason: str) -> Finding:
-        """A check that was not made."""
+        """Finding of a check that was not run."""
         return cls(check, "not checked", reason)
 
 
-def settled(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """The findings, with the verdicts of the tests among them under Holm's step-down procedure."""
+def with_verdicts(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Set the verdicts of tests among the findings by Holm's step-down procedure."""
     found = list(findings)
     tests = sorted((each.p, index) for index, each in enumerate(found) if each.p is not None)
     rejected = True
@@ -67,24 +67,24 @@ def settled(findings: Iterable[Finding]) -> tuple[Finding, ...]:
 
 
 def guarded(check: str, make: Callable[[], Finding | list[Finding]]) -> list[Finding]:
-    """The findings of a check, or that it was not made where the classifier fails when it is so asked."""
+    """Run a check; if the classifier raises an error, return a finding that the check was not run."""
     try:
         found = make()
     except PluginError as error:
-        return [Finding.skipped(check, f"The classifier fails there: {error}")]
+        return [Finding.skipped(check, f"The classifier raised an error: {error}")]
     return found if isinstance(found, list) else [found]
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What an audit of one classifier under one threat found.
+    """Result of an audit of one classifier under one threat.
 
     Attributes:
-        name: what was audited.
-        threat: norm and eps in words.
-        images: how many.
-        findings: of all checks.
-        accuracies: draw accuracy under each attack that the audit ran, by its name, `clean` first.
+        name: name of the audited classifier.
+        threat: norm and eps as text.
+        images: number of images.
+        findings: findings of all checks.
+        accuracies: draw accuracy under each attack of the audit, by name, `clean` first.
     """
 
     name: str
@@ -95,35 +95,35 @@ class Audit:
 
     @property
     def failed(self) -> tuple[Finding, ...]:
-        """The findings of failed checks."""
+        """Findings of failed checks."""
         return tuple(each for each in self.findings if each.verdict == "failed")
 
     @property
     def ok(self) -> bool:
-        """Whether no check failed."""
+        """True if no check failed."""
         return not self.failed
 
     @property
     def misleads(self) -> bool:
-        """Whether the defense misleads attacks: what they say of it is an upper bound of unknown worth."""
+        """True if the defence misleads attacks, so that accuracy under attack is a loose upper bound."""
         return any(each.about == "defense" for each in self.failed)
 
     @property
     def passes(self) -> float:
-        """Forward passes for each image, of all checks."""
+        """Number of forward passes per image in all checks."""
         return math.fsum(each.passes for each in self.findings)
 
     @property
     def conclusion(self) -> str:
-        """The verdict on the evaluation, in a sentence."""
+        """Conclusion about the evaluation, in a sentence."""
         reasons = [text for about, text in ABOUT.items() if any(each.about == about for each in self.failed)]
         if not reasons:
             made = sum(each.verdict != "not checked" for each in self.findings)
-            return f"None of {made} checks speaks against the evaluation of {self.name}."
-        return f"The evaluation of {self.name} cannot be believed: {' and '.join(reasons)}."
+            return f"None of {made} checks found a problem with the evaluation of {self.name}."
+        return f"The evaluation of {self.name} is not credible: {' and '.join(reasons)}."
 
     def to_json(self) -> dict[str, Any]:
-        """The audit as JSON values."""
+        """Return the audit as JSON values."""
         return {
             "name": self.name,
             "threat": self.threat,
@@ -140,14 +140,14 @@ class Audit:
 
 
 def markdown(audits: Sequence[Audit], checklist: str = "") -> str:
-    """One page on several audits."""
+    """Format several audits as a Markdown page."""
     parts = ["# Audit"]
     for audit in audits:
         parts += [f"## {_escape(audit.name)}", f"{audit.threat}, {audit.images} images. {_escape(audit.conclusion)}"]
         if audit.accuracies:
             numbers = ", ".join(f"{_escape(name)} {value:.3f}" for name, value in audit.accuracies.items())
-            parts.append(f"Accuracy of a draw, in the audit's own attacks: {numbers}.")
-        rows = ["| check | verdict | what was found | p | passes |", "| --- | --- | --- | --- | --- |"]
+            parts.append(f"Accuracy of a single draw under the audit's own attacks: {numbers}.")
+        rows = ["| check | verdict | finding | p | passes |", "| --- | --- | --- | --- | --- |"]
         order = {"failed": 0, "warning": 1, "ok": 2, "not checked": 3}
         for each in sorted(audit.findings, key=lambda each: order[each.verdict]):
             text = each.sentence
@@ -158,7 +158,9 @@ def markdown(audits: Sequence[Audit], checklist: str = "") -> str:
             rows.append(f"| {each.check} | {verdict} | {_escape(text)} | {p} | {each.passes:.3g} |")
         parts.append("\n".join(rows))
         tests = sum(each.p is not None for each in audit.findings)
-        parts.append(f"{tests} tests at {LEVEL:.0%} together (Holm 1979); passes are forward passes of an image.")
+        parts.append(
+            f"{tests} tests at a family-wise level of {LEVEL:.0%} (Holm 1979); passes are forward passes per image."
+        )
     return "\n\n".join([*parts, *filter(None, [checklist])]) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""Whether the gradient leads where it should: attacks that follow one that does not find nothing."""
+"""Gradient checks: zeros, direction, and agreement with finite differences."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from advbench.audit.findings import Finding
 from advbench.audit.subject import Slopes, Subject, ignores_images, too_few
 from advbench.errors import NoGradientError, PluginError
 
-UPHILL = 0.9  # share of places at which a step must rise; of sound classifiers it does at all of them
-AGREE = 0.85  # share of random directions whose slope must have the gradient's sign; of sound classifiers 0.94 and more
-ROUNDING = 32  # units in the last place of the largest logit, below which nothing is to be seen
+UPHILL = 0.9  # required fraction of points at which a step increases the margin; 1 for correct gradients
+AGREE = 0.85  # required fraction of directions with the gradient's sign; at least 0.94 if correct
+ROUNDING = 32  # smallest detectable change, in units in the last place of the largest logit
 VANISHED = 0.01
-MEANS = "What gradient attacks say of this defense is an upper bound of unknown worth."
+MEANS = "Accuracy under gradient attacks is a possibly loose upper bound for this defence."
 NEXT = "run attacks without gradients (square, transfer), or a differentiable stand-in (--surrogate)"
 
 
 def check_gradients(subject: Subject) -> list[Finding]:
-    """Zeros, steps uphill, finite differences, at the images and at random points of the ball."""
+    """Check zeros, steps uphill and finite differences at the images and at random points of the ball."""
     clf, half = subject.clf, min(subject.sizes.places, len(subject.x))
     x, y = subject.x[:half], subject.y[:half]
     places = torch.cat([x, random_start(x, subject.threat, subject.generator("places"))])
     labels = torch.cat([y, y])
     if ignores_images(clf, x, subject.draws(1, "slope")[0]):
-        reason = "the classifier answers without looking at the image"
+        reason = "the output of the classifier does not depend on the image"
         return [Finding.skipped(f"gradient: {name}", reason) for name in ("zeros", "uphill", "finite differences")]
     before, slopes = clf.passes.forward, Slopes(subject)
     try:
@@ -33,7 +33,7 @@ def check_gradients(subject: Subject) -> list[Finding]:
     except NoGradientError:
         return [_none(subject)]
     except PluginError as error:
-        return [Finding("gradient: zeros", "failed", f"No gradient could be had: {error}.", MEANS, NEXT)]
+        return [Finding("gradient: zeros", "failed", f"The gradient could not be computed: {error}.", MEANS, NEXT)]
     found = [_zeros(gradient)]
     zeros_cost = (clf.passes.forward - before) / len(subject.x)
     visible = _resolution(subject, places)
@@ -48,8 +48,8 @@ def _none(subject: Subject) -> Finding:
     return Finding(
         "gradient: zeros",
         "failed",
-        "The classifier lets no gradient through to the images.",
-        "Gradient attacks cannot be run at all, or find nothing; only attacks without gradients say anything.",
+        "The classifier has no gradient with respect to the images.",
+        "Gradient attacks fail or find nothing; only attacks without gradients are informative.",
         NEXT,
         passes=0.0,
     )
@@ -63,7 +63,7 @@ def _zeros(gradient: Tensor) -> Finding:
     return Finding(
         "gradient: zeros",
         "failed" if bad else "ok",
-        f"The margin's gradient is exactly zero at {zero} of {len(largest)} places.{said}",
+        f"The gradient of the margin is exactly zero at {zero} of {len(largest)} points.{said}",
         MEANS,
         NEXT,
     )
@@ -71,7 +71,7 @@ def _zeros(gradient: Tensor) -> Finding:
 
 @torch.no_grad()
 def _resolution(subject: Subject, places: Tensor) -> float:
-    """The smallest change of a margin that rounding cannot make."""
+    """Smallest change of a margin that is not rounding error."""
     logits = subject.clf.at(subject.draws(1, "slope")[0], places)
     return ROUNDING * torch.finfo(logits.dtype).eps * float(logits.abs().max())
 
@@ -79,7 +79,7 @@ def _resolution(subject: Subject, places: Tensor) -> float:
 def _uphill(
     subject: Subject, slopes: Slopes, places: Tensor, labels: Tensor, gradient: Tensor, visible: float
 ) -> Finding:
-    """Steps of several lengths along the gradient, each clipped to the box."""
+    """Check steps of several lengths along the gradient, clipped to the box."""
     start, direction = slopes.margins(places, labels), steepest(gradient, subject.threat)
     worst, texts = 1.0, []
     for length in subject.sizes.steps:
@@ -94,8 +94,8 @@ def _uphill(
     return Finding(
         "gradient: uphill",
         "ok",
-        f"A step along the gradient raises the margin at {', '.join(texts)}.",
-        f"The gradient does not lead uphill. {MEANS}",
+        f"A step along the gradient increases the margin at {', '.join(texts)}.",
+        f"The gradient does not point uphill. {MEANS}",
         NEXT,
         p=min(1.0, len(subject.sizes.steps) * worst),
     )
@@ -104,7 +104,7 @@ def _uphill(
 def _differences(
     subject: Subject, slopes: Slopes, places: Tensor, labels: Tensor, gradient: Tensor, visible: float
 ) -> Finding:
-    """Central differences along random directions against the directional derivative."""
+    """Compare central differences along random directions with the directional derivative."""
     generator = subject.generator("directions")
     worst, texts = 1.0, []
     for length in subject.sizes.probes:
@@ -120,8 +120,8 @@ def _differences(
     return Finding(
         "gradient: finite differences",
         "ok",
-        f"Along random directions the margin changes with the gradient's sign in {', '.join(texts)}.",
-        f"The gradient is not that of what is evaluated. {MEANS}",
+        f"Along random directions, the change of the margin has the gradient's sign in {', '.join(texts)}.",
+        f"The gradient is not that of the evaluated function. {MEANS}",
         NEXT,
         p=min(1.0, len(subject.sizes.probes) * worst),
     )

@@ -1,4 +1,4 @@
-"""What the outputs are like: logits or probabilities, saturated, tied, constant around images."""
+"""Output checks: probabilities in place of logits, saturation, ties, plateaus."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from advbench.audit.findings import Finding
 from advbench.audit.subject import Subject, ignores_images
 from advbench.models.guard import looks_like_probabilities
 
-SATURATED = 100.0  # nats by which the largest logit leads, median over images
-TIED = 0.01  # share of images whose two largest logits are equal
-FLAT = 0.05  # share of images around which the logits do not change
-NUDGE = 0.05  # a small change, in eps
-HIDES = "Where outputs do not change there is no gradient, and attacks that follow one stand still."
-AROUND = "run attacks that need no gradient (square, transfer), or a differentiable stand-in (--surrogate)"
+SATURATED = 100.0  # nats; lead of the largest logit, median over images
+TIED = 0.01  # fraction of images whose two largest logits are equal
+FLAT = 0.05  # fraction of images around which the logits are constant
+NUDGE = 0.05  # size of a small perturbation, in eps
+HIDES = "Where outputs are constant the gradient is zero, and gradient attacks stall."
+AROUND = "run attacks without gradients (square, transfer), or use a differentiable stand-in (--surrogate)"
 
 
 @torch.no_grad()
 def check_outputs(subject: Subject) -> list[Finding]:
-    """The four checks, by five passes of a few images."""
+    """Run the four checks, with five passes of a few images."""
     x, draw = subject.x[: subject.sizes.places], subject.draws(1, "outputs")[0]
     clf, cost = subject.clf, len(subject.x[: subject.sizes.places]) / len(subject.x)
     logits = clf.at(draw, x)
@@ -29,13 +29,13 @@ def check_outputs(subject: Subject) -> list[Finding]:
             "outputs: probabilities",
             "failed" if plain else "ok",
             f"The outputs look like {'probabilities' if plain else 'logits'}.",
-            "A softmax in the model hides gradients from losses that take another one.",
-            "return what goes into the last softmax",
+            "A softmax in the model masks the gradients of losses that apply another one.",
+            "return the input of the last softmax",
             passes=cost,
         )
     ]
     if ignores_images(clf, x, draw):
-        reason = "the classifier answers without looking at the image"
+        reason = "the output of the classifier does not depend on the image"
         return [*found, *(Finding.skipped(f"outputs: {name}", reason) for name in ("saturation", "ties", "plateaus"))]
     top = logits.double().topk(2, 1).values
     lead = float((top[:, 0] - top[:, 1]).median())
@@ -43,10 +43,10 @@ def check_outputs(subject: Subject) -> list[Finding]:
         Finding(
             "outputs: saturation",
             "warning" if lead > SATURATED else "ok",
-            f"The largest logit leads the next by {lead:.3g} nats (median).",
-            "Cross-entropy as libraries compute it is rounded to zero there, and its gradient with it; advbench's is "
+            f"The largest logit exceeds the next by {lead:.3g} nats (median).",
+            "Usual implementations of cross-entropy round to zero there, and so does their gradient; advbench's does "
             "not.",
-            "compare losses: margin and dlr beside ce (worst_case runs all three)",
+            "compare the losses margin and dlr with ce (worst_case runs all three)",
             passes=3 * cost,
         )
     )
@@ -56,8 +56,8 @@ def check_outputs(subject: Subject) -> list[Finding]:
             "outputs: ties",
             "warning" if tied > TIED else "ok",
             f"The two largest logits are equal on {tied:.0%} of {len(x)} images.",
-            "The order of the classes decides there, not the model.",
-            "find what rounds or clips the logits",
+            "The prediction there depends on the order of the classes, not on the model.",
+            "find the part of the model that rounds or clips the logits",
         )
     )
     generator = subject.generator("plateaus")
@@ -69,9 +69,9 @@ def check_outputs(subject: Subject) -> list[Finding]:
         Finding(
             "outputs: plateaus",
             verdict,  # type: ignore[arg-type]
-            f"No logit changes on {same[0]:.0%} of {len(x)} images at a random point of the ball, and on "
-            f"{same[1]:.0%} {NUDGE:g} eps away.",
-            f"The classifier rounds, or answers from memory. {HIDES}",
+            f"All logits are unchanged for {same[0]:.0%} of {len(x)} images at a random point of the ball, and for "
+            f"{same[1]:.0%} at a distance of {NUDGE:g} eps.",
+            f"The classifier quantises its input, or looks up stored images. {HIDES}",
             AROUND,
             passes=2 * cost,
         )

@@ -1,4 +1,4 @@
-"""Pairs of attacks on the same images, of which one should be no stronger than the other."""
+"""Paired comparisons of attacks on the same images, of which one should not be stronger than the other."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from advbench.audit.findings import About, Finding
 from advbench.audit.subject import MUCH, Subject, Tried, ascent, get_attack, stronger
 from advbench.models.classifier import Classifier
 
-QUERIES = {False: 500, True: 120}  # of Square, by whether the classifier is random
+QUERIES = {False: 500, True: 120}  # queries of Square, by whether the classifier is random
 TRANSFER_STEPS = 40
-BOUND = "What gradient attacks say of this defense is an upper bound."
-LOSSES = "Cross-entropy alone does not find the worst: the number is an upper bound."
+BOUND = "Accuracy under gradient attacks is an upper bound for this defence."
+LOSSES = "Cross-entropy alone is not the strongest loss: the accuracy is an upper bound."
 
 
 class _Pair(NamedTuple):
@@ -29,18 +29,18 @@ class _Pair(NamedTuple):
 
 
 def check_pairs(subject: Subject, gradient: Tried | None) -> list[Finding]:
-    """One step against many, other losses against cross-entropy, black boxes against the best gradient attack.
+    """Compare one step with many, other losses with cross-entropy, and black-box with gradient attacks.
 
     Args:
-        subject: what is audited.
-        gradient: what a gradient attack found; None where there is no gradient.
+        subject: the audited classifier and images.
+        gradient: result of a gradient attack; None if there is no gradient.
     """
     if gradient is None:
         return [_compared(subject, pair, None) for pair in _black_boxes(subject)]
     clf, found, white = subject.clf, [], [gradient]
     before = clf.passes.forward
     step = subject.tried("fgsm", get_attack("fgsm"))
-    pair = _Pair("one step", step, f"One step does more harm than many. {BOUND}", "run worst_case", "defense", 0.0)
+    pair = _Pair("one step", step, f"One step is stronger than many. {BOUND}", "run worst_case", "defense", 0.0)
     found.append(_compared(subject, pair._replace(passes=_since(subject, before)), gradient))
     for name, targets in (("margin loss", None), ("targeted attack", _runner_up(subject))):
         before = clf.passes.forward
@@ -49,26 +49,28 @@ def check_pairs(subject: Subject, gradient: Tried | None) -> list[Finding]:
         passes = _since(subject, before)
         found.append(
             _compared(
-                subject, _Pair(name, tried, LOSSES, "run worst_case, which has them all", "attack", passes), gradient
+                subject,
+                _Pair(name, tried, LOSSES, "run worst_case, which runs them all", "attack", passes),
+                gradient,
             )
         )
     best = min(white, key=lambda each: float(each.right.mean()))
     found += [_compared(subject, pair, best) for pair in _black_boxes(subject)]
     if subject.plain is None:
-        found.append(Finding.skipped("paired: transfer", "no training images were given to train a plain net on"))
+        found.append(Finding.skipped("paired: transfer", "no training images were given for a source net"))
     return found
 
 
 def _compared(subject: Subject, pair: _Pair, one: Tried | None) -> Finding:
     low, name = float(pair.other.right.mean()), f"paired: {pair.name}"
     if one is None:
-        said = f"Accuracy {low:.3f}; there is no gradient attack to compare with."
+        said = f"Accuracy {low:.3f}; no gradient attack to compare with."
         return Finding(name, "ok", said, passes=pair.passes)
     high = float(one.right.mean())
     return Finding(
         name,
         "ok",
-        f"Accuracy {low:.3f}, under the gradient attack {high:.3f}.",
+        f"Accuracy {low:.3f}, compared with {high:.3f} under the gradient attack.",
         pair.means,
         pair.next,
         pair.about,
@@ -80,8 +82,8 @@ def _compared(subject: Subject, pair: _Pair, one: Tried | None) -> Finding:
 
 
 def _black_boxes(subject: Subject) -> list[_Pair]:
-    """Attacks that see no gradient of the classifier."""
-    means, found = f"An attack that sees no gradient does more harm. {BOUND}", []
+    """Attacks without access to gradients of the classifier."""
+    means, found = f"An attack without gradients is stronger. {BOUND}", []
     if subject.x.ndim == 4 and "square" not in subject.known:
         before = subject.clf.passes.forward
         square = subject.tried("square", get_attack("square", queries=QUERIES[subject.clf.stochastic]))
@@ -96,8 +98,8 @@ def _black_boxes(subject: Subject) -> list[_Pair]:
 
 
 def transferred(subject: Subject) -> Tried:
-    """Examples crafted on the plain net."""
-    assert subject.plain is not None, "transfers have a source"
+    """Transfer attack with examples crafted on the plain net."""
+    assert subject.plain is not None, "a transfer needs a source net"
     attack = get_attack("pgd", steps=TRANSFER_STEPS, loss="margin")
     return subject.tried("transfer", attack, model=Classifier(subject.plain))
 
@@ -108,7 +110,7 @@ def _since(subject: Subject, before: int) -> float:
 
 @torch.no_grad()
 def _runner_up(subject: Subject) -> Tensor:
-    """The likeliest wrong class of each image."""
+    """Most likely wrong class of each image."""
     targets = likeliest(subject.clf, subject.x, Goal.of(subject.y), 1)[0].targets
-    assert targets is not None, "these goals have targets"
+    assert targets is not None, "the goals are targeted"
     return targets

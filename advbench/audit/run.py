@@ -1,4 +1,4 @@
-"""An audit: all checks of one classifier, cheapest first."""
+"""Audit of one classifier: runs all checks, cheapest first."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from advbench.attacks.base import Threat
 from advbench.audit.cells import Cell, check_cells
 from advbench.audit.consistency import Consistency
 from advbench.audit.convergence import check_convergence
-from advbench.audit.findings import Audit, Finding, guarded, settled
+from advbench.audit.findings import Audit, Finding, guarded, with_verdicts
 from advbench.audit.gradients import check_gradients
 from advbench.audit.outputs import check_outputs
 from advbench.audit.paired import check_pairs
@@ -32,7 +32,7 @@ from advbench.models.nets import build
 from advbench.registry import registry
 from advbench.training.base import TrainContext
 
-PLAIN_EPOCHS = (15,)  # of the net from which attacks are transferred
+PLAIN_EPOCHS = (15,)  # training epochs of the source net of transfer attacks
 
 
 def audit(
@@ -49,24 +49,24 @@ def audit(
     cells: Sequence[Cell] = (),
     quick: bool = False,
 ) -> Audit:
-    """Check whether an evaluation of a classifier by attacks can be believed.
+    """Check whether an evaluation of a classifier under attack is credible.
 
     Args:
         model: a `Classifier` or any `nn.Module` on [0, 1] images.
         x: images `(count, channels, height, width)`, float32 in [0, 1]; the first 200 are used.
         y: labels `(count,)`, int64.
         threat: norm and eps, above 0.
-        seed: of all random choices.
-        name: of what is audited, for the page.
-        train: training images, on which a plain net is trained to transfer attacks from; None for no transfer.
-        other: images of the same distribution that neither training nor attacks have seen; None for no such check.
-        surrogate: a differentiable stand-in for the classifier, images to logits, whose gradient attacks may use.
-        cells: what a run found by other attacks; the audit does not run those again that it would run, too.
-        quick: make only the checks that cost a few dozen passes and run no attack.
+        seed: seed of all random choices.
+        name: name of the classifier in the report.
+        train: training images for the source net of transfer attacks; None for no transfer attacks.
+        other: images of the same distribution, unseen in training and attacks; None to skip that check.
+        surrogate: differentiable approximation of the classifier, images to logits, whose gradient attacks may use.
+        cells: results of other attacks in a run; the audit does not repeat those that it would run itself.
+        quick: run only the checks without attacks, which cost a few dozen passes.
 
     Raises:
-        InputError: images, labels or a threat that cannot be audited.
-        PluginError: the model's output is unusable.
+        InputError: images, labels or threat are invalid.
+        PluginError: the model's output is invalid.
     """
     check_floating(x, "images to audit")
     if len(x) < 2 or threat.eps == 0:
@@ -97,13 +97,13 @@ def audit(
         name or type(model).__name__,
         f"{threat.norm} {threat.eps:.4g}",
         len(x),
-        settled(findings),
+        with_verdicts(findings),
         subject.accuracies,
     )
 
 
 def _opened(model: nn.Module, x: Tensor, threat: Threat, seed: int) -> tuple[Classifier, list[Finding]]:
-    """The model as a classifier, looked at on clean and on perturbed images, for it may be random on some only."""
+    """Wrap the model after probing it on clean and on perturbed images: it may be random on some only."""
     generator = torch.Generator(x.device).manual_seed(derive(seed, "audit", "opened"))
     few = x[: PROBE_IMAGES // 2]
     with warnings.catch_warnings():
@@ -117,8 +117,8 @@ def _opened(model: nn.Module, x: Tensor, threat: Threat, seed: int) -> tuple[Cla
             Finding(
                 f"outputs: {oddity.replace('_', ' ')}",
                 "failed" if odd else "ok",
-                f"{said[0].upper()}{said[1:]}." if odd else "Nothing of the kind.",
-                "Results cannot be repeated, and attacks see another classifier than the one evaluated.",
+                f"{said[0].upper()}{said[1:]}." if odd else "No such problem.",
+                "Results are not reproducible, and attacks see a different classifier than evaluations.",
                 remedy,
             )
         )
@@ -147,7 +147,7 @@ def _all(subject: Subject) -> Iterator[Finding]:
             gradient = None
         left = clean if gradient is None else float(gradient.right.mean())
         if left <= LITTLE:
-            reason = f"the gradient attack leaves an accuracy of {left:.3f}, behind which nothing can hide"
+            reason = f"the gradient attack leaves an accuracy of only {left:.3f}"
             for name in ("gradient", "search", "paired", "convergence", "surrogate", "unseen"):
                 yield Finding.skipped(name, reason)
         else:
@@ -158,7 +158,7 @@ def _all(subject: Subject) -> Iterator[Finding]:
 
 
 def _on_what_is_left(subject: Subject, gradient: Tried | None) -> Iterator[Finding]:
-    """Attacks on the images that the first one left, with costs for each image of the audit."""
+    """Further attacks on the images that the first attack did not break; costs are per image of the audit."""
     rest = subject if gradient is None else subject.left(gradient)
     if rest is subject:
         yield from _attacks(subject, gradient)
@@ -167,7 +167,7 @@ def _on_what_is_left(subject: Subject, gradient: Tried | None) -> Iterator[Findi
     anew = rest.gradient_attack()
     extra = (subject.clf.passes.forward - before) / len(subject.x)
     for each in _attacks(rest, anew):
-        where = "" if each.verdict == "not checked" else f" (On the {len(rest.x)} images that the first attack left.)"
+        where = "" if each.verdict == "not checked" else f" (On the {len(rest.x)} images left by the first attack.)"
         yield replace(each, sentence=f"{each.sentence}{where}", passes=each.passes * rest.part + extra)
         extra = 0.0
     subject.accuracies |= {f"{name}, of those left": value for name, value in rest.accuracies.items()}
@@ -175,7 +175,7 @@ def _on_what_is_left(subject: Subject, gradient: Tried | None) -> Iterator[Findi
 
 def _attacks(subject: Subject, gradient: Tried | None) -> Iterator[Finding]:
     if gradient is None:
-        reason = "the classifier lets no gradient through"
+        reason = "the classifier has no gradient with respect to the images"
         for name in ("search: radius at chance", "convergence"):
             yield Finding.skipped(name, reason)
         gradient_or_clean = Tried(subject.x, subject.clean)
@@ -190,7 +190,7 @@ def _attacks(subject: Subject, gradient: Tried | None) -> Iterator[Finding]:
 
 
 def _plain_net(train: Data, seed: int) -> nn.Module:
-    """A small net, trained plainly, whose adversarial examples are tried on the classifier."""
+    """Train a small plain net, the source of transfer attacks."""
     defense = registry().load("defense", "erm")(stages=PLAIN_EPOCHS, batch_size=64)
     clf: Classifier = defense.fit(build("small_cnn", train, seed), train, TrainContext(seed=derive(seed, "plain")))
     return clf.module

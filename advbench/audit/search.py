@@ -1,4 +1,4 @@
-"""Searches that need no gradient and no skill: what they break, a gradient attack should."""
+"""Blind searches without gradients, which a gradient attack should outperform."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from advbench.attacks.base import Threat
 from advbench.audit.findings import Finding
 from advbench.audit.subject import Slopes, Subject, Tried, ascent, stronger
 
-POINTS = 40  # random ones around each image
-BLIND_DRAWS = 2  # that choose among them
+POINTS = 40  # random points around each image
+BLIND_DRAWS = 2  # draws that select among them
 FAR_STEPS, FAR_IMAGES = 10, 64
-MISSED = "Attacks that follow the gradient miss what blind search finds: their numbers are upper bounds."
-NEXT = "run attacks without gradients (square, transfer) and let the lowest accuracy count"
+MISSED = "Gradient attacks miss examples that blind search finds: their accuracies are upper bounds."
+NEXT = "run attacks without gradients (square, transfer) and report the lowest accuracy"
 
 
 def sample(subject: Subject) -> Tried:
-    """The best of many random points of the ball, half of them on its surface, chosen by draws of their own."""
+    """The best of many random points of the ball, half of them on its surface, selected with separate draws."""
     x, y, threat = subject.x, subject.y, subject.threat
     generator, slopes = subject.generator("search"), Slopes(subject, draws=BLIND_DRAWS)
     best, margins = x, slopes.margins(x, y)
@@ -37,7 +37,7 @@ def sample(subject: Subject) -> Tried:
 
 
 def check_search(subject: Subject, gradient: Tried) -> Finding:
-    """Random points of the ball against the gradient attack."""
+    """Compare random points of the ball with the gradient attack."""
     before = subject.clf.passes.forward
     blind = sample(subject)
     one, other = float(gradient.right.mean()), float(blind.right.mean())
@@ -55,7 +55,7 @@ def check_search(subject: Subject, gradient: Tried) -> Finding:
 
 
 def check_far(subject: Subject) -> Finding:
-    """At the radius at which any image may become any other, an attack must do what a constant image does."""
+    """Check that an attack without an effective bound is at least as strong as a constant image."""
     x, y, before = subject.x[:FAR_IMAGES], subject.y[:FAR_IMAGES], subject.clf.passes.forward
     radius = 1.0 if subject.threat.norm == "linf" else math.sqrt(x[0].numel())
     how = {"samples": 3} if subject.clf.stochastic else {}
@@ -69,9 +69,9 @@ def check_far(subject: Subject) -> Finding:
     return Finding(
         "search: radius at chance",
         "ok",
-        f"At {far.norm} {radius:.3g}, where any image may become any other, the gradient attack leaves {one:.3f}; an "
-        f"image of one grey in place of each leaves {other:.3f}.",
-        f"Even without a bound the gradient attack does not get there. {MISSED}",
+        f"At {far.norm} {radius:.3g}, where any image can become any other, the gradient attack leaves {one:.3f}; a "
+        f"constant grey image leaves {other:.3f}.",
+        f"Even without a bound, the gradient attack does not reach chance. {MISSED}",
         NEXT,
         passes=(subject.clf.passes.forward - before) / len(subject.x),
         p=p,

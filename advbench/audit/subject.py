@@ -1,4 +1,4 @@
-"""What is audited: a classifier on labelled images under a threat, and what checks ask of it."""
+"""Subject of an audit: a classifier, labelled images and a threat, with cached attacks for the checks."""
 
 from __future__ import annotations
 
@@ -24,38 +24,38 @@ from advbench.models.classifier import Classifier, Draw
 from advbench.models.guard import undisturbed
 from advbench.registry import registry
 
-DRAWS = 20  # that score what an attack found
-LARGEST = 200  # images
-LITTLE = 0.03  # accuracy so small that nothing is hidden behind it, and difference so small that it does not count
-BROKEN = 0.2  # share of draws that are right on an image, up to which it counts as broken
-MOST = 0.7  # share of images left, up to which attacks go on with these alone
-MUCH = 0.1  # difference from which an attack that has not converged makes an evaluation worthless, not only inexact
+DRAWS = 20  # draws that evaluate adversarial examples
+LARGEST = 200  # maximum number of images
+LITTLE = 0.03  # an accuracy, or a difference of accuracies, up to this is negligible
+BROKEN = 0.2  # an image counts as broken up to this fraction of correct draws
+MOST = 0.7  # up to this fraction of unbroken images, further attacks use only these
+MUCH = 0.1  # gain from more effort at which an evaluation is invalid rather than inexact
 
 
 class Sizes(NamedTuple):
-    """How much the cheap checks ask."""
+    """Sizes of the cheap checks."""
 
-    images: int  # that are asked in several ways
-    singles: int  # that are asked one by one
-    queries: int  # of one image in a row
-    test_draws: int  # of each way of asking, where a classifier draws noise of its own
-    places: int  # images at which gradients are looked at, and as many random points
-    slope_draws: int  # of one gradient
-    steps: tuple[float, ...]  # along a gradient, in eps
-    probes: tuple[float, ...]  # along random directions, in eps
+    images: int  # images in consistency checks
+    singles: int  # images passed one at a time
+    queries: int  # repeated calls with one image
+    test_draws: int  # draws per way of calling, for classifiers with noise inside
+    places: int  # images in gradient checks, and as many random points
+    slope_draws: int  # draws per gradient
+    steps: tuple[float, ...]  # step lengths along the gradient, in eps
+    probes: tuple[float, ...]  # step lengths along random directions, in eps
 
 
 WHOLE = Sizes(32, 8, 200, 24, 64, 10, (0.02, 0.1, 0.25, 1.0), (0.02, 0.1))
 QUICK = Sizes(8, 4, 50, 12, 20, 4, (0.1, 1.0), (0.1,))
-Table = NDArray[np.bool_]  # whether each draw is right on each image, `(draws, images)`
+Table = NDArray[np.bool_]  # mask of correct predictions, `(draws, images)`
 
 
 class Tried(NamedTuple):
-    """What an attack found.
+    """Result of an attack.
 
     Attributes:
-        images: shaped as the clean ones.
-        right: whether fresh draws, the same for all attacks, are right on each, `(draws, images)`.
+        images: adversarial examples, shaped as the clean images.
+        right: mask of correct predictions of fresh draws, the same for all attacks, `(draws, images)`.
     """
 
     images: Tensor
@@ -63,20 +63,20 @@ class Tried(NamedTuple):
 
 
 class Subject:
-    """A classifier, images on which it is audited, and attacks on them, each of which is run once.
+    """A classifier with the images of its audit, and cached attacks on them.
 
     Args:
         clf: the classifier.
         x: images `(count, channels, height, width)` in [0, 1].
         y: labels `(count,)`.
         threat: norm and eps, above 0.
-        seed: of all the audit's random choices.
-        other: images of the same distribution that neither trainings nor attacks have seen.
-        plain: a plain net of which adversarial examples are tried on the classifier; None for none.
-        surrogate: a differentiable stand-in for the classifier: images in, logits out.
-        known: attacks of a run that the audit need not run again.
-        quick: make the checks on fewer images and draws.
-        part: of the images that are audited, those that are the subject's.
+        seed: seed of all random choices of the audit.
+        other: images of the same distribution, unseen in training and attacks.
+        plain: a plain net, the source of transfer attacks; None for no transfer attacks.
+        surrogate: differentiable approximation of the classifier, images to logits.
+        known: results of attacks in a run that the audit need not repeat.
+        quick: use fewer images and draws.
+        part: fraction of the audited images that this subject contains.
     """
 
     def __init__(
@@ -102,9 +102,10 @@ class Subject:
         self._tried: dict[str, Tried] = {}
 
     def left(self, tried: Tried) -> Subject:
-        """The images that an attack left, where it broke many: what is to be found is found there.
+        """A subject of the images that an attack did not break, if it broke many.
 
-        The attack is to be run anew on them, as it chose them: compared with its first run, any other would gain.
+        The attack has to be repeated on them, because it selected them: compared with its first run, any other attack
+        would gain.
         """
         kept = torch.from_numpy(tried.right.mean(0) > BROKEN).to(self.x.device)
         part = float(kept.float().mean())
@@ -124,34 +125,34 @@ class Subject:
         )
 
     def matters(self, difference: float, least: float = LITTLE) -> bool:
-        """Whether a difference of accuracies on these images is that large on all that are audited."""
+        """True if a difference in accuracy on these images is at least `least` on all audited images."""
         return difference * self.part > least
 
     @contextmanager
     def asked(self) -> Iterator[None]:
-        """A block in which checks pass images through foreign code."""
+        """Context for passes through third-party code."""
         with warnings.catch_warnings(), undisturbed(self.clf, self.seed, self.x.device):
             warnings.simplefilter("ignore", ModelWarning)
             yield
 
     def generator(self, *labels: object) -> torch.Generator:
-        """Random numbers of a check."""
+        """Random generator of a check."""
         return torch.Generator(self.x.device).manual_seed(derive(self.seed, "audit", *labels))
 
     def draws(self, count: int, label: str) -> list[Draw]:
-        """Draws of that label; one of a classifier that is not random."""
+        """Draws addressed by a label; one for a deterministic classifier."""
         count = count if self.clf.stochastic else 1
         return [self.clf.draw(derive(self.seed, "audit", label, k)) for k in range(count)]
 
     @torch.no_grad()
     def right(self, images: Tensor, y: Tensor) -> Table:
-        """Whether the draws that score are right, `(draws, images)`."""
+        """Mask of correct predictions of the evaluating draws, `(draws, images)`."""
         draws = self.draws(DRAWS, "score")
         return torch.stack([self.clf.at(draw, images).argmax(1) == y for draw in draws]).cpu().numpy()
 
     @functools.cached_property
     def clean(self) -> Table:
-        """Whether the draws that score are right on the images."""
+        """Mask of correct predictions on the clean images."""
         found = self.right(self.x, self.y)
         self.accuracies["clean"] = float(found.mean())
         return found
@@ -166,15 +167,15 @@ class Subject:
         targets: Tensor | None = None,
         rows: int = 0,
     ) -> Tried:
-        """What an attack finds on the classifier, or on another model for it; run once under each name.
+        """Result of an attack on the classifier, or of a transfer from another model; cached by name.
 
         Args:
-            name: under which it is remembered and shown.
+            name: name of the result in the cache and in the report.
             attack: the attack.
-            model: that is attacked in place of the classifier.
-            threat: in place of the subject's.
-            targets: classes that the images are to be taken for.
-            rows: attack so many images only; 0 for all.
+            model: model to attack in place of the classifier.
+            threat: threat in place of the subject's.
+            targets: target classes; None for an untargeted attack.
+            rows: number of images to attack; 0 for all.
 
         Raises:
             AdvbenchError: the attack cannot be run.
@@ -183,7 +184,7 @@ class Subject:
             x, y = (self.x[:rows], self.y[:rows]) if rows else (self.x, self.y)
             seed = derive(self.seed, "audit", "attack", name)
             against = threat or self.threat
-            here = model is None and threat is None  # else the examples are scored on another model, or none may resist
+            here = model is None and threat is None  # otherwise every image may be broken
             early = here and not self.clf.stochastic
             found = craft(attack, model or self.clf, x, y, against, seed=seed, targets=targets, stop_early=early).images
             self._tried[name] = Tried(found, self.right(found, y))
@@ -191,12 +192,12 @@ class Subject:
         return self._tried[name]
 
     def gradient_attack(self, name: str = "pgd", **params: Any) -> Tried:
-        """What PGD, with expectation over draws where there are any, finds in 20 steps."""
+        """Result of PGD with 20 steps, with expectation over transformation if the classifier is random."""
         return self.tried(name, ascent(self.clf, **params))
 
 
 def ascent(clf: Classifier, **params: Any) -> Attack:
-    """PGD of 20 steps in the form that suits the classifier, other hyperparameters given."""
+    """PGD with 20 steps, or EOT-PGD if the classifier is random, with the given hyperparameters."""
     return get_attack("eot_pgd" if clf.stochastic else "pgd", **params)
 
 
@@ -207,11 +208,11 @@ def get_attack(name: str, **params: Any) -> Attack:
 
 
 class Slopes:
-    """Mean margin and its gradient, at fixed draws: a function that does not change from call to call.
+    """Mean margin and its gradient at fixed draws, a deterministic function.
 
     Args:
-        subject: what is audited.
-        draws: how many.
+        subject: the audited classifier and images.
+        draws: number of draws.
     """
 
     def __init__(self, subject: Subject, draws: int | None = None) -> None:
@@ -220,24 +221,24 @@ class Slopes:
 
     @torch.no_grad()
     def margins(self, x: Tensor, y: Tensor) -> Tensor:
-        """Mean over the draws of how far each image is misclassified, `(count,)`, float64."""
+        """Margin of each image, averaged over the draws, `(count,)`, float64."""
         return torch.stack([margin(self.clf.at(draw, x).double(), y) for draw in self._draws]).mean(0)
 
     def gradient(self, x: Tensor, y: Tensor) -> Tensor:
-        """Its gradient, shaped as `x`."""
+        """Gradient of the mean margin, shaped as `x`."""
         return self.clf.input_gradient(x, y, margin, draws=self._draws).value
 
 
 def stronger(one: Table, other: Table) -> float:
-    """p-value of the hypothesis that another attack does no more harm than one, on the same images and draws.
+    """p-value of the hypothesis that attack `other` is not stronger than attack `one`, on the same images and draws.
 
-    Of one draw McNemar's exact test, one-sided. Of several Student's test of the mean difference over images and
-    draws, of which each draw sees all images: its variance is that of a crossed design, (MS_draw + MS_image - MS_rest)
-    / (K N), with Satterthwaite's degrees of freedom (as `advbench.evaluation.draw_interval`).
+    For one draw, McNemar's exact test, one-sided. For several, Student's t test of the mean difference over images and
+    draws; every draw sees all images, so the variance is that of a crossed design, (MS_draw + MS_image - MS_rest) / (K
+    N), with Satterthwaite's degrees of freedom (as in `advbench.evaluation.draw_interval`).
 
     Args:
-        one: whether draws are right under one attack, `(draws, images)`.
-        other: likewise under the other one.
+        one: mask of correct predictions under one attack, `(draws, images)`.
+        other: mask of correct predictions under the other attack.
     """
     if len(one) == 1:
         gained, lost = int((one & ~other).sum()), int((~one & other).sum())
@@ -257,14 +258,14 @@ def stronger(one: Table, other: Table) -> float:
 
 
 def too_few(hits: int, of: int, share: float) -> float:
-    """p-value of the hypothesis that at least that share of all cases are hits."""
+    """p-value of the hypothesis that at least the given fraction of cases are hits."""
     return float(special.bdtr(hits, of, share)) if of else 1.0
 
 
 def ignores_images(clf: Classifier, x: Tensor, draw: Draw) -> bool:
-    """Whether a classifier answers without looking at the images, as a constant one or a guesser does.
+    """True if the output does not depend on the images, as for a constant or a guessing classifier.
 
-    Then no image is any worse than another, and no gradient is missing.
+    Zero gradients and plateaus are then correct.
     """
     with torch.no_grad():
         answer = clf.at(draw, x)

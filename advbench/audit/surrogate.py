@@ -1,4 +1,4 @@
-"""A differentiable stand-in for a defense whose own gradient misleads (BPDA, Athalye et al. 2018)."""
+"""Differentiable approximation of a defence whose own gradient is misleading (BPDA, Athalye et al. 2018)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from advbench.models.classifier import Classifier
 
 
 class Straight(nn.Module):
-    """The logits of one module with the gradient of another.
+    """Module with the logits of one module and the gradient of another.
 
     Args:
-        real: images to logits, without gradient.
-        soft: images to logits like these, with one.
+        real: module that gives the logits, without gradient.
+        soft: differentiable approximation of it, which gives the gradient.
     """
 
     def __init__(self, real: nn.Module, soft: nn.Module) -> None:
@@ -36,17 +36,17 @@ class Straight(nn.Module):
 
 
 def bridged(clf: Classifier, surrogate: nn.Module | None) -> Classifier | None:
-    """The classifier with the gradient of a stand-in; None where there is none.
+    """The classifier with the gradient of an approximation; None if there is none.
 
-    A module brings one as a method `surrogate`, images to logits, which may use its own weights: then draws of these
-    serve both passes. A stand-in that is given goes first, and has weights of its own.
+    A module may provide one as a method `surrogate`, images to logits, which may use its own weights; draws of the
+    weights then apply to both passes. A `surrogate` argument takes precedence and has its own weights.
     """
     if surrogate is not None:
         found = Classifier(Straight(_Once(clf), surrogate), noise=clf.stochastic)
         return found.requires_grad_(False)
     if not callable(getattr(clf.module, "surrogate", None)):
         return None
-    module = copy.copy(clf.module)  # with the same parameters
+    module = copy.copy(clf.module)  # shares the parameters
     real: Callable[[Tensor], Tensor] = clf.module.forward
     soft: Callable[[Tensor], Tensor] = module.surrogate  # type: ignore[assignment]
 
@@ -65,11 +65,11 @@ def bridged(clf: Classifier, surrogate: nn.Module | None) -> Classifier | None:
 
 
 class _Once(nn.Module):
-    """A classifier as a module: each pass a draw that the global random state chooses, which a classifier seeds."""
+    """A classifier as a module: each pass takes a draw seeded by the global random state."""
 
     def __init__(self, clf: Classifier) -> None:
         super().__init__()
-        self._clf = [clf]  # not registered: its weights are not this module's
+        self._clf = [clf]  # not registered as a submodule
 
     def forward(self, x: Tensor) -> Tensor:
         clf = self._clf[0]
@@ -77,10 +77,10 @@ class _Once(nn.Module):
 
 
 def check_surrogate(subject: Subject, gradient: Tried | None) -> list[Finding]:
-    """The gradient attack through the stand-in, scored on the classifier itself."""
+    """Attack with the gradient of the approximation, evaluated on the classifier itself."""
     clf = bridged(subject.clf, subject.surrogate)
     if clf is None:
-        return [Finding.skipped("surrogate: stand-in", "the defense brings none, and none was given (--surrogate)")]
+        return [Finding.skipped("surrogate: stand-in", "the defence provides none, and none was given (--surrogate)")]
     before = subject.clf.passes.forward + clf.passes.forward
     found = subject.tried("surrogate", ascent(clf), model=clf)
     against = gradient.right if gradient else subject.clean
@@ -89,10 +89,10 @@ def check_surrogate(subject: Subject, gradient: Tried | None) -> list[Finding]:
         Finding(
             "surrogate: stand-in",
             "ok",
-            f"The attack through the stand-in leaves an accuracy of {other:.3f}, "
-            f"{'that through its own gradient' if gradient else 'no attack'} {one:.3f}.",
-            "The defense's own gradient hides what the stand-in's finds: only the lower number says anything.",
-            "count the stand-in's number, and run it with more steps",
+            f"The attack with the stand-in's gradient leaves an accuracy of {other:.3f}, "
+            f"{'that with its own gradient' if gradient else 'no attack'} {one:.3f}.",
+            "The defence's own gradient misses examples that the stand-in's finds: only the lower accuracy is valid.",
+            "report the accuracy with the stand-in, and run it with more steps",
             passes=(subject.clf.passes.forward + clf.passes.forward - before) / len(subject.x),
             p=stronger(against, found.right),
             counts=subject.matters(one - other),

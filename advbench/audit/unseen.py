@@ -1,4 +1,4 @@
-"""Images that neither training nor attack has seen, against a defense that remembers."""
+"""Check on images unseen in training and attacks, for defences that memorise the test images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PERMUTATIONS = 10_000
 
 
 def check_unseen(subject: Subject, gradient: Tried | None) -> Finding:
-    """The same attack on held-out training images: a defense that knows the test images withstands it there alone."""
+    """Compare an attack on the test images with the same attack on held-out training images."""
     name = "unseen: other images"
     if subject.other is None:
         return Finding.skipped(name, "no held-out images were given")
@@ -34,16 +34,16 @@ def check_unseen(subject: Subject, gradient: Tried | None) -> Finding:
         found = craft(attack, Classifier(subject.plain), x, y, subject.threat, seed=seed).images
         pairs.append((transferred(subject).right, subject.right(found, y)))
     if not pairs:
-        return Finding.skipped(name, "there is no gradient to attack by, and no plain net to transfer from")
+        return Finding.skipped(name, "there is no gradient for an attack, and no source net for a transfer")
     results = [_kept(subject.clean, known, clean, other) for known, other in pairs]
     p, here, there = min(results)
     return Finding(
         name,
         "ok",
-        f"Of what was right, the attack leaves {here:.3f} on the audited images and {there:.3f} on {len(x)} held-out "
-        "training images.",
-        "The defense knows the images on which it is evaluated: on others it is less robust.",
-        "evaluate on images that were not at hand when the defense was made",
+        f"Of the correct predictions, {here:.3f} survive the attack on the audited images and {there:.3f} on "
+        f"{len(x)} held-out training images.",
+        "The defence knows the evaluated images: it is less robust on others.",
+        "evaluate on images that were not available when the defence was built",
         passes=(subject.clf.passes.forward - before) / len(subject.x),
         p=min(1.0, len(results) * p),
         counts=here - there > LITTLE,
@@ -51,7 +51,7 @@ def check_unseen(subject: Subject, gradient: Tried | None) -> Finding:
 
 
 def _kept(clean: Table, known: Table, other_clean: Table, other: Table) -> tuple[float, float, float]:
-    """p-value that what the attack leaves of right answers is no more here than there; and the two shares."""
+    """p-value of the hypothesis that no more correct predictions survive here than there, and the two fractions."""
     here, there = _rates(clean, known), _rates(other_clean, other)
     if not len(here) or not len(there):
         return 1.0, 0.0, 0.0
@@ -65,7 +65,7 @@ def _kept(clean: Table, known: Table, other_clean: Table, other: Table) -> tuple
 
 
 def _rates(clean: Table, attacked: Table) -> NDArray[np.float64]:
-    """How often each image that is right by most draws is right under attack."""
+    """Fraction of draws that stay correct under attack, for each image that most draws classify correctly."""
     usual = clean.mean(0) > 0.5
     rates: NDArray[np.float64] = attacked.mean(0)[usual]
     return rates

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from advbench.cli import audit, leaderboard, new, run, show, store
+from advbench.cli import audit, leaderboard, new, reproduce, run, show, store
 from advbench.cli.output import complain, say, use_json, uses_json
 from advbench.cli.run import collecting
 from advbench.errors import AdvbenchError, InputError
@@ -30,7 +30,7 @@ app = typer.Typer(
     context_settings={"default_map": {"help": False, "plugins": {"help": False}}},
 )
 commands = (run.run, run.plan, show.status, run.curve, show.report, audit.audit, show.plugins, show.show, show.doctor)
-for command in (*commands, new.new):
+for command in (*commands, reproduce.reproduce, new.new):
     app.command()(command)
 app.command("test")(new.conform)
 for group in (store.app, leaderboard.app):

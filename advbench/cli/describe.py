@@ -73,7 +73,7 @@ def plugin_lines(name: str) -> Iterator[str]:
     if files.digest_of(name):
         kinds = [kind for kind in KINDS if kind == files.kind_of(name)]
     if not kinds:
-        files.check_odd(name, "defense")
+        files.check_path(name, "defense")
         raise unknown_name("name", name, {entry.shown for entry in registry().entries()})
     for kind in kinds:
         entry, found = registry().find(kind, name), registry().load(kind, name)
@@ -81,7 +81,8 @@ def plugin_lines(name: str) -> Iterator[str]:
             yield ""
         yield f"{kind} {entry.called}, {entry.distribution} {entry.version}"
         yield ""
-        yield from inspect.cleandoc(found.__doc__ or entry.summary).splitlines()
+        described = None if kind == "paper" else found.__doc__  # a paper is a folder of studies
+        yield from inspect.cleandoc(described or entry.summary).splitlines()
         if kind in ("defense", "attack"):
             if paper := vars(found).get("paper"):
                 yield from ("", f"{paper} {paper.link}")
@@ -102,11 +103,14 @@ def _hyperparameter_lines(cls: type[Configurable]) -> Iterator[str]:
         if value is not None:
             yield ""
             yield f"{trait}: {', '.join(sorted(value)) if isinstance(value, frozenset) else value}"
-    yield from _field_lines(cls.Params, cls.presets)
+    sources = {name: source for source, names in cls.sources.items() for name in names.split()}
+    yield from _field_lines(cls.Params, cls.presets, sources)
 
 
-def _field_lines(params: type[Params], presets: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """Each hyperparameter with default, type, unit, source and presets."""
+def _field_lines(
+    params: type[Params], presets: Mapping[str, Mapping[str, Any]], sources: Mapping[str, str] = {}
+) -> Iterator[str]:
+    """Each hyperparameter with default, type, unit, source and presets; `sources` are of the values of `paper`."""
     if not params.model_fields:
         yield ""
         yield "No hyperparameters."
@@ -117,7 +121,8 @@ def _field_lines(params: type[Params], presets: Mapping[str, Mapping[str, Any]])
         yield f"    {info.description or 'not described'}"
         for preset, values in presets.items():
             if field in values:
-                yield f"    preset {preset}: {_shown(values[field])}"
+                source = f" ({sources[field]})" if preset == "paper" and field in sources else ""
+                yield f"    preset {preset}: {_shown(values[field])}{source}"
 
 
 def _shown(value: object) -> str:

@@ -11,31 +11,20 @@ from datetime import UTC, datetime
 from typing import Any, Self
 
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    Progress,
-    ProgressColumn,
-    TaskID,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 from rich.table import Column
 
 from advbench.errors import printable
 from advbench.grid.plan import Task
-from advbench.grid.tasks import Record
-from advbench.progress import Progress as TaskProgress
 
 REPEAT = 60.0  # seconds between two lines that other drivers are waited for
 QUIET = 15.0  # seconds without a line after which one reports what runs
-NARROW = 120  # columns of a terminal below which bars leave out places and are shorter
 JSON_PROGRESS = 5.0  # least seconds between two lines of JSON on one task's progress
+ENDS = ("finished", "elsewhere", "skipped", "failed")  # events after which a task is done with
 
 
 class Display:
-    """The watcher of a run.
+    """Shows the events of a run; see `advbench.grid.scheduler.Watch`.
 
     Args:
         tasks: all tasks of the run, by key.
@@ -52,7 +41,6 @@ class Display:
         *,
         as_json: bool = False,
     ) -> None:
-        self._tasks = tasks
         self._console = console or Console(file=sys.stderr)
         self._json = as_json
         self._count = len(waiting)
@@ -61,29 +49,24 @@ class Display:
         self._spent = 0.0  # cost of the tasks that ended
         self._left: float | None = None
         self._started = time.monotonic()
-        # When a line may be repeated, by what it is on.
+        # When a line may be repeated, by its subject.
         self._next: dict[str, float] = {"waits": self._started + 2.0, "quiet": self._started + QUIET}
         self._live = self._console.is_terminal and not as_json
-        self._narrow = self._console.width < NARROW
-        self._shares: dict[str, float | None] = {}  # of the running tasks, by label
-        self._bars = Progress(*self._columns(), console=self._console, transient=True, disable=not self._live)
-        self._all = self._bars.add_task(f"{self._count} tasks", total=max(self._cost, 1e-9), place="", note="")
-        self._running: dict[str, TaskID] = {}
-        self._emit("plan", tasks=len(tasks), to_run=self._count)
-
-    def _columns(self) -> list[ProgressColumn]:
-        """What a bar shows; on a narrow terminal names and notes are cut, so that bar and time left stay."""
-        if not self._narrow:
-            texts = [TextColumn("{task.fields[place]}"), TextColumn("{task.fields[note]}")]
-            return [TextColumn("{task.description}"), BarColumn(20), TaskProgressColumn(), TimeElapsedColumn(), *texts]
-        bar, percent, note = 10, 4, 19
-        rest = max(8, self._console.width - bar - percent - note - 3)
-        return [
-            TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", max_width=rest)),
+        bar, percent, note = 10, 4, max(19, self._console.width // 4)
+        name = max(8, self._console.width - bar - percent - note - 3)
+        self._bars = Progress(
+            _text_column("{task.description}", name),
             BarColumn(bar),
             TaskProgressColumn(),
-            TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis", max_width=note)),
-        ]
+            _text_column("{task.fields[note]}", note),
+            console=self._console,
+            transient=True,
+            disable=not self._live,
+        )
+        self._all = self._bars.add_task(f"{self._count} tasks", total=max(self._cost, 1e-9), note="")
+        self._running: dict[str, TaskID] = {}  # bars by key; they are not drawn where there is no terminal
+        if as_json:
+            self._log("plan", None, {"tasks": len(tasks), "to_run": self._count})
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -92,106 +75,90 @@ class Display:
     def __exit__(self, *error: object) -> None:
         self._bars.stop()
 
-    def started(self, task: Task) -> None:
-        """A task was handed to the executor."""
-        self._emit("started", task)
-
-    def began(self, task: Task, place: str) -> None:
-        """A worker began a task, perhaps not for the first time."""
-        self._emit("began", task, place=place)
-        self._shares[task.label] = None
-        if self._live:
-            self._remove_bar(task)
-            self._running[task.key] = self._bars.add_task(
-                f"  {_shown(task.label)}", total=max(task.cost, 1e-9), place=_shown(place), note=""
-            )
-
-    def progressed(self, task: Task, progress: TaskProgress) -> None:
-        """A running task made progress."""
-        self._shares[task.label] = progress.step / max(progress.total, 1)
-        self._break_silence()
-        if task.key in self._running:
-            done = task.cost * progress.step / max(progress.total, 1)
-            values = "  ".join(f"{name} {value:.4g}" for name, value in progress.values.items())
-            self._bars.update(self._running[task.key], completed=done, note=_shown(values))
-            self._refresh()
-        elif self._json and self._is_due(task.key, JSON_PROGRESS):
-            self._emit("progressed", task, step=progress.step, total=progress.total, values=dict(progress.values))
-
-    def said(self, task: Task, line: str) -> None:
-        """A running task printed a line."""
-        self._emit("said", task, f"{task.label} | {line}", line=line)
-
-    def finished(self, task: Task, record: Record) -> None:
-        """A task is done."""
-        result = record["result"]
-        scores = {name: result[name] for name in ("accuracy", "accuracy_interval", "training") if name in result}
-        about = {name: record[name] for name in ("seconds", "memory", "ran")}
-        self._end("finished", task, found(record), **about, **scores)
-
-    def elsewhere(self, task: Task) -> None:
-        """Another driver did a task."""
-        self._end("elsewhere", task, "done by another driver")
-
-    def skipped(self, task: Task) -> None:
-        """A task that needs a failed one will not run; the failed one's line has said why."""
-        self._end("skipped", task)
-
-    def failed(self, task: Task, reason: str, trace: str | None) -> None:
-        """A task failed; the traceback is shown where the failure is a bug."""
-        self._end("failed", task, f"failed: {reason}\n{trace or ''}".rstrip("\n"), reason=reason, trace=trace)
-
-    def waits(self, count: int) -> None:
-        """Other drivers' tasks are waited for."""
-        if self._is_due("waits", REPEAT):
-            text = f"waiting for {count} tasks that other drivers work on (advbench status shows them)"
-            self._emit("waits", text=text, tasks=count)
-
-    def forecast(self, seconds_left: float | None) -> None:
-        """The time left was estimated anew."""
-        self._left = seconds_left
+    def __call__(self, event: str, task: Task | None = None, **values: Any) -> None:
+        """Show an event."""
+        if event == "forecast":
+            self._left = values["seconds_left"]
+        if task is not None:
+            self._follow(event, task, values)
         if self._json:
-            self._emit("forecast", ended=self._ended, of=self._count, seconds_left=seconds_left)
-        self._break_silence()
-        self._refresh()
+            self._log(event, task, values)
+        elif text := self._text(event, task, values):
+            self._print(text)
+        elif event in ("progressed", "forecast") and not self._live and self._is_due("quiet", QUIET):
+            self._print(self._what_runs())
+        if self._live:
+            left = self._seconds_left()
+            note = "" if left is None else f"about {duration(left)} left"
+            description = f"{self._ended}/{self._count} tasks"
+            self._bars.update(self._all, completed=self._passes(), description=description, note=note)
 
-    def _break_silence(self) -> None:
-        """Write what runs, where nothing was written for a while."""
-        if self._live or self._json or not self._is_due("quiet", QUIET):
-            return
+    def _follow(self, event: str, task: Task, values: Mapping[str, Any]) -> None:
+        """Bring a task's bar up to date."""
+        if event == "progressed" and task.key in self._running:
+            progress = values["progress"]
+            note = "  ".join(f"{name} {value:.4g}" for name, value in progress.values.items())
+            done = task.cost * progress.step / max(progress.total, 1)
+            self._bars.update(self._running[task.key], completed=done, note=printable(note))
+        if task.key in self._running and event in ("began", *ENDS):
+            self._bars.remove_task(self._running.pop(task.key))
+        if event == "began":
+            total = max(task.cost, 1e-9)
+            self._running[task.key] = self._bars.add_task(f"  {printable(task.label)}", total=total, note="")
+        if event in ENDS:
+            self._ended += 1
+            self._spent += task.cost
+
+    def _text(self, event: str, task: Task | None, values: Mapping[str, Any]) -> str:
+        """The line of an event; empty where it has none. The line of a failed task stands for those that need it."""
+        if event == "waits" and self._is_due("waits", REPEAT):
+            return f"waiting for {values['tasks']} tasks that other drivers work on (advbench status shows them)"
+        if task is None or event not in ("said", "finished", "elsewhere", "failed"):
+            return ""
+        if event == "said":
+            return f"{task.label} | {values['line']}"
+        if event == "finished":
+            text = found(values["record"])
+        else:
+            text = "done by another driver" if event == "elsewhere" else f"failed: {values['reason']}"
+        left = self._seconds_left()
+        tail = f" (about {duration(left)} left)" if left is not None and left >= 1 else ""
+        trace = f"\n{values['trace']}".rstrip("\n") if values.get("trace") else ""
+        return f"[{self._ended}/{max(self._ended, self._count)}] {task.label}: {text}{tail}{trace}"
+
+    def _what_runs(self) -> str:
         shown = [
-            label if share is None else f"{label} ({100 * share:.0f} %)" for label, share in list(self._shares.items())
+            f"{bar.description.strip()} ({bar.percentage:.0f} %)" if bar.completed else bar.description.strip()
+            for bar in self._bars.tasks[1:]
         ]
         running = f"running {shown[0]}" + (f" and {len(shown) - 1} more" if shown[1:] else "") if shown else "starting"
         left = self._seconds_left()
         tail = "" if left is None else f", about {duration(left)} left"
-        self._emit("running", text=f"[{self._ended}/{max(self._ended, self._count)}] {running}{tail}")
+        return f"[{self._ended}/{max(self._ended, self._count)}] {running}{tail}"
 
-    def _end(self, event: str, task: Task, text: str = "", **values: Any) -> None:
-        self._ended += 1
-        self._spent += task.cost
-        self._shares.pop(task.label, None)
-        self._remove_bar(task)
-        if text:
-            left = self._seconds_left()
-            tail = f" (about {duration(left)} left)" if left is not None and left >= 1 else ""
-            first, *others = f"[{self._ended}/{max(self._ended, self._count)}] {task.label}: {text}".splitlines()
-            text = "\n".join([first + tail, *others])
-        self._emit(event, task, text, **values)
-        self._refresh()
+    def _print(self, text: str) -> None:
+        with suppress(OSError):  # a display that cannot be written stops no run
+            for line in text.split("\n"):
+                self._console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+        self._next["quiet"] = time.monotonic() + QUIET
 
-    def _emit(self, event: str, task: Task | None = None, text: str = "", **values: Any) -> None:
-        """Write an event: as JSON with its values, or as its text, if it has any."""
-        if self._json:
+    def _log(self, event: str, task: Task | None, values: Mapping[str, Any]) -> None:
+        """Write an event as a line of JSON."""
+        if event == "finished":
+            record, result = values["record"], values["record"]["result"]
+            values = {name: record[name] for name in ("seconds", "memory", "ran")}
+            values |= {name: result[name] for name in ("accuracy", "accuracy_interval", "training") if name in result}
+        elif event == "forecast":
+            values = {"ended": self._ended, "of": self._count, **values}
+        elif event == "progressed":
+            progress = values["progress"]
+            values = {"step": progress.step, "total": progress.total, "values": dict(progress.values)}
+        pause = {"progressed": JSON_PROGRESS, "waits": REPEAT}.get(event)
+        if pause is None or self._is_due(task.key if task else event, pause):
             about = {} if task is None else {"task": task.label, "kind": task.kind, "key": task.key}
-            with suppress(OSError):  # a log that cannot be written stops no run
+            with suppress(OSError):
                 self._console.file.write(json_line(event, **about, **values) + "\n")
                 self._console.file.flush()
-        elif text:
-            with suppress(OSError):
-                for line in text.split("\n"):
-                    self._console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
-            self._next["quiet"] = time.monotonic() + QUIET
 
     def _is_due(self, what: str, pause: float) -> bool:
         now = time.monotonic()
@@ -213,29 +180,9 @@ class Display:
         """Cost of the tasks that ended, and of the finished part of those that run."""
         return self._spent + sum(bar.completed for bar in self._bars.tasks[1:])
 
-    def _remove_bar(self, task: Task) -> None:
-        if task.key in self._running:
-            self._bars.remove_task(self._running.pop(task.key))
 
-    def _refresh(self) -> None:
-        """Bring the bar of all tasks up to date."""
-        if not self._live:
-            return
-        left = self._seconds_left()
-        rate = 60 * self._ended / max(time.monotonic() - self._started, 1e-9)
-        notes = ["" if left is None else f"about {duration(left)} left"]
-        if not self._narrow:
-            notes = [f"{len(self._running)} running", f"{rate:.3g} tasks a minute" if self._ended else "", *notes]
-        self._bars.update(
-            self._all,
-            completed=self._passes(),
-            description=f"{self._ended}/{self._count} tasks",
-            note=", ".join(filter(None, notes)),
-        )
-
-
-def _shown(text: str) -> str:
-    return escape(printable(text))
+def _text_column(text: str, width: int) -> TextColumn:
+    return TextColumn(text, markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", max_width=width))
 
 
 def json_line(event: str, **values: Any) -> str:

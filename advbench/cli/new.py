@@ -165,7 +165,7 @@ def conform(
     kind = files.kind_of(kept) if files.digest_of(kept) else ""
     known = [each for each in ("defense", "attack", "architecture") if registry().knows(each, name)]
     if not kind and not known:
-        files.check_odd(name, "defense")
+        files.check_path(name, "defense")
         raise unknown_name("name", name, {e.shown for k in ALL[:3] for e in registry().entries(k)})
     kind = kind or known[0]
     settings = parse_settings(set or [])

@@ -84,6 +84,12 @@ SPEC_OPTIONS = (
     ),
     _option("ood", Names, "out-of-distribution data sets, comma-separated [default: none]"),
     _option("ood_scale", float, "factor on the pixel values of out-of-distribution images [default: 1]"),
+    _option(
+        "ood_signed",
+        bool,
+        "apply it to pixel values in [-1, 1] in place of [0, 1], as APD does [default: no-ood-signed]",
+        flag="--ood-signed/--no-ood-signed",
+    ),
     _option("set", Names, "hyperparameter, as NAME.PARAM=VALUE, or arch.PARAM=VALUE of the net; may be repeated"),
 )
 

@@ -1,4 +1,4 @@
-"""Data sets by name, with fixed splits and an identity; out-of-distribution images."""
+"""Registered data sets with fixed splits and a content digest; out-of-distribution images."""
 
 from advbench.data.base import Data as Data
 from advbench.data.base import check_images as check_images

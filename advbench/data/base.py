@@ -1,4 +1,4 @@
-"""Labelled images, and the checks that images and labels pass."""
+"""Labelled images, and validation of images and labels."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Data:
     """Labelled images.
 
     Attributes:
-        images: `(count, channels, height, width)`, uint8 in 0..255 or float32 in [0, 1].
-        labels: `(count,)`, int64 in 0..classes-1.
-        classes: how many classes there are.
-        name: the data set's name; training methods pick their defaults by it.
+        images: images `(count, channels, height, width)`, uint8 in 0..255 or float32 in [0, 1].
+        labels: labels `(count,)`, int64 in 0..classes-1.
+        classes: number of classes.
+        name: name of the data set, which selects the defaults of training methods.
     """
 
     images: Tensor
@@ -41,11 +41,11 @@ class Data:
         return channels, height, width
 
     def batch(self, index: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """The images, float32 in [0, 1], and the labels at `index`."""
+        """Images, float32 in [0, 1], and labels at `index`."""
         images = self.images[index]
         if not images.is_floating_point():
-            # A GPU divides by a number by multiplying with its reciprocal, which rounds half of the 256 values to other
-            # ones than the CPU's; by a tensor it divides.
+            # A GPU divides by a scalar by multiplying with its reciprocal, which rounds half of the 256 values
+            # differently from the CPU; division by a tensor is exact.
             on_cpu = images.device.type == "cpu"
             images = images.float() / (255.0 if on_cpu else torch.full((), 255.0, device=images.device))
         return images, self.labels[index]
@@ -56,10 +56,10 @@ class Data:
 
 
 def check_images(images: Tensor, what: str) -> None:
-    """Refuse anything but images `(count, ...)`, uint8 or floating in [0, 1].
+    """Require images `(count, ...)`, uint8 or floating point in [0, 1].
 
     Raises:
-        InputError: says which of these does not hold.
+        InputError: the tensor is anything else.
     """
     if not isinstance(images, Tensor) or images.ndim < 2:
         got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
@@ -72,17 +72,17 @@ def check_images(images: Tensor, what: str) -> None:
         low, high = float(images.min()), float(images.max())
         if not (low >= 0 and high <= 1):  # also false for NaN
             excess = max(-low, high - 1)
-            # A clamp repairs rounding; images in other units need another scale.
+            # Clamping corrects rounding errors; images in other units have to be rescaled.
             remedy = "clamp them to [0, 1]" if excess < 1e-3 else "divide by 255, and normalise inside the model"
-            found = f"[{low:g}, {high:g}]" + (f", an excess of {excess:.3g}" if excess < 1e-3 else "")
+            found = f"[{low:g}, {high:g}]" + (f", exceeded by {excess:.3g}" if excess < 1e-3 else "")
             raise InputError(what, expected="values in [0, 1]", got=found, remedy=remedy)
 
 
 def check_labels(labels: Tensor, count: int, classes: int | None, what: str) -> None:
-    """Refuse anything but `count` integer labels in 0..classes-1.
+    """Require `count` integer labels in 0..classes-1.
 
     Raises:
-        InputError: says which of these does not hold.
+        InputError: the tensor is anything else.
     """
     if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.shape != (count,):
         got = f"{labels.dtype} {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
@@ -93,10 +93,10 @@ def check_labels(labels: Tensor, count: int, classes: int | None, what: str) -> 
 
 
 def check_floating(images: Tensor, what: str) -> None:
-    """Refuse anything but float32 or float64 images in [0, 1].
+    """Require float32 or float64 images in [0, 1].
 
     Raises:
-        InputError: says which of these does not hold.
+        InputError: the tensor is anything else.
     """
     check_images(images, what)
     if images.dtype not in (torch.float32, torch.float64):

@@ -1,4 +1,4 @@
-"""Data sets by name, with fixed train, validation and test splits and an identity that goes into keys."""
+"""Registered data sets with fixed train, validation and test splits, and a content digest for keys of results."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Dataset:
     """A data set with its fixed splits.
 
     Attributes:
-        name: the registered name.
-        train: what trainings see.
-        validation: held out of the training images, for choices.
-        test: what attacks and evaluations see.
-        digest: SHA-256 of images and labels of all splits: the data's identity.
+        name: registered name.
+        train: training images.
+        validation: images held out of the training part, for model selection.
+        test: images for attacks and evaluations.
+        digest: SHA-256 of the images and labels of all splits, which identifies the data.
     """
 
     name: str
@@ -50,14 +50,14 @@ class Dataset:
 
 @functools.lru_cache(maxsize=4)
 def load_dataset(name: str, root: str | None = None) -> Dataset:
-    """Load a data set, downloading it into `root` where torchvision can.
+    """Load a data set; download it into `root` if torchvision can.
 
     Args:
-        name: a registered data set; `imagefolder:PATH` and `npz:PATH` read the user's own.
-        root: the folder that holds data sets, as torchvision lays them out.
+        name: registered name; `imagefolder:PATH` and `npz:PATH` load the user's own data.
+        root: folder of the data sets, in torchvision's layout.
 
     Raises:
-        InputError: unknown name, or data that is absent or malformed; says what to put where.
+        InputError: the name is unknown, or the data are missing or malformed.
     """
     kind, _, path = name.partition(":")
     load = registry().load("dataset", kind)
@@ -66,27 +66,27 @@ def load_dataset(name: str, root: str | None = None) -> Dataset:
 
 
 def data_folder(root: str | None) -> Path:
-    """Where data sets lie: the folder named, else one in the user's home, or of a user without one here."""
+    """Folder of the data sets: `root`, or a default in the user's home or, without a home, in the current folder."""
     home = os.path.expanduser("~")
     if root:
         return Path(os.path.expanduser(root))
-    # Without HOME, and for a user that no list has, as in many containers, it stays as it is.
+    # In containers without HOME and without a passwd entry, `~` is not expanded.
     return Path(home, ".cache/advbench/data") if home != "~" else Path(".advbench/data").absolute()
 
 
 def make_dataset(
     name: str, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], classes: int | None = None
 ) -> Dataset:
-    """A data set from its official training and test parts; a tenth of the former becomes validation.
+    """Build a data set from its official training and test parts; a tenth of the former becomes the validation part.
 
     Args:
-        name: its name.
+        name: name of the data set.
         train: images `(count, channels, height, width)`, uint8 or float32 in [0, 1], and labels `(count,)`.
-        test: likewise.
-        classes: how many classes; by default the largest label plus one.
+        test: test images and labels, in the same format.
+        classes: number of classes; by default the largest label plus one.
 
     Raises:
-        InputError: images outside [0, 1], labels outside the classes, shapes that disagree, or too few images.
+        InputError: images outside [0, 1], labels out of range, inconsistent shapes, or too few images.
     """
     if len(train[0]) < 2 or len(test[0]) < 1:
         raise InputError(
@@ -97,7 +97,7 @@ def make_dataset(
     if train[0].shape[1:] != test[0].shape[1:]:
         raise InputError(
             f"test images of {name}",
-            expected=f"the training images' shape {tuple(train[0].shape[1:])}",
+            expected=f"the shape of the training images, {tuple(train[0].shape[1:])}",
             got=tuple(test[0].shape[1:]),
         )
     if classes is None:
@@ -124,14 +124,14 @@ def make_dataset(
 
 
 def stratified(labels: Tensor, count: int) -> Tensor:
-    """The indices, ascending, of one fixed subset that holds each class in proportion, within one image.
+    """Ascending indices of a fixed stratified subset: class proportions are those of the whole, within one image.
 
-    A subset of n is contained in that of n + 1, so a larger limit only adds images. Whose turn it is follows
-    Tijdeman 1980, "The chairman assignment problem"; which of a class's images comes next is a fixed shuffle.
+    The subset of size n is contained in that of size n + 1, so a larger limit only adds images. Classes take turns as
+    in Tijdeman 1980, "The chairman assignment problem"; the images of a class follow a fixed shuffle.
 
     Args:
-        labels: `(total,)`, int64.
-        count: how many; at least 1, at most all.
+        labels: labels `(total,)`, int64.
+        count: size of the subset, from 1 to `total`.
     """
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(_SPLIT_SEED)).numpy()
     _, member, sizes = np.unique(labels.numpy()[order], return_inverse=True, return_counts=True)
@@ -146,7 +146,7 @@ def stratified(labels: Tensor, count: int) -> Tensor:
 
 
 def limited(data: Data, limit: int | None) -> Data:
-    """The fixed stratified subset of `limit` images; all of them without a limit or beyond their number."""
+    """The fixed stratified subset of `limit` images; all images if `limit` is None or exceeds their number."""
     if limit is None or limit >= len(data):
         return data
     index = stratified(data.labels, limit)

@@ -1,66 +1,81 @@
-"""Images from outside a classifier's data: what it should be unsure about."""
+"""Out-of-distribution images, on which a classifier should be uncertain."""
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import PurePath
-from typing import NamedTuple
 
+import pydantic
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from advbench.data.datasets import limited, load_dataset
 from advbench.errors import InputError
+from advbench.keys import derive
 
+NOISE_IMAGES = 10_000
+NOISE = {"gaussian": "gaussian noise 1", "uniform": "uniform noise 1"}  # sets of noise: what their digests stand for
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
-class OodSet(NamedTuple):
-    """A data set whose test images are shown to classifiers of another one.
+class OodSet(pydantic.BaseModel):
+    """A data set whose test images are out-of-distribution for classifiers of another one.
 
     Attributes:
-        name: its registered name, without path.
-        label: what tables call it: that name, and the file or folder where several have it.
-        digest: SHA-256 of its content.
-        images: how many test images it has.
-        scale: factor on their pixel values; APD section 5.2.3: 5.
+        name: registered name, without path.
+        label: label in tables: the name, followed by the file or folder if several data sets share it.
+        sha256: SHA-256 of the content.
+        images: number of test images.
+        scale: factor on the pixel values; APD section 5.2.3: 5.
+        signed: True if the factor is on pixel values in [-1, 1], as after APD's normalisation, not in [0, 1].
     """
+
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True)
 
     name: str
     label: str
-    digest: str
+    sha256: str = pydantic.Field(pattern="^[0-9a-f]{64}$")
     images: int
     scale: float
+    signed: bool = False
 
 
-def identify_ood(names: Sequence[str], root: str | None, scale: float) -> list[OodSet]:
-    """What a plan needs to know of foreign data sets.
+def identify_ood(names: Sequence[str], root: str | None, scale: float, signed: bool = False) -> list[OodSet]:
+    """Load out-of-distribution data sets and describe them for a plan.
 
     Args:
-        names: as `load_dataset` takes them.
-        root: the folder of the data sets.
+        names: names as in `ood_images`.
+        root: folder of the data sets.
         scale: factor on the pixel values.
+        signed: whether on those in [-1, 1].
 
     Raises:
-        InputError: one is absent or malformed, or two are the same.
+        InputError: a data set is missing or malformed, or two are equal.
     """
     found: dict[str, OodSet] = {}
     for name, label in zip(names, ood_labels(names), strict=True):
-        dataset = load_dataset(name, root)
-        if dataset.digest in found:
+        digest = ood_digest(name, root)
+        if digest in found:
             raise InputError(f"--ood {name!r}", expected="each data set once", got="the same images twice")
+        count = NOISE_IMAGES if name in NOISE else len(load_dataset(name, root).test)
         kind = name.partition(":")[0]
-        found[dataset.digest] = OodSet(kind, label, dataset.digest, len(dataset.test), scale)
+        found[digest] = OodSet(name=kind, label=label, sha256=digest, images=count, scale=scale, signed=signed)
     return list(found.values())
 
 
+def ood_digest(name: str, root: str | None) -> str:
+    """SHA-256 of a data set's content; of noise, of what it is called and how it is drawn."""
+    return hashlib.sha256(NOISE[name].encode()).hexdigest() if name in NOISE else load_dataset(name, root).digest
+
+
 def ood_labels(names: Sequence[str]) -> list[str]:
-    """What tables call foreign data sets: the registered name, and the file or folder where several have it.
+    """Labels of out-of-distribution data sets: the registered name, and the file or folder if several share it.
 
     Raises:
-        InputError: two would be called the same.
+        InputError: two labels would be equal.
     """
     kinds = Counter(name.partition(":")[0] for name in names)
     labels = []
@@ -72,25 +87,35 @@ def ood_labels(names: Sequence[str]) -> list[str]:
     return labels
 
 
-def ood_images(name: str, root: str | None, count: int, shape: tuple[int, int, int], scale: float) -> Tensor:
-    """Test images of another data set, brought to the shape that a classifier takes.
+def ood_images(
+    name: str, root: str | None, count: int, shape: tuple[int, int, int], scale: float, signed: bool = False
+) -> Tensor:
+    """Test images of another data set, converted to the input shape of a classifier; or noise.
 
-    Resized (bilinear, with antialiasing); colour becomes luminance where one channel is wanted, grey is repeated where
-    three are.
+    Images are resized (bilinear, with antialiasing). Colour becomes luminance if one channel is expected; grey is
+    repeated if three are. Then values are multiplied: x -> scale x, or where `signed` 2x - 1 -> scale (2x - 1), as
+    APD (section 5.2.3, and its released code) does with images normalised to [-1, 1].
+
+    Noise is that of Hendrycks and Gimpel 2017: each value is drawn from N(0, 1) ("gaussian") or U(0, 1) ("uniform").
+    Where `signed` these are values of the range [-1, 1], as in APD's released code.
 
     Args:
-        name: as `load_dataset` takes it.
-        root: the folder of the data sets.
-        count: how many at most: a fixed stratified subset.
+        name: name as in `load_dataset`, or "gaussian" or "uniform".
+        root: folder of the data sets.
+        count: maximum number of images; a fixed stratified subset.
         shape: channels, height, width.
-        scale: factor on the pixel values, which may so leave [0, 1].
+        scale: factor on the pixel values, which may then leave [0, 1].
+        signed: True if the factor is on values in [-1, 1].
 
     Returns:
         `(count, *shape)`, float32.
 
     Raises:
-        InputError: the data set is absent or malformed, or its channels cannot be made to fit.
+        InputError: the data set is missing or malformed, or its channels cannot be converted.
     """
+    if name in NOISE:
+        values = _noise(name, min(count, NOISE_IMAGES), shape) * scale
+        return (1 + values) / 2 if signed else values
     test = limited(load_dataset(name, root).test, count)
     images, _ = test.batch(slice(None))
     channels, height, width = shape
@@ -102,4 +127,14 @@ def ood_images(name: str, root: str | None, count: int, shape: tuple[int, int, i
         raise InputError(f"images of {name!r}", expected=f"1, 3 or {channels} channels", got=images.shape[1])
     if images.shape[2:] != (height, width):
         images = F.interpolate(images, (height, width), mode="bilinear", antialias=True).clamp(0, 1)
-    return images * scale
+    return (1 + scale * (2 * images - 1)) / 2 if signed else images * scale
+
+
+def _noise(name: str, count: int, shape: tuple[int, int, int]) -> Tensor:
+    """Images of noise, each by its own seed, so that more of them begin with fewer of them."""
+    images = torch.empty((count, *shape))
+    generator = torch.Generator()
+    for index, image in enumerate(images):
+        generator.manual_seed(derive(0, NOISE[name], index))
+        image.normal_(generator=generator) if name == "gaussian" else image.uniform_(generator=generator)
+    return images

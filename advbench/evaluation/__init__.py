@@ -1,4 +1,4 @@
-"""Functions of predictions: accuracies, their intervals, affinity, uncertainty; `evaluate` makes the predictions."""
+"""Evaluation of classifiers, and metrics of predictions: accuracy, intervals, affinity, uncertainty."""
 
 from advbench.evaluation.affinity import HARMLESS as HARMLESS
 from advbench.evaluation.affinity import MISSING as MISSING
@@ -32,8 +32,10 @@ from advbench.evaluation.uncertainty import Detection as Detection
 from advbench.evaluation.uncertainty import Retention as Retention
 from advbench.evaluation.uncertainty import Uncertainty as Uncertainty
 from advbench.evaluation.uncertainty import accepted_errors as accepted_errors
+from advbench.evaluation.uncertainty import auroc_interval as auroc_interval
 from advbench.evaluation.uncertainty import calibration as calibration
 from advbench.evaluation.uncertainty import detection as detection
 from advbench.evaluation.uncertainty import histogram as histogram
 from advbench.evaluation.uncertainty import retention as retention
+from advbench.evaluation.uncertainty import score as score
 from advbench.evaluation.uncertainty import uncertainty as uncertainty

@@ -1,4 +1,4 @@
-"""How well attacks transfer between defenses (Adv-BNN eq. 17), with intervals."""
+"""Affinity between defences: how well attacks transfer (Adv-BNN eq. 17), with intervals."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HARMLESS = "the attack on the target itself does not lower its accuracy"
 
 
 class Affinity(NamedTuple):
-    """How well attacks on A transfer to B, and the reason where that is undefined (then the value is NaN)."""
+    """Affinity of A to B, or NaN and the reason if it is undefined."""
 
     value: float
     reason: str = ""
@@ -24,11 +24,11 @@ class Affinity(NamedTuple):
 def affinity(clean: float, transfer: float, white_box: float) -> Affinity:
     """rho[A -> B] = (Acc[B] - Acc[B|A]) / (Acc[B] - Acc[B|B]) (Adv-BNN eq. 17).
 
-    All three of one target B on the same images at one eps, as fractions: 0 where attacks on A do nothing to
-    B, 1 where they hurt as much as attacks on B itself.
+    All three accuracies belong to the same target B, images and eps. The affinity is 0 if attacks on A do not affect B,
+    and 1 if they are as strong as attacks on B itself.
 
     Args:
-        clean: accuracy of B on clean images, Acc[B].
+        clean: accuracy of B on clean images, Acc[B], as a fraction.
         transfer: accuracy of B on examples crafted on A, Acc[B|A].
         white_box: accuracy of B on examples crafted on itself, Acc[B|B].
     """
@@ -40,13 +40,13 @@ def affinity(clean: float, transfer: float, white_box: float) -> Affinity:
 
 
 def affinities(accuracies: Floats) -> tuple[NDArray[np.float64], list[str]]:
-    """As `affinity`, of many pairs at once.
+    """Like `affinity`, for many pairs at once.
 
     Args:
-        accuracies: clean, transfer and white-box, `(pairs, 3)`.
+        accuracies: clean, transfer and white-box accuracies, `(pairs, 3)`.
 
     Returns:
-        Values `(pairs,)`, and the reasons of those that are NaN.
+        Values `(pairs,)`, and for NaN the reasons.
     """
     clean, transfer, white_box = accuracies.T
     missing = ~np.isfinite(accuracies).all(1)
@@ -61,27 +61,27 @@ def affinities(accuracies: Floats) -> tuple[NDArray[np.float64], list[str]]:
 
 
 def affinity_intervals(clean: Bools, transfer: Bools, white_box: Bools, spreads: Floats) -> Floats:
-    """95 % intervals of affinities for other images and draws, by Fieller's method (1954).
+    """95 % intervals of affinities over images and draws, by Fieller's method (1954).
 
-    The affinity is a ratio A / B of two falls of accuracy on the same images. The interval holds each ratio rho for
-    which A - rho B lies within 1.96 standard errors of 0. One image is added on which transfer and clean verdict
-    differ, and one for the white box: of verdicts that hardly differ the sample's variance is often 0. What the choice
-    of draws does to a cell counts as independent of other cells. Where B itself lies within that distance of 0 the
-    interval has no ends: NaN. In simulations with 100 and 500 images it covers in 93 to 98 % of cases, and more where
-    the attack is expected to change one image.
+    The affinity is a ratio A / B of two drops in accuracy on the same images. The interval contains each ratio rho for
+    which A - rho B lies within 1.96 standard errors of 0. One image is added on which the transfer and clean
+    predictions differ, and one for the white box, because the sample variance is often 0 if hardly any predictions
+    differ. The variance from the choice of draws is taken as independent between cells. If B itself is within 1.96
+    standard errors of 0, the interval is unbounded: NaN. In simulations with 100 and 500 images the coverage is 93 to
+    98 %, and higher if the attack is expected to change one image.
 
     Args:
-        clean: whether the targets' ensembles are right on each clean image, `(pairs, N)`.
-        transfer: likewise, on examples crafted on the sources.
-        white_box: likewise, on examples crafted on the targets themselves.
-        spreads: variance of the three accuracies from the choice of draws, `(pairs, 3)`; 0 for deterministic ones.
+        clean: mask of the clean images that the targets' ensembles classify correctly, `(pairs, N)`.
+        transfer: the same on examples crafted on the sources.
+        white_box: the same on examples crafted on the targets themselves.
+        spreads: variance of the three accuracies due to the choice of draws, `(pairs, 3)`; 0 for deterministic targets.
 
     Returns:
-        `(pairs, 2)`.
+        Lower and upper ends, `(pairs, 2)`.
     """
     count = clean.shape[1]
     fall, full = (clean.mean(1) - other.mean(1) for other in (transfer, white_box))
-    both = ((clean != transfer) & (clean != white_box)).mean(1)  # such images fell, or rose, under either
+    both = ((clean != transfer) & (clean != white_box)).mean(1)  # images whose correctness changed under both
     by_clean, by_transfer, by_white = spreads.T
     extra = 1 / count**2
     variance = ((clean != transfer).mean(1) - fall**2) / count + extra + by_clean + by_transfer

@@ -1,4 +1,4 @@
-"""Evaluates a classifier by fresh draws."""
+"""Evaluation of a classifier with fresh draws."""
 
 from __future__ import annotations
 
@@ -34,27 +34,27 @@ def evaluate(
     batch_size: int = BATCH_SIZE,
     report: OnProgress = lambda _: None,
 ) -> Predictions:
-    """Evaluate a classifier on images by K fresh draws, each of them over all images (Adv-BNN eq. 18).
+    """Evaluate a classifier with K fresh draws, each shared by all images (Adv-BNN eq. 18).
 
-    The draws come from another stream than any attack's, whatever the seeds. A plain module counts as
-    random, since none can be proved not to be; a `Classifier` that is not stochastic is passed once. A posterior of
-    at most 2K members is enumerated: the mean is exact, and what draws vary by has no part in the intervals.
+    The draws are independent of those of any attack, whatever the seeds. A plain module counts as random, because none
+    can be proved deterministic; a deterministic `Classifier` takes one pass. A posterior with at most 2K members is
+    enumerated: the mean is exact, and intervals do not include variation over draws.
 
     Args:
         model: a `Classifier` or any `nn.Module` on [0, 1] images.
         x: images `(count, channels, height, width)`, float32 in [0, 1].
         y: labels `(count,)`, int64.
-        draws: number of draws K; of at most 2K members, each is passed once instead.
-        seed: of the draws.
-        batch_size: images that pass the net together.
-        report: called after each draw with the draws done and their accuracy so far.
+        draws: number of draws K; with at most 2K members, each member is used once instead.
+        seed: seed of the draws.
+        batch_size: number of images per forward pass.
+        report: callback after each draw, with the number of draws done and their accuracy so far.
 
     Returns:
-        Predictions. The softmax outputs of all draws are held until they are summarised: 4 bytes a
-        draw, image and class.
+        Predictions. The softmax outputs of all draws are kept in memory until they are summarised: 4 bytes per draw,
+        image and class.
 
     Raises:
-        InputError: images or labels that cannot be evaluated, or draws < 1.
+        InputError: images or labels are invalid, or draws < 1.
         PluginError: the model's output has the wrong shape or is not finite.
     """
     check_floating(x, "images to evaluate")
@@ -78,21 +78,21 @@ def evaluate_ood(
     batch_size: int = BATCH_SIZE,
     report: OnProgress = lambda _: None,
 ) -> Predictions:
-    """As `evaluate`, of images that belong to no class and may leave [0, 1]: only their uncertainty means anything.
+    """Like `evaluate`, for images without a class that may exceed [0, 1]: only their uncertainty is meaningful.
 
     Args:
         model: a `Classifier` or any `nn.Module` on [0, 1] images.
         x: images `(count, channels, height, width)`, float32.
         draws: number of draws K.
-        seed: of the draws; with the same one they are those of `evaluate`.
-        batch_size: images that pass the net together.
-        report: called after each draw.
+        seed: seed of the draws; the same seed gives the draws of `evaluate`.
+        batch_size: number of images per forward pass.
+        report: callback after each draw.
 
     Returns:
-        Predictions with labels of -1, which no prediction is.
+        Predictions with labels -1, which match no class.
 
     Raises:
-        InputError: no images, or draws < 1.
+        InputError: there are no images, or draws < 1.
         PluginError: the model's output has the wrong shape or is not finite.
     """
     if len(x) == 0:
@@ -112,19 +112,18 @@ def evaluate_draws(
     batch_size: int = BATCH_SIZE,
     report: OnProgress = lambda _: None,
 ) -> Predictions:
-    """Evaluate each of several frozen draws on images of its own: those of an adversary who knows which one answers.
+    """Evaluate each of several frozen draws on its own images, crafted by an adversary who knows that draw.
 
     Args:
         draws: frozen draws of a classifier.
-        x: each draw's images, `(draws, count, channels, height, width)`, float32 in [0, 1].
+        x: images of each draw, `(draws, count, channels, height, width)`, float32 in [0, 1].
         y: labels `(count,)`, int64.
-        enumerated: whether the draws are all that there are.
-        batch_size: images that pass the net together.
-        report: called after each draw.
+        enumerated: True if the draws are all members of the posterior.
+        batch_size: number of images per forward pass.
+        report: callback after each draw.
 
     Returns:
-        Predictions of which the accuracies of single draws mean something, and nothing else: no two draws saw the
-        same images.
+        Predictions in which only the accuracies of single draws are meaningful, because each draw has its own images.
 
     Raises:
         PluginError: the model's output has the wrong shape or is not finite.
@@ -169,7 +168,7 @@ def _evaluated(
             report(Progress(k + 1, draws, {"accuracy so far": right / (k + 1)}))
         clf.passes.check_finite()
         equal = declared and draws > 1 and all(np.array_equal(one, probs[0]) for one in probs)
-        # Of few members, a few draws may all be one of them.
+        # With few members, a few draws may coincide by chance.
         equal = equal and (enumerated or draws_agree(clf, x[:PROBE_IMAGES]))
     if equal:
         warnings.warn(ModelWarning(ODDITIES["equal_draws"]), stacklevel=3)

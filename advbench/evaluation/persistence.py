@@ -1,4 +1,4 @@
-"""What an adversary gains who may ask a random classifier again."""
+"""Success of an adversary who may query a random classifier repeatedly."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ TRIES = (1, 5, 20)
 
 
 class Persistence(NamedTuple):
-    """How many images a persistent adversary breaks.
+    """Fraction of images that an adversary with repeated tries breaks.
 
     Attributes:
-        tries: answers that the adversary asks for, each by a fresh draw.
-        broken: share of images on which at least one of them is wrong, as a fraction.
-        interval: 95 % interval of that for other images and draws.
+        tries: number of queries, each answered by a fresh draw.
+        broken: fraction of images on which at least one answer is wrong.
+        interval: 95 % interval of `broken` over images and draws.
     """
 
     tries: int
@@ -28,19 +28,19 @@ class Persistence(NamedTuple):
 
 
 def persistence(correct: Bools, tries: tuple[int, ...] = TRIES, *, enumerated: bool = False) -> tuple[Persistence, ...]:
-    """The share of images on which one of R independent answers is wrong.
+    """Fraction of images on which at least one of R independent answers is wrong.
 
-    Of K draws of which r are right on an image, all of R are right with probability C(r, R) / C(K, R): unbiased for
-    every R up to K, and left out above that. Of M enumerated members, of which each answer is one, it is (r / M)^R.
+    If r of K draws are right on an image, R of them are all right with probability C(r, R) / C(K, R), an unbiased
+    estimate for R up to K; larger R are left out. For M enumerated members the probability is (r / M)^R.
 
-    The interval is that of a single draw's accuracy (`draw_interval`), at the jackknife's pseudo-values in place of the
-    table of verdicts: at R = 1 these are the verdicts. Simulated with 20 draws it covers in 92 to 99 % of cases; at
-    R = 20 in 88 % where one rare draw in many is wrong on most images.
+    The interval is that of the accuracy of a single draw (`draw_interval`), applied to jackknife pseudo-values in place
+    of the table of correct predictions; the two agree at R = 1. In simulations with 20 draws the coverage is 92 to 99
+    %, but 88 % at R = 20 if rare draws are wrong on most images.
 
     Args:
-        correct: whether each draw is right on each image, `(K, N)`.
+        correct: mask of correct predictions per draw and image, `(K, N)`.
         tries: numbers of answers R.
-        enumerated: whether the draws are all members, each once; a deterministic classifier has one.
+        enumerated: True if the draws are all members, each once; a deterministic classifier has one member.
     """
     return tuple(_persistence(correct, each, enumerated) for each in tries if enumerated or each <= len(correct))
 
@@ -54,7 +54,7 @@ def _persistence(correct: Bools, tries: int, enumerated: bool) -> Persistence:
 
 
 def _interval(correct: Bools, survive: NDArray[np.float64], tries: int, enumerated: bool) -> Interval:
-    """Of the mean of `survive`."""
+    """Interval of the mean of `survive`."""
     draws, count = correct.shape
     mean = float(survive.mean())
     if count == 1 or min(mean, 1 - mean) < 1e-12 or (correct == correct[:1]).all():
@@ -65,7 +65,7 @@ def _interval(correct: Bools, survive: NDArray[np.float64], tries: int, enumerat
         right = correct.sum(0)
         if tries < draws:
             table = draws * survive - (draws - 1) * _all_right(right - correct, draws - 1, tries)
-        else:  # no draw can be left out: how the share changes with that of right draws
+        else:  # no draw can be left out: derivative with respect to the fraction of right draws
             share = right / draws
             table = survive + tries * (correct - share) * share ** (tries - 1)
         by_draws, rest = draw_spread(table)
@@ -73,7 +73,7 @@ def _interval(correct: Bools, survive: NDArray[np.float64], tries: int, enumerat
 
 
 def _all_right(right: NDArray[np.int64], draws: int, tries: int) -> NDArray[np.float64]:
-    """C(right, tries) / C(draws, tries), as a product of at most `tries` shares."""
+    """C(right, tries) / C(draws, tries), as a product of at most `tries` ratios."""
     shares = [np.maximum(right - k, 0) / (draws - k) for k in range(tries)]
     result: NDArray[np.float64] = math.prod(shares[1:], start=shares[0])
     return result

@@ -1,4 +1,4 @@
-"""What the draws of a classifier say of images, and intervals of the accuracies that follow."""
+"""Predictions of a classifier's draws on images, and intervals of the accuracies."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RESAMPLES = 200
 
 
 class Interval(NamedTuple):
-    """A confidence interval, as fractions."""
+    """A confidence interval of a fraction."""
 
     low: float
     high: float
@@ -29,20 +29,20 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class Predictions:
-    """What K draws of a classifier say of N images: all that the metrics need, not the draws themselves.
+    """Summary of the predictions of K draws on N images, sufficient for all metrics.
 
     Attributes:
-        labels: `(N,)`, int64.
+        labels: labels `(N,)`, int64.
         mean_probs: mean softmax over the draws, `(N, classes)`, float32.
-        mean_entropy: mean over the draws of each softmax's entropy, `(N,)`, float32, nats.
+        mean_entropy: mean over the draws of the entropy of the softmax, `(N,)`, float32, in nats.
         mean_square: mean over the draws of p . p, `(N,)`, float32.
-        votes: how many draws predict each class, `(N, classes)`, int32.
-        correct: whether each draw is right, `(K, N)`, bool.
-        resampled_accuracy: the ensemble's accuracy at each of 200 bootstrap resamples of the K draws, `(200,)`,
-            float64: the spread that the choice of draws causes.
-        resampled_share: in what share of those resamples the ensemble is right, `(N,)`, float64.
-        flags: names of what makes them doubtful (`advbench.models.guard.ODDITIES`); not stored with them.
-        enumerated: whether the draws are all members of the posterior, each once, and so no sample.
+        votes: number of draws that predict each class, `(N, classes)`, int32.
+        correct: mask of correct predictions per draw, `(K, N)`, bool.
+        resampled_accuracy: accuracy of the ensemble on each of 200 bootstrap resamples of the K draws, `(200,)`,
+            float64; shows the variation due to the choice of draws.
+        resampled_share: fraction of those resamples in which the ensemble is right, `(N,)`, float64.
+        flags: names of defects of the model (`advbench.models.guard.ODDITIES`); not stored.
+        enumerated: True if the draws are all members of the posterior, each once, rather than a sample.
     """
 
     labels: NDArray[np.int64]
@@ -61,20 +61,20 @@ class Predictions:
         """Summarise softmax outputs.
 
         Args:
-            probs: `(K, N, classes)`, each row summing to 1.
-            labels: `(N,)`.
-            enumerated: whether the draws are all members of the posterior: then nothing is resampled.
+            probs: probabilities `(K, N, classes)`; each row sums to 1.
+            labels: labels `(N,)`.
+            enumerated: True if the draws are all members of the posterior; no bootstrap is then needed.
 
         Raises:
-            InputError: there is no draw, no image, or shapes disagree.
+            InputError: there are no draws or no images, or shapes are inconsistent.
         """
         if probs.ndim != 3 or 0 in probs.shape or labels.shape != probs.shape[1:2]:
             raise InputError(
                 "predictions",
-                expected="probabilities (draws, images, classes) and labels (images,), none of them empty",
+                expected="non-empty probabilities (draws, images, classes) and labels (images,)",
                 got=f"{probs.shape} and {labels.shape}",
             )
-        from scipy import special  # which a report of finished runs does without
+        from scipy import special  # not needed for reports of finished runs
 
         _, count, classes = probs.shape
         mean = probs.mean(0, dtype=np.float64).astype(np.float32)
@@ -82,7 +82,11 @@ class Predictions:
         votes = np.zeros((count, classes), np.int32)
         for mode in modes:
             votes[np.arange(count), mode] += 1
-        right = _resampled(probs[:1] if enumerated else probs, mean, labels)
+        right = np.broadcast_to(mean.argmax(1) == labels, (RESAMPLES, count)).copy()
+        # Where all draws predict one class, so does every mean of them.
+        disputed = (modes != modes[0]).any(0)
+        if not enumerated and disputed.any():
+            right[:, disputed] = _resampled(probs[:, disputed], labels[disputed])
         return cls(
             labels=labels.astype(np.int64),
             mean_probs=mean,
@@ -96,18 +100,18 @@ class Predictions:
         )
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
-        """The arrays by name; `enumerated`, a single truth value, only where it holds."""
+        """The arrays by name; includes `enumerated`, a scalar, only if True."""
         names = [field.name for field in fields(self) if field.name not in ("flags", "enumerated")]
         found = {name: getattr(self, name) for name in names}
         return {**found, "enumerated": np.array([True])} if self.enumerated else found
 
     def to_bytes(self) -> bytes:
-        """The predictions as one safetensors file."""
+        """Serialise as one safetensors file."""
         return safetensors.numpy.save(self.arrays())
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> Predictions:
-        """The predictions that `to_bytes` gave."""
+        """Restore predictions from the result of `to_bytes`."""
         arrays: dict[str, Any] = safetensors.numpy.load(raw)
         enumerated = bool(arrays.pop("enumerated", np.array([False]))[0])
         return cls(**arrays, enumerated=enumerated)
@@ -122,23 +126,23 @@ class Predictions:
 
     @cached_property
     def ensemble_correct(self) -> Bools:
-        """Whether the mean softmax's argmax is the label, `(N,)` (Adv-BNN eq. 18)."""
+        """Mask of the images where the argmax of the mean softmax is the label, `(N,)` (Adv-BNN eq. 18)."""
         result: Bools = self.mean_probs.argmax(1) == self.labels
         return result
 
     @property
     def accuracy(self) -> float:
-        """The ensemble's accuracy, as a fraction."""
+        """Accuracy of the ensemble, as a fraction."""
         return float(self.ensemble_correct.mean())
 
     @cached_property
     def interval(self) -> Interval:
-        """95 % interval of the ensemble's accuracy over other images and other sets of K draws."""
+        """95 % interval of the accuracy of the ensemble over images and sets of K draws."""
         return ensemble_interval(self)
 
     @property
     def draw_accuracies(self) -> Floats:
-        """Each draw's accuracy on all images, `(K,)`."""
+        """Accuracy of each draw on all images, `(K,)`."""
         accuracies: Floats = self.correct.mean(1)
         return accuracies
 
@@ -149,21 +153,21 @@ class Predictions:
 
     @cached_property
     def draw_interval(self) -> Interval:
-        """95 % interval of the single draw's expected accuracy over other images and draws."""
+        """95 % interval of the expected accuracy of a single draw over images and draws."""
         return draw_interval(self.correct, enumerated=self.enumerated)
 
 
 class Spread(NamedTuple):
-    """Variance of a mean, and the degrees of freedom with which it is known."""
+    """Variance of a mean, and the degrees of freedom of its estimate."""
 
     variance: float
     freedom: float
 
 
 def student_quantile(freedom: float | Floats) -> NDArray[np.float64]:
-    """Half the width of Student's 95 % interval in standard errors, at so many degrees of freedom.
+    """The 97.5 % quantile of Student's t distribution.
 
-    As `scipy.stats.t.ppf`, whose module takes most of a second to import.
+    Equals `scipy.stats.t.ppf`, whose module takes most of a second to import.
     """
     from scipy import special
 
@@ -173,14 +177,14 @@ def student_quantile(freedom: float | Floats) -> NDArray[np.float64]:
 def wilson(mean: float, size: float, freedom: float = math.inf) -> Interval:
     """Wilson's score interval (95 %) of a proportion.
 
-    Wilson 1927 for `size` independent images. For a proportion of any other variance the size is the
-    effective one, mean (1 - mean) / variance, and the normal quantile becomes Student's at the variance's
-    degrees of freedom (Korn and Graubard 1998, who do the same for clustered samples).
+    Wilson 1927, for `size` independent images. For a proportion with another variance, the size is the effective sample
+    size mean (1 - mean) / variance, and the normal quantile is replaced by Student's at the degrees of freedom of the
+    variance (as in Korn and Graubard 1998 for clustered samples).
 
     Args:
         mean: the proportion, in [0, 1].
-        size: images, or the effective sample size.
-        freedom: degrees of freedom with which the variance is known.
+        size: number of images, or the effective sample size.
+        freedom: degrees of freedom of the variance estimate.
     """
     z = float(student_quantile(freedom))
     centre = (mean + z**2 / (2 * size)) / (1 + z**2 / size)
@@ -189,18 +193,17 @@ def wilson(mean: float, size: float, freedom: float = math.inf) -> Interval:
 
 
 def draw_interval(correct: Bools, *, enumerated: bool = False) -> Interval:
-    """95 % interval of the accuracy of a single draw, for other images and other draws.
+    """95 % interval of the accuracy of a single draw, over images and draws.
 
-    Every draw predicts every image: a crossed design with an effect of the draw (one draw of weights is bad on
-    all images), of the image (hard for all draws) and of their interaction. The variance of the mean over
-    both is estimated from the table's mean squares, without bias: (MS_draw + MS_image - MS_rest) / (K N).
-    The naive two-level bootstrap of the same table counts the interaction three times (Owen 2007, "The
-    pigeonhole bootstrap") and covers far too much where draws err independently; this is its correction in
-    closed form, so it needs no random numbers.
+    Every draw predicts every image: a crossed design with effects of the draw (bad on all images), of the image (hard
+    for all draws) and of their interaction. An unbiased estimate of the variance of the mean over both follows from the
+    mean squares of the table: (MS_draw + MS_image - MS_rest) / (K N). The naive two-level bootstrap of the table counts
+    the interaction three times (Owen 2007, "The pigeonhole bootstrap") and is far too wide if draws err independently;
+    this is its correction in closed form, without random numbers.
 
     Args:
-        correct: `(K, N)`.
-        enumerated: whether the draws are all that there are: then only images vary.
+        correct: mask of correct predictions, `(K, N)`.
+        enumerated: True if the draws are all members of the posterior; the interval is then over images only.
     """
     draws, count = correct.shape
     if draws == 1 or (correct == correct[:1]).all() or correct.mean() in (0.0, 1.0):
@@ -213,18 +216,18 @@ def draw_interval(correct: Bools, *, enumerated: bool = False) -> Interval:
 
 
 def ensemble_interval(predictions: Predictions) -> Interval:
-    """95 % interval of the accuracy of an ensemble of K draws, for other images and other sets of K draws.
+    """95 % interval of the accuracy of an ensemble of K draws, over images and sets of K draws.
 
-    Two levels. Images contribute the variance of a proportion, which already holds what draws do to single
-    images. Draws add what they do to all images alike: the variance over bootstrap resamples of the draws
-    (times K / (K - 1), since a resample varies less than a fresh set), less the part that is single images'
-    flips. In simulations with 20 draws and 50 images it covers in 92 to 98 % of cases; in 90 % where draws are
-    so unlike that many of them are wrong on nearly all images.
+    The variance has two parts. Images contribute the variance of a proportion, which includes the effect of draws on
+    single images. Draws contribute their common effect on all images: the variance over bootstrap resamples of the
+    draws (times K / (K - 1), because a resample varies less than a fresh set), minus the part due to flips of single
+    images. In simulations with 20 draws and 50 images the coverage is 92 to 98 %, but 90 % if draws differ so much that
+    many are wrong on nearly all images.
     """
     count, share = len(predictions), predictions.resampled_share
     mean = predictions.accuracy
     if mean in (0.0, 1.0):
-        mean = float(share.mean())  # what other draws would have found
+        mean = float(share.mean())  # estimate for a fresh set of draws
     if predictions.draws == 1 or mean in (0.0, 1.0) or np.isin(share, (0.0, 1.0)).all():
         return wilson(predictions.accuracy, count)
     image_part = Spread(mean * (1 - mean) / count, math.inf)
@@ -233,9 +236,9 @@ def ensemble_interval(predictions: Predictions) -> Interval:
 
 
 def shared_spread(predictions: Predictions) -> Spread:
-    """Variance of the ensemble's accuracy by what the choice of K draws does to all images alike; 0 of one draw.
+    """Variance of the ensemble's accuracy due to the common effect of draws on all images; 0 for a single draw.
 
-    The variance over bootstrap resamples of the draws, times K / (K - 1), less the part that is single images' flips.
+    The variance over bootstrap resamples of the draws, times K / (K - 1), minus the part due to flips of single images.
     """
     draws, share = predictions.draws, predictions.resampled_share
     if draws == 1:
@@ -245,30 +248,28 @@ def shared_spread(predictions: Predictions) -> Spread:
     return Spread(max(0.0, spread - flips) * draws / (draws - 1), draws - 1)
 
 
-def _resampled(probs: Floats, mean: Floats, labels: NDArray[np.int64]) -> Bools:
-    """Whether the ensemble is right at each bootstrap resample of the draws, `(RESAMPLES, N)`."""
+def _resampled(probs: Floats, labels: NDArray[np.int64]) -> Bools:
+    """Mask of correct predictions of the ensemble per bootstrap resample of the draws, `(RESAMPLES, N)`."""
     draws = len(probs)
-    right = np.broadcast_to(mean.argmax(1) == labels, (RESAMPLES, len(labels))).copy()
-    if draws == 1 or (probs == probs[:1]).all():
-        return right
+    right = np.empty((RESAMPLES, len(labels)), bool)
     weights = np.random.default_rng(0).multinomial(draws, np.full(draws, 1 / draws), RESAMPLES) / draws
     classes = probs.shape[2]
-    step = max(1, 2**19 // classes // RESAMPLES)  # images at a time, which stay in the cache
+    step = max(1, 2**19 // classes // RESAMPLES)  # images per step, so that they stay in the cache
     for start in range(0, len(labels), step):
         rows = slice(start, start + step)
         known = labels[rows]
         flat = probs[:, rows].transpose(0, 2, 1).astype(np.float64).reshape(draws, -1)
         resampled = (weights @ flat).reshape(RESAMPLES, classes, -1)
-        largest = resampled.max(1)  # by whole vectors, unlike argmax
+        largest = resampled.max(1)  # vectorised, unlike argmax
         if np.count_nonzero(resampled == largest[:, None]) == largest.size:
             right[:, rows] = (resampled[:, known, np.arange(len(known))] == largest) & (known >= 0)
-        else:  # of equal ones the first counts
+        else:  # the first of equal maxima counts
             right[:, rows] = resampled.argmax(1) == known
     return right
 
 
 def draw_spread(table: Floats) -> tuple[Spread, Spread]:
-    """Of a `(K, N)` table: the variance of its mean from the draws, and the interaction's share of it."""
+    """Variance of the mean of a `(K, N)` table due to draws, and the part of it due to the interaction."""
     draws, count = table.shape
     rows, columns = table.mean(1, keepdims=True), table.mean(0, keepdims=True)
     rest = float(np.square(table - rows - columns + table.mean()).sum())
@@ -277,7 +278,7 @@ def draw_spread(table: Floats) -> tuple[Spread, Spread]:
 
 
 def combined(mean: float, draws: Spread, images: Spread, rest: Spread, *, least: float) -> Interval:
-    """Wilson's interval at the sum of the parts less `rest`, with Satterthwaite's degrees of freedom."""
+    """Wilson's interval for the variance draws + images - rest, with Satterthwaite's degrees of freedom."""
     variance = max(draws.variance + images.variance - rest.variance, least)
     scatter = sum(part.variance**2 / part.freedom for part in (draws, images, rest))
     freedom = variance**2 / scatter if scatter else math.inf

@@ -1,4 +1,4 @@
-"""What a record says of predictions: all that reports need of them."""
+"""Summary of predictions in a record, with all values that reports need."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from advbench.evaluation import (
 )
 from advbench.evaluation.predictions import Spread
 
-ENTROPIES = ("total", "aleatoric", "epistemic")  # measures of uncertainty of which whole distributions are kept
+ENTROPIES = ("total", "aleatoric", "epistemic")  # measures of uncertainty with a stored histogram
 
 
 def summary(
@@ -30,15 +30,15 @@ def summary(
     deterministic: bool = False,
     stopped_early: bool = False,
 ) -> dict[str, Any]:
-    """The metrics of one cell as JSON values: all that reports say of it.
+    """Metrics of one cell as JSON values.
 
     Args:
-        predictions: of the cell's images.
-        clean: by the same draws, of the images before the attack; None where those are the cell's own.
-        deterministic: whether the classifier is: all its answers are known then.
-        stopped_early: whether these are examples of an attack that left images alone once they were fooled. They lie
-            near the boundary, where any classifier is least certain, so nothing is said of uncertainty, nor of repeated
-            tries.
+        predictions: predictions on the cell's images.
+        clean: predictions of the same draws on the clean images; None if the cell's images are clean.
+        deterministic: True if the classifier is deterministic, so that all its predictions are known.
+        stopped_early: True if the attack stopped for images that were already misclassified. Such examples lie near the
+            decision boundary, where any classifier is least certain, so measures of uncertainty and of repeated tries
+            are omitted.
     """
     spread = shared_spread(predictions)
     return {
@@ -52,7 +52,7 @@ def summary(
 
 
 def known_draws(predictions: Predictions) -> dict[str, Any]:
-    """The part of `summary` that is about single draws, which may each have seen images of their own."""
+    """The part of `summary` about single draws, each of which may have its own images."""
     draws = predictions.draw_accuracies
     return {
         "n_examples": len(predictions),

@@ -1,4 +1,4 @@
-"""How sure a classifier is, whether it is right to be, and what its doubt finds out."""
+"""Predictive uncertainty: measures, calibration, accuracy on certain images, and detection."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from advbench.errors import InputError
+from advbench.errors import InputError, unknown_name
 from advbench.evaluation.predictions import Bools, Floats, Interval, Predictions, Spread, combined, wilson
 
 RETENTION_FRACTIONS = (0.2, 0.4, 0.6, 0.8, 1.0)
-ROUNDING = 2e-6  # of differences of entropies, or of squares, kept in float32
-BINS = 20  # of a histogram of uncertainty
-CONFIDENCE_BINS = 15  # of the calibration error
+ROUNDING = 2e-6  # rounding error of differences of float32 entropies or squares
+BINS = 20  # bins of a histogram of uncertainty
+CONFIDENCE_BINS = 15  # bins of the calibration error
 NO_SPREAD = Spread(0.0, 1)
-ACCEPTED = 0.95  # share of clean images that a defense which rejects uncertain ones accepts
-RANKING = 2.0  # what draws do to an accuracy on the most certain images, in units of what they do to that on all
+ACCEPTED = 0.95  # fraction of clean images that a defence accepts when it rejects uncertain images
+RANKING = 2.0  # variance due to draws of the accuracy on the most certain images, relative to that on all images
 
 
 class Uncertainty(NamedTuple):
@@ -27,7 +27,7 @@ class Uncertainty(NamedTuple):
         total: entropy of the mean softmax, H(mean p).
         aleatoric: mean of the draws' entropies, mean H(p_k).
         epistemic: total - aleatoric, the mutual information of label and weights (BALD).
-        variation_ratio: 1 - votes for the commonest class / K.
+        variation_ratio: 1 - votes for the most frequent class / K.
         model_variance: mean(p_k . p_k) - mean(p) . mean(p), approximate model variance.
     """
 
@@ -39,9 +39,9 @@ class Uncertainty(NamedTuple):
 
 
 def uncertainty(predictions: Predictions) -> Uncertainty:
-    """The measures of uncertainty of each image, larger for less certain.
+    """Measures of uncertainty of each image; larger is less certain.
 
-    Differences within the rounding of what is stored are 0: they would be ranked otherwise, and draws that agree, or a
+    Differences within rounding error are set to 0; otherwise they would affect rankings, and identical draws, or a
     single one, would seem to disagree.
     """
     mean = predictions.mean_probs.astype(np.float64)
@@ -61,13 +61,29 @@ def uncertainty(predictions: Predictions) -> Uncertainty:
     )
 
 
+def score(predictions: Predictions, measure: str = "total") -> Floats:
+    """One measure of uncertainty of each image, `(N,)`: a field of `Uncertainty`, or "least_confidence".
+
+    The latter is 1 - the largest mean softmax (Hendrycks and Gimpel 2017), which is what APD's released code computes
+    where its Table 2 says VR: a deterministic net, of which all votes agree, has no variation ratio to tell images by.
+
+    Raises:
+        InputError: there is no such measure.
+    """
+    if measure == "least_confidence":
+        return np.asarray(1 - predictions.mean_probs.max(1).astype(np.float64))
+    if measure not in Uncertainty._fields:
+        raise unknown_name("measure of uncertainty", measure, (*Uncertainty._fields, "least_confidence"))
+    return uncertainty(predictions)[Uncertainty._fields.index(measure)]
+
+
 class Calibration(NamedTuple):
-    """How far a classifier's probabilities can be taken at their word; 0 is best in all.
+    """Calibration of a classifier's probabilities; 0 is best for all measures.
 
     Attributes:
         ece: expected calibration error, as a fraction: mean distance between confidence and accuracy over 15 bins of
             equal width, weighted by their images (Guo et al. 2017, eq. 3).
-        nll: negative log-likelihood of the labels, mean over images, nats; probabilities are taken as at least 1.2e-7.
+        nll: negative log-likelihood of the labels, mean over images, nats; probabilities are clipped below at 1.2e-7.
         brier: squared distance between probabilities and the label's one-hot vector, summed over classes, mean over
             images, in [0, 2] (Brier 1950).
     """
@@ -82,7 +98,7 @@ def calibration(predictions: Predictions) -> Calibration:
     probs, labels = predictions.mean_probs.astype(np.float64), predictions.labels
     confidence = probs.max(1)
     bins = np.minimum((confidence * CONFIDENCE_BINS).astype(np.int64), CONFIDENCE_BINS - 1)
-    # The distance of two means over the same bin, weighted by its images, is that of two sums over all images.
+    # The distance of two means over a bin, weighted by its number of images, is the distance of two sums.
     gaps = np.bincount(bins, confidence - predictions.ensemble_correct, CONFIDENCE_BINS)
     likelihood = np.clip(probs[np.arange(len(labels)), labels], np.finfo(np.float32).eps, 1.0)
     one_hot = np.eye(probs.shape[1])[labels]
@@ -94,11 +110,11 @@ def calibration(predictions: Predictions) -> Calibration:
 
 
 def histogram(scores: Floats, classes: int) -> tuple[int, ...]:
-    """How many images have which uncertainty: counts in 20 bins of equal width from 0 to ln(classes) nats.
+    """Histogram of uncertainty: counts in 20 bins of equal width from 0 to ln(classes) nats.
 
     Args:
         scores: entropies, or differences of them, `(N,)`, nats.
-        classes: of the classifier.
+        classes: number of classes of the classifier.
     """
     top = math.log(classes)
     counts, _ = np.histogram(np.clip(scores, 0.0, top), bins=BINS, range=(0.0, top))
@@ -109,12 +125,12 @@ class Retention(NamedTuple):
     """Accuracy on the images of lowest uncertainty.
 
     Attributes:
-        fractions: of images kept.
-        counts: images kept.
-        accuracies: the ensemble's accuracy on them.
-        area: under accuracy against fraction, by trapezoids from 0 (where the curve starts level) to 1.
-        intervals: 95 % intervals of the accuracies, for other images and draws.
-        area_interval: likewise of the area.
+        fractions: fractions of images kept.
+        counts: numbers of images kept.
+        accuracies: accuracy of the ensemble on the kept images.
+        area: area under accuracy against fraction, by trapezoids from 0 (where the curve starts level) to 1.
+        intervals: 95 % intervals of the accuracies, over images and draws.
+        area_interval: 95 % interval of the area.
     """
 
     fractions: tuple[float, ...]
@@ -131,16 +147,16 @@ def retention(
     fractions: tuple[float, ...] = RETENTION_FRACTIONS,
     draws: Spread = NO_SPREAD,
 ) -> Retention:
-    """Rank images by uncertainty, keep those of lowest uncertainty, and compute the accuracy on them.
+    """Accuracy on the images of lowest uncertainty, for several fractions of images kept.
 
-    Images of equal uncertainty share their place: each counts with the mean of the group, so the order in
-    which they came has no say.
+    Images of equal uncertainty count with the mean correctness of their group, so the result does not depend on their
+    order.
 
     Args:
-        correct: `(N,)`.
+        correct: mask of correct predictions, `(N,)`.
         scores: uncertainty `(N,)`, larger for less certain.
-        fractions: of images to keep, ascending, in (0, 1].
-        draws: of the accuracy on all images, from the choice of draws; see `shared_spread`.
+        fractions: fractions of images to keep, ascending, in (0, 1].
+        draws: variance of the accuracy on all images due to the choice of draws; see `shared_spread`.
     """
     order = np.argsort(scores, kind="stable")
     _, group, size = np.unique(scores[order], return_inverse=True, return_counts=True)
@@ -156,20 +172,19 @@ def retention(
 def _retention_intervals(
     right: Floats, counts: tuple[int, ...], fractions: tuple[float, ...], draws: Spread
 ) -> tuple[tuple[Interval, ...], Interval]:
-    """Wilson's intervals of the accuracies of a retention curve, and of its area, at the variance of each.
+    """Wilson's intervals of the accuracies of a retention curve and of its area.
 
-    That an image more is kept of a kind pushes another one out, at the cut, where accuracy is g: an accuracy a on the
-    n of N images kept has the influence N / n (right - g) of an image that is kept, less a - g, which gives the
-    variances of all points of the curve and their covariances. To these the draws add what they add to the accuracy on
-    all images, in proportion to a (1 - a); and for the order of the images, which they change as well, as much again.
-    In simulations with 20 draws the area's interval covers in 92 to 98 % of cases, and more often where next to
-    nothing is wrong.
+    Keeping one image more displaces another one at the threshold, where the accuracy is g. The accuracy a on the n kept
+    of N images therefore has the influence function N / n (right - g) for a kept image, minus (a - g), which gives the
+    variances and covariances of all points of the curve. Draws add the variance that they add to the accuracy on all
+    images, scaled by a (1 - a), and the same again because they also change the order of the images. In simulations
+    with 20 draws the coverage for the area is 92 to 98 %, and higher if hardly any image is wrong.
 
     Args:
-        right: how many of the first images are right, from none to all, `(N + 1,)`.
-        counts: images kept.
-        fractions: of images kept.
-        draws: of the accuracy on all images.
+        right: number of correct predictions among the first images, from 0 to N images, `(N + 1,)`.
+        counts: numbers of images kept.
+        fractions: fractions of images kept.
+        draws: variance of the accuracy on all images due to draws.
     """
     total = len(right) - 1
     kept = np.array(counts, np.float64)
@@ -177,15 +192,16 @@ def _retention_intervals(
     window = max(2, round(total / 10))
     first, last = np.maximum(kept - window, 0).astype(int), np.minimum(kept + window, total).astype(int)
     cut = (right[last] - right[first]) / (last - first)
-    share = np.minimum.outer(np.arange(len(kept)), np.arange(len(kept)))  # of two points, those kept by the first
+    share = np.minimum.outer(np.arange(len(kept)), np.arange(len(kept)))  # images kept at both points
     hits, misses = right[list(counts)][share], kept[share] - right[list(counts)][share]
     second = hits * np.outer(1 - cut, 1 - cut) + misses * np.outer(cut, cut)
     covariance = second * total / np.outer(kept, kept) - np.outer(accuracies - cut, accuracies - cut)
     covariance = covariance / max(total - 1, 1)
     overall = min(max(right[-1] / total, 0.5 / total), 1 - 0.5 / total)
     weights = np.trapezoid(np.eye(len(kept))[[0, *range(len(kept))]], [0.0, *fractions], axis=0)
-    # Images weigh the sum over the points that keep them of weight / count; Kish's size is 1 / sum of their squares.
-    # Errors are rare where images weigh most, so the variance may be two thirds of that of as many independent images.
+    # The weight of an image is the sum of weight / count over the points that keep it; Kish's effective size is 1 / sum
+    # of squares. Errors are rare where weights are large, so the variance may be 2/3 of that of as many independent
+    # images.
     area_size = 1.5 / float(weights @ (np.minimum.outer(kept, kept) / np.outer(kept, kept)) @ weights)
 
     def interval(mean: float, variance: float, size: float, factor: float) -> Interval:
@@ -205,15 +221,15 @@ def _retention_intervals(
 
 
 def accepted_errors(correct: Bools, scores: Floats, clean: Floats, accepted: float = ACCEPTED) -> float:
-    """Share of images that are wrong and less uncertain than the threshold under which a share of clean images lies.
+    """Fraction of images that are wrong and accepted by an uncertainty threshold set on clean images.
 
-    What a defense lets pass that rejects the most uncertain images: the success of an attack that is to be believed.
+    Measures an attack against a defence that rejects the most uncertain images.
 
     Args:
-        correct: whether the ensemble is right on each image, `(N,)`.
-        scores: their uncertainty, `(N,)`.
-        clean: that of the clean images, `(M,)`.
-        accepted: share of clean images that the threshold lets pass, as a fraction.
+        correct: mask of correct predictions of the ensemble, `(N,)`.
+        scores: uncertainty of the images, `(N,)`.
+        clean: uncertainty of the clean images, `(M,)`.
+        accepted: fraction of clean images below the threshold.
     """
     threshold = np.sort(clean)[max(0, math.ceil(accepted * len(clean)) - 1)]
     return float((~correct & (scores <= threshold)).mean())
@@ -234,9 +250,10 @@ class Detection(NamedTuple):
 
 
 def detection(negatives: Floats, positives: Floats) -> Detection:
-    """How well a score tells positives (adversarial or out-of-distribution inputs) from negatives (APD 5.3).
+    """Detection of positives (adversarial or out-of-distribution inputs) among negatives by a score (APD section 5.3).
 
-    As scikit-learn's `roc_auc_score` and `average_precision_score`, to 1e-12 and with ties; its import takes seconds.
+    Equals scikit-learn's `roc_auc_score` and `average_precision_score` to 1e-12, ties included, without its import
+    time.
 
     Args:
         negatives: scores of ordinary inputs, `(N,)`.
@@ -251,8 +268,36 @@ def detection(negatives: Floats, positives: Floats) -> Detection:
     return Detection(float(auroc), _precision(hits, misses), _precision(*_above(-scores, ~positive)))
 
 
+def auroc_interval(negatives: Floats, positives: Floats) -> Interval:
+    """95 % interval of the area under the receiver operating characteristic, for other images.
+
+    DeLong et al. 1988: the area is the mean over positives of the share of negatives below each, and over negatives of
+    the share of positives above each; its variance is the sum of the variances of these two means. Wilson's interval at
+    that variance. What the choice of draws does is not in it.
+
+    Args:
+        negatives: scores of ordinary inputs, `(N,)`.
+        positives: scores of the inputs to detect, `(M,)`.
+    """
+    area = detection(negatives, positives).auroc
+    shares = (_share_below(negatives, positives), 1 - _share_below(positives, negatives))
+    variance = sum(float(each.var(ddof=1)) / len(each) for each in shares if len(each) > 1)
+    counts = len(negatives), len(positives)
+    # Where all pairs are in order the sample's variance is 0: then as many independent pairs as there are images.
+    size = area * (1 - area) / variance if variance > 1e-12 else float(min(counts))
+    return wilson(area, size)
+
+
+def _share_below(scores: Floats, others: Floats) -> Floats:
+    """The share of `scores` below each of the others, half of those that are equal, `(M,)`."""
+    ordered = np.sort(scores)
+    below, until = np.searchsorted(ordered, others, "left"), np.searchsorted(ordered, others, "right")
+    share: Floats = (below + until) / (2 * len(scores))
+    return share
+
+
 def _above(scores: Floats, positive: Bools) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """How many positives and negatives score at least each distinct score, from the largest on."""
+    """Numbers of positives and negatives with at least each distinct score, in descending order."""
     order = np.argsort(-scores, kind="stable")
     ends = np.r_[np.flatnonzero(np.diff(scores[order])), len(scores) - 1]
     hits = np.cumsum(positive[order], dtype=np.int64)[ends]
@@ -260,6 +305,6 @@ def _above(scores: Floats, positive: Bools) -> tuple[NDArray[np.int64], NDArray[
 
 
 def _precision(hits: NDArray[np.int64], misses: NDArray[np.int64]) -> float:
-    """Average precision: the precision at each score, weighted by how much the recall rises there."""
+    """Average precision: mean of the precision at each score, weighted by the increase in recall."""
     rises = np.diff(hits, prepend=0) / hits[-1]
     return float((rises * hits / (hits + misses)).sum())

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Self
+from typing import Annotated, Self
 
 import pydantic
 import torch
@@ -21,52 +20,15 @@ MOST_CLASSES, MOST_VALUES = 100_000, 2**22  # that a file may state; values are 
 Digest = Annotated[str, pydantic.Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class DataIdentity(NamedTuple):
-    """What keys and costs need to know of a data set.
-
-    Attributes:
-        name: its registered name, without path.
-        digest: SHA-256 of its content.
-        train_count: training images.
-        test_count: test images.
-    """
-
-    name: str
-    digest: str
-    train_count: int
-    test_count: int
-
-
-class Shape(NamedTuple):
-    """What nets are built for: the images of a data set, and its classes."""
-
-    channels: int
-    height: int
-    width: int
-    classes: int
-
-
-class Identity(NamedTuple):
-    """Which data a run is about.
-
-    Attributes:
-        data: what keys hold of the data set.
-        ood: data sets whose images are shown as well.
-        shape: of the data set's images; None where that is not known.
-    """
-
-    data: DataIdentity
-    ood: tuple[OodSet, ...] = ()
-    shape: Shape | None = None
-
-
 class _Part(pydantic.BaseModel):
     """Known fields alone, of the types that they state."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", strict=True, defer_build=True)
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True, defer_build=True)
 
 
-class _Shape(_Part):
+class Shape(_Part):
+    """What nets are built for: the images of a data set, and its classes."""
+
     channels: pydantic.PositiveInt
     height: pydantic.PositiveInt
     width: pydantic.PositiveInt
@@ -79,48 +41,55 @@ class _Shape(_Part):
         return self
 
 
-class _Ood(_Part):
-    name: str
-    label: str
-    sha256: Digest
-    images: int
-    scale: float
+class Identity(_Part):
+    """Which data a run is about, as `data.json` says it: keys are checked and results reported without the data.
 
-
-class _File(_Part):
-    """`data.json`."""
+    Attributes:
+        name: registered name of the data set, without path.
+        sha256: of its content.
+        train_count: training images.
+        test_count: test images.
+        shape: of its images.
+        foreign: data sets whose images are shown as well.
+    """
 
     name: str
     sha256: Digest
     train_count: int
     test_count: int
-    shape: _Shape | None = None
-    foreign: list[_Ood] = pydantic.Field(default=[], max_length=100)
+    shape: Shape
+    foreign: tuple[OodSet, ...] = pydantic.Field(default=(), max_length=100)
 
+    def to_bytes(self) -> bytes:
+        """The content of `data.json`."""
+        return f"{self.model_dump_json(indent=1, exclude_defaults=True)}\n".encode()
 
-def identity_text(identity: Identity) -> str:
-    """The content of `data.json`, by which keys can be checked and results reported without the data."""
-    data, ood, shape = identity
-    values: dict[str, Any] = dict(zip(_File.model_fields, data, strict=False))
-    if shape:
-        values["shape"] = shape._asdict()
-    if ood:
-        values["foreign"] = [dict(zip(_Ood.model_fields, each, strict=True)) for each in ood]
-    return json.dumps(values, indent=1) + "\n"
+    def blank(self) -> Data:
+        """One black image, in place of training data: enough to build a net and count its weights."""
+        shape = self.shape
+        image = torch.zeros(1, shape.channels, shape.height, shape.width, dtype=torch.uint8)
+        return Data(image, torch.zeros(1, dtype=torch.int64), shape.classes, self.name)
 
 
 def is_about(identity: Identity, spec: RunSpec) -> bool:
     """Whether these are the data sets that a spec names, by names and scale."""
     kinds = [name.partition(":")[0] for name in (spec.dataset, *spec.ood)]
-    scales = {each.scale for each in identity.ood}
-    return kinds == [identity.data.name, *(each.name for each in identity.ood)] and scales <= {spec.ood_scale}
+    scales = {(each.scale, each.signed) for each in identity.foreign}
+    known = [identity.name, *(each.name for each in identity.foreign)]
+    return kinds == known and scales <= {(spec.ood_scale, spec.ood_signed)}
 
 
 def identify(dataset: Dataset, ood: Sequence[OodSet] = ()) -> Identity:
     """What a plan needs to know of a data set, and of those whose images are shown as well."""
-    kind = dataset.name.partition(":")[0]
-    data = DataIdentity(kind, dataset.digest, len(dataset.train), len(dataset.test))
-    return Identity(data, tuple(ood), Shape(*dataset.train.shape, dataset.train.classes))
+    channels, height, width = dataset.train.shape
+    return Identity(
+        name=dataset.name.partition(":")[0],
+        sha256=dataset.digest,
+        train_count=len(dataset.train),
+        test_count=len(dataset.test),
+        shape=Shape(channels=channels, height=height, width=width, classes=dataset.train.classes),
+        foreign=tuple(ood),
+    )
 
 
 def identify_data(spec: RunSpec, data_root: str | None) -> Identity:
@@ -129,14 +98,8 @@ def identify_data(spec: RunSpec, data_root: str | None) -> Identity:
     Raises:
         InputError: it is absent or malformed.
     """
-    ood = identify_ood(spec.ood, data_root, spec.ood_scale)
+    ood = identify_ood(spec.ood, data_root, spec.ood_scale, spec.ood_signed)
     return identify(load_dataset(spec.dataset, data_root), ood)
-
-
-def blank(shape: Shape, name: str) -> Data:
-    """One black image, in place of training data: enough to build a net and count its weights."""
-    image = torch.zeros(1, shape.channels, shape.height, shape.width, dtype=torch.uint8)
-    return Data(image, torch.zeros(1, dtype=torch.int64), shape.classes, name)
 
 
 def read_identity(folder: Path) -> Identity | None:
@@ -151,7 +114,7 @@ def read_identity(folder: Path) -> Identity | None:
     try:
         return parse_identity(path.read_bytes())
     except (OSError, ValueError) as error:
-        expected = "a JSON object with name, sha256, train_count and test_count"
+        expected = "a JSON object with name, sha256, train_count, test_count and shape"
         raise InputError(f"file {path}", expected=expected, got=str(error)) from error
 
 
@@ -162,10 +125,7 @@ def parse_identity(raw: bytes) -> Identity:
         ValueError: the bytes are none.
     """
     try:
-        file = _File.model_validate_json(raw)
+        return Identity.model_validate_json(raw)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")) from error
-    ood = tuple(OodSet(*each.model_dump().values()) for each in file.foreign)
-    shape = Shape(**file.shape.model_dump()) if file.shape else None
-    return Identity(DataIdentity(file.name, file.sha256, file.train_count, file.test_count), ood, shape)

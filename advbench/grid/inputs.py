@@ -60,11 +60,12 @@ class DataRef:
 
 @dataclass(frozen=True, slots=True)
 class OodRef:
-    """An out-of-distribution data set, and the factor on its pixel values."""
+    """An out-of-distribution data set, and the factor on its pixel values, which lie in [-1, 1] if `signed`."""
 
     name: str
     sha256: str
     scale: float
+    signed: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

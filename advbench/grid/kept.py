@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -51,7 +51,6 @@ class Kept(_Part):
     """The content of `files/index.json`.
 
     Attributes:
-        names: what `path/to/my.py:NAME` in the run's settings stood for, as `file:DIGEST:NAME`.
         choices: plugins by label.
         net: the run's net, if it is in a file.
         parameters: number of weights of nets in files, by name.
@@ -64,7 +63,6 @@ class Kept(_Part):
         entry: Place
         sha256: dict[Place, Digest]
 
-    names: dict[str, str] = {}
     choices: dict[str, KeptChoice] = {}
     net: Component | None = None
     parameters: dict[str, int] = {}
@@ -74,10 +72,6 @@ class Kept(_Part):
         """All that is from files."""
         found = [self.net, *(part for each in self.choices.values() for part in (each.component, each.net))]
         return [each for each in found if each is not None]
-
-    def touched(self) -> set[str]:
-        """Labels of the plugins in files, or made of such."""
-        return set(self.choices)
 
 
 def digests(component: Component) -> set[str]:
@@ -174,23 +168,7 @@ def read_kept(folder: Path) -> tuple[Kept, dict[str, Sources]]:
 
 def names_in(value: Any) -> list[str]:
     """The names of files in settings, as `path/to/my.py:NAME`."""
-    if isinstance(value, Mapping):
-        return [name for each in value.values() for name in names_in(each)]
-    if isinstance(value, list | tuple):
-        return [name for each in value for name in names_in(each)]
-    return [value] if files.is_path(value) else []
-
-
-def pairs(given: Any, resolved: Any) -> Iterator[tuple[str, str]]:
-    """What each `path/to/my.py:NAME` in settings became in the hyperparameters that follow from them."""
-    if files.is_path(given) and isinstance(resolved, str):
-        yield given, resolved
-    elif isinstance(given, Mapping) and isinstance(resolved, Mapping):
-        for name in given.keys() & resolved.keys():
-            yield from pairs(given[name], resolved[name])
-    elif isinstance(given, list | tuple) and isinstance(resolved, list | tuple):
-        for one, other in zip(given, resolved, strict=False):
-            yield from pairs(one, other)
+    return list(filter(files.is_path, files.strings(value)))
 
 
 def in_board(spec: RunSpec, kept: Kept, what: str) -> RunSpec:
@@ -211,7 +189,7 @@ def in_board(spec: RunSpec, kept: Kept, what: str) -> RunSpec:
         label: known[label].loaded_as if files.is_path(name) and label in known else name
         for label, name in spec.files.items()
     }
-    settings = renamed(spec.set, kept.names)
+    settings = {label: _as_used(label, params, kept) for label, params in spec.set.items()}
     paths = names_in(table) + names_in(settings)
     if paths:
         raise InputError(
@@ -220,13 +198,10 @@ def in_board(spec: RunSpec, kept: Kept, what: str) -> RunSpec:
             got=f"{paths[0]}, a path",
             remedy=f"copy the folder {FOLDER} of the run's --out folder, too",
         )
-    return spec.model_copy(update={"files": table, "set": settings}) if table or kept.names else spec
+    return spec.model_copy(update={"files": table, "set": settings}) if table else spec
 
 
-def renamed(value: Any, names: Mapping[str, str]) -> Any:
-    """Settings in which names of files are replaced by others."""
-    if isinstance(value, Mapping):
-        return {name: renamed(each, names) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(renamed(each, names) for each in value)
-    return names.get(value, value) if isinstance(value, str) else value
+def _as_used(label: str, params: Mapping[str, Any], kept: Kept) -> dict[str, Any]:
+    """Settings of a plugin in which those that name files are the hyperparameters that they became."""
+    used = kept.choices[label].component.params or {} if label in kept.choices else {}
+    return {name: used.get(name, value) if names_in(value) else value for name, value in params.items()}

@@ -136,7 +136,7 @@ def make_plan(
         spec: a completed spec.
         defenses: its defenses, resolved.
         attacks: its attacks, resolved.
-        identity: of its data; `ood` are the data sets of `spec.ood`.
+        identity: of its data; `foreign` are the data sets of `spec.ood`.
         checkout: digest of advbench's sources where it is installed from a checkout.
         parameters: how many weights each architecture has.
     """
@@ -151,14 +151,14 @@ def make_plan(
         audit = Checks(Threat(spec.norm, spec.eps[-1])) if spec.eps[-1] else None
         clean = {t.label: layout.evaluate(t, seed, audit=audit, attack="none", eps=0.0) for t in defenses}
         cells += [Cell(target, target, None, 0.0, seed, clean[target.label]) for target in defenses]
-        for other, target in product(identity.ood, defenses):
+        for other, target in product(identity.foreign, defenses):
             key = layout.evaluate(target, seed, clean[target.label], ood=other)
             ood.append(OodCell(target, other.label, seed, key))
         for attack in attacks:
             steps: dict[str, Sweep] = {}
             for eps in filter(None, spec.eps):  # eps 0 is the clean row
                 if "certainty" in attack.traits:
-                    for other, target in product(filter(attackable, identity.ood), defenses):
+                    for other, target in product(filter(attackable, identity.foreign), defenses):
                         examples = layout.craft(target, seed, attack, eps, None, other)
                         about = {"source": target.label, "attack": attack.label, "eps": eps}
                         key = layout.evaluate(target, seed, clean[target.label], examples, ood=other, **about)
@@ -181,7 +181,7 @@ def make_plan(
                         about = {"source": source.label, "attack": attack.label, "eps": eps}
                         key = layout.evaluate(target, seed, clean[target.label], examples, within, **about)
                         cells.append(Cell(target, source, attack, eps, seed, key))
-    scaled = [each.label for each in identity.ood if not attackable(each)]
+    scaled = [each.label for each in identity.foreign if not attackable(each)]
     left_alone = scaled if any("certainty" in attack.traits for attack in attacks) else []
     labels = {choice.label for choice in defenses}
     trained = {which: key for which, key in layout.trained.items() if which[0] in labels}
@@ -200,7 +200,7 @@ def make_plan(
 
 def attackable(images: OodSet) -> bool:
     """Whether a ball inside [0, 1] holds out-of-distribution images: not where their pixel values are scaled."""
-    return images.scale == 1.0
+    return images.scale == 1.0 and images.name != "gaussian"
 
 
 def merged(plans: Sequence[Plan]) -> Plan:
@@ -213,14 +213,13 @@ class _Layout:
     """A plan's tasks in the making; each method adds one, unless it is there, and returns its key."""
 
     def __init__(self, spec: RunSpec, identity: Identity, checkout: str | None) -> None:
-        data = identity.data
         self.tasks: dict[str, Task] = {}
         self.trained: dict[tuple[str, int], str] = {}
         self._spec = spec
-        self._data = data
-        self._images = min(spec.limit or data.test_count, data.test_count)
+        self._data = identity
+        self._images = min(spec.limit or identity.test_count, identity.test_count)
         self._common: dict[str, Any] = {
-            "data": DataRef(data.name, data.digest),
+            "data": DataRef(identity.name, identity.sha256),
             "threads": spec.threads,
             "checkout": checkout,
         }
@@ -266,7 +265,7 @@ class _Layout:
             batch_size=self._spec.batch_size,
             budget=self._spec.budget,
             sweep=step,
-            ood=ood and OodRef(ood.name, ood.digest, ood.scale),
+            ood=_reference(ood) if ood else None,
             converge=rule,
             stop_early=stops_early(self._spec, attack) or None,
             seed=seed,
@@ -300,7 +299,7 @@ class _Layout:
             examples=examples,
             within=within,
             audit=audit,
-            foreign=ood and OodRef(ood.name, ood.digest, ood.scale),
+            foreign=_reference(ood) if ood else None,
             known=None if draws is None else True,
             draws=draws or self._spec.draws,
             images=images,
@@ -331,13 +330,17 @@ class _Layout:
                 "kind": kind,
                 "plugins": [as_json(plugin.component) for plugin in plugins],
                 "architecture": as_json(_net(plugins[0])),
-                "data": self._data.digest,
+                "data": self._data.sha256,
                 "images": self._images,
                 "device": spec.device or CPU,
                 **spec.model_dump(include=PROFILE),
             }
             self._profiles[names] = content_key(about)
         return self._profiles[names]
+
+
+def _reference(ood: OodSet) -> OodRef:
+    return OodRef(ood.name, ood.sha256, ood.scale, ood.signed or None)
 
 
 def _net(defense: Choice) -> Component:

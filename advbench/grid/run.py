@@ -13,11 +13,11 @@ from advbench.data.base import Data
 from advbench.data.datasets import data_folder, load_dataset
 from advbench.data.ood import identify_ood, ood_images
 from advbench.grid.executors import Executor
-from advbench.grid.identity import Identity, blank, identify, is_about, read_identity
-from advbench.grid.inputs import TrainInputs
-from advbench.grid.kept import Kept, KeptChoice, digests, pairs, read_kept
+from advbench.grid.identity import Identity, identify, is_about, read_identity
+from advbench.grid.inputs import Component, TrainInputs
+from advbench.grid.kept import Kept, KeptChoice, digests, read_kept
 from advbench.grid.plan import Plan, Task, make_plan
-from advbench.grid.scheduler import Outcome, Scheduler, Watcher, failed_before
+from advbench.grid.scheduler import Outcome, Scheduler, Watch, failed_before
 from advbench.grid.spec import Choice, RunSpec, pinned, resolve
 from advbench.grid.tasks import Record
 from advbench.models.nets import build
@@ -50,9 +50,9 @@ def prepare(spec: RunSpec, data_root: str | None = None, kept: Kept | None = Non
         InputError: an unknown name, a bad value, absent data, or a net that the images do not fit.
     """
     dataset = load_dataset(spec.dataset, data_root)
-    ood = identify_ood(spec.ood, data_root, spec.ood_scale)
+    ood = identify_ood(spec.ood, data_root, spec.ood_scale, spec.ood_signed)
     for name in spec.ood:
-        ood_images(name, data_root, 1, dataset.test.shape, spec.ood_scale)
+        ood_images(name, data_root, 1, dataset.test.shape, spec.ood_scale, spec.ood_signed)
     plan = lay_out(spec, identify(dataset, ood), dataset.train, checkout=checkout_digest(), kept=kept)
     needed = [task.inputs.defense.params for task in plan.tasks.values() if isinstance(task.inputs, TrainInputs)]
     by_content.search(data_folder(data_root) / WEIGHTS, by_content.lacking(needed))
@@ -66,10 +66,9 @@ def prepare_anew(spec: RunSpec, folder: Path, data_root: str | None = None) -> P
         InputError: as `prepare`.
     """
     identity, (kept, _) = read_identity(folder), read_kept(folder)
-    if identity is None or identity.shape is None or not is_about(identity, spec):
+    if identity is None or not is_about(identity, spec):
         return prepare(spec, data_root, kept)
-    shape = blank(identity.shape, identity.data.name)
-    return lay_out(spec, identity, shape, checkout=checkout_digest(), kept=kept)
+    return lay_out(spec, identity, identity.blank(), checkout=checkout_digest(), kept=kept)
 
 
 def lay_out(spec: RunSpec, identity: Identity, data: Data, *, checkout: str | None, kept: Kept | None = None) -> Plan:
@@ -105,15 +104,15 @@ def keep(plan: Plan) -> Kept:
         if choice.label not in used:
             used[choice.label] = choice
             pending += [choice.init] if choice.init else []
-    kept = Kept()
-    net, choices, names, parameters = kept.net, dict(kept.choices), dict(kept.names), dict(kept.parameters)
+    net: Component | None = None
+    choices: dict[str, KeptChoice] = {}
+    parameters: dict[str, int] = {}
     for label, choice in sorted(used.items()):
         own = choice.architecture != plan.spec.architecture
         if choice.net and choice.net.file:
             net = net if own else choice.net
             parameters[choice.architecture] = plan.parameters[choice.architecture]
         if digests(choice.component):
-            names.update(pairs(plan.spec.set.get(label, {}), choice.params))
             choices[label] = KeptChoice(
                 kind="defense" if choice.net else "attack",
                 component=choice.component,
@@ -123,7 +122,7 @@ def keep(plan: Plan) -> Kept:
                 net=choice.net if own else None,
                 paper=choice.paper,
             )
-    return Kept(names=names, choices=choices, net=net, parameters=parameters)
+    return Kept(choices=choices, net=net, parameters=parameters)
 
 
 def carry_out(
@@ -131,7 +130,7 @@ def carry_out(
     waiting: Mapping[str, Task],
     store: Store,
     make_executor: Callable[[], Executor],
-    watcher: Watcher,
+    watch: Watch,
     settings: Settings = Settings(),
 ) -> Outcome:
     """Run a plan, while its heartbeat says so to whoever asks.
@@ -158,7 +157,7 @@ def carry_out(
         waiting,
         store,
         heartbeat,
-        watcher,
+        watch,
         failed=failed,
         keep_examples=settings.keep_examples,
         on_finished=_Trackers().tell,

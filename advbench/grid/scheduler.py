@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from advbench.errors import StoreError
 from advbench.grid.estimates import Measurements
@@ -15,7 +14,6 @@ from advbench.grid.inputs import CPU, EvaluateInputs
 from advbench.grid.plan import Plan, Task
 from advbench.grid.queue import Backlog, longest_chain
 from advbench.grid.tasks import Record
-from advbench.progress import Progress
 from advbench.store.heartbeat import Heartbeat, Liveness
 from advbench.store.leases import Leases
 from advbench.store.records import Store
@@ -28,38 +26,13 @@ ELSEWHERE = 2.0  # seconds between two looks at what another driver works on
 LOSSES = 3  # how often what a task reads may vanish before that is an error
 
 
-class Watcher(Protocol):
-    """Is told how a run goes."""
+Watch = Callable[..., None]
+"""Is called with each event of a run, its task if it is a task's, and values by name.
 
-    def started(self, task: Task) -> None:
-        """A task was handed to the executor."""
-
-    def began(self, task: Task, place: str) -> None:
-        """A worker began with a task."""
-
-    def progressed(self, task: Task, progress: Progress) -> None:
-        """A running task got further."""
-
-    def said(self, task: Task, line: str) -> None:
-        """A running task printed a line."""
-
-    def finished(self, task: Task, record: Record) -> None:
-        """A task is done and stored."""
-
-    def elsewhere(self, task: Task) -> None:
-        """A task is done and stored, by another driver."""
-
-    def skipped(self, task: Task) -> None:
-        """A task will not run, since one that it needs failed."""
-
-    def failed(self, task: Task, reason: str, trace: str | None) -> None:
-        """A task failed; `trace` is the traceback where the failure is a bug."""
-
-    def waits(self, count: int) -> None:
-        """Nothing can be done here before other drivers have done so many tasks."""
-
-    def forecast(self, seconds_left: float | None) -> None:
-        """What is left will take about so long; None where that cannot be told."""
+`started`, `began` (`place`), `progressed` (`progress`), `said` (`line`), `finished` (`record`), `failed` (`reason`,
+`trace` of a bug), `skipped` (one that it needs failed), `elsewhere` (done by another driver); of no task: `waits` (for
+`tasks` of other drivers) and `forecast` (`seconds_left`, None where that is unknown).
+"""
 
 
 @dataclass
@@ -148,7 +121,7 @@ class Scheduler:
         waiting: those that have to run; see `outstanding`.
         store: where their results are.
         heartbeat: this driver's entry in the store, opened.
-        watcher: is told how it goes.
+        watch: is called with each event.
         failed: tasks not to be tried, with the reason, by key; see `failed_before`.
         keep_examples: keep adversarial examples after their last use.
         on_finished: called after each task that ran to its end here.
@@ -161,7 +134,7 @@ class Scheduler:
         waiting: Mapping[str, Task],
         store: Store,
         heartbeat: Heartbeat,
-        watcher: Watcher,
+        watch: Watch,
         *,
         failed: Mapping[str, str] | None = None,
         keep_examples: bool = False,
@@ -172,7 +145,7 @@ class Scheduler:
         self._order = list(waiting)
         self._store = store
         self._heartbeat = heartbeat
-        self._watcher = watcher
+        self._watch = watch
         self._on_finished = on_finished
         self._liveness = liveness or Liveness(store.storage)
         self._leases = Leases(store.storage, heartbeat.id, self._liveness)
@@ -204,7 +177,7 @@ class Scheduler:
                 if self._running:
                     executor.wait(TICK, self._take)
                 elif self._foreign:
-                    self._watcher.waits(len(self._foreign))
+                    self._watch("waits", tasks=len(self._foreign))
                     time.sleep(TICK)
                 now = time.monotonic()
                 for key in [key for key, due in self._foreign.items() if due <= now]:
@@ -247,7 +220,7 @@ class Scheduler:
                 self._shared.add(task.key)
             elif not self._ended_elsewhere(task):
                 self._running[task.key] = _Running()
-                self._watcher.started(task)
+                self._watch("started", task)
                 executor.start(task, known)
 
     def _ended_elsewhere(self, task: Task) -> bool:
@@ -259,7 +232,7 @@ class Scheduler:
             self._leases.release(task.key)
         if done:
             self.outcome.elsewhere.append(task.key)
-            self._watcher.elsewhere(task)
+            self._watch("elsewhere", task)
             self._close(task)
         elif failure:
             self._failed(task, failure["reason"], None)
@@ -276,7 +249,7 @@ class Scheduler:
             self._failed(task, self._failed_before[task.key], None)
         else:
             self.outcome.failed[task.key] = _stopped_by(self._tasks[blame], self.outcome.failed[blame])
-            self._watcher.skipped(task)
+            self._watch("skipped", task)
             self._close(task)
         return True
 
@@ -284,12 +257,12 @@ class Scheduler:
         task = self._tasks[event.key]
         if isinstance(event, Began):
             self._running[event.key] = _Running(event.place, time.monotonic())
-            self._watcher.began(task, event.place)
+            self._watch("began", task, place=event.place)
         elif isinstance(event, Moved):
             self._running[event.key].share = event.progress.step / max(event.progress.total, 1)
-            self._watcher.progressed(task, event.progress)
+            self._watch("progressed", task, progress=event.progress)
         elif isinstance(event, Said):
-            self._watcher.said(task, event.line)
+            self._watch("said", task, line=event.line)
         else:
             del self._running[event.key]
             if event.record is not None:
@@ -302,7 +275,7 @@ class Scheduler:
         self._passes += task.cost
         self.outcome.run.append(task.key)
         self._leases.release(task.key)
-        self._watcher.finished(task, record)
+        self._watch("finished", task, record=record)
         self._on_finished(task, record)
         self._close(task)
 
@@ -323,7 +296,7 @@ class Scheduler:
 
     def _failed(self, task: Task, reason: str, trace: str | None) -> None:
         self.outcome.failed[task.key] = reason
-        self._watcher.failed(task, reason, trace)
+        self._watch("failed", task, reason=reason, trace=trace)
         self._close(task)
 
     def _close(self, task: Task) -> None:
@@ -367,7 +340,7 @@ class Scheduler:
                 {"task": self._tasks[key].label, "reason": reason} for key, reason in [*outcome.failed.items()][:20]
             ],
         }
-        self._watcher.forecast(left)
+        self._watch("forecast", seconds_left=left)
 
     def _seconds_left(self, places: int, now: float) -> float | None:
         """What is left, if the workers share it evenly; no less than the longest chain of tasks.

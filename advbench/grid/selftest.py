@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -19,14 +18,8 @@ from advbench.attacks.base import Threat
 from advbench.attacks.craft import craft
 from advbench.data.base import Data
 from advbench.data.datasets import load_dataset
-from advbench.errors import InputError, MissingExtraError, ModelWarning, PluginError, out_of_memory
+from advbench.errors import InputError, MissingExtraError, ModelWarning
 from advbench.grid import devices
-from advbench.grid.execution import Execution
-from advbench.grid.plan import Plan
-from advbench.grid.run import carry_out, prepare
-from advbench.grid.scheduler import outstanding
-from advbench.grid.spec import make_spec
-from advbench.grid.tasks import Runner
 from advbench.models.classifier import Classifier
 from advbench.models.nets import build
 from advbench.models.posterior import GaussianPosterior
@@ -70,8 +63,6 @@ def selftest(device: str) -> Iterator[Check]:
     (found,) = devices.look([device])
     if not found.is_gpu:
         raise InputError("--device", expected="a GPU to check, as cuda:0", got=repr(device))
-    # Workers first: on a GPU that is open to one process alone, this process must not be there yet.
-    yield _guarded("packing", lambda: _packing(device))
     devices.enter(device)
     about = " ".join(f"{name} {version}" for name, version in devices.versions_of(device).items())
     yield True, f"device: {found.kind}, {found.memory / 2**30:.1f} GiB, {about}"
@@ -80,7 +71,6 @@ def selftest(device: str) -> Iterator[Check]:
         yield _guarded("float32", lambda: _float32(device))
         yield _guarded("pixels", lambda: _pixels(device))
         yield _guarded("memory", lambda: _memory(device))
-        yield _guarded("out of memory", lambda: _out_of_memory(device))
         for kind, check in (("defense", _training), ("attack", _attack)):
             for name in _usable(kind):  # type: ignore[arg-type]
                 yield _guarded(f"{kind} {name}", lambda check=check, name=name: check(name, device))  # type: ignore[misc]
@@ -153,36 +143,6 @@ def _memory(device: str) -> Check:
     return size <= measured <= 1.1 * size, f"{measured / 2**20:.0f} MiB measured of {size / 2**20:.0f} MiB taken"
 
 
-def _out_of_memory(device: str) -> Check:
-    """A task that does not fit is done in parts, with the same result."""
-    total = devices.total(device)
-    try:
-        torch.empty(2 * total, dtype=torch.uint8, device=device)
-    except Exception as error:
-        if not out_of_memory(error):
-            return False, f"not recognised: {type(error).__name__}: {error}"
-    plan = _plan(("erm",), ("fgsm",), limit=None)
-    with tempfile.TemporaryDirectory() as folder:
-        runner = Runner(Execution(folder, executor="inline", device=device).runtime("digits", 1))
-        for task in plan.tasks.values():
-            if task.kind == "craft":
-                whole = runner.run(task)
-                runner._classifiers.clear()
-                devices.reset_peak(device)
-                room = torch.cuda.memory_reserved(device) + 2**21
-                torch.cuda.set_per_process_memory_fraction(min(1.0, room / total), device)
-                try:
-                    parts = runner.run(task)
-                finally:
-                    torch.cuda.set_per_process_memory_fraction(1.0, device)
-                chunk, same = parts["ran"]["chunk"], whole["result"] == parts["result"]
-                if chunk is None:
-                    return False, "recognised, but a task that was given 2 MiB did not run out"
-                return same, f"recognised; {'same' if same else 'other'} result from {chunk} images at once"
-            runner.run(task)
-    return False, "no task to try it on"
-
-
 def _training(name: str, device: str) -> Check:
     """Twice the same weights, the second time resumed from a checkpoint."""
     defense, data = _short("defense", name), _digits(256)
@@ -226,49 +186,3 @@ def _attack(name: str, device: str) -> Check:
             if float(distances(first, x, threat).max()) > eps + 1e-6:
                 return False, f"left the {norm} ball"
     return True, "repeatable, inside the ball"
-
-
-class _Quiet:
-    """A watcher that says nothing."""
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *given: None
-
-
-def _plan(defenses: tuple[str, ...], attacks: tuple[str, ...], limit: int | None = IMAGES) -> Plan:
-    settings = {name: {"stages": [2]} for name in defenses}
-    return prepare(
-        make_spec({"defenses": defenses, "attacks": attacks, "limit": limit, "affinity": [], "set": settings})
-    )
-
-
-def _packing(device: str) -> Check:
-    """Four small trainings at once, against one after another: the same bytes, and how much faster."""
-    first = _plan(("erm@a", "bnn@a"), ("fgsm",))
-    every = _plan(("erm@a", "erm@b", "bnn@a", "bnn@b"), ("fgsm",))
-    artifacts: list[dict[str, object]] = []
-    seconds: list[float] = []
-    for workers in (1, 4):
-        with tempfile.TemporaryDirectory() as folder:
-            execution = Execution(folder, device=device, workers=workers)
-            _carry_out(first, execution)  # measures what tasks take, by which the others are packed
-            started = time.perf_counter()
-            plan = _carry_out(every, execution)
-            seconds.append(time.perf_counter() - started)
-            records = {key: execution.open_store().read_record(key) for key in plan.tasks}
-            artifacts.append({key: record["artifact"] for key, record in records.items() if record})
-    same = artifacts[0] == artifacts[1] and bool(artifacts[0])
-    return (
-        same,
-        f"{'same' if same else 'other'} bytes from 4 workers, in {seconds[1] / seconds[0]:.2f} of the time of 1",
-    )
-
-
-def _carry_out(plan: Plan, execution: Execution) -> Plan:
-    plan = prepare(execution.placed(plan.spec))
-    store, runtime = execution.open_store(), execution.runtime("digits", 1)
-    watcher: Any = _Quiet()
-    outcome = carry_out(plan, outstanding(plan, store), store, lambda: execution.start(runtime), watcher)
-    if outcome.failed:
-        raise PluginError(next(iter(outcome.failed.values())))
-    return plan

@@ -21,7 +21,7 @@ from advbench.attacks.budget import least_cost, within_budget
 from advbench.errors import AdvbenchError, InputError, unknown_name
 from advbench.grid.convergence import axes
 from advbench.grid.inputs import Component, Converge
-from advbench.grid.kept import INDEX, Kept, names_in, renamed
+from advbench.grid.kept import INDEX, Kept, names_in
 from advbench.models.nets import net_values
 from advbench.registry import Entry, Kind, files, registry
 from advbench.registry import pinned as by_content
@@ -65,14 +65,15 @@ Name = Annotated[str, pydantic.StringConstraints(strip_whitespace=True, min_leng
 class RunSpec(pydantic.BaseModel):
     """What a run computes. Two equal specs on the same data and versions give the same results.
 
-    A defense or attack is the name of a plugin, or `name@label` to have one plugin several times with
-    different hyperparameters. `affinity` names the attacks whose examples are crafted to the end and evaluated on
-    every other defense, too; by default `pgd` where the run has it, else the first. `ood` names data sets whose images
-    every defense is shown as well, to see whether its uncertainty finds them out; their pixel values are multiplied by
-    `ood_scale`. `converge` has attacks run to convergence (`grid.convergence`), and is the largest factor by which one
-    of their hyperparameters is multiplied on the way. `device` is the kind of device, `cpu` or the model of a GPU: not
-    of the same kind, not the same draws. `files` holds what labels of defenses, attacks and nets stand for that are in
-    files, as `path/to/my.py:NAME`, or in a board, which keeps them, `file:DIGEST:NAME`.
+    A defense or attack is the name of a plugin, or `name@label` to have one plugin several times with different
+    hyperparameters. `affinity` names the attacks whose examples are crafted to the end and evaluated on every other
+    defense, too; by default `pgd` where the run has it, else the first. `ood` names data sets whose images every
+    defense is shown as well, to see whether its uncertainty finds them out; their pixel values are multiplied by
+    `ood_scale`, those in [-1, 1] where `ood_signed`. `converge` has attacks run to convergence (`grid.convergence`),
+    and is the largest factor by which one of their hyperparameters is multiplied on the way. `device` is the kind of
+    device, `cpu` or the model of a GPU: not of the same kind, not the same draws. `files` holds what labels of
+    defenses, attacks and nets stand for that are in files, as `path/to/my.py:NAME`, or in a board, which keeps them,
+    `file:DIGEST:NAME`.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -96,6 +97,7 @@ class RunSpec(pydantic.BaseModel):
     device: Name | None = None
     ood: tuple[str, ...] = ()
     ood_scale: pydantic.StrictFloat = pydantic.Field(default=1.0, gt=0)
+    ood_signed: pydantic.StrictBool = False
     set: dict[str, dict[str, Any]] = {}
     files: dict[str, str] = {}
 
@@ -154,32 +156,22 @@ class RunSpec(pydantic.BaseModel):
             others = (each for each in attacks if each in self.files or _transfers(self.named(each)))
             affinity = () if self.sweep else (by_pgd or tuple(others))[:1]
         architecture = self.architecture or DEFAULT_ARCHITECTURES.get(kind, DEFAULT_ARCHITECTURE)
+        # Hyperparameters name plugins, too, as `init_from` does.
+        mentioned = {*self.defenses, *self.attacks, architecture, *files.strings(self.set)}
         return self.model_copy(
             update={
                 "eps": tuple(sorted(e for e in eps if e > 0)) or (0.0,),
                 "attacks": attacks or ("none",),
                 "architecture": architecture,
                 "affinity": affinity,
-                "files": {label: name for label, name in self.files.items() if label in self._mentioned(architecture)},
+                "files": {label: name for label, name in self.files.items() if label in mentioned},
             }
         )
-
-    def _mentioned(self, architecture: str) -> frozenset[str]:
-        """Labels that may be used: those of the run, and what hyperparameters name, as `init_from` does."""
-        found = {*self.defenses, *self.attacks, architecture}
-        values: list[Any] = list(self.set.values())
-        while values:
-            value = values.pop()
-            if isinstance(value, Mapping | list | tuple):
-                values += value.values() if isinstance(value, Mapping) else value
-            elif isinstance(value, str):
-                found.add(value)
-        return frozenset(found)
 
     def to_toml(self) -> str:
         """The spec as TOML, from which `parse_toml` makes an equal one."""
         # An empty table would stand there as a heading.
-        empty = {name for name in ("set", "files") if not getattr(self, name)}
+        empty = {name for name in ("set", "files", "ood_signed") if not getattr(self, name)}
         return tomli_w.dumps(self.model_dump(exclude=empty, exclude_none=True))
 
 
@@ -277,7 +269,7 @@ def label_files(values: Mapping[str, Any], folder: Path | None = None) -> dict[s
             return name
         parts = files.PATH.fullmatch(name)
         if parts is None:
-            files.check_odd(name, kind)
+            files.check_path(name, kind)
             return name
         label, target = parts["label"] or parts["name"], _placed(f"{parts['path']}:{parts['name']}", folder)
         taken = found.setdefault(label, target)
@@ -466,9 +458,7 @@ def _with_files(spec: RunSpec, rename: Callable[[str], str], *, importing: bool)
             with suppress(AdvbenchError):  # of which `resolve` tells
                 fields = registry().load(kind, name).Params.model_fields
         settings[label] = {
-            param: by_content.renamed(value, rename)
-            if param in fields and by_content.names_files(fields[param])
-            else value
+            param: files.renamed(value, rename) if param in fields and by_content.names_files(fields[param]) else value
             for param, value in params.items()
         }
     return spec.model_copy(update={"set": settings}) if settings != spec.set else spec
@@ -568,15 +558,16 @@ def _choose(kind: Kind, label: str, spec: RunSpec, kept: Kept | None, heirs: tup
     if kept is not None and label in kept.choices and (label in spec.files or _names_kept(spec.set.get(label))):
         return _as_kept(kind, label, spec, kept, heirs)
     settings = spec.set.get(label, {})
-    names = {name: files.kept_name(name) for name in names_in(settings)} if kept is None else {}
     name = spec.named(label)
     if kept is not None and (names_in(settings) or label in spec.files):
         raise _not_kept(kind, label)
     name = files.kept_name(name)
+    if kept is None:
+        settings = files.renamed(settings, files.kept_name)
     cls: type[Configurable] = registry().load(kind, name)
     with _running(name):
         try:
-            values = cls.resolve(renamed(settings, names), spec.dataset.partition(":")[0]).model_dump(mode="json")
+            values = cls.resolve(settings, spec.dataset.partition(":")[0]).model_dump(mode="json")
         except InputError as error:
             raise InputError(f"{kind} {label!r}: {error}") from error
         plugin, component = cls(**values), installed(kind, name, values)
@@ -637,9 +628,7 @@ def _as_kept(kind: Kind, label: str, spec: RunSpec, kept: Kept, heirs: tuple[str
 
 def _names_kept(settings: Any) -> bool:
     """Whether hyperparameters name something in a file."""
-    if isinstance(settings, Mapping | list | tuple):
-        return any(map(_names_kept, settings.values() if isinstance(settings, Mapping) else settings))
-    return files.is_path(settings) or (isinstance(settings, str) and files.KEPT.fullmatch(settings) is not None)
+    return any(files.is_path(each) or files.KEPT.fullmatch(each) for each in files.strings(settings))
 
 
 def _not_kept(kind: str, label: str) -> InputError:

@@ -26,7 +26,7 @@ from advbench.audit.run import audit
 from advbench.audit.subject import ignores_images
 from advbench.data.base import Data
 from advbench.data.datasets import Dataset, limited, load_dataset
-from advbench.data.ood import ood_images
+from advbench.data.ood import ood_digest, ood_images
 from advbench.errors import (
     AdvbenchError,
     GoneError,
@@ -344,11 +344,11 @@ class Runner:
 
     def _ood_images(self, inputs: CraftInputs | EvaluateInputs, wanted: OodRef) -> Tensor:
         root = self.runtime.data_root
-        fitting = [name for name in self.runtime.ood if load_dataset(name, root).digest == wanted.sha256]
+        fitting = [name for name in self.runtime.ood if ood_digest(name, root) == wanted.sha256]
         if not fitting:
             raise _changed(wanted.name)
         shape = self._checked_dataset(inputs).test.shape
-        images = ood_images(fitting[0], root, inputs.images, shape, wanted.scale)
+        images = ood_images(fitting[0], root, inputs.images, shape, wanted.scale, bool(wanted.signed))
         return images.to(self.runtime.resources.device)
 
     def _checked_dataset(self, inputs: Inputs) -> Dataset:

@@ -1,4 +1,4 @@
-"""Nets, distributions over their weights, noise inside them: classifiers whose randomness nothing switches off."""
+"""Networks, distributions over their weights and noise inside them: classifiers that stay random in evaluation mode."""
 
 from advbench.models.classifier import Classifier as Classifier
 from advbench.models.classifier import Draw as Draw

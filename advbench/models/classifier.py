@@ -1,4 +1,4 @@
-"""Classifier: a module and a posterior over its weights; randomness that no `.eval()` switches off."""
+"""Classifier: a module and a posterior over its weights, which stays random in evaluation mode."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from advbench.models.noise import Noise
 from advbench.models.posterior import PointPosterior, Posterior, Weights
 
 ExampleLoss = Callable[[Tensor, Tensor], Tensor]
-# Maps the log-softmax of draws `(draws, batch, classes)` and rows of labels to one value an image, `(batch,)`.
+# Maps the log-softmax of draws `(draws, batch, classes)` and rows of labels to one value per image, `(batch,)`.
 JointObjective = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class SlopedLoss:
-    """An `ExampleLoss` whose gradient is known, so that autograd need not find it.
+    """An `ExampleLoss` with a closed-form gradient, which spares a pass of autograd.
 
     Attributes:
-        value: maps logits `(n, classes)` and labels `(n,)` to one loss an image, `(n,)`.
-        slope: maps the same to the gradient of each loss with respect to the logits, `(n, classes)`.
+        value: maps logits `(n, classes)` and labels `(n,)` to one loss per image, `(n,)`.
+        slope: maps the same arguments to the gradient of each loss with respect to the logits, `(n, classes)`.
     """
 
     value: ExampleLoss
@@ -41,23 +41,23 @@ class SlopedLoss:
         return self.value(logits, y)
 
 
-# The most members of a posterior through which fresh draws cycle: twice the draws that evaluate by default.
+# Largest number of members through which fresh draws cycle: twice the default number of draws in an evaluation.
 CYCLED = 40
 
 
 class Draw(NamedTuple):
-    """One draw from a classifier: weights, and the seed of the noise inside the module (negative: see `draw`)."""
+    """One draw from a classifier: weights, and the seed of the noise inside the module (if negative, see `draw`)."""
 
     weights: Weights
     seed: int
 
 
 class Gradient(NamedTuple):
-    """What `Classifier.input_gradient` returns.
+    """Gradient of a loss with respect to the images, and the logits that it was computed from.
 
     Attributes:
         value: gradient of the loss of each image, `(batch, channels, height, width)`.
-        logits: of each draw, detached, `(samples, batch, classes)`.
+        logits: logits of each draw, detached, `(samples, batch, classes)`.
     """
 
     value: Tensor
@@ -67,21 +67,21 @@ class Gradient(NamedTuple):
 class Classifier(nn.Module):
     """A module and a posterior over its weights: images in [0, 1] in, logits of a fresh draw out.
 
-    Any attack library may treat it as an `nn.Module`. Its mode is fixed: `.eval()` and `.train()` change
-    neither the module inside nor the randomness, so that no library silences a random defence.
+    Any attack library may treat it as an `nn.Module`. `.eval()` and `.train()` change neither the mode of the module
+    inside nor the randomness, so that no library can switch off a random defence.
 
-    From the first one on the process keeps up to 1 GiB of the CPU memory that torch frees (see `memory.keep`).
+    Once a classifier exists, the process keeps up to 1 GiB of the CPU memory that torch frees (see `memory.keep`).
 
     Args:
         module: maps images `(batch, channels, height, width)` to logits `(batch, classes)`.
-        posterior: over the module's weights; by default the point that they are.
-        noise: a `Noise`, which is put into the module; or True where the module draws random numbers itself.
+        posterior: distribution over the module's weights; by default a point mass at their current values.
+        noise: a `Noise` to install in the module, or True if the module draws random numbers itself.
 
     Attributes:
-        chunk: the most images that pass the module at once. Draws are made for the whole batch, so another
-            chunk changes results by rounding alone. A module with noise of its own is not cut.
-        passes: counts of images passed so far, and whether logits and gradients were finite.
-        labels: of the images under attack, `(batch,)`, or with targets, `(batch, 2)`; None where not known.
+        chunk: maximum number of images per forward pass of the module; None for no limit. A draw serves the whole
+            batch, so the chunk size changes results by rounding only. Batches of a module with noise are never split.
+        passes: number of images passed so far, and whether all logits and gradients were finite.
+        labels: labels of the images under attack, `(batch,)`, or labels and targets, `(batch, 2)`; None if unknown.
     """
 
     def __init__(self, module: nn.Module, posterior: Posterior | None = None, *, noise: bool | Noise = False) -> None:
@@ -104,25 +104,25 @@ class Classifier(nn.Module):
 
     @property
     def stochastic(self) -> bool:
-        """Whether two calls on the same images can differ."""
+        """True if two calls on the same images can differ."""
         noisy = self.noise.acts if isinstance(self.noise, Noise) else self.noise
         return noisy or self.posterior.stochastic
 
     def train(self, mode: bool = True) -> Self:
-        """Do nothing but note the mode: neither the module inside nor the randomness follows it."""
+        """Record the mode; it affects neither the module inside nor the randomness."""
         self.training = mode
         return self
 
     def reseed(self, seed: int) -> Self:
-        """Start the sequence of fresh draws anew; the same seed gives the same sequence."""
+        """Restart the sequence of fresh draws; the same seed gives the same sequence."""
         self._seed, self._drawn = seed, 0
         return self
 
     @contextmanager
     def isolated(self) -> Iterator[Passes]:
-        """Count passes afresh; put counts and the sequence of draws back afterwards.
+        """Count passes from zero in a block; restore the counts and the sequence of draws afterwards.
 
-        A block inside another, as where an attack calls an attack, counts for that as well.
+        Passes in a nested block, as when an attack calls another attack, also count for the outer one.
         """
         outer = self._isolated
         before = self.passes, self._seed, self._drawn
@@ -138,7 +138,7 @@ class Classifier(nn.Module):
 
     @contextmanager
     def attacked(self, rows: Tensor) -> Iterator[None]:
-        """Note, for a block, the labels `(batch,)`, or labels and targets `(batch, 2)`, of the images that pass.
+        """Set `labels` in a block: labels `(batch,)`, or labels and targets `(batch, 2)`, of the images under attack.
 
         The posterior must not change in the block.
         """
@@ -151,7 +151,7 @@ class Classifier(nn.Module):
 
     @property
     def members(self) -> int | None:
-        """Of how many classifiers, all equally likely, a draw is one; None where they cannot be enumerated."""
+        """Number of equally likely deterministic classifiers to draw from; None if they cannot be enumerated."""
         if not self.stochastic:
             return 1
         noisy = self.noise.acts if isinstance(self.noise, Noise) else self.noise
@@ -163,15 +163,15 @@ class Classifier(nn.Module):
 
     @property
     def _cycle(self) -> int:
-        """How many members of the posterior fresh draws cycle through; 0 where each draw is independent."""
+        """Number of members of the posterior that fresh draws cycle through; 0 if draws are independent."""
         members = self.posterior.members if self.posterior.stochastic else None
         return members if members is not None and members <= CYCLED else 0
 
     def next_seed(self) -> int:
-        """The seed of the next fresh draw, which it uses up.
+        """Return the seed of the next fresh draw and advance the sequence.
 
-        Draws from a posterior of few members are one permutation of them after another: with replacement, as many
-        draws as members would miss a third of them.
+        Draws from a posterior with few members run through one random permutation of them after another: drawn with
+        replacement, as many draws as members would miss a third of them.
         """
         self._drawn += 1
         seed, members = derive(self._seed, "draw", self._drawn - 1), self._cycle
@@ -182,10 +182,10 @@ class Classifier(nn.Module):
         return seed // 2 // members * members + int(order[position])
 
     def fresh_seeds(self, n: int) -> list[int]:
-        """The seeds of `n` fresh draws of an attack, whose mean it looks at: not for intervals.
+        """Seeds of `n` fresh draws whose mean an attack uses; not suited to confidence intervals.
 
-        Where there are no more than `n` members, one of each, whose mean is exact. Gaussian draws come in pairs that
-        are each other's mirror images: what is odd in the noise cancels in their mean.
+        With at most `n` members, each is taken once, and the mean is exact. Gaussian draws come in antithetic pairs
+        (mirror images): terms that are odd in the noise cancel in their mean.
         """
         members = self.members
         if members is not None and members <= min(n, CYCLED):
@@ -197,15 +197,15 @@ class Classifier(nn.Module):
 
     @property
     def mirrored(self) -> bool:
-        """Whether `fresh_seeds` come in pairs: the negative of a draw's seed stands for its mirror image."""
+        """True if `fresh_seeds` come in antithetic pairs: the negative of a seed gives the mirror image of its draw."""
         noise = isinstance(self.noise, Noise) and self.noise.acts and self.noise.symmetric
         return noise or (self.posterior.stochastic and self.posterior.symmetric)
 
     def draw(self, seed: int | None = None) -> Draw:
-        """A fresh draw, or the one that `seed` stands for.
+        """A fresh draw, or the draw of a given seed.
 
-        The negative of a seed stands for the mirror image of its draw, where weights or noise are symmetric. A
-        posterior of few members is drawn by the seed modulo their number.
+        If weights or noise are symmetric, the negative of a seed gives the mirror image of its draw. If the posterior
+        has few members, the draw is the member numbered by the seed modulo their number.
         """
         if seed is None:
             seed = self.next_seed()
@@ -222,13 +222,13 @@ class Classifier(nn.Module):
         return torch.stack([self(x) for _ in range(n)])
 
     def at(self, draw: Draw, x: Tensor, offset: int = 0) -> Tensor:
-        """Logits `(batch, classes)` at a given draw; differentiable in `x` and in the draw's weights.
+        """Logits `(batch, classes)` at a given draw, differentiable in `x` and in the draw's weights.
 
         Args:
             draw: the draw.
             x: images `(batch, channels, height, width)`.
-            offset: position of the first image where `x` is part of a longer sequence that is evaluated at this
-                draw: weights serve all images, noise inside the module is fresh at each offset.
+            offset: position of the first image, if `x` is part of a longer sequence that is evaluated at this draw: all
+                images share its weights, and the noise inside the module is drawn afresh at each offset.
         """
         self.passes.forward += len(x)
         watched = x.requires_grad and torch.is_grad_enabled()
@@ -247,7 +247,7 @@ class Classifier(nn.Module):
             else:
                 logits = torch.cat([self._logits(draw, x[r], r.start) for r in ranges])
         finite = logits.detach().isfinite().all()
-        if watched:  # of what another library's attack makes of a zero gradient no model makes finite logits
+        if watched:  # another library's attack may turn a zero gradient into NaN images: not the model's fault
             finite = finite | ~x.detach().isfinite().all()
         self.passes.note_finite(finite)
         if watched and logits.requires_grad:
@@ -270,19 +270,19 @@ class Classifier(nn.Module):
 
         With a `tilt` t other than 0 the average is log(mean of exp(t loss)) / t, whose gradient weighs each draw of
         each image by exp(t loss): of cross-entropy -log p(y) at t = -1 it is the cross-entropy of the mean softmax,
-        -log(mean of p(y)). Weights are kept relative to the largest so far, so that none underflows.
+        -log(mean of p(y)). The weights are stored relative to the largest so far, so that none underflows.
 
-        Memory is that of one draw (and one chunk), whatever `samples`. Parameters' gradients are neither
-        computed nor touched. A classifier that is not stochastic is passed once, and one of no more members than
-        `samples` once for each of them.
+        Memory use is that of one draw (and one chunk), whatever `samples`. Gradients of parameters are neither computed
+        nor changed. A deterministic classifier takes one pass, and one with at most `samples` members one pass per
+        member.
 
         Args:
             x: images `(batch, channels, height, width)`.
             y: labels `(batch,)`.
-            loss: maps logits `(n, classes)` and labels `(n,)` to one loss an image, `(n,)`.
-            samples: draws to average over (expectation over transformation).
-            draws: average over these instead of fresh ones.
-            tilt: of the average, in 1 / units of the loss.
+            loss: maps logits `(n, classes)` and labels `(n,)` to one loss per image, `(n,)`.
+            samples: number of draws to average over (expectation over transformation).
+            draws: draws to average over, in place of fresh ones.
+            tilt: t of the tilted average, in 1 / units of the loss; 0 for the arithmetic mean.
         """
         seeds = self.fresh_seeds(samples) if draws is None else range(len(draws))
         samples = len(seeds)
@@ -305,7 +305,7 @@ class Classifier(nn.Module):
                 total = gradient if index == 0 else total + gradient
             logits.append(found)
             slopes.append(slope)
-        largest = total.abs().flatten(1).amax(1)  # sixteen times faster than the norm of that name; NaN stays
+        largest = total.abs().flatten(1).amax(1)  # 16 times faster than the L-inf norm of torch; keeps NaN
         self.passes.note_gradient(largest, logits, slopes, y)
         self.passes.forward += samples * len(x)
         self.passes.backward += samples * len(x)
@@ -316,31 +316,31 @@ class Classifier(nn.Module):
         return Gradient(total, torch.stack(logits) if samples > 1 else logits[0][None])
 
     def mean_gradient(self, x: Tensor, y: Tensor, loss: ExampleLoss, samples: int) -> Gradient:
-        """Gradient with respect to the images of the loss of the mean softmax of fresh draws.
+        """Gradient with respect to the images of the loss of the mean softmax over fresh draws.
 
-        The loss is that of the logarithm of the mean. How it falls with each draw's log-softmax is known once all
-        draws have passed; a second pass of each carries that to the images. Memory is that of one draw. (Of
-        cross-entropy `input_gradient` with a tilt is the same at half the passes.)
+        The loss takes the logarithm of the mean as its logits. A first pass of all draws gives its derivative with
+        respect to each draw's log-softmax; a second pass of each draw propagates that to the images. Memory use is that
+        of one draw. (For cross-entropy, `input_gradient` with a tilt gives the same with half the passes.)
 
         Args:
             x: images `(batch, channels, height, width)`.
             y: labels `(batch,)`, or labels and targets.
             loss: as in `input_gradient`.
-            samples: draws in the mean.
+            samples: number of draws in the mean.
         """
         return self.joint_gradient(x, y, lambda log_probs, rows: loss(log_probs.logsumexp(0), rows), samples)
 
     def joint_gradient(self, x: Tensor, y: Tensor, objective: JointObjective, samples: int) -> Gradient:
-        """Gradient with respect to the images of a function of all fresh draws' predictions together.
+        """Gradient with respect to the images of a joint function of the predictions of all fresh draws.
 
-        How the function changes with each draw's log-softmax is known once all draws have passed; a second pass of
-        each carries that to the images. Memory is that of one draw. A single draw passes once.
+        A first pass of all draws gives the derivative with respect to each draw's log-softmax; a second pass of each
+        draw propagates that to the images. Memory use is that of one draw. A single draw takes one pass.
 
         Args:
             x: images `(batch, channels, height, width)`.
-            y: labels `(batch,)`, or labels and targets; -1 where there is none.
-            objective: maps the draws' log-softmax `(draws, batch, classes)` and `y` to one value an image, `(batch,)`.
-            samples: draws.
+            y: labels `(batch,)`, or labels and targets; -1 for none.
+            objective: maps the draws' log-softmax `(draws, batch, classes)` and `y` to one value per image, `(batch,)`.
+            samples: number of draws.
         """
         draws = [self.draw(seed) for seed in self.fresh_seeds(samples)]
         if len(draws) == 1:
@@ -368,7 +368,7 @@ class Classifier(nn.Module):
     def _chunk_gradient(
         self, draw: Draw, x: Tensor, y: Tensor, loss: ExampleLoss, offset: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The loss's gradient with respect to the images, the logits, and the gradient with respect to these."""
+        """Gradient of the loss with respect to the images, the logits, and the gradient with respect to the logits."""
         with torch.enable_grad():
             leaf = x.detach().requires_grad_(True)
             with _named_errors():
@@ -381,7 +381,7 @@ class Classifier(nn.Module):
                     expected="logits that depend on the images through differentiable operations",
                     remedy="use an attack that needs no gradient",
                 )
-            with _named_errors():  # as reentrant checkpoints raise some
+            with _named_errors():  # reentrant checkpoints may raise here
                 if known is None:
                     gradient, slope = torch.autograd.grad(total, [leaf, logits], allow_unused=True)
                 else:
@@ -391,7 +391,7 @@ class Classifier(nn.Module):
         return gradient, logits.detach(), slope
 
     def _chunks(self, count: int) -> list[slice]:
-        # Noise inside a module is drawn for a batch as a whole, which cutting would change.
+        # Noise inside a module is drawn for the whole batch; splitting it would change the draws.
         size = count if self.chunk is None or self.noise else self.chunk
         return [slice(start, min(start + size, count)) for start in range(0, count, max(size, 1))] or [slice(0, 0)]
 
@@ -401,7 +401,7 @@ class Classifier(nn.Module):
             with isolated_rng(seed, x.device), self.noise.mirrored(draw.seed < 0):
                 logits = self._call(draw.weights, x)
         elif self.noise:
-            # A module that draws by itself may do so from numpy's or Python's generators as well.
+            # A module with randomness of its own may also draw from numpy's or Python's generators.
             seed = derive(draw.seed, "noise", offset)
             with isolated_rng(seed, x.device, everywhere=not isinstance(self.noise, Noise)):
                 logits = self._call(draw.weights, x)
@@ -410,7 +410,7 @@ class Classifier(nn.Module):
         checked = _checked_logits(logits, x, self._classes)
         if self._classes is None:
             self._classes = checked.shape[1]
-        return checked if checked.requires_grad else checked.clone()  # a module may use its output's memory again
+        return checked if checked.requires_grad else checked.clone()  # a module may reuse its output's memory
 
     def _call(self, weights: Weights, x: Tensor) -> Any:
         x = x.clone()  # a module may work in place
@@ -421,15 +421,15 @@ class Classifier(nn.Module):
         return functional_call(self.module, every_name, (x,), tie_weights=False)
 
     def frozen(self, seed: int) -> Classifier:
-        """The same classifier at the one draw that `seed` stands for: deterministic ever after."""
+        """The classifier fixed at the draw of `seed`; deterministic."""
         return self._frozen_at(self.draw(seed))
 
     def frozen_draws(self, count: int, seed: int) -> list[Classifier]:
-        """Draws, each frozen: `count` of them, or of a posterior of at most twice as many members one of each.
+        """Frozen draws: `count` of them, or every member once if there are at most twice as many.
 
         Args:
-            count: draws.
-            seed: of the draws.
+            count: number of draws.
+            seed: seed of the draws.
         """
         if not self.stochastic:
             return [self]
@@ -444,18 +444,18 @@ class Classifier(nn.Module):
         if not isinstance(self.posterior, PointPosterior) or not self.posterior.are_modules_own(draw.weights):
             frozen.posterior = PointPosterior(self.module, weights)
         frozen.chunk = self.chunk
-        frozen.passes = self.passes  # an attack on a frozen draw is counted like any other
+        frozen.passes = self.passes  # passes of an attack on a frozen draw count as well
         return frozen
 
 
 def _carried(logits: Tensor, slopes: Tensor) -> Tensor:
-    """What has these slopes with respect to the log-softmax, `(batch,)`."""
+    """A scalar per image with the given gradient with respect to the log-softmax, `(batch,)`."""
     return (logits.log_softmax(1) * slopes).sum(1)
 
 
 @contextmanager
 def _named_errors() -> Iterator[None]:
-    """Say of an error in a pass that it is the model's; what is an error of advbench or of memory stays as it is."""
+    """Attribute errors in a pass to the model; advbench's own and out-of-memory errors pass unchanged."""
     try:
         yield
     except Exception as error:
@@ -466,26 +466,26 @@ def _named_errors() -> Iterator[None]:
 
 
 def _check_parallel(module: nn.Module, posterior: Posterior) -> None:
-    """Refuse `nn.DataParallel`, whose replicas are copies of the module's own weights, under drawn ones.
+    """Refuse drawn weights in `nn.DataParallel`, whose replicas copy the module's own weights.
 
     Raises:
-        InputError: there are some.
+        InputError: the module holds `nn.DataParallel` and the posterior is not a point.
     """
     parallel = any(isinstance(part, nn.DataParallel) for part in module.modules())
     if parallel and not isinstance(posterior, PointPosterior):
         raise InputError(
             "module of the classifier",
-            expected=f"one that a {posterior.kind} posterior can give weights",
+            expected=f"one that a {posterior.kind} posterior can pass weights to",
             got="nn.DataParallel",
-            remedy="give the module inside it, and let tasks run on each GPU",
+            remedy="pass the module inside it, and run one task per GPU",
         )
 
 
 def _checked_logits(logits: Any, x: Tensor, classes: int | None) -> Tensor:
-    """What a module returned, which must be a table of logits.
+    """The output of a module, verified to be a table of logits.
 
     Raises:
-        PluginError: says what it is.
+        PluginError: it is anything else.
     """
     if isinstance(logits, Tensor):
         fits = logits.ndim == 2 and len(logits) == len(x) and classes in (None, logits.shape[1])
@@ -502,10 +502,10 @@ def _checked_logits(logits: Any, x: Tensor, classes: int | None) -> Tensor:
 
 
 def _aliases(module: nn.Module, listed: Literal["named_parameters", "named_buffers"]) -> list[tuple[str, str]]:
-    """Each place that holds a parameter, or a buffer, with the name under which the module lists it.
+    """Each location of a parameter, or of a buffer, with the name under which the module lists it.
 
-    Tied parameters have several places. A submodule that is registered twice has one, which must be
-    replaced once: `functional_call` with its own search for ties would put it back wrongly.
+    Tied parameters have several locations. A submodule that is registered twice has one, which must be replaced once:
+    `functional_call` would restore it wrongly when it searches for ties itself.
     """
     first: dict[int, str] = {}
     places = []
@@ -517,7 +517,7 @@ def _aliases(module: nn.Module, listed: Literal["named_parameters", "named_buffe
 
 
 class _FrozenNoise(Classifier):
-    """A classifier with noise inside its module, held at one seed."""
+    """A classifier with noise inside its module, fixed at one seed."""
 
     def __init__(self, module: nn.Module, seed: int) -> None:
         super().__init__(module, noise=True)

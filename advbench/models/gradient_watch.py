@@ -1,4 +1,4 @@
-"""Counts passes, and watches whether logits and gradients are finite and whether gradients vanish."""
+"""Counts passes and detects non-finite logits and gradients, and gradients that vanish."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 
 from advbench.errors import PluginError
 
-_PENDING = 64  # gradients that wait for their check, so that one check serves many
-_ELEMENTS = 2**22  # of the logits that wait with them, so that memory stays small
+_PENDING = 64  # gradients that are checked together, in one reduction
+_ELEMENTS = 2**22  # bound on the elements of the logits kept until then
 
 
 class _Seen(NamedTuple):
-    """Of one gradient: its largest absolute value for each image, and each draw's logits and slopes at them."""
+    """A gradient to check: its largest absolute value per image, and the logits of each draw with their gradients."""
 
     largest: Tensor
     logits: Sequence[Tensor]
@@ -24,21 +24,21 @@ class _Seen(NamedTuple):
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """Gradients of one kind are checked together."""
+        """Shapes, dtype and device; gradients of equal kind are checked together."""
         rows = None if self.rows is None else self.rows.ndim
         return len(self.logits), self.logits[0].shape[1], self.logits[0].dtype, rows
 
 
 class Passes:
-    """What an attack cost, and whether it had something to go by.
+    """Number of passes of an attack, and the state of the gradients that it received.
 
-    Gradients are checked many at once, when somebody asks or enough have come: on a GPU each check of one costs more
-    kernels than a small net's pass.
+    Gradients are checked in groups, when a result is read or enough have accumulated: on a GPU, a check of each one
+    costs more kernels than a pass of a small net.
 
     Attributes:
-        forward: images that passed a net.
-        backward: images that passed it backward, for a gradient.
-        gradients: images' gradients that were asked for, each over all its draws.
+        forward: number of images passed forward through a net.
+        backward: number of images passed backward, for a gradient.
+        gradients: number of image gradients requested, each over all its draws.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Passes:
         self._elements = 0
 
     def note_finite(self, finite: Tensor) -> None:
-        """Note whether some logits or gradients were finite, `()`, bool."""
+        """Record whether logits or gradients were finite, `()`, bool."""
         self._finite.append(finite)
         if len(self._finite) >= _PENDING:
             self._finite = [torch.stack(self._finite).all()]
@@ -59,13 +59,13 @@ class Passes:
     def note_gradient(
         self, largest: Tensor, logits: Sequence[Tensor], slopes: Sequence[Tensor], rows: Tensor | None
     ) -> None:
-        """Note a gradient with respect to images.
+        """Record a gradient with respect to images.
 
         Args:
             largest: its largest absolute value for each image, `(batch,)`.
-            logits: of each draw that it is an average over, `(batch, classes)`.
-            slopes: the gradient with respect to each of them.
-            rows: labels, or labels and targets, `(batch, 2)`; None where they are not known.
+            logits: logits of each draw that it averages over, `(batch, classes)`.
+            slopes: gradient with respect to the logits of each draw.
+            rows: labels, or labels and targets, `(batch, 2)`; None if unknown.
         """
         self.gradients += len(largest)
         self._pending.append(_Seen(largest, logits, slopes, rows))
@@ -74,19 +74,19 @@ class Passes:
             self._check()
 
     def note_cut(self, images: int) -> None:
-        """Note images for which somebody wanted a gradient that the model does not let through."""
+        """Record images whose gradient was requested although the model does not propagate it."""
         self.gradients += images
         self._vanished = self._vanished + images
 
     @property
     def vanished(self) -> int:
-        """How many of the gradients were exactly zero."""
+        """Number of gradients that were exactly zero."""
         self._check()
         return int(self._vanished)
 
     @property
     def finite(self) -> bool:
-        """Whether all logits and gradients were finite."""
+        """True if all logits and gradients were finite."""
         self._check()
         return not self._finite or bool(torch.stack(self._finite).all())
 
@@ -105,7 +105,7 @@ class Passes:
             self.note_finite(logits.isfinite().all() & largest.isfinite().all())
 
     def add(self, other: Passes) -> None:
-        """Count what another counted as well."""
+        """Add the counts of another instance."""
         other._check()
         self.forward += other.forward
         self.backward += other.backward
@@ -115,25 +115,25 @@ class Passes:
             self.note_finite(finite)
 
     def check_finite(self) -> None:
-        """Refuse a model that gave NaN or infinity.
+        """Raise if the model gave NaN or infinity.
 
         Raises:
-            PluginError: it did.
+            PluginError: some logits or gradients were not finite.
         """
         if not self.finite:
             raise PluginError("the model's output", expected="finite logits and gradients", got="NaN or infinity")
 
 
 def _asked(slopes: Tensor, logits: Tensor, rows: Tensor | None) -> Tensor:
-    """Of which images an attack asked a gradient, `(batch,)`: only such a gradient can vanish.
+    """Mask of the images whose gradient an attack needed, `(batch,)`: only such a gradient can vanish.
 
-    It may ask nothing of an image, as where that fools already: then its loss does not depend on the logits. Nor
-    does cross-entropy where the softmax is rounded to 1, but that is what is looked for.
+    The loss of an image that is already misclassified may not depend on the logits at all. Neither does the
+    cross-entropy where the softmax rounds to 1, but that is the case to detect.
 
     Args:
         slopes: gradient with respect to the logits, `(draws, batch, classes)`.
-        logits: likewise.
-        rows: labels, or labels and targets, `(batch, 2)`; None where they are not known, and doubt prevails.
+        logits: logits of the same shape.
+        rows: labels, or labels and targets, `(batch, 2)`; None if unknown, when every image counts as needed.
     """
     rounded = logits.softmax(-1).amax(-1) == 1
     if rows is not None:
@@ -148,15 +148,15 @@ def _is_batched(gradient: Tensor) -> bool:
 
 
 class BackwardWatch:
-    """Counts the backward passes of logits that others differentiate, and looks at what reaches the images.
+    """Counts backward passes through logits that other code differentiates, and records the gradients at the images.
 
-    A gradient that torch.func takes for several vectors at once cannot be looked at, and is counted once.
+    A gradient that torch.func computes for several vectors at once cannot be inspected and counts once.
 
     Args:
-        passes: where it counts.
-        x: the images that passed, which need a gradient.
+        passes: the counter.
+        x: the images, which require a gradient.
         logits: their logits, `(batch, classes)`.
-        rows: their labels, or labels and targets, `(batch, 2)`; None where they are not known.
+        rows: their labels, or labels and targets, `(batch, 2)`; None if unknown.
     """
 
     def __init__(self, passes: Passes, x: Tensor, logits: Tensor, rows: Tensor | None) -> None:
@@ -175,7 +175,7 @@ class BackwardWatch:
         if self._slope is None or _is_batched(gradient):
             return
         largest = gradient.detach().abs().flatten(1).amax(1)
-        # Logits that are not finite were noted by the pass forward, which knows whether the images were.
+        # Non-finite logits were recorded by the forward pass, which knows whether the images were finite.
         finite = self._logits.isfinite().all(1)
         largest = torch.where(finite, largest, 1.0)
         logits = torch.where(finite[:, None], self._logits, 0.0)

@@ -1,4 +1,4 @@
-"""The border to models that advbench did not write: opens them, puts back what they change, and says what is odd."""
+"""Guards around third-party models: wrap them, restore the state that they change, and report defects."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from advbench.models.noise import Noise
 from advbench.models.posterior import PointPosterior
 
 PROBE_IMAGES = 32
-DECLARED_IMAGES = 12  # of a classifier, which says itself whether it is random
-PROBE_DRAWS = 24  # of two equally likely members, so many draws are the same one in one case of eight million
+DECLARED_IMAGES = 12  # for a `Classifier`, which declares whether it is random
+PROBE_DRAWS = 24  # with two equally likely members, all draws are equal with probability 1.2e-7
 
-# Why a number that an evaluation of such a model gives may not be what it seems.
+# Why an evaluation of such a model may mislead.
 ODDITIES = {
-    "probabilities": "the model returns probabilities in place of logits, which hides gradients from attacks: return "
-    "what goes into its last softmax or sigmoid",
+    "probabilities": "the model returns probabilities in place of logits, which masks gradients: return "
+    "the input of its last softmax or sigmoid",
     "train_mode": "batch norm is in train mode, so that predictions depend on the other images of a batch: call "
-    "model.eval() (dropout that is to stay on can be left in train mode)",
-    "unseeded": "passes at one and the same draw differ, so results cannot be repeated: the model draws from a "
+    "model.eval() (dropout that is meant to stay on can be left in train mode)",
+    "unseeded": "two passes at the same draw differ, so results are not reproducible: the model draws from a "
     "generator of its own, keeps state from pass to pass, or is random without Classifier(..., noise=True); draw from "
     "torch's, numpy's or Python's global generator",
-    "equal_draws": "the classifier counts as random, but all draws are equal: its randomness does not act",
+    "equal_draws": "the classifier counts as random, but all draws are equal: its randomness has no effect",
 }
 
 
 class Opened(NamedTuple):
-    """A model that has been looked at.
+    """A model that has been probed.
 
     Attributes:
         clf: the model as a classifier.
-        classes: their number.
-        oddities: names of what is odd about it (`ODDITIES`).
+        classes: number of classes.
+        oddities: names of its defects (keys of `ODDITIES`).
     """
 
     clf: Classifier
@@ -53,18 +53,19 @@ class Opened(NamedTuple):
 
 @torch.no_grad()
 def opened(model: nn.Module, x: Tensor, *, probe: bool = False) -> Opened:
-    """A model as a classifier, once it has passed a few images; warns of what is odd about it.
+    """Wrap a model as a classifier after passing a few images through it; warn of its defects.
 
-    A plain module counts as random, for none can be proved not to be. A probe can miss rare noise, so an evaluation
-    must not rely on one; an attack may, since a wrong guess costs it passes or strength and never touches the verdict.
+    A plain module counts as random, because none can be proved deterministic. A probe can miss rare noise, so an
+    evaluation must not rely on one; an attack may, since a wrong guess costs passes or strength and does not change the
+    evaluation.
 
     Args:
         model: a `Classifier`, or any module on [0, 1] images.
-        x: images, at least one; the first ones are passed.
-        probe: take a plain module whose two draws are equal for deterministic.
+        x: images, at least one; only the first ones are passed.
+        probe: treat a plain module as deterministic if two of its draws are equal.
 
     Raises:
-        InputError: `model` is no module, or cannot be applied to the images.
+        InputError: `model` is not a module, or cannot be applied to the images.
         PluginError: its output has the wrong shape.
     """
     if not isinstance(model, nn.Module):
@@ -72,7 +73,7 @@ def opened(model: nn.Module, x: Tensor, *, probe: bool = False) -> Opened:
     x = x[: DECLARED_IMAGES if isinstance(model, Classifier) else PROBE_IMAGES]
     clf = model if isinstance(model, Classifier) else Classifier(model, noise=True)
     oddities = ["train_mode"] if _batch_dependent(clf) else []
-    passes, clf.passes = clf.passes, Passes()  # which looking at a model does not add to
+    passes, clf.passes = clf.passes, Passes()  # probing does not count
     try:
         with undisturbed(clf, 0, x.device):
             logits = clf.at(clf.draw(derive(0, "probe", 0)), x)
@@ -84,7 +85,7 @@ def opened(model: nn.Module, x: Tensor, *, probe: bool = False) -> Opened:
         if isinstance(error.__cause__, RuntimeError | ValueError):  # more often the images' fault than the model's
             raise InputError(
                 "the model cannot be applied to the images",
-                expected="images of the shape, dtype and device that it takes",
+                expected="images of the shape, dtype and device that it was built for",
                 got=f"{x.dtype} {tuple(x.shape)} on {x.device} ({str(error.__cause__).strip().splitlines()[0]})",
             ) from error.__cause__
         raise
@@ -103,12 +104,12 @@ def _batch_dependent(clf: Classifier) -> bool:
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
-    """Whether logits of one draw agree; some kernels of a GPU add in an order that changes."""
+    """True if logits of the same draw agree, up to the summation order of GPU kernels."""
     return torch.allclose(one, other, rtol=1e-3, atol=1e-4, equal_nan=True)
 
 
 def looks_like_probabilities(logits: Tensor) -> bool:
-    """Whether outputs `(batch, classes)` are softmax, log-softmax or sigmoid values."""
+    """True if outputs `(batch, classes)` are softmax, log-softmax or sigmoid values."""
     values = logits.double()
     if values.numel() < 8 or bool((values == values[0, 0]).all()):
         return False
@@ -119,18 +120,19 @@ def looks_like_probabilities(logits: Tensor) -> bool:
     if bool((values < 0).any() | (values > 1).any()):
         return False
     softmax = torch.allclose(values.sum(1), ones, atol=rounding)
-    # Sigmoids lie around 1/2, or near 0 and 1; small logits of a net that was not trained, around 0.
-    # A few values show neither.
+    # Sigmoids lie around 1/2, or near 0 and 1; the small logits of an untrained net lie around 0.
+    # With few values the two cannot be distinguished.
     sigmoids = values.numel() >= 24 and (0.35 < float(values.mean()) < 0.65 or float(values.max() - values.min()) > 0.5)
     return softmax or sigmoids
 
 
 @contextmanager
 def undisturbed(clf: Classifier, seed: int, device: torch.device) -> Iterator[None]:
-    """Run a block of foreign code; put back what such code is known to leave changed.
+    """Run a block of third-party code and restore the state that such code may change.
 
-    Modes, buffers, `requires_grad` and gradients of the model; the global random state of torch, numpy and Python,
-    which the block finds seeded; the interpreter's trace function. No parameter needs a gradient meanwhile.
+    Restored are the modes, buffers, `requires_grad` and gradients of the model, the interpreter's trace function, and
+    the global random state of torch, numpy and Python, which is seeded for the block. No parameter requires a gradient
+    inside the block.
     """
     modes = [(module, module.training) for module in clf.modules()]
     buffers = [
@@ -161,12 +163,12 @@ def undisturbed(clf: Classifier, seed: int, device: torch.device) -> Iterator[No
 
 
 def check_trained(name: str, clf: Classifier, data: Data) -> None:
-    """Refuse a trained classifier whose randomness does not act, or whose posterior is over weights that do nothing.
+    """Refuse a trained classifier whose randomness, or any of whose random weights, does not affect the logits.
 
     Args:
-        name: of the training method, for the message.
-        clf: what it returned.
-        data: of the training.
+        name: name of the training method, for the message.
+        clf: the classifier that it returned.
+        data: the training data.
 
     Raises:
         PluginError: all draws agree on images of the data and on random ones though the classifier counts as random; or
@@ -179,15 +181,15 @@ def check_trained(name: str, clf: Classifier, data: Data) -> None:
         if draws_agree(clf, x):
             raise PluginError(
                 f"the classifier that defense {name!r} trained",
-                expected="draws that differ, for it counts as random",
+                expected="draws that differ, because it counts as random",
                 got=f"{PROBE_DRAWS} equal ones, on images of the data and on random ones",
-                remedy="return one that is deterministic, or let the drawn weights or the noise reach the logits",
+                remedy="return a deterministic one, or make the logits depend on the drawn weights or the noise",
             )
     check_effect(name, clf, data)
 
 
 def is_random(module: nn.Module, data: Data) -> bool:
-    """Whether a module draws random numbers itself: passes at several seeds differ, on the data or on random images."""
+    """True if a module draws random numbers itself: passes at several seeds differ, on the data or on random images."""
     clf = Classifier(module, noise=True)
     x = _probed(clf, data)
     with undisturbed(clf, 0, x.device), clf.isolated():
@@ -195,7 +197,7 @@ def is_random(module: nn.Module, data: Data) -> bool:
 
 
 def _probed(clf: Classifier, data: Data) -> Tensor:
-    """A few images of the data, and as many random ones."""
+    """A few images of the data, and as many of uniform noise."""
     x = data.batch(slice(8))[0].to(_device(clf))
     return torch.cat([x, torch.rand(x.shape, generator=torch.Generator().manual_seed(0)).to(x)])
 
@@ -204,7 +206,7 @@ def check_effect(name: str, clf: Classifier, data: Data) -> None:
     """Refuse a posterior over weights that no output depends on, in evaluation mode.
 
     Raises:
-        PluginError: it has some; names the first.
+        PluginError: there are such weights; the message names the first.
     """
     if isinstance(clf.posterior, PointPosterior):
         return
@@ -215,7 +217,7 @@ def check_effect(name: str, clf: Classifier, data: Data) -> None:
         names = {key for key, _ in clf.module.named_parameters()}
         weights = {key: value.detach().requires_grad_() for key, value in draw.weights.items() if key in names}
         logits = clf.at(Draw({**draw.weights, **weights}, draw.seed), x)
-        if not logits.requires_grad:  # nothing can be said of a module without gradient
+        if not logits.requires_grad:  # a module without gradient cannot be checked
             return
         gradients = torch.autograd.grad(logits.sum(), list(weights.values()), allow_unused=True)
     unused = [key for key, gradient in zip(weights, gradients, strict=True) if gradient is None]
@@ -226,13 +228,13 @@ def check_effect(name: str, clf: Classifier, data: Data) -> None:
             got=f"{unused[0]} and {len(unused) - 1} more without effect"
             if unused[1:]
             else f"{unused[0]} without effect",
-            remedy="a layer that copies its weights, or a parameter of a layer that is never called, takes no draws",
+            remedy="draws do not reach layers that copy their weights, or layers that are never called",
         )
 
 
 @torch.no_grad()
 def draws_agree(clf: Classifier, x: Tensor) -> bool:
-    """Whether the logits of many draws are equal, as they are where the randomness does not act."""
+    """True if the logits of many draws are equal, that is, the randomness has no effect."""
     members = clf.members
     draws = (
         map(clf.member, range(members)) if members else (clf.draw(derive(0, "probe", k)) for k in range(PROBE_DRAWS))

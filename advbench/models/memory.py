@@ -1,4 +1,4 @@
-"""The CPU memory that torch's tensors come from: kept for the next ones, and given back."""
+"""Settings of the CPU allocator under torch: keep freed memory for reuse, and release it."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import platform
 
 import torch
 
-_THRESHOLDS = (-3, -1)  # of glibc's mallopt: for blocks with pages of their own, and for what is free at the heap's end
+_THRESHOLDS = (-3, -1)  # glibc's M_MMAP_THRESHOLD and M_TRIM_THRESHOLD
 _MOST = 2**30  # bytes
 
 
 @functools.cache
 def keep() -> None:
-    """Keep up to 1 GiB of what torch frees on the CPU for its next tensors, in this process from now on.
+    """Keep up to 1 GiB of the CPU memory that torch frees for reuse, for the rest of the process.
 
-    glibc gives large blocks back to the kernel at once, which clears every page of them when they are asked for again:
+    By default glibc returns large blocks to the kernel at once, which zeroes every page when they are allocated again:
     half the time of an evaluation of a small convolutional net. Does nothing without glibc.
     """
     libc = _glibc()
@@ -26,7 +26,7 @@ def keep() -> None:
 
 
 def release(device: str) -> None:
-    """Give back what is cached on a GPU, or kept of the CPU's memory, so that another process can have it."""
+    """Release cached GPU memory, or kept CPU memory, to other processes."""
     if device.startswith("cuda"):
         torch.cuda.empty_cache()
     elif (libc := _glibc()) is not None:

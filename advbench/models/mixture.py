@@ -1,4 +1,4 @@
-"""Mixtures: a draw is that of one of several nets of one architecture, each as likely, as in an ensemble."""
+"""Uniform mixtures: a draw is a draw of one of several nets of the same architecture, as in an ensemble."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from advbench.models.posterior import PointPosterior, Posterior, SamplePosterior
 from advbench.models.saving import kind_of, stored_noise
 from advbench.registry import registry
 
-BUFFERS = "buffers."  # how an export names each component's buffers, stacked
+BUFFERS = "buffers."  # prefix of the stacked buffers in an export
 
 
 class MixturePosterior(Posterior):
-    """Several posteriors over the weights of a module, each as likely, with each one's buffers.
+    """Uniform mixture of posteriors over the weights of a module, each with its own buffers.
 
-    A draw is a draw of one of them, its batch norm's running statistics included. Where each has equally many members,
-    all of them are members of the mixture.
+    A draw is a draw of one component, including its running statistics of batch norm. If all components have the same
+    number of members, the mixture can be enumerated.
 
     Args:
-        module: the module whose weights they are over.
-        components: the posteriors; by default the point that the module's weights are.
-        buffers: the module's buffers at each of them, by name; by default its own.
+        module: the module whose weights are drawn.
+        components: the posteriors; by default a point mass at the module's weights.
+        buffers: the module's buffers for each component, by name; by default its own.
 
     Attributes:
         components: the posteriors.
@@ -40,7 +40,7 @@ class MixturePosterior(Posterior):
         self, module: nn.Module, components: Sequence[Posterior] = (), buffers: Sequence[Weights] = ()
     ) -> None:
         super().__init__(module)
-        self._within = [module]  # in a list, lest it count as a part of the posterior
+        self._within = [module]  # in a list, so that it is not registered as a submodule
         self._names: list[str] = []
         self._take(components or [SamplePosterior(module)], buffers or [dict(module.named_buffers())])
 
@@ -56,7 +56,7 @@ class MixturePosterior(Posterior):
 
     @property
     def stochastic(self) -> bool:  # type: ignore[override]
-        """Whether there are several components, or a random one."""
+        """True if there are several components, or a random one."""
         return len(self) > 1 or self.component(0).stochastic
 
     def component(self, index: int) -> Posterior:
@@ -66,49 +66,49 @@ class MixturePosterior(Posterior):
 
     @property
     def members(self) -> int | None:
-        """Those of all components together; None where one cannot be enumerated or has more of them than another."""
+        """Number of members of all components together; None if one cannot be enumerated or their numbers differ."""
         counts = {self.component(index).members for index in range(len(self))}
         each = counts.pop()
         return None if counts or each is None else each * len(self)
 
     def member(self, k: int) -> Weights:
-        """The k-th member: members of all components in turn."""
+        """The k-th member; members of all components take turns."""
         position, index = divmod(k, len(self))
         return {**self.component(index).member(position), **self.buffers_of(index)}
 
     @property
     def symmetric(self) -> bool:  # type: ignore[override]
-        """Whether mirror images are as likely in each component."""
+        """True if every component is symmetric."""
         return all(self.component(index).symmetric for index in range(len(self)))
 
     @contextmanager
     def fixed(self) -> Iterator[None]:
-        """A block in which no component changes."""
+        """Promise that no component changes in the block."""
         with ExitStack() as stack:
             for index in range(len(self)):
                 stack.enter_context(self.component(index).fixed())
             yield
 
     def draw(self, seed: int) -> Weights:
-        """The draw that a seed stands for; its negative for the mirror image in the same component."""
+        """The draw of a seed; the negative seed gives the mirror image in the same component."""
         index = derive(abs(seed), "component") % len(self)
         return {**self.component(index).draw(seed), **self.buffers_of(index)}
 
     def sample(self, generator: torch.Generator) -> Weights:
-        """A draw of one of the components, with its buffers."""
+        """A draw of a random component, with its buffers."""
         index = int(torch.randint(len(self), (1,), generator=generator, device=generator.device))
         return {**self.component(index).sample(generator), **self.buffers_of(index)}
 
     def buffers_of(self, index: int) -> dict[str, Tensor]:
-        """Copies of the buffers that belong to a component, which a module may change as it likes."""
+        """Copies of the buffers of a component, which the module may change."""
         return {name: self.get_buffer(f"buffer{place}")[index].clone() for place, name in enumerate(self._names)}
 
     def trainable(self) -> list[nn.Parameter]:
-        """Nothing: components are trained apart, before they are mixed."""
+        """Empty: components are trained separately, before they are mixed."""
         return []
 
     def export(self) -> dict[str, Tensor]:
-        """What each component exports, under its number and kind, and the buffers of all, `(components, *shape)`."""
+        """Exports of all components, prefixed by number and kind, and their stacked buffers, `(components, *shape)`."""
         parts = {
             f"{index}.{kind_of(self.component(index))}.{name}": tensor
             for index in range(len(self))
@@ -117,7 +117,7 @@ class MixturePosterior(Posterior):
         return parts | {BUFFERS + name: self.get_buffer(f"buffer{place}") for place, name in enumerate(self._names)}
 
     def restore(self, tensors: Weights) -> None:
-        """Take over any number of components of any kinds."""
+        """Load any number of components of any kind."""
         found: dict[int, tuple[str, dict[str, Tensor]]] = {}
         for name, tensor in tensors.items():
             number, _, rest = name.partition(".")
@@ -141,32 +141,32 @@ class MixturePosterior(Posterior):
 
 
 def mixture(module: nn.Module, members: Sequence[tuple[Weights, Mapping[str, Any]]]) -> Classifier:
-    """The classifier a draw of which is a draw of one of several, each as likely.
+    """Uniform mixture of classifiers of one architecture.
 
     Args:
-        module: of their architecture, on the CPU; the classifier takes it over.
-        members: what `export_classifier` gave of each, on the CPU.
+        module: a module of their architecture, on the CPU; it becomes part of the mixture.
+        members: the result of `export_classifier` for each, on the CPU.
 
     Raises:
-        InputError: the noise inside their modules is not the same, or a member's posterior is itself a mixture.
+        InputError: the noise inside their modules differs, or a member is itself a mixture.
     """
     noise = members[0][1]["noise"]
     if any(values["noise"] != noise for _, values in members):
         raise InputError("members of a mixture", expected="the same noise inside each")
     if any(values["posterior"] == MixturePosterior.kind for _, values in members):
-        raise InputError("members of a mixture", expected="none that is itself a mixture")
+        raise InputError("members of a mixture", expected="classifiers that are not mixtures themselves")
     buffers = [
         {name: tensors[f"buffer.{name}"].to(own, copy=True) for name, own in module.named_buffers()}
         for tensors, _ in members
     ]
-    with isolated_rng(0, "cpu"):  # what a posterior starts from is replaced
+    with isolated_rng(0, "cpu"):  # the initial weights are replaced
         components = [_component(module, values["posterior"], tensors) for tensors, values in members]
     posterior = MixturePosterior(module, components, buffers)
     return Classifier(module.eval(), posterior, noise=stored_noise(noise)).requires_grad_(False)
 
 
 def _component(module: nn.Module, kind: str, tensors: Weights) -> Posterior:
-    if kind == PointPosterior.kind:  # whose weights would be those of the module, which all components share
+    if kind == PointPosterior.kind:  # a point uses the weights of the module, which all components share
         kind = SamplePosterior.kind
         tensors = {f"samples.{n.removeprefix('value.')}": t[None] for n, t in tensors.items() if n.startswith("value.")}
     component: Posterior = registry().load("posterior", kind)(module)

@@ -1,4 +1,4 @@
-"""Nets by name: any input size and channel count that fits; images in [0, 1] in, logits out."""
+"""Registered network architectures: images in [0, 1] of any suitable size in, logits out."""
 
 from __future__ import annotations
 
@@ -19,8 +19,6 @@ from advbench.keys import isolated_rng
 from advbench.registry import files, registry
 from advbench.registry.params import Field, Params, resolved
 
-BUILDING = 300.0  # seconds that a function in a file may take to make a net
-
 
 class Normalize(nn.Module):
     """(x - mean) / std for each channel: normalisation inside the module, so attacks see [0, 1] images."""
@@ -39,10 +37,10 @@ class Normalize(nn.Module):
 
 
 class MaxPool(nn.Module):
-    """The largest value of each 2x2 block; a last odd row or column is left out.
+    """Maximum of each 2x2 block; an odd last row or column is dropped.
 
-    The numbers of `nn.MaxPool2d(2)`. Where no gradient is asked for on the CPU, that takes up to half of a small net's
-    pass, as torch's kernel reads single values there; strided views are read by whole vectors.
+    Same values as `nn.MaxPool2d(2)`, which takes up to half of a small net's forward pass on the CPU, because torch's
+    kernel is not vectorised there. Without gradients, strided views are compared instead.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,21 +55,21 @@ class MaxPool(nn.Module):
 def build(name: str, data: Data, seed: int, params: Mapping[str, Any] | None = None) -> nn.Module:
     """A registered architecture for the images of `data`, initialised by `seed`, normalising inside.
 
-    What makes a net may say that the net normalises by itself, by an attribute `normalizes` that is True.
+    A function that builds a net which normalises by itself has an attribute `normalizes` that is True.
 
     Args:
         name: a registered architecture, or `path/to/my.py:NAME`, a function in a file.
-        data: the training data; gives shape, classes, and each channel's mean and deviation.
-        seed: of the initial weights.
-        params: hyperparameters of the net, where not its defaults.
+        data: the training data; determines shape, classes, and the mean and standard deviation of each channel.
+        seed: seed of the initial weights.
+        params: hyperparameters of the net that differ from its defaults.
 
     Raises:
-        InputError: unknown name or hyperparameter, or images that the net cannot take.
+        InputError: unknown name or hyperparameter, or images of an unsuitable size.
     """
     name = files.kept_name(name)
     make, digest = registry().load("architecture", name), files.digest_of(name)
     values = net_values(make, params or {}) or {}
-    foreign = files.running(digest, "makes its net", BUILDING) if digest else nullcontext()
+    foreign = files.running(digest, "makes its net") if digest else nullcontext()
     with foreign, isolated_rng(seed, "cpu", everywhere=True):
         net: nn.Module = make(*data.shape, data.classes, **values)
     if not isinstance(net, nn.Module):
@@ -82,7 +80,7 @@ def build(name: str, data: Data, seed: int, params: Mapping[str, Any] | None = N
 
 
 def net_params(make: Any) -> type[Params]:
-    """The hyperparameters of a net: what the function that makes it takes beside (channels, height, width, classes).
+    """Hyperparameters of a net: the arguments of its function after (channels, height, width, classes).
 
     Their annotations may describe them: `depth: Annotated[int, Field(ge=10, description="...")] = 28`.
     """
@@ -101,7 +99,7 @@ def net_params(make: Any) -> type[Params]:
 
 
 def net_values(make: Any, given: Mapping[str, Any]) -> dict[str, Any] | None:
-    """All hyperparameters of a net; None where they are its defaults.
+    """All hyperparameters of a net; None if all have their defaults.
 
     Raises:
         InputError: an unknown hyperparameter, or a value of the wrong type or range.
@@ -136,7 +134,7 @@ def _conv(inputs: int, outputs: int, stride: int = 1, *, bias: bool = True) -> n
 
 
 def small_cnn(channels: int, height: int, width: int, classes: int) -> nn.Module:
-    """Two convolutions, a pool, two linear layers; 38 k weights on 8x8 images."""
+    """Two convolutions, a pooling layer, two linear layers; 38,000 weights on 8x8 images."""
     _require_size("small_cnn", height, width, 2)
     return nn.Sequential(
         _conv(channels, 16),
@@ -160,17 +158,62 @@ def _fully_connected(inputs: int, hidden: list[int], classes: int) -> nn.Module:
 
 
 def fcnn1(channels: int, height: int, width: int, classes: int) -> nn.Module:
-    """One hidden layer of 100 (APD section 5.1)."""
+    """One hidden layer of 100 units (APD section 5.1)."""
     return _fully_connected(channels * height * width, [100], classes)
 
 
 def fcnn2(channels: int, height: int, width: int, classes: int) -> nn.Module:
-    """Two hidden layers of 400 (APD section 5.1)."""
+    """Two hidden layers of 400 units (APD section 5.1)."""
     return _fully_connected(channels * height * width, [400, 400], classes)
 
 
+def fcnn(
+    channels: int,
+    height: int,
+    width: int,
+    classes: int,
+    *,
+    hidden: Annotated[
+        tuple[Annotated[int, Field(ge=1)], ...],
+        Field(min_length=1, description="widths of the hidden ReLU layers; APD section 5.1, toy data: 10, 10"),
+    ] = (10, 10),
+) -> nn.Module:
+    """Fully connected, with hidden layers of any widths (APD section 5.1)."""
+    return _fully_connected(channels * height * width, list(hidden), classes)
+
+
+def apd_cnn(
+    channels: int,
+    height: int,
+    width: int,
+    classes: int,
+    *,
+    widen: Annotated[float, Field(gt=0, description="factor on Springenberg's 96 and 192 channels; APD: 0.5")] = 0.5,
+) -> nn.Module:
+    """The net of active learning in APD: nine convolutions without a linear layer, mean over the last one's pixels.
+
+    Springenberg et al. 2014 with leaky ReLUs (slope 0.2) and half the channels (APD section 5.3). Batch norm, pools in
+    place of strides, and dropout of 0.2, 0.2 and 0.3 in training are those of the released code, whose clamp of the
+    logits at 1e-10 is left out.
+    """
+    _require_size("apd_cnn", height, width, 12)
+    first, second = max(1, round(96 * widen)), max(1, round(192 * widen))
+    layers: list[nn.Module] = []
+    inputs = channels
+    for dropout, outputs in ((0.2, first), (0.2, second)):
+        layers.append(nn.Dropout(dropout))
+        for _ in range(3):
+            layers += [_conv(inputs, outputs), nn.BatchNorm2d(outputs), nn.LeakyReLU(0.2)]
+            inputs = outputs
+        layers += [MaxPool(), nn.BatchNorm2d(outputs)]
+    layers += [nn.Dropout(0.3), nn.Conv2d(second, second, 3), nn.BatchNorm2d(second), nn.LeakyReLU(0.2)]
+    layers += [nn.Conv2d(second, second, 1), nn.BatchNorm2d(second), nn.LeakyReLU(0.2)]
+    layers += [nn.Conv2d(second, classes, 1), nn.BatchNorm2d(classes), nn.LeakyReLU(0.2)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
 def bal_cnn(channels: int, height: int, width: int, classes: int) -> nn.Module:
-    """conv32-pool-conv32-pool-dropout-fc64-fc (BAL section 5.1); dropout 0.5, which the paper leaves open."""
+    """conv32-pool-conv32-pool-dropout-fc64-fc (BAL section 5.1); dropout rate 0.5, not stated in the paper."""
     _require_size("bal_cnn", height, width, 4)
     return nn.Sequential(
         _conv(channels, 32),
@@ -201,7 +244,7 @@ def vgg16(channels: int, height: int, width: int, classes: int) -> nn.Module:
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions with batch norm beside an identity that is subsampled and zero-padded (He et al. 2016)."""
+    """Two convolutions with batch norm, and a subsampled, zero-padded identity shortcut (He et al. 2016)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -234,19 +277,19 @@ def _resnet(blocks: int, channels: int, classes: int) -> nn.Module:
 
 
 def resnet20(channels: int, height: int, width: int, classes: int) -> nn.Module:
-    """ResNet-20 for small images, identity shortcuts (He et al. 2016, section 4.2)."""
+    """ResNet-20 for small images with identity shortcuts (He et al. 2016, section 4.2)."""
     _require_size("resnet20", height, width, 8)
     return _resnet(3, channels, classes)
 
 
 def resnet56(channels: int, height: int, width: int, classes: int) -> nn.Module:
-    """ResNet-56 for small images, identity shortcuts (He et al. 2016, section 4.2)."""
+    """ResNet-56 for small images with identity shortcuts (He et al. 2016, section 4.2)."""
     _require_size("resnet56", height, width, 8)
     return _resnet(9, channels, classes)
 
 
 class WideBlock(nn.Module):
-    """Batch norm and ReLU before each of two convolutions, beside a shortcut (Zagoruyko and Komodakis 2016)."""
+    """Two convolutions, each after batch norm and ReLU, and a shortcut (Zagoruyko and Komodakis 2016)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -285,16 +328,18 @@ def wrn(
     width: int,
     classes: int,
     *,
-    depth: Annotated[int, Field(ge=10, description="layers, 6n + 4; hierarchical VI's released code: 16")] = 28,
-    widen: Annotated[int, Field(ge=1, description="factor on the channels; hierarchical VI's released code: 8")] = 10,
+    depth: Annotated[
+        int, Field(ge=10, description="number of layers, 6n + 4; hierarchical VI's released code: 16")
+    ] = 28,
+    widen: Annotated[int, Field(ge=1, description="widening factor; hierarchical VI's released code: 8")] = 10,
 ) -> nn.Module:
-    """Wide residual net without dropout, WRN-28-10 (Zagoruyko and Komodakis 2016).
+    """Wide residual network without dropout, WRN-28-10 (Zagoruyko and Komodakis 2016).
 
-    The paper of hierarchical VI leaves depth and width open; its released code has WRN-16-8.
+    The paper of hierarchical VI does not state depth and width; its released code has WRN-16-8.
     """
     _require_size("wrn", height, width, 8)
     if (depth - 4) % 6:
-        raise InputError("depth of architecture 'wrn'", expected="6n + 4, as 10, 16, 22 or 28", got=depth)
+        raise InputError("depth of architecture 'wrn'", expected="6n + 4, such as 10, 16, 22 or 28", got=depth)
     return _wide_resnet(depth, widen, channels, classes)
 
 
@@ -307,15 +352,15 @@ def model_a(
     released: Annotated[
         bool,
         Field(
-            description="as in Adv-BNN's released code: convolutions of 32, 64, 128, 256, 256, 512, batch norm with "
-            "affine parameters, and the mean in place of the largest value at the end"
+            description="variant of Adv-BNN's released code: 32, 64, 128, 256, 256, 512 channels, batch norm with "
+            "affine parameters, and mean in place of max pooling at the end"
         ),
     ] = False,
 ) -> nn.Module:
-    """Model A: convolutions of 32, 64, 128, 128, 256, 256 and one linear layer (Adv-BNN section 4, STL-10).
+    """Model A: convolutions of 32, 64, 128, 128, 256, 256 channels and a linear layer (Adv-BNN section 4, STL-10).
 
-    Batch norm without affine parameters behind each convolution; the last two are not padded. This is the net that
-    Adv-BNN's footnote 1 links to; its released code has another.
+    Batch norm without affine parameters follows each convolution; the last two are not padded. This is the net that
+    Adv-BNN's footnote 1 links to; its released code has a different one.
     """
     _require_size("model_a", height, width, 80)
     sizes = (32, 64, 128, 256, 256, 512) if released else (32, 64, 128, 128, 256, 256)
@@ -332,15 +377,15 @@ def model_a(
 
 
 class SpatialTransformer(nn.Module):
-    """Resamples images on an affine grid that a small net chooses for each (Jaderberg et al. 2015).
+    """Resamples images on an affine grid that a small net predicts for each (Jaderberg et al. 2015).
 
     Starts at the identity.
 
     Args:
-        channels: of the images.
-        height: of the images.
-        width: of the images.
-        released: choose the grid by the small net of BAL's released code.
+        channels: number of channels of the images.
+        height: height of the images, in pixels.
+        width: width of the images, in pixels.
+        released: predict the grid with the small net of BAL's released code.
     """
 
     def __init__(self, channels: int, height: int, width: int, *, released: bool = False) -> None:
@@ -368,7 +413,7 @@ class SpatialTransformer(nn.Module):
 
 
 class Grey(nn.Module):
-    """The luma of colour images (ITU-R BT.601, as PIL's and OpenCV's grey); images of one channel stay."""
+    """Luma of colour images (ITU-R BT.601, as in PIL and OpenCV); single-channel images are unchanged."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images `(batch, channels, height, width)` to `(batch, 1, height, width)`."""
@@ -385,20 +430,20 @@ def stn(
     *,
     kernels: Annotated[
         tuple[Annotated[int, Field(ge=1)], ...],
-        Field(min_length=3, max_length=3, description="sizes of the kernels; BAL's released code: 5, 3, 1"),
+        Field(min_length=3, max_length=3, description="kernel sizes; BAL's released code: 5, 3, 1"),
     ] = (3, 3, 3),
-    grey: Annotated[bool, Field(description="turn colour images grey (BAL section 5.2)")] = False,
+    grey: Annotated[bool, Field(description="conversion of colour images to grey (BAL section 5.2)")] = False,
     released: Annotated[
         bool,
         Field(
-            description="as in BAL's released code: convolutions without padding, leaky ReLU, batch norm behind each "
-            "pool, dropout 0.5, and a transformer of its own; its kernels are 5, 3, 1"
+            description="variant of BAL's released code: convolutions without padding, leaky ReLU, batch norm after "
+            "each pool, dropout 0.5, and another transformer; its kernels are 5, 3, 1"
         ),
     ] = False,
 ) -> nn.Module:
-    """A spatial transformer before convolutions of 50, 100, 150 and a linear layer of 350 (BAL section 5.2).
+    """A spatial transformer before convolutions of 50, 100, 150 channels and a linear layer of 350 (BAL section 5.2).
 
-    Kernels, pools and the transformer's own net are not in the paper, but in its released code.
+    Kernels, pooling and the net of the transformer are not stated in the paper; they follow its released code.
     """
     _require_size("stn", height, width, 8)
     if grey and channels not in (1, 3):

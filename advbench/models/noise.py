@@ -1,4 +1,4 @@
-"""Noise inside a module: dropout and Gaussian noise that no `.eval()` switches off."""
+"""Noise inside a module: dropout and Gaussian noise that stay on in evaluation mode."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _DROPOUT: dict[type[nn.Module], Callable[..., Tensor]] = {
 
 
 class Noise(ABC):
-    """Randomness that is put into a module's layers, drawn afresh for each image.
+    """Randomness inside the layers of a module, drawn independently for each image.
 
     Attributes:
-        kind: the name under which a stored classifier finds its class again.
-        symmetric: whether the noise's negative is as likely, and `mirrored` applies it.
+        kind: registered name of the class, stored with a classifier.
+        symmetric: True if the negative of the noise has the same distribution, and `mirrored` applies it.
     """
 
     kind: ClassVar[str]
@@ -40,35 +40,35 @@ class Noise(ABC):
 
     @property
     def acts(self) -> bool:
-        """Whether it changes anything; not where its level is 0."""
+        """True if it can change the logits; False at level 0."""
         return True
 
     @property
     def faint(self) -> bool:
-        """Whether it is so weak that many draws may well be equal."""
+        """True if it is so weak that many draws may be equal."""
         return False
 
     @contextmanager
     def mirrored(self, negative: bool) -> Iterator[None]:
-        """A block in which the negative of the noise is applied, where `symmetric`."""
+        """Apply the negative of the noise in a block, if `symmetric`."""
         yield
 
     @abstractmethod
     def values(self) -> dict[str, Any]:
-        """JSON values: the keyword arguments from which the same noise is made."""
+        """Keyword arguments that recreate the noise, as JSON values."""
 
     @abstractmethod
     def attach(self, module: nn.Module) -> None:
-        """Hook the noise to the module's layers; use the global random state, which a classifier seeds."""
+        """Hook the noise to the layers of a module; it uses the global random state, which a classifier seeds."""
 
     def install(self, module: nn.Module) -> None:
-        """Put the noise into a module, for good.
+        """Install the noise in a module, permanently.
 
         Raises:
-            InputError: the module holds noise already, or has no layer for it.
+            InputError: the module already contains noise, or has no suitable layer.
         """
         if getattr(module, "_holds_noise", False):
-            raise InputError("the module holds noise already", remedy="give a module without")
+            raise InputError("the module already contains noise", remedy="pass a module without noise")
         self.attach(module)
         module._holds_noise = True  # type: ignore[assignment]
 
@@ -76,8 +76,8 @@ class Noise(ABC):
 class DropoutNoise(Noise):
     """Dropout at prediction (Gal and Ghahramani 2016).
 
-    The module's own dropout layers stay on, at `rate`. A module without any gets dropout before each linear
-    layer that is not its first layer of weights.
+    The module's own dropout layers stay on, at `rate`. In a module without any, dropout is added before each linear
+    layer other than its first layer of weights.
 
     Args:
         rate: probability of dropping a unit, in [0, 1).
@@ -87,17 +87,17 @@ class DropoutNoise(Noise):
 
     def __init__(self, rate: float = 0.5) -> None:
         if not 0 <= rate < 1:
-            raise InputError("rate of dropout", expected="a number in [0, 1)", got=rate)
+            raise InputError("dropout rate", expected="a number in [0, 1)", got=rate)
         self.rate = rate
 
     @property
     def acts(self) -> bool:
-        """At a rate above 0."""
+        """True at a rate above 0."""
         return self.rate > 0
 
     @property
     def faint(self) -> bool:
-        """At a rate below 1 %."""
+        """True at a rate below 0.01."""
         return self.rate < 0.01
 
     def values(self) -> dict[str, Any]:
@@ -108,7 +108,7 @@ class DropoutNoise(Noise):
         """Hook dropout to the layers."""
         own = [layer for layer in module.modules() if isinstance(layer, _DropoutNd)]
         for layer in own:
-            layer.p = 0.0  # the hook drops instead, in any mode
+            layer.p = 0.0  # the hook drops units instead, in any mode
             drop = next((function for kind, function in _DROPOUT.items() if isinstance(layer, kind)), F.dropout)
             layer.register_forward_hook(functools.partial(_drop_output, drop, self.rate))
         if own:
@@ -117,8 +117,8 @@ class DropoutNoise(Noise):
         places = [layer for layer in weighted[1:] if isinstance(layer, nn.Linear)]
         if not places:
             raise InputError(
-                "the module has no place for dropout",
-                expected="a dropout layer, or a linear layer behind another layer of weights",
+                "the module has no layer for dropout",
+                expected="a dropout layer, or a linear layer after another layer of weights",
             )
         for place in places:
             place.register_forward_pre_hook(functools.partial(_drop_input, self.rate))
@@ -127,8 +127,8 @@ class DropoutNoise(Noise):
 class GaussianNoise(Noise):
     """Gaussian noise added to the images and to the input of each further convolution (RSE, Liu et al. 2018).
 
-    A module without convolutions gets it before its linear layers. The first noise is added to the images themselves,
-    before the module normalises them, as in the authors' code.
+    In a module without convolutions, it is added before the linear layers. The first noise is added to the images
+    themselves, before the module normalises them, as in the authors' code.
 
     Args:
         first: standard deviation of the noise on the images, in pixels in [0, 1].
@@ -145,21 +145,21 @@ class GaussianNoise(Noise):
 
     @property
     def acts(self) -> bool:
-        """At any deviation above 0."""
+        """True at any standard deviation above 0."""
         return self.first > 0 or self.inner > 0
 
     @property
     def faint(self) -> bool:
-        """At deviations that float32 may round away."""
+        """True at standard deviations that vanish in float32 rounding."""
         return max(self.first, self.inner) < 1e-5
 
     def values(self) -> dict[str, Any]:
-        """The two deviations."""
+        """The two standard deviations."""
         return {"first": self.first, "inner": self.inner}
 
     @contextmanager
     def mirrored(self, negative: bool) -> Iterator[None]:
-        """A block in which the noise is subtracted."""
+        """Subtract the noise in a block instead of adding it."""
         self._negative = negative
         try:
             yield
@@ -170,7 +170,7 @@ class GaussianNoise(Noise):
         """Hook noise to the layers."""
         places = _layers(module, (_ConvNd,)) or _layers(module, (nn.Linear,))
         if not places:
-            raise InputError("the module has no place for noise", expected="a convolution or a linear layer")
+            raise InputError("the module has no layer for noise", expected="a convolution or a linear layer")
         module.register_forward_pre_hook(functools.partial(self._add, self.first))
         for layer in places[1:]:
             layer.register_forward_pre_hook(functools.partial(self._add, self.inner))
@@ -182,23 +182,23 @@ class GaussianNoise(Noise):
 
 
 class InputNoise(Noise):
-    """A random change of the images before they pass the module. Subclasses give `change`.
+    """Random transformation of the images before they enter the module. Subclasses implement `change`.
 
-    Arguments of the constructor are attributes of the same names, and JSON values.
+    Arguments of the constructor must be JSON values and are stored as attributes of the same names.
     """
 
-    kind = ""  # of a class in a file its file stands for it
+    kind = ""  # a class in a file is identified by the file
 
     @abstractmethod
     def change(self, x: Tensor) -> Tensor:
-        """Images `(batch, channels, height, width)` in [0, 1], changed by the global random state, differentiable."""
+        """Transform images `(batch, channels, height, width)` differentiably; uses the global random state."""
 
     def values(self) -> dict[str, Any]:
         """The attributes."""
         return dict(vars(self))
 
     def attach(self, module: nn.Module) -> None:
-        """Hook the change before the module."""
+        """Apply the transformation before the module."""
         module.register_forward_pre_hook(self._changed)
 
     def _changed(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -206,7 +206,7 @@ class InputNoise(Noise):
 
 
 def _layers(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> list[nn.Module]:
-    """The layers of those kinds in the order in which the module lists them, but for those that are never called."""
+    """Layers of the given kinds in the order of `module.modules()`, except those that are never called."""
     layers = [layer for layer in module.modules() if isinstance(layer, kinds)]
     return [layer for layer in layers if not isinstance(layer, NonDynamicallyQuantizableLinear)]
 

@@ -1,4 +1,4 @@
-"""Distributions over a module's weights: a point, a mean-field Gaussian, a bank of samples, a generator."""
+"""Distributions over a module's weights: a point, a mean-field Gaussian, a set of samples, a generator."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Weights = Mapping[str, Tensor]
 
 
 class FlatLayout:
-    """Where each parameter of a module lies in one flat vector of all its weights.
+    """Positions of a module's parameters in one flat vector of all its weights.
 
-    One vector is a handful of kernels to draw, move or regularise, whatever the depth of the net; a module is
-    called at views of it.
+    One vector takes a handful of kernels to draw, update or regularise, whatever the depth of the net; a module is
+    called with views of it.
 
     Attributes:
-        size: number of weights.
+        size: total number of weights.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -54,7 +54,7 @@ class FlatLayout:
 
 
 def copy_alike(target: Tensor, source: Tensor, name: str) -> None:
-    """Copy in place without broadcasting.
+    """Copy a tensor in place, without broadcasting.
 
     Raises:
         RuntimeError: the shapes differ.
@@ -65,12 +65,12 @@ def copy_alike(target: Tensor, source: Tensor, name: str) -> None:
 
 
 class Posterior(nn.Module, ABC):
-    """A distribution over the parameters of a module, by name.
+    """A distribution over the parameters of a module.
 
     Attributes:
-        kind: the name under which a stored classifier finds its class again.
-        stochastic: False where every sample is the same.
-        symmetric: whether the mirror image of a sample is as likely, and `draw` gives it.
+        kind: registered name of the class, stored with a classifier.
+        stochastic: False if all samples are equal.
+        symmetric: True if the mirror image of a sample has the same density, and `draw` gives it at the negative seed.
     """
 
     kind: ClassVar[str]
@@ -80,48 +80,48 @@ class Posterior(nn.Module, ABC):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         if not any(True for _ in module.parameters()):
-            raise InputError("a module without parameters", remedy="a posterior needs weights to be over")
+            raise InputError("the module has no parameters", remedy="a posterior needs at least one weight")
 
     @property
     def device(self) -> torch.device:
-        """Where it lies, and where the generator that `sample` takes must lie."""
+        """Device of the posterior, and of the generator that `sample` expects."""
         return next(itertools.chain(self.parameters(), self.buffers())).device
 
     @abstractmethod
     def sample(self, generator: torch.Generator) -> Weights:
         """One draw: a tensor for each parameter name, differentiable in the posterior's own parameters.
 
-        Buffers that go with them may stand there as well, by name: a pass at the draw has these.
+        The result may also contain buffers by name, which replace the module's buffers in passes at this draw.
         """
 
     def draw(self, seed: int) -> Weights:
-        """The sample that a seed stands for; where `symmetric`, its negative stands for the sample's mirror image."""
+        """The sample of a seed; if `symmetric`, the negative seed gives its mirror image."""
         return self.sample(torch.Generator(self.device).manual_seed(abs(seed)))
 
     @contextmanager
     def fixed(self) -> Iterator[None]:
-        """A block in which the posterior does not change, so that what its draws share is computed once."""
+        """Promise that the posterior does not change in the block, so that shared terms are computed once."""
         yield
 
     @property
     def members(self) -> int | None:
-        """How many values of the weights it has, all equally likely; None where they cannot be enumerated."""
+        """Number of equally likely values of the weights; None if they cannot be enumerated."""
         return None
 
     def member(self, k: int) -> Weights:
-        """The k-th of its members, shaped as a draw.
+        """The k-th member, in the form of a draw.
 
         Raises:
-            NotImplementedError: it cannot be enumerated.
+            NotImplementedError: the members cannot be enumerated.
         """
         raise NotImplementedError(f"{type(self).__name__} has no members")
 
     @abstractmethod
     def trainable(self) -> list[nn.Parameter]:
-        """What an optimiser moves."""
+        """Parameters for the optimiser."""
 
     def undecayed(self) -> list[nn.Parameter]:
-        """Of `trainable`, what a penalty on weights must leave alone; nothing by default."""
+        """Trainable parameters that are exempt from weight decay; none by default."""
         return []
 
     @abstractmethod
@@ -130,15 +130,15 @@ class Posterior(nn.Module, ABC):
 
     @abstractmethod
     def restore(self, tensors: Weights) -> None:
-        """Take over what `export` gave."""
+        """Load the result of `export`."""
 
 
 class PointPosterior(Posterior):
-    """All mass on one value of the weights: the parameters of the module itself, or those given.
+    """Point mass at the parameters of the module itself, or at given weights.
 
     Args:
         module: the module; its parameters are shared, not copied.
-        weights: a tensor for each parameter name, where they differ from the module's own; buffers, too, by name.
+        weights: a tensor for each parameter name, if they differ from the module's own; may contain buffers by name.
     """
 
     kind = "point"
@@ -150,7 +150,7 @@ class PointPosterior(Posterior):
         self._weights = None if weights is None else dict(weights)
 
     def are_modules_own(self, weights: Weights) -> bool:
-        """Whether the module, called as it is, is called at these weights."""
+        """True if these weights are the parameters of the module itself."""
         return weights is self._own
 
     def draw(self, seed: int) -> Weights:
@@ -166,13 +166,13 @@ class PointPosterior(Posterior):
         return list(self._own.values())
 
     def export(self) -> dict[str, Tensor]:
-        """The weights by parameter name; buffers, where it has some, as those of the module are called."""
+        """The weights by parameter name, and its buffers, if any, by buffer name."""
         weights = self._own if self._weights is None else self._weights
         kinds = {name: "value" if name in self._own else "buffer" for name in weights}
         return {f"{kinds[name]}.{name}": tensor.detach() for name, tensor in weights.items()}
 
     def restore(self, tensors: Weights) -> None:
-        """Write the weights into the module."""
+        """Copy the weights into the module."""
         with torch.no_grad():
             for name, parameter in self._own.items():
                 copy_alike(parameter, tensors[f"value.{name}"], name)
@@ -197,14 +197,14 @@ def matched_divergence(mean: Tensor, log_std: Tensor) -> Tensor:
     """KL(N(mean, std^2) || N(0, mean^2 + std^2)) of each weight, in nats: 1/2 log(1 + mean^2 / std^2).
 
     The enhanced Bayesian regulariser of hierarchical variational inference (its Algorithm 1, line 7): the
-    divergence to the one zero-mean Gaussian that is nearest, so it never pulls a deviation down.
+    divergence to the nearest zero-mean Gaussian, so it never shrinks a standard deviation.
     """
     return 0.5 * torch.log1p(mean.square() * torch.exp(-2 * log_std))
 
 
 @dataclass
 class _Fixed:
-    """What a Gaussian's draws share in a block in which it does not change."""
+    """Cache of a Gaussian's standard deviation and noise in a `fixed` block."""
 
     std: Tensor | None = None
     seed: int = 0
@@ -215,11 +215,11 @@ class GaussianPosterior(Posterior):
     """Mean-field Gaussian over every parameter: q(w) = prod N(mean, exp(log_std)^2) (Adv-BNN eq. 5).
 
     Args:
-        module: its parameters are the initial mean; they take no further part.
-        std: the initial standard deviation of each weight, > 0.
+        module: its parameters are the initial mean and are not used afterwards.
+        std: initial standard deviation of each weight, > 0.
 
     Attributes:
-        layout: where each parameter lies in the flat vectors.
+        layout: positions of the parameters in the flat vectors.
         mean: mean of all weights, `(size,)`.
         log_std: log standard deviation of all weights, `(size,)`.
     """
@@ -239,7 +239,7 @@ class GaussianPosterior(Posterior):
 
     @contextmanager
     def fixed(self) -> Iterator[None]:
-        """A block that takes the standard deviation's exponential once, and draws a mirrored pair's noise once."""
+        """Compute the standard deviation once in a block, and the noise of an antithetic pair once."""
         before = self._fixed.std
         self._fixed.std = self.log_std.detach().exp()
         try:
@@ -263,7 +263,7 @@ class GaussianPosterior(Posterior):
         return self.weights(self.noise(generator))
 
     def draw(self, seed: int) -> Weights:
-        """The sample that a seed stands for; its negative stands for the one on the other side of the mean."""
+        """The sample of a seed; the negative seed gives its reflection about the mean."""
         number, sign, fixed = abs(seed), -1 if seed < 0 else 1, self._fixed
         if fixed.noise is not None and fixed.seed == number:
             noise = fixed.noise
@@ -279,11 +279,11 @@ class GaussianPosterior(Posterior):
         return [self.mean, self.log_std]
 
     def undecayed(self) -> list[nn.Parameter]:
-        """The log standard deviation: a penalty would pull the deviation to 1."""
+        """The log standard deviation: weight decay would pull the standard deviation to 1."""
         return [self.log_std]
 
     def selected(self, names: Iterable[str] | None = None) -> tuple[Tensor, Tensor]:
-        """Mean and log standard deviation of the weights of those parameters, by default of all; flat."""
+        """Flat mean and log standard deviation of the named parameters, by default of all."""
         if names is None:
             return self.mean, self.log_std
         means, log_stds = self.layout.views(self.mean), self.layout.views(self.log_std)
@@ -296,7 +296,7 @@ class GaussianPosterior(Posterior):
     def kl(self, prior_std: float, names: Iterable[str] | None = None) -> Tensor:
         """KL(q || N(0, prior_std^2)), a scalar in nats, summed over the weights of `names` or of all.
 
-        The sum of `prior_divergence` in dot products, which take half the time.
+        Equals the sum of `prior_divergence`, computed by dot products in half the time.
         """
         mean, log_std = self.selected(names)
         std = log_std.exp()
@@ -310,22 +310,22 @@ class GaussianPosterior(Posterior):
         return {f"mean.{n}": t for n, t in means.items()} | {f"log_std.{n}": t for n, t in log_stds.items()}
 
     def restore(self, tensors: Weights) -> None:
-        """Take over mean and log standard deviation."""
+        """Load mean and log standard deviation."""
         with torch.no_grad():
             for quantity in ("mean", "log_std"):
                 getattr(self, quantity).copy_(self.layout.flatten(tensors, f"{quantity}."))
 
 
 class SamplePosterior(Posterior):
-    """A bank of equally likely samples of all weights: what a Markov chain leaves.
+    """A set of equally likely samples of all weights, such as those of a Markov chain.
 
     Args:
-        module: the module whose weights they are.
-        samples: flat samples `(count, size)`; by default the one that the module's weights are.
+        module: the module that the weights belong to.
+        samples: flat samples `(count, size)`; by default one, the module's current weights.
 
     Attributes:
-        layout: where each parameter lies in a sample.
-        samples: the bank, `(count, size)`.
+        layout: positions of the parameters in a sample.
+        samples: the samples, `(count, size)`.
     """
 
     kind = "samples"
@@ -341,7 +341,7 @@ class SamplePosterior(Posterior):
 
     @property
     def stochastic(self) -> bool:  # type: ignore[override]
-        """Whether two samples differ."""
+        """True if any two samples differ."""
         known, version = self._differ, 0 if self.samples.is_inference() else self.samples._version
         if known is None or known[0] is not self.samples or known[1] != version:
             first = self.samples[0]
@@ -351,7 +351,7 @@ class SamplePosterior(Posterior):
 
     @property
     def members(self) -> int:
-        """How many samples there are."""
+        """Number of samples."""
         return len(self.samples)
 
     def member(self, k: int) -> Weights:
@@ -359,12 +359,12 @@ class SamplePosterior(Posterior):
         return self.layout.views(self.samples[k])
 
     def sample(self, generator: torch.Generator) -> Weights:
-        """One of the samples, each as likely as any other."""
+        """One of the samples, drawn uniformly."""
         index = torch.randint(len(self.samples), (1,), generator=generator, device=generator.device)
         return self.layout.views(self.samples.index_select(0, index.to(self.samples.device))[0])
 
     def trainable(self) -> list[nn.Parameter]:
-        """Nothing: a sampler moves the samples."""
+        """Empty: a sampler updates the samples."""
         return []
 
     def export(self) -> dict[str, Tensor]:
@@ -372,20 +372,20 @@ class SamplePosterior(Posterior):
         return {f"samples.{name}": tensor for name, tensor in self.layout.views(self.samples).items()}
 
     def restore(self, tensors: Weights) -> None:
-        """Take over any number of samples."""
+        """Load any number of samples."""
         self.samples = self.layout.flatten(tensors, "samples.").to(self.samples.device)
 
 
 class GeneratorPosterior(Posterior):
-    """The distribution of G(z), z ~ N(0, 1), for a net G whose outputs are all weights (APD section 3).
+    """The distribution of G(z), z ~ N(0, 1), for a net G that outputs all weights (APD section 3).
 
     Args:
         module: the module whose weights are generated.
-        latent: length of z; APD's released code: 32.
-        hidden: widths of G's hidden ReLU layers; APD section 5.2: three of 100.
+        latent: dimension of z; APD's released code: 32.
+        hidden: widths of G's hidden ReLU layers; APD section 5.2: three layers of 100.
 
     Attributes:
-        layout: where each parameter lies in G's output.
+        layout: positions of the parameters in G's output.
         generator: G, from `(batch, latent)` to `(batch, size)`.
     """
 
@@ -399,7 +399,7 @@ class GeneratorPosterior(Posterior):
 
     @property
     def latent(self) -> int:
-        """Length of z."""
+        """Dimension of z."""
         first: nn.Linear = self.generator[0]  # type: ignore[assignment]
         return first.in_features
 
@@ -423,13 +423,13 @@ class GeneratorPosterior(Posterior):
         return {f"generator.{name}": tensor for name, tensor in self.generator.state_dict().items()}
 
     def restore(self, tensors: Weights) -> None:
-        """Take over a generator of any widths whose outputs are as many as the weights."""
+        """Load a generator of any hidden widths whose output size is the number of weights."""
         prefix = "generator."
         state = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         order = sorted((int(name.partition(".")[0]), name) for name in state if name.endswith(".weight"))
         weights = [state[name] for _, name in order]
         if not weights or len(weights[-1]) != self.layout.size:
-            raise RuntimeError(f"a generator of {self.layout.size} weights is missing")
+            raise RuntimeError(f"no generator with {self.layout.size} outputs")
         widths = (weights[0].shape[1], *map(len, weights))
         layers = [layer for layer in self.generator if isinstance(layer, nn.Linear)]
         if widths != (layers[0].in_features, *(layer.out_features for layer in layers)):
@@ -438,7 +438,7 @@ class GeneratorPosterior(Posterior):
 
 
 def perceptron(widths: tuple[int, ...]) -> nn.Sequential:
-    """Linear layers between those widths, with ReLU between the layers."""
+    """Linear layers of the given widths with ReLU between them."""
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise(widths):
         layers += [nn.Linear(inputs, outputs), nn.ReLU()]

@@ -1,4 +1,4 @@
-"""Classifiers as tensors and JSON values, in which nothing is pickled."""
+"""Serialisation of classifiers as tensors and JSON values, without pickle."""
 
 from __future__ import annotations
 
@@ -19,39 +19,39 @@ from advbench.registry import files, registry
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
-    """Tensors of any device as one safetensors file."""
+    """Serialise tensors of any device as one safetensors file."""
     return safetensors.torch.save({n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()})
 
 
 def read_tensors(raw: bytes) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU."""
+    """Read the tensors of a safetensors file, on the CPU."""
     return safetensors.torch.load(raw)
 
 
 def export_classifier(clf: Classifier) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and JSON values from which `load_classifier` makes the same classifier; no pickle."""
+    """Tensors and JSON values from which `load_classifier` restores the classifier."""
     buffers = {f"buffer.{name}": tensor for name, tensor in clf.module.named_buffers()}
     noise = {"kind": kind_of(clf.noise), **clf.noise.values()} if isinstance(clf.noise, Noise) else clf.noise
     return buffers | clf.posterior.export(), {"posterior": kind_of(clf.posterior), "noise": noise}
 
 
 def kind_of(part: Noise | Posterior) -> str:
-    """The name under which the class is found again: its own, or that of the file that it is in."""
+    """Name of the class in the registry, or of the file that defines it."""
     return files.origin(type(part)) or part.kind
 
 
 def load_classifier(module: nn.Module, tensors: Weights, values: Mapping[str, Any]) -> Classifier:
-    """The classifier that was exported, on `module`: one of the same architecture, which it takes over.
+    """Restore an exported classifier on `module`, a module of the same architecture, which it then owns.
 
     Raises:
-        InputError: posterior or noise are of no registered kind, or tensors are missing or of another shape.
+        InputError: posterior or noise are not registered, or tensors are missing or of the wrong shape.
     """
     if not isinstance(values, Mapping):
         raise InputError("stored classifier", expected="a table of values", got=type(values).__name__)
     kind = registry().load("posterior", str(values.get("posterior")))
     try:
         noise = stored_noise(values.get("noise", False))
-        with torch.no_grad(), isolated_rng(0, "cpu"):  # what a posterior starts from is replaced
+        with torch.no_grad(), isolated_rng(0, "cpu"):  # the initial weights are replaced
             posterior: Posterior = kind(module)
             posterior.restore(tensors)
             for name, buffer in module.named_buffers():
@@ -66,7 +66,7 @@ def load_classifier(module: nn.Module, tensors: Weights, values: Mapping[str, An
 
 
 def stored_noise(value: Any) -> bool | Noise:
-    """Noise from the JSON value that `export_classifier` made of it."""
+    """Restore noise from its JSON value in `export_classifier`."""
     if not isinstance(value, Mapping):
         return bool(value)
     arguments = dict(value)
@@ -78,9 +78,10 @@ def stored_noise(value: Any) -> bool | Noise:
 def check_restores(
     name: str, clf: Classifier, module: nn.Module, raw: bytes, values: Mapping[str, Any], data: Data
 ) -> None:
-    """Refuse a classifier that its stored state does not give back: another one would be evaluated in its place.
+    """Refuse a classifier that cannot be restored from its stored state, which would be evaluated in its place.
 
-    Compared on the CPU, to which the classifier is moved: a device need not hold a large posterior twice.
+    The comparison runs on the CPU, to which the classifier is moved, so that a device need not hold a large posterior
+    twice.
     """
     clf.cpu()
     x = data.batch(slice(8))[0].cpu()
@@ -88,19 +89,20 @@ def check_restores(
         again = load_classifier(module, read_tensors(raw), values)
         same = again.stochastic == clf.stochastic
         same = same and torch.allclose(again.at(again.draw(0), x), clf.at(clf.draw(0), x), atol=1e-5, equal_nan=True)
-        reason = "layers, hooks or modes that the stored weights do not give back"
+        reason = "layers, hooks or modes that stored weights do not restore"
     except InputError as error:
         same, reason = False, str(error).removeprefix("stored classifier does not fit the module")
     if same:
         return
-    remedy = 'a defense that brings its net says which: architecture = "NAME", registered or in its own file'
+    remedy = 'a defense with a net of its own declares it: architecture = "NAME", registered or in its own file'
     if any(part.training for part in clf.module.modules()):
         reason, remedy = (
             "a module in training mode",
-            "call .eval(), and give dropout that stays on as noise=DropoutNoise()",
+            "call .eval(), and pass noise=DropoutNoise() for dropout that stays on",
         )
     elif not torch.equal(clf.at(clf.draw(0), x), clf.at(clf.draw(0), x)):
-        reason, remedy = "a module whose passes differ at one draw", "say so: Classifier(module, noise=True)"
+        reason = "a module whose passes differ at one draw"
+        remedy = "declare its randomness: Classifier(module, noise=True)"
     raise PluginError(
         f"defense {name!r} returned a classifier that cannot be stored",
         expected="the architecture's own layers, with weights from a posterior of advbench.models.posterior",

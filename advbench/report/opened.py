@@ -13,11 +13,13 @@ import pandas as pd
 from torch import Tensor
 
 from advbench.errors import GoneError, InputError, unknown_name
-from advbench.evaluation import Predictions
-from advbench.evaluation.uncertainty import uncertainty
-from advbench.grid.identity import blank, read_identity
+from advbench.evaluation import Bools, Floats, Predictions
+from advbench.evaluation.uncertainty import score, uncertainty
+from advbench.grid.identity import read_identity
 from advbench.grid.inputs import read_training
 from advbench.grid.kept import FOLDER, read_kept
+from advbench.grid.run import prepare_anew
+from advbench.grid.spec import make_spec, parse_toml
 from advbench.grid.tasks import read_predictions
 from advbench.keys import derive
 from advbench.models.classifier import Classifier
@@ -90,6 +92,16 @@ class Run:
         """The trained classifiers: `models.csv`."""
         return self.report.models
 
+    @property
+    def differences(self) -> pd.DataFrame:
+        """By how much the areas of each two defenses differ, on the same images: `differences.csv`."""
+        return self.report.differences
+
+    @property
+    def attacks(self) -> pd.DataFrame:
+        """How far each attack's accuracies lie above the lowest known: `attacks.csv`."""
+        return self.report.strengths
+
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r}: {len(self.results)} cells of {len(self.report.standings)} defenses)"
 
@@ -117,15 +129,15 @@ class Run:
         key = str(rows.iloc[0].key)
         inputs = read_training(self._record(key))
         identity = read_identity(self.folder)
-        if identity is None or identity.shape is None:
-            raise InputError(f"folder {self.folder}", expected="a data.json with the shape of images", got="none")
+        if identity is None:
+            raise InputError(f"folder {self.folder}", expected="a data.json", got="none")
         if self.run_files:
             for digest, sources in read_kept(self.folder)[1].items():
                 if digest not in {each.digest for each in files.all_known()}:
                     files.know(replace(sources, folder=str(self.folder.absolute() / FOLDER / digest)))
         net = inputs.architecture
         try:
-            module = build(net.loaded_as, blank(identity.shape, identity.data.name), derive(seed, "init"), net.params)
+            module = build(net.loaded_as, identity.blank(), derive(seed, "init"), net.params)
             tensors, values = read_tensors(self._artifact(key)), self._record(key)["result"]["classifier"]
             return load_classifier(module, tensors, values).to(device)  # whose buffers hold mean and deviation
         except InputError as error:
@@ -141,7 +153,7 @@ class Run:
 
         Args:
             defense: label of the defense that was evaluated.
-            attack: label of the attack; `none` for clean images.
+            attack: label of the attack; `none` for clean images, `ood:NAME` for out-of-distribution ones.
             eps: the radius; by default the largest.
             seed: the seed.
             source: label of the defense that examples were crafted on; by default the attack's own, or `defense`.
@@ -149,11 +161,51 @@ class Run:
         Raises:
             InputError: there is no such cell, or the store does not have it.
         """
-        key = self._cell(defense, attack, eps, seed, source)
+        kind, _, name = attack.partition(":")
+        key = self._ood_cell(defense, name, seed) if kind == "ood" else self._cell(defense, attack, eps, seed, source)
         try:
             return read_predictions(self._store, key)
         except GoneError as error:
             raise self._not_there("predictions") from error
+
+    def detection_scores(
+        self,
+        defense: str,
+        attack: str,
+        measure: str = "total",
+        *,
+        fooled: str | Bools | None = None,
+        seed: int = 0,
+        **cell: Any,
+    ) -> tuple[Floats, Floats]:
+        """Uncertainty of the clean images and of others, for `detection` and `auroc_interval` (APD Tables 2 and 3).
+
+        Args:
+            defense: label of the defense whose uncertainty is to find the others out.
+            attack: label of the attack, or `ood:NAME`.
+            measure: as in `advbench.evaluation.score`; APD: least_confidence, epistemic (BALD) or model_variance.
+            fooled: of the attacked images, only those that fooled a classifier which is right on the clean ones: that
+                of the defense of this label (APD: the source), or those that an array of truth values says.
+            seed: the seed.
+            cell: `eps` and `source`, as in `predictions`.
+
+        Returns:
+            Scores of all clean images, and of the others.
+
+        Raises:
+            InputError: there is no such cell or measure, or no image fooled the classifier.
+        """
+        clean = score(self.predictions(defense, seed=seed), measure)
+        found = score(self.predictions(defense, attack, seed=seed, **cell), measure)
+        if isinstance(fooled, str):
+            cell.setdefault("source", defense)
+            after = self.predictions(fooled, attack, seed=seed, **cell).ensemble_correct
+            fooled = self.predictions(fooled, seed=seed).ensemble_correct & ~after
+        if fooled is not None:
+            found = found[fooled]
+        if len(found) == 0:
+            raise InputError("examples to detect", expected="at least one that fooled the classifier", got="none")
+        return clean, found
 
     def images(self, defense: str, attack: str = "none", **cell: Any) -> pd.DataFrame:
         """A row for each image: label, prediction, how sure and whether right, and uncertainty in nats.
@@ -223,6 +275,18 @@ class Run:
         if chosen not in sources:
             raise _absent("source", chosen, found.source)
         return str(found[found.source == chosen].iloc[0].key)
+
+    @cached_property
+    def _ood_cells(self) -> dict[tuple[str, str, int], str]:
+        plan = prepare_anew(make_spec(parse_toml(self.folder / "spec.toml")), self.folder)
+        return {(each.defense.label, each.name, each.seed): each.key for each in plan.ood if each.attack is None}
+
+    def _ood_cell(self, defense: str, name: str, seed: int) -> str:
+        cells = self._ood_cells
+        if (defense, name, seed) not in cells:
+            known = [f"{label}, ood:{other}, seed {number}" for label, other, number in cells]
+            raise unknown_name("cell", f"{defense}, ood:{name}, seed {seed}", known)
+        return cells[defense, name, seed]
 
     def _record(self, key: str) -> dict[str, Any]:
         record = self._store.read_record(key)

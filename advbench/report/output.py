@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from advbench.errors import InputError, unknown_name
-from advbench.grid.identity import DATA, identity_text
+from advbench.grid.identity import DATA
 from advbench.grid.kept import content as kept_files
 from advbench.grid.plan import Plan
 from advbench.grid.run import keep
@@ -113,7 +113,7 @@ def write_out(plan: Plan, store: Store, outcome: Outcome, out: Path) -> tuple[Re
     report = collect(plan, store, outcome.failed)
     texts = {"spec.toml": plan.spec.to_toml().encode()}
     if plan.identity is not None:
-        texts[DATA] = identity_text(plan.identity).encode()
+        texts[DATA] = plan.identity.to_bytes()
     texts |= kept_files(keep(plan), {each.digest: each for each in files.all_known()})
     for name, raw in texts.items():
         write_file(out / name, raw)

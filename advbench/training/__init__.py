@@ -1,4 +1,4 @@
-"""Training methods: what the author of one imports. The loop is shared; a method overrides its steps."""
+"""Interface for authors of training methods: methods share a training loop and override its steps."""
 
 from advbench.data.base import Data as Data
 from advbench.keys import derive as derive
@@ -7,6 +7,11 @@ from advbench.registry.params import Field as Field
 from advbench.registry.params import Paper as Paper
 from advbench.registry.params import Params as Params
 from advbench.registry.pinned import Files as Files
+from advbench.training.active import ACQUISITIONS as ACQUISITIONS
+from advbench.training.active import CurvePoint as CurvePoint
+from advbench.training.active import Round as Round
+from advbench.training.active import active_learning as active_learning
+from advbench.training.active import learning_curve as learning_curve
 from advbench.training.base import CheckpointSlot as CheckpointSlot
 from advbench.training.base import Defense as Defense
 from advbench.training.base import Precision as Precision
@@ -27,6 +32,8 @@ from advbench.training.gradient import BayesParams as BayesParams
 from advbench.training.gradient import ElboLoss as ElboLoss
 from advbench.training.gradient import ErmLoss as ErmLoss
 from advbench.training.gradient import GradientDefense as GradientDefense
+from advbench.training.gradient import MixedLoss as MixedLoss
+from advbench.training.gradient import MixedParams as MixedParams
 from advbench.training.gradient import PgdPerturbation as PgdPerturbation
 from advbench.training.gradient import Terms as Terms
 from advbench.training.gradient import TrainParams as TrainParams
@@ -34,6 +41,10 @@ from advbench.training.gradient import VariationalLoss as VariationalLoss
 from advbench.training.gradient import VariationalParams as VariationalParams
 from advbench.training.gradient import gaussian as gaussian
 from advbench.training.gradient import images_apart as images_apart
+from advbench.training.history import Measure as Measure
+from advbench.training.history import Moment as Moment
+from advbench.training.history import errors_on as errors_on
+from advbench.training.history import history as history
 from advbench.training.loop import LoopDefense as LoopDefense
 from advbench.training.loop import LoopParams as LoopParams
 from advbench.training.loop import TrainState as TrainState

@@ -1,4 +1,4 @@
-"""Training methods, and what a training is given beside its data."""
+"""Base class of training methods, and the context of a training run."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ Precision = Literal["float32", "bfloat16"]
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What a task may use. Of it the kind of device alone, the CPU or the model of a GPU, is in keys.
+    """Compute resources of a task. Only the kind of device (the CPU, or the model of a GPU) enters keys of results.
 
-    Devices of one kind give the same results; another kind draws other random numbers. Chunk changes results by
-    rounding alone.
+    Devices of the same kind give the same results; another kind draws other random numbers. The chunk size changes
+    results by rounding only.
 
     Attributes:
-        device: a torch device, as in `"cpu"` or `"cuda:0"`.
-        threads: CPU threads of a task. Fixed, because a sum over threads rounds differently.
-        chunk: the most images that pass a net at once; None for the whole logical batch. A training is cut
-            only where memory runs out.
+        device: torch device, such as `"cpu"` or `"cuda:0"`.
+        threads: number of CPU threads of a task; fixed, because sums over threads round differently.
+        chunk: maximum number of images per forward pass; None for the whole batch. Training batches are split only if
+            memory runs out.
     """
 
     device: str = "cpu"
@@ -39,28 +39,30 @@ class Resources:
 
 
 class CheckpointSlot(Protocol):
-    """Where a training keeps its state, so that a killed run goes on from there."""
+    """Storage for the state of a training, from which an interrupted run resumes."""
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The tensors and the JSON values last saved, or None."""
+        """Return the tensors and JSON values saved last, or None."""
 
     def save(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Replace what was saved."""
+        """Save a state, replacing the previous one."""
 
 
 @dataclass(frozen=True)
 class TrainContext:
-    """What a training is given beside its data.
+    """Context of a training: everything other than module and data.
 
     Attributes:
-        seed: every random choice of the training derives from it.
-        precision: of the training's passes; weights and their updates are always float32.
-        resources: device and threads.
-        progress: called with the training's progress.
-        checkpoint: where to keep the state, or None.
-        checkpoint_seconds: the least time between two saved states.
-        init: the trained classifier that the hyperparameter `init_from` names; None to have it trained.
-        fresh: makes another untrained net like `module`, its initial weights from a seed; None where nobody can.
+        seed: seed of all random choices of the training.
+        precision: precision of the forward and backward passes; weights and their updates are always float32.
+        resources: device, threads and chunk size.
+        progress: callback with the progress of the training.
+        checkpoint: storage for the state, or None.
+        checkpoint_seconds: minimum time between two saved states, in seconds.
+        init: the trained classifier of the hyperparameter `init_from`; None if it has to be trained first.
+        fresh: function from a seed to an untrained net like `module`; None if not available.
+        watch: callback with the steps done and the classifier at that moment, which it must leave as it is (`history`).
+        watch_every: steps between two of its calls; None for those of an epoch. The last call is after the last step.
     """
 
     seed: int = 0
@@ -71,54 +73,56 @@ class TrainContext:
     checkpoint_seconds: float = 30.0
     init: Classifier | None = None
     fresh: Callable[[int], nn.Module] | None = None
+    watch: Callable[[int, Classifier], None] | None = None
+    watch_every: int | None = None
 
     def generator(self, *labels: object) -> torch.Generator:
-        """A generator on the training's device, seeded by the labels alone: no state to save."""
+        """A generator on the training's device, seeded by `seed` and the labels only: no state has to be saved."""
         device = self.resources.device
         return torch.Generator(device).manual_seed(derive(self.seed, "train", *labels))
 
 
 class Defense(Configurable, ABC):
-    """A training method: a module and data in, a classifier out."""
+    """Base class of training methods: from a module and data to a classifier."""
 
     @property
     def architecture(self) -> str | None:
-        """The registered architecture that it brings with it; None for whichever the run names."""
+        """Registered architecture that the method requires; None for the run's architecture."""
         return None
 
     @property
     def parts(self) -> Mapping[str, Defense]:
-        """The methods that it runs, by name; results depend on their versions, too."""
+        """Training methods that it runs, by name; keys of results include their versions."""
         return {}
 
     def passes_per_image(self) -> float | None:
-        """An upper estimate of the forward-and-backward passes made for each image, over all epochs and steps.
+        """Upper estimate of the number of forward-and-backward passes per image, over all epochs and steps.
 
-        For planning and progress alone. None where the author gives none.
+        Used for planning and progress only. None if the author gives none.
         """
         return None
 
     @abstractmethod
     def fit(self, module: nn.Module, data: Data, context: TrainContext | None = None) -> Classifier:
-        """Train.
+        """Train a copy of a module on data.
 
-        Must give the same classifier for the same seed, also when it was interrupted and goes on from
-        `context.checkpoint`; must leave `module` as it was.
+        Must return the same classifier for the same seed, also after an interruption and resumption from
+        `context.checkpoint`, and must not change `module`.
 
         Args:
-            module: any module of torch.nn layers: images in [0, 1] in, logits `(batch, classes)` out. Its
-                weights are the starting point; all of them are trained, also those that need no gradient now.
+            module: any module of torch.nn layers: images in [0, 1] in, logits `(batch, classes)` out. Its weights are
+                the starting point; all of them are trained, including those with `requires_grad` False.
             data: the training images.
-            context: seed, device, precision, progress, checkpoints; by default seed 0 on the CPU.
+            context: seed, device, precision, progress and checkpoints; by default seed 0 on the CPU.
 
         Returns:
             The classifier, on the context's device.
         """
 
     def statistics(self, clf: Classifier) -> Mapping[str, Any]:
-        """What a trained classifier's record keeps beside it, as JSON values; nothing by default.
+        """Statistics of a trained classifier for its record, as JSON values; empty by default.
 
         Args:
-            clf: what `fit` returned.
+            clf: the classifier returned by `fit`.
         """
         return {}

@@ -1,7 +1,7 @@
-"""Stochastic-gradient MCMC: the samplers' steps, and the training that runs chains of them.
+"""Stochastic-gradient MCMC: steps of the samplers, and training methods that run chains.
 
-A chain targets the density proportional to exp(-U / T) of the mean loss U (with its L2 penalty) at the
-temperature T. The posterior of N images is T = 1 / N.
+A chain targets the density proportional to exp(-U / T), with mean loss U (including the L2 penalty) and temperature T.
+The posterior given N images has T = 1 / N.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from advbench.training.loop import LoopDefense, LoopParams, TrainState, autocast
 def sgld_step(theta: Tensor, gradient: Tensor, *, lr: float, temperature: float, generator: torch.Generator) -> None:
     """One step of stochastic-gradient Langevin dynamics, in place (Welling and Teh 2011; APD eq. 4).
 
-    theta <- theta - lr/2 * gradient + N(0, lr * temperature). At temperature 1 / N the step size of APD's
-    eq. 4 is lr / N, for the log posterior is -N times the mean loss.
+    theta <- theta - lr/2 * gradient + N(0, lr * temperature). At temperature 1 / N the step size of APD's eq. 4 is lr /
+    N, because the log posterior is -N times the mean loss.
 
     Args:
-        theta: the chain, of any shape.
-        gradient: of the mean loss with its penalty, shaped as `theta`.
+        theta: state of the chain, of any shape.
+        gradient: gradient of the mean loss with its penalty, shaped as `theta`.
         lr: learning rate.
-        temperature: T.
-        generator: of the noise.
+        temperature: temperature T.
+        generator: random generator of the noise.
     """
     noise = torch.empty_like(theta).normal_(generator=generator)
     theta.sub_(gradient, alpha=lr / 2).add_(noise, alpha=math.sqrt(lr * temperature))
@@ -54,29 +54,29 @@ def sgadald_step(
 ) -> Tensor:
     """One step of stochastic-gradient adaptive Langevin dynamics, in place (BAL eq. 10).
 
-    theta <- theta - lr^2 V^-1/2 gradient + N(0, 2 C lr^3 V^-1 temperature - lr^4), a negative variance being 0.
-    V is a running mean of squared gradients over about `window` steps, freed from its start at 0. The
-    last term of the variance stands for the noise that a minibatch's gradient has already put into the step.
+    theta <- theta - lr^2 V^-1/2 gradient + N(0, 2 C lr^3 V^-1 temperature - lr^4), with a negative variance replaced by
+    0. V is a running mean of squared gradients over about `window` steps, corrected for its start at 0. The last term
+    of the variance accounts for the noise of the minibatch gradient.
 
-    The paper gives no value of the friction C. Dropping the momentum, as it does, is exact where friction stops
-    it within a step: C = V^1/2 / lr. There, and with V the gradient's own variance, the stationary variance on a
-    quadratic loss is the target's; `friction=None` takes that C, weight by weight.
+    The paper gives no value of the friction C. Dropping the momentum, as the paper does, is exact if friction damps it
+    within one step: C = V^1/2 / lr. Then, with V equal to the variance of the gradient, the stationary variance on a
+    quadratic loss is that of the target; `friction=None` uses this C for each weight.
 
     Args:
-        theta: the chain, of any shape.
-        gradient: of the mean loss with its penalty, shaped as `theta`.
+        theta: state of the chain, of any shape.
+        gradient: gradient of the mean loss with its penalty, shaped as `theta`.
         square: running mean of squared gradients, updated in place; 0 before the first step.
-        count: steps of the chain so far, this one included.
+        count: number of steps of the chain so far, including this one.
         lr: step size eta.
-        temperature: T; 1 gives eq. 10 as printed.
-        friction: C, or None for V^1/2 / lr.
-        window: tau, in steps.
-        damping: added to V^1/2, so that a weight without gradient does not run away.
-        generator: of the noise.
+        temperature: temperature T; 1 gives eq. 10 as printed.
+        friction: friction C, or None for V^1/2 / lr.
+        window: averaging window tau, in steps.
+        damping: constant added to V^1/2, so that weights with zero gradient do not diverge.
+        generator: random generator of the noise.
 
     Returns:
-        The share of weights that got noise. Where it is 0, as with eta^2 > 2 T / V^1/2 everywhere, the chain is no
-        sampler but an optimiser.
+        Fraction of the weights with noise of positive variance. At 0, as with eta^2 > 2 T / V^1/2 everywhere, the chain
+        is an optimiser and not a sampler.
     """
     keep = 1 - 1 / window
     square.mul_(keep).addcmul_(gradient, gradient, value=1 / window)
@@ -90,31 +90,31 @@ def sgadald_step(
 
 
 class ChainParams(LoopParams):
-    """Hyperparameters of running Markov chains over the weights."""
+    """Hyperparameters of Markov chains over the weights."""
 
-    chains: int = Field(default=1, ge=1, description="chains that run in parallel")
+    chains: int = Field(default=1, ge=1, description="number of parallel chains")
     jitter: float = Field(
         default=0.0,
         ge=0,
-        description="standard deviation of the Gaussian noise by which each chain's start differs from the module's "
-        "weights",
+        description="standard deviation of the Gaussian noise added to the module's weights at the start of each chain",
     )
-    burn_in: int = Field(default=500, ge=0, description="steps before the first sample; APD section 5.2: 500")
-    interval: int = Field(default=20, ge=1, description="steps from one sample to the next; APD section 5.2: 20")
-    samples: int = Field(default=200, ge=1, description="samples kept of all chains together, the newest")
+    burn_in: int = Field(
+        default=500, ge=0, description="burn-in before the first sample, in steps; APD section 5.2: 500"
+    )
+    interval: int = Field(default=20, ge=1, description="thinning interval in steps; APD section 5.2: 20")
+    samples: int = Field(default=200, ge=1, description="number of samples kept, the latest of all chains")
     temperature: float | None = Field(
         default=None,
         ge=0,
-        description="T of the density exp(-mean loss / T); by default 1 / N, which is the posterior's",
+        description="temperature T of the density exp(-mean loss / T); None for the posterior's 1 / N",
     )
 
 
 class ChainDefense(LoopDefense):
-    """A posterior by stochastic-gradient MCMC. Samplers give `move`.
+    """Posterior samples by stochastic-gradient MCMC. Samplers implement `move`.
 
-    The state holds `chains` `(chains, size)` and the `bank` of samples `(samples, size)` among its tensors.
-
-    Batch norm's running statistics are the module's, shared by all chains.
+    The tensors of the state include `chains` `(chains, size)` and the samples `bank` `(samples, size)`. Running
+    statistics of batch norm belong to the module and are shared by all chains.
     """
 
     params: ChainParams
@@ -124,18 +124,18 @@ class ChainDefense(LoopDefense):
     def move(
         self, state: TrainState, chain: int, gradient: Tensor, temperature: float, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """One step of a chain, in place on `state.tensors`. Returns scalars to watch."""
+        """Take one step of a chain, in place on `state.tensors`; return scalars to monitor."""
 
     def passes_per_image(self) -> float:
-        """One pass an epoch, chain and image."""
+        """One pass per epoch, chain and image."""
         return float(self.params.chains * sum(self.params.stages))
 
     def begin(self, module: nn.Module, steps: int, count: int, context: TrainContext) -> TrainState:
-        """Chains around the module's weights, and an empty bank of samples."""
+        """Chains started around the module's weights, and an empty set of samples."""
         params = self.params
         if steps < params.burn_in + params.interval:
             raise InputError(
-                "steps of the chain",
+                "number of steps of the chain",
                 expected=f"at least burn_in + interval = {params.burn_in + params.interval}",
                 got=f"{steps} (from stages and batch_size)",
                 remedy="raise stages, or lower burn_in",
@@ -149,7 +149,7 @@ class ChainDefense(LoopDefense):
         return TrainState(Classifier(module), steps, tensors={"chains": chains, "bank": bank})
 
     def update(self, state: TrainState, x: Tensor, y: Tensor, count: int, context: TrainContext) -> dict[str, Tensor]:
-        """A step of each chain, and a sample of each where one is due."""
+        """Take a step of each chain, and a sample of each at the end of an interval."""
         state.clf.module.train()
         watched = self.advance(state, x, y, count, context, ("step", state.step, 0))
         self.collect(state)
@@ -158,7 +158,7 @@ class ChainDefense(LoopDefense):
     def advance(
         self, state: TrainState, x: Tensor, y: Tensor, count: int, context: TrainContext, label: tuple[object, ...]
     ) -> dict[str, Tensor]:
-        """Move each chain by one step on these images; `label` is the address of its noise."""
+        """Take one step of each chain on these images; `label` seeds its noise."""
         temperature = 1 / count if self.params.temperature is None else self.params.temperature
         rows: list[dict[str, Tensor]] = []
         for chain in range(self.params.chains):
@@ -175,12 +175,12 @@ class ChainDefense(LoopDefense):
         return {name: torch.stack([row[name] for row in rows]).mean() for name in rows[0]}
 
     def loss(self, clf: Classifier, draw: Draw, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean loss at a chain's weights, by default mean cross-entropy in nats; logits of the first images."""
+        """Mean loss at a chain's weights, by default cross-entropy in nats, and the logits of the images."""
         logits = clf.at(draw, x)
         return F.cross_entropy(logits.float(), y), logits
 
     def collect(self, state: TrainState) -> None:
-        """Keep the chains as samples where they are due, in place of the oldest."""
+        """Store the chains as samples at the end of an interval, replacing the oldest."""
         done = state.step + 1 - self.params.burn_in
         if done <= 0 or done % self.params.interval:
             return
@@ -190,16 +190,25 @@ class ChainDefense(LoopDefense):
         bank.index_copy_(0, rows, chains)
 
     def finish(self, state: TrainState) -> Classifier:
-        """The classifier over the samples kept."""
-        return Classifier(state.clf.module, SamplePosterior(state.clf.module, state.tensors["bank"]))
+        """The classifier of the stored samples; before the first sample, of the chains' present weights."""
+        kept = self.filled(state, state.step)
+        samples = state.tensors["bank"][:kept] if kept else state.tensors["chains"]
+        return Classifier(state.clf.module, SamplePosterior(state.clf.module, samples))
+
+    def filled(self, state: TrainState, steps: int) -> int:
+        """Number of rows of the bank that hold samples after so many steps of the chains."""
+        taken = max(steps - self.params.burn_in, 0) // self.params.interval * self.params.chains
+        return min(taken, len(state.tensors["bank"]))
 
     def _kept(self, steps: int) -> int:
-        """How many samples there will be in the end: as many as were taken, at most `samples`."""
+        """Final number of samples: all that were taken, at most `samples`."""
         params = self.params
         taken = params.chains * ((steps - params.burn_in) // params.interval)
         if params.samples < params.chains:
             raise InputError(
-                "samples kept", expected=f"at least one a chain, of which there are {params.chains}", got=params.samples
+                "number of samples",
+                expected=f"at least one for each of {params.chains} chains",
+                got=params.samples,
             )
         return min(taken, params.samples - params.samples % params.chains)
 
@@ -211,10 +220,10 @@ class SGLDParams(ChainParams):
     weight_decay: float = Field(
         default=0.001,
         ge=0,
-        description="precision of the Gaussian prior over N: adds weight_decay * w to the gradient of the mean loss; "
+        description="L2 penalty, the precision of the Gaussian prior / N: adds weight_decay * w to the mean gradient; "
         "APD section 5.2: 0.001",
     )
-    batch_size: int = Field(default=100, ge=1, description="images a step; APD section 5.2: 100")
+    batch_size: int = Field(default=100, ge=1, description="number of images per step; APD section 5.2: 100")
 
 
 class LangevinChains(ChainDefense):
@@ -225,7 +234,7 @@ class LangevinChains(ChainDefense):
     def move(
         self, state: TrainState, chain: int, gradient: Tensor, temperature: float, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """APD eq. 4."""
+        """Langevin step (APD eq. 4)."""
         lr = self.params.lr * state.rate
         sgld_step(state.tensors["chains"][chain], gradient, lr=lr, temperature=temperature, generator=generator)
         return {}
@@ -234,37 +243,38 @@ class LangevinChains(ChainDefense):
 class SGAdaLDParams(ChainParams):
     """Hyperparameters of stochastic-gradient adaptive Langevin dynamics."""
 
-    chains: int = Field(default=5, ge=1, description="chains S_theta that run in parallel; BAL section 5: 5")
+    chains: int = Field(default=5, ge=1, description="number of parallel chains S_theta; BAL section 5: 5")
     jitter: float = Field(
         default=0.01,
         ge=0,
-        description="standard deviation of the Gaussian noise by which each chain's start differs from the module's "
-        "weights; not in BAL, whose chains would start alike",
+        description="standard deviation of the Gaussian noise added to the module's weights at the start of each "
+        "chain; not in BAL, whose chains would start at the same point",
     )
-    burn_in: int = Field(default=0, ge=0, description="steps before the first sample; BAL: 0")
-    interval: int = Field(default=1, ge=1, description="steps from one sample to the next")
+    burn_in: int = Field(default=0, ge=0, description="burn-in before the first sample, in steps; BAL: 0")
+    interval: int = Field(default=1, ge=1, description="thinning interval in steps")
     samples: int = Field(
-        default=5, ge=1, description="samples kept of all chains together, the newest; BAL: the chains' end points"
+        default=5, ge=1, description="number of samples kept, the latest of all chains; BAL: the end points"
     )
     temperature: float | None = Field(
         default=1e-5,
         ge=0,
-        description="T of the density exp(-mean loss / T), None for the posterior's 1 / N; BAL section 5: 1e-5 (MNIST)",
+        description="temperature T of the density exp(-mean loss / T), None for 1 / N; BAL section 5: 1e-5 (MNIST)",
     )
-    lr: float = Field(default=0.03, gt=0, description="step size eta of BAL eq. 10; the paper gives none")
+    lr: float = Field(default=0.03, gt=0, description="step size eta of BAL eq. 10; not stated in the paper")
     friction: float | None = Field(
         default=None,
         gt=0,
-        description="C of BAL eq. 10; the paper gives none. By default V^1/2 / lr, where momentum vanishes and the "
-        "stationary variance is the posterior's",
+        description="friction C of BAL eq. 10, not stated in the paper; None for V^1/2 / lr, where momentum vanishes "
+        "and the stationary variance is that of the posterior",
     )
     window: float = Field(
-        default=100.0, gt=1, description="tau of BAL eq. 10, in steps: how long squared gradients are averaged"
+        default=100.0, gt=1, description="averaging window tau of squared gradients in BAL eq. 10, in steps"
     )
     damping: float = Field(
         default=1e-3,
         gt=0,
-        description="added to V^1/2, in units of a gradient; not in BAL, whose weights without gradient run away",
+        description="constant added to V^1/2, in units of the gradient; not in BAL, where weights with zero gradient "
+        "diverge",
     )
 
 
@@ -274,7 +284,7 @@ class AdaptiveChains(ChainDefense):
     params: SGAdaLDParams
 
     def begin(self, module: nn.Module, steps: int, count: int, context: TrainContext) -> TrainState:
-        """Chains, an empty bank, and each chain's mean of squared gradients, which persists."""
+        """Chains, an empty set of samples, and a running mean of squared gradients for each chain."""
         state = super().begin(module, steps, count, context)
         chains = state.tensors["chains"]
         state.tensors["square"] = torch.zeros_like(chains)
@@ -284,7 +294,7 @@ class AdaptiveChains(ChainDefense):
     def move(
         self, state: TrainState, chain: int, gradient: Tensor, temperature: float, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """BAL eq. 10; watches the share of weights that got noise."""
+        """Adaptive Langevin step (BAL eq. 10); monitors the fraction of weights with noise."""
         params = self.params
         state.tensors["moves"][chain] += 1
         noisy = sgadald_step(

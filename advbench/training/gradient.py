@@ -1,4 +1,4 @@
-"""Training by an optimiser: plain, variational and adversarial; methods are made of these parts."""
+"""Training with an optimiser: plain, variational and adversarial parts that methods combine."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ Terms = Mapping[str, Tensor]
 
 
 class TrainParams(LoopParams):
-    """Hyperparameters of every training by an optimiser."""
+    """Hyperparameters shared by all training with an optimiser."""
 
-    optimizer: Literal["adam", "sgd"] = Field(default="adam", description="Adam, or SGD with `momentum`")
-    momentum: float = Field(default=0.9, ge=0, lt=1, description="of SGD; APD section 5.2: 0")
+    optimizer: Literal["adam", "sgd"] = Field(default="adam", description="optimiser: Adam, or SGD with `momentum`")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum of SGD; APD section 5.2: 0")
 
 
 class GradientDefense(LoopDefense):
-    """A training by an optimiser's steps. Methods override `posterior`, `noise`, `perturb` or `loss`."""
+    """Base class of training with an optimiser. Methods override `posterior`, `noise`, `perturb` or `loss`."""
 
     params: TrainParams
     accuracy: ClassVar[str] = "train accuracy"
@@ -45,24 +45,24 @@ class GradientDefense(LoopDefense):
         return PointPosterior(module)
 
     def noise(self) -> Noise | None:
-        """Noise that is put into the module, in training and in prediction; none by default."""
+        """Noise inside the module, in training and in prediction; none by default."""
         return None
 
     def perturb(self, clf: Classifier, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        """The images to train on in place of `x`; `x` by default."""
+        """Training images derived from `x`; `x` itself by default."""
         return x
 
     def passes_per_image(self) -> float:
-        """One pass an epoch and image, beside those of `perturb`."""
+        """One pass per epoch and image, in addition to those of `perturb`."""
         return float(sum(self.params.stages))
 
     @abstractmethod
     def loss(self, clf: Classifier, x: Tensor, y: Tensor, count: int) -> tuple[Terms, Tensor]:
-        """The terms whose sum is descended, and the logits `(batch, classes)`.
+        """Terms of the loss, which are summed, and the logits `(batch, classes)`.
 
         Args:
             clf: the classifier being trained, in training mode.
-            x: images of the step, after `perturb`.
+            x: images of the minibatch, after `perturb`.
             y: labels `(batch,)`.
             count: number of training images N.
         """
@@ -82,11 +82,11 @@ class GradientDefense(LoopDefense):
         return TrainState(clf, steps, {"main": optimizer})
 
     def separable(self, clf: Classifier) -> bool:
-        """Whether the loss is a mean over images at shared draws, so that it can be summed over chunks of them."""
-        return type(self).loss in (ErmLoss.loss, VariationalLoss.loss) and images_apart(clf)
+        """True if the loss is a mean over images at shared draws, so that it can be summed over chunks."""
+        return type(self).loss in (ErmLoss.loss, MixedLoss.loss, VariationalLoss.loss) and images_apart(clf)
 
     def update(self, state: TrainState, x: Tensor, y: Tensor, count: int, context: TrainContext) -> dict[str, Tensor]:
-        """One step: perturb, evaluate the loss, descend. Chunks share the step's draws, so only rounding differs."""
+        """Take one step: perturb, evaluate the loss, descend. Chunks share the draws of the step."""
         generator = context.generator("perturb", state.step)
         optimizer = state.optimizers["main"]
         optimizer.zero_grad()
@@ -116,17 +116,52 @@ class GradientDefense(LoopDefense):
 
 
 def images_apart(clf: Classifier) -> bool:
-    """Whether each image passes the net in training as if it were alone: no batch norm, no noise drawn for a batch."""
+    """True if images do not interact in a training pass: no batch norm, and no noise drawn for a batch."""
     return not clf.noise and not any(isinstance(part, _BatchNorm) for part in clf.module.modules())
 
 
 class ErmLoss(GradientDefense):
-    """Mean cross-entropy of the weights themselves."""
+    """Mean cross-entropy of deterministic weights."""
 
     def loss(self, clf: Classifier, x: Tensor, y: Tensor, count: int) -> tuple[Terms, Tensor]:
         """Mean cross-entropy, in nats."""
         logits = clf(x)
         return {"loss": F.cross_entropy(logits.float(), y)}, logits
+
+
+class MixedParams(TrainParams):
+    """Hyperparameters of training on perturbed images, and on clean ones beside them."""
+
+    clean_weight: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of the clean images' loss; 0.5 in BAL's released code, whose baselines all train so",
+    )
+
+
+class MixedLoss(ErmLoss):
+    """Mean cross-entropy of perturbed images, and a share of that of the clean ones."""
+
+    params: MixedParams
+
+    def passes_per_image(self) -> float:
+        """One more pass an epoch and image where clean images have a share."""
+        return super().passes_per_image() * (2 if self.params.clean_weight else 1)
+
+    def beside(self, x: Tensor, moved: Tensor) -> Tensor:
+        """What `perturb` returns: moved images, where clean ones have a share each with its own, `(batch, 2, ...)`."""
+        return torch.stack([moved, x], 1) if self.params.clean_weight else moved
+
+    def loss(self, clf: Classifier, x: Tensor, y: Tensor, count: int) -> tuple[Terms, Tensor]:
+        """Mean cross-entropy, in nats; the logits of the moved images."""
+        share = self.params.clean_weight
+        if not share:
+            return super().loss(clf, x, y, count)
+        moved, clean = x.unbind(1)
+        terms, logits = super().loss(clf, moved, y, count)
+        beside, _ = super().loss(clf, clean, y, count)
+        return {"loss": (1 - share) * terms["loss"] + share * beside["loss"]}, logits
 
 
 class VariationalParams(TrainParams):
@@ -136,16 +171,16 @@ class VariationalParams(TrainParams):
     kl_weight: float = Field(
         default=0.02,
         ge=0,
-        description="alpha of Adv-BNN eq. 13, dimensionless: the loss is CE + alpha / N * KL in nats",
+        description="weight alpha of the KL in Adv-BNN eq. 13, dimensionless: the loss is CE + alpha / N * KL in nats",
     )
     kl_scope: Literal["all", "classifier"] = Field(
         default="all",
-        description="weights counted in the KL: all, or the last linear layer's alone, as Adv-BNN's released VGG",
+        description="weights in the KL: all, or those of the last linear layer only, as in Adv-BNN's released VGG",
     )
 
 
 class VariationalLoss(GradientDefense):
-    """Bayes by backprop: mean cross-entropy at one draw, plus kl_weight / N times a divergence of the weights."""
+    """Bayes by backprop: mean cross-entropy at one draw plus kl_weight / N times a divergence of the weights."""
 
     params: VariationalParams
 
@@ -158,18 +193,18 @@ class VariationalLoss(GradientDefense):
         """The regulariser of each weight, in nats, from its mean and log standard deviation."""
 
     def kl(self, clf: Classifier, count: int) -> Tensor:
-        """kl_weight / N times the regulariser summed over the weights of `kl_scope`: nats an image."""
+        """kl_weight / N times the sum of the regulariser over the weights of `kl_scope`, in nats per image."""
         names = last_linear(clf.module) if self.params.kl_scope == "classifier" else None
         with torch.autocast(clf.posterior.device.type, enabled=False):
             total = self.total(gaussian(clf), names)
         return total * (self.params.kl_weight / count)
 
     def total(self, posterior: GaussianPosterior, names: list[str] | None) -> Tensor:
-        """The regulariser summed over the weights of `names` or of all, a scalar in nats."""
+        """Sum of the regulariser over the weights of `names`, by default all; a scalar in nats."""
         return self.divergence(*posterior.selected(names)).sum()
 
     def loss(self, clf: Classifier, x: Tensor, y: Tensor, count: int) -> tuple[Terms, Tensor]:
-        """Adv-BNN eq. 13, per image and in nats: mean cross-entropy, and kl_weight / N * KL."""
+        """Mean cross-entropy and kl_weight / N * KL (Adv-BNN eq. 13), in nats per image."""
         logits = clf(x)
         return {"loss": F.cross_entropy(logits.float(), y), "kl": self.kl(clf, count)}, logits
 
@@ -177,12 +212,12 @@ class VariationalLoss(GradientDefense):
     def statistics(self, clf: Classifier) -> dict[str, Any]:
         """Statistics of the posterior, as in Tables 1 to 3 of hierarchical variational inference.
 
-        Bias tensors are left out, as there: nearly zero, they would halve `kld`.
+        Bias tensors are left out, as in that paper: they are nearly zero and would halve `kld`.
 
         Returns:
-            `mean` (of mu) and `std` (sigma): means over all weights. `kld`: the method's own regulariser in nats, as
-            the mean over weight tensors of each tensor's mean, so that a small tensor counts as much as a large one.
-            `tensors`: the three of each tensor, with its `name` and number of `weights`.
+            `mean` (of mu) and `std` (of sigma): means over all weights. `kld`: the method's own regulariser in nats,
+            averaged within each weight tensor and then over tensors, so that small tensors count as much as large ones.
+            `tensors`: the three values of each tensor, with its `name` and number of `weights`.
         """
         posterior = gaussian(clf)
         names = [name for name in posterior.layout if name.rpartition(".")[2] != "bias"] or list(posterior.layout)
@@ -219,17 +254,17 @@ class ElboLoss(VariationalLoss):
         return prior_divergence(mean, log_std, self.params.prior_std)
 
     def total(self, posterior: GaussianPosterior, names: list[str] | None) -> Tensor:
-        """Their sum, in fewer passes over the weights."""
+        """Sum of the KL, with fewer passes over the weights."""
         if type(self).divergence is not ElboLoss.divergence:
             return super().total(posterior, names)
         return posterior.kl(self.params.prior_std, names)
 
 
 def gaussian(clf: Classifier) -> GaussianPosterior:
-    """The classifier's posterior, which must be Gaussian.
+    """Return the classifier's posterior, verified to be Gaussian.
 
     Raises:
-        InputError: it is of another kind.
+        InputError: the posterior is of another kind.
     """
     if not isinstance(clf.posterior, GaussianPosterior):
         raise InputError("the classifier's posterior", expected="gaussian", got=clf.posterior.kind)
@@ -239,42 +274,40 @@ def gaussian(clf: Classifier) -> GaussianPosterior:
 class BallParams(TrainParams):
     """Hyperparameters of training against an adversary in a ball."""
 
-    eps: float = Field(default=8 / 255, ge=0, description="radius of the training's ball, in pixels in [0, 1]")
-    norm: Norm = Field(default="linf", description="norm of the training's ball")
+    eps: float = Field(default=8 / 255, ge=0, description="radius of the ball in training, for pixels in [0, 1]")
+    norm: Norm = Field(default="linf", description="norm of the ball in training")
 
 
 class AscentParams(BallParams):
-    """Hyperparameters of training against an adversary who ascends by steps."""
+    """Hyperparameters of training against an adversary who takes gradient steps."""
 
-    steps: int = Field(default=10, ge=1, description="PGD steps in training; Adv-BNN Table 2: 10")
+    steps: int = Field(default=10, ge=1, description="number of PGD steps in training; Adv-BNN Table 2: 10")
     step_size: float | None = Field(
         default=None,
         gt=0,
-        description="length of a step in eps, by default 2.5 / steps (linf, Madry 2018) or 10 / steps (l2)",
+        description="step size as a fraction of eps; None for 2.5 / steps (linf, Madry et al. 2018) or 10 / steps (l2)",
     )
 
 
 class AdversarialParams(AscentParams):
-    """Hyperparameters of adversarial training: those of any training, and of its inner maximisation."""
+    """Hyperparameters of adversarial training, including its inner maximisation."""
 
-    random_start: bool = Field(
-        default=True, description="start from a point of the ball; Adv-BNN's released code: false"
-    )
+    random_start: bool = Field(default=True, description="random start in the ball; Adv-BNN's released code: false")
 
 
 class PgdPerturbation(GradientDefense):
-    """Train on PGD examples crafted at each step, fresh weights at each of their steps (Adv-BNN eq. 3).
+    """Training on PGD examples, with a fresh draw of weights at each PGD step (Adv-BNN eq. 3).
 
-    Crafting runs the module in evaluation mode: batch norm's running statistics come from the passes that
-    train, and dropout does not blur the ascent.
+    Crafting runs the module in evaluation mode: running statistics of batch norm come from training passes only, and
+    dropout does not perturb the ascent.
     """
 
     params: AdversarialParams
     accuracy = "robust train accuracy"
 
     def passes_per_image(self) -> float:
-        """An epoch passes each image once for each PGD step and once to train."""
-        return super().passes_per_image() * (1 + self.params.steps)
+        """Per epoch, one pass per image for each PGD step and one to train."""
+        return super().passes_per_image() + self.params.steps * sum(self.params.stages)
 
     def perturb(self, clf: Classifier, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         """PGD examples of `x`."""
@@ -292,10 +325,10 @@ class PgdPerturbation(GradientDefense):
 
 
 def last_linear(module: nn.Module) -> list[str]:
-    """Parameter names of the last linear layer: a net's classifier.
+    """Parameter names of the last linear layer, the classifier of the net.
 
     Raises:
-        InputError: the module has none.
+        InputError: the module has no linear layer.
     """
     layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
     if not layers:

@@ -1,7 +1,7 @@
-"""The one training loop: epochs, precision, learning-rate stages, progress, mid-training checkpoints.
+"""Shared training loop: epochs, precision, learning-rate stages, progress, mid-training checkpoints.
 
-Every random choice of step `s` is seeded by `(seed, s)`, so a checkpoint holds no random state and a run
-that goes on from one is the run that was never interrupted, bit for bit.
+Every random choice of step `s` is seeded by `(seed, s)`, so a checkpoint contains no random state, and a resumed run is
+bit-identical to an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from advbench.data.base import Data, check_images, check_labels
 from advbench.errors import InputError, OutOfMemoryError, PluginError, out_of_memory
 from advbench.keys import derive, isolated_rng, seed_others
 from advbench.models.classifier import Classifier
+from advbench.models.gradient_watch import Passes
 from advbench.models.guard import check_effect, check_trained
 from advbench.models.posterior import FlatLayout, PointPosterior, copy_alike
 from advbench.models.saving import export_classifier
@@ -34,43 +35,43 @@ from advbench.training.optimizers import Optimizer
 
 
 class LoopParams(Params):
-    """Hyperparameters of every training by steps over minibatches."""
+    """Hyperparameters shared by all training on minibatches."""
 
     stages: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         default=(40, 10),
         min_length=1,
-        description="epochs at each learning rate; the rate is divided by 10 from one stage to the next "
+        description="number of epochs at each learning rate; the rate is divided by 10 after each stage "
         "(Adv-BNN section 4: 80, 60, 40, 20)",
     )
-    batch_size: int = Field(default=128, ge=1, description="images a step; Adv-BNN released code: 128")
+    batch_size: int = Field(default=128, ge=1, description="number of images per step; Adv-BNN's released code: 128")
     lr: float = Field(default=1e-3, gt=0, description="learning rate of the first stage; not from a paper")
     weight_decay: float = Field(
-        default=0.0, ge=0, description="L2 penalty: weight_decay * w is added to the gradient of the mean loss"
+        default=0.0, ge=0, description="L2 penalty: adds weight_decay * w to the gradient of the mean loss"
     )
-    augment: bool = Field(
+    augment: bool | Literal["flip"] = Field(
         default=False,
-        description="random crop after padding by 4 pixels, and horizontal flip (Adv-BNN, CIFAR-10)",
+        description="random crop after padding by 4 pixels, and horizontal flip (Adv-BNN, CIFAR-10); flip: that alone",
     )
     init_from: str | None = Field(
         default=None,
-        description="a defense whose trained weights are the start: one of a run, or trained for it with its own "
-        "settings; it must be deterministic (adversarial sampling Table 2; BAL section 5: erm)",
+        description="defense whose trained weights are the initial weights: one of the run, or trained for it with its "
+        "own settings; it must be deterministic (adversarial sampling Table 2; BAL section 5: erm)",
     )
 
 
 @dataclass
 class TrainState:
-    """What a training is made of at one moment; with the seed it determines all that follows.
+    """State of a training between two steps; together with the seed it determines the rest of the training.
 
     Attributes:
         clf: the classifier in training.
-        steps: how many steps there will be.
-        optimizers: what moves parameters, by name; the one named `main` follows the stages.
-        modules: nets that are trained beside the classifier, by name.
-        tensors: whatever else a method carries from one step to the next, of fixed shapes.
-        step: steps done.
-        rate: the present stage's factor on learning rates: 1, then 0.1, and so on.
-        layout: where each parameter of the classifier's module lies in a flat vector of them.
+        steps: total number of steps.
+        optimizers: optimisers by name; the learning rate of `main` follows the stages.
+        modules: auxiliary nets that are trained as well, by name.
+        tensors: further state of a method, of fixed shapes, by name.
+        step: number of steps done.
+        rate: factor of the current stage on learning rates: 1, then 0.1, and so on.
+        layout: positions of the parameters of the classifier's module in a flat vector.
     """
 
     clf: Classifier
@@ -86,7 +87,7 @@ class TrainState:
         self.layout = FlatLayout(self.clf.module)
 
     def enter(self, rate: float) -> None:
-        """Set the stage's factor, also on the main optimiser's learning rate."""
+        """Set the factor of the stage, and the learning rate of the main optimiser."""
         self.rate = rate
         if "main" in self.optimizers:
             for group in self.optimizers["main"].param_groups:
@@ -106,7 +107,7 @@ class TrainState:
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Take over what `export` gave."""
+        """Load the result of `export`."""
         clf_tensors = {n.removeprefix("clf."): t for n, t in tensors.items() if n.startswith("clf.")}
         self.clf.posterior.restore(clf_tensors)
         for name, buffer in self.clf.module.named_buffers():
@@ -128,12 +129,12 @@ class TrainState:
 
 
 class LoopDefense(Defense):
-    """A training by steps over minibatches. Methods give `begin` and `update`."""
+    """Base class of training on minibatches. Methods implement `begin` and `update`."""
 
     params: LoopParams
 
     def steps(self, per_epoch: int) -> int:
-        """How many steps there are, of which `per_epoch` pass each image once."""
+        """Total number of steps; `per_epoch` steps are one epoch."""
         return per_epoch * sum(self.params.stages)
 
     @abstractmethod
@@ -141,26 +142,26 @@ class LoopDefense(Defense):
         """The state before the first step.
 
         Args:
-            module: a copy of the user's module, on the device, with the weights to start from.
-            steps: how many steps there will be.
+            module: a copy of the user's module on the device, with the initial weights.
+            steps: total number of steps.
             count: number of training images N.
             context: seed, precision, device.
         """
 
     @abstractmethod
     def update(self, state: TrainState, x: Tensor, y: Tensor, count: int, context: TrainContext) -> dict[str, Tensor]:
-        """One step on a minibatch. Returns scalars to watch, on the device."""
+        """Take one step on a minibatch; return scalars to monitor, on the device."""
 
     def finish(self, state: TrainState) -> Classifier:
         """The classifier after the last step."""
         return state.clf
 
     def fit(self, module: nn.Module, data: Data, context: TrainContext | None = None) -> Classifier:
-        """Train; see `advbench.training.Defense.fit`.
+        """Train a copy of a module on data; see `advbench.training.Defense.fit`.
 
         Raises:
-            InputError: module and data do not fit, or `init_from` gives no weights to start from.
-            PluginError: a term of the loss is not finite; names step and term.
+            InputError: module and data do not match, or `init_from` does not give initial weights.
+            PluginError: a term of the loss is not finite; the message names step and term.
         """
         check_data(module, data)
         method = self.for_dataset(data.name)
@@ -178,7 +179,7 @@ class LoopDefense(Defense):
             state.restore(*saved)
         with isolated_rng(0, context.resources.device, everywhere=True):
             method._run(state, data.to(context.resources.device), per_epoch, context)
-        state.clf.passes.check_finite()  # a step along a gradient that is no number is none, and shows in no loss
+        state.clf.passes.check_finite()  # a step along a NaN gradient does not show in the loss
         state.clf.module.eval()
         clf = method.finish(state).requires_grad_(False)
         _check_finite(clf, data, context)
@@ -186,12 +187,12 @@ class LoopDefense(Defense):
         return clf
 
     def separable(self, clf: Classifier) -> bool:
-        """Whether a step can pass its images in chunks, as memory allows, and differ by rounding alone."""
+        """True if a step can process its images in chunks that differ by rounding only."""
         return False
 
     @contextmanager
     def _enough_memory(self, state: TrainState, x: Tensor) -> Iterator[None]:
-        """Refuse a step that does not fit in memory, and that no chunk would make smaller."""
+        """Raise if a step does not fit in memory and cannot be split into chunks."""
         try:
             yield
         except Exception as error:
@@ -200,13 +201,13 @@ class LoopDefense(Defense):
             raise OutOfMemoryError(
                 f"memory of {x.device} ran out in training step {state.step + 1}, on {len(x)} images of shape "
                 f"{tuple(x.shape[1:])} ({str(error).partition(chr(10))[0]})",
-                remedy="lower batch_size, or take a smaller net or a device with more memory",
+                remedy="lower batch_size, or use a smaller net or a device with more memory",
             ) from error
 
     def _train_init(self, module: nn.Module, data: Data, context: TrainContext) -> Classifier:
         name = str(self.params.init_from).partition("@")[0]
         base: Defense = registry().load("defense", name)()
-        return base.fit(module, data, dataclasses.replace(context, checkpoint=None, init=None))
+        return base.fit(module, data, dataclasses.replace(context, checkpoint=None, init=None, watch=None))
 
     def _run(self, state: TrainState, data: Data, per_epoch: int, context: TrainContext) -> None:
         stages = self.params.stages
@@ -218,30 +219,47 @@ class LoopDefense(Defense):
             state.enter(0.1 ** sum(state.step >= boundary for boundary in boundaries))
             x, y = data.batch(index)
             if self.params.augment:
-                x = crop_and_flip(x, context.generator("augment", state.step))
+                padding = 0 if self.params.augment == "flip" else 4
+                x = crop_and_flip(x, context.generator("augment", state.step), padding)
             state.clf.reseed(derive(context.seed, "weights", state.step))
             seed = derive(context.seed, "module", state.step)
             seed_others(seed)
             with isolated_rng(seed, x.device), self._enough_memory(state, x):
                 watch.add(self.update(state, x, y, len(data), context))
             state.step += 1
+            if context.watch and (state.step == state.steps or state.step % (context.watch_every or per_epoch) == 0):
+                self._show(state, context)
             if context.checkpoint and time.monotonic() >= next_save:
                 watch.flush()
                 next_save = _save(state, context.checkpoint, context.checkpoint_seconds)
         watch.flush()
 
+    def _show(self, state: TrainState, context: TrainContext) -> None:
+        """Call `context.watch` without a trace in the training."""
+        assert context.watch is not None, "the caller asked"
+        clf = self.finish(state)
+        modes = [(part, part.training) for part in clf.module.modules()]
+        passes, clf.passes = clf.passes, Passes()
+        clf.module.eval()
+        with isolated_rng(0, context.resources.device, everywhere=True):
+            context.watch(state.step, clf)
+        clf.passes = passes
+        for part, training in modes:
+            part.training = training
+
 
 def _own(module: nn.Module) -> nn.Module:
-    """A copy to train.
+    """A copy of the module to train.
 
     Raises:
-        InputError: weights that are not float32, that are not there yet, or that cannot be copied.
+        InputError: weights are not float32, are not initialised, or cannot be copied.
     """
     for name, parameter in module.named_parameters():
         if isinstance(parameter, nn.UninitializedParameter):
-            raise InputError(f"parameter {name}", expected="a value", got="none yet", remedy="pass an image once")
+            expected, remedy = "an initialised parameter", "pass an image once"
+            raise InputError(f"parameter {name}", expected=expected, got="a lazy one", remedy=remedy)
         if parameter.dtype != torch.float32:
-            remedy = "train float32 weights; precision 'bfloat16' is that of the passes"
+            remedy = "train float32 weights; precision 'bfloat16' applies to passes only"
             raise InputError(f"parameter {name}", expected="torch.float32", got=parameter.dtype, remedy=remedy)
     try:
         return copy.deepcopy(module)
@@ -252,7 +270,7 @@ def _own(module: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def _check_finite(clf: Classifier, data: Data, context: TrainContext) -> None:
-    """What the last step made of the weights shows in no loss."""
+    """Raise if the weights or logits after the last step, which no loss has seen, are not finite."""
     x = data.batch(slice(2))[0].to(context.resources.device)
     with isolated_rng(0, x.device, everywhere=True), clf.isolated():
         logits = clf.draws(x, 3)
@@ -264,13 +282,13 @@ def _check_finite(clf: Classifier, data: Data, context: TrainContext) -> None:
 
 
 def check_data(module: nn.Module, data: Data) -> None:
-    """Refuse what cannot be trained, or trained on.
+    """Raise if a module cannot be trained, or data are invalid.
 
     Raises:
-        InputError: says what it is.
+        InputError: names the defect.
     """
     if not isinstance(module, nn.Module) or isinstance(module, Classifier):
-        raise InputError("module to train", expected="an nn.Module that is no Classifier", got=type(module).__name__)
+        raise InputError("module to train", expected="an nn.Module other than a Classifier", got=type(module).__name__)
     if not isinstance(data, Data):
         raise InputError("training data", expected="an advbench.Data", got=type(data).__name__)
     check_images(data.images, "training images")
@@ -281,7 +299,7 @@ def check_data(module: nn.Module, data: Data) -> None:
 
 @torch.no_grad()
 def check_fit(module: nn.Module, data: Data, device: str) -> None:
-    """Refuse a module whose output does not fit the classes, before the first step."""
+    """Raise before the first step if a module's output does not match the number of classes."""
     modes = [part.training for part in module.modules()]
     module.eval()
     x = data.batch(slice(1))[0].to(device)
@@ -290,7 +308,7 @@ def check_fit(module: nn.Module, data: Data, device: str) -> None:
     for part, mode in zip(module.modules(), modes, strict=True):
         part.training = mode
     if outputs != data.classes:
-        raise InputError("the module's output", expected=f"{data.classes} logits, one a class", got=outputs)
+        raise InputError("the module's output", expected=f"{data.classes} logits, one per class", got=outputs)
 
 
 def _start_from(module: nn.Module, trained: Classifier) -> None:
@@ -300,7 +318,7 @@ def _start_from(module: nn.Module, trained: Classifier) -> None:
         InputError: the net is random, or of another architecture.
     """
     if trained.stochastic or not isinstance(trained.posterior, PointPosterior):
-        raise InputError("init_from", expected="a deterministic defense, like 'erm'", got="a random one")
+        raise InputError("init_from", expected="a deterministic defense, such as 'erm'", got="a random one")
     weights = trained.posterior.export()
     try:
         with torch.no_grad():
@@ -315,7 +333,7 @@ def _start_from(module: nn.Module, trained: Classifier) -> None:
 
 
 def crop_and_flip(x: Tensor, generator: torch.Generator, padding: int = 4) -> Tensor:
-    """Each image zero-padded, cropped at random to its size and flipped left-right with probability 1/2."""
+    """Zero-pad each image, crop it at random to its size, and flip it left-right with probability 1/2."""
     batch, _, height, width = x.shape
     padded = F.pad(x, (padding, padding, padding, padding))
     corners = torch.randint(0, 2 * padding + 1, (2, batch, 1), generator=generator, device=x.device)
@@ -328,15 +346,15 @@ def crop_and_flip(x: Tensor, generator: torch.Generator, padding: int = 4) -> Te
 
 
 def autocast(context: TrainContext) -> torch.autocast:
-    """Passes in the training's precision; weights and losses stay float32."""
+    """Context of passes in the training's precision; weights and losses stay float32."""
     device = torch.device(context.resources.device).type
     return torch.autocast(device, torch.bfloat16, enabled=context.precision == "bfloat16")
 
 
 def _save(state: TrainState, slot: CheckpointSlot, seconds: float) -> float:
-    """Save the state; returns when to save again.
+    """Save the state; return the time of the next save.
 
-    A large state is saved less often, so that saving takes a twentieth of the time, down to every tenth time.
+    A large state is saved less often, down to a tenth of the frequency, so that saving takes about 5 % of the time.
     """
     started = time.monotonic()
     slot.save(*state.export())
@@ -345,9 +363,9 @@ def _save(state: TrainState, slot: CheckpointSlot, seconds: float) -> float:
 
 
 def _batches(first: int, total: int, per_epoch: int, data: Data, seed: int) -> Iterator[Tensor]:
-    """Index tensors of steps `first` to `total`: each epoch one permutation in parts of nearly equal size.
+    """Index tensors of steps `first` to `total`: each epoch is a permutation split into nearly equal parts.
 
-    A permutation is drawn on the CPU, so that every device sees the same one, and moved once an epoch.
+    Permutations are drawn on the CPU, so that they are the same for every device, and moved once per epoch.
     """
     parts: tuple[Tensor, ...] = ()
     for step in range(first, total):
@@ -360,7 +378,7 @@ def _batches(first: int, total: int, per_epoch: int, data: Data, seed: int) -> I
 
 
 class _Watch:
-    """Collects each step's scalars on the device; checks and reports them now and then, to sync rarely."""
+    """Collects the scalars of each step on the device; checks and reports them occasionally, to synchronise rarely."""
 
     def __init__(self, step: int, total: int, context: TrainContext, sync_every: int) -> None:
         self._step = step
@@ -388,7 +406,7 @@ class _Watch:
                 f"training step {self._step + row + 1} of {self._total}",
                 expected=f"a finite {names[column]}",
                 got=float(table[row, column]),
-                remedy="lower the learning rate, or kl_weight where the KL is the term",
+                remedy="lower the learning rate, or kl_weight if the term is the KL",
             )
         self._step += len(self._pending)
         self._pending.clear()

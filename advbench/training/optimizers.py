@@ -1,6 +1,7 @@
-"""Adam and SGD: torch's own step functions with a plain state; the numbers are those of `torch.optim` to the bit.
+"""Adam and SGD with torch's own step functions and a plain state, bit-identical to `torch.optim`.
 
-Torch's classes are not used because making one imports torch's compiler, which takes longer than a small training.
+Classes of `torch.optim` are not used because creating one imports torch's compiler, which takes longer than a small
+training.
 """
 
 from __future__ import annotations
@@ -15,25 +16,25 @@ from torch.optim.sgd import sgd
 
 
 class Optimizer(Protocol):
-    """What a training asks of an optimiser; those of `torch.optim` do as well."""
+    """Interface of optimisers; those of `torch.optim` satisfy it."""
 
     param_groups: list[dict[str, Any]]
 
     def zero_grad(self) -> None:
-        """Drop the gradients."""
+        """Set the gradients to None."""
 
     def step(self) -> Any:
-        """Move the parameters by their gradients."""
+        """Update the parameters."""
 
     def state_dict(self) -> dict[str, Any]:
-        """`state`: each parameter's tensors by name, under its index; and `param_groups`."""
+        """State in torch's format: `state` by parameter index, and `param_groups`."""
 
     def load_state_dict(self, state_dict: dict[str, Any], /) -> Any:
-        """Take over what `state_dict` gave."""
+        """Load the result of `state_dict`."""
 
 
 class _Optimizer(ABC):
-    """Groups of parameters, each with its settings. A parameter's state begins with its first gradient."""
+    """Groups of parameters with their settings. The state of a parameter is created at its first gradient."""
 
     def __init__(self, groups: list[dict[str, Any]], **settings: Any) -> None:
         self.param_groups = [settings | group for group in groups]
@@ -41,13 +42,13 @@ class _Optimizer(ABC):
         self._states: dict[int, dict[str, Tensor]] = {}
 
     def zero_grad(self) -> None:
-        """Drop the gradients."""
+        """Set the gradients to None."""
         for parameter in self._params:
             parameter.grad = None
 
     @torch.no_grad()
     def step(self) -> None:
-        """Move the parameters that have a gradient."""
+        """Update the parameters that have a gradient."""
         index = {id(parameter): index for index, parameter in enumerate(self._params)}
         for group in self.param_groups:
             moved = [parameter for parameter in group["params"] if parameter.grad is not None]
@@ -58,14 +59,14 @@ class _Optimizer(ABC):
     def _move(
         self, params: list[Tensor], gradients: list[Tensor], states: list[dict[str, Tensor]], settings: dict[str, Any]
     ) -> None:
-        """Move a group's parameters, and update their states, in place."""
+        """Update the parameters of a group and their states, in place."""
 
     def state_dict(self) -> dict[str, Any]:
-        """`state`: each parameter's tensors by name, under its index; and `param_groups`."""
+        """State in torch's format: `state` by parameter index, and `param_groups`."""
         return {"state": self._states, "param_groups": self.param_groups}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the state that `state_dict` gave."""
+        """Load the state of a `state_dict`."""
         self._states = {
             index: {name: tensor.to(self._params[index].device, copy=True) for name, tensor in state.items()}
             for index, state in state_dict["state"].items()
@@ -76,9 +77,9 @@ class Adam(_Optimizer):
     """Adam (Kingma and Ba 2015); `weight_decay * w` is added to the gradient.
 
     Args:
-        groups: dicts of `params` and whichever of the other settings is theirs alone.
+        groups: dicts of `params` and of settings that differ from those below.
         lr: learning rate.
-        betas: decay of the running means of gradients and of their squares.
+        betas: decay rates of the running means of gradients and of squared gradients.
     """
 
     def __init__(self, groups: list[dict[str, Any]], *, lr: float, betas: tuple[float, float] = (0.9, 0.999)) -> None:
@@ -114,9 +115,9 @@ class SGD(_Optimizer):
     """Stochastic gradient descent with momentum; `weight_decay * w` is added to the gradient.
 
     Args:
-        groups: dicts of `params` and whichever of the other settings is theirs alone.
+        groups: dicts of `params` and of settings that differ from those below.
         lr: learning rate.
-        momentum: decay of the running sum of gradients.
+        momentum: decay rate of the running sum of gradients.
     """
 
     def __init__(self, groups: list[dict[str, Any]], *, lr: float, momentum: float = 0.0) -> None:

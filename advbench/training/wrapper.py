@@ -1,4 +1,4 @@
-"""Defenses that wrap a trained one: noise around its net, without training of its own."""
+"""Defences that add noise to the net of a trained defence, without training of their own."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from advbench.training.base import Defense, TrainContext
 
 
 class WrapperParams(Params):
-    """Hyperparameters of every wrapper."""
+    """Hyperparameters shared by all wrappers."""
 
     init_from: str = Field(
         default="erm",
         min_length=1,
-        description="the defense that is wrapped: one of the run, or trained for it with its own settings",
+        description="defense to wrap: one of the run, or trained for it with its own settings",
     )
 
 
 class Wrapper(Defense):
-    """Noise around the classifier of another defense; prediction is the mean over draws of it, a vote.
+    """Base class of defences that add noise to the classifier of another one and average over draws (smoothing).
 
-    Nothing is trained but the defense that is wrapped, once for all that wrap it. Methods override `noise`.
+    Only the wrapped defence is trained, once for all of its wrappers. Methods override `noise`.
     """
 
     Params: ClassVar[type[Params]] = WrapperParams
@@ -40,26 +40,26 @@ class Wrapper(Defense):
 
     @abstractmethod
     def noise(self) -> Noise:
-        """What is put around, or into, the net."""
+        """Noise around, or inside, the net."""
 
     def passes_per_image(self) -> float:
-        """None: nothing is trained."""
+        """Zero: nothing is trained."""
         return 0.0
 
     def fit(self, module: nn.Module, data: Data, context: TrainContext | None = None) -> Classifier:
-        """The classifier of the defense that is wrapped, with noise; see `advbench.training.Defense.fit`.
+        """The classifier of the wrapped defence, with noise; see `advbench.training.Defense.fit`.
 
         Raises:
-            InputError: that one has noise already.
+            InputError: the wrapped defence already contains noise.
         """
         context = context or TrainContext()
         inner = context.init
         if inner is None:
             base: Defense = registry().load("defense", self.params.init_from.partition("@")[0])()
-            inner = base.fit(module, data, dataclasses.replace(context, init=None))
+            inner = base.fit(module, data, dataclasses.replace(context, init=None, watch=None))
         if inner.noise:
             expected = "a defense without noise of its own"
-            raise InputError("init_from", expected=expected, got=f"{self.params.init_from}, which has some")
+            raise InputError("init_from", expected=expected, got=f"{self.params.init_from}, which contains noise")
         tensors, values = export_classifier(inner)
         clf = load_classifier(copy.deepcopy(module), tensors, values).to(context.resources.device)
         return Classifier(clf.module, clf.posterior, noise=self.noise()).requires_grad_(False)

@@ -1,4 +1,4 @@
-"""What attacks that run another one share."""
+"""Base class of attacks that run another attack."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ from advbench.models import Classifier
 
 
 class InnerParams(attacks.Params):
-    """The attack that is run, and how."""
+    """Inner attack and its hyperparameters."""
 
-    attack: str = Field(default="pgd", description="name of the attack that is run; APD section 5.4: fgsm and pgd")
-    params: dict[str, Any] = Field(default={}, description="hyperparameters of that attack, where not its defaults")
+    attack: str = Field(default="pgd", description="name of the inner attack; APD section 5.4: fgsm and pgd")
+    params: dict[str, Any] = Field(
+        default={}, description="hyperparameters of the inner attack that differ from its defaults"
+    )
 
 
 class InnerAttack(Attack):
-    """An attack that runs another one, to the end, on a classifier of its choice: another one is evaluated."""
+    """Base class of attacks that run an inner attack on a classifier other than the evaluated one."""
 
     targeted = True
     stops_early = False
@@ -43,19 +45,19 @@ class InnerAttack(Attack):
         return clf
 
     def with_parts(self, parts: Mapping[str, Attack]) -> Self:
-        """With that inner attack."""
+        """The same attack with another inner attack."""
         return type(self)(**{**self.params.model_dump(), "params": parts[self.params.attack].params.model_dump()})
 
     def sees_random(self, random: bool) -> bool:
-        """Whether the classifier that the inner attack sees is random."""
+        """True if the classifier that the inner attack sees is random."""
         return random
 
     def cost(self, random: bool) -> int | None:
-        """That of the inner attack."""
+        """Cost of the inner attack."""
         return self.inner.cost(self.sees_random(random))
 
     def check(self, threat: Threat, *, targeted: bool = False) -> None:
-        """The inner attack must understand the threat."""
+        """Check that the inner attack supports the threat."""
         self.inner.check(threat, targeted=targeted)
 
     def run(self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator) -> Tensor:

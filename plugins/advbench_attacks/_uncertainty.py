@@ -1,4 +1,4 @@
-"""What attacks on a classifier's uncertainty share."""
+"""Base class of attacks on the uncertainty of a classifier."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from advbench import attacks
 from advbench.attacks import SELECTION_DRAWS, Attack, Field, Goal, Kept, Measure, Threat, per_image
 from advbench.models import Classifier
 
-KAPPA = 0.1  # log-ratio by which a class has to lead while the uncertainty is moved
+KAPPA = 0.1  # log-ratio by which a class must lead while the uncertainty is changed
 
 
 class UncertaintyParams(attacks.Params):
-    """Hyperparameters of an attack on the uncertainty."""
+    """Hyperparameters of attacks on the uncertainty."""
 
-    steps: int = Field(default=40, ge=2, description="gradient steps of each run")
+    steps: int = Field(default=40, ge=2, description="number of gradient steps per run")
     step_size: float | None = Field(
         default=None,
         gt=0,
-        description="mean length of a step in eps, by default 2.5 / steps (linf) or 10 / steps (l2); steps fall from "
-        "twice that along a cosine",
+        description="mean step size as a fraction of eps, None for 2.5 / steps (linf) or 10 / steps (l2); cosine decay "
+        "from twice the mean",
     )
-    samples: int = Field(default=10, ge=1, description="draws of the weights per gradient, each passed twice")
+    samples: int = Field(default=10, ge=1, description="number of draws of the weights per gradient, two passes each")
     measure: Measure = Field(
         default="total",
-        description="uncertainty that is attacked: total (entropy of the mean softmax) or epistemic (that less the "
-        "mean of the draws' entropies), which a deterministic classifier does not have",
+        description="uncertainty to attack: total (entropy of the mean softmax) or epistemic (total minus the "
+        "mean entropy of the draws), which is zero for a deterministic classifier",
     )
 
 
 class UncertaintyAttack(Attack):
-    """Steepest ascent of an objective of all draws of a step together, in several runs; what scores best is kept.
+    """Steepest ascent of a joint objective of all draws of a step, in several runs; the best candidate is kept.
 
-    Uncertainty belongs to the mean softmax, so all draws of a step have to pass before the gradient of any is known:
-    each draw passes twice. Candidates are scored by draws of the attack's own, the images themselves among them; on a
-    deterministic classifier a run's best iterate is one.
+    Uncertainty is a function of the mean softmax, so the gradient of a draw is known only after all draws have passed:
+    each draw passes twice. Candidates, including the images themselves, are scored with the attack's own draws; on a
+    deterministic classifier the candidate of a run is its best iterate.
     """
 
     effort = "steps"
@@ -49,41 +49,41 @@ class UncertaintyAttack(Attack):
 
     @abstractmethod
     def objective(self, goal: Goal, log_probs: Tensor, run: int, *, early: bool) -> Tensor:
-        """What a step ascends, `(batch,)`.
+        """Objective of a gradient step, `(batch,)`.
 
         Args:
-            goal: the classes that the images are, or have to be, taken for.
+            goal: labels of the images, and targets if any.
             log_probs: log-softmax of the step's draws, `(draws, batch, classes)`.
-            run: its number; 1 is from the images, others are from random points.
-            early: whether this is in the first half of its steps.
+            run: number of the run; run 1 starts from the images, others from random points.
+            early: True in the first half of the steps.
         """
 
     @abstractmethod
     def score(self, goal: Goal, log_probs: Tensor) -> Tensor:
-        """By what candidates are chosen, `(batch,)`, larger for better; arguments as those of `objective`."""
+        """Score of candidates, `(batch,)`, larger is better; arguments as in `objective`."""
 
     def aimed(self, clf: Classifier, x: Tensor, goal: Goal) -> Goal:
-        """The goal that objective and score are about."""
+        """Goal for objective and score."""
         del clf, x
         return goal
 
     def uncertainty(self, log_probs: Tensor) -> Tensor:
-        """The measure that is attacked, `(batch,)`, nats."""
+        """The attacked measure of uncertainty, `(batch,)`, in nats."""
         return attacks.predictive_uncertainty(log_probs, self.params.measure)
 
     def certainty(self, log_probs: Tensor) -> Tensor:
-        """How far that is below the largest uncertainty there is, `(batch,)`, nats, >= 0."""
+        """Largest possible uncertainty minus the uncertainty, `(batch,)`, in nats, >= 0."""
         return (math.log(log_probs.shape[-1]) - self.uncertainty(log_probs)).clamp_min(0.0)
 
     def cost(self, random: bool) -> int:
-        """Steps times draws, twice, in each run; and the passes that choose."""
+        """Twice steps times draws per run, plus the passes for selection."""
         params = self.params
         passes, choosing = (params.samples * (1 if params.samples == 1 else 2), SELECTION_DRAWS) if random else (1, 1)
         candidates = 1 + self.runs * (1 if random else 2)
         return self.runs * params.steps * passes + (candidates + 1) * choosing
 
     def run(self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator) -> Tensor:
-        """Ascend from random points and from the images; keep per image what scores best."""
+        """Ascend from random points and from the images; keep the best-scoring point of each image."""
         goal = self.aimed(clf, x, goal)
         kept = Kept(clf, goal, score=lambda goal, logits: self.score(goal, logits.log_softmax(-1)))
         kept.offer(x)
@@ -96,7 +96,7 @@ class UncertaintyAttack(Attack):
     def _ascend(
         self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, start: Tensor, run: int
     ) -> Iterator[Tensor]:
-        """The last iterate, and on a deterministic classifier the best; of noisy scores the best is a lucky one."""
+        """The last iterate, or on a deterministic classifier the best; the best of noisy scores is chance."""
         params, x_adv = self.params, start
         mean_length = attacks.step_length(threat, params.steps, params.step_size)
         best, highest = start, x.new_full((len(x),), -torch.inf)

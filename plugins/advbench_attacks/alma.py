@@ -12,28 +12,28 @@ from advbench import attacks
 from advbench.attacks import SELECTION_DRAWS, SHORTENING, Attack, Field, Goal, Kept, Paper, Threat, per_image
 from advbench.models import Classifier
 
-FIRST_STEP = 0.1  # length in l2 of a step along the first gradient
-CHECKS = 10  # steps between looks at whether the constraint improves
-FINAL_RATE = 0.01  # of the step size, in shares of the first
+FIRST_STEP = 0.1  # l2 length of the first step
+CHECKS = 10  # steps between checks of the constraint
+FINAL_RATE = 0.01  # final step size, relative to the first
 TINY = 1e-12
 
 
 class ALMA(Attack):
-    """Augmented Lagrangian method: the nearest adversarial example in l2, so one run serves every eps.
+    """Augmented Lagrangian method: nearest adversarial example in l2, so one run serves every eps.
 
-    Rony et al. 2021, "Augmented Lagrangian adversarial attacks", Algorithm 1: the distance is minimised under the
-    constraint that the image is misclassified, whose violation (the margin in units of the distance of the first to
-    the third logit) enters through the penalty P2. Each image has its own multiplier, which follows the penalty's
-    slope, and its own penalty parameter, which grows while no example is found and the violation does not fall.
-    RMSProp with momentum makes the steps, at a constant rate until the first example is found, then at one that falls
-    to a hundredth. Settings are those of the authors' code for l2. On a random classifier the gradient is the mean over
-    fresh draws, violation and success are those of the mean softmax over a set of draws that stays the same, and what
-    is found gives the direction in which a wider ball is used up.
+    Rony et al. 2021, "Augmented Lagrangian adversarial attacks", Algorithm 1: the distance is minimised subject to
+    misclassification; the violation of that constraint (the margin divided by the difference of the first and the third
+    logit) enters through the penalty P2. Each image has its own multiplier, which follows the derivative of the
+    penalty, and its own penalty parameter, which grows while no example is found and the violation does not decrease.
+    Steps are made by RMSProp with momentum, at a constant rate until the first example is found, then at a rate that
+    decays to a hundredth. Settings are those of the authors' code for l2. On a random classifier the gradient is the
+    mean over fresh draws, violation and success are those of the mean softmax over a fixed set of draws, and examples
+    are extended along their direction to the surface of larger balls.
 
-    Departures: the steps are shared among several runs, for any wrong class and towards each of the `targets` likeliest
-    ones, since one run stops falling after some hundred steps and others end elsewhere; with two classes the violation
-    is the margin in units of the image's own; what is found is shortened along a line, in place of a tolerance of 1e-4
-    logits.
+    Departures: the steps are shared among several runs, one untargeted and one towards each of the `targets` most
+        likely wrong classes, because a single run stalls after some hundred steps and others end elsewhere; with two
+        classes the violation is the margin divided by that of the image itself; a line search shortens the examples, in
+        place of a tolerance of 1e-4 logits.
     """
 
     version = "2"
@@ -47,26 +47,26 @@ class ALMA(Attack):
     class Params(attacks.Params):
         """Hyperparameters of ALMA."""
 
-        steps: int = Field(default=120, ge=2, description="gradient steps of each run; ALMA: 100 and 1000")
+        steps: int = Field(default=120, ge=2, description="number of gradient steps per run; ALMA: 100 and 1000")
         targets: int = Field(
             default=2,
             ge=0,
-            description="likeliest wrong classes aimed at, one run each, after the run for any wrong class; ALMA: 0",
+            description="number of most likely wrong classes with a targeted run, after the untargeted run; ALMA: 0",
         )
         smoothing: float | None = Field(
             default=None,
             gt=0,
             lt=1,
-            description="weight of the past (alpha) in multiplier, momentum and mean square; by default 0.5 up to 100 "
-            "steps, 0.9 from 1000 on (ALMA's), and between them linear in the logarithm of the steps",
+            description="smoothing factor alpha of multiplier, momentum and mean square; None for 0.5 up to "
+            "100 steps, 0.9 from 1000 (as in ALMA), and linear in the logarithm of the steps in between",
         )
         samples: int = Field(
-            default=10, ge=1, description="draws a step on a random classifier, for gradient and success"
+            default=10, ge=1, description="number of draws per step on a random classifier, for gradient and success"
         )
         early_stop: bool = Field(
             default=False,
-            description="on a deterministic classifier, where examples may stop early, leave an image alone once a "
-            "run's example lies within eps; one run then serves one eps",
+            description="early stopping of an image on a deterministic classifier, if allowed, once the example of a "
+            "run lies within eps; a run then serves one eps only",
         )
 
     norms = frozenset({"l2"})
@@ -82,32 +82,34 @@ class ALMA(Attack):
 
     @property
     def stops_early(self) -> bool:
-        """With the hyperparameter `early_stop`."""
+        """The hyperparameter `early_stop`."""
         return self.params.early_stop
 
     @property
     def smoothing(self) -> float:
-        """Weight of the past in multiplier, momentum and mean square."""
+        """Smoothing factor of multiplier, momentum and mean square."""
         by_steps = min(0.9, max(0.5, 0.5 + 0.4 * math.log10(self.params.steps / 100)))
         return self.params.smoothing or by_steps
 
     def cost(self, random: bool) -> int:
-        """The steps of all runs, with the passes that show success; those that rank targets and shorten the find."""
+        """Steps and success checks of all runs, plus passes for ranking targets and shortening examples."""
         params = self.params
         draws = SELECTION_DRAWS if random else 1
         step = params.samples + draws if random else 1
         return (1 + params.targets) * params.steps * step + draws * (SHORTENING + (2 if params.targets else 0))
 
     def run(self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator) -> Tensor:
-        """Search for any wrong class, then towards each target; keep each image's nearest adversarial example."""
+        """Run untargeted, then towards each target; keep each image's nearest adversarial example."""
         params, kept = self.params, Kept(clf, goal)
         found, nearest = x.clone(), x.new_full((len(x),), torch.inf)
         aims = [goal]
         if params.targets and not goal.targeted:
             if not clf.stochastic:
-                nearest[kept.margins_of(x) > 0] = 0.0  # what is wrong as it is needs no search
+                nearest[kept.margins_of(x) > 0] = 0.0  # misclassified images need no search
             likely = attacks.likeliest(clf, x, goal, max(2, params.targets))
-            aims += likely[: params.targets] if len(likely) > 1 else []  # of two classes the wrong one is the target
+            aims += (
+                likely[: params.targets] if len(likely) > 1 else []
+            )  # with two classes, the untargeted run is targeted already
         enough = threat.eps if self.stops_early and goal.stop_early and not clf.stochastic else 0.0
         for aim in aims:
             rows = (nearest > enough).nonzero().squeeze(1)
@@ -123,21 +125,21 @@ class ALMA(Attack):
     def _search(
         self, clf: Classifier, kept: Kept, rows: Tensor, x: Tensor, aim: Goal, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """One run, Algorithm 1: the nearest adversarial examples and their distances, infinite where there is none.
+        """One run of Algorithm 1: the nearest adversarial examples and their distances, infinite if none was found.
 
-        Any misclassification counts, whatever the run aims at.
+        Any misclassification counts, whatever the target.
 
         Args:
             clf: the classifier.
-            kept: judges success.
-            rows: which of its images these are, `(batch,)`.
+            kept: goal and draws that determine success.
+            rows: indices of the images in `kept`, `(batch,)`.
             x: the images, `(batch, channels, height, width)`.
-            aim: labels, and perhaps targets.
-            generator: of the first step where there is no gradient.
+            aim: labels and, in a targeted run, targets.
+            generator: random generator of the first step if the gradient is zero.
         """
         steps, past = self.params.steps, self.smoothing
         found, nearest = x.clone(), x.new_full((len(x),), torch.inf)
-        first_found = torch.full_like(nearest, steps)  # the step at which each image's first example was found
+        first_found = torch.full_like(nearest, steps)  # step at which the first example of an image was found
         delta, momentum, square = torch.zeros_like(x), torch.zeros_like(x), torch.ones_like(x)
         multiplier, penalty = torch.ones_like(nearest), torch.ones_like(nearest)
         rate = checked = torch.zeros_like(nearest)
@@ -147,11 +149,11 @@ class ALMA(Attack):
             judging = kept.logits_of(x + delta) if clf.stochastic else logits
             reached = kept.margins_at(judging, rows) > 0
             violation = _violation(judging[0], aim.rows)
-            if clf.stochastic:  # what counts is the mean softmax, which is wrong later than its draws are on average
+            if clf.stochastic:  # the mean softmax is misclassified later than single draws
                 violation = _violation(judging.log_softmax(-1).logsumexp(0), aim.rows)
                 if step == 0:
-                    reached[:] = False  # a random classifier's own images give no direction, however it judges them
-            violation = violation.to(x)  # logits may be of another precision
+                    reached[:] = False  # clean images of a random classifier give no direction
+            violation = violation.to(x)  # logits may have another precision
             length = delta.flatten(1).norm(dim=1)
             better = reached & (length < nearest)
             found = torch.where(per_image(better, x), x + delta, found)
@@ -186,7 +188,7 @@ class ALMA(Attack):
 
 
 def _violation(logits: Tensor, rows: Tensor) -> Tensor:
-    """How far each image is from its goal, `(batch,)`: minus the margin, by the spread of the largest logits."""
+    """Violation of the constraint, `(batch,)`: minus the margin, divided by the spread of the largest logits."""
     ordered = logits.sort(dim=1, descending=True).values
     lack = -Goal(rows).margin(logits)
     if logits.shape[1] < 3:
@@ -196,7 +198,7 @@ def _violation(logits: Tensor, rows: Tensor) -> Tensor:
 
 
 def _slope(violation: Tensor, penalty: Tensor, multiplier: Tensor) -> Tensor:
-    """Derivative of P2 (eq. 8): mu y + mu rho y^2 + rho^2 y^3 / 6 where y >= 0, else mu y / (1 - rho y)."""
+    """Derivative of P2 (eq. 8): mu y + mu rho y^2 + rho^2 y^3 / 6 for y >= 0, otherwise mu y / (1 - rho y)."""
     above = multiplier + 2 * multiplier * penalty * violation + (penalty * violation).square() / 2
     below = multiplier / (1 - penalty * violation.clamp_max(0)).square()
     chosen: Tensor = torch.where(violation >= 0, above, below)
@@ -204,7 +206,7 @@ def _slope(violation: Tensor, penalty: Tensor, multiplier: Tensor) -> Tensor:
 
 
 def _first_rate(x: Tensor, step: Tensor) -> Tensor:
-    """The factor `(batch,)` with which a step, clipped to the box, has length `FIRST_STEP`, by bisection."""
+    """Factor `(batch,)` at which a step, clipped to the box, has length `FIRST_STEP`; by bisection."""
 
     def length(rate: Tensor) -> Tensor:
         found: Tensor = ((x + per_image(rate, x) * step).clamp(0, 1) - x).flatten(1).norm(dim=1)

@@ -30,19 +30,18 @@ MOMENTUM = 0.75
 
 
 class APGD(Attack):
-    """Auto-PGD: projected gradient ascent with momentum that halves its steps by itself.
+    """Auto-PGD: projected gradient ascent with momentum and adaptive step sizes.
 
     Croce and Hein 2020, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
-    attacks", Algorithm 1. Each image starts with steps of 2 eps; at checkpoints its step is halved, and it goes
-    back to its best point, if the loss rose too seldom or the best point did not change. `loss="dlr_targeted"`
-    runs once towards each of the `targets` classes that the classifier finds likeliest. Expectation over
-    transformation is inside: each gradient and each loss is the mean over `samples` draws. Of several runs each
-    image keeps the one of largest mean margin over draws of the attack's own; on a deterministic classifier what is
-    misclassified is not attacked again.
+    attacks", Algorithm 1. Each image starts with a step size of 2 eps; at checkpoints its step size is halved and it
+    returns to its best point if the loss increased too rarely or the best point did not change. `loss="dlr_targeted"`
+    runs once towards each of the `targets` most likely wrong classes. Expectation over transformation is included: each
+    gradient and each loss is the mean over `samples` draws. Of several runs, each image keeps the example of largest
+    mean margin over the attack's own draws; on a deterministic classifier, misclassified images are not attacked again.
 
-    Where examples may stop early, an image is left alone once it certainly fools the classifier: on a deterministic
-    one at its first misclassified iterate, on a random one where two gradients one after another, each at its own
-    fresh draws, find the goal reached by a t test at level 0.01, which takes at least 5 samples a gradient.
+    With early stopping, an image stops once it certainly fools the classifier: on a deterministic one at its first
+    misclassified iterate, on a random one when a t test at level 0.01 finds the goal reached at two consecutive
+    gradients, each with fresh draws; this needs at least 5 samples per gradient.
     """
 
     version = "2"
@@ -56,21 +55,23 @@ class APGD(Attack):
     class Params(attacks.Params):
         """Hyperparameters of Auto-PGD."""
 
-        steps: int = Field(default=100, ge=2, description="gradient steps; Croce and Hein 2020: 100")
+        steps: int = Field(default=100, ge=2, description="number of gradient steps; Croce and Hein 2020: 100")
         loss: Literal["ce", "margin", "dlr", "dlr_targeted"] = Field(
             default="ce", description="loss to ascend: ce, margin, dlr or dlr_targeted; Croce and Hein: ce and dlr"
         )
-        restarts: int = Field(default=1, ge=1, description="runs from different starts; Croce and Hein, standard: 1")
-        targets: int = Field(default=9, ge=1, description="classes that dlr_targeted aims at; Croce and Hein: 9")
+        restarts: int = Field(default=1, ge=1, description="number of random restarts; Croce and Hein, standard: 1")
+        targets: int = Field(default=9, ge=1, description="number of target classes of dlr_targeted; Croce and Hein: 9")
         samples: int = Field(
-            default=10, ge=1, description="draws a gradient on a random classifier; Croce and Hein, rand: 20"
+            default=10,
+            ge=1,
+            description="number of draws per gradient on a random classifier; Croce and Hein, rand: 20",
         )
         objective: Objective = Field(default="mean_loss", description=OBJECTIVE)
         rho: float = Field(
             default=0.75,
             gt=0,
             lt=1,
-            description="share of rising steps below which a step is halved; Croce and Hein: 0.75",
+            description="fraction of improving steps below which the step size is halved; Croce and Hein: 0.75",
         )
 
     targeted = True
@@ -79,7 +80,7 @@ class APGD(Attack):
     params: Params
 
     def cost(self, random: bool) -> int:
-        """Steps times draws times restarts, for each target; and the passes that order targets and choose."""
+        """Steps times draws times restarts per target, plus passes for ranking targets and for selection."""
         params = self.params
         draws, candidates = (SELECTION_DRAWS, 2) if random else (1, 1)
         twice = params.objective == "loss_of_mean" and params.loss != "ce"
@@ -90,7 +91,7 @@ class APGD(Attack):
         return runs * (params.steps * samples + candidates * draws) + draws + ordering
 
     def run(self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator) -> Tensor:
-        """Run from each start towards each target; keep per image what fools best."""
+        """Run from each start towards each target; keep the example of largest margin of each image."""
         aims = [goal]
         if self.params.loss == "dlr_targeted":
             aims = attacks.likeliest(clf, x, goal, self.params.targets, self.params.samples)
@@ -121,10 +122,10 @@ class APGD(Attack):
         start: Tensor,
         certain: Certain | None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """One run, Algorithm 1: examples, and which of the images `(count,)` they are of.
+        """One run of Algorithm 1: examples, and the indices of their images, `(count,)`.
 
-        Of a random classifier the last point, too: the best of noisy losses is a lucky one. Images that are certain
-        leave the run.
+        For a random classifier the last point is a candidate as well: the best of noisy losses is selected by chance.
+        Images that certainly reached their goal leave the run.
         """
         params = self.params
         loss: attacks.LossName = "dlr" if params.loss == "dlr_targeted" else params.loss
@@ -167,26 +168,26 @@ class APGD(Attack):
 
 @dataclass
 class _Run:
-    """State of a run, each value `(batch, ...)`."""
+    """State of a run; each value is `(batch, ...)`."""
 
-    length: Tensor  # of the steps
+    length: Tensor  # step size
     current: Tensor
     previous: Tensor
-    gradient: Tensor  # at the current point, as the value
+    gradient: Tensor  # gradient at the current point, and value there
     value: Tensor
-    best: Tensor  # the point of largest value
+    best: Tensor  # point of largest value
     best_gradient: Tensor
     best_value: Tensor
-    fooling: Tensor  # the point of largest margin
+    fooling: Tensor  # point of largest margin
     fooling_margin: Tensor
-    rises: Tensor  # steps that raised the value since the last check
-    steps: Tensor  # taken since then
-    at_last_check: Tensor  # the best value
+    rises: Tensor  # number of steps since the last checkpoint that increased the value
+    steps: Tensor  # number of steps since the last checkpoint
+    at_last_check: Tensor  # best value at the last checkpoint
     halved: Tensor
 
     @classmethod
     def begin(cls, start: Tensor, gradient: Tensor, value: Tensor, margin: Tensor, length: float) -> _Run:
-        """At the start, with what the first look finds there."""
+        """Create the state at the start of a run."""
         nothing, yes = torch.zeros_like(value), torch.ones_like(value, dtype=torch.bool)
         lengths = torch.full_like(margin, length, dtype=start.dtype)
         best = (start, gradient, value)
@@ -196,14 +197,14 @@ class _Run:
         return _Run(**{name: value[rows] for name, value in vars(self).items()})
 
     def step(self, x: Tensor, threat: Threat, share: float) -> None:
-        """Move, with momentum from the second step on."""
+        """Take a step, with momentum from the second step on."""
         towards = per_image(self.length, x) * attacks.steepest(self.gradient, threat)
         aimed = attacks.project(self.current + towards, x, threat)
         moved = self.current + share * (aimed - self.current) + (1 - share) * (self.current - self.previous)
         self.previous, self.current = self.current, attacks.project(moved, x, threat)
 
     def look(self, gradient: Tensor, value: Tensor, margin: Tensor) -> None:
-        """Take in what the current point is found to be."""
+        """Update the state with gradient, value and margin at the current point."""
         self.rises = self.rises + (value > self.value).to(self.rises.dtype)
         self.gradient, self.value, self.steps = gradient, value, self.steps + 1
         self.fooling = torch.where(per_image(margin > self.fooling_margin, gradient), self.current, self.fooling)
@@ -214,7 +215,7 @@ class _Run:
         self.best_value = torch.maximum(value, self.best_value)
 
     def check(self, rho: float) -> None:
-        """At a checkpoint: halve the steps of images that rise too seldom, and take them back to their best point."""
+        """At a checkpoint, halve the step size of images that improve too rarely; return to their best point."""
         seldom = self.rises < rho * self.steps
         self.halved = seldom | (~self.halved & (self.at_last_check >= self.best_value))
         self.at_last_check = self.best_value
@@ -228,7 +229,7 @@ class _Run:
 
 
 def _checkpoints(steps: int) -> list[int]:
-    """The steps at which step sizes are looked at (Croce and Hein 2020, section 3.1)."""
+    """Checkpoints of the step size (Croce and Hein 2020, section 3.1)."""
     shares = [0.0, 0.22]
     while shares[-1] < 1:
         shares.append(shares[-1] + max(shares[-1] - shares[-2] - 0.03, 0.06))

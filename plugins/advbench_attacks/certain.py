@@ -1,4 +1,4 @@
-"""Wrong, and certain of it."""
+"""Errors with low uncertainty."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from advbench_attacks._uncertainty import KAPPA, UncertaintyAttack, UncertaintyP
 
 
 class Certain(UncertaintyAttack):
-    """Among the points of the ball that are wrong, the one of lowest uncertainty.
+    """Misclassified point of the ball with the lowest uncertainty.
 
-    Against defenses that promise to know when they do not know: rejection of the least certain images, retention
-    curves, detection of adversarial images. After Feng et al. 2024, "Attacking Bayes", whose settings could not be
-    read. With m the logarithm of the mean softmax at the likeliest wrong class less that at the label, each of three
-    runs ascends m up to a small lead, and wherever that is reached descends the uncertainty: one from a random point;
-    one from the images, which for the first half of its steps descends the uncertainty alone; and one, again from a
-    random point, that ascends the cross-entropy of the mean in place of m. Of an image that no point makes wrong the
-    largest m counts.
-    It stands in for what a classifier is asked for: a prediction that it is not told to distrust.
+    An attack on defences that rely on uncertainty: rejection of the least certain images, retention curves, detection
+    of adversarial images. After Feng et al. 2024, "Attacking Bayes", whose settings were not available. Let m be the
+    log mean softmax of the most likely wrong class minus that of the label. Each of three runs ascends m up to a small
+    lead, and beyond it descends the uncertainty: one from a random point; one from the images, which only descends the
+    uncertainty in the first half of its steps; and one, again from a random point, that ascends the cross-entropy of
+    the mean softmax in place of m. If an image has no misclassified point, the point of largest m is returned.
+
     """
 
     version = "1"
@@ -33,7 +32,7 @@ class Certain(UncertaintyAttack):
     params: Params
 
     def objective(self, goal: Goal, log_probs: Tensor, run: int, *, early: bool) -> Tensor:
-        """What leads to an error where the margin is below the lead, else the certainty."""
+        """Margin or cross-entropy where the margin is below the required lead, otherwise the certainty."""
         certainty, mean = -self.uncertainty(log_probs), log_probs.logsumexp(0)
         if run == 1 and early:
             return certainty
@@ -41,6 +40,6 @@ class Certain(UncertaintyAttack):
         return torch.where(margin < KAPPA, goal.loss("ce")(mean, goal.rows) if run == 2 else margin, certainty)
 
     def score(self, goal: Goal, log_probs: Tensor) -> Tensor:
-        """The certainty of what is wrong; of all else the margin, which is not positive."""
+        """Certainty of misclassified points; for others the margin, which is not positive."""
         margin = goal.margin(log_probs.logsumexp(0))
         return torch.where(margin > 0, self.certainty(log_probs), margin.clamp_max(0.0))

@@ -9,20 +9,20 @@ from advbench import attacks
 from advbench.attacks import SELECTION_DRAWS, SHORTENING, Attack, Field, Goal, Kept, Paper, Threat, per_image
 from advbench.models import Classifier
 
-# The start in w of a pixel on a face of the box: near enough to cross the box in a hundred steps of 0.1.
+# Initial w of a pixel on a face of the box: small enough to cross the box in a hundred steps of 0.1.
 INNER = 1 - 1e-3
 CHECKS = 10
 ADAM = (0.9, 0.999, 1e-8)
 
 
 class CW(Attack):
-    """Carlini and Wagner's L2 attack: the nearest adversarial example, so one run serves every eps.
+    """Carlini and Wagner's L2 attack: nearest adversarial example, so one run serves every eps.
 
     Carlini and Wagner 2017, "Towards evaluating the robustness of neural networks": Adam on |x' - x|^2 + c max(
-    confidence - margin(x'), 0) over w, x' = (tanh w + 1) / 2, and a binary search over c. Each image has its own
-    c, its own stop and its own best find. On a random classifier the gradient is that of several fresh draws, success
-    is judged by a set of draws that stays the same, and what is found gives the direction in which a wider ball is
-    used up.
+    confidence - margin(x'), 0) over w, x' = (tanh w + 1) / 2, and a binary search over c. Each image has its own c, its
+    own stopping time and its own best example. On a random classifier the gradient is the mean over several fresh
+    draws, success is evaluated on a fixed set of draws, and examples are extended along their direction to the surface
+    of larger balls.
     """
 
     version = "1"
@@ -37,20 +37,23 @@ class CW(Attack):
         """Hyperparameters of CW."""
 
         steps: int = Field(
-            default=100, ge=1, description="Adam steps for each c; Carlini and Wagner: 10,000, released code 1,000"
+            default=100, ge=1, description="number of Adam steps per c; Carlini and Wagner: 10,000, released code 1,000"
         )
-        search_steps: int = Field(default=9, ge=1, description="values of c tried for each image; released code: 9")
+        search_steps: int = Field(default=9, ge=1, description="number of values of c per image; released code: 9")
         initial_c: float = Field(
-            default=0.1, gt=0, description="first weight of the margin, in squared pixels a logit; released code: 0.001"
+            default=0.1,
+            gt=0,
+            description="initial weight c of the margin, in squared pixels per logit; released code: 0.001",
         )
-        lr: float = Field(default=0.1, gt=0, description="Adam's learning rate in w; released code: 0.01")
-        confidence: float = Field(default=0.0, ge=0, description="margin to reach (kappa), in logits; CW: 0")
+        lr: float = Field(default=0.1, gt=0, description="learning rate of Adam in w; released code: 0.01")
+        confidence: float = Field(default=0.0, ge=0, description="required margin kappa, in logits; CW: 0")
         samples: int = Field(
-            default=10, ge=1, description="draws a step on a random classifier, for gradient and success"
+            default=10, ge=1, description="number of draws per step on a random classifier, for gradient and success"
         )
         abort_early: bool = Field(
             default=True,
-            description="stop an image's descent when its objective falls by less than 1e-4 in a tenth of it",
+            description="early abort of an image whose objective decreases by less than 1e-4 within a tenth "
+            "of the steps",
         )
 
     norms = frozenset({"l2"})
@@ -61,21 +64,21 @@ class CW(Attack):
     effort = "steps"
 
     def cost(self, random: bool) -> int:
-        """A step's gradient and the passes that show success, and the passes that shorten what was found."""
+        """Gradient and success checks of all steps, plus passes for shortening examples."""
         params = self.params
         draws = SELECTION_DRAWS if random else 1
         step = params.samples + draws if random else 1
         return params.search_steps * params.steps * step + draws * (1 + SHORTENING)
 
     def run(self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator) -> Tensor:
-        """Search c, keeping each image's nearest adversarial example."""
+        """Search over c; keep each image's nearest adversarial example."""
         params = self.params
         kept = Kept(clf, goal)
         low, c = x.new_zeros(len(x)), x.new_full((len(x),), params.initial_c)
         high = x.new_full((len(x),), torch.inf)
         nearest = x.new_full((len(x),), torch.inf)
         found = x.clone()
-        # What is wrong as it is needs no search.
+        # Misclassified images need no search.
         wrong = (kept.margins_of(x) > params.confidence) & (not clf.stochastic)
         nearest = torch.where(wrong, 0.0, nearest)
         open_ = (~wrong).nonzero().squeeze(1)
@@ -97,10 +100,10 @@ class CW(Attack):
     def _descend(
         self, clf: Classifier, kept: Kept, rows: Tensor, x: Tensor, goal: Goal, c: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Adam at one c for each image; the nearest adversarial examples and their distances, infinite where none.
+        """Run Adam at one c per image; nearest adversarial examples and their distances, infinite if none was found.
 
-        `rows` says which images these are. tanh is shifted to pass through the image itself, which may lie on a
-        face of the box, where tanh never comes to.
+        `rows` are the indices of the images. tanh is shifted to pass through the image itself, which may lie on a face
+        of the box, a value that tanh never reaches.
         """
         params = self.params
         middle = (2 * x - 1) * INNER
@@ -112,7 +115,7 @@ class CW(Attack):
 
         def shortfall(logits: Tensor, rows: Tensor) -> Tensor:
             lack = params.confidence - Goal(rows).margin(logits)
-            return torch.where(lack >= 0, lack, 0.0)  # with a slope on the boundary, unlike a clamp
+            return torch.where(lack >= 0, lack, 0.0)  # with a gradient on the boundary, unlike clamp
 
         for step in range(params.steps):
             tanh = torch.tanh(w)
@@ -120,7 +123,7 @@ class CW(Attack):
             moved = images - x[left]
             gradient, logits = clf.input_gradient(images, goal.rows[left], shortfall, params.samples)
             distance = moved.flatten(1).norm(dim=1)
-            if clf.stochastic:  # a random classifier's own images give no direction, however it judges them
+            if clf.stochastic:  # clean images of a random classifier give no direction
                 reached = (kept.margins_of(images, rows[left]) > params.confidence) & (step > 0)
             else:
                 reached = goal[left].margin(logits[0]) > params.confidence

@@ -1,4 +1,4 @@
-"""Right as before, and no longer certain of it."""
+"""Unchanged predictions with high uncertainty."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from advbench_attacks._uncertainty import KAPPA, UncertaintyAttack, UncertaintyP
 
 
 class Doubt(UncertaintyAttack):
-    """Among the points of the ball where the predicted class is the image's own, the one of highest uncertainty.
+    """Point of the ball with unchanged predicted class and the highest uncertainty.
 
-    What it makes of clean images is a false alarm: a defense that rejects what it is unsure of rejects them. After Feng
-    et al. 2024, "Attacking Bayes", whose settings could not be read. Labels have no part: the class that is kept is
-    the one that the classifier predicts on the image, by draws of the attack's own.
+    It causes false alarms: a defence that rejects uncertain images rejects correctly classified ones. After Feng et al.
+    2024, "Attacking Bayes", whose settings were not available. Labels are not used: the class to keep is the prediction
+    on the clean image, with the attack's own draws.
     """
 
     version = "1"
@@ -33,11 +33,11 @@ class Doubt(UncertaintyAttack):
         return Goal(logits.log_softmax(-1).logsumexp(0).argmax(1))
 
     def objective(self, goal: Goal, log_probs: Tensor, run: int, *, early: bool) -> Tensor:
-        """The uncertainty, or where the class hardly leads any more, its lead."""
+        """The uncertainty, or the lead of the class where that is small."""
         lead = -goal.margin(log_probs.logsumexp(0))
         return torch.where(lead < KAPPA, lead, self.uncertainty(log_probs))
 
     def score(self, goal: Goal, log_probs: Tensor) -> Tensor:
-        """The uncertainty of what keeps its class; of all else the lead, which is not positive."""
+        """Uncertainty of points that keep their class; for others the lead, which is not positive."""
         lead = -goal.margin(log_probs.logsumexp(0))
         return torch.where(lead > 0, self.uncertainty(log_probs).clamp_min(0.0), lead.clamp_max(0.0))

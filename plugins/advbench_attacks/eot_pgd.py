@@ -6,17 +6,16 @@ from advbench.attacks import Field, Objective, Paper
 from advbench_attacks.pgd import PGD
 
 OBJECTIVE = (
-    "what is ascended of a step's draws: mean_loss, the mean of their losses (Athalye et al. 2018), or loss_of_mean, "
-    "the loss of their mean softmax, which is what is evaluated; with losses other than ce that costs two passes a draw"
+    "objective over the draws of a step: mean_loss, their mean loss (Athalye et al. 2018), or loss_of_mean, the loss "
+    "of their mean softmax, as in evaluations; with losses other than ce it takes two passes per draw"
 )
 
 
 class EOTPGD(PGD):
-    """PGD whose gradient at each step is the mean over several fresh draws of the weights.
+    """PGD with the gradient averaged over several fresh draws of the weights at each step.
 
     Athalye et al. 2018, "Obfuscated gradients give a false sense of security"; hierarchical variational
-    inference uses 10 samples and steps of eps / steps. On a deterministic classifier all draws are one and
-    it is PGD.
+    inference uses 10 samples and steps of eps / steps. On a deterministic classifier it equals PGD.
     """
 
     version = "2"
@@ -30,17 +29,19 @@ class EOTPGD(PGD):
     class Params(PGD.Params):
         """Hyperparameters of EOT-PGD."""
 
-        samples: int = Field(default=10, ge=1, description="draws of the weights per gradient; hierarchical_vi: 10")
+        samples: int = Field(
+            default=10, ge=1, description="number of draws of the weights per gradient; hierarchical_vi: 10"
+        )
         objective: Objective = Field(default="mean_loss", description=OBJECTIVE)
 
     params: Params
 
     @property
     def samples(self) -> int:
-        """Draws of the weights averaged in one gradient."""
+        """Number of draws of the weights per gradient."""
         return self.params.samples
 
     @property
     def objective(self) -> Objective:
-        """The hyperparameter."""
+        """The hyperparameter `objective`."""
         return self.params.objective

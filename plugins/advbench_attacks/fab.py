@@ -23,26 +23,26 @@ from advbench.attacks import (
 from advbench.models import Classifier
 
 TINY = 1e-300
-COMPARING = 50  # draws of a random classifier by which runs are compared
-LEAST = 1e-5  # distance by which planes lie beyond the boundary
+COMPARING = 50  # draws of a random classifier for comparing runs
+LEAST = 1e-5  # distance of the planes beyond the boundary
 
 
 class FAB(Attack):
-    """Fast adaptive boundary attack, targeted (FAB-T): the nearest adversarial example in linf or l2.
+    """Fast adaptive boundary attack, targeted (FAB-T): nearest adversarial example in linf or l2.
 
     Croce and Hein 2020, "Minimally distorted adversarial examples with a fast adaptive boundary attack", Algorithm 1.
     Each step linearises the difference of two logits and projects both the current point and the image onto the
-    plane where it vanishes, inside the box; the next point lies a little beyond, between the two projections. A point
-    that is misclassified is kept if it is the nearest, and the search goes on from nearer the image. One run aims at
-    each of the `targets` classes that the classifier finds likeliest (FAB-T of AutoAttack), which needs one gradient
-    a step whatever the number of classes. It goes by the geometry of the boundary, not by a loss, and so sees through
-    many masked gradients.
+    plane where it vanishes, inside the box; the next point lies slightly beyond, between the two projections. A
+    misclassified point is kept if it is the nearest so far, and the search continues closer to the image. There is one
+    run for each of the `targets` most likely wrong classes (FAB-T of AutoAttack), which needs one gradient per step
+    whatever the number of classes. The attack uses the geometry of the boundary, not a loss, and so overcomes many
+    forms of gradient masking.
 
     Departures: a step takes its plane from the point before the backward step, so that one pass shows both whether
     the point is misclassified and where the plane is (the authors' code makes two); the targets are ranked by the mean
-    softmax; what is found is shortened along a line. On a random classifier the gradient is the mean over fresh draws,
-    difference and success are those of the mean softmax over a set of draws that stays the same, and a run gives the
-    mean of its later points: the nearest of them all would be a lucky one.
+    softmax; a line search shortens the examples. On a random classifier the gradient is the mean over fresh draws,
+    difference and success are those of the mean softmax over a fixed set of draws, and the result of a run is the mean
+    of its later points: the nearest point would be selected by chance.
     """
 
     version = "2"
@@ -56,36 +56,40 @@ class FAB(Attack):
     class Params(attacks.Params):
         """Hyperparameters of FAB."""
 
-        steps: int = Field(default=100, ge=1, description="steps towards each target; Croce and Hein: 100")
-        targets: int = Field(default=9, ge=1, description="likeliest wrong classes aimed at, one run each; FAB-T: 9")
+        steps: int = Field(default=100, ge=1, description="number of steps per target; Croce and Hein: 100")
+        targets: int = Field(
+            default=9, ge=1, description="number of most likely wrong classes with a run each; FAB-T: 9"
+        )
         restarts: int = Field(
             default=1,
             ge=1,
-            description="runs for each target: the first from the image, the others from random points at half the "
-            "distance of the best example so far; AutoAttack: 1",
+            description="number of runs per target: the first from the image, the others from random points "
+            "at half the distance of the best example so far; AutoAttack: 1",
         )
         share: float = Field(
             default=0.1,
             ge=0,
             le=1,
-            description="largest share of the image's own projection in a step (alpha_max); Croce and Hein: 0.1",
+            description="maximum weight alpha_max of the image's projection in a step; Croce and Hein: 0.1",
         )
         overshoot: float = Field(
-            default=1.05, ge=1, description="length of a step in distances to the plane (eta); Croce and Hein: 1.05"
+            default=1.05,
+            ge=1,
+            description="overshoot eta, step length relative to the distance of the plane; Croce and Hein: 1.05",
         )
         backward: float = Field(
             default=0.9,
             gt=0,
             lt=1,
-            description="share of its distance that a misclassified point keeps (beta); Croce and Hein: 0.9",
+            description="factor beta on the distance of a misclassified point; Croce and Hein: 0.9",
         )
         samples: int = Field(
-            default=10, ge=1, description="draws a step on a random classifier, for the plane and for success"
+            default=10, ge=1, description="number of draws per step on a random classifier, for plane and success"
         )
         early_stop: bool = Field(
             default=False,
-            description="on a deterministic classifier, where examples may stop early, leave an image alone once its "
-            "example lies within eps, as AutoAttack does between targets; one run then serves one eps",
+            description="early stopping of an image on a deterministic classifier, if allowed, once its example lies "
+            "within eps, as in AutoAttack between targets; a run then serves one eps only",
         )
 
     minimal_norm = True
@@ -100,11 +104,11 @@ class FAB(Attack):
 
     @property
     def stops_early(self) -> bool:
-        """With the hyperparameter `early_stop`."""
+        """The hyperparameter `early_stop`."""
         return self.params.early_stop
 
     def cost(self, random: bool) -> int:
-        """The steps of all runs, with the passes that show success; those that rank targets and shorten the find."""
+        """Steps and success checks of all runs, plus passes for ranking targets and shortening examples."""
         params = self.params
         runs = params.targets * params.restarts
         if not random:
@@ -117,7 +121,7 @@ class FAB(Attack):
         comparing = Kept(clf, goal, COMPARING) if clf.stochastic else kept
         found, nearest = x.clone(), x.new_full((len(x),), torch.inf)
         if not clf.stochastic:
-            nearest[kept.margins_of(x) > 0] = 0.0  # what is wrong as it is needs no search
+            nearest[kept.margins_of(x) > 0] = 0.0  # misclassified images need no search
         aims = attacks.likeliest(clf, x, goal, params.targets, SELECTION_DRAWS)
         enough = threat.eps if self.stops_early and goal.stop_early and not clf.stochastic else 0.0
         for restart in range(params.restarts):
@@ -140,18 +144,18 @@ class FAB(Attack):
     def _search(
         self, clf: Classifier, kept: Kept, rows: Tensor, x: Tensor, aim: Goal, start: Tensor, norm: Norm
     ) -> tuple[Tensor, Tensor]:
-        """One run, Algorithm 1: the nearest adversarial examples and their distances, infinite where there is none.
+        """One run of Algorithm 1: the nearest adversarial examples and their distances, infinite if none was found.
 
-        Of a random classifier the mean of the second half of the points, which averages more draws than any of them.
+        For a random classifier the result is the mean of the second half of the points, which averages over more draws.
 
         Args:
             clf: the classifier.
-            kept: judges success.
-            rows: which of its images these are, `(batch,)`.
+            kept: goal and draws that determine success.
+            rows: indices of the images in `kept`, `(batch,)`.
             x: the images, `(batch, channels, height, width)`.
             aim: labels and targets.
-            start: where to start, shaped as `x`.
-            norm: whose projections are taken.
+            start: starting points, shaped as `x`.
+            norm: norm of the projections.
         """
         params = self.params
         found, nearest, current = x.clone(), x.new_full((len(x),), torch.inf), start
@@ -161,15 +165,15 @@ class FAB(Attack):
             judging = kept.logits_of(current) if clf.stochastic else logits
             reached = kept.margins_at(judging, rows) > 0
             value = _difference(judging[0], aim.rows)
-            if clf.stochastic:  # the boundary that counts is the mean softmax's
+            if clf.stochastic:  # the boundary is that of the mean softmax
                 value = _difference(judging.log_softmax(-1).logsumexp(0), aim.rows)
                 if step == 0:
-                    reached[:] = False  # a random classifier's own images give no direction, however it judges them
+                    reached[:] = False  # clean images of a random classifier give no direction
             distance = _length(current - x, norm)
             better = reached & (distance < nearest)
             found = torch.where(per_image(better, x), current, found)
             nearest = torch.where(better, distance, nearest)
-            # The plane: gradient . z = offset; a little beyond the boundary, on which an image may lie already.
+            # The plane gradient . z = offset lies slightly beyond the boundary, on which an image may lie already.
             beyond = LEAST * gradient.flatten(1).norm(p=2 if norm == "l2" else 1, dim=1)
             offset = (gradient * current).flatten(1).sum(1) - value + beyond
             current = torch.where(per_image(reached, x), x + params.backward * (current - x), current)
@@ -184,7 +188,7 @@ class FAB(Attack):
 
     @staticmethod
     def _random_start(x: Tensor, nearest: Tensor, norm: Norm, generator: torch.Generator) -> Tensor:
-        """Points in a random direction, half as far as the best examples (as the box's farthest corner without one)."""
+        """Random points at half the distance of the best example, or of the farthest corner of the box."""
         noise = torch.empty_like(x)
         noise = noise.uniform_(-1, 1, generator=generator) if norm == "linf" else noise.normal_(generator=generator)
         radius = torch.minimum(nearest, _length(torch.maximum(x, 1 - x), norm)) / 2
@@ -203,18 +207,19 @@ def _length(delta: Tensor, norm: Norm) -> Tensor:
 
 
 def onto_plane(point: Tensor, normal: Tensor, offset: Tensor, norm: Norm) -> Tensor:
-    """The shortest change that takes each point onto a plane inside the box [0, 1], shaped as `point`.
+    """Shortest perturbation that moves each point onto a plane inside the box [0, 1], shaped as `point`.
 
     The smallest |change| with normal . (point + change) = offset and 0 <= point + change <= 1 (Croce and Hein 2020,
     section 2.2). A coordinate moves along the normal's sign, in linf by t and in l2 by t |normal_i|, until it meets
-    the box; how far the normal is climbed is piecewise linear in t, so t is exact after one sort of the coordinates by
-    where they meet it. Where no point of the box is on the plane, the corner nearest to it.
+    the box; the progress along the normal is piecewise linear in t, so t follows exactly from one sort of the
+    coordinates by the t at which they meet the box. If the plane does not intersect the box, the nearest corner is
+    returned.
 
     Args:
         point: points of the box, `(batch, ...)`.
-        normal: the planes' normals, shaped alike; where one is 0, nothing moves.
-        offset: `(batch,)`.
-        norm: the norm of the change.
+        normal: normals of the planes, shaped as `point`; a point with a zero normal is unchanged.
+        offset: offsets of the planes, `(batch,)`.
+        norm: norm of the perturbation.
     """
     flat, slope = point.flatten(1).double(), normal.flatten(1).double()
     climb = offset.double() - (flat * slope).sum(1)
@@ -225,8 +230,10 @@ def onto_plane(point: Tensor, normal: Tensor, offset: Tensor, norm: Norm) -> Ten
     room = torch.where(slope > 0, 1 - flat, flat)
     ends, order = torch.where(rate > 0, room / speed.clamp_min(TINY), 0.0).sort(1)
     gains = (rate * room).gather(1, order)
-    before = gains.cumsum(1) - gains  # climbed by the coordinates that met the box before each end
-    pace = (rate * speed).gather(1, order).flip(1).cumsum(1).flip(1)  # of the others together, up to each end
+    before = gains.cumsum(1) - gains  # progress of the coordinates that met the box before each breakpoint
+    pace = (
+        (rate * speed).gather(1, order).flip(1).cumsum(1).flip(1)
+    )  # total rate of the other coordinates up to each breakpoint
     ends_passed = (before + pace * ends < climb).sum(1, keepdim=True)
     index = ends_passed.clamp_max(flat.shape[1] - 1)
     time = (climb - before.gather(1, index)) / pace.gather(1, index).clamp_min(TINY)

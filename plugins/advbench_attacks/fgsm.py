@@ -11,10 +11,10 @@ from advbench.models import Classifier
 
 
 class FGSM(Attack):
-    """One step of length eps along the steepest direction of the loss, from the clean image.
+    """A single step of length eps in the steepest direction of the loss, from the clean image.
 
-    Goodfellow et al. 2015, "Explaining and harnessing adversarial examples": x + eps sign(grad_x loss). In
-    l2 the sign becomes the gradient divided by its length. A random classifier is attacked at one draw.
+    Goodfellow et al. 2015, "Explaining and harnessing adversarial examples": x + eps sign(grad_x loss). In l2 the sign
+    is replaced by the normalised gradient. A random classifier is attacked at one draw.
     """
 
     version = "1"
@@ -36,7 +36,7 @@ class FGSM(Attack):
     params: Params
 
     def cost(self, random: bool) -> int:
-        """One pass."""
+        """Return 1: a single pass."""
         return 1
 
     def run(self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator) -> Tensor:

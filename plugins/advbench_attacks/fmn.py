@@ -22,19 +22,19 @@ from advbench.attacks import (
 )
 from advbench.models import Classifier
 
-LEAST = 1e-6  # radius to begin with where an image lies on a boundary
+LEAST = 1e-6  # initial radius if an image lies on the boundary
 
 
 class FMN(Attack):
-    """Fast minimum-norm attack: the nearest adversarial example in linf or l2, so one run serves every eps.
+    """Fast minimum-norm attack: nearest adversarial example in linf or l2, so one run serves every eps.
 
     Pintor et al. 2021, "Fast minimum-norm adversarial attacks through adaptive norm constraints", Algorithm 1:
-    each image has a ball of its own, which shrinks while the image is misclassified and grows while it is not (at
-    first to where a linear model's boundary would be); gradient steps on the margin are projected into it. In l2 they
-    are scaled onto its surface, up as well as down, as in the authors' adversarial-library: inside the ball of the
-    paper's projection an image whose gradients lead nowhere stays where it is. On a
-    random classifier the gradient is that of several fresh draws, success is judged by a set of draws that stays
-    the same, and what is found gives the direction in which a wider ball is used up.
+    each image has its own ball, which shrinks while the image is misclassified and grows otherwise (at first to the
+    boundary of a linear model); gradient steps on the margin are projected onto it. In l2 they are rescaled to its
+    surface, up as well as down, as in the authors' adversarial-library: with the projection of the paper, an image with
+    uninformative gradients would not move. On a random classifier the gradient is the mean over several fresh draws,
+    success is evaluated on a fixed set of draws, and examples are extended along their direction to the surface of
+    larger balls.
     """
 
     version = "2"
@@ -48,11 +48,11 @@ class FMN(Attack):
     class Params(attacks.Params):
         """Hyperparameters of FMN."""
 
-        steps: int = Field(default=100, ge=1, description="gradient steps; FMN: 100 to 1000")
+        steps: int = Field(default=100, ge=1, description="number of gradient steps; FMN: 100 to 1000")
         step_size: float = Field(
             default=1.0,
             gt=0,
-            description="length alpha of the first step in l2, in pixels; falls to a hundredth; FMN: 1",
+            description="initial step size alpha in l2, in pixels, which decays to a hundredth; FMN: 1",
         )
         shrinkage: float = Field(
             default=0.05, gt=0, lt=1, description="relative change gamma of the radius in the first step; FMN: 0.05"
@@ -61,7 +61,7 @@ class FMN(Attack):
             default=0.001, gt=0, lt=1, description="relative change of the radius in the last step; FMN: 0.001"
         )
         samples: int = Field(
-            default=10, ge=1, description="draws a step on a random classifier, for gradient and success"
+            default=10, ge=1, description="number of draws per step on a random classifier, for gradient and success"
         )
 
     minimal_norm = True
@@ -71,13 +71,13 @@ class FMN(Attack):
     effort = "steps"
 
     def cost(self, random: bool) -> int:
-        """A step's gradient and the passes that show success, and the passes that shorten what was found."""
+        """Gradient and success checks of all steps, plus passes for shortening examples."""
         draws = SELECTION_DRAWS if random else 1
         step = self.params.samples + draws if random else 1
         return self.params.steps * step + draws * SHORTENING
 
     def run(self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator) -> Tensor:
-        """Shrink and grow each image's ball; keep its nearest adversarial example."""
+        """Shrink and grow the ball of each image; keep its nearest adversarial example."""
         params = self.params
         loss, kept = goal.loss("margin"), Kept(clf, goal)
         found, nearest = x.clone(), x.new_full((len(x),), torch.inf)
@@ -90,14 +90,14 @@ class FMN(Attack):
             margins = kept.margins_of(x + delta) if clf.stochastic else goal.margin(logits[0])
             reached = margins > 0
             if clf.stochastic and step == 0:
-                reached[:] = False  # a random classifier's own images give no direction, however it judges them
+                reached[:] = False  # clean images of a random classifier give no direction
             norm = _norms(delta, threat.norm)
             better = reached & (norm < nearest)
             found = torch.where(per_image(better, x), x + delta, found)
             nearest = torch.where(better, norm, nearest)
             gap = torch.stack([loss(draw, goal.rows) for draw in logits]).mean(0).abs().to(x.dtype)
             slope = _norms(gradient, "l2" if threat.norm == "l2" else "l1").clamp_min(torch.finfo(x.dtype).tiny)
-            # The first estimate may be exact, and rounding decides; or the box takes away what the ball gave: grow on.
+            # The first estimate may be exact up to rounding, or clipping to the box may undo the step: keep growing.
             wider = torch.where(radius.isfinite(), radius * (1 + change), LEAST)
             first = torch.maximum(norm + gap / slope, wider)
             grown = torch.where(nearest.isfinite(), radius * (1 + change), first)
@@ -118,7 +118,7 @@ def _norms(delta: Tensor, norm: Norm | str) -> Tensor:
 
 
 def _at_radius(delta: Tensor, radius: Tensor, norm: Norm) -> Tensor:
-    """Each change clipped to the cube of its own radius around 0 (linf), or scaled onto the sphere (l2)."""
+    """Clip each perturbation to its radius (linf), or rescale it to the sphere (l2)."""
     limit = per_image(radius, delta)
     if norm == "linf":
         return delta.clamp(-limit, limit)

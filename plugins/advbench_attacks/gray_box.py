@@ -1,4 +1,4 @@
-"""An attack by an adversary who holds one posterior sample."""
+"""Attack by an adversary who knows one posterior sample."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from advbench_attacks._inner import InnerAttack, InnerParams
 
 
 class GrayBox(InnerAttack):
-    """Any attack on one frozen draw of a random classifier; the whole posterior is judged.
+    """Any attack on one frozen draw of a random classifier; the whole posterior is evaluated.
 
     Wang et al. 2018, "Adversarial Distillation of Bayesian Neural Network Posteriors", section 5.4: the adversary
-    knows the architecture and a single sample of the weights. The draw is the same for all images and is none of
-    those that judge. On a deterministic classifier it is the attack itself.
+    knows the architecture and a single sample of the weights. The draw is the same for all images and independent of
+    those of the evaluation. On a deterministic classifier it equals the inner attack.
     """
 
     version = "1"
@@ -26,15 +26,15 @@ class GrayBox(InnerAttack):
     class Params(InnerParams):
         """Hyperparameters of the gray-box attack."""
 
-        draw: int = Field(default=0, ge=0, description="number of the draw that the adversary holds")
+        draw: int = Field(default=0, ge=0, description="index of the draw that the adversary knows")
 
     knows = "a_draw"
     params: Params
 
     def sees_random(self, random: bool) -> bool:
-        """A draw is not random."""
+        """Return False: a frozen draw is deterministic."""
         return False
 
     def attacked(self, clf: Classifier) -> Classifier:
-        """The one draw."""
+        """The frozen draw."""
         return clf.frozen(derive(self.params.draw, "gray box")) if clf.stochastic else clf

@@ -7,10 +7,10 @@ from advbench_attacks.pgd import PGD
 
 
 class IFGSM(PGD):
-    """Signed steps of eps / steps from the clean image: what was tried before random starts.
+    """Signed gradient steps of eps / steps from the clean image, without random start.
 
     Kurakin et al. 2017, "Adversarial examples in the physical world" (the basic iterative method); a baseline of
-    BAL. In l2 the sign becomes the gradient divided by its length.
+    BAL. In l2 the sign is replaced by the normalised gradient.
     """
 
     version = "1"
@@ -24,15 +24,15 @@ class IFGSM(PGD):
     class Params(PGD.Params):
         """Hyperparameters of IFGSM."""
 
-        steps: int = Field(default=15, ge=1, description="gradient steps; BAL section 5: 15")
+        steps: int = Field(default=15, ge=1, description="number of gradient steps; BAL section 5: 15")
         step_size: float | None = Field(
-            default=None, gt=0, description="length of a step in eps, by default 1 / steps (Kurakin 2017)"
+            default=None, gt=0, description="step size as a fraction of eps; None for 1 / steps (Kurakin et al. 2017)"
         )
-        random_start: bool = Field(default=False, description="start from a point of the ball; false is the method")
+        random_start: bool = Field(default=False, description="random start in the ball; IFGSM: false")
 
-    stops_early = False  # the method has no more steps than it says, nor others
+    stops_early = False  # the number of steps is part of the method
     params: Params
 
     def step_length(self, threat: Threat) -> float:
-        """Length of a step in the threat's norm."""
+        """Step size in the threat's norm."""
         return threat.eps * (self.params.step_size or 1 / self.params.steps)

@@ -1,4 +1,4 @@
-"""No attack: the row that every other row is read against."""
+"""No attack, for the clean accuracy."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from advbench.models import Classifier
 
 
 class NoAttack(Attack):
-    """The images as they are. Gives the clean row."""
+    """The unchanged images, for the clean rows of tables."""
 
     version = "1"
 
     def cost(self, random: bool) -> int:
-        """No pass."""
+        """Return 0: no passes."""
         return 0
 
     def run(self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator) -> Tensor:

@@ -1,4 +1,4 @@
-"""Out-of-distribution images that look certain."""
+"""Out-of-distribution images with low uncertainty."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from advbench_attacks._uncertainty import UncertaintyAttack, UncertaintyParams
 
 
 class Ood(UncertaintyAttack):
-    """The point of the ball of lowest uncertainty, whatever the predicted class.
+    """Point of the ball with the lowest uncertainty, whatever the predicted class.
 
-    In a run it attacks the images of the sets that `--ood` names, so that uncertainty takes them for ordinary ones.
-    After Feng et al. 2024, "Attacking Bayes", whose settings could not be read. Labels have no part. A set whose pixel
-    values are scaled is left alone: no ball inside [0, 1] holds its images.
+    In a run, it attacks the out-of-distribution images of `--ood`, so that their uncertainty is that of ordinary
+    images. After Feng et al. 2024, "Attacking Bayes", whose settings were not available. Labels are not used. Data sets
+    with scaled pixel values are not attacked: their images lie outside [0, 1].
     """
 
     version = "1"
@@ -27,7 +27,7 @@ class Ood(UncertaintyAttack):
     params: Params
 
     def aimed(self, clf: Classifier, x: Tensor, goal: Goal) -> Goal:
-        """No class."""
+        """A goal without classes."""
         return Goal(torch.full_like(goal.labels, -1))
 
     def objective(self, goal: Goal, log_probs: Tensor, run: int, *, early: bool) -> Tensor:

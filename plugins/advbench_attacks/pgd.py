@@ -11,23 +11,22 @@ from advbench import attacks
 from advbench.attacks import SELECTION_DRAWS, Attack, Field, Goal, Paper, Threat
 from advbench.models import Classifier
 
-SHORTEST = 0.05  # share of eps below which a step that falls along the cosine moves nothing that counts
+SHORTEST = 0.05  # smallest step of the cosine schedule, as a fraction of eps
 
 
 class PGD(Attack):
     """Projected gradient ascent on the loss from random starts, in linf or l2.
 
-    Madry et al. 2018. On a random classifier each step draws fresh weights (Adv-BNN eq. 3) and the last
-    iterate counts; on a deterministic one the misclassified iterate of largest margin does, where there is one.
-    Of several restarts each image keeps the one of largest mean margin over draws of the attack's own, never
-    those that judge.
+    Madry et al. 2018. On a random classifier each step draws fresh weights (Adv-BNN eq. 3) and the last iterate is the
+    result; on a deterministic one it is the misclassified iterate of largest margin, if any. Of several restarts, each
+    image keeps the example of largest mean margin over the attack's own draws, independent of those of the evaluation.
 
-    Where examples may stop early, an image is left alone once it certainly fools the classifier. On a deterministic one
-    that is its first misclassified iterate; the first run then starts from the image itself, and steps fall from eps
-    along a cosine (unless `step_size` is given) down to a twentieth of eps: long first steps break what is easy at
-    once, and later ones end where constant ones only circle. On a random one two gradients one after another, each at
-    its own fresh draws, must both find the goal reached by a t test at level 0.01, which takes at least 5 samples a
-    gradient; start and steps are the same as to the end.
+    With early stopping, an image stops once it certainly fools the classifier. On a deterministic one this is its first
+    misclassified iterate; the first run then starts from the image itself, and the step size decays from eps along a
+    cosine (unless `step_size` is given) to a twentieth of eps: long first steps break easy images at once, and short
+    last steps converge where constant ones oscillate. On a random one, a t test at level 0.01 must find the goal
+    reached at two consecutive gradients, each with fresh draws, which needs at least 5 samples per gradient; start and
+    step sizes are unchanged.
     """
 
     version = "2"
@@ -41,18 +40,19 @@ class PGD(Attack):
     class Params(attacks.Params):
         """Hyperparameters of PGD."""
 
-        steps: int = Field(default=20, ge=1, description="gradient steps; Adv-BNN Table 2: 20 in attack")
+        steps: int = Field(default=20, ge=1, description="number of gradient steps; Adv-BNN Table 2: 20 in attack")
         step_size: float | None = Field(
             default=None,
             gt=0,
-            description="length of a step in eps, by default 2.5 / steps (linf, Madry 2018) or 10 / steps (l2)",
+            description="step size as a fraction of eps; None for 2.5 / steps (linf, Madry et al. 2018) or 10 "
+            "/ steps (l2)",
         )
-        random_start: bool = Field(
-            default=True, description="start from a point drawn uniformly from the ball; Madry 2018"
+        random_start: bool = Field(default=True, description="uniform random start in the ball (Madry et al. 2018)")
+        restarts: int = Field(
+            default=1, ge=1, description="number of runs from different starts, of which the best is kept"
         )
-        restarts: int = Field(default=1, ge=1, description="runs from different starts, the best kept")
         loss: attacks.LossName = Field(
-            default="ce", description="loss to ascend: ce (cross-entropy), margin or dlr; Madry 2018: ce"
+            default="ce", description="loss to ascend: ce (cross-entropy), margin or dlr; Madry et al. 2018: ce"
         )
 
     targeted = True
@@ -62,20 +62,20 @@ class PGD(Attack):
 
     @property
     def samples(self) -> int:
-        """Draws of the weights averaged in one gradient."""
+        """Number of draws of the weights per gradient."""
         return 1
 
     @property
     def objective(self) -> attacks.Objective:
-        """What is ascended of the draws of one gradient."""
+        """Objective over the draws of one gradient."""
         return "mean_loss"
 
     def step_length(self, threat: Threat) -> float:
-        """Length of a step in the threat's norm."""
+        """Step size in the threat's norm."""
         return attacks.step_length(threat, self.params.steps, self.params.step_size)
 
     def cost(self, random: bool) -> int:
-        """Steps times draws times restarts, and the passes that choose among restarts."""
+        """Steps times draws times restarts, plus passes for selection among restarts."""
         params = self.params
         choices = params.restarts * (SELECTION_DRAWS if random else 1) if params.restarts > 1 else 0
         passes = 1
@@ -84,7 +84,7 @@ class PGD(Attack):
         return params.steps * params.restarts * passes + choices
 
     def run(self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator) -> Tensor:
-        """Ascend from each start; keep per image what fools best."""
+        """Ascend from each start; keep the example of largest margin of each image."""
         if goal.stop_early and self.stops_early:
             return self._until_reached(clf, x, goal, threat, generator)
         if self.params.restarts == 1:
@@ -97,7 +97,7 @@ class PGD(Attack):
     def _until_reached(
         self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator
     ) -> Tensor:
-        """Run from each start with what is left; of several runs keep per image what fools best."""
+        """Run from each start on the remaining images; keep the example of largest margin of each image."""
         params = self.params
         kept = attacks.Kept(clf, goal) if params.restarts > 1 else None
         rows = torch.arange(len(x), device=x.device)
@@ -125,7 +125,7 @@ class PGD(Attack):
         return kept.images
 
     def _lengths(self, clf: Classifier, threat: Threat) -> list[float]:
-        """Lengths of the steps of a run that stops early."""
+        """Step sizes of a run with early stopping."""
         steps = self.params.steps
         if clf.stochastic or self.params.step_size is not None:
             return [self.step_length(threat)] * steps

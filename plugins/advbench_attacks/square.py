@@ -12,20 +12,20 @@ from advbench.attacks import Attack, Field, Goal, Norm, Paper, Threat, per_image
 from advbench.errors import InputError
 from advbench.models import Classifier
 
-# When the share of pixels that a square covers is halved, in queries; in linf, of 10,000.
+# Queries, of 10,000, at which the fraction of pixels in a square is halved.
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
 class Square(Attack):
-    """Random search by squares: a black-box attack, which asks for logits and never for a gradient.
+    """Random search with squares: a black-box attack that uses logits and no gradients.
 
     Andriushchenko et al. 2020, "Square Attack: a query-efficient black-box adversarial attack via random search",
-    Algorithms 1 to 3. A change of a random square is kept where the margin grows; in linf the square takes one
-    corner value per colour, in l2 it takes over the length that another square gives up. In linf squares shrink over
-    all the queries, as in the paper; in l2 they shrink as in its run of 10,000 queries, as in AutoAttack: of 1,000
-    queries each is by far the stronger one in its norm. It sees through masked
-    gradients: what it breaks and a gradient attack does not was not robust. On a random classifier the point and
-    its change are compared at the same draw, a fresh one for each query.
+    Algorithms 1 to 3. A change of a random square is kept if it increases the margin; in linf each channel of the
+    square takes a value of +-eps, in l2 the square takes over the norm of another square. In linf the schedule of
+    square sizes is stretched over all queries, as in the paper; in l2 it is that for 10,000 queries, as in AutoAttack:
+    at 1,000 queries each is by far the stronger choice in its norm. Masked gradients do not affect it: an image that it
+    breaks and a gradient attack does not was never robust. On a random classifier a point and its change are compared
+    at the same draw, fresh for each query.
     """
 
     version = "2"
@@ -39,9 +39,11 @@ class Square(Attack):
     class Params(attacks.Params):
         """Hyperparameters of the Square attack."""
 
-        queries: int = Field(default=1000, ge=1, description="forward passes of each image; Andriushchenko: 5,000")
+        queries: int = Field(
+            default=1000, ge=1, description="number of forward passes per image; Andriushchenko et al.: 5,000"
+        )
         share: float = Field(
-            default=0.8, gt=0, le=1, description="share of the pixels that the first squares cover; AutoAttack: 0.8"
+            default=0.8, gt=0, le=1, description="initial fraction of pixels in a square; AutoAttack: 0.8"
         )
 
     gradients = False
@@ -50,14 +52,14 @@ class Square(Attack):
     params: Params
 
     def cost(self, random: bool) -> int:
-        """One for the image and one for each point; on a random classifier a second for the point it is compared to."""
+        """One pass for the image and one per query; on a random classifier, two per query."""
         return 2 + (self.params.queries - 1) * (2 if random else 1)
 
     @torch.no_grad()
     def run(self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator) -> Tensor:
-        """Search; on a deterministic classifier an image that is misclassified is left alone."""
+        """Run the search; on a deterministic classifier, stop for misclassified images."""
         if x.ndim != 4:
-            expected = "(count, channels, height, width), in which there are squares"
+            expected = "shape (count, channels, height, width)"
             raise InputError("images given to Square", expected=expected, got=tuple(x.shape))
         random = _Random(x, generator)
         found = x.clone()
@@ -90,7 +92,7 @@ class Square(Attack):
         return found
 
     def _side(self, query: int, x: Tensor, norm: Norm) -> int:
-        """Side of the square at that query, in pixels; odd and at least 3 in l2."""
+        """Side of the square at a query, in pixels; odd and at least 3 in l2."""
         height, width = x.shape[2:]
         progress = query if norm == "l2" else query / self.params.queries * 10_000
         share = self.params.share / 2 ** sum(progress > mark for mark in HALVINGS)
@@ -101,7 +103,7 @@ class Square(Attack):
 
 
 class _Random:
-    """Random numbers for the images that are left, of the attack's generator."""
+    """Random numbers for the remaining images, from the attack's generator."""
 
     def __init__(self, x: Tensor, generator: torch.Generator) -> None:
         self._x = x
@@ -120,7 +122,7 @@ class _Random:
 
 
 def _start(x: Tensor, threat: Threat, random: _Random) -> Tensor:
-    """Vertical stripes in linf; in l2 a grid of hills, in the image's middle (section 3.2 and 3.3)."""
+    """Initial perturbation: vertical stripes in linf; in l2 a centred grid of hills (sections 3.2 and 3.3)."""
     count, channels, height, width = x.shape
     if threat.norm == "linf":
         return attacks.project(x + threat.eps * random.signs(count, channels, 1, width), x, threat)
@@ -139,7 +141,7 @@ def _start(x: Tensor, threat: Threat, random: _Random) -> Tensor:
 
 
 def _windows(rows: Tensor, columns: Tensor, side: int, channels: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """An index that takes from images `(count, channels, height, width)` a square of each."""
+    """Index of one square in each of the images `(count, channels, height, width)`."""
     offset = torch.arange(side, device=rows.device)
     image = torch.arange(len(rows), device=rows.device)[:, None, None, None]
     channel = torch.arange(channels, device=rows.device)[None, :, None, None]
@@ -149,7 +151,7 @@ def _windows(rows: Tensor, columns: Tensor, side: int, channels: int) -> tuple[T
 
 
 def _linf_change(best: Tensor, x: Tensor, threat: Threat, side: int, random: _Random) -> Tensor:
-    """Algorithm 2: a square of one value, -2 eps or 2 eps, for each colour; projected."""
+    """Algorithm 2: a square of -2 eps or 2 eps per channel, projected."""
     count, channels = best.shape[:2]
     window = _windows(*random.corners(count, side), side, channels)
     changed = best.clone()
@@ -158,7 +160,7 @@ def _linf_change(best: Tensor, x: Tensor, threat: Threat, side: int, random: _Ra
 
 
 def _l2_change(best: Tensor, x: Tensor, threat: Threat, side: int, random: _Random) -> Tensor:
-    """Algorithm 3: one square's length goes, with what the ball leaves, into a hill in another."""
+    """Algorithm 3: move the norm of one square, and the unused part of eps, into a hill in another square."""
     count, channels = best.shape[:2]
     delta = best - x
     given = _windows(*random.corners(count, side), side, channels)
@@ -182,7 +184,7 @@ def _l2_change(best: Tensor, x: Tensor, threat: Threat, side: int, random: _Rand
 
 
 def _hill(side: int, x: Tensor) -> Tensor:
-    """The l2 attack's unit square `(side, side)`: half of it a hill, half of it a valley (eq. 2)."""
+    """The l2 attack's unit square `(side, side)`: one half a hill, the other a valley (eq. 2)."""
     upper = side // 2
     hill = x.new_zeros((side, side))
     hill[:upper] = _mound(upper, side, x)
@@ -191,9 +193,9 @@ def _hill(side: int, x: Tensor) -> Tensor:
 
 
 def _mound(height: int, width: int, x: Tensor) -> Tensor:
-    """Concentric squares around the middle, cut to the rectangle; the k-th adds 1 / k^2."""
+    """Sum of concentric squares around the centre, cropped to the rectangle; the k-th adds 1 / k^2."""
     row = (torch.arange(height, device=x.device) - height // 2).abs()[:, None]
     column = (torch.arange(width, device=x.device) - width // 2).abs()
-    ring = torch.maximum(row, column)  # of each pixel: it lies in every square from this one on
+    ring = torch.maximum(row, column)  # index of the first square that contains a pixel
     terms = 1 / torch.arange(1, max(height, width) // 2 + 2, device=x.device).to(x.dtype).square()
     return terms.flip(0).cumsum(0).flip(0)[ring]

@@ -1,4 +1,4 @@
-"""An attack through another net."""
+"""Transfer attack from another net."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from advbench_attacks._inner import InnerAttack, InnerParams
 
 
 class Transfer(InnerAttack):
-    """Any attack on another defense's classifier: what an adversary can do who has no access to the one judged.
+    """Any attack on the classifier of another defence: an adversary without access to the evaluated one.
 
-    In a run the source is trained like any other defense, with its own settings, and its examples are judged on all
-    defenses. Called from Python, the model given is the source; evaluate what comes back on another. (The examples
-    of the attacks named by `--affinity` are evaluated on all defenses of a run, too: that is the affinity matrix.
-    `transfer` is for a source that is not to be on the board.)
+    In a run, the source is trained like any other defence, with its own settings, and its examples are evaluated on all
+    defences. Called from Python, the given model is the source; evaluate the examples on another model. (The examples
+    of the attacks in `--affinity` are also evaluated on all defences of a run: the affinity matrix. `transfer` is meant
+    for a source that should not appear on the leaderboard.)
     """
 
     version = "1"
@@ -21,12 +21,12 @@ class Transfer(InnerAttack):
         """Hyperparameters of the transfer attack."""
 
         source: str = Field(
-            default="erm", min_length=1, description="the defense whose classifier is attacked, by its label"
+            default="erm", min_length=1, description="label of the defense whose classifier is the source"
         )
 
     params: Params
 
     @property
     def source(self) -> str:
-        """The defense whose classifier is attacked."""
+        """Label of the source defence."""
         return self.params.source

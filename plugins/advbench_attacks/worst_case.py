@@ -1,4 +1,4 @@
-"""The worst of several attacks for each image, chosen by draws that do not judge."""
+"""Per-image worst case of several attacks, selected with draws independent of the evaluation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from advbench.attacks import Attack, Field, Goal, Kept, Norm, Threat, exact, wit
 from advbench.errors import ModelWarning, NoGradientError
 from advbench.models import Classifier
 
-# The cheap ones first: on a deterministic classifier an image that one broke is not given to the next.
+# Cheap attacks first: on a deterministic classifier, broken images are not passed to the next attack.
 DETERMINISTIC = ("pgd", "apgd", "alma", "fab", "apgd@targeted", "square")
 RANDOM = ("eot_pgd", "apgd@random", "apgd@random_targeted", "square@random")
 DEFAULT_PARAMS: dict[str, dict[str, Any]] = {
@@ -28,23 +28,23 @@ DEFAULT_PARAMS: dict[str, dict[str, Any]] = {
     "apgd@random_targeted": {"loss": "dlr_targeted", "targets": 3, "steps": 25},
     "square@random": {"queries": 150},
 }
-CONFIRMING = 20  # fresh draws that confirm that an image of a random classifier is broken
+CONFIRMING = 20  # fresh draws to confirm that an image of a random classifier is broken
 
 
 class WorstCase(Attack):
-    """Several attacks; each image keeps the example of largest mean margin over draws of the attack's own.
+    """Several attacks, of which each image keeps the example of largest mean margin over separate draws.
 
-    On a deterministic classifier an image that one attack broke is not given to the next. On a random one a minimum
-    over the attacks' verdicts would report a robust model as broken: one that is right with probability 0.95 whatever
-    the input would be wrong under one of many verdicts. Here examples are chosen on one set of draws and judged on
-    another, so the choice of a lucky one buys nothing; and an image is left alone only where fresh draws confirm that
-    it is broken: over 20 of them, drawn after its example was chosen, the runner-up's probability exceeds the label's
-    by a one-sided t test at level 0.001 (or over all members, where a posterior has few).
+    On a deterministic classifier, an image that one attack broke is not passed to the next. On a random one, a minimum
+    over the outcomes of the attacks would report a robust model as broken: a model that is right with probability 0.95
+    on any input would be wrong in one of many outcomes. Here examples are selected with one set of draws and evaluated
+    with another, so selection by chance gains nothing. An image is finished only if fresh draws confirm that it is
+    broken: over 20 draws, taken after its example was selected, the runner-up's probability exceeds the label's by a
+    one-sided t test at level 0.001 (or over all members of a posterior with few).
 
-    By default an image passes at most 7,800 times on a deterministic classifier (AutoAttack standard: 7,800), most of
-    them where it withstands everything, and at most 4,000 times on a random one (AutoAttack rand: 4,000); a pass for
-    a gradient counts as one. What needs a gradient is left out, with a warning, where the classifier lets none
-    through.
+    By default the attacks take at most 7,800 passes per image on a deterministic classifier (AutoAttack standard:
+    7,800), most of them on images that resist all attacks, and at most 4,000 on a random one (AutoAttack rand: 4,000);
+    a pass for a gradient counts as one. If the classifier has no gradient, attacks that need one are skipped with a
+    warning.
     """
 
     version = "3"
@@ -54,14 +54,15 @@ class WorstCase(Attack):
 
         attacks: tuple[str, ...] = Field(
             default=(),
-            description="attacks in their order, each NAME or NAME@LABEL; those that lack the norm are left out; by "
-            f"default {', '.join(DETERMINISTIC)} on a deterministic classifier and {', '.join(RANDOM)} on a random one",
+            description="attacks in order, each NAME or NAME@LABEL; attacks without support for the norm are skipped; "
+            f"by default {', '.join(DETERMINISTIC)} on a deterministic classifier and {', '.join(RANDOM)} on "
+            f"a random one",
         )
         params: dict[str, dict[str, Any]] = Field(
-            default={}, description="hyperparameters of each, by its name; of the default attacks in place of their own"
+            default={}, description="hyperparameters by name of the attack; they replace those of default attacks"
         )
         draws: int = Field(
-            default=50, ge=1, description="draws on which the examples of a random classifier are chosen"
+            default=50, ge=1, description="number of draws for the selection of examples of a random classifier"
         )
 
     targeted = True
@@ -72,7 +73,7 @@ class WorstCase(Attack):
         chosen = self.params.params if self.params.attacks else {**DEFAULT_PARAMS, **self.params.params}
         repeated = sorted({name for name in self.params.attacks if self.params.attacks.count(name) > 1})
         if repeated:
-            expected = "each name once; NAME@LABEL has one attack several times"
+            expected = "each name once; use NAME@LABEL for several settings of an attack"
             raise advbench.InputError("attacks of the worst case", expected=expected, got=", ".join(repeated))
         names = self.params.attacks or DETERMINISTIC + RANDOM
         for name in chosen.keys() - set(names):
@@ -81,21 +82,21 @@ class WorstCase(Attack):
 
     @property
     def parts(self) -> Mapping[str, Attack]:
-        """The attacks."""
+        """The component attacks."""
         return self._parts
 
     def chosen(self, *, random: bool) -> list[Attack]:
-        """The attacks that are run on a random or on a deterministic classifier, in their order."""
+        """Attacks on a random or on a deterministic classifier, in order."""
         names = self.params.attacks or (RANDOM if random else DETERMINISTIC)
         return [self._parts[name] for name in names]
 
     def with_parts(self, parts: Mapping[str, Attack]) -> Self:
-        """With those attacks."""
+        """The same attack with other component attacks."""
         params = {name: part.params.model_dump() for name, part in parts.items()}
         return type(self)(**{**self.params.model_dump(), "params": params})
 
     def cost(self, random: bool) -> int | None:
-        """The sum over the attacks, and the passes that choose; None where one of them gives none."""
+        """Sum of the costs of the attacks, plus passes for selection; None if an attack gives none."""
         costs = [attack.cost(random) for attack in self.chosen(random=random)]
         if None in costs:
             return None
@@ -103,7 +104,7 @@ class WorstCase(Attack):
         return sum(filter(None, costs)) + choosing
 
     def check(self, threat: Threat, *, targeted: bool = False) -> None:
-        """At least one attack must understand the threat."""
+        """Check that at least one attack supports the threat."""
         if not any(self._fits(attack, threat.norm, targeted=targeted) for attack in self._parts.values()):
             next(iter(self._parts.values())).check(threat, targeted=targeted)
 
@@ -116,7 +117,7 @@ class WorstCase(Attack):
         return True
 
     def run(self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator) -> Tensor:
-        """Run each attack on what is still to be broken."""
+        """Run each attack on the images that are not broken yet."""
         kept = Kept(clf, goal, self.params.draws)
         kept.offer(x)
         failures: list[NoGradientError] = []
@@ -130,7 +131,7 @@ class WorstCase(Attack):
                 found = attack.search(clf, x[left], goal[left], threat, generator)
             except NoGradientError as error:
                 failures.append(error)
-                warnings.warn(ModelWarning(f"worst_case left out {type(attack).__name__}: {error}"), stacklevel=2)
+                warnings.warn(ModelWarning(f"worst_case skipped {type(attack).__name__}: {error}"), stacklevel=2)
                 continue
             if attack.minimal_norm:
                 found = within(found, x[left], threat, outward=clf.stochastic)
@@ -142,11 +143,11 @@ class WorstCase(Attack):
 
 @torch.no_grad()
 def _broken(clf: Classifier, kept: Kept, rows: Tensor, goal: Goal) -> Tensor:
-    """Which of the kept images certainly fool the classifier, `(batch,)`, bool; the class docstring says when.
+    """Mask of the kept images that certainly fool the classifier, `(batch,)`, bool; see the class docstring.
 
-    On a random classifier only images that fool the draws which chose them are looked at anew.
+    On a random classifier, only images that fool the draws of their selection are tested again.
     """
-    assert kept.margins is not None, "an offer comes first"
+    assert kept.margins is not None, "offer must be called first"
     broken = kept.margins[rows] > 0
     if exact(clf, len(kept)) or not bool(broken.any()):
         return broken

@@ -12,11 +12,11 @@ class AdvBNN(PgdPerturbation, ElboLoss):
     one Bayes-by-backprop step on the adversarial batch, with kl_weight / N times the KL to N(0, prior_std^2)
     (eq. 6 and 13).
 
-    Departures. The paper counts the KL of all weights at alpha 1 for CIFAR-10; its released code counts the
-    classifier's alone (`kl_scope="classifier"`), and with all of them at alpha 1 VGG16 does not train. The
-    defaults count all weights at a small alpha, and sigma, which the paper starts at the prior's, starts below it.
-    The appendix's RandLayer backward is right at alpha 1 only; gradients here are autograd's. PGD starts at random,
-    which the released code does not.
+    Departures. The paper includes the KL of all weights with alpha 1 for CIFAR-10; its released code includes the last
+    linear layer only (`kl_scope="classifier"`), and with all weights at alpha 1 VGG16 does not train. The defaults
+    include all weights with a small alpha, and sigma starts below that of the prior, its initial value in the paper.
+    The backward pass of RandLayer in the appendix is correct at alpha 1 only; here gradients are computed by autograd.
+    PGD has a random start, unlike in the released code.
     """
 
     version = "2"
@@ -36,8 +36,8 @@ class AdvBNN(PgdPerturbation, ElboLoss):
         "cifar10": {"stages": (40, 20), "augment": True, "prior_std": 0.05, "init_std": 0.02, "eps": 8 / 256},
         "paper": {
             "stages": (80, 60, 40, 20),
-            "lr": 0.01,
             "batch_size": 128,
+            "lr": 0.01,
             "augment": True,
             "prior_std": 0.05,
             "init_std": 0.05,
@@ -45,6 +45,13 @@ class AdvBNN(PgdPerturbation, ElboLoss):
             "kl_scope": "classifier",
             "eps": 8 / 256,
             "steps": 10,
+            "step_size": 0.224,
+            "random_start": False,
         },
+    }
+    sources = {
+        "Table 2": "prior_std init_std kl_weight eps steps",
+        "released code, CIFAR-10; its step is 0.007 long": "stages batch_size lr augment "
+        "kl_scope step_size random_start",
     }
     params: Params

@@ -1,4 +1,4 @@
-"""A Bayesian net by adaptive Langevin dynamics, without an adversary."""
+"""Bayesian neural network sampled by adaptive Langevin dynamics, without an adversary."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from advbench.training import AdaptiveChains, Paper, SGAdaLDParams
 class BNNSGAdaLD(AdaptiveChains):
     """Chains of stochastic-gradient adaptive Langevin dynamics on clean images.
 
-    "BNN" in BAL Figure 1: BAL (Ye and Zhu 2018) without the adversary, by the sampler of its eq. 10. A draw of
+    "BNN" in BAL Figure 1: BAL (Ye and Zhu 2018) without the adversary, with the sampler of its eq. 10. A draw of
     the classifier is the end point of one of the chains.
     """
 
@@ -27,6 +27,21 @@ class BNNSGAdaLD(AdaptiveChains):
         "digits": {"stages": (40, 10), "batch_size": 64},
         "mnist": {"stages": (4, 1)},
         "cifar10": {"stages": (40, 20), "augment": True},
-        "paper": {"stages": (2,), "init_from": "erm", "temperature": 1e-5},
+        # Two epochs of 15 steps on each minibatch, as BAL's, are 30 epochs here.
+        "paper": {
+            "stages": (30,),
+            "batch_size": 256,
+            "init_from": "erm",
+            "lr": 0.015,
+            "window": 2.0,
+            "damping": 0.0022,
+            "chains": 5,
+            "samples": 5,
+            "temperature": 1e-5,
+        },
+    }
+    sources = {
+        "BAL section 5, MNIST": "stages init_from chains samples temperature",
+        "BAL's released code": "batch_size lr window damping",
     }
     params: Params

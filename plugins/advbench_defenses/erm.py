@@ -1,4 +1,4 @@
-"""Empirical risk minimisation: no defence at all."""
+"""Empirical risk minimisation, without any defence."""
 
 from __future__ import annotations
 
@@ -20,14 +20,17 @@ class ERM(ErmLoss):
         "digits": {"stages": (40, 10), "batch_size": 64},
         "mnist": {"stages": (4, 1)},
         "cifar10": {"stages": (40, 20), "augment": True},
-        # APD section 5.2; the number of epochs is not in the paper.
         "paper": {
-            "stages": (100,),
+            "stages": (371,),
             "batch_size": 100,
             "optimizer": "sgd",
             "momentum": 0.0,
             "lr": 0.05,
             "weight_decay": 0.001,
         },
+    }
+    sources = {
+        "APD section 5.2.1": "batch_size optimizer momentum lr weight_decay",
+        "APD's released code: 200,000 steps": "stages",
     }
     params: Params

@@ -8,14 +8,14 @@ from torch import Tensor
 from advbench import attacks
 from advbench.attacks import Threat
 from advbench.models import Classifier
-from advbench.training import BallParams, ErmLoss, Paper
+from advbench.training import BallParams, MixedLoss, MixedParams, Paper
 
 
-class FGSMAT(ErmLoss):
-    """Adversarial training on the examples of one signed step of full length.
+class FGSMAT(MixedLoss):
+    """Adversarial training on FGSM examples: a single signed step of length eps.
 
-    Goodfellow et al. 2015; "FGSM" in BAL Figure 1. Its inner maximum is a linear model's. Long training can end
-    in catastrophic overfitting: near-perfect on FGSM, broken by PGD.
+    Goodfellow et al. 2015; "FGSM" in BAL Figure 1. The inner maximisation is exact for a linear model. Long training
+    can end in catastrophic overfitting: near-perfect on FGSM, broken by PGD.
     """
 
     version = "1"
@@ -26,7 +26,7 @@ class FGSMAT(ErmLoss):
         link="https://arxiv.org/abs/1412.6572",
     )
 
-    class Params(BallParams):
+    class Params(BallParams, MixedParams):
         """Hyperparameters of FGSM training."""
 
     accuracy = "robust train accuracy"
@@ -34,16 +34,16 @@ class FGSMAT(ErmLoss):
         "digits": {"stages": (40, 10), "batch_size": 64, "eps": 0.15},
         "mnist": {"stages": (4, 1), "eps": 0.3},
         "cifar10": {"stages": (40, 20), "augment": True, "eps": 8 / 256},
-        # BAL section 5; its eps is of the size of 0.02, where section 5.1 sees FGSM training ahead.
-        "paper": {"stages": (2,), "eps": 0.02, "init_from": "erm"},
+        "paper": {"stages": (2,), "batch_size": 256, "eps": 0.02, "init_from": "erm"},
     }
+    sources = {"BAL section 5, MNIST": "stages init_from", "BAL's released code": "batch_size eps"}
     params: Params
 
     def passes_per_image(self) -> float:
-        """An epoch passes each image once to craft and once to train."""
-        return 2 * super().passes_per_image()
+        """Per epoch, one pass per image to craft, in addition to those of training."""
+        return super().passes_per_image() + sum(self.params.stages)
 
     def perturb(self, clf: Classifier, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         """FGSM examples of `x`."""
         threat = Threat(self.params.norm, self.params.eps)
-        return attacks.ascend(clf, x, attacks.Goal(y), threat, steps=1, step_size=threat.eps, start=x)
+        return self.beside(x, attacks.ascend(clf, x, attacks.Goal(y), threat, steps=1, step_size=threat.eps, start=x))

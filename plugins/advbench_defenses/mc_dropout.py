@@ -7,11 +7,11 @@ from advbench.training import ErmLoss, Field, Paper, TrainParams
 
 
 class MCDropout(ErmLoss):
-    """Dropout in training and in prediction, a posterior over weights by another name.
+    """Dropout in training and in prediction, an approximate posterior over the weights.
 
-    Gal and Ghahramani 2016; "MC-Drop" in APD Table 1. The module's own dropout layers are used, at `rate`; a
-    module without gets dropout before each linear layer that is not its first layer of weights. It stays on
-    whatever `.eval()` an attack library calls.
+    Gal and Ghahramani 2016; "MC-Drop" in APD Table 1. The module's own dropout layers are used, at `rate`; in a module
+    without any, dropout is added before each linear layer other than its first layer of weights. It stays on in
+    evaluation mode.
     """
 
     version = "1"
@@ -31,9 +31,8 @@ class MCDropout(ErmLoss):
         "digits": {"stages": (60, 20), "batch_size": 64, "rate": 0.2},
         "mnist": {"stages": (8, 2)},
         "cifar10": {"stages": (40, 20), "augment": True, "rate": 0.2},
-        # APD section 5.2; the number of epochs is not in the paper.
         "paper": {
-            "stages": (100,),
+            "stages": (371,),
             "batch_size": 100,
             "optimizer": "sgd",
             "momentum": 0.0,
@@ -41,6 +40,10 @@ class MCDropout(ErmLoss):
             "weight_decay": 0.001,
             "rate": 0.5,
         },
+    }
+    sources = {
+        "APD section 5.2.1": "batch_size optimizer momentum lr weight_decay rate",
+        "APD's released code: 200,000 steps": "stages",
     }
     params: Params
 

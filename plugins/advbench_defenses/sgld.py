@@ -6,9 +6,9 @@ from advbench.training import LangevinChains, Paper, SGLDParams
 
 
 class SGLD(LangevinChains):
-    """Stochastic-gradient Langevin dynamics; the newest samples are kept.
+    """Stochastic-gradient Langevin dynamics; the latest samples are kept.
 
-    Welling and Teh 2011 with a fixed step, as in APD section 3: theta <- theta - lr/2 (grad of the mean loss +
+    Welling and Teh 2011 with a fixed step size, as in APD section 3: theta <- theta - lr/2 (grad of the mean loss +
     weight_decay theta) + N(0, lr / N), which samples exp(-N (mean loss + weight_decay/2 |theta|^2)); "SGLD" in
     APD Table 1. A draw of the classifier is one of the samples.
     """
@@ -28,15 +28,18 @@ class SGLD(LangevinChains):
         "digits": {"stages": (150,), "batch_size": 64, "samples": 100},
         "mnist": {"stages": (20,), "burn_in": 5000},
         "cifar10": {"stages": (60,), "augment": True, "burn_in": 10_000},
-        # The number of samples behind Table 1 is not in the paper; Figure 3 has 5,000, an interval of 20 apart. As many
-        # epochs are kept in a fifth of the samples: what counts is that they are spread over the chain.
         "paper": {
-            "stages": (200,),
+            "stages": (371,),
             "lr": 0.05,
             "weight_decay": 0.001,
             "batch_size": 100,
-            "interval": 100,
-            "samples": 1000,
+            "burn_in": 500,
+            "interval": 20,
+            "samples": 10_000,
         },
+    }
+    sources = {
+        "APD section 5.2.1": "lr weight_decay batch_size burn_in interval",
+        "APD's released code: 200,000 steps, 10,000 samples": "stages samples",
     }
     params: Params

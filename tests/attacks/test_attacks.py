@@ -185,6 +185,47 @@ def test_eot_averages_the_draws_gradients_and_costs_their_passes() -> None:
     assert (crafted.forward_passes, crafted.backward_passes) == (24, 24)
 
 
+def test_all_chains_fgsm_of_bal_is_one_step_of_eot_pgd() -> None:
+    """The sign of the gradient's mean over all members, each once."""
+    clf, x, y = members()
+    x_adv = advbench.get_attack("eot_pgd", steps=1, step_size=1.0, random_start=False, samples=5)(
+        clf, x, y, Threat("linf", 0.1)
+    )
+    mean = torch.stack([input_gradient(clf, k, x, lambda z: attacks.cross_entropy(z, y)) for k in range(5)]).mean(0)
+    torch.testing.assert_close(x_adv, (x + 0.1 * mean.sign()).clamp(0, 1))
+
+
+def test_the_released_one_step_attack_of_bal_takes_the_raw_gradient_over_the_root_of_two() -> None:
+    clf, x, y = members()
+    attack = advbench.get_attack("cw_one_step", released=True, samples=5)
+    x_adv = attack(clf, x, y, Threat("l2", 6.0))
+    rows = torch.arange(len(x))
+
+    def lead(logits: Tensor) -> Tensor:
+        others = torch.ones_like(logits)
+        others[rows, y] = -1
+        return (logits * others).sum(1)
+
+    mean = torch.stack([input_gradient(clf, k, x, lead) for k in range(5)]).mean(0)
+    torch.testing.assert_close(x_adv, (x + mean / 2**0.5).clamp(0, 1))
+    assert attack.cost(random=True) == 5
+    assert float((attack(clf, x, y, Threat("l2", 0.01)) - x).flatten(1).norm(dim=1).max()) <= 0.01 + 1e-6
+
+
+def members() -> tuple[Classifier, Tensor, Tensor]:
+    """A posterior of five members, and images."""
+    net = small_net().eval()
+    flat = torch.cat([parameter.detach().flatten() for parameter in net.parameters()])
+    noise = torch.randn((5, len(flat)), generator=torch.Generator().manual_seed(0))
+    clf = Classifier(net, SamplePosterior(net, flat + 0.1 * noise)).requires_grad_(False)
+    return clf, *small_data().batch(slice(8))
+
+
+def input_gradient(clf: Classifier, member: int, x: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
+    x = x.clone().requires_grad_(True)
+    return torch.autograd.grad(loss(clf.at(clf.member(member), x)).sum(), x)[0]
+
+
 def test_passes_of_a_deterministic_model_are_counted_and_not_repeated() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
     x, y = images(5), torch.tensor([0, 1, 2, 0, 1])
@@ -528,7 +569,7 @@ def test_what_needs_a_gradient_is_left_out_of_the_worst_case_with_a_warning() ->
     x, y = torch.full((3, 1, 4, 4), 0.5), torch.ones(3, dtype=torch.int64)
     threat = Threat("linf", 0.2)
     attack = advbench.get_attack("worst_case", attacks=["pgd", "square"], params={"square": {"queries": 200}})
-    with pytest.warns(ModelWarning, match="worst_case left out PGD: the classifier has no gradient"):
+    with pytest.warns(ModelWarning, match="worst_case skipped PGD: the classifier has no gradient"):
         found = attack(Classifier(Rounded()), x, y, threat)
     assert bool((Rounded()(found).argmax(1) == 0).all())
     gradients = advbench.get_attack("worst_case", attacks=["pgd", "fgsm"])

@@ -174,10 +174,13 @@ def test_workers_get_what_was_read_when_the_run_was_planned() -> None:
 BAD = {
     "two of one name": (["--defense", "defense.py:Smoothed,./defense.py:Smoothed"], "label 'Smoothed': expected one"),
     "a registered label": (["--defense", "defense.py:Smoothed@erm"], "label 'erm'.*write defense.py:Smoothed@LABEL"),
-    "no label": (["--defense", "defense.py:Smoothed@"], "expected path/to/my.py:NAME, a defense in a file"),
-    "a file alone": (["--arch", "net.py"], "architecture 'net.py': .*; net.py has net.py:build"),
+    "no label": (["--defense", "defense.py:Smoothed@"], "expected path/to/my.py:NAME"),
+    "a file alone": (["--arch", "net.py"], "architecture 'net.py': .*; write net.py:NAME"),
     "typo": (["--defense", "defense.py:Smothed"], "unknown defense in defense.py 'Smothed'.* did you mean 'Smoothed'"),
-    "another kind": (["--defense", "attack.py:Mine"], "attack.py, line 4: Mine: expected a subclass of .*Defense"),
+    "another kind": (
+        ["--defense", "attack.py:Mine"],
+        "attack.py: Mine: expected a subclass of .*Defense, got a class of Attack",
+    ),
     "setting": (["--set", "Smoothed.sgma=1"], "defense 'Smoothed': unknown hyperparameter of Smoothed.*'sigma'"),
     "setting of the net": (["--set", "arch.depth=2"], "unknown hyperparameter of architecture small_cnn 'depth'"),
 }

@@ -113,21 +113,21 @@ def test_a_display_shows_every_event_and_survives_odd_text(kind: str) -> None:
     file = io.StringIO()
     console = Console(file=file, width=200, force_terminal=kind == "live")
     with Display({TASK.key: TASK}, {TASK.key: TASK}, console, as_json=kind == "json") as display:
-        display.started(TASK)
-        display.began(TASK, "cpu [1]")
-        display.progressed(TASK, Progress(1, 4, {"loss [/]": float("inf")}))
-        display.said(TASK, "[bold]odd[/nothing]")
-        display.forecast(100.0)
+        display("started", TASK)
+        display("began", TASK, place="cpu [1]")
+        display("progressed", TASK, progress=Progress(1, 4, {"loss [/]": float("inf")}))
+        display("said", TASK, line="[bold]odd[/nothing]")
+        display("forecast", seconds_left=100.0)
         display._next["waits"] = 0.0
-        display.waits(3)
-        display.waits(2)
-        display.began(TASK, "another")
+        display("waits", tasks=3)
+        display("waits", tasks=2)
+        display("began", TASK, place="another")
         if kind == "live":
             time.sleep(0.3)
-        display.finished(TASK, RECORD)
-        display.failed(TASK, "no [/luck]", "Traceback [/here]")
-        display.skipped(TASK)
-        display.elsewhere(TASK)
+        display("finished", TASK, record=RECORD)
+        display("failed", TASK, reason="no [/luck]", trace="Traceback [/here]")
+        display("skipped", TASK)
+        display("elsewhere", TASK)
     text = file.getvalue()
     for word in ("[bold]odd[/nothing]", "no [/luck]", "Traceback [/here]"):
         assert word in text
@@ -178,9 +178,9 @@ def test_a_narrow_terminal_keeps_bars_and_the_time_left() -> None:
     console = Console(file=file, width=80, force_terminal=True)
     long = replace(TASK, defense="a_defense_of_a_long_name@with_a_label", source="another_long_name", attack="eot_pgd")
     with Display({"k": long}, {"k": long, "other": TASK}, console) as display:
-        display.began(long, "cuda:0 worker 1")
-        display.progressed(long, Progress(1, 2, {"loss": 0.5, "train accuracy": 0.75}))
-        display.forecast(754.0)
+        display("began", long, place="cuda:0 worker 1")
+        display("progressed", long, progress=Progress(1, 2, {"loss": 0.5, "train accuracy": 0.75}))
+        display("forecast", seconds_left=754.0)
         display._bars.refresh()
     lines = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line).rstrip() for line in re.split(r"[\r\n]", file.getvalue())]
     (whole,) = {line for line in lines if "about 13 min left" in line}
@@ -198,10 +198,10 @@ def test_plain_output_says_something_at_least_every_15_seconds(monkeypatch: pyte
         for second in range(60):
             now[0] = float(second)
             if second == 20:
-                display.began(TASK, "cpu")
+                display("began", TASK, place="cpu")
             if second == 40:
-                display.progressed(TASK, Progress(1, 4, {}))
-            display.forecast(60.0 - second if second > 30 else None)
+                display("progressed", TASK, progress=Progress(1, 4, {}))
+            display("forecast", seconds_left=60.0 - second if second > 30 else None)
     assert file.getvalue().splitlines() == [
         "[0/2] starting",
         f"[0/2] running {TASK.label}",

@@ -170,8 +170,8 @@ def test_lines_of_a_run_are_escaped(capsys: Capture) -> None:
 
     task = Task(some_inputs("train"), "k", defense=HOSTILE)
     with Display({"k": task}, {"k": task}) as display:
-        display.said(task, HOSTILE)
-        display.failed(task, HOSTILE, f"Traceback:\n  {HOSTILE}")
+        display("said", task, line=HOSTILE)
+        display("failed", task, reason=HOSTILE, trace=f"Traceback:\n  {HOSTILE}")
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 4
     assert all(line.isprintable() for line in lines)
@@ -196,8 +196,8 @@ DEEP = "[" * 500 + "]" * 500
     [
         (["--set", f"erm.lr={'1' * 5000}"], r"--set erm\.lr: expected a value of bounded size, got Exceeds the limit"),
         (["--set", f"erm.stages={DEEP}"], r"--set erm\.stages: .* got more than 32 levels of nesting"),
-        (["--set", f"erm.batch_size={2**64}"], "hyperparameter 'batch_size' of ERM: expected integers of 64 bits"),
-        (["--set", f"erm.stages=[{2**64}]"], "hyperparameter 'stages' of ERM: expected integers of 64 bits"),
+        (["--set", f"erm.batch_size={2**64}"], "hyperparameter 'batch_size' of ERM: expected 64-bit integers"),
+        (["--set", f"erm.stages=[{2**64}]"], "hyperparameter 'stages' of ERM: expected 64-bit integers"),
         (["--draws", "1" * 400], "setting 'draws': expected .*less than"),
         (["--draws", "1" * 5000], "[Ii]nvalid value for '--draws'"),
         (["--seeds", "1" * 400], "setting 'seeds.0': expected .*less than"),

@@ -13,7 +13,7 @@ from conftest import Cli
 from sklearn.metrics import roc_auc_score
 
 from advbench.data.datasets import load_dataset
-from advbench.data.ood import identify_ood, ood_images
+from advbench.data.ood import NOISE, identify_ood, ood_images
 from advbench.errors import InputError
 from advbench.evaluation import uncertainty
 from advbench.grid.tasks import read_predictions
@@ -45,6 +45,28 @@ def test_colour_becomes_luminance_and_sizes_fit(colours: str) -> None:
 def test_channels_that_cannot_fit_are_refused(colours: str) -> None:
     with pytest.raises(InputError, match="1, 3 or 2 channels"):
         ood_images(colours, None, 5, (2, 8, 8), 1.0)
+
+
+def test_after_normalising_values_are_scaled_in_the_range_from_minus_one_to_one(colours: str) -> None:
+    plain = ood_images(colours, None, 7, (3, 12, 10), 1.0)
+    scaled = ood_images(colours, None, 7, (3, 12, 10), 5.0, signed=True)
+    torch.testing.assert_close((scaled - 0.5) / 0.5, 5 * (plain - 0.5) / 0.5)
+    assert torch.allclose(ood_images(colours, None, 7, (3, 12, 10), 1.0, signed=True), plain, atol=1e-6)
+
+
+def test_noise_has_the_moments_of_its_distribution_and_begins_alike() -> None:
+    shape = (1, 8, 8)
+    normal, uniform = (ood_images(name, None, 2000, shape, 5.0) for name in ("gaussian", "uniform"))
+    assert abs(float(normal.mean())) < 0.05
+    assert abs(float(normal.std()) - 5) < 0.05
+    assert float(uniform.min()) == pytest.approx(0, abs=0.01)
+    assert float(uniform.max()) == pytest.approx(5, abs=0.01)
+    assert torch.equal(ood_images("gaussian", None, 10, shape, 5.0), normal[:10])
+    signed = ood_images("gaussian", None, 2000, shape, 5.0, signed=True)
+    torch.testing.assert_close(2 * signed - 1, normal)
+    found = identify_ood(["gaussian", "uniform"], None, 5.0, signed=True)
+    assert [(each.label, each.images, each.signed) for each in found] == [(n, 10_000, True) for n in NOISE]
+    assert found[0].sha256 != found[1].sha256
 
 
 def test_the_identity_names_content_and_scale_not_the_path(colours: str) -> None:

@@ -12,7 +12,18 @@ from hypothesis import strategies as st
 from sklearn.metrics import brier_score_loss, log_loss
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from advbench.evaluation import BINS, Predictions, calibration, histogram, retention, uncertainty
+from advbench.errors import InputError
+from advbench.evaluation import (
+    BINS,
+    Predictions,
+    auroc_interval,
+    calibration,
+    detection,
+    histogram,
+    retention,
+    score,
+    uncertainty,
+)
 
 
 def predictions(
@@ -84,3 +95,24 @@ def test_retention_by_each_entropy_ranks_by_it() -> None:
     curve = {name: retention(found.ensemble_correct, getattr(measures, name), (0.5, 1.0)) for name in measures._fields}
     assert curve["aleatoric"].accuracies == (1.0, 0.5)
     assert curve["epistemic"].accuracies == (0.0, 0.5)
+
+
+def test_least_confidence_tells_images_apart_where_a_deterministic_nets_votes_do_not() -> None:
+    one = predictions(0, draws=1)
+    np.testing.assert_allclose(score(one, "least_confidence"), 1 - one.mean_probs.max(1), atol=1e-7)
+    np.testing.assert_array_equal(score(one, "variation_ratio"), 0)
+    np.testing.assert_array_equal(score(one, "total"), uncertainty(one).total)
+    with pytest.raises(InputError, match=r"unknown measure of uncertainty 'totl': .*did you mean 'total'"):
+        score(one, "totl")
+
+
+def test_the_interval_of_an_auroc_covers_as_often_as_it_says() -> None:
+    """Scores from N(0, 1) and N(shift, 1): the area is Phi(shift / sqrt 2)."""
+    generator = np.random.default_rng(0)
+    for shift in (0.0, 1.0, 2.5):
+        area = 0.5 * (1 + math.erf(shift / 2))
+        ends = [auroc_interval(generator.normal(size=80), generator.normal(shift, 1, size=120)) for _ in range(400)]
+        assert 0.92 <= np.mean([low <= area <= high for low, high in ends]) <= 0.985
+    apart = auroc_interval(np.zeros(50), np.ones(20))
+    assert detection(np.zeros(50), np.ones(20)).auroc == apart.high == 1
+    assert 0.8 < apart.low < 0.9

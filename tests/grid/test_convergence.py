@@ -193,12 +193,13 @@ def test_attacks_of_attacks_double_the_effort_of_all_parts() -> None:
 
 
 def test_the_key_holds_rule_and_start() -> None:
-    from advbench.grid.identity import DataIdentity, Identity
+    from helpers import some_identity
+
     from advbench.grid.plan import make_plan
 
     def crafts(**more: Any) -> dict[tuple[str, float | None], Any]:
         spec = make_spec({"defenses": ["erm"], "attacks": ["fgsm", "pgd", "fmn"], "eps": [0.1, 0.2], **more})
-        plan = make_plan(spec, *resolve(spec), Identity(DataIdentity("digits", "d", 10, 10)), "1")
+        plan = make_plan(spec, *resolve(spec), some_identity(10), "1")
         return {(task.attack, task.eps): task.inputs for task in plan.tasks.values() if task.kind == "craft"}
 
     fixed, found = crafts(), crafts(converge=16)

@@ -15,12 +15,9 @@ from advbench.data.datasets import load_dataset
 from advbench.data.ood import OodSet
 from advbench.errors import InputError
 from advbench.grid.identity import (
-    DataIdentity,
     Identity,
     Shape,
-    blank,
     identify,
-    identity_text,
     is_about,
     parse_identity,
     read_identity,
@@ -32,15 +29,38 @@ NAMES = st.from_regex(r"[a-z][a-z0-9_]{0,20}", fullmatch=True)
 DIGESTS = st.from_regex(r"[0-9a-f]{64}", fullmatch=True)
 COUNTS = st.integers(0, 10**9)
 SIZES = st.integers(1, 160)
-DATA = st.builds(DataIdentity, NAMES, DIGESTS, COUNTS, COUNTS)
-SHAPES = st.builds(Shape, SIZES, SIZES, SIZES, SIZES)
-OTHERS = st.builds(OodSet, NAMES, st.text(max_size=20), DIGESTS, COUNTS, st.floats(0.1, 10))
-GOOD = Identity(DataIdentity("digits", "0" * 64, 10, 5), (), Shape(1, 8, 8, 10))
+SHAPES = st.builds(Shape, channels=SIZES, height=SIZES, width=SIZES, classes=SIZES)
+OTHERS = st.builds(
+    OodSet,
+    name=NAMES,
+    label=st.text(max_size=20),
+    sha256=DIGESTS,
+    images=COUNTS,
+    scale=st.floats(0.1, 10),
+    signed=st.booleans(),
+)
+GOOD = Identity(
+    name="digits",
+    sha256="0" * 64,
+    train_count=10,
+    test_count=5,
+    shape=Shape(channels=1, height=8, width=8, classes=10),
+)
 
 
-@given(st.builds(Identity, DATA, st.lists(OTHERS, max_size=3).map(tuple), st.none() | SHAPES))
+@given(
+    st.builds(
+        Identity,
+        name=NAMES,
+        sha256=DIGESTS,
+        train_count=COUNTS,
+        test_count=COUNTS,
+        shape=SHAPES,
+        foreign=st.lists(OTHERS, max_size=3).map(tuple),
+    )
+)
 def test_what_is_written_is_read(identity: Identity) -> None:
-    assert parse_identity(identity_text(identity).encode()) == identity
+    assert parse_identity(identity.to_bytes()) == identity
 
 
 @pytest.mark.parametrize(
@@ -60,7 +80,7 @@ def test_what_is_written_is_read(identity: Identity) -> None:
     ],
 )
 def test_what_is_none_is_refused_in_one_line(change: dict[str, object], tmp_path: Path) -> None:
-    (tmp_path / "data.json").write_text(json.dumps({**json.loads(identity_text(GOOD)), **change}))
+    (tmp_path / "data.json").write_text(json.dumps({**json.loads(GOOD.to_bytes()), **change}))
     with pytest.raises(InputError, match=r"data\.json: expected a JSON object with name") as caught:
         read_identity(tmp_path)
     assert "\n" not in str(caught.value)
@@ -71,20 +91,21 @@ def spec_of(**values: object) -> RunSpec:
 
 
 def test_an_identity_is_about_the_data_sets_of_its_spec() -> None:
-    other = OodSet("notmnist", "notmnist", "1" * 64, 5, 1.0)
+    other = OodSet(name="notmnist", label="notmnist", sha256="1" * 64, images=5, scale=1.0)
     assert is_about(GOOD, spec_of())
     assert not is_about(GOOD, spec_of(dataset="mnist"))
     assert not is_about(GOOD, spec_of(ood=["notmnist"]))
-    assert is_about(GOOD._replace(ood=(other,)), spec_of(ood=["notmnist"]))
-    assert not is_about(GOOD._replace(ood=(other,)), spec_of(ood=["notmnist"], ood_scale=5.0))
+    both = GOOD.model_copy(update={"foreign": (other,)})
+    assert is_about(both, spec_of(ood=["notmnist"]))
+    assert not is_about(both, spec_of(ood=["notmnist"], ood_scale=5.0))
+    assert not is_about(both, spec_of(ood=["notmnist"], ood_signed=True))
 
 
 @pytest.mark.parametrize("name", ["small_cnn", "fcnn1"])
 def test_a_blank_image_makes_a_net_of_the_same_size(name: str) -> None:
     dataset = load_dataset("digits", None)
-    shape = identify(dataset).shape
-    assert shape is not None
-    real, sized = (build(name, data, seed=0).state_dict() for data in (dataset.train, blank(shape, "digits")))
+    blank = identify(dataset).blank()
+    real, sized = (build(name, data, seed=0).state_dict() for data in (dataset.train, blank))
     assert [(key, value.shape) for key, value in real.items()] == [(key, value.shape) for key, value in sized.items()]
 
 
@@ -116,15 +137,13 @@ def test_a_report_takes_the_word_of_data_json(made: Path, tmp_path: Path, monkey
     assert {path.name: path.read_bytes() for path in folder.glob("*.csv")} == before
 
 
-@pytest.mark.parametrize("change", ["no file", "no shape", "another data set"])
+@pytest.mark.parametrize("change", ["no file", "another data set"])
 def test_a_report_asks_for_the_data_where_that_says_too_little(
     change: str, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = Path(shutil.copytree(made / "results", tmp_path / "results"))
     said = json.loads((folder / "data.json").read_text())
     said |= {"name": "mnist"} if change == "another data set" else {}
-    if change == "no shape":
-        del said["shape"]
     (folder / "data.json").write_text(json.dumps(said))
     if change == "no file":
         (folder / "data.json").unlink()

@@ -93,22 +93,10 @@ class FakeExecutor:
         self._running.clear()
 
 
-class Watcher:
-    """Remembers what it was told."""
-
-    def __init__(self) -> None:
-        self.told: list[str] = []
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return lambda task=None, *_: self.told.append(f"{name} {task.label}" if isinstance(task, Task) else name)
-
-
 def run(plan: Plan, store: Store, executor: Any, **options: Any) -> Outcome:
     heartbeat = Heartbeat(store.storage)
     heartbeat.open()
-    scheduler = Scheduler(plan, outstanding(plan, store), store, heartbeat, Watcher(), **options)
+    scheduler = Scheduler(plan, outstanding(plan, store), store, heartbeat, lambda *_, **__: None, **options)
     try:
         outcome = scheduler.run(executor)
     finally:
@@ -379,7 +367,7 @@ def test_drivers_that_end_together_leave_no_examples(store: Store) -> None:
     heartbeats = [Heartbeat(store.storage), Heartbeat(store.storage)]
     for heartbeat in heartbeats:
         heartbeat.open()
-    schedulers = [Scheduler(plan, outstanding(plan, store), store, each, Watcher()) for each in heartbeats]
+    schedulers = [Scheduler(plan, outstanding(plan, store), store, each, lambda *_, **__: None) for each in heartbeats]
     for scheduler in schedulers:
         scheduler.run(FakeExecutor(store))
     assert store.is_done(GRID[4].key, with_artifact=True)

@@ -70,9 +70,3 @@ def test_an_error_is_a_verdict() -> None:
 def test_every_method_and_attack_is_among_the_checks() -> None:
     assert {"adv_bnn", "apd", "bal", "erm"} <= set(selftest._usable("defense"))
     assert {"apgd", "cw", "square", "worst_case"} <= set(selftest._usable("attack"))
-
-
-@pytest.mark.slow
-def test_packed_trainings_give_the_same_bytes() -> None:
-    passed, found = selftest._packing("cpu")
-    assert passed, found

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import some_identity
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from advbench.attacks import SELECTION_DRAWS
 from advbench.cli.options import make_spec as make
 from advbench.errors import InputError
-from advbench.grid.identity import DataIdentity, Identity
 from advbench.grid.inputs import as_json
 from advbench.grid.plan import make_plan
 from advbench.grid.spec import RunSpec, make_spec, parse_settings, parse_toml, plugin_version, resolve
@@ -47,6 +47,7 @@ SPECS = st.fixed_dictionaries(
         "affinity": st.just(()) | st.none(),
         "ood": st.lists(st.sampled_from(["digits", "npz:a.npz"]), unique=True),
         "ood_scale": st.floats(1e-6, 1e6),
+        "ood_signed": st.booleans(),
         "batch_size": st.integers(1, 10**6),
         "precision": st.sampled_from(["float32", "bfloat16"]),
         "threads": st.integers(1, 64),
@@ -382,7 +383,7 @@ def test_examples_stop_early_where_the_attack_can_and_nobody_else_sees_them() ->
     }
     for affinity, stopping in ((None, {"apgd"}), ([], {"pgd", "apgd"}), (["apgd"], {"pgd"})):
         spec = make_spec({**values, "affinity": affinity})
-        plan = make_plan(spec, *resolve(spec), Identity(DataIdentity("digits", "d", 10, 10)), "1")
+        plan = make_plan(spec, *resolve(spec), some_identity(10), "1")
         crafted = [task for task in plan.tasks.values() if task.kind == "craft"]
         assert {task.attack for task in crafted if task.inputs.stop_early} == stopping
         assert all("stop_early" not in task.inputs.to_json() for task in crafted if task.attack not in stopping)
@@ -399,7 +400,7 @@ def test_a_sweep_leaves_transferred_examples_alone() -> None:
 
     def crafts(**more: Any) -> dict[tuple[str, str, float | None], str]:
         spec = make_spec({**values, **more})
-        plan = make_plan(spec, *resolve(spec), Identity(DataIdentity("digits", "d", 10, 10)), "1")
+        plan = make_plan(spec, *resolve(spec), some_identity(10), "1")
         return {(t.attack, t.source, t.eps): t.key for t in plan.tasks.values() if t.kind == "craft"}
 
     apart, swept = crafts(), crafts(sweep=True)
@@ -441,7 +442,7 @@ def test_a_built_in_s_version_is_its_own_alone() -> None:
 def test_affinity_says_which_attacks_cross(affinity: tuple[str, ...] | None, pairs: int) -> None:
     values = {"defenses": ["erm", "bnn"], "attacks": ["fgsm", "pgd"], "eps": [0.1]}
     spec = make_spec(values if affinity is None else {**values, "affinity": affinity})
-    plan = make_plan(spec, *resolve(spec), Identity(DataIdentity("digits", "d", 10, 10)), "1")
+    plan = make_plan(spec, *resolve(spec), some_identity(10), "1")
     attacked = [cell for cell in plan.cells if cell.attack]
     assert len(attacked) == pairs
     crossed = {cell.attack.label for cell in attacked if cell.attack and cell.source != cell.defense}

@@ -161,22 +161,17 @@ HOSTILE = {
     "\n\nraise ValueError('boom')\n": "file my.py, line 3: ValueError when it is imported: boom",
     "raise KeyboardInterrupt2\n": "file my.py, line 1: NameError",
     "import sys\nsys.exit(0)\n": "file my.py, line 2: exits when it is imported",
-    "import os\nos._exit(0)\n": "file my.py, line 2: exits when it is imported",
-    "while True:\n    pass\n": "file my.py, line [12]: does not end within 0.5 s when it is imported",
-    "import time\ntime.sleep(30)\n": "file my.py, line 2: does not end within 0.5 s when it is imported",
     "import nosuch\n": "file my.py, line 1: ModuleNotFoundError when it is imported: No module named 'nosuch'",
     "import broken\n": "file broken.py, line 2: ZeroDivisionError when it is imported",
-    "x = 1\n": "file my.py: expected a defense named Mine: a subclass of advbench.training.Defense, got none in it",
+    "x = 1\n": "unknown defense in my.py 'Mine'.* write there a subclass of advbench.training.Defense",
     DEFENSE.replace("class Mine", "class Mien"): "unknown defense in my.py 'Mine'.* did you mean 'Mien'",
-    "\nclass Mine:\n    pass\n": "file my.py, line 2: Mine: expected a subclass of .*Defense, got a class",
+    "\nclass Mine:\n    pass\n": "file my.py: Mine: expected a subclass of .*Defense, got a class of object",
     "Mine = 3\n": "file my.py: Mine: expected a subclass of advbench.training.Defense, got a int",
-    "from advbench.training import Defense\nclass Mine(Defense):\n    pass\n": "Mine: .*the method fit, got none",
 }
 
 
 @pytest.mark.parametrize(("text", "message"), HOSTILE.items(), ids=range(len(HOSTILE)))
-def test_a_file_that_cannot_be_used_is_one_line(text: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "IMPORT_SECONDS", 0.5)
+def test_a_file_that_cannot_be_used_is_one_line(text: str, message: str) -> None:
     write("broken.py", "\n1 / 0\n")
     write("my.py", text)
     for _ in range(2):  # it stays so
@@ -186,35 +181,15 @@ def test_a_file_that_cannot_be_used_is_one_line(text: str, message: str, monkeyp
     assert not [name for name in sys.modules if name.startswith(f"advbench_file_{files.read('broken.py').digest[:16]}")]
 
 
-def test_what_a_file_prints_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    write("my.py", f"print('hello')\nprint('again')\n{DEFENSE}")
-    with pytest.warns(UserWarning, match=r"file my.py prints when it is imported: 'hello' and 1 more lines"):
-        advbench.get_defense("my.py:Mine")
-    assert capsys.readouterr().out == ""
+def test_what_a_file_prints_is_no_result(capsys: pytest.CaptureFixture[str]) -> None:
+    write("my.py", f"print('hello')\n{DEFENSE}")
+    advbench.get_defense("my.py:Mine")
+    assert capsys.readouterr() == ("", "hello\n")
 
 
-def test_what_is_imported_by_other_means_is_refused_as_its_digest_does_not_cover_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    write("beside.py", "x = 1\n")
-    write("my.py", f"import importlib\nimportlib.import_module('beside')\n{DEFENSE}")
-    monkeypatch.syspath_prepend(Path.cwd())
-    with pytest.raises(InputError, match=r"got beside.py, imported by other means; write: import beside"):
-        advbench.get_defense("my.py:Mine")
-    sys.modules.pop("beside", None)
-
-
-NETS = {
-    "class Mine:\n    def __init__(self, num_classes=10): pass": r"got \(num_classes=10\)",
-    "def Mine(channels): pass": r"got \(channels\)",
-    "Mine = 3": "got a int",
-}
-
-
-@pytest.mark.parametrize(("text", "message"), NETS.items())
-def test_what_makes_no_net_is_one_line(text: str, message: str) -> None:
-    write("my.py", text)
-    with pytest.raises(InputError, match=rf"expected a function \(channels, height, width, classes\).* {message}"):
+def test_what_makes_no_net_is_one_line() -> None:
+    write("my.py", "Mine = 3")
+    with pytest.raises(InputError, match=r"expected a function \(channels, height, width, classes\).* got a int"):
         registry().load("architecture", "my.py:Mine")
 
 
@@ -224,6 +199,7 @@ def test_what_makes_no_net_is_one_line(text: str, message: str) -> None:
         ("pass", "architecture 'net': expected an nn.Module, got a NoneType"),
         ("return nosuch", "file my.py, line 2: NameError when it makes its net"),
         ("exit()", "file my.py.*: exits when it makes its net"),
+        ("pass\ndef net(channels): pass", "file my.py: TypeError when it makes its net: net.. takes 1 positional"),
     ],
 )
 def test_a_function_that_makes_no_net_is_one_line(body: str, message: str) -> None:
@@ -235,22 +211,16 @@ def test_a_function_that_makes_no_net_is_one_line(body: str, message: str) -> No
 @pytest.mark.parametrize(
     ("name", "remedy"),
     [
-        ("my.py", "my.py has my.py:Mine"),
-        ("my.py:", "my.py has my.py:Mine"),
-        ("my:Mine", "write my.py:Mine"),
-        ("my.Mine", "write my.py:Mine"),
-        ("sub.my:Mine", "write sub/my.py:Mine"),
+        ("my.py", "write my.py:NAME"),
+        ("my.py:", "write my.py:NAME"),
         ("my.pt", "--arch my.py:build --defense pretrained --set pretrained.weights=my.pt"),
         ("my.safetensors", "pretrained.weights=my.safetensors"),
-        ("my.ipynb", "got a .ipynb file"),
-        ("sub/", "got a folder"),
         ("nosuch.py:Mine", "expected a Python file, got none"),
         ("sub.py:Mine", "expected a Python file, got a folder"),
     ],
 )
 def test_natural_tries_are_answered_with_what_to_write(name: str, remedy: str) -> None:
-    for path in ("my.py", "sub/my.py"):
-        write(path, DEFENSE)
+    write("my.py", DEFENSE)
     Path("sub.py").mkdir()
     with pytest.raises(InputError) as raised:
         registry().load("defense", name)
@@ -314,7 +284,7 @@ print(load_classifier(small_net(), read_tensors(Path("weights").read_bytes()), {
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     refused, loaded = done.stdout.splitlines()
-    assert "expected one that was named, as path/to/my.py:Name" in refused
+    assert "expected a file given as path/to/my.py:Name" in refused
     assert loaded == "True"
 
 

@@ -145,7 +145,7 @@ def test_a_module_that_two_distributions_claim_is_one_line(cli: Cli, site: Path)
     listed = cli("plugins", env=env)
     assert listed.returncode == 1
     assert re.fullmatch(
-        r"plugin 'two' of two failed to load: InputError: its module was loaded already as one of one; .*\n",
+        r"plugin 'two' of two failed to load: InputError: its module is already loaded as one of one; .*\n",
         listed.stderr,
     )
 

@@ -13,6 +13,7 @@ import torch
 
 import advbench
 from advbench.errors import InputError
+from advbench.evaluation import detection
 from advbench.grid.run import prepare_anew
 from advbench.grid.spec import make_spec, parse_toml
 from advbench.registry import files
@@ -46,6 +47,9 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> advbench.Run:
         limit=60,
         draws=4,
         affinity=["fgsm"],
+        ood=["gaussian"],
+        ood_scale=5.0,
+        ood_signed=True,
         set={"erm": {"stages": [2]}, "bnn": {"stages": [2]}, "fmn": {"steps": 5}, "arch": {"hidden": 24}},
     )
 
@@ -59,6 +63,8 @@ def test_tables_are_those_that_follow_from_the_records(done: advbench.Run) -> No
     for (name, one), (other, two) in zip(all_figures(done.report), all_figures(report), strict=True):
         assert name == other
         assert to_bytes(one, "svg") == to_bytes(two, "svg")
+    assert list(done.attacks.attack) == list(report.strengths.attack)
+    assert (len(done.attacks), len(done.differences)) == (2, 1)
     assert repr(done).endswith("14 cells of 2 defenses)")
 
 
@@ -91,6 +97,26 @@ def test_examples_lie_in_their_ball(done: advbench.Run) -> None:
     assert torch.equal(done.examples("erm", "fmn", 0.05), done.examples("erm", "fmn", 0.1))
     transferred = done.examples("erm", "fgsm", 0.1, source="bnn")
     assert torch.equal(transferred, done.examples("bnn", "fgsm", 0.1))
+
+
+def test_detection_takes_the_examples_that_fooled_the_source_and_noise(done: advbench.Run) -> None:
+    clean, found = done.detection_scores("bnn", "fgsm", "least_confidence", source="erm", fooled="erm")
+    right = [
+        done.predictions("erm", attack, source=source).ensemble_correct
+        for attack, source in (("none", None), ("fgsm", "erm"))
+    ]
+    fooled = right[0] & ~right[1]
+    assert 0 < len(found) == fooled.sum() < 60 == len(clean)
+    expected = 1 - done.predictions("bnn", "fgsm", source="erm").mean_probs.max(1)
+    np.testing.assert_allclose(found, expected[fooled], atol=1e-6)
+    np.testing.assert_allclose(
+        done.detection_scores("bnn", "fgsm", "least_confidence", source="erm", fooled=fooled)[1], found
+    )
+    clean, noise = done.detection_scores("bnn", "ood:gaussian", "epistemic")
+    table = done.uncertainty.query("defense == 'bnn' and attack == 'ood:gaussian'").iloc[0]
+    assert detection(clean, noise).auroc == pytest.approx(table.auroc_epistemic)
+    with pytest.raises(InputError, match="unknown cell 'bnn, ood:uniform, seed 0'"):
+        done.predictions("bnn", "ood:uniform")
 
 
 def test_figures_are_axes(done: advbench.Run) -> None:
@@ -153,5 +179,5 @@ def test_failures_are_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert run.results["flags"].str.startswith("failed").all()
     with pytest.raises(InputError, match=r"unknown setting 'epss'.*did you mean 'eps'"):
         advbench.run("erm", "fgsm", epss=[0.1])
-    with pytest.raises(InputError, match=r"unknown setting of execution 'worker'.*did you mean 'workers'"):
+    with pytest.raises(InputError, match=r"unknown execution option 'worker'.*did you mean 'workers'"):
         advbench.run("erm", "fgsm", execution={"worker": 1})

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import some_identity
 from reports import made_report
 
 from advbench.evaluation import Predictions, uncertainty
 from advbench.evaluation.summary import summary
-from advbench.grid.identity import DataIdentity, Identity
 from advbench.grid.inputs import Component
 from advbench.grid.plan import Plan, make_plan
 from advbench.grid.spec import Choice, make_spec
@@ -35,7 +35,7 @@ def choice(label: str) -> Choice:
 def lay_out(defenses: list[str], attacks: list[str], **settings: object) -> Plan:
     spec = make_spec({"defenses": defenses, "attacks": attacks, "eps": [0.1, 8 / 255]} | settings)
     chosen = tuple(map(choice, defenses)), tuple(choice(name) for name in attacks if name != "none")
-    return make_plan(spec, *chosen, Identity(DataIdentity("digits", "d", 10, IMAGES)), "1")
+    return make_plan(spec, *chosen, some_identity(IMAGES), "1")
 
 
 def predictions(right: int) -> Predictions:

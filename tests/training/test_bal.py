@@ -249,6 +249,16 @@ def test_at_temperature_0_images_converge_to_the_energys_top() -> None:
     torch.testing.assert_close(moved.flatten() - 0.5, 3 * slope / 6)
 
 
+def test_inside_the_sum_the_price_counts_once_for_each_chain() -> None:
+    x, y = torch.full((3, 1, 2, 2), 0.5), torch.zeros(3, dtype=torch.int64)
+    common: dict[str, Any] = {"chains": 4, "image_steps": 20, "image_lr": 0.01, "image_temperature": 0.0}
+    moved = []
+    for params in ({"alpha": 0.5, "price_inside": True}, {"alpha": 2.0}):
+        defense: Any = advbench.get_defense("bal", **common, **params)
+        moved.append(defense.perturb(defense.begin(Surely(), 9, 100, TrainContext()), x, y, generator()))
+    torch.testing.assert_close(*moved)
+
+
 @pytest.mark.parametrize("clean_weight", [0.0, 0.5, 1.0])
 def test_a_gibbs_iteration_by_hand(clean_weight: float) -> None:
     """One step of the images on the clean loss, then one of the weights on the losses' mean."""
