@@ -20,6 +20,8 @@ STATED = ("eps", "examples", "after")  # fields in which None says something; el
 
 def as_json(value: Any) -> Any:
     """A dataclass, with those that it holds, as JSON values."""
+    if isinstance(value, tuple):
+        return [as_json(each) for each in value]
     if not is_dataclass(value):
         return value
     found = {each.name: as_json(getattr(value, each.name)) for each in fields(value)}
@@ -66,6 +68,16 @@ class OodRef:
     sha256: str
     scale: float
     signed: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """When a training is measured on its way, and on what."""
+
+    images: int  # number of test images
+    draws: int
+    every: int | None = None  # steps; None for those of an epoch
+    ood: tuple[OodRef, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +159,7 @@ class TrainInputs(Inputs):
     precision: Precision
     device: str | None = None  # the model of a GPU, whose random numbers are not the CPU's; None of the CPU
     init: str | None = None  # key of the training whose weights are the start
+    history: History | None = None  # where it is measured on its way
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
