@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 from scipy import stats
 
@@ -16,7 +17,7 @@ from advbench.boards.board import Board
 from advbench.boards.studies import Cell, Published, Study
 from advbench.data.ood import ood_labels
 from advbench.errors import InputError
-from advbench.evaluation import auroc_interval
+from advbench.evaluation import auroc_interval, student_quantile
 from advbench.evaluation.uncertainty import Detection, detection
 from advbench.report.leaderboard import Measured
 from advbench.report.opened import open_run
@@ -314,6 +315,10 @@ def _own(cell: Cell | None, study: Study, boards: Mapping[str, Board], measured:
     if len(found) < len(study.parts[cell.part].seeds):
         return ABSENT
     value, low, high = (factor * sum(each) / len(found) for each in zip(*found, strict=True))
+    if math.isnan(low) and len(found) > 1:  # of what has no interval of its own, that over seeds
+        deviation = factor * float(np.std([each[0] for each in found], ddof=1))
+        half = student_quantile(len(found) - 1) * deviation / math.sqrt(len(found))
+        low, high = value - half, value + half
     return Measured(value, low, high, note="" if math.isfinite(value) else "undefined")
 
 
@@ -325,6 +330,11 @@ def _by_seed(cell: Cell, board: Board) -> Iterator[tuple[float, float, float]]:
     if number in report.models:
         rows = report.models[report.models.defense == cell.defense]
         yield from ((value, math.nan, math.nan) for value in rows[number].dropna())
+        return
+    if number.startswith("history_"):
+        moments = report.history[report.history.defense == cell.defense]
+        moments = moments[moments.measure == number.removeprefix("history_")]
+        yield from ((value, math.nan, math.nan) for value in moments.groupby("seed").value.mean())
         return
     if number == "affinity":
         frame, at = report.affinity, {"target": cell.defense, "attack": cell.attack, "source": source}
