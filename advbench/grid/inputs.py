@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
 from typing import Any, ClassVar, Literal
 
 import pydantic
@@ -18,12 +19,19 @@ CPU = "cpu"  # the kind of device that needs no other name
 STATED = ("eps", "examples", "after")  # fields in which None says something; elsewhere None is left out of the JSON
 
 
+@cache
+def _fields(kind: type) -> tuple[str, ...]:
+    return tuple(each.name for each in fields(kind)) if is_dataclass(kind) else ()
+
+
 def as_json(value: Any) -> Any:
     """A dataclass, with those that it holds, as JSON values."""
-    if not is_dataclass(value):
-        return value
-    found = {each.name: as_json(getattr(value, each.name)) for each in fields(value)}
-    return {name: each for name, each in found.items() if each is not None or name in STATED}
+    found = {}
+    for name in _fields(type(value)):  # type: ignore[arg-type]  # mypy: classes are hashable
+        each = getattr(value, name)
+        if each is not None or name in STATED:
+            found[name] = as_json(each) if _fields(type(each)) else each  # type: ignore[arg-type]
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,8 @@ RETENTION_POINTS = "kept n_kept accuracy accuracy_low accuracy_high".split()
 RETENTION_COLUMNS = [*IDENTITY, *RETENTION_POINTS, "area", "area_low", "area_high", "measure"]
 DETECTION = [f"{score}_{measure}" for measure in MEASURES for score in SCORES]
 ACCEPTED_ERRORS = [f"accepted_errors_{measure}" for measure in ENTROPIES]
-UNCERTAINTY_COLUMNS = [*IDENTITY, "images", *CALIBRATION, *MEASURES, *DETECTION, *ACCEPTED_ERRORS]
+UNCERTAINTY_NUMBERS = [*CALIBRATION, *MEASURES, *DETECTION, *ACCEPTED_ERRORS]
+UNCERTAINTY_COLUMNS = [*IDENTITY, "images", *UNCERTAINTY_NUMBERS]
 HISTOGRAM_COLUMNS = [*IDENTITY, "images", "measure", "top", "counts"]
 PERSISTENCE_COLUMNS = [*IDENTITY, "tries", "broken", "broken_low", "broken_high"]
 SINGLE = "draws draw_accuracy_mean draw_accuracy_low draw_accuracy_high draw_accuracy_min draw_accuracy_max".split()
@@ -160,7 +161,7 @@ def _texts(column: pd.Series[Any]) -> tuple[NDArray[np.object_], NDArray[np.intp
         texts = ["" if math.isnan(value) else repr(value) for value in bits.view(np.float64).tolist()]
     else:
         places, values = pd.factorize(column)
-        texts = [_quoted(str(value)) for value in values]
+        texts = [_quoted(str(value)) for value in np.asarray(values, dtype=object).tolist()]
     return np.array([*texts, ""], dtype=object), places
 
 
@@ -346,7 +347,8 @@ class _UncertaintyTables:
         self._sizes: list[int] = []  # points of each curve
         self._points = {name: array("d") for name in RETENTION_POINTS}
         self._persistence: list[tuple[Any, ...]] = []
-        self._uncertainty: list[dict[str, Any]] = []
+        self._images: list[tuple[Any, ...]] = []
+        self._numbers = array("d")  # `UNCERTAINTY_NUMBERS` of each of those
         self._histograms: list[tuple[Any, ...]] = []
 
     def add(self, identity: dict[str, Any], images: str, classes: int, values: Mapping[str, Any]) -> None:
@@ -358,7 +360,7 @@ class _UncertaintyTables:
                 ends = zip(*(curve.get("intervals") or [NO_ENDS] * size), strict=True)
                 points = (curve["fractions"], curve["counts"], curve["accuracies"], *ends)
                 for column, numbers in zip(self._points.values(), points, strict=True):
-                    column.extend(numbers)
+                    column.fromlist(list(numbers))
                 self._sizes.append(size)
                 self._curves.append((*head, curve["area"], *(curve.get("area_interval") or NO_ENDS), measure))
             if counts := values.get("histograms", {}).get(measure):
@@ -373,17 +375,19 @@ class _UncertaintyTables:
         ]
         scores |= {f"accepted_errors_{name}": share for name, share in values.get("accepted_errors", {}).items()}
         scores |= {**values.get("calibration", {}), **values.get("uncertainty", {})}
-        numbers = {name: float(value) for name, value in scores.items()}
-        self._uncertainty.append({**identity, "images": images, **numbers})
+        self._images.append((*head, images))
+        self._numbers.fromlist([scores.get(name, math.nan) for name in UNCERTAINTY_NUMBERS])
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """The tables of all that was added."""
         curves = pd.DataFrame(self._curves, columns=[*IDENTITY, "area", "area_low", "area_high", "measure"])
         retention = curves.take(np.repeat(np.arange(len(curves)), self._sizes)).reset_index(drop=True)
         retention = retention.assign(**{name: np.array(each) for name, each in self._points.items()})
+        numbers = np.array(self._numbers).reshape(-1, len(UNCERTAINTY_NUMBERS))
+        images = pd.DataFrame(self._images, columns=[*IDENTITY, "images"])
         return {
             "retention": retention[RETENTION_COLUMNS].astype({"n_kept": np.int64}),
-            "uncertainty": pd.DataFrame(self._uncertainty, columns=UNCERTAINTY_COLUMNS),
+            "uncertainty": pd.concat([images, pd.DataFrame(numbers, columns=UNCERTAINTY_NUMBERS)], axis=1),
             "histograms": pd.DataFrame(self._histograms, columns=HISTOGRAM_COLUMNS),
             "persistence": pd.DataFrame(self._persistence, columns=PERSISTENCE_COLUMNS),
         }
