@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from advbench.grid.convergence import converge as converge
     from advbench.grid.inputs import Converge as Converge
     from advbench.models.classifier import Classifier as Classifier
-    from advbench.models.nets import build as build_architecture
+    from advbench.models.nets import build as build_architecture  # noqa: F401
     from advbench.report.opened import Run as Run
     from advbench.report.opened import open_run as open_run
     from advbench.training.base import Defense as Defense
@@ -51,31 +51,8 @@ _LAZY = {
     "open_run": "advbench.report.opened:open_run",
 }
 
-__all__ = [
-    "AdvbenchError",
-    "Attack",
-    "Classifier",
-    "Converge",
-    "Data",
-    "Defense",
-    "InputError",
-    "PluginError",
-    "Predictions",
-    "Resources",
-    "Run",
-    "Threat",
-    "TrainContext",
-    "audit",
-    "build_architecture",
-    "converge",
-    "craft",
-    "evaluate",
-    "get_attack",
-    "get_defense",
-    "load_dataset",
-    "open_run",
-    "run",
-]
+__all__ = ["AdvbenchError", "InputError", "PluginError", "get_attack", "get_defense", "run"]
+__all__ += list(_LAZY)
 
 
 def __dir__() -> list[str]:
