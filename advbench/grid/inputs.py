@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
 from typing import Any, ClassVar, Literal
 
 import pydantic
@@ -18,13 +19,19 @@ CPU = "cpu"  # the kind of device that needs no other name
 STATED = ("eps", "examples", "after")  # fields in which None says something; elsewhere None is left out of the JSON
 
 
+@cache
+def _fields(kind: type) -> tuple[str, ...]:
+    return tuple(each.name for each in fields(kind)) if is_dataclass(kind) else ()
+
+
 def as_json(value: Any) -> Any:
     """A dataclass, with those that it holds, as JSON values."""
     if isinstance(value, tuple):
         return [as_json(each) for each in value]
-    if not is_dataclass(value):
+    names = _fields(type(value))  # type: ignore[arg-type]  # mypy: classes are hashable
+    if not names:
         return value
-    found = {each.name: as_json(getattr(value, each.name)) for each in fields(value)}
+    found = {name: as_json(getattr(value, name)) for name in names}
     return {name: each for name, each in found.items() if each is not None or name in STATED}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, NamedTuple
@@ -108,7 +108,7 @@ class Plan:
     cells: tuple[Cell, ...]  # the rows of `results.csv` that they fill
     trained: Mapping[tuple[str, int], str] = field(default_factory=dict)  # keys of the trainings by defense and seed
     parameters: Mapping[str, int] = field(default_factory=dict)  # how many weights each architecture has, as shown
-    identity: Identity | None = None  # of its data; None of plans that were merged
+    identity: Identity | None = None  # of its data; None of a part of a plan
     ood: tuple[OodCell, ...] = ()
     known: tuple[Cell, ...] = ()  # accuracies where the adversary knows the draw that answers
     left_alone: tuple[str, ...] = ()  # out-of-distribution images that an attack on them has to leave as they are
@@ -202,12 +202,6 @@ def make_plan(
 def attackable(images: OodSet) -> bool:
     """Whether a ball inside [0, 1] holds out-of-distribution images: not where their pixel values are scaled."""
     return images.scale == 1.0 and images.name != "gaussian"
-
-
-def merged(plans: Sequence[Plan]) -> Plan:
-    """The tasks of several plans as one, which fills no cells of its own."""
-    tasks = {key: task for plan in plans for key, task in plan.tasks.items()}
-    return Plan(plans[0].spec, tasks, ())
 
 
 class _Layout:

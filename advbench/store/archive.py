@@ -12,10 +12,9 @@ import warnings
 import zlib
 from collections.abc import Collection, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from tarfile import AREGTYPE, BLOCKSIZE, REGTYPE, HeaderError, ReadError, TarFile
-from typing import IO, Any, Self, cast
+from typing import IO, Any, NamedTuple, Self, cast
 
 from advbench.errors import InputError, StoreError
 from advbench.keys import content_key
@@ -29,38 +28,22 @@ INFLATION = 100  # most bytes that a byte of a compressed file may stand for; di
 CIRCUMSTANCES = ("seconds", "memory", "ran", "versions")  # what a record says of how it came to be
 
 
-@dataclass(frozen=True)
-class Packed:
-    """What an export holds.
+class Packed(NamedTuple):
+    """What an export holds."""
 
-    Attributes:
-        records: how many records.
-        artifacts: how many artifacts.
-        size: bytes of the file.
-        absent: how many of the keys that were asked for have no record.
-    """
-
-    records: int
+    records: int  # number of records
     artifacts: int
-    size: int
-    absent: int
+    size: int  # bytes of the file
+    absent: int  # of the keys that were asked for, those without a record
 
 
-@dataclass(frozen=True)
-class Imported:
-    """What an import did.
+class Imported(NamedTuple):
+    """What an import did."""
 
-    Attributes:
-        records: how many records were added.
-        artifacts: how many artifacts were added, also those of records that were there already.
-        known: how many records were there already and say the same.
-        conflicts: keys of the records that were there already and say something else; they were kept.
-    """
-
-    records: int
-    artifacts: int
-    known: int
-    conflicts: tuple[str, ...]
+    records: int  # records added
+    artifacts: int  # artifacts added, also of records that were there already
+    known: int  # records that were there already and say the same
+    conflicts: tuple[str, ...]  # keys of the records that were there already, say something else, and were kept
 
 
 # Export

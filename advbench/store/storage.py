@@ -200,29 +200,15 @@ def _read(path: str) -> bytes:
 
 
 def _create_locally(path: str, raw: bytes) -> None:
-    """A link is made or refused in one step, and shows the whole file at once.
-
-    Where the file system knows no links (exFAT, some network drives), the name is taken by an empty file, which the
-    whole one then replaces.
-    """
+    """A reader may see the file before its bytes: see `advbench.store.leases`."""
     target = Path(path)
     if not target.parent.is_dir():
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
         except FileExistsError as error:
             raise NotADirectoryError(error.errno, "a file where a folder should be", path) from error
-    temporary = _beside(target)
-    try:
-        temporary.write_bytes(raw)
-        try:
-            os.link(temporary, target)
-        except FileExistsError:
-            raise
-        except OSError:
-            target.open("xb").close()
-            temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with target.open("xb") as file:
+        file.write(raw)
 
 
 def _beside(path: Path) -> Path:

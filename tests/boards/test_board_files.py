@@ -180,7 +180,7 @@ def alter(board: Path, name: str) -> None:
     ("name", "code", "message"),
     [
         ("source", 2, "file defense.py of .*: expected what index.json lists under .*, got other content"),
-        ("helper", 2, "some are missing"),
+        ("helper", 2, "file defense.py of .*: expected what index.json lists under .*, got other content"),
         ("surplus", 2, "expected the files that index.json lists, got files/.*/more.py"),
         ("index", 2, "files/index.json of .*: expected what a run with files wrote"),
         ("none", 2, "'Smoothed': expected what files/index.json says of it"),
