@@ -27,6 +27,7 @@ from advbench.report.tables import Report, as_rows
 from advbench.report.texts import duration, format_eps, parts
 
 FEW = 3  # attacks whose every figure is drawn; of more, uncertainty is drawn under the strongest alone
+ENDS = ("difference", "difference_low", "difference_high")
 COLOURS = 10  # steps of the scale of colours from affinity 0 to 1
 
 
@@ -190,6 +191,7 @@ def page_data(report: Report, affinities: Mapping[str, Mapping[float, views.Pair
 
     Returns:
         Among others `worst`, for each defense and eps the position of the strongest attack (-1: none) and the accuracy;
+        `differences`, the positions of two defenses and by how much the area of the first is larger;
         `cells`, by the positions of defense, attack (-1: clean) and eps: what stands in the cell, why
         there is no accuracy (a position in `notes`), the accuracy itself, and where its `rows` begin and end.
     """
@@ -215,6 +217,7 @@ def page_data(report: Report, affinities: Mapping[str, Mapping[float, views.Pair
             cells[f"{place},{attack},{eps}"] = [parts(shown), note, _rounded(shown.value, 6), start, len(rows)]
     swept = any(_params(row).get("sweep") for row in methods.values())  # a cell comes of all smaller radii, too
     first = results.iloc[0]
+    names = [one.defense for one in report.standings]
     return {
         "dataset": first.dataset,
         "norm": first.norm,
@@ -242,6 +245,10 @@ def page_data(report: Report, affinities: Mapping[str, Mapping[float, views.Pair
         "worst": [
             [[attacks.index(each.attack) if each.attack else -1, parts(each.accuracy)] for each in one.worst.values()]
             for one in report.standings
+        ],
+        "differences": [
+            [names.index(row["defense"]), names.index(row["other"]), *parts(Measured(*(row[name] for name in ENDS)))]
+            for row in as_rows(report.differences)
         ],
         "cells": cells,
         "rows": rows,
