@@ -45,6 +45,7 @@ class SGLDMixture(LangevinChains):
     presets = {
         "digits": {"stages": (150,), "batch_size": 64, "samples": 100},
         "mnist": {"stages": (20,), "burn_in": 5000},
+        "cifar10": {"stages": (60,), "augment": True, "burn_in": 10_000},
         "paper": {
             "stages": (371,),
             "lr": 0.05,
@@ -53,12 +54,13 @@ class SGLDMixture(LangevinChains):
             "burn_in": 500,
             "interval": 20,
             "samples": 2000,
+            "draws": 200,
         },
     }
     sources = {
-        "section 5.2.1": "lr weight_decay batch_size burn_in interval",
+        "section 5.2.1": "lr weight_decay batch_size burn_in interval draws",
         "section 5.5": "samples",
-        "released code": "stages",
+        "released code: 200,000 steps": "stages",
     }
     params: Params
 
