@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 from scipy import stats
 
@@ -16,7 +17,7 @@ from advbench.boards.board import Board
 from advbench.boards.studies import Cell, Published, Study
 from advbench.data.ood import ood_labels
 from advbench.errors import InputError
-from advbench.evaluation import auroc_interval
+from advbench.evaluation import auroc_interval, student_quantile
 from advbench.evaluation.uncertainty import Detection, detection
 from advbench.report.leaderboard import Measured
 from advbench.report.opened import open_run
@@ -30,6 +31,7 @@ INTERVALS = {  # columns of `results` with an interval, and the prefix of its co
     "draw_accuracy_mean": "draw_accuracy",
 }
 ABSENT = Measured(note="not run")
+HISTORY = "history_"  # history_mean_error, history_change_error: of the curves over a training
 FOOLED = "fooled_"  # of a number that is about those examples alone that fooled the classifier they were crafted on
 MEASURED = "measured.csv"
 Numbers = Mapping[tuple[Cell, int, str], tuple[float, float, float]]  # by cell, seed and key: value and interval
@@ -326,6 +328,9 @@ def _by_seed(cell: Cell, board: Board) -> Iterator[tuple[float, float, float]]:
         rows = report.models[report.models.defense == cell.defense]
         yield from ((value, math.nan, math.nan) for value in rows[number].dropna())
         return
+    if number.startswith(HISTORY):
+        yield from _of_histories(report.history[report.history.defense == cell.defense], number.removeprefix(HISTORY))
+        return
     if number == "affinity":
         frame, at = report.affinity, {"target": cell.defense, "attack": cell.attack, "source": source}
         ends = ["affinity_low", "affinity_high"]
@@ -350,6 +355,24 @@ def _by_seed(cell: Cell, board: Board) -> Iterator[tuple[float, float, float]]:
             yield value, *_area_interval(value, number, *_counts(cell, board))
         else:
             yield value, math.nan, math.nan
+
+
+def _of_histories(histories: pd.DataFrame, number: str) -> Iterator[tuple[float, float, float]]:
+    """The mean of a measure over the moments of each training, or its mean absolute change from one to the next.
+
+    Both are the same for any seed but for chance: the interval is Student's over the seeds, the same one for each.
+    """
+    how, _, measure = number.partition("_")
+    values = []
+    for _, each in histories[histories.measure == measure].groupby("seed"):
+        curve = each.sort_values("step").value.to_numpy(float)
+        values.append(float(np.abs(np.diff(curve)).mean() if how == "change" else curve.mean()))
+    if len(values) > 1:
+        centre = sum(values) / len(values)
+        half = float(student_quantile(len(values) - 1)) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+        yield from ((value, centre - half, centre + half) for value in values)
+    else:
+        yield from ((value, math.nan, math.nan) for value in values)
 
 
 def _counts(cell: Cell, board: Board) -> tuple[int, int]:

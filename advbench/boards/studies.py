@@ -33,7 +33,7 @@ LEAST = "paper.toml"  # marks the folder of an item
 class Cell(NamedTuple):
     """Location of a number in a study: a column of a table, in the row of a cell."""
 
-    number: str  # column of results, uncertainty, models or affinity; retained_N for retention
+    number: str  # column of results, uncertainty, models or affinity; retained_N for retention; history_mean_MEASURE
     part: str
     defense: str
     attack: str = "none"

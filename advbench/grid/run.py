@@ -52,7 +52,7 @@ def prepare(spec: RunSpec, data_root: str | None = None, kept: Kept | None = Non
     dataset = load_dataset(spec.dataset, data_root)
     ood = identify_ood(spec.ood, data_root, spec.ood_scale, spec.ood_signed)
     for name in spec.ood:
-        ood_images(name, data_root, 1, dataset.test.shape, spec.ood_scale, spec.ood_signed)
+        ood_images(name, data_root, 1, dataset.test.shape, spec.ood_scale, spec.ood_signed, dataset.test)
     plan = lay_out(spec, identify(dataset, ood), dataset.train, checkout=checkout_digest(), kept=kept)
     needed = [task.inputs.defense.params for task in plan.tasks.values() if isinstance(task.inputs, TrainInputs)]
     by_content.search(data_folder(data_root) / WEIGHTS, by_content.lacking(needed))

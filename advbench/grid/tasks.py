@@ -378,8 +378,8 @@ class Runner:
         fitting = [name for name in self.runtime.ood if ood_digest(name, root) == wanted.sha256]
         if not fitting:
             raise _changed(wanted.name)
-        shape = self._checked_dataset(inputs).test.shape
-        images = ood_images(fitting[0], root, count, shape, wanted.scale, bool(wanted.signed))
+        own = self._checked_dataset(inputs).test
+        images = ood_images(fitting[0], root, count, own.shape, wanted.scale, bool(wanted.signed), own)
         return images.to(self.runtime.resources.device)
 
     def _checked_dataset(self, inputs: Inputs) -> Dataset:

@@ -53,6 +53,7 @@ class Active(Defense):
         draws: int = Field(default=50, ge=1, description="draws by which they are chosen; APD's released code: 50")
 
     presets = {"paper": {"rounds": 50, "batch": 10, "per_class": 2, "draws": 50}}
+    sources = {"section 5.3 of APD, as Gal et al. 2017": "batch per_class", "APD's released code": "rounds draws"}
     params: Params
 
     def __init__(self, **values: Any) -> None:

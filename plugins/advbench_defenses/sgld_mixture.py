@@ -45,14 +45,22 @@ class SGLDMixture(LangevinChains):
     presets = {
         "digits": {"stages": (150,), "batch_size": 64, "samples": 100},
         "mnist": {"stages": (20,), "burn_in": 5000},
+        "cifar10": {"stages": (60,), "augment": True, "burn_in": 10_000},
         "paper": {
-            "stages": (200,),
+            "stages": (371,),
             "lr": 0.05,
             "weight_decay": 0.001,
             "batch_size": 100,
-            "interval": 100,
+            "burn_in": 500,
+            "interval": 20,
             "samples": 2000,
+            "draws": 200,
         },
+    }
+    sources = {
+        "section 5.2.1": "lr weight_decay batch_size burn_in interval draws",
+        "section 5.5": "samples",
+        "released code: 200,000 steps": "stages",
     }
     params: Params
 
