@@ -271,7 +271,7 @@ def test_a_run_with_sweep_and_budget(cli: Cli, tmp_path: Any) -> None:
     assert "--budget for attack FMN: expected at least 20 passes of an image" in tight.stderr
     single = cli("run", "--defense", "erm", "--attack", "fgsm", "--sweep", "--budget", "1")
     assert single.returncode == 2
-    assert "attack FGSM: expected at least 2 passes of an image, one of them for the sweep, got 1" in single.stderr
+    assert "attack FGSM: expected at least 2 passes per image, including one for the sweep, got 1" in single.stderr
     bent = cli("curve", "--defense", "erm", "--attack", "pgd", "--budget", "5")
     assert (bent.returncode, len(bent.stderr.splitlines())) == (2, 1)
-    assert "--converge with --budget: expected not both" in bent.stderr
+    assert "--converge with --budget: expected one of them" in bent.stderr

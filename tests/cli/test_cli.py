@@ -53,7 +53,7 @@ BAD = {
     "option that is no number": (["--draws", "many"], "[Ii]nvalid value for.*draws"),
     "unreadable spec": (["--spec", "absent.toml"], "spec file absent.toml: expected readable TOML, got No such file"),
     "executor": (["--executor", "slurm"], "--executor: expected inline, local or ray, got 'slurm'"),
-    "device": (["--device", "tpu9"], "--device: expected ones that torch can use"),
+    "device": (["--device", "tpu9"], "--device: expected devices that torch can use"),
     "store": (["--store", "nosuch://x"], "store 'nosuch://x': expected a folder or fsspec URL"),
     "absent data": (["--dataset", "npz:absent.npz"], "data set 'npz:absent.npz': expected an existing path"),
     "net too deep": (["--arch", "vgg16"], "architecture 'vgg16': expected images of at least 32x32, got 8x8"),
@@ -119,8 +119,8 @@ def test_a_training_that_diverges_fails_its_cells_alone(tmp_path: Path, capsys: 
     assert sum("failed: " not in row for row in rows) == 2
     board = (tmp_path / "results" / "leaderboard.md").read_text()
     assert "failed" in board
-    assert "needs a task that failed" in board
-    assert "4 tasks run, 0 done before, 6 failed" in out
+    assert "depends on a failed task" in board
+    assert "4 tasks run, 0 already done, 6 failed" in out
 
 
 def test_spec_file_options_and_plan_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -179,7 +179,7 @@ def test_report_writes_the_tables_anew(tmp_path: Path, capsys: pytest.CaptureFix
 def test_the_written_spec_repeats_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", *QUICK]) == 0
     assert main(["run", "--spec", "results/spec.toml", "--out", "again"]) == 0
-    assert "nothing to do: all 4 tasks were done before" in capsys.readouterr().out
+    assert "nothing to do: all 4 tasks are already done" in capsys.readouterr().out
     assert (tmp_path / "again" / "results.csv").read_bytes() == (tmp_path / "results" / "results.csv").read_bytes()
     assert tomllib.loads((tmp_path / "results" / "spec.toml").read_text())["set"] == {"erm": {"stages": [1]}}
 

@@ -167,7 +167,7 @@ def test_a_plan_and_a_report_show_what_failed_before(tmp_path: Path, capsys: pyt
     out = tmp_path / "out"
     assert main(["run", *QUICK, *store, "--out", str(out)]) == 1
     before = (out / "results.csv").read_bytes()
-    assert b"failed: needs a task that failed: craft fgsm 0.1 on erm, seed 0" in before
+    assert b"failed: depends on a failed task: craft fgsm 0.1 on erm, seed 0" in before
     assert main(["report", str(out), *store]) == 1
     assert (out / "results.csv").read_bytes() == before
     capsys.readouterr()
