@@ -157,7 +157,7 @@ def test_every_hook_and_package_is_described() -> None:
 
 def test_every_name_and_hyperparameter_is_described() -> None:
     pages = {"defense": "methods.md", "attack": "attacks.md", "dataset": "data.md", "architecture": "data.md"}
-    assert {entry.kind for entry in registry().entries()} - {"posterior", "noise"} == set(pages)
+    assert {entry.kind for entry in registry().entries()} - {"posterior", "noise", "paper"} == set(pages)
     described = []
     for kind, page in pages.items():
         for entry in registry().entries(kind):  # type: ignore[arg-type]
@@ -183,7 +183,7 @@ def test_every_column_is_described(place: Path) -> None:
     }
     assert len(columns) > 7
     measured = "auroc|aupr_positive|aupr_negative|accepted_errors"
-    common = re.compile(rf"(fgsm@0\.15|clean)(_low|_high)?|\w+_(low|high)|({measured})_\w+")
+    common = re.compile(rf"((fgsm|worst)@0\.15|clean)(_low|_high|_attack)?|\w+_(low|high)|({measured})_\w+")
     text = PAGES["metrics.md"]
     assert [
         f"{file}: {name}"

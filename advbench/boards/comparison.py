@@ -14,7 +14,7 @@ from scipy import stats
 from advbench.boards.board import Board
 from advbench.boards.studies import Cell, Published, Study
 from advbench.report.leaderboard import Measured
-from advbench.report.tables import to_csv
+from advbench.report.tables import as_rows, to_csv
 
 COLUMNS = (
     "part dataset architecture method condition metric published deviation own own_low own_high verdict note".split()
@@ -90,13 +90,13 @@ class Comparison:
                 lines += [f"{head}: {text}", ""]
         headers = ["part", "method", "condition", "metric", "published", "own", "verdict"]
         lines += ["| " + " | ".join(headers) + " |", "|" + " --- |" * len(headers)]
-        for row in self.table.itertuples(index=False):
-            published = "" if math.isnan(row.published) else f"{row.published:g} ± {row.deviation:g}"
-            digits = _decimals(row.deviation)
-            own = row.note if math.isnan(row.own) else f"{row.own:.{digits}f}"
-            if not math.isnan(row.own_low):
-                own += f" [{row.own_low:.{digits}f}, {row.own_high:.{digits}f}]"
-            cells = (row.part, row.method, row.condition, row.metric, published, own, row.verdict)
+        for row in as_rows(self.table):
+            digits = _decimals(row["deviation"])
+            published = "" if math.isnan(row["published"]) else f"{row['published']:g} ± {row['deviation']:g}"
+            own = row["note"] if math.isnan(row["own"]) else f"{row['own']:.{digits}f}"
+            if not math.isnan(row["own_low"]):
+                own += f" [{row['own_low']:.{digits}f}, {row['own_high']:.{digits}f}]"
+            cells = [*(row[name] for name in headers[:4]), published, own, row["verdict"]]
             lines.append("| " + " | ".join(each.replace("|", "\\|") for each in cells) + " |")
         names = sorted(study.parts)
         boards = ", ".join(f"[{name}]({name}/README.md)" for name in names)
@@ -223,10 +223,10 @@ def _by_seed(cell: Cell, board: Board) -> Iterator[tuple[float, float, float]]:
     for name, wanted in at.items():
         frame = frame[frame[name] == wanted]
     frame = frame[frame.eps.sub(cell.eps).abs() < 1e-9]
-    for row in frame.dropna(subset=[number]).itertuples(index=False):
-        value = float(getattr(row, number))
+    for row in as_rows(frame.dropna(subset=[number])):
+        value = float(row[number])
         if ends:
-            yield value, *(float(getattr(row, end)) for end in ends)
+            yield value, float(row[ends[0]]), float(row[ends[1]])
         elif number.partition("_")[0] in ("auroc", "aupr"):
             yield value, *_area_interval(value, number, *_counts(cell, board))
         else:
@@ -235,8 +235,8 @@ def _by_seed(cell: Cell, board: Board) -> Iterator[tuple[float, float, float]]:
 
 def _counts(cell: Cell, board: Board) -> tuple[int, int]:
     """Numbers of images in a detection: positives, and clean ones."""
-    clean = min(board.spec.limit or board.identity.data.test_count, board.identity.data.test_count)
-    shown = {f"ood:{each.label}": min(clean, each.images) for each in board.identity.ood}
+    clean = min(board.spec.limit or board.identity.test_count, board.identity.test_count)
+    shown = {f"ood:{each.label}": min(clean, each.images) for each in board.identity.foreign}
     return shown.get(cell.attack, clean), clean
 
 

@@ -18,9 +18,9 @@ from typing import Any, Literal, NamedTuple
 
 import pydantic
 
-from advbench.boards.board import ABOUT, DATA, SPEC, Board, build, read_board, write_inside
+from advbench.boards.board import ABOUT, SPEC, Board, build, read_board, write_inside
 from advbench.errors import InputError, unknown_name
-from advbench.grid.identity import identity_text
+from advbench.grid.identity import DATA
 from advbench.grid.plan import Plan
 from advbench.grid.spec import BOARD, RunSpec, make_spec, parse_toml
 from advbench.registry import registry
@@ -177,15 +177,15 @@ def read_study(item: Item, scale: Literal["small", "paper"] | str) -> Study:
     if scale not in SCALES or not path.is_file():
         known = [each for each in SCALES if (item.folder / f"{each}.toml").is_file()]
         raise unknown_name(f"scale of {item.title}", scale, known)
-    values = parse_toml(item.folder / LEAST)
+    whole = values = parse_toml(item.folder / LEAST)
     if scale != "paper":
-        values = _smaller(values, parse_toml(path))
+        values = _smaller(whole, parse_toml(path))
     try:
         file = _File.model_validate(values)
         parts = {} if file.missing or not file.run else {"run": file.run}
         if file.parts and parts:
             parts = {name: merged(file.run, changes) for name, changes in file.parts.items()}
-        specs = {name: make_spec(each) for name, each in parts.items()}
+        specs = {name: make_spec(_of_own(each, whole["run"])) for name, each in parts.items()}
         published = tuple(_published(item.folder / "published.csv"))
     except (pydantic.ValidationError, ValueError, KeyError) as error:
         raise InputError(f"study {path}", expected="a valid study", got=str(error)) from error
@@ -200,6 +200,12 @@ def _smaller(whole: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
     parts = {name: merged(whole.get("parts", {}).get(name, {}), own) for name, own in changes.get("parts", {}).items()}
     values = merged(whole, {name: value for name, value in changes.items() if name != "parts"})
     return {**values, "gpu": changes.get("gpu", False), **({"parts": parts} if parts else {})}
+
+
+def _of_own(run: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, Any]:
+    """A run without settings of those defenses and attacks of the whole that it leaves out."""
+    used, named = ({*each.get("defenses", ()), *each.get("attacks", ())} for each in (run, whole))
+    return {**run, "set": {label: each for label, each in run.get("set", {}).items() if label not in named - used}}
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -249,6 +255,6 @@ def publish(folder: Path, plan: Plan, study: Study, store: Store) -> Board:
     about = f"A run of the study `{study.item.title}` at scale `{study.scale}`: {study.title}.\n\n{study.shows}\n\n"
     about += "[comparison.md](../comparison.md) compares these numbers with the paper's.\n"
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in ((SPEC, plan.spec.to_toml()), (DATA, identity_text(plan.identity)), (ABOUT, about)):
+    for name, text in ((SPEC, plan.spec.to_toml()), (DATA, plan.identity.to_bytes().decode()), (ABOUT, about)):
         write_inside(folder, name, text.encode())
     return build(folder, store)

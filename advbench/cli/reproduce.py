@@ -53,15 +53,13 @@ def reproduce(
         return
     if title is None:
         raise InputError("no study", remedy="name one, as apd/table1; 'advbench reproduce --list' shows all")
-    study = read_study(find_item(title), scale)
-    if not study.parts:
-        raise InputError(
-            f"study {title}", expected="one that advbench can run", got=f"one that needs {study.needs[-1]}"
-        )
+    item = find_item(title)
+    if item.missing:
+        raise InputError(f"study {title}", expected="one that advbench can run", got=f"one that lacks {item.missing}")
+    study = read_study(item, scale)
     folder = out / study.item.paper / study.item.name / scale
     if check:
-        comparison = _checked(study, folder)
-        _show(comparison)
+        _show(_checked(study, folder))
         return
     store = execution.open_store()
     boards: dict[str, Board] = {}
@@ -110,7 +108,8 @@ def _show(comparison: "Comparison") -> None:
 
     table = comparison.table
     shown = table[["part", "method", "condition", "metric", "published", "own", "own_low", "own_high", "verdict"]]
-    text = tabulate(shown.astype(object).where(shown.notna(), ""), headers="keys", showindex=False, floatfmt=".4g")
+    rows = shown.astype(object).where(shown.notna(), "").to_numpy().tolist()
+    text = tabulate(rows, [str(name) for name in shown], floatfmt=".4g")
     for line in text.splitlines():
         say(line)
     say("")

@@ -23,6 +23,7 @@ def advbench_register(register: Registrar) -> None:
         "stl10": "STL-10, 96x96 colour, 10 classes",
         "svhn": "SVHN, 32x32 colour, 10 classes",
         "gtsrb": "German traffic signs, resized to 32x32 colour, 43 classes",
+        "toy2d": "two clusters of points in the plane (APD), 1x1 with 2 channels, 2 classes; no download",
         "imagefolder": "imagefolder:PATH, a folder with train/ and test/, each with one folder per class",
         "npz": "npz:PATH, a file with arrays x_train, y_train, x_test, y_test",
     }.items():
@@ -31,6 +32,8 @@ def advbench_register(register: Registrar) -> None:
         "small_cnn": "2 convolutions (16, 32) and 2 linear layers (64): the default, fast on two cores",
         "fcnn1": "fully connected, one hidden layer of 100 units (APD)",
         "fcnn2": "fully connected, two hidden layers of 400 units (APD)",
+        "fcnn": "fully connected, hidden layers of any widths (APD, toy data: 10, 10)",
+        "apd_cnn": "9 convolutions (48, 96), batch norm, leaky ReLU, 0.34 M weights (APD, active learning)",
         "bal_cnn": "2 convolutions of 32 channels, dropout, linear 64 (BAL, MNIST)",
         "vgg16": "VGG16 with batch norm and one linear layer, 14.7 M weights (Adv-BNN, CIFAR-10)",
         "resnet20": "ResNet-20 for small images, 0.27 M weights (adversarial sampling, CIFAR-10)",

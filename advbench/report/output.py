@@ -20,7 +20,8 @@ from advbench.grid.spec import BOARD
 from advbench.registry import files
 from advbench.report.markdown import render, render_latex
 from advbench.report.references import Reference
-from advbench.report.tables import MEASURED, Report, collect, to_csv
+from advbench.report.tables import FILES as TABLES
+from advbench.report.tables import Report, collect, to_csv
 from advbench.store.records import Store
 from advbench.store.storage import write_file
 
@@ -28,7 +29,7 @@ FIGURES = ("svg", "pdf", "png")
 FORMATS = ("csv", "md", "html", "latex", *FIGURES)
 DEFAULT = ("csv", "md", "html")
 PAGE = "leaderboard.html"
-FILES = (*(f"{name}.csv" for name in MEASURED), "leaderboard.csv", "leaderboard.md")
+FILES = (*TABLES.values(), "leaderboard.csv", "leaderboard.md")
 PLACE = ["source", "defense", "attack", "eps", "seed"]
 
 

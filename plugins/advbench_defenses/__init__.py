@@ -25,6 +25,7 @@ def advbench_register(register: Registrar) -> None:
         ("deep_ensemble", "deep_ensemble:DeepEnsemble", "independently trained nets (Lakshminarayanan et al. 2017)"),
         ("bnn", "bnn:BNN", "Bayes by backprop on clean images (Blundell et al. 2015)"),
         ("sgld", "sgld:SGLD", "Langevin dynamics (Welling and Teh 2011)"),
+        ("sgld_mixture", "sgld_mixture:SGLDMixture", "mixture of Gaussians fitted to SGLD samples (Wang et al. 2018)"),
         ("bnn_sgadald", "bnn_sgadald:BNNSGAdaLD", "adaptive Langevin dynamics on clean images (Ye and Zhu 2018)"),
         ("adv_bnn", "adv_bnn:AdvBNN", "adversarially trained BNN (Liu et al. 2019)"),
         (

@@ -159,11 +159,6 @@ class APD(LangevinChains):
         """Factor on the GAN's learning rate: with `gan_decay`, the remaining fraction of `span` steps, otherwise 1."""
         return (state.steps - state.step) / span if self.params.gan_decay else 1.0
 
-    def filled(self, state: TrainState, steps: int) -> int:
-        """Number of stored samples after `steps` steps of the chains."""
-        taken = max(steps - self.params.burn_in, 0) // self.params.interval * self.params.chains
-        return min(taken, len(state.tensors["bank"]))
-
     @torch.no_grad()
     def restart(self, state: TrainState, context: TrainContext) -> None:
         """Restart the chains from samples of G."""

@@ -80,10 +80,9 @@ class BAL(AdaptiveChains):
         "cifar10": {"stages": (10,), "augment": True, "init_from": "erm"},
         # At that temperature, longer steps leave no positive variance for noise (eq. 10).
         "gtsrb": {"stages": (2,), "init_from": "erm", "image_chains": 5, "temperature": 1e-7, "lr": 0.003},
-        # The image steps of the released code are 300 gradients of the mean loss of 256 images, divided by 4 at each of
-        # 15 steps: 100 / 256 in total, like 15 steps of 0.026 here. Its penalty is 1e-4 relative to that mean. It
-        # scales the noise of the weights by the temperature itself, which leaves hardly any noise; here friction has
-        # its default.
+        # The released code moves images by 300 gradients of the mean loss of 256, and a quarter as far at each of the
+        # next 14 steps: 100 / 256 in total, like 15 steps of 0.026 here. Its penalty is 1e-4 relative to that mean. It
+        # scales the noise of the weights by the temperature itself, which leaves hardly any; friction has its default.
         "paper": {
             "stages": (2,),
             "batch_size": 256,

@@ -118,7 +118,9 @@ class DeepEnsemble(Defense):
 
             net = (context.fresh or _Reset(own))(derive(seed, "init"))
             checkpoint = saved if context.checkpoint else None
-            apart = dataclasses.replace(context, seed=seed, progress=report, checkpoint=checkpoint, init=None)
+            apart = dataclasses.replace(
+                context, seed=seed, progress=report, checkpoint=checkpoint, init=None, watch=None
+            )
             with isolated_rng(derive(seed, "fit"), device, everywhere=True):
                 saved.finish(method.inner.fit(net, data, apart))
         return mixture(own, saved.members).to(device)

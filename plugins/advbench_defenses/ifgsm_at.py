@@ -13,7 +13,8 @@ class IFGSMAT(PgdPerturbation, MixedLoss):
     """Adversarial training on iterated FGSM: signed steps from the image itself, without random start.
 
     Kurakin et al. 2017; "IFGSM" in BAL Figure 1, with the 15 steps of BAL's chains. BAL's released code takes 15 steps
-    of 0.02 without projection: eps 0.3 with `step_size` 1/15.
+    of 0.02 without projection: eps 0.3 with `step_size` 1/15. With norm l2, one step and `step_size` 1 it is what that
+    code means by PGD, which loses the sign of the gradient by squaring it.
     """
 
     version = "1"

@@ -66,7 +66,7 @@ def test_noise_has_the_moments_of_its_distribution_and_begins_alike() -> None:
     torch.testing.assert_close(2 * signed - 1, normal)
     found = identify_ood(["gaussian", "uniform"], None, 5.0, signed=True)
     assert [(each.label, each.images, each.signed) for each in found] == [(n, 10_000, True) for n in NOISE]
-    assert found[0].digest != found[1].digest
+    assert found[0].sha256 != found[1].sha256
 
 
 def test_the_identity_names_content_and_scale_not_the_path(colours: str) -> None:

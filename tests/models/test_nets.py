@@ -22,6 +22,8 @@ LEAST = {
     "wrn": 8,
     "model_a": 80,
     "stn": 8,
+    "apd_cnn": 12,
+    "fcnn": 1,
     "fcnn1": 1,
     "fcnn2": 1,
 }
@@ -135,6 +137,8 @@ def test_channel_that_never_varies_gives_finite_logits() -> None:
         ("wrn", (3, 32, 32), 10, 36_470_000, 36_490_000),
         ("small_cnn", (1, 8, 8), 10, 38_282, 38_282),
         ("bal_cnn", (1, 28, 28), 10, 110_634, 110_634),
+        ("apd_cnn", (1, 28, 28), 10, 344_574, 344_574),
+        ("fcnn", (2, 1, 1), 2, 162, 162),
     ],
 )
 def test_number_of_weights(name: str, shape: tuple[int, int, int], classes: int, low: int, high: int) -> None:
