@@ -1,4 +1,4 @@
-"""The state of runs, by their drivers' heartbeats in the store."""
+"""State of runs, from their drivers' heartbeats in the store."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from advbench.cli.display import duration
 from advbench.store.heartbeat import BEAT, Liveness, Run, runs
 from advbench.store.storage import Storage
 
-PAUSE = 2 * BEAT + 1  # seconds in which a live driver beats
+PAUSE = 2 * BEAT + 1  # seconds within which a live driver beats
 
 
 def runs_now(storage: Storage, last: int) -> list[Run]:
-    """The live runs, and the last of those that ended, the newest first.
+    """Live runs, and the last ended ones, newest first.
 
-    A run whose driver died without closing its heartbeat has the state `dead`. Whether a driver on another machine
-    is dead only shows after watching it for more than a beat.
+    A run whose driver died without closing its heartbeat has the state `dead`. Detecting a dead driver on another
+    machine takes more than a beat.
     """
     found = sorted(runs(storage), key=lambda run: run.started, reverse=True)
     liveness = Liveness(storage, silence=2 * BEAT)
@@ -33,7 +33,7 @@ def runs_now(storage: Storage, last: int) -> list[Run]:
 
 
 def _looks_silent(run: Run) -> bool:
-    """Whether a run's last beat is old by this machine's clock, from which the driver's may differ."""
+    """True if a run's last beat is old by this machine's clock, which may differ from the driver's."""
     try:
         return abs((datetime.now(UTC) - datetime.fromisoformat(run.updated)).total_seconds()) > 3 * BEAT
     except (TypeError, ValueError):

@@ -268,7 +268,7 @@ def test_a_run_with_sweep_and_budget(cli: Cli, tmp_path: Any) -> None:
     assert (merged.accuracy == merged.accuracy_before).all()
     tight = cli(*command[:-1], "3")
     assert tight.returncode == 2
-    assert "--budget for attack FMN: expected at least 20 passes of an image" in tight.stderr
+    assert "--budget for attack FMN: expected at least 20 passes per image" in tight.stderr
     single = cli("run", "--defense", "erm", "--attack", "fgsm", "--sweep", "--budget", "1")
     assert single.returncode == 2
     assert "attack FGSM: expected at least 2 passes per image, including one for the sweep, got 1" in single.stderr

@@ -717,7 +717,7 @@ def test_a_record_that_the_board_has_stays(board: Path, tmp_path: Path) -> None:
 
     before = files(board)
     forged = rewritten(path, tmp_path / "forged.zip", forge)
-    assert "got other results under the same keys" in refusal(board, forged)
+    assert "got different results under the same keys" in refusal(board, forged)
     assert files(board) == before
     assert isinstance(merge(board, path), Merged)
     assert honest <= keys(board)

@@ -268,7 +268,7 @@ def test_its_boards_and_comparison_are_checked(here: Path, capsys: Capture) -> N
     (here / "comparison.csv").write_text(raw.replace("differs", "agrees"))
     capsys.readouterr()
     assert main(["reproduce", "toy/table1", "--check"]) == 1
-    assert "comparison.csv: missing, or not what the records give" in capsys.readouterr().err
+    assert "comparison.csv: missing, or does not match the records" in capsys.readouterr().err
     spec = here / "one" / "spec.toml"
     spec.write_text(spec.read_text().replace("draws = 3", "draws = 4"))
     assert main(["reproduce", "toy/table1", "--check"]) == 1
@@ -299,8 +299,8 @@ def test_the_list_shows_what_there_is(here: Path, capsys: Capture) -> None:
         (["toy/tabel1"], "did you mean 'toy/table1'?"),
         (["toy/table1", "--scale", "smal"], "unknown scale of toy/table1 'smal': expected one of paper, small"),
         (["toy/figure1"], "expected one that advbench can run, got one that lacks a way to do it"),
-        ([], "no study; name one"),
-        (["toy/table1", "--check", "--out", "nowhere"], "expected a folder, got none of that name"),
+        ([], "no study; give one"),
+        (["toy/table1", "--check", "--out", "nowhere"], "expected an existing folder, got none"),
     ],
 )
 def test_bad_input_gets_one_line(here: Path, capsys: Capture, words: list[str], problem: str) -> None:

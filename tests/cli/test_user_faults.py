@@ -90,10 +90,10 @@ def test_a_tilde_without_a_home_is_refused(cli: Cli, tmp_path: Path, monkeypatch
     for argument in ("--out=~/x", "~/x"):
         refused = cli("run", *QUICK, argument, env=env)
         assert refused.returncode == 2
-        assert f"argument '{argument}': expected a home that is known here" in refused.stderr
+        assert f"argument '{argument}': expected a known home folder" in refused.stderr
     refused = cli("plan", *QUICK, env={**env, "ADVBENCH_STORE": "~/s"})
     assert refused.returncode == 2
-    assert "got a home that is not known here" in refused.stderr
+    assert "got an unknown home folder" in refused.stderr
     assert not (tmp_path / "~").exists()
 
 

@@ -616,7 +616,7 @@ def test_what_is_exported_and_imported_gives_the_same_report(done: Done, tmp_pat
     size = decimal(file.stat().st_size)
     assert capsys.readouterr().out == f"{file}: 16 records, 12 artifacts, {size}\n"
     assert command("import", file, "--store", new) == 0
-    assert capsys.readouterr().out == "16 records and 12 artifacts added, 0 records known, 0 in conflict\n"
+    assert capsys.readouterr().out == "16 records and 12 artifacts added, 0 records known, 0 conflicts\n"
     assert command("verify", "--store", new) == 0
     assert {name: raw for name, raw in files(done.root).items() if files(new).get(name) != raw}.keys() == {
         str(done.artifact(key).relative_to(done.root)) for key in done.of("craft")
@@ -774,8 +774,8 @@ def test_circumstances_make_no_conflict_but_results_do(tmp_path: Path, capsys: C
     capsys.readouterr()
     assert command("import", tmp_path / "one.tar", "--store", tmp_path / "two") == 1
     out, err = capsys.readouterr()
-    assert out == "0 records and 0 artifacts added, 1 records known, 1 in conflict\n"
-    assert err == f"conflict: record {OTHER} differs from the store's, which is kept\n"
+    assert out == "0 records and 0 artifacts added, 1 records known, 1 conflicts\n"
+    assert err == f"conflict: record {OTHER} differs from that of the store, which is kept\n"
     assert files(tmp_path / "two") == kept
 
 
