@@ -253,7 +253,7 @@ def test_a_run_with_sweep_and_budget(cli: Cli, tmp_path: Any) -> None:
     for name in ("retention", "uncertainty", "histograms"):  # examples at the boundary say nothing of uncertainty
         assert set(pandas.read_csv(tmp_path / "results" / f"{name}.csv").attack) == {"none", "fmn"}
     for name in ("leaderboard.md", "leaderboard.html"):
-        assert "Left out: pgd, which leave images alone" in (tmp_path / "results" / name).read_text("utf-8")
+        assert "Left out: pgd, which stop early" in (tmp_path / "results" / name).read_text("utf-8")
     spec = (tmp_path / "results" / "spec.toml").read_text()
     assert "sweep = true" in spec
     assert "budget = 300" in spec

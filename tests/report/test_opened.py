@@ -146,7 +146,7 @@ def test_tables_need_neither_store_nor_files_and_files_are_only_run_where_asked_
     monkeypatch.setattr(files, "_known", {})
     moved = advbench.open_run(copied, str(tmp_path / "none"))
     assert len(moved.results) == 14
-    with pytest.raises(InputError, match=r"open_run\(folder, store=URL\) names the run's store"):
+    with pytest.raises(InputError, match=r"set the run's store: open_run\(folder, store=URL\)"):
         moved.predictions("erm")
     with pytest.raises(InputError, match=r"classifier of 'erm' needs a file; open_run\(folder, run_files=True\)"):
         advbench.open_run(copied, done.store).classifier("erm")

@@ -106,7 +106,7 @@ def test_references_are_marked_and_others_counted(report: Report) -> None:
     assert "Known2020&lt;Model&gt;" in html
     assert "Not ranked" in html
     assert re.search(r"<strong>0\.595</strong> <small>AutoAttack, eps 8/255</small>", html)
-    assert "1 models reported elsewhere are left out" in html
+    assert "1 models reported elsewhere are not shown" in html
 
 
 LISTS = {"--defense": "defenses", "--attack": "attacks", "--eps": "eps", "--seeds": "seeds"}
@@ -449,7 +449,7 @@ def test_the_finding_stands_above_the_table(report: Report, html: str) -> None:
     # Else it is made of the table.
     first = report.standings[0]
     expected = f"<code>{first.defense}</code> keeps {first.area.value:.3f} of the area from eps 8/255 to 0.05"
-    assert f'<p class="finding">{expected}; not told apart from <code>pgd_at</code>.</p>' in html
+    assert f'<p class="finding">{expected}; indistinguishable from <code>pgd_at</code>.</p>' in html
 
 
 def test_a_published_board_says_when_and_how_to_add_to_it(report: Report, html: str) -> None:
