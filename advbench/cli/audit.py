@@ -52,7 +52,7 @@ def audit(
         ),
     ] = None,
 ) -> None:
-    """Check whether an evaluation of defenses is credible: of --defense, or of the finished run in --out."""
+    """Check whether an evaluation of defences is credible: of --defense, or of the finished run in --out."""
     from advbench.audit import markdown
     from advbench.audit.checklist import checklist
     from advbench.grid.run import Settings, prepare, prepare_anew

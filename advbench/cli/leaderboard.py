@@ -98,7 +98,7 @@ def check(
     rerun: Annotated[int, typer.Option(min=0, help="number of randomly chosen cells to recompute and compare")] = 0,
     rerun_seed: Annotated[int | None, typer.Option(help="seed of that choice [default: unpredictable]")] = None,
     run_files: Annotated[
-        bool, typer.Option("--run-files", help="with --rerun: import and run the Python files in the board")
+        bool, typer.Option("--run-files", help="import and run the Python files in the board, with --rerun")
     ] = False,
 ) -> None:
     """Check that a board's keys match its spec, and its tables and README its records; exit code 1 if not.
@@ -142,7 +142,7 @@ def submit(
     data_root: DataRoot = None,
     store: StoreUrl = DEFAULT_STORE,
 ) -> None:
-    """Pack the records of one defense of a run into a file, for the maintainers of a board."""
+    """Pack the records of one defence of a run into a file, for the maintainers of a board."""
     from advbench.boards.check import Findings
     from advbench.boards.submission import submit as pack
     from advbench.store.records import Store

@@ -105,7 +105,7 @@ def _lines(axes: Axes, panel: Panel, names: list[str]) -> None:
 
 @house_style()
 def draw_histograms(chart: Histograms) -> Figure:
-    """A panel for each defense, on a root scale."""
+    """A panel for each defence, on a root scale."""
     columns = min(4, len(chart.panels))
     rows = -(-len(chart.panels) // columns)
     figure, grid = _canvas(1.2 + 2.1 * columns, 1.3 + 1.55 * rows, columns, rows)

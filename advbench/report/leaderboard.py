@@ -39,7 +39,7 @@ NOT_RUN = Measured(note="not run: not part of this run")
 
 
 class Worst(NamedTuple):
-    """The lowest accuracy of a defense at one radius."""
+    """The lowest accuracy of a defence at one radius."""
 
     accuracy: Measured  # missing if that of any attack is
     attack: str = ""

@@ -84,7 +84,7 @@ class Run:
 
     @property
     def methods(self) -> pd.DataFrame:
-        """Hyperparameters and versions of each defense and attack: `methods.csv`."""
+        """Hyperparameters and versions of each defence and attack: `methods.csv`."""
         return self.report.methods
 
     @property
@@ -171,11 +171,12 @@ class Run:
         """Uncertainty of the clean images and of others, for `detection` and `auroc_interval` (APD Tables 2 and 3).
 
         Args:
-            defense: label of the defense whose uncertainty is to find the others out.
+            defense: label of the defence whose uncertainty detects the others.
             attack: label of the attack, or `ood:NAME`.
-            measure: as in `advbench.evaluation.score`; APD: least_confidence, epistemic (BALD) or model_variance.
-            fooled: of the attacked images, only those that fooled a classifier which is right on the clean ones: that
-                of the defense of this label (APD: the source), or those that an array of truth values says.
+            measure: measure as in `advbench.evaluation.score`; APD: least_confidence, epistemic (BALD) or
+                model_variance.
+            fooled: restriction to attacked images that fooled a classifier which is right on the clean ones: the label
+                of its defence (APD: the source), or a boolean mask.
             seed: seed of training, attack and evaluation.
             cell: `eps` and `source`, as in `predictions`.
 
@@ -183,7 +184,7 @@ class Run:
             Scores of all clean images, and of the others.
 
         Raises:
-            InputError: there is no such cell or measure, or no image fooled the classifier.
+            InputError: the cell or measure does not exist, or no image fooled the classifier.
         """
         clean = score(self.predictions(defense, seed=seed), measure)
         found = score(self.predictions(defense, attack, seed=seed, **cell), measure)

@@ -31,7 +31,7 @@ COLOURS = 10  # steps of the colour scale from affinity 0 to 1
 
 
 class Row(NamedTuple):
-    """A defense in the page's first table."""
+    """A defence in the page's first table."""
 
     standing: Standing
     ranks: str  # range of statistically indistinguishable ranks; empty if unique
@@ -61,7 +61,7 @@ def render_page(
         beside: files in the same folder, to link to.
         about: further description in paragraphs; text in backquotes is set as code.
         date: date of the page.
-        board: name of the published board, to which a defense can be submitted; empty for a run.
+        board: name of the published board, to which a defence can be submitted; empty for a run.
     """
     first = report.results.iloc[0]
     alike = [one for one in references if one.dataset == first.dataset and one.norm in ("", first.norm)]
