@@ -422,7 +422,7 @@ def test_a_run_or_report_does_not_write_into_a_board(board: Path, capsys: pytest
     before = files(board)
     for command in (["run", "--spec", str(board / "spec.toml"), "--out", str(board)], ["report", str(board)]):
         assert main(command) == 2
-        assert "expected no board, got a folder with records.jsonl.gz" in capsys.readouterr().err
+        assert "expected a folder that is not a board, got a folder with records.jsonl.gz" in capsys.readouterr().err
     assert files(board) == before
 
 

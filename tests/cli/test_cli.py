@@ -31,7 +31,7 @@ BAD = {
     "malformed setting": (["--set", "lr=1"], "--set: expected name.param=value, got 'lr=1'"),
     "negative eps": (["--eps", "-0.1"], "threat eps: expected a finite number >= 0, got -0.1"),
     "eps in grey levels": (["--eps", "8"], "at most 1 for linf.*did you mean 8/255"),
-    "eps that is no number": (["--eps", "a,b"], "--eps: expected numbers, as 0.1 or 8/255"),
+    "eps that is no number": (["--eps", "a,b"], "--eps: expected numbers, such as 0.1 or 8/255"),
     "eps beyond floats": (
         ["--eps", "1e400"],
         "threat eps: expected a finite number >= 0, got inf|setting 'eps.*got inf",
@@ -57,7 +57,7 @@ BAD = {
     "store": (["--store", "nosuch://x"], "store 'nosuch://x': expected a folder or fsspec URL"),
     "absent data": (["--dataset", "npz:absent.npz"], "data set 'npz:absent.npz': expected an existing path"),
     "net too deep": (["--arch", "vgg16"], "architecture 'vgg16': expected images of at least 32x32, got 8x8"),
-    "output in the way": (["--out", "blocked"], "output folder blocked: expected a folder that can be written"),
+    "output in the way": (["--out", "blocked"], "output folder blocked: expected a writable folder"),
     "store in the way": (["--store", "blocked"], "store 'blocked': expected a folder"),
 }
 
@@ -83,7 +83,7 @@ def test_bad_input_gets_one_line_and_exit_code_2_and_leaves_nothing(
 def test_a_run_needs_a_defense_and_an_attack(missing: str, capsys: pytest.CaptureFixture[str]) -> None:
     other = {"--defense": ["--attack", "pgd"], "--attack": ["--defense", "erm"]}[missing]
     assert main(["run", *other]) == 2
-    assert f"name at least one with {missing}" in capsys.readouterr().err
+    assert f"give at least one with {missing}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -371,7 +371,7 @@ def test_cells_that_left_the_store_are_not_passed_over(
     monkeypatch.setattr(output, "write_out", late)
     monkeypatch.chdir(tmp_path)
     assert main(["run", *OPTIONS, "--store", "store"]) == 1
-    assert "1 cells left the store after they were evaluated; run the same" in capsys.readouterr().err
+    assert "1 cells were removed from the store after their evaluation; run the same" in capsys.readouterr().err
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     assert main(["run", *OPTIONS, "--store", "store"]) == 0

@@ -438,7 +438,7 @@ def test_store_under_a_file_is_refused_in_one_line(tmp_path: Path, below: str) -
     file = tmp_path / "file"
     file.write_text("kept")
     store = Store(f"{file}{below}")
-    with pytest.raises(StoreError, match=r"^store [^\n]*can be written[^\n]*choose another with --store$"):
+    with pytest.raises(StoreError, match=r"^store [^\n]*writable[^\n]*choose another with --store$"):
         store.check_writable()
     assert file.read_text() == "kept"
 
