@@ -45,6 +45,7 @@ CHEAP_DEFENSES = {
 }
 # Of methods that run another one, complete.
 CHEAP_WRAPPERS: dict[str, list[dict[str, Any]]] = {
+    "active": [{"method": "bnn", "params": CHEAP_DEFENSE, "rounds": 2, "batch": 4, "per_class": 2, "draws": 2}],
     "deep_ensemble": [
         {"members": 3, "params": CHEAP_DEFENSE},
         {"members": 2, "method": "rse", "params": CHEAP_DEFENSE},

@@ -39,7 +39,8 @@ def shell_lines(page: str) -> Iterator[tuple[str, bool]]:
     for language, how, text in BLOCK.findall(PAGES[page]):
         if language == "sh":
             lines = text.replace("\\\n", " ").splitlines()
-            yield from ((line, how == "run") for line in lines if line and not line.startswith("#"))
+            stripped = (line.strip() for line in lines)  # a block may stand in a list
+            yield from ((line, how == "run") for line in stripped if line and not line.startswith("#"))
 
 
 def arguments(line: str) -> list[str] | None:

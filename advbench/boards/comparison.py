@@ -6,14 +6,20 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pandas as pd
 from scipy import stats
 
 from advbench.boards.board import Board
 from advbench.boards.studies import Cell, Published, Study
+from advbench.data.ood import ood_labels
+from advbench.errors import InputError
+from advbench.evaluation import auroc_interval
+from advbench.evaluation.uncertainty import Detection, detection
 from advbench.report.leaderboard import Measured
+from advbench.report.opened import open_run
 from advbench.report.tables import as_rows, to_csv
 
 COLUMNS = (
@@ -24,6 +30,9 @@ INTERVALS = {  # columns of `results` with an interval, and the prefix of its co
     "draw_accuracy_mean": "draw_accuracy",
 }
 ABSENT = Measured(note="not run")
+FOOLED = "fooled_"  # of a number that is about those examples alone that fooled the classifier they were crafted on
+MEASURED = "measured.csv"
+Numbers = Mapping[tuple[Cell, int, str], tuple[float, float, float]]  # by cell, seed and key: value and interval
 Z = float(stats.norm.ppf(0.975))
 
 
@@ -42,11 +51,15 @@ class Comparison:
         study: the study.
         table: one row per published number and per claimed inequality.
         order: agreement of the order of methods.
+        measured: numbers that records do not give, see `measure`.
+        parts: names of the parts with results.
     """
 
     study: Study
     table: pd.DataFrame
     order: Order
+    measured: Numbers
+    parts: tuple[str, ...]
 
     @property
     def verdict(self) -> str:
@@ -73,8 +86,13 @@ class Comparison:
         return f"{self.study.item.title} at scale {self.study.scale}: {self.verdict} ({', '.join(parts)})"
 
     def files(self) -> dict[str, bytes]:
-        """`comparison.csv` and `comparison.md`."""
-        return {"comparison.csv": to_csv(self.table), "comparison.md": self._markdown().encode()}
+        """`comparison.csv` and `comparison.md`; `measured.csv`, if records do not give all numbers."""
+        files = {"comparison.csv": to_csv(self.table), "comparison.md": self._markdown().encode()}
+        rows = [(*cell, seed, key, *numbers) for (cell, seed, key), numbers in sorted(self.measured.items())]
+        if rows:
+            columns = [*Cell._fields, "seed", "key", "value", "low", "high"]
+            files[MEASURED] = to_csv(pd.DataFrame(rows, columns=columns))
+        return files
 
     def _markdown(self) -> str:
         study = self.study
@@ -98,9 +116,10 @@ class Comparison:
                 own += f" [{row['own_low']:.{digits}f}, {row['own_high']:.{digits}f}]"
             cells = [*(row[name] for name in headers[:4]), published, own, row["verdict"]]
             lines.append("| " + " | ".join(each.replace("|", "\\|") for each in cells) + " |")
-        names = sorted(study.parts)
-        boards = ", ".join(f"[{name}]({name}/README.md)" for name in names)
+        boards = ", ".join(f"[{name}]({name}/README.md)" for name in self.parts)
         lines += ["", f"The runs, as boards: {boards}.", "", LEGEND]
+        if self.measured:
+            lines += ["", FROM_IMAGES]
         return "\n".join(lines) + "\n"
 
 
@@ -108,8 +127,13 @@ VERDICTS = ("agrees", "differs", "undecided", "missing", "not compared")
 LEGEND = (
     "A published number has the deviation that the paper prints, or half a unit of its last digit; an "
     "own number has its 95 % interval. They agree if the two ranges meet. A claim agrees if the interval of the "
-    "difference, taken between opposite ends, is above 0, and differs if it is below. The item agrees if all numbers "
-    "do; it has the same order if all pairs of methods that the paper's ranges separate are in the paper's order."
+    "difference, taken between opposite ends, is above 0, and differs if it is below; without intervals, the values "
+    "decide. The item agrees if all numbers do; it has the same order if all pairs of methods that the paper's ranges "
+    "separate are in the paper's order."
+)
+FROM_IMAGES = (
+    f"{MEASURED} has numbers that are made of predictions of single images, which the store keeps and records do not: "
+    "a check takes them as they are."
 )
 
 
@@ -117,28 +141,30 @@ def _decimals(deviation: float) -> int:
     return 4 if math.isnan(deviation) else max(0, 1 - math.floor(math.log10(max(deviation, 1e-6))))
 
 
-def compare(study: Study, boards: Mapping[str, Board]) -> Comparison:
+def compare(study: Study, boards: Mapping[str, Board], measured: Numbers) -> Comparison:
     """Compare the published numbers of a study with those of its runs.
 
     Args:
         study: the study.
         boards: runs by part; a missing run has no numbers.
+        measured: numbers that records do not give, see `measure`.
     """
     rows, own = [], {}
     for each in study.published:
-        found = own[each] = _own(each.cell, study, boards, 100 if each.percent else 1)
+        found = own[each] = _own(each.cell, study, boards, measured, 100 if each.percent else 1)
         part = each.cell.part if each.cell else ""
         verdict, note = _verdict(each, found, study)
         numbers = (each.value, each.deviation, found.value, found.low, found.high)
         rows.append((part, *each.place, *numbers, verdict, note))
     for claim in study.claims:
         for above, below in claim.pairs():
-            one, other = (_own(each, study, boards) for each in (above, below))
+            one, other = (_own(each, study, boards, measured) for each in (above, below))
             low, high = one.low - other.high, one.high - other.low
             verdict = "missing" if math.isnan(one.value - other.value) else "undecided"
-            if low > 0 or high < 0:
-                verdict = "agrees" if low > 0 else "differs"
-            if not {above.part, below.part} <= study.parts.keys():
+            ends = (one.value - other.value,) * 2 if math.isnan(low) else (low, high)
+            if ends[0] > 0 or ends[1] < 0:
+                verdict = "agrees" if ends[0] > 0 else "differs"
+            if not (_is_part(above, study) and _is_part(below, study)):
                 verdict = "not compared"
             spec = study.parts.get(above.part)
             where = (spec.dataset, spec.architecture) if spec else ("", "")
@@ -146,7 +172,97 @@ def compare(study: Study, boards: Mapping[str, Board]) -> Comparison:
             numbers = (math.nan, math.nan, one.value - other.value, low, high)
             note = one.note or other.note
             rows.append((above.part, *where, name, claim.says, above.number, *numbers, verdict, note))
-    return Comparison(study, pd.DataFrame(rows, columns=COLUMNS), _order(own))
+    return Comparison(study, pd.DataFrame(rows, columns=COLUMNS), _order(own), measured, tuple(boards))
+
+
+def measure(study: Study, boards: Mapping[str, Board], store: str, known: Numbers) -> Numbers:
+    """The numbers of a study that are made of predictions of single images.
+
+    Args:
+        study: the study.
+        boards: its runs, by part.
+        store: URL of the store that has the predictions.
+        known: those of an earlier time, which stay where they are of the same cells.
+    """
+    cells = [each.cell for each in study.published if each.cell is not None]
+    cells += [cell for claim in study.claims for pair in claim.pairs() for cell in pair]
+    found: dict[tuple[Cell, int, str], tuple[float, float, float]] = {}
+    for cell in dict.fromkeys(cells):
+        if _from_images(cell) and _is_part(cell, study) and cell.part in boards:
+            board = boards[cell.part]
+            for seed in board.spec.seeds:
+                place = (cell, seed, _key(cell, board, seed))
+                try:
+                    found[place] = known[place] if place in known else _detected(cell, board, store, seed)
+                except InputError:  # it is not there, or nothing fooled the classifier
+                    continue
+    return found
+
+
+def read_measured(path: Path) -> Numbers:
+    """The numbers of a `measured.csv`; none where there is no such file.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    if not path.is_file():
+        return {}
+    found: dict[tuple[Cell, int, str], tuple[float, float, float]] = {}
+    try:
+        for row in pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records"):
+            cell = Cell(*(row[name] for name in Cell._fields))._replace(eps=float(row["eps"]))
+            numbers = (float(row["value"]), float(row["low"]), float(row["high"]))
+            found[cell, int(row["seed"]), row["key"]] = numbers
+    except (ValueError, KeyError) as error:
+        raise InputError(f"file {path}", expected="numbers of a study", got=str(error)) from error
+    return found
+
+
+def _from_images(cell: Cell) -> bool:
+    return cell.number.startswith(FOOLED) or cell.number.endswith("_least_confidence")
+
+
+def _detected(cell: Cell, board: Board, store: str, seed: int) -> tuple[float, float, float]:
+    """A quality of detection, with its interval."""
+    number = cell.number.removeprefix(FOOLED)
+    score, measure = next(
+        (name, number.removeprefix(f"{name}_")) for name in Detection._fields if number.startswith(name)
+    )
+    source = cell.source or cell.defense
+    at: dict[str, Any] = {} if cell.attack.startswith("ood:") else {"eps": cell.eps, "source": source}
+    fooled = source if cell.number.startswith(FOOLED) else None
+    run = open_run(board.folder, store)
+    clean, shown = run.detection_scores(cell.defense, cell.attack, measure, fooled=fooled, seed=seed, **at)
+    value = float(getattr(detection(clean, shown), score))
+    if score == "auroc":
+        return value, *auroc_interval(clean, shown)
+    return value, *_area_interval(value, score, len(shown), len(clean))
+
+
+def _key(cell: Cell, board: Board, seed: int) -> str:
+    """Of the evaluation that a cell is about; empty where there is none."""
+    source = cell.source or cell.defense
+    for ood in board.plan.ood:
+        if (f"ood:{ood.name}", ood.defense.label, ood.seed, ood.attack) == (cell.attack, cell.defense, seed, None):
+            return ood.key
+    for each in board.plan.cells:
+        attack = each.attack.label if each.attack else "none"
+        here = (each.defense.label, each.source.label, attack, each.eps, each.seed)
+        if here == (cell.defense, source, cell.attack, cell.eps, seed):
+            return each.key
+    return ""
+
+
+def _is_part(cell: Cell, study: Study) -> bool:
+    """Whether a study's run has a cell: at a small scale it may be left out."""
+    spec = study.parts.get(cell.part)
+    if spec is None:
+        return False
+    attacks = {"none", *spec.attacks, *(f"ood:{label}" for label in ood_labels(spec.ood))}
+    eps = {0.0, *spec.eps}
+    return (
+        {cell.defense, cell.source or cell.defense} <= {*spec.defenses} and cell.attack in attacks and cell.eps in eps
+    )
 
 
 def _named(cell: Cell, other: Cell) -> str:
@@ -159,7 +275,7 @@ def _verdict(published: Published, own: Measured, study: Study) -> tuple[str, st
     """Verdict on whether the two ranges overlap, and a note."""
     if published.cell is None:
         return "not compared", published.reason
-    if published.cell.part not in study.parts:
+    if not _is_part(published.cell, study):
         return "not compared", f"not part of scale {study.scale}"
     if own.missing:
         return "missing", own.note
@@ -187,11 +303,14 @@ def _order(own: Mapping[Published, Measured]) -> Order:
     return Order(kept, pairs)
 
 
-def _own(cell: Cell | None, study: Study, boards: Mapping[str, Board], factor: int = 1) -> Measured:
+def _own(cell: Cell | None, study: Study, boards: Mapping[str, Board], measured: Numbers, factor: int = 1) -> Measured:
     """The number of a cell: mean over seeds of values and of interval ends."""
-    if cell is None or cell.part not in study.parts or cell.part not in boards:
+    if cell is None or not _is_part(cell, study) or cell.part not in boards:
         return ABSENT
-    found = list(_by_seed(cell, boards[cell.part]))
+    if _from_images(cell):
+        found = [numbers for (place, _, _), numbers in measured.items() if place == cell]
+    else:
+        found = list(_by_seed(cell, boards[cell.part]))
     if len(found) < len(study.parts[cell.part].seeds):
         return ABSENT
     value, low, high = (factor * sum(each) / len(found) for each in zip(*found, strict=True))

@@ -22,7 +22,7 @@ from advbench.store.archive import said
 
 SETTINGS = (
     "dataset architecture norm eps seeds draws limit batch_size precision threads device sweep budget converge ood "
-    "ood_scale ood_signed"
+    "ood_scale ood_signed history"
 ).split()
 
 

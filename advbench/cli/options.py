@@ -92,6 +92,11 @@ SPEC_OPTIONS = (
         "apply it to pixel values in [-1, 1] in place of [0, 1], as APD does [default: no-ood-signed]",
         flag="--ood-signed/--no-ood-signed",
     ),
+    _option(
+        "history",
+        str,
+        "interval of measurements during training: epoch, or a number of steps [default: none]",
+    ),
     _option("set", Names, "hyperparameter NAME.PARAM=VALUE, or arch.PARAM=VALUE for the net; may be repeated"),
 )
 

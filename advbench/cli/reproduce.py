@@ -41,7 +41,7 @@ def reproduce(
     retry_failed: RetryFailed = False,
 ) -> None:
     """Reproduce a table or figure of a paper, and compare the numbers with the published ones."""
-    from advbench.boards.comparison import compare
+    from advbench.boards.comparison import MEASURED, compare, measure, read_measured
     from advbench.boards.studies import find_item, publish, read_study, take_over
     from advbench.grid.run import Settings, prepare
     from advbench.store.storage import write_file
@@ -73,9 +73,10 @@ def reproduce(
         outcome = carry_out_shown(plan, execution, store, Settings(retry_failed=retry_failed), folder / name)
         failed += outcome.why(plan.tasks)
         boards[name] = publish(folder / name, plan, study, store)
-    comparison = compare(study, boards)
-    for file, raw in comparison.files().items():
-        write_file(folder / file, raw)
+        # Also of the parts that are done, if a later one is interrupted.
+        comparison = compare(study, boards, measure(study, boards, execution.store, read_measured(folder / MEASURED)))
+        for file, raw in comparison.files().items():
+            write_file(folder / file, raw)
     _show(comparison)
     say(folder / "comparison.md")
     refuse(failed)
@@ -84,17 +85,18 @@ def reproduce(
 def _checked(study: "Study", folder: Path) -> "Comparison":
     """Comparison of existing results, after checks of the boards, their specs and the comparison's files."""
     from advbench.boards.check import check as examine
-    from advbench.boards.comparison import compare
+    from advbench.boards.comparison import MEASURED, compare, measure, read_measured
 
     boards, problems = {}, []
-    for name, spec in study.parts.items():
+    done = {name: spec for name, spec in study.parts.items() if (folder / name).is_dir()}
+    for name, spec in (done or study.parts).items():
         board, findings = examine(folder / name)
         problems += [f"{folder / name}: {line}" for line in findings.lines()]
         if board.spec.model_copy(update={"device": spec.device}) != spec:
             problems.append(f"{folder / name}: its spec is not that of {study.item.title} at scale {study.scale}")
         boards[name] = board
     refuse(problems)
-    comparison = compare(study, boards)
+    comparison = compare(study, boards, measure(study, boards, "memory://", read_measured(folder / MEASURED)))
     for name, raw in comparison.files().items():
         path = folder / name
         if not path.is_file() or path.read_bytes() != raw:

@@ -24,6 +24,8 @@ STATED = (
 
 def as_json(value: Any) -> Any:
     """Convert a dataclass and nested ones to JSON values."""
+    if isinstance(value, tuple):
+        return [as_json(each) for each in value]
     if not is_dataclass(value):
         return value
     found = {each.name: as_json(getattr(value, each.name)) for each in fields(value)}
@@ -70,6 +72,16 @@ class OodRef:
     sha256: str
     scale: float
     signed: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """Schedule and data of measurements during a training."""
+
+    images: int  # number of test images
+    draws: int
+    every: int | None = None  # interval in steps; None for epochs
+    ood: tuple[OodRef, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +163,7 @@ class TrainInputs(Inputs):
     precision: Precision
     device: str | None = None  # model of a GPU, whose random numbers differ from the CPU's; None for the CPU
     init: str | None = None  # key of the training that provides the initial weights
+    history: History | None = None  # measurements during the training, if any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import pydantic
 import tomli_w
@@ -69,9 +69,11 @@ class RunSpec(pydantic.BaseModel):
     attacks whose examples are crafted without early stopping and also evaluated on every other defence; by default
     `pgd`, or the first attack. `ood` lists out-of-distribution data sets for detection by uncertainty; their pixel
     values (in [-1, 1] if `ood_signed`) are multiplied by `ood_scale`. `converge` runs attacks to convergence
-    (`grid.convergence`); its value is the maximum factor on each of their hyperparameters. `device` is the kind of
-    device, `cpu` or the model of a GPU, which determines random draws. `files` maps labels of defences, attacks and
-    nets in files to `path/to/my.py:NAME`, or in a board, which stores the files, to `file:DIGEST:NAME`.
+    (`grid.convergence`); its value is the maximum factor on each of their hyperparameters. `history` measures trainings
+    after each epoch or a number of steps: errors on the test images, and detection of the images of `ood` by
+    uncertainty. `device` is the kind of device, `cpu` or the model of a GPU, which determines random draws. `files`
+    maps labels of defences, attacks and nets in files to `path/to/my.py:NAME`, or in a board, which stores the files,
+    to `file:DIGEST:NAME`.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -96,6 +98,7 @@ class RunSpec(pydantic.BaseModel):
     ood: tuple[str, ...] = ()
     ood_scale: pydantic.StrictFloat = pydantic.Field(default=1.0, gt=0)
     ood_signed: pydantic.StrictBool = False
+    history: Literal["epoch"] | Count | None = None
     set: dict[str, dict[str, Any]] = {}
     files: dict[str, str] = {}
 
@@ -120,6 +123,11 @@ class RunSpec(pydantic.BaseModel):
             if found and found["label"]:
                 raise ValueError("path/to/my.py:NAME without @label")
         return values
+
+    @pydantic.field_validator("history", mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> Any:
+        return int(value) if isinstance(value, str) and value.isdecimal() else value
 
     @pydantic.field_validator("defenses", "attacks", "eps", "seeds", "affinity", "ood")
     @classmethod

@@ -27,7 +27,8 @@ def draw_chart(chart: Chart) -> str:
     width = 640 if len(chart.panels) == 1 else 300
     height = max(340 if len(chart.panels) == 1 else 280, GAP * len(names))
     right = LEFT + len(chart.panels) * (width + 30)
-    drawn, ends = [], []
+    drawn = []
+    ends = [(right - 14.0, TOP + height)] * len(names)
     curves: list[list[str]] = [[] for _ in names]
     for place, panel in enumerate(chart.panels):
         left = LEFT + place * (width + 30)
@@ -48,13 +49,15 @@ def draw_chart(chart: Chart) -> str:
                 drawn.append(_text(left - 6, y + 4, f"{fifth / 5:.1f}", "end"))
         for which, line in enumerate(panel.lines):
             curves[which] += _curve(line.points, at)
-        ends = [at(*_end(line)) for line in panel.lines]
+            if line.points:
+                ends[which] = at(line.points[-1][0], line.points[-1][1].value)
     heights = _spread([y for _, y in ends], TOP, TOP + height)
     for place, (name, mine, (x, y), label) in reversed([*enumerate(zip(names, curves, ends, heights, strict=True))]):
         if mine:  # the first is drawn last, on top
             said = "; ".join(_said(panel.title, panel.lines[place]) for panel in chart.panels)
             lead = f" lead l{place}" if place < LEADS else ""
-            mine.append(f'<path class="leader" d="{_path([(x, y), (right - 14, label), (right - 8, label)])}"/>')
+            start = [(x, y)] if x > right - 31 else []  # no line through a plot in which the curve is missing
+            mine.append(f'<path class="leader" d="{_path([*start, (right - 14, label), (right - 8, label)])}"/>')
             mine.append(_text(right - 4, label + 4, short_name(name), "start"))
             head = f'<g class="line{lead}" tabindex="0" role="img" aria-label="{escape(name)}: {escape(said)}">'
             drawn += [head, f"<title>{escape(name)}</title>", *mine, "</g>"]
@@ -69,10 +72,10 @@ def draw_histograms(chart: Histograms) -> str:
     columns, (width, height) = min(5, max(len(chart.panels), 1)), (170, 100)
     rows = -(-len(chart.panels) // columns)
     size = LEFT + max(columns, 2) * (width + 22), TOP + 16 + rows * (height + 44) + 18
-    drawn = [
-        f'<text class="h{which}" x="{LEFT + 150 * which}" y="18">{escape(kind)}</text>'
-        for which, kind in enumerate(chart.kinds)
-    ]
+    drawn = []
+    for which, kind in enumerate(chart.kinds):
+        drawn.append(f'<path class="h{which}" d="M{LEFT + 150 * which} 8h14v10h-14z"/>')
+        drawn.append(_text(LEFT + 150 * which + 20, 18, kind, "start"))
     for place, panel in enumerate(chart.panels):
         left, top = LEFT + place % columns * (width + 22), TOP + 16 + place // columns * (height + 44)
         drawn.append(_text(left + width / 2, top - 5, short_name(panel.name), "middle"))
@@ -104,10 +107,6 @@ def _curve(points: Sequence[tuple[float, Measured]], at: Callable[[float, float]
     if points:
         path = _path([at(x, each.value) for x, each in points])
         yield f'<path class="hit" d="{path}"/><path class="curve" d="{path}"/>'
-
-
-def _end(line: Line) -> Point:
-    return (line.points[-1][0], line.points[-1][1].value) if line.points else (0.0, 0.0)
 
 
 def _said(title: str, line: Line) -> str:

@@ -27,6 +27,7 @@ from advbench.report.tables import Report, as_rows
 from advbench.report.texts import duration, format_eps, parts
 
 FEW = 3  # up to this many attacks have all figures; otherwise uncertainty is only drawn for the strongest
+ENDS = ("difference", "difference_low", "difference_high")
 COLOURS = 10  # steps of the colour scale from affinity 0 to 1
 
 
@@ -189,8 +190,9 @@ def page_data(report: Report, affinities: Mapping[str, Mapping[float, views.Pair
 
     Returns:
         Among others `worst`, the position of the strongest attack (-1: none) and the accuracy for each defence and eps;
-        `cells`, by positions of defence, attack (-1: clean) and eps: text of the cell, reason of a missing accuracy (a
-        position in `notes`), the accuracy, and start and end of its `rows`.
+        `differences`, positions of two defences and the difference of their areas; `cells`, by positions of defence,
+        attack (-1: clean) and eps: text of the cell, reason of a missing accuracy (a position in `notes`), the
+        accuracy, and start and end of its `rows`.
     """
     results, attacks, radii = report.results, report.attacks, report.radii()
     behind: dict[tuple[str, str, float], list[dict[str, Any]]] = {}
@@ -214,6 +216,7 @@ def page_data(report: Report, affinities: Mapping[str, Mapping[float, views.Pair
             cells[f"{place},{attack},{eps}"] = [parts(shown), note, _rounded(shown.value, 6), start, len(rows)]
     swept = any(_params(row).get("sweep") for row in methods.values())  # a cell also depends on all smaller radii
     first = results.iloc[0]
+    names = [one.defense for one in report.standings]
     return {
         "dataset": first.dataset,
         "norm": first.norm,
@@ -241,6 +244,10 @@ def page_data(report: Report, affinities: Mapping[str, Mapping[float, views.Pair
         "worst": [
             [[attacks.index(each.attack) if each.attack else -1, parts(each.accuracy)] for each in one.worst.values()]
             for one in report.standings
+        ],
+        "differences": [
+            [names.index(row["defense"]), names.index(row["other"]), *parts(Measured(*(row[name] for name in ENDS)))]
+            for row in as_rows(report.differences)
         ],
         "cells": cells,
         "rows": rows,

@@ -7,8 +7,8 @@ import json
 import math
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from advbench.report.transfers import affinity_table
 
 IDENTITY = "dataset architecture defense attack source norm eps seed".split()
 RESULT_COLUMNS = [*IDENTITY, *NUMBERS, "flags", "key"]
+HISTORY_COLUMNS = "defense seed step measure value".split()
 MODEL_COLUMNS = "defense seed architecture parameters posterior mean std kld seconds key".split()
 METHOD_COLUMNS = "kind label name distribution version params versions title authors year link".split()
 CALIBRATION = ("ece", "nll", "brier")
@@ -75,9 +76,10 @@ COLUMNS = {
     "strengths": STRENGTH_COLUMNS,
 }
 FILES = {name: f"{'attacks' if name == 'strengths' else name}.csv" for name in COLUMNS}
+OPTIONAL = {"history": HISTORY_COLUMNS}  # if a run asks for it
 TEXT = (  # columns of text, in whichever table
-    "architecture attack authors counts dataset defense distribution flags images key kind knows label link measure "
-    "name norm other params posterior reason source target title version versions worst_defense year"
+    "architecture attack authors counts dataset defense distribution flags images key kind knows label link "
+    "measure name norm other params posterior reason source target title version versions worst_defense year"
 ).split()
 
 
@@ -97,6 +99,7 @@ class Report:
     areas: pd.DataFrame  # for each defense: area under its lowest accuracies over the radii
     differences: pd.DataFrame  # for each two defenses: by how much their areas differ
     strengths: pd.DataFrame  # for each attack: how far its accuracies lie above the lowest known
+    history: pd.DataFrame = field(default_factory=partial(pd.DataFrame, columns=HISTORY_COLUMNS))  # of trainings
     gradients_alone: bool = False  # whether all attacks follow the gradient of the defense that they are tried on
 
     left_alone: tuple[
@@ -137,7 +140,8 @@ class Report:
         """The tables that were measured, by the name of their file."""
         counts = [" ".join(map(str, each)) for each in self.histograms.counts]
         measured = replace(self, histograms=self.histograms.assign(counts=counts))
-        return {file: getattr(measured, name) for name, file in FILES.items()}
+        there = {name: f"{name}.csv" for name in OPTIONAL if len(getattr(self, name))}
+        return {file: getattr(measured, name) for name, file in {**FILES, **there}.items()}
 
     @property
     def incomplete(self) -> bool:
@@ -162,6 +166,8 @@ def read_report(folder: Path) -> Report:
         InputError: one of them is missing, or is none that a run wrote.
     """
     frames: dict[str, Any] = {name: _read_csv(folder / FILES[name], each) for name, each in COLUMNS.items()}
+    there = {name: each for name, each in OPTIONAL.items() if (folder / f"{name}.csv").is_file()}
+    frames |= {name: _read_csv(folder / f"{name}.csv", each) for name, each in there.items()}
     try:
         for name in ("results", "models", "areas"):
             whole = [each for each in ("n_examples", "draws", "parameters") if each in frames[name]]
@@ -178,7 +184,8 @@ def _read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False)
         numbers = [str(name) for name in frame if name not in TEXT]
         frame[numbers] = frame[numbers].replace("", "nan").astype(np.float64)  # to the last digit
-        whole = [name for name in ("seed", "seeds", "cells", "n_kept") if name in frame]
+        integers = ("seed", "seeds", "cells", "n_kept", "step")
+        whole = [name for name in integers if name in frame]
         frame[whole] = frame[whole].astype(np.int64)
     except (OSError, ValueError) as error:
         got = (error.strerror if isinstance(error, OSError) else None) or str(error)
@@ -206,6 +213,7 @@ def collect(plan: Plan, store: RecordSource, failed: Mapping[str, str] | None = 
         results=results,
         methods=_methods(plan, evaluations, store),
         models=_models(plan, store),
+        history=_history(plan, store),
         affinity=affinity_table(results[mutual], kept),
         adversaries=_adversaries(plan, store, results),
         areas=areas,
@@ -390,6 +398,17 @@ def _knows(cell: Cell) -> str:
     if "black_box" in cell.attack.traits:
         return "answers"
     return "a_draw" if "a_draw" in cell.attack.traits else "posterior"
+
+
+def _history(plan: Plan, store: RecordSource) -> pd.DataFrame:
+    """`history.csv`: a row for each value that was measured of each training on its way."""
+    rows = []
+    if plan.spec.history:
+        for (label, seed), key in plan.trained.items():
+            record = store.read_record(key)
+            for moment in record["result"].get("history", ()) if record else ():
+                rows += [(label, seed, moment["step"], *each) for each in moment["values"].items()]
+    return pd.DataFrame(rows, columns=HISTORY_COLUMNS)
 
 
 def _models(plan: Plan, store: RecordSource) -> pd.DataFrame:

@@ -10,6 +10,7 @@ from advbench.registry.pinned import Files as Files
 from advbench.training.active import ACQUISITIONS as ACQUISITIONS
 from advbench.training.active import CurvePoint as CurvePoint
 from advbench.training.active import Round as Round
+from advbench.training.active import acquisitions as acquisitions
 from advbench.training.active import active_learning as active_learning
 from advbench.training.active import learning_curve as learning_curve
 from advbench.training.base import CheckpointSlot as CheckpointSlot

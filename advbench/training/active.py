@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -89,27 +89,76 @@ def active_learning(
     Raises:
         InputError: an unknown acquisition function, or a pool too small.
     """
-    if acquisition not in ACQUISITIONS:
-        raise unknown_name("acquisition function", acquisition, ACQUISITIONS)
     context = context or TrainContext()
-    needed = per_class * pool.classes + (rounds - 1) * batch
-    fewest = int(torch.bincount(pool.labels, minlength=pool.classes).min())
-    if fewest < per_class or len(pool) < needed:
-        expected = f"at least {per_class} images of each class, and {needed} in all"
-        raise InputError("pool", expected=expected, got=f"{fewest} and {len(pool)}")
-    found, clf = list(done), None
-    while len(found) < rounds:
-        labelled = found[-1].labelled if found else _first(pool, per_class, context.seed)
-        if found:
-            if clf is None and acquisition != "random":  # that of the last round that was kept
-                clf = _trained(defense, net, pool, labelled, context, len(found) - 1)
-            labelled += _chosen(clf, pool, labelled, ACQUISITIONS[acquisition], batch, draws, context)
-        clf = _trained(defense, net, pool, labelled, context, len(found))
-        x, y = test.to(context.resources.device).batch(slice(None))
+    chosen = acquisitions(
+        defense,
+        net,
+        pool,
+        acquisition,
+        rounds=rounds,
+        batch=batch,
+        per_class=per_class,
+        draws=draws,
+        context=context,
+        labelled=done[-1].labelled if done else (),
+    )
+    found = list(done)
+    x, y = test.to(context.resources.device).batch(slice(None))
+    for labelled, clf in chosen:
         judged = evaluate(clf, x, y, draws, seed=context.seed)
         found.append(Round(labelled, judged.accuracy, judged.interval))
         report(found[-1])
     return found
+
+
+def acquisitions(
+    defense: Defense,
+    net: Callable[[int], nn.Module],
+    pool: Data,
+    acquisition: str,
+    *,
+    rounds: int,
+    batch: int,
+    per_class: int,
+    draws: int,
+    context: TrainContext,
+    labelled: tuple[int, ...] = (),
+) -> Iterator[tuple[tuple[int, ...], Classifier]]:
+    """The rounds of `active_learning`: the positions of the labelled images, and the classifier trained on them.
+
+    Args:
+        defense: as there, like all others but the last.
+        net: likewise.
+        pool: likewise.
+        acquisition: likewise.
+        rounds: likewise.
+        batch: likewise.
+        per_class: likewise.
+        draws: likewise.
+        context: likewise.
+        labelled: positions of those that are labelled after the rounds that are done; the rounds after these follow.
+
+    Raises:
+        InputError: an unknown acquisition function, or a pool too small.
+    """
+    if acquisition not in ACQUISITIONS:
+        raise unknown_name("acquisition function", acquisition, ACQUISITIONS)
+    first = per_class * pool.classes
+    needed = first + (rounds - 1) * batch
+    fewest = int(torch.bincount(pool.labels, minlength=pool.classes).min())
+    if fewest < per_class or len(pool) < needed:
+        expected = f"at least {per_class} images of each class, and {needed} in all"
+        raise InputError("pool", expected=expected, got=f"{fewest} and {len(pool)}")
+    clf = None
+    while len(labelled) < needed:
+        if labelled:
+            if clf is None and acquisition != "random":  # that of the last round that is done
+                clf = _trained(defense, net, pool, labelled, context)
+            labelled += _chosen(clf, pool, labelled, ACQUISITIONS[acquisition], batch, draws, context)
+        else:
+            labelled = _first(pool, per_class, context.seed)
+        clf = _trained(defense, net, pool, labelled, context)
+        yield labelled, clf
 
 
 def _first(pool: Data, per_class: int, seed: int) -> tuple[int, ...]:
@@ -125,11 +174,10 @@ def _trained(
     pool: Data,
     labelled: tuple[int, ...],
     context: TrainContext,
-    index: int,
 ) -> Classifier:
     """The classifier of a round, trained from new weights."""
-    seed = derive(context.seed, "active", index)
-    own = dataclasses.replace(context, seed=seed, checkpoint=None, init=None, fresh=net)
+    seed = derive(context.seed, "active", len(labelled))
+    own = dataclasses.replace(context, seed=seed, checkpoint=None, init=None, fresh=net, watch=None)
     rows = torch.tensor(labelled)
     data = Data(pool.images[rows], pool.labels[rows], pool.classes, pool.name)
     return defense.fit(net(derive(seed, "init")), data, own)

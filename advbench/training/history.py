@@ -6,13 +6,15 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from advbench.data.base import Data
-from advbench.evaluation.evaluate import evaluate
+from advbench.evaluation import detection, score
+from advbench.evaluation.evaluate import evaluate, evaluate_ood
 from advbench.models.classifier import Classifier
 from advbench.training.base import Defense, TrainContext
 
+DETECTORS = ("total", "epistemic", "least_confidence")
 Measure = Callable[[Classifier], Mapping[str, float]]
 
 
@@ -60,25 +62,32 @@ def history(
     return clf, moments
 
 
-def errors_on(test: Data, draws: int = 20, seed: int = 0) -> Measure:
-    """A measure for `history`: errors on held-out images, as fractions.
+def errors_on(test: Data, draws: int = 20, seed: int = 0, ood: Mapping[str, Tensor] | None = None) -> Measure:
+    """A measure for `history`: errors on held-out images, and whether uncertainty finds out others; as fractions.
 
     Args:
         test: the images.
         draws: number of draws of a random classifier, the same ones at every moment.
         seed: of the draws.
+        ood: out-of-distribution images by name, each `(count, channels, height, width)`.
 
     Returns:
         `error` of the mean softmax (Adv-BNN eq. 18), and `draw_error`, `draw_error_min` and `draw_error_max`, the mean,
-        lowest and highest of single draws.
+        lowest and highest of single draws. For each name in `ood` the AUROC of detection by total and epistemic
+        uncertainty and by `least_confidence` (APD Figure 7), as `auroc_total:NAME` and so on.
     """
     x, y = test.batch(slice(None))
 
     def measure(clf: Classifier) -> Mapping[str, float]:
         device = next(clf.module.parameters()).device
         found = evaluate(clf, x.to(device), y.to(device), draws, seed=seed)
-        each = 1 - found.draw_accuracies
-        single = {"draw_error": each.mean(), "draw_error_min": each.min(), "draw_error_max": each.max()}
-        return {"error": 1 - found.accuracy, **{name: float(value) for name, value in single.items()}}
+        errors = 1 - found.draw_accuracies
+        single = {"draw_error": errors.mean(), "draw_error_min": errors.min(), "draw_error_max": errors.max()}
+        values = {"error": 1 - found.accuracy, **{name: float(value) for name, value in single.items()}}
+        for name, images in (ood or {}).items():
+            others = evaluate_ood(clf, images.to(device), draws, seed=seed)
+            for each in DETECTORS:
+                values[f"auroc_{each}:{name}"] = detection(score(found, each), score(others, each)).auroc
+        return values
 
     return measure

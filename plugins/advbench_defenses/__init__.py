@@ -40,6 +40,7 @@ def advbench_register(register: Registrar) -> None:
         ),
         ("bal", "bal:BAL", "Bayesian adversarial learning (Ye and Zhu 2018)"),
         ("apd", "apd:APD", "SGLD samples distilled by a GAN (Wang et al. 2018)"),
+        ("active", "active:Active", "active learning: trained on images that it chooses (Gal et al. 2017)"),
         ("pretrained", "pretrained:Pretrained", "weights from files: a net, an ensemble or a Gaussian posterior"),
     ):
         register.defense(name, f"advbench_defenses.{target}", summary)

@@ -94,6 +94,7 @@ class BAL(AdaptiveChains):
             "samples": 5,
             "temperature": 1e-5,
             "alpha": 0.0256,
+            "price_inside": True,
             "image_steps": 15,
             "image_lr": 0.026,
             "image_temperature": 1e-5,
@@ -105,6 +106,7 @@ class BAL(AdaptiveChains):
     sources = {
         "section 5, MNIST": "stages init_from chains samples temperature image_steps image_temperature image_chains "
         "weight_steps",
+        "eq. 8": "price_inside",
         "released code": "batch_size lr window damping alpha image_lr clean_weight",
     }
     params: Params

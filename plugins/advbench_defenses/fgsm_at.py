@@ -34,9 +34,9 @@ class FGSMAT(MixedLoss):
         "digits": {"stages": (40, 10), "batch_size": 64, "eps": 0.15},
         "mnist": {"stages": (4, 1), "eps": 0.3},
         "cifar10": {"stages": (40, 20), "augment": True, "eps": 8 / 256},
-        "paper": {"stages": (2,), "batch_size": 256, "eps": 0.02, "init_from": "erm"},
+        "paper": {"stages": (2,), "batch_size": 256, "eps": 0.02, "init_from": "erm", "clean_weight": 0.5},
     }
-    sources = {"BAL section 5, MNIST": "stages init_from", "BAL's released code": "batch_size eps"}
+    sources = {"BAL section 5, MNIST": "stages init_from", "BAL's released code": "batch_size eps clean_weight"}
     params: Params
 
     def passes_per_image(self) -> float:

@@ -43,11 +43,12 @@ class IFGSMAT(PgdPerturbation, MixedLoss):
             "steps": 15,
             "step_size": 1 / 15,
             "init_from": "erm",
+            "clean_weight": 0.5,
         },
     }
     sources = {
         "BAL section 5, MNIST": "stages steps init_from",
-        "BAL's released code": "batch_size eps step_size",
+        "BAL's released code": "batch_size eps step_size clean_weight",
     }
     params: Params
 

@@ -43,9 +43,9 @@ class WRM(MixedLoss):
         "digits": {"stages": (40, 10), "batch_size": 64, "gamma": 2.0},
         "mnist": {"stages": (4, 1)},
         "cifar10": {"stages": (40, 20), "augment": True},
-        "paper": {"stages": (2,), "batch_size": 256, "steps": 15, "init_from": "erm"},
+        "paper": {"stages": (2,), "batch_size": 256, "steps": 15, "init_from": "erm", "clean_weight": 0.5},
     }
-    sources = {"BAL section 5": "stages steps init_from", "BAL's released code": "batch_size"}
+    sources = {"BAL section 5": "stages steps init_from", "BAL's released code": "batch_size clean_weight"}
     params: Params
 
     def passes_per_image(self) -> float:

@@ -15,11 +15,15 @@ import pandas as pd
 import pytest
 from helpers import install
 
-from advbench.boards.comparison import COLUMNS, Comparison, Order, _area_interval, _order, _verdict
+import advbench
+from advbench.boards.comparison import COLUMNS, FOOLED, Comparison, Order, _area_interval, _order, _verdict
 from advbench.boards.studies import Cell, Item, Published, Study, all_items, find_item, read_study
 from advbench.cli.app import main
 from advbench.data.ood import ood_labels
 from advbench.errors import InputError
+from advbench.evaluation import auroc_interval
+from advbench.evaluation.uncertainty import Detection, Uncertainty, detection
+from advbench.grid.spec import make_spec
 from advbench.registry import registry
 from advbench.report.leaderboard import Measured
 from advbench.report.tables import COLUMNS as TABLES
@@ -64,6 +68,10 @@ def test_every_number_and_claim_has_a_cell_or_a_reason(title: str) -> None:
     cells += [cell for claim in study.claims for pair in claim.pairs() for cell in pair]
     known = {"affinity", *(f"retained_{share}" for share in (20, 40, 60, 80))}
     known |= {*TABLES["results"], *TABLES["uncertainty"], *TABLES["models"]}
+    scores = [
+        f"{name}_{measure}" for name in Detection._fields for measure in (*Uncertainty._fields, "least_confidence")
+    ]
+    known |= {f"{about}{score}" for about in ("", FOOLED) for score in scores}
     for cell in cells if study.parts else []:
         spec = study.parts[cell.part]
         assert {cell.defense, cell.source or cell.defense} <= set(spec.defenses), cell
@@ -90,7 +98,8 @@ def number(value: float, deviation: float, cell: Cell | None = None) -> Publishe
     return Published(cell or Cell("accuracy", "one", "erm"), "", ("d", "a", "m", "c", "accuracy %"), value, deviation)
 
 
-ONE = Study(Item("p", "i", Path()), "paper", "", "", "", (), "", "", {"one": None}, (), ())  # type: ignore[dict-item]
+SPEC = make_spec({"defenses": [*"abcd", "erm"], "attacks": ["none"]})
+ONE = Study(Item("p", "i", Path()), "paper", "", "", "", (), "", "", {"one": SPEC}, (), ())
 
 
 @pytest.mark.parametrize(
@@ -145,7 +154,7 @@ def test_the_verdict_of_an_item(numbers: list[str], claims: list[str], order: Or
     values = itertools.chain(((1.0, each) for each in numbers), ((math.nan, each) for each in claims))
     rows = [dict.fromkeys(COLUMNS, "") | {"published": value, "verdict": each} for value, each in values]
     table = pd.DataFrame(rows, columns=COLUMNS).astype({"published": float})
-    assert Comparison(ONE, table, order).verdict == verdict
+    assert Comparison(ONE, table, order, {}, ("one",)).verdict == verdict
 
 
 def test_the_interval_of_an_area_that_says_nothing_is_that_of_mann_and_whitney() -> None:
@@ -182,7 +191,6 @@ defenses = ["erm", "bnn"]
 attacks = ["fgsm"]
 eps = [0.3]
 draws = 3
-affinity = []
 
 [run.set]
 erm = { stages = [8] }
@@ -212,6 +220,7 @@ PUBLISHED = """dataset,architecture,method,condition,metric,value,deviation,part
 digits,small_cnn,erm,clean,accuracy %,90.0,10.0,one,erm,,none,0,accuracy,
 digits,small_cnn,bnn,clean,accuracy %,99.9,,one,bnn,,none,0,accuracy,
 digits,small_cnn,bnn,FGSM,AUROC %,50.0,50.0,one,bnn,,fgsm,0.3,auroc_total,
+digits,small_cnn,erm,FGSM on bnn,AUROC %,50.0,50.0,one,erm,bnn,fgsm,0.3,fooled_auroc_least_confidence,
 digits,small_cnn,erm,clean,accuracy %,90.0,,two,erm,,none,0,accuracy,
 imagenet,vgg,erm,clean,accuracy %,90.0,,,,,,,,no such data
 """
@@ -247,23 +256,33 @@ def here(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "papers" / "toy" / "table1" / "small"
 
 
-def test_a_study_runs_and_is_compared(here: Path) -> None:
+def test_a_study_runs_and_is_compared(toy: Path, here: Path) -> None:
     table = pd.read_csv(here / "comparison.csv")
-    verdicts = ["agrees", "differs", "agrees", "not compared", "not compared", "agrees"]
+    verdicts = ["agrees", "differs", "agrees", "agrees", "not compared", "not compared", "agrees"]
     assert table.verdict.tolist() == verdicts
-    results = pd.read_csv(here / "one" / "results.csv").set_index(["defense", "attack"])
+    results = pd.read_csv(here / "one" / "results.csv").query("source == defense").set_index(["defense", "attack"])
     assert table.own[0] == pytest.approx(100 * results.accuracy["erm", "none"])
     assert table.own_low[0] == pytest.approx(100 * results.accuracy_low["erm", "none"])
-    assert table.own[5] == pytest.approx(results.accuracy["erm", "none"] - results.accuracy["erm", "fgsm"])
+    assert table.own[6] == pytest.approx(results.accuracy["erm", "none"] - results.accuracy["erm", "fgsm"])
+    run = advbench.open_run(here / "one", str(toy / ".advbench" / "store"))
+    scores = run.detection_scores("erm", "fgsm", "least_confidence", fooled="bnn", source="bnn")
+    assert table.own[3] == pytest.approx(100 * detection(*scores).auroc)
+    assert [table.own_low[3], table.own_high[3]] == pytest.approx([100 * end for end in auroc_interval(*scores)])
     text = (here / "comparison.md").read_text()
     assert "**differs** at scale `small`" in text, "the paper has bnn ahead of erm"
     assert "no such data" in text
-    assert "Which forbids to conclude: All." in text
+    assert "Conclusions not supported at this scale: All." in text
 
 
 def test_its_boards_and_comparison_are_checked(here: Path, capsys: Capture) -> None:
     assert main(["reproduce", "toy/table1", "--check"]) == 0
     assert main(["leaderboard", "check", str(here / "one")]) == 0
+    measured = (here / "measured.csv").read_text()
+    (here / "measured.csv").write_text(measured.replace(",bnn,0,", ",bnn,1,"))
+    capsys.readouterr()
+    assert main(["reproduce", "toy/table1", "--check"]) == 1
+    assert "comparison.csv: missing, or not what the records give" in capsys.readouterr().err
+    (here / "measured.csv").write_text(measured)
     raw = (here / "comparison.csv").read_text()
     (here / "comparison.csv").write_text(raw.replace("differs", "agrees"))
     capsys.readouterr()

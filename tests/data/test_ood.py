@@ -72,7 +72,7 @@ def test_noise_has_the_moments_of_its_distribution_and_begins_alike() -> None:
 def test_the_identity_names_content_and_scale_not_the_path(colours: str) -> None:
     (found,) = identify_ood([colours], None, 5.0)
     assert (found.name, found.label, found.images, found.scale) == ("npz", "npz", 30, 5.0)
-    assert len(found.digest) == 64
+    assert len(found.sha256) == 64
 
 
 def test_files_of_one_kind_are_told_apart_by_their_names(colours: str, tmp_path: Path) -> None:

@@ -63,6 +63,8 @@ def test_tables_are_those_that_follow_from_the_records(done: advbench.Run) -> No
     for (name, one), (other, two) in zip(all_figures(done.report), all_figures(report), strict=True):
         assert name == other
         assert to_bytes(one, "svg") == to_bytes(two, "svg")
+    assert list(done.attacks.attack) == list(report.strengths.attack)
+    assert (len(done.attacks), len(done.differences)) == (2, 1)
     assert repr(done).endswith("14 cells of 2 defenses)")
 
 

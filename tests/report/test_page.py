@@ -21,6 +21,7 @@ from advbench.cli.options import make_spec as spec_of_options
 from advbench.report import Report
 from advbench.report.page import render_page
 from advbench.report.references import Reference
+from advbench.report.tables import as_rows
 
 REFERENCE = Reference(
     model="Known2020<Model>",
@@ -310,6 +311,9 @@ def test_a_number_opens_what_lies_behind_it(browser: Browser, page: Path, report
     one = next(one for one in report.standings if one.defense == "pgd_at")
     assert f"{one.area.value:.3f}" in browser.texts("#behind")[0]
     assert f"{one.worst[0.05].accuracy.value:.3f}" in browser.texts("#behind")[0]
+    (pair,) = as_rows(report.differences)
+    told = f"{pair['difference']:.3f} [{pair['difference_low']:.3f}, {pair['difference_high']:.3f}]"
+    assert f"{pair['defense']} - {pair['other']}\n{told}" in browser.texts("#behind")[0]
     browser.click("#behind button", "Close")
     browser.click("#by-attack summary")
     browser.click("#each tbody tr:nth-child(3) td:last-child .number")
@@ -388,6 +392,8 @@ def test_the_theme_switches_and_stays(browser: Browser, page: Path) -> None:
 @pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (1440, "dark")])
 def test_it_is_accessible_and_fits_the_screen(browser: Browser, page: Path, width: int, scheme: str) -> None:
     browser.open(page, width, scheme)
+    assert browser.run("return document.documentElement.scrollWidth") <= width
+    browser.run("for (const each of document.querySelectorAll('details')) each.open = true")
     assert browser.run("return document.documentElement.scrollWidth") <= width
     assert violations(browser) == []
     browser.click("#board tbody .number")
