@@ -99,7 +99,7 @@ class Run:
 
     @property
     def attacks(self) -> pd.DataFrame:
-        """How far each attack's accuracies lie above the lowest known: `attacks.csv`."""
+        """Excess of each attack's accuracies over the lowest ones: `attacks.csv`."""
         return self.report.strengths
 
     def __repr__(self) -> str:
