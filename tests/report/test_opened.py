@@ -165,7 +165,9 @@ def test_a_folder_without_tables_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"table .*results.csv: expected a table written by a run, got No such file"):
         advbench.open_run(tmp_path)
     (tmp_path / "results.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(InputError, match=r"table .*results.csv: expected a table written by a run, got none with a column"):
+    with pytest.raises(
+        InputError, match=r"table .*results.csv: expected a table written by a run, got none " r"with a column"
+    ):
         advbench.open_run(tmp_path)
 
 
