@@ -106,8 +106,8 @@ def active_learning(
     found = list(done)
     x, y = test.to(context.resources.device).batch(slice(None))
     for labelled, clf in chosen:
-        judged = evaluate(clf, x, y, draws, seed=context.seed)
-        found.append(Round(labelled, judged.accuracy, judged.interval))
+        evaluated = evaluate(clf, x, y, draws, seed=context.seed)
+        found.append(Round(labelled, evaluated.accuracy, evaluated.interval))
         report(found[-1])
     return found
 

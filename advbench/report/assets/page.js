@@ -191,7 +191,7 @@
 
   function behindArea(defense) {
     const { worst, differences, attacks, eps: radii, defenses } = data();
-    const told = differences.filter((each) => each.slice(0, 2).includes(defense)).map(([one, other, ...numbers]) => [
+    const compared = differences.filter((each) => each.slice(0, 2).includes(defense)).map(([one, other, ...numbers]) => [
       `${defenses[one].name} - ${defenses[other].name}`, numbers.join(" "),
     ]);
     const lowest = worst[defense].map(([attack, parts], place) => [
@@ -205,8 +205,8 @@
         ...(ranks ? [["rank", `indistinguishable from ranks ${ranks}`]] : []),
       ]),
       element("h3", "The lowest accuracies"), list(lowest),
-      ...(told.length ? [element("h3", "Differences from others, on the same images: real where the interval leaves out 0")] : []),
-      list(told),
+      ...(compared.length ? [element("h3", "Differences from others on the same images; significant if the interval excludes 0")] : []),
+      list(compared),
     ]);
   }
 
