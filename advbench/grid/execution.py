@@ -54,7 +54,7 @@ class Execution:
             ("--gpus-per-task", self.gpus_per_task, ("ray",)),
         ):
             if value is not None and self.executor not in users:
-                raise InputError(option, expected=f"--executor {' or '.join(users)} with it", got=repr(self.executor))
+                raise InputError(option, expected=f"--executor {' or '.join(users)} as well", got=repr(self.executor))
         share = self.gpus_per_task
         if share is not None and share > 1 and share != int(share):
             raise InputError("--gpus-per-task", expected="a fraction of a GPU, or a whole number of GPUs", got=share)

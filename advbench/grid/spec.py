@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 
 from advbench.attacks.base import Attack, Norm, Threat
 from advbench.attacks.budget import least_cost, within_budget
-from advbench.errors import AdvbenchError, InputError, unknown_name
+from advbench.errors import AdvbenchError, InputError, expected_in, unknown_name
 from advbench.grid.convergence import axes
 from advbench.grid.inputs import Component, Converge
 from advbench.grid.kept import INDEX, Kept, names_in
@@ -242,10 +242,7 @@ def make_spec(values: Mapping[str, Any]) -> RunSpec:
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-        raise InputError(
-            f"setting {where!r}", expected=message[0].lower() + message[1:], got=repr(first["input"])
-        ) from error
+        raise InputError(f"setting {where!r}", expected=expected_in(first["msg"]), got=repr(first["input"])) from error
     for name, value in spec.model_dump(exclude_none=True).items():  # must be representable in spec.toml
         try:
             tomli_w.dumps({name: value}).encode()

@@ -155,7 +155,7 @@ def test_impossible_threats_are_refused(norm: Any, eps: Any, message: str) -> No
 def test_hyperparameters_are_checked_with_a_suggestion() -> None:
     with pytest.raises(InputError, match=r"unknown hyperparameter of PGD 'step'.*did you mean 'steps'\?"):
         advbench.get_attack("pgd", step=3)
-    with pytest.raises(InputError, match="hyperparameter 'steps' of PGD: expected input should be greater than"):
+    with pytest.raises(InputError, match="hyperparameter 'steps' of PGD: expected a value greater than"):
         advbench.get_attack("pgd", steps=0)
     with pytest.raises(InputError, match=r"unknown attack 'pgdd'.*did you mean 'pgd'\?"):
         advbench.get_attack("pgdd")

@@ -47,7 +47,7 @@ BAD = {
     "no images": (["--limit", "0"], "setting 'limit': expected .*greater than or equal to 1"),
     "no draws": (["--draws", "0"], "setting 'draws': expected .*greater than or equal to 1"),
     "seed that is no number": (["--seeds", "one"], "--seeds: expected whole numbers, got 'one'"),
-    "negative seed": (["--seeds", "-1"], "setting 'seeds.0': expected greater than or equal to 0, got -1"),
+    "negative seed": (["--seeds", "-1"], "setting 'seeds.0': expected a value greater than or equal to 0, got -1"),
     "doubled name": (["--defense", "erm,erm"], "each value once; repeated: erm"),
     "unknown option": (["--epsilon", "1"], "[Nn]o such option.*--epsilon"),
     "option that is no number": (["--draws", "many"], "[Ii]nvalid value for.*draws"),

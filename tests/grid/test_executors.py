@@ -517,7 +517,7 @@ BAD = {
         {"executor": "inline", "time_limit": 3.0},
         "--time-limit: expected --executor local or ray",
     ),
-    "local with an address": ({"address": "a:1"}, "--address: expected --executor ray with it"),
+    "local with an address": ({"address": "a:1"}, "--address: expected --executor ray as well"),
     "part above one": ({"executor": "ray", "gpus_per_task": 1.5}, "--gpus-per-task: expected a fraction of a GPU"),
     "no number": ({"time_limit": float("nan")}, "--time-limit: expected a number of seconds, got nan"),
 }

@@ -242,7 +242,7 @@ def test_files_that_hold_something_else_are_one_line_and_nothing_is_unpickled(tm
     [
         ({}, "weights of Pretrained: expected a file, or a list of files, got none; use --set pretrained"),
         ({"weights": "none.pt"}, r"file none\.pt: expected a file, got none"),
-        ({"weights": 3}, "hyperparameter 'weights.0' of Pretrained: expected input should be a valid string, got 3"),
+        ({"weights": 3}, "hyperparameter 'weights.0' of Pretrained: expected a valid string, got 3"),
         ({"weights": ["net.pt", "net.pt"]}, "expected files with different content"),
         ({"weights": "net.pt", "std": ["net.pt", "net.pt"]}, "number of files in std of Pretrained: expected 1"),
         ({"weights": "net.pt", "random": True, "dropout": 0.1}, "expected one kind of noise, got dropout and random"),
