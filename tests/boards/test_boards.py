@@ -516,8 +516,8 @@ def rewritten(source: Path, path: Path, change: Callable[[dict[str, bytes]], obj
 
 
 FORGERIES: dict[str, tuple[Callable[[dict[str, bytes]], object], str]] = {
-    "other members": (lambda members: members.update({"evil.py": b""}), "a file that 'advbench leaderboard submit'"),
-    "a member less": (lambda members: members.pop("data.json"), "a file that 'advbench leaderboard submit'"),
+    "other members": (lambda members: members.update({"evil.py": b""}), "a file from 'advbench leaderboard submit'"),
+    "a member less": (lambda members: members.pop("data.json"), "a file from 'advbench leaderboard submit'"),
     "other draws": (
         lambda members: members.update({"spec.toml": members["spec.toml"].replace(b"draws = 4", b"draws = 5")}),
         "a record of another spec",

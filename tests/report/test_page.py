@@ -286,7 +286,7 @@ def test_rows_are_filtered_and_eps_is_chosen(browser: Browser, page: Path) -> No
     # 0.9 - 0.25 * (1/2 + 1/2 + 2/3), which failed at the larger eps.
     assert browser.texts(erm) == ["0.483"]
     assert [text for text in browser.texts("#board thead th") if text.startswith("worst")] == ["worst case, 8/255"]
-    assert browser.texts("#said") == ["Worst cases at eps 8/255; rank and area are over all."]
+    assert browser.texts("#said") == ["Worst cases at eps 8/255; rank and area are over all eps."]
     browser.click("#by-attack summary")
     assert browser.texts("#each thead th")[1:] == ["fgsm 8/255", "pgd 8/255"]
     assert browser.complaints() == []
