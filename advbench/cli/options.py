@@ -24,7 +24,6 @@ DataRoot = Annotated[str | None, typer.Option(help="folder of the data sets [def
 StoreUrl = Annotated[
     str, typer.Option("--store", envvar="ADVBENCH_STORE", help="store of results, a folder or fsspec URL")
 ]
-Formats = Annotated[Names | None, typer.Option("--format", help="comma-separated: csv, md, html, latex, svg, pdf, png")]
 References = Annotated[
     list[Path] | None,
     typer.Option("--reference", help="RobustBench JSON of a model, or folder of them, to show on the page"),

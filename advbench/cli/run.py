@@ -48,14 +48,12 @@ def run(
     del log_json
     from advbench.grid.run import Settings, prepare
     from advbench.report.output import check_no_board, write_out
-    from advbench.report.shape import blaming
 
     store = execution.open_store()
     plan = prepare(execution.placed(spec), execution.data_root)
     check_no_board(out)
     outcome = carry_out_shown(plan, execution, store, Settings(keep_examples, retry_failed), out)
-    with blaming(plan, store):
-        report, files = write_out(plan, store, outcome, out)
+    report, files = write_out(plan, store, outcome, out)
     print_end(report, files)
     say(outcome.summary())
     for line in outcome.why(plan.tasks):
@@ -158,7 +156,6 @@ def curve(
     from advbench.report.charts import convergence_curves
     from advbench.report.curves import curve_table, paths
     from advbench.report.figures import draw_chart, to_bytes
-    from advbench.report.shape import blaming
     from advbench.report.tables import to_csv
     from advbench.store.storage import write_file
 
@@ -167,9 +164,8 @@ def curve(
     outcome = carry_out_shown(plan, execution, store, Settings(retry_failed=retry_failed), out)
     if outcome.failed:
         refuse(outcome.why(plan.tasks))
-    with blaming(plan, store):
-        found = list(paths(plan, store))
-        table = curve_table(plan, found)
+    found = list(paths(plan, store))
+    table = curve_table(plan, found)
     files = {"curve.csv": to_csv(table), "curve.png": to_bytes(draw_chart(convergence_curves(table)), "png")}
     for name, raw in files.items():
         write_file(out / name, raw)

@@ -28,7 +28,6 @@ def report(
     from advbench.grid.run import prepare_anew
     from advbench.report import output
     from advbench.report.references import read_references
-    from advbench.report.shape import blaming
     from advbench.store.records import Store
     from advbench.store.storage import BRIEF
 
@@ -38,17 +37,14 @@ def report(
     spec = make_spec(folder / "spec.toml")
     output.check_no_board(folder)
     output.check_writable(folder)
-    plan, results = prepare_anew(spec, folder, data_root), Store(store, BRIEF)
-    with blaming(plan, results):
-        tables = output.collect_anew(plan, results)
+    tables = output.collect_anew(prepare_anew(spec, folder, data_root), Store(store, BRIEF))
     if tables.results["flags"].eq("missing").all():
         raise InputError(
             f"store {store!r} has no results of this run",
             remedy="choose the run's store with --store, or compute them: advbench run --spec FOLDER/spec.toml",
         )
     output.check_kept(folder, tables.results)
-    with blaming(plan, results):
-        files = output.write_report(tables, folder, chosen, references)
+    files = output.write_report(tables, folder, chosen, references)
     print_end(tables, files)
     if tables.incomplete:
         raise typer.Exit(1)

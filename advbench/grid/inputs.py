@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
 from typing import Any, ClassVar, Literal
 
 import pydantic
@@ -22,13 +23,19 @@ STATED = (
 )  # fields in which None is meaningful; other fields with None are omitted from the JSON
 
 
+@cache
+def _fields(kind: type) -> tuple[str, ...]:
+    return tuple(each.name for each in fields(kind)) if is_dataclass(kind) else ()
+
+
 def as_json(value: Any) -> Any:
     """Convert a dataclass and nested ones to JSON values."""
     if isinstance(value, tuple):
         return [as_json(each) for each in value]
-    if not is_dataclass(value):
+    names = _fields(type(value))  # type: ignore[arg-type]  # mypy: classes are hashable
+    if not names:
         return value
-    found = {each.name: as_json(getattr(value, each.name)) for each in fields(value)}
+    found = {name: as_json(getattr(value, name)) for name in names}
     return {name: each for name, each in found.items() if each is not None or name in STATED}
 
 

@@ -121,19 +121,19 @@ def parse(found: Mapping[str, bytes], what: str) -> tuple[Kept, dict[str, Source
         raise InputError(f"{INDEX} of {what}", expected="the index of a run with files", got=got) from error
     sources: dict[str, Sources] = {}
     for digest, listed in kept.sources.items():
-        places = {name: f"{FOLDER}/{digest}/{name}" for name in listed.sha256}
-        if listed.entry not in places or any(place not in found for place in places.values()):
-            raise InputError(f"{FOLDER} of {what}", expected=f"the files of {digest[:12]}", got="some are missing")
-        one = Sources(listed.entry, dict(sorted((name, found[place]) for name, place in places.items())), "")
-        if one.digest != digest or _listed(one) != listed:
+        texts = {name: found[place] for name in listed.sha256 if (place := f"{FOLDER}/{digest}/{name}") in found}
+        one = Sources(listed.entry, dict(sorted(texts.items())))
+        if listed.entry not in texts or one.digest != digest or _listed(one) != listed:
             expected = f"the SHA-256 in index.json under {digest[:12]}"
             raise InputError(f"file {listed.entry} of {what}", expected=expected, got="other content")
         sources[digest] = one
-    known = {INDEX, *(f"{FOLDER}/{digest}/{name}" for digest, one in sources.items() for name in one.texts)}
-    surplus = sorted(found.keys() - known)
-    lacking = sorted(set().union(*map(digests, kept.components()), set()) - sources.keys())
+    lacking = set().union(*map(digests, kept.components())) - sources.keys()
+    surplus = found.keys() - {
+        INDEX,
+        *(f"{FOLDER}/{digest}/{name}" for digest in sources for name in sources[digest].texts),
+    }
     if surplus or lacking:
-        got = surplus[0] if surplus else f"none of {lacking[0][:12]}"
+        got = min(surplus, default="") or f"none of {min(lacking)[:12]}"
         raise InputError(f"{FOLDER} of {what}", expected="the files that index.json lists", got=got)
     return kept, sources
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, NamedTuple
@@ -108,7 +108,7 @@ class Plan:
     cells: tuple[Cell, ...]  # rows of `results.csv`
     trained: Mapping[tuple[str, int], str] = field(default_factory=dict)  # keys of trainings by defence and seed
     parameters: Mapping[str, int] = field(default_factory=dict)  # number of weights by displayed architecture
-    identity: Identity | None = None  # identity of the data; None for merged plans
+    identity: Identity | None = None  # of its data; None of a part of a plan
     ood: tuple[OodCell, ...] = ()
     known: tuple[Cell, ...] = ()  # cells of attacks on a known draw
     left_alone: tuple[str, ...] = ()  # out-of-distribution images that cannot be attacked
@@ -202,12 +202,6 @@ def make_plan(
 def attackable(images: OodSet) -> bool:
     """True if out-of-distribution images can be attacked inside [0, 1]; False if their pixel values are scaled."""
     return images.scale == 1.0 and images.name != "gaussian"
-
-
-def merged(plans: Sequence[Plan]) -> Plan:
-    """Merge the tasks of several plans into one plan without cells."""
-    tasks = {key: task for plan in plans for key, task in plan.tasks.items()}
-    return Plan(plans[0].spec, tasks, ())
 
 
 class _Layout:

@@ -6,12 +6,14 @@ import json
 from array import array
 from binascii import a2b_base64
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
 
+from advbench.errors import StoreError
 from advbench.evaluation import Bools
 from advbench.grid.plan import Cell, Plan
 
@@ -42,7 +44,6 @@ class Evaluation:
     versions: str  # one line of JSON
     right: bytes | None  # mask of correct predictions of the ensemble, as bits; None in old records
     draw_variance: float  # variance of the accuracy due to draws
-    details: Mapping[str, Any] | None  # `DETAILS`, on uncertainty; None for transfers
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -50,10 +51,40 @@ class Evaluation:
         return self.numbers[3], self.numbers[4]
 
 
-def read_evaluations(plan: Plan, store: RecordSource) -> Iterator[Evaluation | None]:
-    """One for each cell of the plan, in its order; None where there is no record."""
+def read_evaluations(
+    plan: Plan, store: RecordSource
+) -> Iterator[tuple[Evaluation, dict[str, Any]] | tuple[None, None]]:
+    """One for each cell of the plan, in its order, with `DETAILS` on uncertainty; None where there is no record.
+
+    Of transfers there are no details.
+    """
     for cell, record in zip(plan.cells, store.read_records([cell.key for cell in plan.cells]), strict=True):
-        yield None if record is None else evaluation_of(record, with_details=is_own(cell))
+        if record is None:
+            yield None, None
+            continue
+        with reading(cell.key):
+            result = record["result"]
+            details = {name: result[name] for name in DETAILS if name in result} if is_own(cell) else {}
+            found = evaluation_of(record), details
+        yield found
+
+
+@contextmanager
+def reading(key: str) -> Iterator[None]:
+    """Run a block that takes a record apart, which an import may have brought from anybody.
+
+    Raises:
+        StoreError: the record is of another form than a task's.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise StoreError(
+            f"record {key[:12]} of the store",
+            expected="one that a task leaves",
+            got=f"{type(error).__name__}: {error}",
+            remedy="remove it, or use a store that holds nothing from others",
+        ) from error
 
 
 def is_own(cell: Cell) -> bool:
@@ -72,8 +103,8 @@ def versions_line(record: Mapping[str, Any]) -> str:
     return _versions(tuple(record["versions"].items()))
 
 
-def evaluation_of(record: Mapping[str, Any], *, with_details: bool = True) -> Evaluation:
-    """The result in the record of an evaluation, with or without what it says of uncertainty."""
+def evaluation_of(record: Mapping[str, Any]) -> Evaluation:
+    """The result in the record of an evaluation, without what it says of uncertainty."""
     result = record["result"]
     attack = result["attack"]
     right = result.get("right")
@@ -97,7 +128,6 @@ def evaluation_of(record: Mapping[str, Any], *, with_details: bool = True) -> Ev
         versions=versions_line(record),
         right=None if right is None else right.encode(),
         draw_variance=result.get("draw_variance", 0.0),
-        details={name: result[name] for name in DETAILS if name in result} if with_details else None,
     )
 
 

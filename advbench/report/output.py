@@ -97,8 +97,8 @@ def day() -> str:
 def collect_anew(plan: Plan, store: Store) -> Report:
     """Make the tables of a run from the current content of a store."""
     failed = failures(plan, store)
-    # Of a large grid the tasks take as much memory as the tables, which do without.
-    return collect(replace(plan, tasks={}), store, failed)
+    plan = replace(plan, tasks={})  # which take as much memory as the tables, of a large grid
+    return collect(plan, store, failed)
 
 
 def write_out(plan: Plan, store: Store, outcome: Outcome, out: Path) -> tuple[Report, tuple[Path, ...]]:

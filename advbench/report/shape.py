@@ -1,24 +1,22 @@
-"""The form of records, which may come from anybody: those of a board are checked, those of a store once they fail."""
+"""The form of a board's records, which may come from anybody."""
 
 from __future__ import annotations
 
 from binascii import Error as Base64Error
 from binascii import a2b_base64
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import pydantic
 from pydantic import Field
 
-from advbench.errors import AdvbenchError, StoreError
+from advbench.errors import StoreError
 from advbench.evaluation.summary import ENTROPIES
 from advbench.evaluation.uncertainty import Uncertainty
-from advbench.grid.inputs import CraftInputs, EvaluateInputs, Inputs, TrainInputs
-from advbench.grid.plan import Plan, Task
+from advbench.grid.inputs import EvaluateInputs, Inputs, TrainInputs
+from advbench.grid.plan import Task
 from advbench.report.evaluations import DETAILS
-from advbench.store.records import Store
 
 CIRCUMSTANCES = ("memory", "ran")  # circumstances of a record: host, process, time of day
 CLOSE = 1e-9  # tolerance for rounding of means
@@ -279,22 +277,3 @@ def check_record(record: Mapping[str, Any], task: Task, where: str) -> None:
             got=found,
             remedy="remove it, or use a store without records from others",
         )
-
-
-@contextmanager
-def blaming(plan: Plan, store: Store) -> Iterator[None]:
-    """Run a block that makes tables from a store's records, which an import may have brought from anybody.
-
-    Raises:
-        StoreError: the block failed, and there is a record that no task can have: it is named.
-    """
-    try:
-        yield
-    except AdvbenchError:
-        raise
-    except Exception:
-        for task in plan.tasks.values():
-            record = None if isinstance(task.inputs, CraftInputs) else store.read_record(task.key)
-            if record is not None:
-                check_record(record, task, f"store {store.url}")
-        raise

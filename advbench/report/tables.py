@@ -6,7 +6,7 @@ import io
 import json
 import math
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from advbench.errors import InputError
 from advbench.evaluation.summary import ENTROPIES
@@ -24,8 +25,8 @@ from advbench.report.evaluations import (
     NUMBERS,
     Evaluation,
     RecordSource,
-    is_own,
     read_evaluations,
+    reading,
     versions_line,
 )
 from advbench.report.flags import suspicious
@@ -42,11 +43,12 @@ METHOD_COLUMNS = "kind label name distribution version params versions title aut
 CALIBRATION = ("ece", "nll", "brier")
 MEASURES = (*ENTROPIES, "variation_ratio", "model_variance")
 SCORES = ("auroc", "aupr_positive", "aupr_negative")
-RETENTION_NUMBERS = "kept n_kept accuracy accuracy_low accuracy_high area area_low area_high".split()
-RETENTION_COLUMNS = [*IDENTITY, *RETENTION_NUMBERS, "measure"]
+RETENTION_POINTS = "kept n_kept accuracy accuracy_low accuracy_high".split()
+RETENTION_COLUMNS = [*IDENTITY, *RETENTION_POINTS, "area", "area_low", "area_high", "measure"]
 DETECTION = [f"{score}_{measure}" for measure in MEASURES for score in SCORES]
 ACCEPTED_ERRORS = [f"accepted_errors_{measure}" for measure in ENTROPIES]
-UNCERTAINTY_COLUMNS = [*IDENTITY, "images", *CALIBRATION, *MEASURES, *DETECTION, *ACCEPTED_ERRORS]
+UNCERTAINTY_NUMBERS = [*CALIBRATION, *MEASURES, *DETECTION, *ACCEPTED_ERRORS]
+UNCERTAINTY_COLUMNS = [*IDENTITY, "images", *UNCERTAINTY_NUMBERS]
 HISTOGRAM_COLUMNS = [*IDENTITY, "images", "measure", "top", "counts"]
 PERSISTENCE_COLUMNS = [*IDENTITY, "tries", "broken", "broken_low", "broken_high"]
 SINGLE = "draws draw_accuracy_mean draw_accuracy_low draw_accuracy_high draw_accuracy_min draw_accuracy_max".split()
@@ -60,7 +62,7 @@ KNOWLEDGE = {  # knowledge of adversaries, ascending
     "posterior": "all draws",
     "the_draw": "the draw that answers",
 }
-Details = tuple[dict[str, Any], str, int, Mapping[str, Any]]  # identity, kind of images, classes, the record's values
+CSV_ROWS = 50_000  # that are written at once
 COLUMNS = {
     "results": RESULT_COLUMNS,
     "methods": METHOD_COLUMNS,
@@ -151,12 +153,32 @@ class Report:
 
 
 def to_csv(frame: pd.DataFrame) -> bytes:
-    """A table as CSV in UTF-8, in which every number reads back as it was."""
-    file = io.BytesIO()  # a file of text would take four times the memory
-    # As objects, fractions are written in fewer steps, with the same digits.
-    frame = frame.astype({name: object for name, kind in frame.dtypes.items() if kind == np.float64})
-    frame.to_csv(file, index=False, lineterminator="\n", mode="wb")
+    """A table as CSV in UTF-8, in which every number reads back as it was.
+
+    Most values stand in many rows, so each becomes a text once; pandas formats every cell, at several times the cost.
+    """
+    columns = [_texts(frame[name]) for name in frame]
+    file = io.BytesIO()
+    file.write(",".join(_quoted(str(name)) for name in frame).encode() + b"\n")
+    for start in range(0, len(frame), CSV_ROWS):
+        parts = [texts[places[start : start + CSV_ROWS]].tolist() for texts, places in columns]
+        file.write("".join(f"{','.join(row)}\n" for row in zip(*parts, strict=True)).encode())
     return file.getvalue()
+
+
+def _texts(column: pd.Series[Any]) -> tuple[NDArray[np.object_], NDArray[np.intp]]:
+    """The distinct values of a column as they are written, a missing one as an empty text; and each row's place."""
+    if column.dtype == np.float64:  # by their bits, as 0.0 and -0.0 are equal
+        places, bits = pd.factorize(column.to_numpy().view(np.int64))
+        texts = ["" if math.isnan(value) else repr(value) for value in bits.view(np.float64).tolist()]
+    else:
+        places, values = pd.factorize(column)
+        texts = [_quoted(str(value)) for value in np.asarray(values, dtype=object).tolist()]
+    return np.array([*texts, ""], dtype=object), places
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace('"', '""') + '"' if any(each in text for each in ',"\n\r') else text
 
 
 def read_report(folder: Path) -> Report:
@@ -204,7 +226,14 @@ def collect(plan: Plan, store: RecordSource, failed: Mapping[str, str] | None = 
         store: source of its records.
         failed: reasons of failed tasks, by key; shown in their cells.
     """
-    evaluations = list(read_evaluations(plan, store))
+    uncertainty = _UncertaintyTables()
+    evaluations: list[Evaluation | None] = []
+    for cell, (found, details) in zip(plan.cells, read_evaluations(plan, store), strict=True):
+        evaluations.append(found)
+        if found and details:  # of examples that stopped early there are none
+            with reading(cell.key):
+                uncertainty.add(_identity(plan, cell), _images(cell.attack), found.classes, details)
+    _add_ood(uncertainty, plan, store)
     results = _results(plan, evaluations, failed or {})
     areas, differences = area_tables(results, evaluations)
     mutual = ~results.attack.isin(with_own_source(results))
@@ -221,7 +250,7 @@ def collect(plan: Plan, store: RecordSource, failed: Mapping[str, str] | None = 
         strengths=attack_table(plan.cells, evaluations),
         gradients_alone=_gradients_alone(plan),
         left_alone=plan.left_alone,
-        **_uncertainty_tables(_details(plan, store, evaluations)),
+        **uncertainty.tables(),
     )
 
 
@@ -309,17 +338,15 @@ def _one_line(values: Mapping[str, Any]) -> str:
     return json.dumps(dict(values), sort_keys=True)
 
 
-def _details(plan: Plan, store: RecordSource, evaluations: Sequence[Evaluation | None]) -> Iterator[Details]:
-    """Details on uncertainty in records: on clean, attacked and out-of-distribution images."""
-    for cell, found in zip(plan.cells, evaluations, strict=True):
-        if found is not None and found.details and is_own(cell):  # of examples that stopped early there are none
-            yield _identity(plan, cell), _images(cell.attack), found.classes, found.details
+def _add_ood(tables: _UncertaintyTables, plan: Plan, store: RecordSource) -> None:
+    """Details on out-of-distribution images in records."""
     for ood in plan.ood:
         record = store.read_record(ood.key)
         result = record["result"] if record else {}
         identity = _identity(plan, Cell(ood.defense, ood.defense, None, ood.eps, ood.seed, ood.key))
         attack, images = (ood.attack.label, "attacked_ood") if ood.attack else ("ood", "ood")
-        yield {**identity, "attack": f"{attack}:{ood.name}"}, images, result.get("classes", 0), result
+        with reading(ood.key):
+            tables.add({**identity, "attack": f"{attack}:{ood.name}"}, images, result.get("classes", 0), result)
 
 
 def _images(attack: Choice | None) -> str:
@@ -329,40 +356,61 @@ def _images(attack: Choice | None) -> str:
     return "certain" if "certain_error" in attack.traits else "doubt" if "doubt" in attack.traits else "attacked"
 
 
-def _uncertainty_tables(found: Iterable[Details]) -> dict[str, pd.DataFrame]:
-    """Tables of uncertainty and persistence from records; bins of histograms have equal width, 0 to `top`."""
-    retention: list[tuple[Any, ...]] = []
-    persistence: list[tuple[Any, ...]] = []
-    uncertainty: list[dict[str, Any]] = []
-    histograms: list[tuple[Any, ...]] = []
-    for identity, images, classes, values in found:
+class _UncertaintyTables:
+    """Tables of uncertainty and persistence from records; bins of histograms have equal width, 0 to `top`.
+
+    A record's values are taken apart as it is read: those of a large grid would take gigabytes.
+    """
+
+    def __init__(self) -> None:
+        self._curves: list[tuple[Any, ...]] = []
+        self._sizes: list[int] = []  # points of each curve
+        self._points = {name: array("d") for name in RETENTION_POINTS}
+        self._persistence: list[tuple[Any, ...]] = []
+        self._images: list[tuple[Any, ...]] = []
+        self._numbers = array("d")  # `UNCERTAINTY_NUMBERS` of each of those
+        self._histograms: list[tuple[Any, ...]] = []
+
+    def add(self, identity: dict[str, Any], images: str, classes: int, values: Mapping[str, Any]) -> None:
+        """Add what a record says of images of a kind."""
         head = [identity[name] for name in IDENTITY]
         for measure in ENTROPIES:
             if curve := values.get("retention", {}).get(measure):
-                known = [curve[name] for name in ("fractions", "counts", "accuracies")]
-                ends = curve.get("intervals") or [NO_ENDS] * len(known[0])
-                area = (curve["area"], *(curve.get("area_interval") or NO_ENDS))
-                points = zip(*known, ends, strict=True)
-                retention += [(*head, *point, *interval, *area, measure) for *point, interval in points]
+                size = len(curve["fractions"])
+                ends = zip(*(curve.get("intervals") or [NO_ENDS] * size), strict=True)
+                points = (curve["fractions"], curve["counts"], curve["accuracies"], *ends)
+                for column, numbers in zip(self._points.values(), points, strict=True):
+                    column.fromlist(list(numbers))
+                self._sizes.append(size)
+                self._curves.append((*head, curve["area"], *(curve.get("area_interval") or NO_ENDS), measure))
             if counts := values.get("histograms", {}).get(measure):
-                histograms.append((*head, images, measure, math.log(classes), tuple(counts)))
+                self._histograms.append((*head, images, measure, math.log(classes), tuple(counts)))
         scores = {
             f"{score}_{measure}": value
             for measure, scores in values.get("detection", {}).items()
             for score, value in scores.items()
         }
-        persistence += [
+        self._persistence += [
             (*head, each["tries"], each["broken"], *each["interval"]) for each in values.get("persistence", ())
         ]
         scores |= {f"accepted_errors_{name}": share for name, share in values.get("accepted_errors", {}).items()}
-        means = {**values.get("calibration", {}), **values.get("uncertainty", {})}
-        uncertainty.append({**identity, "images": images, **means, **scores})
-    return {
-        "retention": pd.DataFrame(retention, columns=RETENTION_COLUMNS),
-        "uncertainty": pd.DataFrame(uncertainty, columns=UNCERTAINTY_COLUMNS),
-        "histograms": pd.DataFrame(histograms, columns=HISTOGRAM_COLUMNS),
-        "persistence": pd.DataFrame(persistence, columns=PERSISTENCE_COLUMNS),
-    }
+        scores |= {**values.get("calibration", {}), **values.get("uncertainty", {})}
+        self._images.append((*head, images))
+        self._numbers.fromlist([scores.get(name, math.nan) for name in UNCERTAINTY_NUMBERS])
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The tables of all that was added."""
+        curves = pd.DataFrame(self._curves, columns=[*IDENTITY, "area", "area_low", "area_high", "measure"])
+        retention = curves.take(np.repeat(np.arange(len(curves)), self._sizes)).reset_index(drop=True)
+        retention = retention.assign(**{name: np.array(each) for name, each in self._points.items()})
+        numbers = np.array(self._numbers).reshape(-1, len(UNCERTAINTY_NUMBERS))
+        images = pd.DataFrame(self._images, columns=[*IDENTITY, "images"])
+        return {
+            "retention": retention[RETENTION_COLUMNS].astype({"n_kept": np.int64}),
+            "uncertainty": pd.concat([images, pd.DataFrame(numbers, columns=UNCERTAINTY_NUMBERS)], axis=1),
+            "histograms": pd.DataFrame(self._histograms, columns=HISTOGRAM_COLUMNS),
+            "persistence": pd.DataFrame(self._persistence, columns=PERSISTENCE_COLUMNS),
+        }
 
 
 def _adversaries(plan: Plan, store: RecordSource, results: pd.DataFrame) -> pd.DataFrame:
@@ -418,7 +466,8 @@ def _models(plan: Plan, store: RecordSource) -> pd.DataFrame:
         record = store.read_record(key)
         architecture = choices[label].architecture
         result = record["result"] if record else {}
-        posterior, stated = result.get("classifier", {}).get("posterior", ""), result.get("statistics", {})
+        with reading(key):
+            posterior, stated = result.get("classifier", {}).get("posterior", ""), result.get("statistics", {})
         # Values of a Gaussian posterior; other methods may use these names for non-numbers.
         numbers = [each if isinstance(each := stated.get(name), float) else math.nan for name in ("mean", "std", "kld")]
         seconds = record["seconds"] if record else math.nan

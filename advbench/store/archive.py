@@ -12,10 +12,9 @@ import warnings
 import zlib
 from collections.abc import Collection, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from tarfile import AREGTYPE, BLOCKSIZE, REGTYPE, HeaderError, ReadError, TarFile
-from typing import IO, Any, Self, cast
+from typing import IO, Any, NamedTuple, Self, cast
 
 from advbench.errors import InputError, StoreError
 from advbench.keys import content_key
@@ -29,38 +28,22 @@ INFLATION = 100  # maximum compression ratio; digests in records make it far sma
 CIRCUMSTANCES = ("seconds", "memory", "ran", "versions")  # circumstances of a record's computation
 
 
-@dataclass(frozen=True)
-class Packed:
-    """Content of an export.
+class Packed(NamedTuple):
+    """Content of an export."""
 
-    Attributes:
-        records: number of records.
-        artifacts: number of artifacts.
-        size: size of the file in bytes.
-        absent: number of requested keys without a record.
-    """
-
-    records: int
+    records: int  # number of records
     artifacts: int
-    size: int
-    absent: int
+    size: int  # bytes of the file
+    absent: int  # of the keys that were asked for, those without a record
 
 
-@dataclass(frozen=True)
-class Imported:
-    """Result of an import.
+class Imported(NamedTuple):
+    """Result of an import."""
 
-    Attributes:
-        records: number of added records.
-        artifacts: number of added artifacts, including those of existing records.
-        known: number of records that already existed with the same content.
-        conflicts: keys of existing records with different content, which were kept.
-    """
-
-    records: int
-    artifacts: int
-    known: int
-    conflicts: tuple[str, ...]
+    records: int  # records added
+    artifacts: int  # artifacts added, also of records that were there already
+    known: int  # records that were there already and say the same
+    conflicts: tuple[str, ...]  # keys of the records that were there already, say something else, and were kept
 
 
 # Export

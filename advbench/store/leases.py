@@ -70,7 +70,7 @@ class Leases:
         return self._create(key, _number(names[-1]) + 1)
 
     def _content(self, name: str) -> bytes | None:
-        """Content of a lease; waits for one that is just being created without links."""
+        """A lease's bytes; those of one that is just being created are waited for."""
         for _ in range(EMPTY):
             raw = self._storage.read(name)
             if raw != b"":

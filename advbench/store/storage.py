@@ -199,28 +199,15 @@ def _read(path: str) -> bytes:
 
 
 def _create_locally(path: str, raw: bytes) -> None:
-    """Create a local file by a hard link, which is atomic and shows the whole file at once.
-
-    On file systems without links (exFAT, some network drives), an empty file reserves the name and is then replaced.
-    """
+    """A reader may see the file before its bytes: see `advbench.store.leases`."""
     target = Path(path)
     if not target.parent.is_dir():
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
         except FileExistsError as error:
             raise NotADirectoryError(error.errno, "a file where a folder should be", path) from error
-    temporary = _beside(target)
-    try:
-        temporary.write_bytes(raw)
-        try:
-            os.link(temporary, target)
-        except FileExistsError:
-            raise
-        except OSError:
-            target.open("xb").close()
-            temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with target.open("xb") as file:
+        file.write(raw)
 
 
 def _beside(path: Path) -> Path:

@@ -256,7 +256,7 @@ def test_a_record_that_no_task_can_have_is_named(
     for command in (["report"], ["run", *QUICK]):
         message = error_of_either(capsys, *command, "--store", "store")
         assert f"record {record['key'][:12]}" in message
-        assert next(iter(change)) in message
+        assert "expected one that a task leaves" in message
 
 
 def error_of_either(capsys: Capture, *arguments: str) -> str:

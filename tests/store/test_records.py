@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -498,17 +497,10 @@ def test_a_record_laid_out_otherwise_is_the_same_record(store: Store) -> None:
         assert store.read_record(KEY) is None
 
 
-# File systems without links
+# Names that are taken once
 
 
-@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK])
-def test_a_name_is_taken_once_on_a_file_system_without_links(
-    code: int, store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(code, os.strerror(code))
-
-    monkeypatch.setattr(os, "link", refuse)
+def test_a_name_is_taken_once(store: Store) -> None:
     with ThreadPoolExecutor(8) as pool:
         taken = list(pool.map(lambda n: store.storage.create("leases/ab/x.0.json", b"%d" % n), range(32)))
     assert taken.count(True) == 1
