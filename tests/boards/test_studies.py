@@ -310,13 +310,13 @@ def test_its_boards_and_comparison_are_checked(here: Path, capsys: Capture) -> N
     (here / "measured.csv").write_text(measured.replace(",bnn,0,", ",bnn,1,"))
     capsys.readouterr()
     assert main(["reproduce", "toy/table1", "--check"]) == 1
-    assert "comparison.csv: missing, or not what the records give" in capsys.readouterr().err
+    assert "comparison.csv: missing, or does not match the records" in capsys.readouterr().err
     (here / "measured.csv").write_text(measured)
     raw = (here / "comparison.csv").read_text()
     (here / "comparison.csv").write_text(raw.replace("differs", "agrees"))
     capsys.readouterr()
     assert main(["reproduce", "toy/table1", "--check"]) == 1
-    assert "comparison.csv: missing, or not what the records give" in capsys.readouterr().err
+    assert "comparison.csv: missing, or does not match the records" in capsys.readouterr().err
     spec = here / "one" / "spec.toml"
     spec.write_text(spec.read_text().replace("draws = 3", "draws = 4"))
     assert main(["reproduce", "toy/table1", "--check"]) == 1
@@ -346,8 +346,8 @@ def test_the_list_shows_what_there_is(here: Path, capsys: Capture) -> None:
         (["toy/tabel1"], "unknown study 'toy/tabel1'"),
         (["toy/tabel1"], "did you mean 'toy/table1'?"),
         (["toy/table1", "--scale", "smal"], "unknown scale of toy/table1 'smal': expected one of paper, small"),
-        (["toy/figure1"], "expected one that advbench can run, got one that lacks a way to do it"),
-        ([], "no study; name one"),
+        (["toy/figure1"], "expected a study that advbench can run, got one that needs a way to do it"),
+        ([], "no study; give one"),
         (["toy/table1", "--check", "--out", "nowhere"], "expected an existing folder, got none"),
     ],
 )
