@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from advbench.grid.convergence import converge as converge
     from advbench.grid.inputs import Converge as Converge
     from advbench.models.classifier import Classifier as Classifier
-    from advbench.models.nets import build as build_architecture
+    from advbench.models.nets import build as build_architecture  # noqa: F401
     from advbench.report.opened import Run as Run
     from advbench.report.opened import open_run as open_run
     from advbench.training.active import active_learning as active_learning
@@ -55,33 +55,8 @@ _LAZY = {
     "open_run": "advbench.report.opened:open_run",
 }
 
-__all__ = [
-    "AdvbenchError",
-    "Attack",
-    "Classifier",
-    "Converge",
-    "Data",
-    "Defense",
-    "InputError",
-    "PluginError",
-    "Predictions",
-    "Resources",
-    "Run",
-    "Threat",
-    "TrainContext",
-    "active_learning",
-    "audit",
-    "build_architecture",
-    "converge",
-    "craft",
-    "evaluate",
-    "get_attack",
-    "get_defense",
-    "history",
-    "load_dataset",
-    "open_run",
-    "run",
-]
+__all__ = ["AdvbenchError", "InputError", "PluginError", "get_attack", "get_defense", "run"]
+__all__ += list(_LAZY)
 
 
 def __dir__() -> list[str]:

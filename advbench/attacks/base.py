@@ -133,7 +133,7 @@ class Attack(Configurable, ABC):
 
     @property
     def source(self) -> str | None:
-        """Name of the defense that a run crafts the examples on; None for each defense itself."""
+        """Name of the defence that a run crafts the examples on; None for each defence itself."""
         return None
 
     @property
@@ -227,21 +227,8 @@ class Attack(Configurable, ABC):
 
         The same seed gives the same examples, independently of the global random state, which is left unchanged.
         Examples of a minimal-norm attack are projected onto the threat's ball; `advbench.craft` can return them as
-        found.
-
-        Args:
-            model: a `Classifier` or any `nn.Module` on [0, 1] images.
-            x: images `(batch, channels, height, width)`, float32 in [0, 1].
-            y: labels `(batch,)`, int64.
-            threat: norm and eps.
-            seed: seed of the attack's random draws and noise.
-            targets: target classes `(batch,)`; None for an untargeted attack.
-            stop_early: stop for images that certainly reached their goal; suited to robust accuracy only, and ignored
-                by attacks that do not support it.
-
-        Raises:
-            InputError: images, labels, targets or threat are invalid.
-            PluginError: the attack or the model broke its contract.
+        found. Arguments and errors are those of `advbench.craft`; `stop_early` suits robust accuracy only, and is
+        ignored by attacks that do not support it.
         """
         from advbench.attacks.craft import craft
 

@@ -24,7 +24,6 @@ from advbench.models.classifier import Classifier, Draw
 
 COPIED = 2**28  # bytes; larger classifiers are not copied
 PERMUTATIONS = 10_000
-DISTANCE = 0.05  # smallest distance of mean softmax outputs that counts as a difference
 MEANS = "Attacks see a different classifier than evaluations: accuracy under attack is meaningless for this defence."
 NEXT = "find the part of the forward pass that depends on more than the image, and remove it"
 

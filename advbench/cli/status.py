@@ -1,43 +1,33 @@
-"""The state of runs, by their drivers' heartbeats in the store."""
+"""State of runs, from their drivers' heartbeats in the store."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
 from advbench.cli.display import duration
-from advbench.store.heartbeat import BEAT, Liveness, Run, runs
+from advbench.store.heartbeat import SILENCE, Liveness, Run, machine, runs
 from advbench.store.storage import Storage
-
-PAUSE = 2 * BEAT + 1  # seconds in which a live driver beats
 
 
 def runs_now(storage: Storage, last: int) -> list[Run]:
-    """The live runs, and the last of those that ended, the newest first.
+    """Live runs, and the last ended ones, newest first.
 
-    A run whose driver died without closing its heartbeat has the state `dead`. Whether a driver on another machine
-    is dead only shows after watching it for more than a beat.
+    A run whose driver died without closing its heartbeat has the state `dead`. A driver on another machine counts as
+    dead once its last beat is a minute old, by this machine's clock.
     """
     found = sorted(runs(storage), key=lambda run: run.started, reverse=True)
-    liveness = Liveness(storage, silence=2 * BEAT)
-    going = [run for run in found if liveness.of(run)]
-    silent = {run.id for run in going if _looks_silent(run)}
-    if silent:
-        time.sleep(PAUSE)
-        again = {run.id: run for run in runs(storage)}
-        going = [run for run in going if run.id not in silent or liveness.of(again.get(run.id, run))]
-    alive = {run.id for run in going}
-    ended = [run for run in found if run.id not in alive][:last]
+    liveness = Liveness(storage)
+    going = [run for run in found if liveness.of(run) and (run.machine == machine() or _beats(run))]
+    ended = [run for run in found if run not in going][:last]
     return [*going, *(run.model_copy(update={"state": "dead"}) if run.state == "running" else run for run in ended)]
 
 
-def _looks_silent(run: Run) -> bool:
-    """Whether a run's last beat is old by this machine's clock, from which the driver's may differ."""
+def _beats(run: Run) -> bool:
     try:
-        return abs((datetime.now(UTC) - datetime.fromisoformat(run.updated)).total_seconds()) > 3 * BEAT
+        return (datetime.now(UTC) - datetime.fromisoformat(run.updated)).total_seconds() < SILENCE
     except (TypeError, ValueError):
-        return True
+        return False
 
 
 def status_lines(found: Sequence[Run], url: str) -> Iterator[str]:

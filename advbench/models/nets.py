@@ -73,7 +73,9 @@ def build(name: str, data: Data, seed: int, params: Mapping[str, Any] | None = N
     with foreign, isolated_rng(seed, "cpu", everywhere=True):
         net: nn.Module = make(*data.shape, data.classes, **values)
     if not isinstance(net, nn.Module):
-        raise InputError(f"architecture {make.__name__!r}", expected="an nn.Module", got=f"a {type(net).__name__}")
+        raise InputError(
+            f"architecture {make.__name__!r}", expected="an nn.Module", got=f"an object of type {type(net).__name__}"
+        )
     if getattr(make, "normalizes", False):
         return net
     return nn.Sequential(Normalize(*_channel_statistics(data)), net)
