@@ -451,8 +451,10 @@ OWN = [
 @pytest.mark.parametrize(("name", "net"), OWN)
 def test_every_method_learns_with_a_net_of_the_users_own(name: str, net: str) -> None:
     params: dict[str, Any] = {"stages": (60,), "batch_size": 16, "lr": 0.02}
-    if name in ("sgld", "apd"):
+    if name in ("sgld", "apd", "sgld_mixture"):
         params |= {"lr": 0.3, "burn_in": 120, "interval": 2, "temperature": 1e-6}
+    if name == "sgld_mixture":
+        params |= {"components": 1, "draws": 20}
     if name == "apd":
         params |= {"hidden": (16, 16), "gan_steps": 5, "gan_batch_size": 16}
     if name in ("bal", "bnn_sgadald"):
@@ -461,6 +463,8 @@ def test_every_method_learns_with_a_net_of_the_users_own(name: str, net: str) ->
         params |= {"lr": 0.01, "eps": 0.05, "beta": 1.0}
     if name == "deep_ensemble":
         params = {"members": 2, "params": params}
+    if name == "active":
+        params = {"method": "erm", "rounds": 2, "draws": 1, "params": params}
     module = OWN_NETS[net]()
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
