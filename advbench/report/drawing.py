@@ -28,7 +28,7 @@ def draw_chart(chart: Chart) -> str:
     height = max(340 if len(chart.panels) == 1 else 280, GAP * len(names))
     right = LEFT + len(chart.panels) * (width + 30)
     drawn = []
-    ends = [(right - 14.0, TOP + height)] * len(names)
+    ends: list[Point] = [(right - 14, TOP + height)] * len(names)
     curves: list[list[str]] = [[] for _ in names]
     for place, panel in enumerate(chart.panels):
         left = LEFT + place * (width + 30)

@@ -308,36 +308,33 @@ def under_attack_table(report: Report) -> Table:
     table = _ends(report.uncertainty)
     areas = report.retention[report.retention.measure == "total"].drop_duplicates([*KEYS, "seed"])
     table = table.merge(areas[[*KEYS, "seed", "area"]], on=[*KEYS, "seed"], how="left")
-    sets = [str(name).removeprefix("ood:") for name in table[table.images == "ood"].attack.unique()]
+    errors, scores = "accepted_errors_total", {f"{score}_total": HEADINGS[score] for score in SCORES}
+    means = over_seeds(table, [*KEYS, "images"], ["area", errors, *scores], report.seeds).reset_index()
+    means[errors] *= -1  # so that a larger value is better in all columns
+    means["name"] = means.attack.map(lambda attack: attack.partition(":")[2])  # of a set of out-of-distribution images
+    worst = means.groupby(["defense", "images", "name"])[["area", errors, *scores]].min().T.to_dict()
     rows: list[list[Value]] = []
+
+    def add(defense: str, what: str, column: str, *kinds: tuple[str, str]) -> None:
+        sign = -1.0 if column == errors else 1.0
+        known = [worst.get((defense, *kind), {}).get(column, math.nan) for kind in kinds]
+        before = next((each for each in reversed(known[:-1]) if not math.isnan(each)), math.nan)
+        shown = [Measured(sign * each, note="n/a" if math.isnan(each) else "") for each in known]
+        rows.append([defense, what, *shown, Measured(before - known[-1])])
+
+    sets = table[table.images == "ood"].attack.str.removeprefix("ood:").unique()
     for one in report.standings:
-        mine = table[table.defense == one.defense]
-        clean, attacked, certain = (mine[mine.images == kind] for kind in ("clean", "attacked", "certain"))
-        if len(certain):
-            for column, heading in {"area": "retention", "accepted_errors_total": "accepted errors"}.items():
-                rows.append([one.defense, heading, *_fall(report, column, clean, attacked, certain)])
-            for score in SCORES:
-                numbers = _fall(report, f"{score}_total", None, attacked, certain)
-                rows.append([one.defense, f"{HEADINGS[score]} of adversarial images", *numbers])
+        if (one.defense, "certain", "") in worst:
+            kinds = ("clean", ""), ("attacked", ""), ("certain", "")
+            add(one.defense, "retention", "area", *kinds)
+            add(one.defense, "accepted errors", errors, *kinds)
+            for column, heading in scores.items():
+                add(one.defense, f"{heading} of adversarial images", column, ("", ""), *kinds[1:])
         for name in sets:
-            after = mine[(mine.images == "attacked_ood") & mine.attack.str.endswith(f":{name}")]
-            if len(after):
-                before = mine[(mine.images == "ood") & (mine.attack == f"ood:{name}")]
-                for score in SCORES:
-                    numbers = _fall(report, f"{score}_total", before, None, after)
-                    rows.append([one.defense, f"{HEADINGS[score]} of {name}", *numbers])
+            if (one.defense, "attacked_ood", name) in worst:
+                for column, heading in scores.items():
+                    add(one.defense, f"{heading} of {name}", column, ("ood", name), ("", ""), ("attacked_ood", name))
     return Table(["defense", "measure", "unperturbed", "accuracy attacked", "uncertainty attacked", "loss"], rows)
-
-
-def _fall(report: Report, column: str, *kinds: pd.DataFrame | None) -> list[Measured]:
-    """Worst value over the attacks of each kind, and the difference of the last two."""
-    sign = -1.0 if column.startswith("accepted_errors") else 1.0  # 1 if larger is better
-    found = []
-    for rows in kinds:
-        means = None if rows is None else over_seeds(rows, KEYS, [column], report.seeds)[column].dropna() * sign
-        found.append(Measured(note="n/a") if means is None or means.empty else Measured(sign * float(means.min())))
-    before = next((each.value for each in reversed(found[:-1]) if not each.missing), math.nan)
-    return [*found, Measured(sign * (before - found[-1].value))]
 
 
 def persistence_table(report: Report) -> Table:
