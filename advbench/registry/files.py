@@ -327,7 +327,7 @@ def _imported_package(digest: str) -> _Package:
     package = _Package(known(digest))
     sys.meta_path.insert(0, package)
     try:
-        with running(digest, "is imported"):
+        with running(f"{FILE}:{digest}:_", "is imported"):
             importlib.import_module(package.entry)
     except BaseException:
         sys.meta_path.remove(package)
@@ -339,16 +339,20 @@ def _imported_package(digest: str) -> _Package:
 
 
 @contextlib.contextmanager
-def running(digest: str, when: str) -> Iterator[None]:
-    """Run code of a file in this process; what it prints goes to standard error.
+def running(name: str, when: str) -> Iterator[None]:
+    """Run code that may be of a file in this process; what a file prints goes to standard error.
 
     Args:
-        digest: of the file.
+        name: of a plugin or net; where it is not of the form `file:DIGEST:NAME`, nothing is caught.
         when: what it does, for the error, as "is imported".
 
     Raises:
         InputError: it raised or exited; with the last line of the file that was running.
     """
+    digest = digest_of(name)
+    if digest is None:
+        yield
+        return
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
