@@ -26,9 +26,11 @@ if TYPE_CHECKING:
     from advbench.models.nets import build as build_architecture  # noqa: F401
     from advbench.report.opened import Run as Run
     from advbench.report.opened import open_run as open_run
+    from advbench.training.active import active_learning as active_learning
     from advbench.training.base import Defense as Defense
     from advbench.training.base import Resources as Resources
     from advbench.training.base import TrainContext as TrainContext
+    from advbench.training.history import history as history
 
 # Loaded at first use: `import advbench` must not import torch.
 _LAZY = {
@@ -42,11 +44,13 @@ _LAZY = {
     "Run": "advbench.report.opened:Run",
     "Threat": "advbench.attacks:Threat",
     "TrainContext": "advbench.training:TrainContext",
+    "active_learning": "advbench.training.active:active_learning",
     "audit": "advbench.audit.run:audit",
     "build_architecture": "advbench.models.nets:build",
     "converge": "advbench.grid.convergence:converge",
     "craft": "advbench.attacks:craft",
     "evaluate": "advbench.evaluation.evaluate:evaluate",
+    "history": "advbench.training.history:history",
     "load_dataset": "advbench.data.datasets:load_dataset",
     "open_run": "advbench.report.opened:open_run",
 }

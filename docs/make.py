@@ -1,7 +1,7 @@
 """Write the parts of the documentation that follow from the sources and from the digits board.
 
-`python docs/make.py` writes commands.md, methods.md, attacks.md, data.md and digits.svg, the table in README.md and the
-flags in metrics.md.
+`python docs/make.py` writes commands.md, methods.md, attacks.md, data.md and digits.svg, the table in README.md, the
+flags in metrics.md and the items in reproduce.md.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import typer
 from tabulate import tabulate
 
 from advbench.boards.board import read_board
+from advbench.boards.studies import all_items, read_study
 from advbench.cli.app import app
 from advbench.cli.describe import _shown, _type, plugin_lines
 from advbench.cli.options import EXECUTION_OPTIONS, SPEC_OPTIONS
@@ -29,6 +30,7 @@ from advbench.report.charts import security_curves
 from advbench.report.figures import draw_chart, to_bytes
 from advbench.report.flags import FLAGS
 from advbench.report.texts import parts
+from advbench.report.views import rank_range
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
@@ -79,6 +81,7 @@ def from_sources() -> Iterator[tuple[Path, bytes]]:
         yield DOCS / f"{name}.md", ("\n\n".join([NOTE, HEADS[name].strip(), *sections]) + "\n").encode()
     flags = "\n".join(f"- `{flag}`: {_plain(meaning)}." for flag, meaning in FLAGS.items())
     yield _with_part(DOCS / "metrics.md", "flags", flags)
+    yield _with_part(DOCS / "reproduce.md", "items", "\n".join(_items()))
 
 
 def from_board() -> Iterator[tuple[Path, bytes]]:
@@ -100,10 +103,19 @@ def digits_table(report: Report) -> str:
     eps = report.radii()[-1]
     rows = []
     for one in report.standings:
-        clean, lowest = " ".join(parts(one.accuracies["none", 0.0])), " ".join(parts(one.lowest))
-        rows.append([one.rank, f"`{one.defense}`", clean, lowest, f"`{one.lowest_attack}`", one.draws])
-    headings = ["rank", "defense", "clean", f"eps {eps:g}", "strongest attack", "passes"]
+        rank = " ".join(filter(None, [parts(one.rank)[0], f"({rank_range(one)})" if rank_range(one) else ""]))
+        clean, area, lowest = map(parts, (one.accuracies["none", 0.0], one.area, one.lowest))
+        rows.append([rank, f"`{one.defense}`", clean[0], " ".join(area), " ".join(lowest), one.draws])
+    headings = ["rank", "defense", "clean", "area", f"eps {eps:g}", "passes"]
     return tabulate(rows, headings, tablefmt="github", disable_numparse=True)
+
+
+def _items() -> Iterator[str]:
+    """A line for each table and figure of the papers."""
+    for item in all_items():
+        study = read_study(item, "paper")
+        how = f"scales {', '.join(item.scales)}" if item.scales else "not yet"
+        yield f"- `{item.title}`: {study.title}; {how}; needs {', '.join(study.needs)}"
 
 
 def _commands() -> Iterator[str]:

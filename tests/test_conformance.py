@@ -37,6 +37,7 @@ CHAIN = {"burn_in": 2, "interval": 2, "samples": 4}
 GAN = {**CHAIN, "hidden": (8, 8), "latent": 3, "gan_steps": 2, "critic_steps": 2, "gan_batch_size": 4}
 CHEAP_DEFENSES = {
     "sgld": [CHAIN, {**CHAIN, "chains": 2}],
+    "sgld_mixture": [{**CHAIN, "components": 2, "draws": 5}],
     "bal": [{"image_steps": 2, "chains": 2}, {"image_steps": 2, "image_chains": 2, "clean_weight": 0.5}],
     "apd": [GAN, {**GAN, "mode": "online", "chains": 2, "round_steps": 2, "round_gan_steps": 2}],
     "adversarial_sampling": [{}, {"init_from": "erm"}],
@@ -44,6 +45,7 @@ CHEAP_DEFENSES = {
 }
 # Of methods that run another one, complete.
 CHEAP_WRAPPERS: dict[str, list[dict[str, Any]]] = {
+    "active": [{"method": "bnn", "params": CHEAP_DEFENSE, "rounds": 2, "batch": 4, "per_class": 2, "draws": 2}],
     "deep_ensemble": [
         {"members": 3, "params": CHEAP_DEFENSE},
         {"members": 2, "method": "rse", "params": CHEAP_DEFENSE},

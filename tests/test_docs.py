@@ -39,7 +39,8 @@ def shell_lines(page: str) -> Iterator[tuple[str, bool]]:
     for language, how, text in BLOCK.findall(PAGES[page]):
         if language == "sh":
             lines = text.replace("\\\n", " ").splitlines()
-            yield from ((line, how == "run") for line in lines if line and not line.startswith("#"))
+            stripped = (line.strip() for line in lines)  # a block may stand in a list
+            yield from ((line, how == "run") for line in stripped if line and not line.startswith("#"))
 
 
 def arguments(line: str) -> list[str] | None:
@@ -157,7 +158,7 @@ def test_every_hook_and_package_is_described() -> None:
 
 def test_every_name_and_hyperparameter_is_described() -> None:
     pages = {"defense": "methods.md", "attack": "attacks.md", "dataset": "data.md", "architecture": "data.md"}
-    assert {entry.kind for entry in registry().entries()} - {"posterior", "noise"} == set(pages)
+    assert {entry.kind for entry in registry().entries()} - {"posterior", "noise", "paper"} == set(pages)
     described = []
     for kind, page in pages.items():
         for entry in registry().entries(kind):  # type: ignore[arg-type]
@@ -183,7 +184,7 @@ def test_every_column_is_described(place: Path) -> None:
     }
     assert len(columns) > 7
     measured = "auroc|aupr_positive|aupr_negative|accepted_errors"
-    common = re.compile(rf"(fgsm@0\.15|clean)(_low|_high)?|\w+_(low|high)|({measured})_\w+")
+    common = re.compile(rf"((fgsm|worst)@0\.15|clean)(_low|_high|_attack)?|\w+_(low|high)|({measured})_\w+")
     text = PAGES["metrics.md"]
     assert [
         f"{file}: {name}"

@@ -1,1 +1,1 @@
-"""Boards: published folders of results, whose records anybody can check, compute anew and extend."""
+"""Boards: published folders of results that anyone can check, recompute and extend."""

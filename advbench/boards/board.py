@@ -1,4 +1,4 @@
-"""A board: a folder with spec.toml, data.json, records, and the tables and README that follow from them to the byte."""
+"""A board: a folder with spec.toml, data.json and records, and tables and README derived from them to the byte."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ SPEC = "spec.toml"
 ABOUT = "about.md"
 README = "README.md"
 REFERENCES = "references"
-FILES = (SPEC, DATA, RECORDS)  # from which all others follow
-TABLES = ("csv",)  # formats of a report that a board keeps
-MOST_SEEDS, MOST_CELLS = 1000, 1_000_000  # that the spec of a board may state
-LARGEST_TEXT = 2**20  # bytes of a file of text
+FILES = (SPEC, DATA, RECORDS)  # all other files are derived from these
+TABLES = ("csv",)  # formats of the report in a board
+MOST_SEEDS, MOST_CELLS = 1000, 1_000_000  # limits on the spec of a board
+LARGEST_TEXT = 2**20  # bytes; limit on text files
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ class Board:
     """The content of a board's folder.
 
     Attributes:
-        folder: the folder.
+        folder: path of the folder.
         spec: the run that was computed.
-        identity: the data that it was computed on.
+        identity: identity of the data that it was computed on.
         records: records of trainings and evaluations.
-        about: its makers' description, as Markdown.
-        kept_files: what it keeps of the files that plugins and nets are in, of which nothing here is imported.
-        sources: those files, by digest.
+        about: the maintainers' description, as Markdown.
+        kept_files: description of the stored files with plugins and nets; none of them is imported here.
+        sources: content of those files, by digest.
     """
 
     folder: Path
@@ -64,17 +64,17 @@ class Board:
 
     @cached_property
     def plan(self) -> Plan:
-        """The run as the installed plugins lay it out, with the keys of the sources that made the records.
+        """Plan of the run with the installed plugins, with the keys of the sources that computed the records.
 
         Raises:
-            InputError: an unknown plugin, a bad value in the spec, or images that do not fit a net.
+            InputError: a plugin is unknown, a value in the spec invalid, or images do not fit a net.
         """
         checkout = self.records.checkout if self.records else checkout_digest()
         return lay_out(self.spec, self.identity, self.identity.blank(), checkout=checkout, kept=self.kept_files)
 
     @cached_property
     def kept(self) -> tuple[str, ...]:
-        """Keys of the tasks whose records a board keeps: trainings of its defenses, and evaluations."""
+        """Keys of the tasks whose records a board contains: trainings of its defences, and evaluations."""
         wanted = {*self.plan.trained.values(), *self.cells}
         return tuple(key for key in self.plan.tasks if key in wanted)
 
@@ -85,18 +85,18 @@ class Board:
 
     @cached_property
     def report(self) -> Report:
-        """The tables that follow from the records."""
+        """Tables derived from the records."""
         return collect(self.plan, self.records)
 
     def files(self) -> dict[str, bytes]:
-        """Content of each file that follows from the records, by name."""
+        """Content of each file that is derived from the records, by name."""
         tables = dict(contents(self.report, TABLES))
         kept = content(keep(self.plan), self.sources)
         return {**tables, **kept, README: self._readme().encode()}
 
     @cached_property
     def in_files(self) -> frozenset[str]:
-        """Labels of the plugins that only files compute: they, their net, their source or their start is in one."""
+        """Labels of the plugins that depend on stored files: for themselves, their net, source or initial weights."""
         found = set(self.kept_files.choices)
         net = self.kept_files.net is not None
         choices = [each for cell in self.plan.cells for each in (cell.defense, cell.attack) if each]
@@ -109,7 +109,7 @@ class Board:
         return frozenset(found)
 
     def references(self) -> list[Reference]:
-        """Results of models that others evaluated, for the page."""
+        """Results of models evaluated elsewhere, for the page."""
         folder = self.folder / REFERENCES
         return read_references([folder]) if folder.is_dir() else []
 
@@ -123,14 +123,14 @@ class Board:
         root = "" if self.spec.dataset == "digits" else " --data-root PATH"
         origin = (
             f"## This board\n\n{cells - self.missing:,} of {cells:,} cells. `advbench leaderboard check .` checks that "
-            "tables and README follow from the records, and keys from the spec; with `--rerun 3` it computes three "
-            "cells anew, chosen at random. `advbench leaderboard build . --out PAGE` makes a page of it. "
+            "tables and README match the records, and keys the spec; with `--rerun 3` it recomputes three randomly "
+            "chosen cells. `advbench leaderboard build . --out PAGE` writes an HTML page. "
         )
         if self.sources:
             names = ", ".join(f"`{label}`" for label in sorted(self.in_files))
             origin += (
                 f"The code of {names} is in `{FOLDER}/`, with hyperparameters and digests in `{INDEX}`; no command "
-                "imports it but `advbench leaderboard check . --rerun 3 --run-files`. Read it before you do.\n"
+                "imports it except `advbench leaderboard check . --rerun 3 --run-files`. Read it first.\n"
             )
         else:
             origin += (
@@ -142,7 +142,7 @@ class Board:
         if from_files:
             named = ", ".join(f"`{label}`" for label in from_files)
             origin += (
-                f"\nThe weights of {named} are in files whose SHA-256 spec.toml has; a run looks for them in the "
+                f"\nThe weights of {named} are in files listed by SHA-256 in spec.toml; a run looks for them in the "
                 f"folder `{WEIGHTS}` of the data root.\n"
             )
         return f"{render(self.report, self.about)}\n{origin}"
@@ -153,21 +153,21 @@ def read_board(folder: Path, *, empty: bool = False) -> Board:
 
     Args:
         folder: the folder.
-        empty: whether it may lack records.
+        empty: allow a board without records.
 
     Raises:
-        InputError: no such folder; a link in it; a file that is missing, damaged or too large.
+        InputError: the folder does not exist or contains a link, or a file is missing, damaged or too large.
     """
     _check_folder(folder)
-    for path in (folder, *folder.rglob("*")):  # so that whatever is read or written lies inside
+    for path in (folder, *folder.rglob("*")):  # so that all reads and writes stay inside
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
             got = f"{path.name}, a link or device"
-            raise InputError(f"board {folder}", expected="nothing but files and folders", got=got)
+            raise InputError(f"board {folder}", expected="only files and folders", got=got)
     found = {name: read_inside(folder, name) for name in (*FILES, ABOUT) if (folder / name).is_file()}
     found |= read_folder(folder)
     for name in FILES:
         if name not in found and not (empty and name == RECORDS):
-            remedy = "" if name == SPEC else "make it from a run's store: advbench leaderboard build --store STORE"
+            remedy = "" if name == SPEC else "build it from a run's store: advbench leaderboard build --store STORE"
             raise InputError(f"board {folder}", expected=f"a file {name} in it", got="none", remedy=remedy)
     return parse_board(folder, found)
 
@@ -176,11 +176,11 @@ def parse_board(path: Path, files: Mapping[str, bytes]) -> Board:
     """Parse the files of a board, which are not trusted.
 
     Args:
-        path: the board's folder, or the archive that the files are from.
-        files: content of `FILES`, perhaps without records, of about.md, if there is one, and of what is in `files/`.
+        path: path of the board's folder or archive, for messages.
+        files: content of `FILES` (records are optional), of about.md if it exists, and of the files in `files/`.
 
     Raises:
-        InputError: a file that is damaged or too large.
+        InputError: a file is damaged or too large.
     """
     for name in (SPEC, DATA, ABOUT):
         if len(files.get(name, b"")) > LARGEST_TEXT:
@@ -216,10 +216,10 @@ def parse_board(path: Path, files: Mapping[str, bytes]) -> Board:
 
 
 def inside(folder: Path, name: str | Path) -> Path:
-    """The path of a file of a board, which anybody may have made: it is where its name says.
+    """Path of a file in an untrusted board, verified to be inside it.
 
     Raises:
-        InputError: it, or the folder that it is in, is a link, a device or a pipe, or lies elsewhere.
+        InputError: the file or its folder is a link, a device or a pipe, or lies outside the board.
     """
     path = folder / name
     if path.resolve() != folder.resolve() / name or (os.path.lexists(path) and not path.is_file()):
@@ -229,10 +229,10 @@ def inside(folder: Path, name: str | Path) -> Path:
 
 
 def read_inside(folder: Path, name: str | Path) -> bytes:
-    """The bytes of a file of a board.
+    """Read a file of a board.
 
     Raises:
-        InputError: it cannot be read, or not without leaving the board.
+        InputError: the file cannot be read, or lies outside the board.
     """
     path = inside(folder, name)
     try:
@@ -243,26 +243,26 @@ def read_inside(folder: Path, name: str | Path) -> bytes:
 
 
 def write_inside(folder: Path, name: str | Path, raw: bytes) -> None:
-    """Write a file of a board, whole or not at all.
+    """Write a file of a board atomically.
 
     Raises:
-        InputError: it cannot be written without leaving the board.
+        InputError: the file lies outside the board.
         StoreError: the folder cannot be written.
     """
     write_file(inside(folder, name), raw)
 
 
 def build(folder: Path, store: Store | None = None, references: Iterable[Path] = ()) -> Board:
-    """Write a board's records, tables and README, from the records that it has and those of a store.
+    """Write a board's records, tables and README from its own records and those of a store.
 
     Args:
-        folder: with spec.toml and data.json at least.
-        store: a store with results of the spec, which is searched for the board's keys.
-        references: files or folders with results of others, which are copied into the board.
+        folder: folder with at least spec.toml and data.json.
+        store: store to search for records of the board's keys.
+        references: files or folders with results of others, to copy into the board.
 
     Raises:
-        InputError: a file is missing or cannot be read, or there is no record.
-        StoreError: the folder cannot be written, or the store not read.
+        InputError: a file is missing or cannot be read, or there are no records.
+        StoreError: the folder cannot be written, or the store cannot be read.
     """
     with locked(folder):
         board = read_board(folder, empty=store is not None)
@@ -283,31 +283,31 @@ def build(folder: Path, store: Store | None = None, references: Iterable[Path] =
 
 
 def _warn_of_no_record(board: Board, store: Store) -> None:
-    """Report why a store has no record for a board."""
+    """Warn why a store has no records for a board."""
     theirs, own = board.records.checkout, checkout_digest()
-    reason = "it has none of the board's spec, data and versions of plugins"
+    reason = "it has no records of the board's spec, data and plugin versions"
     if board.records and theirs != own:
         reason = (
-            f"the board was computed by {sources(theirs)}, this installation is {sources(own)}, and their keys differ; "
-            "compute the results with an installation like the board's"
+            f"the board was computed by {sources(theirs)}, this installation is {sources(own)}, and keys differ; "
+            "use an installation like the board's"
         )
     warnings.warn(f"no record was taken from store {store.storage.url}: {reason}", StoreWarning, stacklevel=3)
 
 
 def sources(checkout: str | None) -> str:
-    """The sources that compute results, in words: a release, or the digest of a checkout."""
+    """Description of the sources that compute results: a release, or the digest of a checkout."""
     return "a release" if checkout is None else f"a checkout with sources {checkout}"
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Wait for other builds of a board and merges into it, and keep them waiting, whoever runs them.
+    """Hold an exclusive lock on a board, against other builds and merges of any user.
 
-    The lock is on the board's parent folder: it outlives the board's own folder, which a merge replaces, needs no file
-    that could be published, and is released when its holder dies.
+    The parent folder is locked: a merge replaces the board's own folder, a lock file could be published by accident,
+    and the lock is released if its holder dies.
 
     Raises:
-        InputError: there is no such folder.
+        InputError: the folder does not exist.
     """
     _check_folder(folder)
     parent = folder.resolve().parent
@@ -316,19 +316,19 @@ def locked(folder: Path) -> Iterator[None]:
             descriptor = os.open(parent, os.O_RDONLY)
             stack.callback(os.close, descriptor)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError as error:  # some network file systems lock no folders
-            message = f"cannot lock {parent}: {error.strerror or error}; run no other build or merge there meanwhile"
+        except OSError as error:  # some network file systems cannot lock folders
+            message = f"cannot lock {parent}: {error.strerror or error}; do not run another build or merge there"
             warnings.warn(message, StoreWarning, stacklevel=4)
         yield
 
 
 def _check_folder(folder: Path) -> None:
     if not folder.is_dir():
-        raise InputError(f"board {folder}", expected="a folder", got="none of that name")
+        raise InputError(f"board {folder}", expected="an existing folder", got="none")
 
 
 def write(board: Board, folder: Path) -> None:
-    """Write all files of a board but those that its makers write by hand.
+    """Write all files of a board except those written by hand.
 
     Raises:
         StoreError: the folder cannot be written.
@@ -341,7 +341,7 @@ def write(board: Board, folder: Path) -> None:
     }
     for name, raw in made.items():
         write_inside(folder, name, raw)
-    for name in read_folder(folder).keys() - made.keys():  # of plugins that it had
+    for name in read_folder(folder).keys() - made.keys():  # files of former plugins
         path = inside(folder, name)
         path.unlink()
         with contextlib.suppress(OSError):
@@ -349,7 +349,7 @@ def write(board: Board, folder: Path) -> None:
 
 
 def adopt(folder: Path, references: Iterable[Path]) -> None:
-    """Copy results of others into a board, if all can be read."""
+    """Copy results of others into a board, after verifying that all can be read."""
     given = list(references)
     read_references(given)
     into = folder / REFERENCES
@@ -358,7 +358,7 @@ def adopt(folder: Path, references: Iterable[Path]) -> None:
         for file in sorted(path.rglob("*.json")) if path.is_dir() else [path]:
             if file.resolve().is_relative_to(into.resolve()):
                 continue
-            # RobustBench's layout is DATASET/NORM/MODEL.json: the norm is in the folder's name alone.
+            # RobustBench's layout is DATASET/NORM/MODEL.json: the norm is only in the folder's name.
             target = Path(REFERENCES, *file.resolve().parts[1:][-3:])
             raw = file.read_bytes()
             if copies.setdefault(target, raw) != raw:

@@ -1,4 +1,4 @@
-"""Checks that a board's keys follow from its spec, and its tables and README from its records."""
+"""Checks of a board: keys match the spec, tables and README match the records."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SHOWS = {".csv", ".html", ".pdf", ".png", ".svg", ".tex"}  # suffixes of files t
 
 
 class Findings:
-    """Problems of a board, grouped by kind in the order in which each kind was first found."""
+    """Problems of a board, grouped by kind in order of first occurrence."""
 
     def __init__(self) -> None:
         self._found: dict[str, list[str]] = {}
@@ -22,7 +22,7 @@ class Findings:
 
         Args:
             kind: its description, equal for all problems of the kind.
-            where: its file or cell, and details.
+            where: file or cell of the problem, and details.
         """
         self._found.setdefault(kind, []).append(where)
 
@@ -30,22 +30,22 @@ class Findings:
         return bool(self._found)
 
     def lines(self) -> Iterator[str]:
-        """One line for each kind, with the number of its problems and the place of the first."""
+        """One line per kind, with the number of problems and the place of the first."""
         for kind, places in self._found.items():
             line = f"{len(places)} times: {kind}, first {places[0]}" if len(places) > 1 else f"{kind}: {places[0]}"
             yield " ".join(line.split())
 
 
 def check(folder: Path) -> tuple[Board, Findings]:
-    """Check a board, without its data and without computing anything.
+    """Check a board without its data and without recomputation.
 
-    A consistent forgery of a record, with its seal and tables, is not found: `rerun` recomputes cells for that.
+    A consistent forgery of a record with seal and tables is not detected; `rerun` recomputes cells for that.
 
     Returns:
         The board and its problems.
 
     Raises:
-        InputError: it cannot be read at all.
+        InputError: the board cannot be read at all.
     """
     board, findings = read_board(folder), Findings()
     check_records(board, findings)
@@ -54,21 +54,21 @@ def check(folder: Path) -> tuple[Board, Findings]:
     made = board.files()
     for name, raw in made.items():
         if not (folder / name).is_file():
-            findings.add("a file that follows from the records is missing", name)
+            findings.add("a file derived from the records is missing", name)
         elif (there := read_inside(folder, name)) != raw:
-            findings.add("a file differs from what the records give", f"{name}{_line(there, raw)}")
+            findings.add("a file does not match the records", f"{name}{_line(there, raw)}")
     for path in sorted(folder.rglob("*")):
         place = path.relative_to(folder)
-        # Hidden folders are not published, and `references` holds others' results.
+        # Hidden folders are not published, and `references` contains results of others.
         ignored = place.parts[0] == REFERENCES or any(part.startswith(".") for part in place.parts)
         shows = path.suffix in SHOWS or path.stem == "leaderboard"
         if path.is_file() and shows and not ignored and place.as_posix() not in made:
-            findings.add("a file shows results but follows from no record", place.as_posix())
+            findings.add("a file shows results that are not derived from records", place.as_posix())
     return board, findings
 
 
 def check_records(board: Board, findings: Findings) -> None:
-    """Check that every record is one that a task of the spec can have."""
+    """Check that every record is possible for a task of the spec."""
     kept = set(board.kept)
     for key, record in board.records.items():
         if key not in kept:
@@ -80,7 +80,7 @@ def check_records(board: Board, findings: Findings) -> None:
         elif record.get("kind") != task.kind:
             findings.add("a record whose kind does not match its key", task.label)
         elif found := flaw(record, task.inputs):
-            findings.add("a record that no task can have", f"{task.label}: {found}")
+            findings.add("an impossible record", f"{task.label}: {found}")
 
 
 def _named(record: dict[str, object], key: str) -> str:
@@ -91,7 +91,7 @@ def _named(record: dict[str, object], key: str) -> str:
 
 
 def _line(found: bytes, due: bytes) -> str:
-    """The first line that differs."""
+    """The number of the first different line, as text."""
     pairs = zip(found.split(b"\n"), due.split(b"\n"), strict=False)
     number = next((number for number, (one, other) in enumerate(pairs, 1) if one != other), None)
     return "" if number is None else f", line {number}"

@@ -1,4 +1,4 @@
-"""A paper's numbers beside a run's: a table with a verdict for each, and one for the whole item."""
+"""Comparison of a paper's numbers with those of a run: a verdict for each number, and one for the item."""
 
 from __future__ import annotations
 
@@ -6,29 +6,38 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pandas as pd
 from scipy import stats
 
 from advbench.boards.board import Board
 from advbench.boards.studies import Cell, Published, Study
+from advbench.data.ood import ood_labels
+from advbench.errors import InputError
+from advbench.evaluation import auroc_interval
+from advbench.evaluation.uncertainty import Detection, detection
 from advbench.report.leaderboard import Measured
-from advbench.report.tables import to_csv
+from advbench.report.opened import open_run
+from advbench.report.tables import as_rows, to_csv
 
 COLUMNS = (
     "part dataset architecture method condition metric published deviation own own_low own_high verdict note".split()
 )
-INTERVALS = {  # columns of `results` that have an interval, and the beginning of its columns' names
+INTERVALS = {  # columns of `results` with an interval, and the prefix of its columns
     "accuracy": "accuracy",
     "draw_accuracy_mean": "draw_accuracy",
 }
 ABSENT = Measured(note="not run")
+FOOLED = "fooled_"  # of a number that is about those examples alone that fooled the classifier they were crafted on
+MEASURED = "measured.csv"
+Numbers = Mapping[tuple[Cell, int, str], tuple[float, float, float]]  # by cell, seed and key: value and interval
 Z = float(stats.norm.ppf(0.975))
 
 
 class Order(NamedTuple):
-    """How many pairs of methods that a paper tells apart are in the paper's order."""
+    """Number of pairs of methods that a paper separates, and how many of them are in the paper's order."""
 
     kept: int
     pairs: int
@@ -36,21 +45,25 @@ class Order(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """A study's numbers beside the paper's.
+    """Comparison of a study's numbers with the paper's.
 
     Attributes:
         study: the study.
-        table: a row for each published number, and for each inequality that the paper claims.
-        order: of the methods.
+        table: one row per published number and per claimed inequality.
+        order: agreement of the order of methods.
+        measured: numbers that records do not give, see `measure`.
+        parts: names of the parts with results.
     """
 
     study: Study
     table: pd.DataFrame
     order: Order
+    measured: Numbers
+    parts: tuple[str, ...]
 
     @property
     def verdict(self) -> str:
-        """`agrees`, `same order` or `differs`; `undecided` if no interval says; `incomplete` if a number is missing."""
+        """`agrees`, `same order`, `differs`, `undecided` (by the intervals) or `incomplete` (a number is missing)."""
         found = set(self.table.verdict) - {"not compared"}
         if not found or "missing" in found:
             return "incomplete"
@@ -65,7 +78,7 @@ class Comparison:
         return "undecided" if "undecided" in claims else "agrees"
 
     def summary(self) -> str:
-        """The verdict and what it rests on, in one line."""
+        """The verdict and its basis, in one line."""
         counts = self.table.verdict.value_counts()
         parts = [f"{counts[name]} {name}" for name in VERDICTS if name in counts]
         if self.order.pairs:
@@ -73,8 +86,13 @@ class Comparison:
         return f"{self.study.item.title} at scale {self.study.scale}: {self.verdict} ({', '.join(parts)})"
 
     def files(self) -> dict[str, bytes]:
-        """`comparison.csv` and `comparison.md`."""
-        return {"comparison.csv": to_csv(self.table), "comparison.md": self._markdown().encode()}
+        """`comparison.csv` and `comparison.md`; `measured.csv`, if records do not give all numbers."""
+        files = {"comparison.csv": to_csv(self.table), "comparison.md": self._markdown().encode()}
+        rows = [(*cell, seed, key, *numbers) for (cell, seed, key), numbers in sorted(self.measured.items())]
+        if rows:
+            columns = [*Cell._fields, "seed", "key", "value", "low", "high"]
+            files[MEASURED] = to_csv(pd.DataFrame(rows, columns=columns))
+        return files
 
     def _markdown(self) -> str:
         study = self.study
@@ -84,32 +102,38 @@ class Comparison:
             ("The paper", study.shows),
             ("Settings", study.settings),
             ("Cuts", study.cuts),
-            ("Which forbids to conclude", study.forbids),
+            ("Conclusions not supported at this scale", study.forbids),
         ):
             if text:
                 lines += [f"{head}: {text}", ""]
         headers = ["part", "method", "condition", "metric", "published", "own", "verdict"]
         lines += ["| " + " | ".join(headers) + " |", "|" + " --- |" * len(headers)]
-        for row in self.table.itertuples(index=False):
-            published = "" if math.isnan(row.published) else f"{row.published:g} ± {row.deviation:g}"
-            digits = _decimals(row.deviation)
-            own = row.note if math.isnan(row.own) else f"{row.own:.{digits}f}"
-            if not math.isnan(row.own_low):
-                own += f" [{row.own_low:.{digits}f}, {row.own_high:.{digits}f}]"
-            cells = (row.part, row.method, row.condition, row.metric, published, own, row.verdict)
+        for row in as_rows(self.table):
+            digits = _decimals(row["deviation"])
+            published = "" if math.isnan(row["published"]) else f"{row['published']:g} ± {row['deviation']:g}"
+            own = row["note"] if math.isnan(row["own"]) else f"{row['own']:.{digits}f}"
+            if not math.isnan(row["own_low"]):
+                own += f" [{row['own_low']:.{digits}f}, {row['own_high']:.{digits}f}]"
+            cells = [*(row[name] for name in headers[:4]), published, own, row["verdict"]]
             lines.append("| " + " | ".join(each.replace("|", "\\|") for each in cells) + " |")
-        names = sorted(study.parts)
-        boards = ", ".join(f"[{name}]({name}/README.md)" for name in names)
+        boards = ", ".join(f"[{name}]({name}/README.md)" for name in self.parts)
         lines += ["", f"The runs, as boards: {boards}.", "", LEGEND]
+        if self.measured:
+            lines += ["", FROM_IMAGES]
         return "\n".join(lines) + "\n"
 
 
 VERDICTS = ("agrees", "differs", "undecided", "missing", "not compared")
 LEGEND = (
-    "A published number is shown with the deviation that the paper prints, else with half a unit of its last digit; an "
-    "own one with its 95 % interval. They agree if the two ranges meet. A claim agrees if the interval of the "
-    "difference, from ends to opposite ends, is above 0, and differs if it is below. The item agrees if all numbers "
-    "do; it has the same order if every two methods that the paper's ranges tell apart come in the paper's order."
+    "A published number has the deviation that the paper prints, or half a unit of its last digit; an "
+    "own number has its 95 % interval. They agree if the two ranges meet. A claim agrees if the interval of the "
+    "difference, taken between opposite ends, is above 0, and differs if it is below; without intervals, the values "
+    "decide. The item agrees if all numbers do; it has the same order if all pairs of methods that the paper's ranges "
+    "separate are in the paper's order."
+)
+FROM_IMAGES = (
+    f"{MEASURED} has numbers that are made of predictions of single images, which the store keeps and records do not: "
+    "a check takes them as they are."
 )
 
 
@@ -117,28 +141,30 @@ def _decimals(deviation: float) -> int:
     return 4 if math.isnan(deviation) else max(0, 1 - math.floor(math.log10(max(deviation, 1e-6))))
 
 
-def compare(study: Study, boards: Mapping[str, Board]) -> Comparison:
-    """The numbers of a study beside those of its runs.
+def compare(study: Study, boards: Mapping[str, Board], measured: Numbers) -> Comparison:
+    """Compare the published numbers of a study with those of its runs.
 
     Args:
         study: the study.
-        boards: its runs, by part; one that is missing has no numbers.
+        boards: runs by part; a missing run has no numbers.
+        measured: numbers that records do not give, see `measure`.
     """
     rows, own = [], {}
     for each in study.published:
-        found = own[each] = _own(each.cell, study, boards, 100 if each.percent else 1)
+        found = own[each] = _own(each.cell, study, boards, measured, 100 if each.percent else 1)
         part = each.cell.part if each.cell else ""
         verdict, note = _verdict(each, found, study)
         numbers = (each.value, each.deviation, found.value, found.low, found.high)
         rows.append((part, *each.place, *numbers, verdict, note))
     for claim in study.claims:
         for above, below in claim.pairs():
-            one, other = (_own(each, study, boards) for each in (above, below))
+            one, other = (_own(each, study, boards, measured) for each in (above, below))
             low, high = one.low - other.high, one.high - other.low
             verdict = "missing" if math.isnan(one.value - other.value) else "undecided"
-            if low > 0 or high < 0:
-                verdict = "agrees" if low > 0 else "differs"
-            if not {above.part, below.part} <= study.parts.keys():
+            ends = (one.value - other.value,) * 2 if math.isnan(low) else (low, high)
+            if ends[0] > 0 or ends[1] < 0:
+                verdict = "agrees" if ends[0] > 0 else "differs"
+            if not (_is_part(above, study) and _is_part(below, study)):
                 verdict = "not compared"
             spec = study.parts.get(above.part)
             where = (spec.dataset, spec.architecture) if spec else ("", "")
@@ -146,20 +172,110 @@ def compare(study: Study, boards: Mapping[str, Board]) -> Comparison:
             numbers = (math.nan, math.nan, one.value - other.value, low, high)
             note = one.note or other.note
             rows.append((above.part, *where, name, claim.says, above.number, *numbers, verdict, note))
-    return Comparison(study, pd.DataFrame(rows, columns=COLUMNS), _order(own))
+    return Comparison(study, pd.DataFrame(rows, columns=COLUMNS), _order(own), measured, tuple(boards))
+
+
+def measure(study: Study, boards: Mapping[str, Board], store: str, known: Numbers) -> Numbers:
+    """The numbers of a study that are made of predictions of single images.
+
+    Args:
+        study: the study.
+        boards: its runs, by part.
+        store: URL of the store that has the predictions.
+        known: those of an earlier time, which stay where they are of the same cells.
+    """
+    cells = [each.cell for each in study.published if each.cell is not None]
+    cells += [cell for claim in study.claims for pair in claim.pairs() for cell in pair]
+    found: dict[tuple[Cell, int, str], tuple[float, float, float]] = {}
+    for cell in dict.fromkeys(cells):
+        if _from_images(cell) and _is_part(cell, study) and cell.part in boards:
+            board = boards[cell.part]
+            for seed in board.spec.seeds:
+                place = (cell, seed, _key(cell, board, seed))
+                try:
+                    found[place] = known[place] if place in known else _detected(cell, board, store, seed)
+                except InputError:  # it is not there, or nothing fooled the classifier
+                    continue
+    return found
+
+
+def read_measured(path: Path) -> Numbers:
+    """The numbers of a `measured.csv`; none where there is no such file.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    if not path.is_file():
+        return {}
+    found: dict[tuple[Cell, int, str], tuple[float, float, float]] = {}
+    try:
+        for row in pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records"):
+            cell = Cell(*(row[name] for name in Cell._fields))._replace(eps=float(row["eps"]))
+            numbers = (float(row["value"]), float(row["low"]), float(row["high"]))
+            found[cell, int(row["seed"]), row["key"]] = numbers
+    except (ValueError, KeyError) as error:
+        raise InputError(f"file {path}", expected="numbers of a study", got=str(error)) from error
+    return found
+
+
+def _from_images(cell: Cell) -> bool:
+    return cell.number.startswith(FOOLED) or cell.number.endswith("_least_confidence")
+
+
+def _detected(cell: Cell, board: Board, store: str, seed: int) -> tuple[float, float, float]:
+    """A quality of detection, with its interval."""
+    number = cell.number.removeprefix(FOOLED)
+    score, measure = next(
+        (name, number.removeprefix(f"{name}_")) for name in Detection._fields if number.startswith(name)
+    )
+    source = cell.source or cell.defense
+    at: dict[str, Any] = {} if cell.attack.startswith("ood:") else {"eps": cell.eps, "source": source}
+    fooled = source if cell.number.startswith(FOOLED) else None
+    run = open_run(board.folder, store)
+    clean, shown = run.detection_scores(cell.defense, cell.attack, measure, fooled=fooled, seed=seed, **at)
+    value = float(getattr(detection(clean, shown), score))
+    if score == "auroc":
+        return value, *auroc_interval(clean, shown)
+    return value, *_area_interval(value, score, len(shown), len(clean))
+
+
+def _key(cell: Cell, board: Board, seed: int) -> str:
+    """Of the evaluation that a cell is about; empty where there is none."""
+    source = cell.source or cell.defense
+    for ood in board.plan.ood:
+        if (f"ood:{ood.name}", ood.defense.label, ood.seed, ood.attack) == (cell.attack, cell.defense, seed, None):
+            return ood.key
+    for each in board.plan.cells:
+        attack = each.attack.label if each.attack else "none"
+        here = (each.defense.label, each.source.label, attack, each.eps, each.seed)
+        if here == (cell.defense, source, cell.attack, cell.eps, seed):
+            return each.key
+    return ""
+
+
+def _is_part(cell: Cell, study: Study) -> bool:
+    """Whether a study's run has a cell: at a small scale it may be left out."""
+    spec = study.parts.get(cell.part)
+    if spec is None:
+        return False
+    attacks = {"none", *spec.attacks, *(f"ood:{label}" for label in ood_labels(spec.ood))}
+    eps = {0.0, *spec.eps}
+    return (
+        {cell.defense, cell.source or cell.defense} <= {*spec.defenses} and cell.attack in attacks and cell.eps in eps
+    )
 
 
 def _named(cell: Cell, other: Cell) -> str:
-    """What tells one cell from another."""
+    """Fields in which two cells differ, as text."""
     names = [str(mine) for mine, theirs in zip(cell[1:], other[1:], strict=True) if mine != theirs]
     return " ".join(names) or cell.defense
 
 
 def _verdict(published: Published, own: Measured, study: Study) -> tuple[str, str]:
-    """Whether the ranges of both meet, and a note."""
+    """Verdict on whether the two ranges overlap, and a note."""
     if published.cell is None:
         return "not compared", published.reason
-    if published.cell.part not in study.parts:
+    if not _is_part(published.cell, study):
         return "not compared", f"not part of scale {study.scale}"
     if own.missing:
         return "missing", own.note
@@ -173,7 +289,7 @@ def _verdict(published: Published, own: Measured, study: Study) -> tuple[str, st
 
 
 def _order(own: Mapping[Published, Measured]) -> Order:
-    """Of the methods, among the numbers of one kind."""
+    """Agreement of the order of methods, among numbers of the same kind."""
     groups: dict[tuple[object, ...], list[Published]] = {}
     for each, found in own.items():
         if each.cell is not None and not found.missing:
@@ -187,11 +303,14 @@ def _order(own: Mapping[Published, Measured]) -> Order:
     return Order(kept, pairs)
 
 
-def _own(cell: Cell | None, study: Study, boards: Mapping[str, Board], factor: int = 1) -> Measured:
-    """A cell's number: over seeds the mean of values and of the ends of their intervals."""
-    if cell is None or cell.part not in study.parts or cell.part not in boards:
+def _own(cell: Cell | None, study: Study, boards: Mapping[str, Board], measured: Numbers, factor: int = 1) -> Measured:
+    """The number of a cell: mean over seeds of values and of interval ends."""
+    if cell is None or not _is_part(cell, study) or cell.part not in boards:
         return ABSENT
-    found = list(_by_seed(cell, boards[cell.part]))
+    if _from_images(cell):
+        found = [numbers for (place, _, _), numbers in measured.items() if place == cell]
+    else:
+        found = list(_by_seed(cell, boards[cell.part]))
     if len(found) < len(study.parts[cell.part].seeds):
         return ABSENT
     value, low, high = (factor * sum(each) / len(found) for each in zip(*found, strict=True))
@@ -199,7 +318,7 @@ def _own(cell: Cell | None, study: Study, boards: Mapping[str, Board], factor: i
 
 
 def _by_seed(cell: Cell, board: Board) -> Iterator[tuple[float, float, float]]:
-    """Value and interval of a cell's number for each seed; NaN where there is no interval."""
+    """Value and interval of a cell's number for each seed; NaN for no interval."""
     report, number = board.report, cell.number
     source = cell.source or cell.defense
     at = {"defense": cell.defense, "attack": cell.attack, "source": source}
@@ -223,10 +342,10 @@ def _by_seed(cell: Cell, board: Board) -> Iterator[tuple[float, float, float]]:
     for name, wanted in at.items():
         frame = frame[frame[name] == wanted]
     frame = frame[frame.eps.sub(cell.eps).abs() < 1e-9]
-    for row in frame.dropna(subset=[number]).itertuples(index=False):
-        value = float(getattr(row, number))
+    for row in as_rows(frame.dropna(subset=[number])):
+        value = float(row[number])
         if ends:
-            yield value, *(float(getattr(row, end)) for end in ends)
+            yield value, float(row[ends[0]]), float(row[ends[1]])
         elif number.partition("_")[0] in ("auroc", "aupr"):
             yield value, *_area_interval(value, number, *_counts(cell, board))
         else:
@@ -234,17 +353,17 @@ def _by_seed(cell: Cell, board: Board) -> Iterator[tuple[float, float, float]]:
 
 
 def _counts(cell: Cell, board: Board) -> tuple[int, int]:
-    """How many images a detection is about: those to be found out, and clean ones."""
+    """Numbers of images in a detection: positives, and clean ones."""
     clean = min(board.spec.limit or board.identity.test_count, board.identity.test_count)
     shown = {f"ood:{each.label}": min(clean, each.images) for each in board.identity.foreign}
     return shown.get(cell.attack, clean), clean
 
 
 def _area_interval(value: float, number: str, positives: int, negatives: int) -> tuple[float, float]:
-    """95 % interval of an area under a curve, for other images.
+    """95 % interval of an area under a curve, over images.
 
-    Of a ROC curve by Hanley and McNeil (1982), which is wide for most scores; of a precision-recall curve on the logit
-    scale by Boyd, Eng and Page (2013), whose positives are the negatives under the negated score.
+    For ROC curves by Hanley and McNeil (1982), which is conservative for most scores; for precision-recall curves on
+    the logit scale by Boyd, Eng and Page (2013), with positives and negatives exchanged for the negated score.
     """
     if not 0 < value < 1:
         return value, value

@@ -1,4 +1,4 @@
-"""Adds a submission to a board: whole or not at all, checked before and after, one merge at a time."""
+"""Merges a submission into a board atomically, with checks before and after, under a lock."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from advbench.store.archive import said
 
 SETTINGS = (
     "dataset architecture norm eps seeds draws limit batch_size precision threads device sweep budget converge ood "
-    "ood_scale ood_signed"
+    "ood_scale ood_signed history"
 ).split()
 
 
@@ -44,24 +44,24 @@ def merge(folder: Path, file: Path, *, replacing: bool = False) -> Merged | Find
     """Add a submission to a board, or nothing if a check fails.
 
     Args:
-        folder: of the board.
-        file: the submission.
+        folder: folder of the board.
+        file: path of the submission.
         replacing: replace a defense of the same label.
 
     Returns:
-        What was added, or the problems of the board or the submission.
+        The outcome, or the problems of the board or the submission.
 
     Raises:
-        InputError: one of them cannot be read, they do not fit, or the label is taken.
+        InputError: the board or the submission cannot be read, they do not match, or the label is taken.
         StoreError: the folder cannot be written.
     """
-    folder = Path(os.path.abspath(folder))  # unlike `resolve`, keeps a link, which is refused
+    folder = Path(os.path.abspath(folder))  # unlike `resolve`, keeps links, which are refused
     if Path.cwd().is_relative_to(folder.resolve()):
-        expected = "one outside the board, whose folder is replaced"
+        expected = "a folder outside the board, which is replaced"
         raise InputError("working folder", expected=expected, remedy=f"cd {folder.parent}")
     with locked(folder):
         for left in folder.parent.glob(f"{glob.escape(_prefix(folder))}*"):
-            shutil.rmtree(left, ignore_errors=True)  # by a merge that was killed
+            shutil.rmtree(left, ignore_errors=True)  # left over from a killed merge
         board, findings = check(folder)
         theirs = open_submission(file)
         check_records(theirs, findings)
@@ -71,7 +71,7 @@ def merge(folder: Path, file: Path, *, replacing: bool = False) -> Merged | Find
         (label,) = theirs.spec.defenses
         if label in board.spec.defenses and not replacing:
             remedy = "replace it with --replace, or give the submission another @label"
-            raise InputError(f"defense {label!r} is on the board already", remedy=remedy)
+            raise InputError(f"defense {label!r} is already on the board", remedy=remedy)
         joined = _joined(board, theirs)
         own = _own_keys(board.plan, label)
         _check_others_stay(board, joined, own, file)
@@ -81,7 +81,7 @@ def merge(folder: Path, file: Path, *, replacing: bool = False) -> Merged | Find
 
 
 def _own_keys(plan: Plan, label: str) -> set[str]:
-    """Keys of the tasks that concern one defense, without those shared with other labels."""
+    """Keys of the tasks of one defence that are not shared with other labels."""
     uses = [({name}, key) for (name, _), key in plan.trained.items()]
     uses += [({cell.defense.label, cell.source.label}, cell.key) for cell in plan.cells]
     uses += [({cell.defense.label}, cell.key) for cell in plan.known]
@@ -90,23 +90,23 @@ def _own_keys(plan: Plan, label: str) -> set[str]:
 
 
 def _check_others_stay(board: Board, joined: Board, own: set[str], file: Path) -> None:
-    """Refuse a submission that would change the keys of the board's other defenses, which would lose their records."""
+    """Refuse a submission that would change the keys, and so lose the records, of the board's other defences."""
     lost = set(board.kept) - set(joined.kept) - own
     names = sorted({cell.defense.label for cell in board.plan.cells if cell.key in lost})
     if lost:
         raise InputError(
             f"submission {file}",
-            expected="one that leaves the board's other defenses unchanged",
+            expected="a submission that leaves other defenses of the board unchanged",
             got=f"other settings, weights or sources of {', '.join(names)}",
-            remedy="give the defense, and what it starts from, a @label of its own",
+            remedy="give the defense, and the source of its initial weights, a @label of its own",
         )
 
 
 def _joined_records(joined: Board, theirs: Board, own: set[str], file: Path) -> Records:
-    """The board's records with the submission's, where these are new or replace the defense's own.
+    """Records of the board with those of the submission that are new or replace the defence's own.
 
     Raises:
-        InputError: the submission has records of other settings, or other results under a key of the board.
+        InputError: the submission has records of other settings, or different results under a key of the board.
     """
     kept, ours = set(joined.kept), joined.records
     attacked = [(cell.attack, cell.key) for cell in (*theirs.plan.cells, *theirs.plan.known)]
@@ -120,14 +120,14 @@ def _joined_records(joined: Board, theirs: Board, own: set[str], file: Path) -> 
         raise InputError(
             f"submission {file}",
             expected="the board's results for the same weights and images",
-            got="other results under the same keys",
+            got="different results under the same keys",
             remedy="submit a defense with other hyperparameters than those on the board",
         )
     return Records({**theirs.records, **ours, **theirs.records.only(own)}).only(joined.kept)
 
 
 def _check_fit(board: Board, theirs: Board) -> None:
-    """Refuse a submission with other settings, data or sources than the board's."""
+    """Refuse a submission whose settings, data or sources differ from the board's."""
     for name in SETTINGS:
         ours, other = getattr(board.spec, name), getattr(theirs.spec, name)
         if ours != other and not (name == "dataset" and theirs.identity.sha256 == board.identity.sha256):
@@ -144,7 +144,7 @@ def _check_fit(board: Board, theirs: Board) -> None:
             "sources that computed the submission",
             expected=f"those of the board, {made_by[0]}",
             got=made_by[1],
-            remedy="compute it with such an installation (pip install without -e installs a release)",
+            remedy="use the same kind of installation (pip install without -e installs a release)",
         )
     missing = [name for name in board.spec.attacks if name not in theirs.spec.attacks]
     if missing:
@@ -152,7 +152,7 @@ def _check_fit(board: Board, theirs: Board) -> None:
 
 
 def _joined(board: Board, submission: Board) -> Board:
-    """The board with the submission's defense, and the settings and files that it needs."""
+    """The board with the submission's defence, and its settings and files."""
     ours, theirs = board.spec, submission.spec
     (label,) = theirs.defenses
     named = theirs.model_copy(update={"attacks": ours.attacks})
@@ -174,7 +174,7 @@ def _joined(board: Board, submission: Board) -> Board:
 
 
 def _install(board: Board, folder: Path) -> None:
-    """Replace the board in a folder by another one, in one step."""
+    """Replace the board in a folder by another one, atomically."""
     made = None
     try:
         made = Path(tempfile.mkdtemp(prefix=_prefix(folder), dir=folder.parent))
@@ -192,12 +192,12 @@ def _install(board: Board, folder: Path) -> None:
 
 
 def _prefix(folder: Path) -> str:
-    """Prefix of the temporary folder of a merge, beside the board."""
+    """Prefix of the temporary folder of a merge, next to the board."""
     return f".{folder.name}.merge-"
 
 
 def _exchange(one: Path, other: Path) -> None:
-    """Swap two folders, in one step where the system can."""
+    """Swap two folders, atomically if the system supports it."""
     libc = ctypes.CDLL(None, use_errno=True)
     here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE
     if hasattr(libc, "renameat2") and not libc.renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange):

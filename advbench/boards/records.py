@@ -1,4 +1,4 @@
-"""A board's records as one file: one sealed record per line, sorted by key, the same bytes for the same records."""
+"""A board's records as one file: one sealed record per line, sorted by key, byte-identical for equal records."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from advbench.report.shape import CIRCUMSTANCES
 from advbench.store.records import FORMAT, record_bytes
 
 NAME = BOARD
-LARGEST = 2**30  # limit on a file's unpacked bytes
-LONGEST = 2**20  # limit on a record's bytes
+LARGEST = 2**30  # bytes; limit on an unpacked file
+LONGEST = 2**20  # bytes; limit on a record
 Record = dict[str, Any]
 
 
 class Records(dict[str, Record]):
-    """Records by key, in memory, from which tables are made as from a store."""
+    """Records by key, in memory, with the reading interface of a store."""
 
     @property
     def checkout(self) -> str | None:
-        """Digest of the checkout that computed them, as the first record states it; None for a release."""
+        """Digest of the checkout that computed them, from the first record; None for a release."""
         inputs = next(iter(self.values()), {}).get("inputs")
         found = inputs.get("checkout") if isinstance(inputs, dict) else None
         return found if isinstance(found, str) else None
 
     def read_record(self, key: str) -> Record | None:
-        """The record of a task, or None."""
+        """Return the record of a task, or None."""
         return self.get(key)
 
     def read_records(self, keys: Iterable[str]) -> Iterator[Record | None]:
-        """The records of several tasks, in their order."""
+        """Return the records of several tasks, in order."""
         return map(self.get, keys)
 
     def only(self, keys: Iterable[str]) -> Records:
-        """The records of these tasks."""
+        """Return the records of the given tasks."""
         return Records({key: self[key] for key in keys if key in self})
 
     def to_bytes(self) -> bytes:
-        """The bytes of the file."""
+        """Serialise the records as bytes of the file."""
         file = io.BytesIO()
         with gzip.GzipFile(filename="", mode="wb", compresslevel=9, fileobj=file, mtime=0) as packed:
             for key, record in sorted(self.items()):
@@ -54,14 +54,14 @@ class Records(dict[str, Record]):
 
     @classmethod
     def from_bytes(cls, raw: bytes, what: str) -> Records:
-        """Read the bytes that `to_bytes` made.
+        """Read the result of `to_bytes`.
 
         Args:
             raw: the bytes.
-            what: the file, for the error.
+            what: description of the file, for errors.
 
         Raises:
-            InputError: they are not a gzip file, too large, or contain a line that is not a sealed record.
+            InputError: not a gzip file, too large, or a line is not a sealed record.
         """
         found: dict[str, Record] = {}
         try:
@@ -84,7 +84,7 @@ class Records(dict[str, Record]):
 
 
 def _parse(line: bytes) -> Record | None:
-    """The record in a line that may hold anything; None unless its seal and form are those that `to_bytes` writes."""
+    """Parse an untrusted line; None unless seal and form are those of `to_bytes`."""
     try:
         record: Record = pydantic_core.from_json(line, allow_inf_nan=False) if len(line) <= LONGEST else {}
         del record["sha256"]

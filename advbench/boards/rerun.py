@@ -1,4 +1,4 @@
-"""Recomputes some of a board's cells from scratch and compares the results."""
+"""Recomputation of cells of a board from scratch, and comparison of the results."""
 
 from __future__ import annotations
 
@@ -37,28 +37,28 @@ def rerun(
     *,
     run_files: bool = False,
 ) -> tuple[int, int]:
-    """Recompute cells of a board and find those whose results disagree with it.
+    """Recompute cells of a board and report disagreements.
 
-    The cells are chosen at random among those with a record. They and all that they need, trainings included, are
+    The cells are chosen at random among those with a record. They and all their inputs, including trainings, are
     computed by the installed versions in a temporary store. Two accuracies agree if each lies within the other's
     interval; this applies to the ensemble's accuracy and to the mean accuracy of a single draw.
 
     Args:
         board: the board.
-        count: number of cells, all if it has fewer.
-        execution: how to compute; its store is not used.
-        findings: to which disagreements are added.
-        compute: carries a plan out, with an execution, into a store; returns why tasks failed, by key.
-        seed: of the choice; unpredictable by default.
-        run_files: import and run the files that the board keeps; without it, only cells that need none are chosen.
+        count: number of cells; all if the board has fewer.
+        execution: options of the execution; its store is not used.
+        findings: collection to which disagreements are added.
+        compute: function that executes a plan in a store and returns the reasons of failed tasks, by key.
+        seed: seed of the choice; unpredictable by default.
+        run_files: import and run the files stored in the board; otherwise only cells that need none are chosen.
 
     Returns:
-        The number of cells, and in how many of them `EQUAL` values are equal to the last digit.
+        The number of cells, and the number of cells with all `EQUAL` values equal to the last digit.
 
     Raises:
-        InputError: the spec cannot be carried out here, the data is absent, or no cell has a record.
+        InputError: the spec cannot be executed here, the data are missing, or no cell has a record.
     """
-    # Out-of-distribution images and known draws have no row in the results, and their data may not be available.
+    # Cells of out-of-distribution images and known draws have no row in the results, and their data may be unavailable.
     dataset = _in_root(board.spec.dataset, data_folder(execution.data_root))
     device = board.spec.device or CPU
     named = {cell.attack.label for cell in board.plan.cells if cell.attack}
@@ -70,7 +70,7 @@ def rerun(
             files.know(replace(sources, folder=str(board.folder.absolute() / FOLDER / digest)))
     plan = prepare(execution.placed(spec), execution.data_root, None if run_files else board.kept_files)
     if run_files and keep(plan) != keep(board.plan):
-        findings.add("a file gives other hyperparameters, nets or traits than the board states", FOLDER)
+        findings.add("a file has other hyperparameters, nets or traits than the board states", FOLDER)
         return 0, 0
     left_out = frozenset() if run_files else board.in_files
     lacking = _lacking(plan)
@@ -80,7 +80,7 @@ def rerun(
     if not there:
         expected, remedy = "cells with a record, to recompute", ""
         if left_out:
-            expected += f", that need none of the files of {', '.join(sorted(left_out))}"
+            expected += f", without the files of {', '.join(sorted(left_out))}"
             remedy = "read these files; with --run-files they are imported and run"
         if lacking:
             place = data_folder(execution.data_root) / WEIGHTS
@@ -110,7 +110,7 @@ def rerun(
 
 
 def _lacking(plan: Plan) -> frozenset[str]:
-    """Labels of the plugins that need files which this process cannot read, or start from such."""
+    """Labels of the plugins that need files unknown to this process, directly or for their initial weights."""
     found = set()
     for cell in plan.cells:
         for choice in filter(None, (cell.defense, cell.attack)):
@@ -123,22 +123,22 @@ def _lacking(plan: Plan) -> frozenset[str]:
 
 
 def _in_root(dataset: str, root: Path) -> str:
-    """A data set whose path a board names, which may be anybody's: a file or folder below the root of data sets.
+    """Resolve a data set of an untrusted board to a file or folder below the root of data sets.
 
     Raises:
-        InputError: there is none.
+        InputError: it does not exist.
     """
     kind, colon, path = dataset.partition(":")
     if not path:
         return dataset
     found = root / path
-    there = os.path.isfile(found) or os.path.isdir(found)  # no device, nor a pipe that would be waited for
+    there = os.path.isfile(found) or os.path.isdir(found)  # excludes devices and pipes
     if not there or not found.resolve().is_relative_to(root.resolve()):
         raise InputError(
             f"data set {dataset!r} of the board",
             expected=f"a file or folder below the data root {root}",
             got="none",
-            remedy="name the folder that has it with --data-root",
+            remedy="set the folder that contains it with --data-root",
         )
     return f"{kind}{colon}{found}"
 
@@ -149,7 +149,7 @@ def _place(cell: Cell) -> tuple[str, str, str, float, int]:
 
 
 def _agree(before: Mapping[str, Any], now: Mapping[str, Any], label: str, findings: Findings) -> bool:
-    """Compare two results of a cell; returns whether they are equal to the last digit."""
+    """Compare two results of a cell; return True if they are equal to the last digit."""
     for name in ("accuracy", "draw_accuracy"):
         pairs = ((before, now), (now, before))
         inside = [low <= one[name] <= high for one, other in pairs for low, high in [other[f"{name}_interval"]]]

@@ -1,4 +1,4 @@
-"""The site of all boards below a folder: an index, and for each board its page, spec and tables."""
+"""Static site of all boards below a folder: an index, and page, spec and tables of each board."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ INDEX = "index.html"
 
 
 def site_files(folder: Path, date: str) -> dict[str, bytes] | Findings:
-    """Content of each file of a site by its place, the index last; no code that a board brings is imported.
+    """Content of each file of a site by path, the index last; no code of a board is imported.
 
     Args:
-        folder: with boards at any depth, each of which is checked.
-        date: day on which the site is built.
+        folder: folder with boards at any depth; each is checked.
+        date: date of the build.
 
     Returns:
         The files, or the problems of the boards that fail their check.
 
     Raises:
-        InputError: a board that cannot be read, or no board.
+        InputError: a board cannot be read, or there are no boards.
     """
     findings, entries = Findings(), []
     files: dict[str, bytes] = {}
@@ -53,7 +53,7 @@ def site_files(folder: Path, date: str) -> dict[str, bytes] | Findings:
 
 
 def _places(folder: Path) -> list[Path]:
-    """The boards' folders, relative to the one that is searched; not those that are hidden or inside a board."""
+    """Folders of the boards, relative to `folder`; hidden ones and those inside a board are skipped."""
     found: list[Path] = []
     for path in sorted(folder.rglob(SPEC), key=lambda path: path.parts):
         place = path.parent.relative_to(folder)
@@ -62,5 +62,5 @@ def _places(folder: Path) -> list[Path]:
             found.append(place)
     if not found:
         got = "none" if folder.is_dir() else "no such folder"
-        raise InputError(f"folder {folder}", expected=f"boards below it, which are folders with {SPEC}", got=got)
+        raise InputError(f"folder {folder}", expected=f"boards (folders with {SPEC}) below it", got=got)
     return found

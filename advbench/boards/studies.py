@@ -1,10 +1,10 @@
-"""Studies: the runs that repeat a table or figure of a paper, and what the paper prints there.
+"""Studies: runs that reproduce a table or figure of a paper, and the published numbers.
 
 A paper is a folder that a plugin registers; each of its items, a table or figure, is a folder in it:
 
-- `paper.toml`: what the item shows, and the run in the paper's own setting;
-- `small.toml`, if there is one: what changes for two CPU cores, and which conclusions that forbids;
-- `published.csv`, if the paper prints numbers: each of them with the cell of the run that it belongs to.
+- `paper.toml`: description of the item, and its run with the paper's settings;
+- `small.toml` (optional): changes for two CPU cores, and the conclusions that these do not support;
+- `published.csv` (optional): published numbers, each with its cell of the run.
 """
 
 from __future__ import annotations
@@ -27,39 +27,39 @@ from advbench.registry import registry
 from advbench.store.records import Store
 
 SCALES = ("small", "paper")
-LEAST = "paper.toml"  # the file that makes a folder an item
+LEAST = "paper.toml"  # marks the folder of an item
 
 
 class Cell(NamedTuple):
-    """Where a number of a study is: a column of a table, in the row of a cell."""
+    """Location of a number in a study: a column of a table, in the row of a cell."""
 
-    number: str  # a column of results, uncertainty, models or affinity; retained_N of retention
+    number: str  # column of results, uncertainty, models or affinity; retained_N for retention
     part: str
     defense: str
     attack: str = "none"
     eps: float = 0.0
-    source: str = ""  # of transferred examples; by default the defense itself
+    source: str = ""  # source of transferred examples; by default the defence itself
 
 
 class Published(NamedTuple):
-    """A number that a paper prints."""
+    """A published number."""
 
-    cell: Cell | None  # None where no run has it
-    reason: str  # why
-    place: tuple[str, ...]  # data set, net, method, condition and metric, as printed
+    cell: Cell | None  # None if no run computes it
+    reason: str  # reason if None
+    place: tuple[str, ...]  # data set, net, method, condition and metric, as in the paper
     value: float
-    deviation: float  # as printed, else half a unit of the last digit that is
+    deviation: float  # as printed, or half a unit of the last printed digit
 
     @property
     def percent(self) -> bool:
-        """Whether it is in per cent."""
+        """True if it is in per cent."""
         return "%" in self.place[-1]
 
 
 class Claim(pydantic.BaseModel):
-    """An inequality that a paper states or its figure shows: each cell of `above` is larger than each of `below`.
+    """An inequality in a paper: each cell of `above` is larger than each of `below`.
 
-    A cell of either is the fields of `Cell` that differ from those of `at`.
+    Cells of both are given by the fields of `Cell` that differ from `at`.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
@@ -70,13 +70,13 @@ class Claim(pydantic.BaseModel):
     below: list[dict[str, Any]] = pydantic.Field(min_length=1)
 
     def pairs(self) -> Iterator[tuple[Cell, Cell]]:
-        """The larger and the smaller cell of each inequality."""
+        """Larger and smaller cell of each inequality."""
         for above, below in itertools.product(self.above, self.below):
             yield Cell(**{**self.at, **above}), Cell(**{**self.at, **below})
 
 
 class _File(pydantic.BaseModel):
-    """`paper.toml`; `small.toml` has the same fields, all but optional."""
+    """Content of `paper.toml`; `small.toml` has the same fields, all optional."""
 
     model_config = pydantic.ConfigDict(extra="forbid")
 
@@ -101,17 +101,17 @@ class Item(NamedTuple):
 
     @property
     def title(self) -> str:
-        """What people call it, as `apd/table1`."""
+        """Name of the item, such as `apd/table1`."""
         return f"{self.paper}/{self.name}"
 
     @property
     def scales(self) -> list[str]:
-        """The scales at which there is a run."""
+        """Scales with a run."""
         return [scale for scale in SCALES if (self.folder / f"{scale}.toml").is_file() and not self.missing]
 
     @property
     def missing(self) -> str:
-        """What advbench lacks to run it; empty where nothing."""
+        """Missing features for running it; empty if none."""
         return str(parse_toml(self.folder / LEAST).get("missing", ""))
 
 
@@ -121,15 +121,15 @@ class Study(NamedTuple):
     Attributes:
         item: the item.
         scale: one of `SCALES`.
-        title: what the table or figure is about.
-        shows: what the paper concludes from it.
-        settings: where the settings are from.
-        needs: data sets, GPU, and what advbench lacks; for `--list`.
-        cuts: what is less than in the paper.
-        forbids: what these cuts forbid to conclude.
-        parts: the runs, by name.
-        published: the numbers that the paper prints.
-        claims: what it says without numbers.
+        title: topic of the table or figure.
+        shows: the paper's conclusion from it.
+        settings: source of the settings.
+        needs: data sets, GPU and missing features, for `--list`.
+        cuts: reductions relative to the paper.
+        forbids: conclusions that these reductions do not support.
+        parts: runs by name.
+        published: published numbers.
+        claims: claimed inequalities.
     """
 
     item: Item
@@ -146,7 +146,7 @@ class Study(NamedTuple):
 
 
 def all_items() -> list[Item]:
-    """The items of all registered papers."""
+    """Items of all registered papers."""
     found = []
     for entry in registry().entries("paper"):
         folder: Path = registry().load("paper", entry.name)
@@ -156,10 +156,10 @@ def all_items() -> list[Item]:
 
 
 def find_item(title: str) -> Item:
-    """The item of a title.
+    """Find an item by its title.
 
     Raises:
-        InputError: there is none.
+        InputError: the title is unknown.
     """
     items = {item.title: item for item in all_items()}
     if title not in items:
@@ -168,27 +168,27 @@ def find_item(title: str) -> Item:
 
 
 def read_study(item: Item, scale: Literal["small", "paper"] | str) -> Study:
-    """An item at a scale; where advbench cannot run it, without parts.
+    """Read an item at a scale; it has no parts if advbench cannot run it.
 
     Raises:
-        InputError: an unknown scale, or files that are damaged.
+        InputError: the scale is unknown, or files are malformed.
     """
     path = item.folder / f"{scale}.toml"
     if scale not in SCALES or not path.is_file():
         known = [each for each in SCALES if (item.folder / f"{each}.toml").is_file()]
         raise unknown_name(f"scale of {item.title}", scale, known)
-    values = parse_toml(item.folder / LEAST)
+    whole = values = parse_toml(item.folder / LEAST)
     if scale != "paper":
-        values = _smaller(values, parse_toml(path))
+        values = _smaller(whole, parse_toml(path))
     try:
         file = _File.model_validate(values)
         parts = {} if file.missing or not file.run else {"run": file.run}
         if file.parts and parts:
             parts = {name: merged(file.run, changes) for name, changes in file.parts.items()}
-        specs = {name: make_spec(each) for name, each in parts.items()}
+        specs = {name: make_spec(_of_own(each, whole["run"])) for name, each in parts.items()}
         published = tuple(_published(item.folder / "published.csv"))
     except (pydantic.ValidationError, ValueError, KeyError) as error:
-        raise InputError(f"study {path}", expected="one that advbench can read", got=str(error)) from error
+        raise InputError(f"study {path}", expected="a valid study", got=str(error)) from error
     data = sorted({name for spec in specs.values() for name in (spec.dataset, *spec.ood)})
     needs = (*data, *(["GPU"] if file.gpu else []), *([file.missing] if file.missing else []))
     texts = (file.title, file.shows, file.settings, needs, file.cuts, file.forbids)
@@ -196,14 +196,20 @@ def read_study(item: Item, scale: Literal["small", "paper"] | str) -> Study:
 
 
 def _smaller(whole: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of `small.toml` on top of those of `paper.toml`; where it names parts, those alone."""
+    """Values of `paper.toml` updated with `small.toml`; if the latter has parts, only those."""
     parts = {name: merged(whole.get("parts", {}).get(name, {}), own) for name, own in changes.get("parts", {}).items()}
     values = merged(whole, {name: value for name, value in changes.items() if name != "parts"})
     return {**values, "gpu": changes.get("gpu", False), **({"parts": parts} if parts else {})}
 
 
+def _of_own(run: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, Any]:
+    """A run without settings of those defenses and attacks of the whole that it leaves out."""
+    used, named = ({*each.get("defenses", ()), *each.get("attacks", ())} for each in (run, whole))
+    return {**run, "set": {label: each for label, each in run.get("set", {}).items() if label not in named - used}}
+
+
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Values on top of others, table by table."""
+    """Update values with others, table by table."""
     both = {
         name: merged(below[name], value) if isinstance(value, dict) and isinstance(below.get(name), dict) else value
         for name, value in above.items()
@@ -212,7 +218,7 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _published(path: Path) -> Iterator[Published]:
-    """The rows of `published.csv`."""
+    """Read the rows of `published.csv`."""
     if not path.is_file():
         return
     with path.open(newline="", encoding="utf-8") as file:
@@ -225,11 +231,11 @@ def _published(path: Path) -> Iterator[Published]:
             place = tuple(row[name] for name in ("dataset", "architecture", "method", "condition", "metric"))
             yield Published(cell, row["reason"], place, float(printed), deviation)
             if not math.isfinite(float(printed)):
-                raise ValueError(f"a number in {path.name} that is not finite")
+                raise ValueError(f"non-finite number in {path.name}")
 
 
 def take_over(folder: Path, plan: Plan, store: Store) -> None:
-    """Put the evaluations that a board has of a plan into a store, where they are missing, so that none runs again."""
+    """Copy evaluations of a plan from a board into a store that lacks them, so that they are not recomputed."""
     if not (folder / BOARD).is_file():
         return
     records = read_board(folder).records
@@ -239,15 +245,15 @@ def take_over(folder: Path, plan: Plan, store: Store) -> None:
 
 
 def publish(folder: Path, plan: Plan, study: Study, store: Store) -> Board:
-    """Write a part of a study as a board, from the results of a store and those that the board has.
+    """Write a part of a study as a board, from the results of a store and of the board itself.
 
     Raises:
-        InputError: there is no result, or the folder holds something else.
+        InputError: there are no results, or the folder has other content.
         StoreError: the folder cannot be written.
     """
-    assert plan.identity is not None, "the data of a run that was carried out are known"
+    assert plan.identity is not None, "the data of an executed run are known"
     about = f"A run of the study `{study.item.title}` at scale `{study.scale}`: {study.title}.\n\n{study.shows}\n\n"
-    about += "[comparison.md](../comparison.md) has the paper's numbers beside these.\n"
+    about += "[comparison.md](../comparison.md) compares these numbers with the paper's.\n"
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in ((SPEC, plan.spec.to_toml()), (DATA, plan.identity.to_bytes().decode()), (ABOUT, about)):
         write_inside(folder, name, text.encode())

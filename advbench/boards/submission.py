@@ -1,4 +1,4 @@
-"""A submission: the records of one defense of a run in one file, to be merged into a board."""
+"""Submissions: the records of one defence of a run in a file, to be merged into a board."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from advbench.grid.spec import make_spec, narrowed, parse_toml, published
 from advbench.store.records import Store
 from advbench.store.storage import write_file
 
-EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date that a zip can state
+EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date in the zip format
 
 
 class Submitted(NamedTuple):
@@ -35,26 +35,26 @@ class Submitted(NamedTuple):
 def submit(
     run: Path, label: str, store: Store, path: Path | None = None, *, force: bool = False, data_root: str | None = None
 ) -> Submitted | Findings:
-    """Pack one defense of a run into a file; the same records give the same bytes.
+    """Pack one defence of a run into a file; equal records give equal bytes.
 
     Args:
-        run: the run's `--out` folder.
-        label: the defense.
-        store: with the run's records.
-        path: the file; LABEL.advbench.zip by default.
+        run: `--out` folder of the run.
+        label: label of the defence.
+        store: store with the records of the run.
+        path: file to write; by default LABEL.advbench.zip.
         force: replace an existing file.
         data_root: folder of the data sets.
 
     Returns:
-        What was packed; or the records of the defense that are missing.
+        The packed file, or the missing records of the defence.
 
     Raises:
-        InputError: no such run or defense, or the file exists already.
-        StoreError: the store cannot be read, or the file not written.
+        InputError: the run or defence does not exist, or the file already exists.
+        StoreError: the store cannot be read, or the file cannot be written.
     """
     path = path or Path(f"{re.sub(r'[^A-Za-z0-9_.@+-]', '_', label)}.advbench.zip")
     if path.is_dir() or (os.path.lexists(path) and not force):
-        raise InputError(f"file {path} exists already", remedy="choose another with --out, or replace it with --force")
+        raise InputError(f"file {path} already exists", remedy="choose another with --out, or replace it with --force")
     whole = make_spec(parse_toml(run / SPEC))
     if label not in whole.defenses:
         raise unknown_name("defense of the run", label, whole.defenses)
@@ -90,12 +90,12 @@ def _zipped(contents: Mapping[str, bytes]) -> bytes:
 
 
 def open_submission(path: Path) -> Board:
-    """Read a submission as a board of one defense; it is not trusted, and nothing in it is unpickled.
+    """Read an untrusted submission as a board of one defence; nothing is unpickled.
 
     Raises:
         InputError: it is not a submission, or too large.
     """
-    expected = f"a file that 'advbench leaderboard submit' wrote, with {', '.join(FILES)}"
+    expected = f"a file from 'advbench leaderboard submit', with {', '.join(FILES)}"
     try:
         with zipfile.ZipFile(path) as archive:
             found = sorted(archive.namelist())

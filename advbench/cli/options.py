@@ -89,6 +89,11 @@ SPEC_OPTIONS = (
         "apply it to pixel values in [-1, 1] in place of [0, 1], as APD does [default: no-ood-signed]",
         flag="--ood-signed/--no-ood-signed",
     ),
+    _option(
+        "history",
+        str,
+        "measure trainings on the way, after each epoch (epoch) or every so many steps (a number) [default: none]",
+    ),
     _option("set", Names, "hyperparameter, as NAME.PARAM=VALUE, or arch.PARAM=VALUE of the net; may be repeated"),
 )
 

@@ -42,7 +42,7 @@ def reproduce(
     retry_failed: RetryFailed = False,
 ) -> None:
     """Run what a table or figure of a paper shows, and compare the numbers with the published ones."""
-    from advbench.boards.comparison import compare
+    from advbench.boards.comparison import MEASURED, compare, measure, read_measured
     from advbench.boards.studies import find_item, publish, read_study, take_over
     from advbench.grid.run import Settings, prepare
     from advbench.store.storage import write_file
@@ -53,15 +53,13 @@ def reproduce(
         return
     if title is None:
         raise InputError("no study", remedy="name one, as apd/table1; 'advbench reproduce --list' shows all")
-    study = read_study(find_item(title), scale)
-    if not study.parts:
-        raise InputError(
-            f"study {title}", expected="one that advbench can run", got=f"one that needs {study.needs[-1]}"
-        )
+    item = find_item(title)
+    if item.missing:
+        raise InputError(f"study {title}", expected="one that advbench can run", got=f"one that lacks {item.missing}")
+    study = read_study(item, scale)
     folder = out / study.item.paper / study.item.name / scale
     if check:
-        comparison = _checked(study, folder)
-        _show(comparison)
+        _show(_checked(study, folder))
         return
     store = execution.open_store()
     boards: dict[str, Board] = {}
@@ -74,9 +72,10 @@ def reproduce(
         outcome = carry_out_shown(plan, execution, store, Settings(retry_failed=retry_failed), folder / name)
         failed += outcome.why(plan.tasks)
         boards[name] = publish(folder / name, plan, study, store)
-    comparison = compare(study, boards)
-    for file, raw in comparison.files().items():
-        write_file(folder / file, raw)
+        # Also of the parts that are done, if a later one is interrupted.
+        comparison = compare(study, boards, measure(study, boards, execution.store, read_measured(folder / MEASURED)))
+        for file, raw in comparison.files().items():
+            write_file(folder / file, raw)
     _show(comparison)
     say(folder / "comparison.md")
     refuse(failed)
@@ -85,17 +84,18 @@ def reproduce(
 def _checked(study: "Study", folder: Path) -> "Comparison":
     """The comparison of results that are there, once boards, their specs and the comparison's files are found right."""
     from advbench.boards.check import check as examine
-    from advbench.boards.comparison import compare
+    from advbench.boards.comparison import MEASURED, compare, measure, read_measured
 
     boards, problems = {}, []
-    for name, spec in study.parts.items():
+    done = {name: spec for name, spec in study.parts.items() if (folder / name).is_dir()}
+    for name, spec in (done or study.parts).items():
         board, findings = examine(folder / name)
         problems += [f"{folder / name}: {line}" for line in findings.lines()]
         if board.spec.model_copy(update={"device": spec.device}) != spec:
             problems.append(f"{folder / name}: its spec is not that of {study.item.title} at scale {study.scale}")
         boards[name] = board
     refuse(problems)
-    comparison = compare(study, boards)
+    comparison = compare(study, boards, measure(study, boards, "memory://", read_measured(folder / MEASURED)))
     for name, raw in comparison.files().items():
         path = folder / name
         if not path.is_file() or path.read_bytes() != raw:
@@ -110,7 +110,8 @@ def _show(comparison: "Comparison") -> None:
 
     table = comparison.table
     shown = table[["part", "method", "condition", "metric", "published", "own", "own_low", "own_high", "verdict"]]
-    text = tabulate(shown.astype(object).where(shown.notna(), ""), headers="keys", showindex=False, floatfmt=".4g")
+    rows = shown.astype(object).where(shown.notna(), "").to_numpy().tolist()
+    text = tabulate(rows, [str(name) for name in shown], floatfmt=".4g")
     for line in text.splitlines():
         say(line)
     say("")

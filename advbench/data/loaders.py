@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import importlib.util
 import os
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from advbench.data.base import Data
 from advbench.data.datasets import Dataset, make_dataset, stratified
 from advbench.errors import InputError
 
@@ -34,6 +36,26 @@ def _split_pool(name: str, images: Tensor, labels: Tensor) -> Dataset:
     test = torch.zeros(len(labels), dtype=torch.bool)
     test[stratified(labels, max(1, len(labels) // 5))] = True
     return make_dataset(name, (images[~test], labels[~test]), (images[test], labels[test]))
+
+
+def load_toy2d(root: Path, path: str) -> Dataset:
+    """Two classes of 10 points from N((-2, -2), 0.3) and N((2, 2), 0.3) (APD section 5.1, its released code's numbers).
+
+    A point of the square [-5, 5]^2 is an image of 1x1 pixels and 2 channels in [0, 1], so noise from U(0, 1)
+    (`ood="uniform"`) covers the square of APD's Figure 2. Validation holds 10 points a class, the test set 500.
+    """
+    _no_path("toy2d", path)
+    generator = torch.Generator().manual_seed(0)
+    counts = {"train": 10, "validation": 10, "test": 500}
+    parts = {}
+    for part, count in counts.items():
+        labels = torch.arange(2 * count) % 2
+        points = 2.0 * (2 * labels[:, None] - 1) + 0.3**0.5 * torch.randn((2 * count, 2), generator=generator)
+        parts[part] = Data((points.clamp(-5, 5) + 5).div(10).view(-1, 2, 1, 1), labels, 2, "toy2d")
+    digest = hashlib.sha256(b"toy2d/2")
+    for data in parts.values():
+        digest.update(data.images.numpy().tobytes() + data.labels.numpy().tobytes())
+    return Dataset("toy2d", **parts, digest=digest.hexdigest())
 
 
 def load_mnist(root: Path, path: str) -> Dataset:

@@ -6,6 +6,9 @@ from advbench.evaluation.affinity import Affinity as Affinity
 from advbench.evaluation.affinity import affinities as affinities
 from advbench.evaluation.affinity import affinity as affinity
 from advbench.evaluation.affinity import affinity_intervals as affinity_intervals
+from advbench.evaluation.areas import area_interval as area_interval
+from advbench.evaluation.areas import area_weights as area_weights
+from advbench.evaluation.areas import difference_intervals as difference_intervals
 from advbench.evaluation.persistence import TRIES as TRIES
 from advbench.evaluation.persistence import Persistence as Persistence
 from advbench.evaluation.persistence import persistence as persistence

@@ -26,12 +26,13 @@ def _fields(kind: type) -> tuple[str, ...]:
 
 def as_json(value: Any) -> Any:
     """A dataclass, with those that it holds, as JSON values."""
-    found = {}
-    for name in _fields(type(value)):  # type: ignore[arg-type]  # mypy: classes are hashable
-        each = getattr(value, name)
-        if each is not None or name in STATED:
-            found[name] = as_json(each) if _fields(type(each)) else each  # type: ignore[arg-type]
-    return found
+    if isinstance(value, tuple):
+        return [as_json(each) for each in value]
+    names = _fields(type(value))  # type: ignore[arg-type]  # mypy: classes are hashable
+    if not names:
+        return value
+    found = {name: as_json(getattr(value, name)) for name in names}
+    return {name: each for name, each in found.items() if each is not None or name in STATED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,16 @@ class OodRef:
     sha256: str
     scale: float
     signed: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """When a training is measured on its way, and on what."""
+
+    images: int  # number of test images
+    draws: int
+    every: int | None = None  # steps; None for those of an epoch
+    ood: tuple[OodRef, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +166,7 @@ class TrainInputs(Inputs):
     precision: Precision
     device: str | None = None  # the model of a GPU, whose random numbers are not the CPU's; None of the CPU
     init: str | None = None  # key of the training whose weights are the start
+    history: History | None = None  # where it is measured on its way
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

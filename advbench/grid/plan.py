@@ -19,6 +19,7 @@ from advbench.grid.inputs import (
     CraftInputs,
     DataRef,
     EvaluateInputs,
+    History,
     OodRef,
     Sweep,
     TaskInputs,
@@ -211,12 +212,17 @@ class _Layout:
         self.trained: dict[tuple[str, int], str] = {}
         self._spec = spec
         self._data = identity
+        self._history: History | None = None
         self._images = min(spec.limit or identity.test_count, identity.test_count)
         self._common: dict[str, Any] = {
             "data": DataRef(identity.name, identity.sha256),
             "threads": spec.threads,
             "checkout": checkout,
         }
+        if spec.history:
+            ood = tuple(map(_reference, identity.foreign))
+            every = None if spec.history == "epoch" else spec.history
+            self._history = History(self._images, spec.draws, every, ood)
         self._profiles: dict[tuple[str, ...], str] = {}
 
     def train(self, defense: Choice, seed: int) -> str:
@@ -230,6 +236,7 @@ class _Layout:
                 precision=self._spec.precision,
                 device=None if self._spec.device == CPU else self._spec.device,
                 init=init,
+                history=self._history,
                 seed=seed,
                 **self._common,
             )

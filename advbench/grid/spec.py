@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import pydantic
 import tomli_w
@@ -69,10 +69,11 @@ class RunSpec(pydantic.BaseModel):
     defense, too; by default `pgd` where the run has it, else the first. `ood` names data sets whose images every
     defense is shown as well, to see whether its uncertainty finds them out; their pixel values are multiplied by
     `ood_scale`, those in [-1, 1] where `ood_signed`. `converge` has attacks run to convergence (`grid.convergence`),
-    and is the largest factor by which one of their hyperparameters is multiplied on the way. `device` is the kind of
-    device, `cpu` or the model of a GPU: not of the same kind, not the same draws. `files` holds what labels of
-    defenses, attacks and nets stand for that are in files, as `path/to/my.py:NAME`, or in a board, which keeps them,
-    `file:DIGEST:NAME`.
+    and is the largest factor by which one of their hyperparameters is multiplied on the way. `history` has trainings
+    measured on the way, after each epoch or every so many steps: errors on the test images, and how well uncertainty
+    finds out the images of `ood`. `device` is the kind of device, `cpu` or the model of a GPU: not of the same kind,
+    not the same draws. `files` holds what labels of defenses, attacks and nets stand for that are in files, as
+    `path/to/my.py:NAME`, or in a board, which keeps them, `file:DIGEST:NAME`.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -97,6 +98,7 @@ class RunSpec(pydantic.BaseModel):
     ood: tuple[str, ...] = ()
     ood_scale: pydantic.StrictFloat = pydantic.Field(default=1.0, gt=0)
     ood_signed: pydantic.StrictBool = False
+    history: Literal["epoch"] | Count | None = None
     set: dict[str, dict[str, Any]] = {}
     files: dict[str, str] = {}
 
@@ -120,6 +122,11 @@ class RunSpec(pydantic.BaseModel):
             if found and found["label"]:
                 raise ValueError("path/to/my.py:NAME without @label, which stands before it")
         return values
+
+    @pydantic.field_validator("history", mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> Any:
+        return int(value) if isinstance(value, str) and value.isdecimal() else value
 
     @pydantic.field_validator("defenses", "attacks", "eps", "seeds", "affinity", "ood")
     @classmethod

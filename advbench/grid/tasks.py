@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -56,7 +56,9 @@ from advbench.registry.files import Sources
 from advbench.store.records import Store
 from advbench.store.storage import PATIENCE
 from advbench.training.base import Resources, TrainContext
+from advbench.training.history import Moment, errors_on
 
+MEASURED = "measured so far"
 SPENT = "seconds spent"  # among the values of a training's saved state
 KEPT = 2**30  # bytes of classifiers that stay on the device for the next tasks
 VANISHED = 0.01  # share of gradients that are exactly zero from which an evaluation is flagged
@@ -241,6 +243,8 @@ class Runner:
             init=self._at_hand(inputs.init) if inputs.init else None,
             fresh=lambda seed: _net(inputs, data, seed),
         )
+        if inputs.history:
+            context = replace(context, watch=self._watcher(inputs), watch_every=inputs.history.every)
         # A copy: foreign code may work in place, and the data are those of later tasks, too.
         given = replace(data, images=data.images.clone(), labels=data.labels.clone())
         with isolated_rng(derive(inputs.seed, "fit"), self._resources.device, everywhere=True):
@@ -254,7 +258,31 @@ class Runner:
         raw = tensor_bytes(tensors)
         check_restores(name, clf, _net(inputs, data), raw, values, data)
         statistics = dict(defense.statistics(clf))
-        return {"classifier": values, "training": last, "statistics": statistics}, raw
+        found: dict[str, Any] = {"classifier": values, "training": last, "statistics": statistics}
+        if inputs.history and self._slot:
+            found["history"] = [{"step": moment.step, "values": dict(moment.values)} for moment in self._slot.moments]
+        return found, raw
+
+    def _watcher(self, inputs: TrainInputs) -> Callable[[int, Classifier], None]:
+        """Measures a classifier in training; what was measured before a restart is in the saved state."""
+        plan, slot = inputs.history, self._slot
+        assert plan is not None, "the caller asked"
+        assert slot is not None, "a task runs"
+        test = limited(self._checked_dataset(inputs).test, plan.images)
+        names = [each.name for each in plan.ood]
+        ood = {
+            each.name if names.count(each.name) == 1 else f"{each.name}:{each.sha256[:8]}": self._ood_images_of(
+                inputs, each, plan.images
+            )
+            for each in plan.ood
+        }
+        measure = errors_on(test, plan.draws, inputs.seed, ood)
+        slot.moments.clear()  # a saved state brings its own
+
+        def watch(step: int, clf: Classifier) -> None:
+            slot.moments.append(Moment(step, measure(clf)))
+
+        return watch
 
     def _craft(self, inputs: CraftInputs, on_progress: OnProgress) -> Result:
         attack = registry().load("attack", inputs.attack.loaded_as)(**inputs.attack.params or {})
@@ -343,12 +371,15 @@ class Runner:
         return {**known_draws(predictions), "attack": attack, "flags": flags}, predictions.to_bytes()
 
     def _ood_images(self, inputs: CraftInputs | EvaluateInputs, wanted: OodRef) -> Tensor:
+        return self._ood_images_of(inputs, wanted, inputs.images)
+
+    def _ood_images_of(self, inputs: Inputs, wanted: OodRef, count: int) -> Tensor:
         root = self.runtime.data_root
         fitting = [name for name in self.runtime.ood if ood_digest(name, root) == wanted.sha256]
         if not fitting:
             raise _changed(wanted.name)
         shape = self._checked_dataset(inputs).test.shape
-        images = ood_images(fitting[0], root, inputs.images, shape, wanted.scale, bool(wanted.signed))
+        images = ood_images(fitting[0], root, count, shape, wanted.scale, bool(wanted.signed))
         return images.to(self.runtime.resources.device)
 
     def _checked_dataset(self, inputs: Inputs) -> Dataset:
@@ -460,6 +491,7 @@ class _StoreSlot:
         self._key = key
         self._began = time.perf_counter()
         self._before: float | None = None
+        self.moments: list[Moment] = []  # what was measured of a training so far
 
     def seconds(self) -> float:
         """How long the task has taken so far, from its beginning."""
@@ -473,10 +505,12 @@ class _StoreSlot:
         size = int.from_bytes(raw[:8], "little")
         values = json.loads(raw[8 : 8 + size])
         spent = values.pop(SPENT, 0.0)
+        self.moments[:] = [Moment(step, found) for step, found in values.pop(MEASURED, [])]
         if self._before is None:  # else this run saved it, and has counted the time
             self._before = spent
         return read_tensors(raw[8 + size :]), values
 
     def save(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        head = json.dumps({**values, SPENT: self.seconds()}).encode()
+        measured = {MEASURED: self.moments} if self.moments else {}
+        head = json.dumps({**values, SPENT: self.seconds(), **measured}).encode()
         self._store.write_partial(self._key, len(head).to_bytes(8, "little") + head + tensor_bytes(tensors))

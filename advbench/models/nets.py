@@ -166,6 +166,51 @@ def fcnn2(channels: int, height: int, width: int, classes: int) -> nn.Module:
     return _fully_connected(channels * height * width, [400, 400], classes)
 
 
+def fcnn(
+    channels: int,
+    height: int,
+    width: int,
+    classes: int,
+    *,
+    hidden: Annotated[
+        tuple[Annotated[int, Field(ge=1)], ...],
+        Field(min_length=1, description="widths of the hidden ReLU layers; APD section 5.1, toy data: 10, 10"),
+    ] = (10, 10),
+) -> nn.Module:
+    """Fully connected, with hidden layers of any widths (APD section 5.1)."""
+    return _fully_connected(channels * height * width, list(hidden), classes)
+
+
+def apd_cnn(
+    channels: int,
+    height: int,
+    width: int,
+    classes: int,
+    *,
+    widen: Annotated[float, Field(gt=0, description="factor on Springenberg's 96 and 192 channels; APD: 0.5")] = 0.5,
+) -> nn.Module:
+    """The net of active learning in APD: nine convolutions without a linear layer, mean over the last one's pixels.
+
+    Springenberg et al. 2014 with leaky ReLUs (slope 0.2) and half the channels (APD section 5.3). Batch norm, pools in
+    place of strides, and dropout of 0.2, 0.2 and 0.3 in training are those of the released code, whose clamp of the
+    logits at 1e-10 is left out.
+    """
+    _require_size("apd_cnn", height, width, 12)
+    first, second = max(1, round(96 * widen)), max(1, round(192 * widen))
+    layers: list[nn.Module] = []
+    inputs = channels
+    for dropout, outputs in ((0.2, first), (0.2, second)):
+        layers.append(nn.Dropout(dropout))
+        for _ in range(3):
+            layers += [_conv(inputs, outputs), nn.BatchNorm2d(outputs), nn.LeakyReLU(0.2)]
+            inputs = outputs
+        layers += [MaxPool(), nn.BatchNorm2d(outputs)]
+    layers += [nn.Dropout(0.3), nn.Conv2d(second, second, 3), nn.BatchNorm2d(second), nn.LeakyReLU(0.2)]
+    layers += [nn.Conv2d(second, second, 1), nn.BatchNorm2d(second), nn.LeakyReLU(0.2)]
+    layers += [nn.Conv2d(second, classes, 1), nn.BatchNorm2d(classes), nn.LeakyReLU(0.2)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
 def bal_cnn(channels: int, height: int, width: int, classes: int) -> nn.Module:
     """conv32-pool-conv32-pool-dropout-fc64-fc (BAL section 5.1); dropout rate 0.5, not stated in the paper."""
     _require_size("bal_cnn", height, width, 4)

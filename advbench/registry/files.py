@@ -1,7 +1,7 @@
-"""Plugins and nets in files of one's own, as `path/to/my.py:Name`, known by the digest of their sources, not by path.
+"""Plugins and nets in the user's files, `path/to/my.py:Name`, identified by the digest of their sources, not by path.
 
-A file is read once, with the modules beside it that it imports; what is imported and run is what was read. Its modules
-have names of their own in this process, so two files of one name do not clash, and neither do their helpers.
+A file is read once, together with the modules in its folder that it imports; exactly this content is imported and run.
+Its modules have unique names in the process, so files of the same name do not clash, nor do their helpers.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from typing import Any
 from advbench.errors import AdvbenchError, InputError, one_line, out_of_memory, unknown_name
 from advbench.keys import content_key
 
-FILE = "file"  # stands for the distribution of what a file holds
-MOST_FILES, MOST_BYTES = 500, 2**22  # of a file with all that it imports beside it
+FILE = "file"  # in place of the distribution of a plugin in a file
+MOST_FILES, MOST_BYTES = 500, 2**22  # limits on a file with its imports from the same folder
 PREFIX = "advbench_file_"
 PATH = re.compile(r"(?P<path>.+\.py):(?P<name>[^\W\d]\w*)(@(?P<label>\w[\w.+-]*))?", re.ASCII)
 KEPT = re.compile(r"file:(?P<digest>[0-9a-f]{64}):(?P<name>\w+)", re.ASCII)
@@ -43,12 +43,12 @@ DUE = {
 
 @dataclass(frozen=True)
 class Sources:
-    """A file and the modules beside it that it imports.
+    """A file and the modules in its folder that it imports.
 
     Attributes:
-        entry: name of the file, as `my.py`.
+        entry: name of the file, such as `my.py`.
         texts: content of each file, by path relative to the file's folder.
-        folder: where they were read; for messages and `__file__`, part of no key.
+        folder: folder of the files; for messages and `__file__`, not part of any key.
     """
 
     entry: str
@@ -56,14 +56,14 @@ class Sources:
     folder: str = field(default="", compare=False)
 
     def shown(self, place: str = "") -> str:
-        """The path of one of the files for people; of the file itself by default."""
+        """Path of one of the files for messages, by default the entry file."""
         path = os.path.join(self.folder, place or self.entry)
         near = os.path.relpath(path)
         return path if near.startswith("..") else near
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the file; of a file that imports others, of all their names and digests but the file's name."""
+        """SHA-256 of the file, or, if it imports others, of their names and of all digests."""
         found = {name: hashlib.sha256(raw).hexdigest() for name, raw in self.texts.items()}
         return found[self.entry] if len(found) == 1 else content_key({"": found.pop(self.entry), **found})
 
@@ -72,43 +72,43 @@ _known: dict[str, Sources] = {}  # by digest
 
 
 def know(sources: Sources) -> str:
-    """Let names of the form `file:DIGEST:NAME` stand for what these sources hold; returns the digest."""
+    """Register sources for names of the form `file:DIGEST:NAME`; return the digest."""
     digest = sources.digest
     _known[digest] = sources
     return digest
 
 
 def known(digest: str) -> Sources:
-    """The sources of a digest.
+    """Return the sources of a digest.
 
     Raises:
-        InputError: this process does not have them.
+        InputError: the digest is unknown to this process.
     """
     if digest not in _known:
         raise InputError(
             f"file with SHA-256 {digest[:12]}",
-            expected="one that was named, as path/to/my.py:Name",
-            got="one that a board keeps",
+            expected="a file given as path/to/my.py:Name",
+            got="a file stored in a board",
             remedy="'advbench leaderboard check BOARD --rerun N --run-files' runs the files of a board",
         )
     return _known[digest]
 
 
 def all_known() -> tuple[Sources, ...]:
-    """What this process has read."""
+    """All sources that this process has read."""
     return tuple(_known.values())
 
 
 def is_path(name: object) -> bool:
-    """Whether a name is that of something in a file, as `path/to/my.py:Name`, perhaps with `@label`."""
+    """True if a name refers to a file: `path/to/my.py:Name`, possibly with `@label`."""
     return isinstance(name, str) and PATH.fullmatch(name) is not None
 
 
 def kept_name(name: str) -> str:
-    """`file:DIGEST:NAME` for a `path/to/my.py:NAME`, whose file is read but not run; other names as they are.
+    """Convert `path/to/my.py:NAME` to `file:DIGEST:NAME`; the file is read but not run. Other names are unchanged.
 
     Raises:
-        InputError: the file cannot be read, is no Python, or has no such name.
+        InputError: the file cannot be read, is not Python, or does not define the name.
     """
     found = PATH.fullmatch(name)
     if found is None:
@@ -118,10 +118,10 @@ def kept_name(name: str) -> str:
 
 
 def check_path(name: str, kind: str) -> None:
-    """Refuse the path of a file that lacks the name of what is meant in it, with what to write.
+    """Refuse the path of a file without `:NAME`, and suggest the correct form.
 
     Raises:
-        InputError: it does.
+        InputError: the name is missing.
     """
     found = _NAMELESS.fullmatch(name)
     if found is None:
@@ -131,11 +131,11 @@ def check_path(name: str, kind: str) -> None:
         remedy = (
             f"a net with weights is --arch my.py:build --defense pretrained --set pretrained.weights={found['path']}"
         )
-    raise InputError(f"{kind} {name!r}", expected="path/to/my.py:NAME", got="no name in a file", remedy=remedy)
+    raise InputError(f"{kind} {name!r}", expected="path/to/my.py:NAME", got="no :NAME", remedy=remedy)
 
 
 def strings(value: Any) -> Iterator[str]:
-    """All strings in nested settings."""
+    """Iterate over all strings in nested settings."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping | list | tuple):
@@ -144,7 +144,7 @@ def strings(value: Any) -> Iterator[str]:
 
 
 def renamed(value: Any, rename: Callable[[str], str]) -> Any:
-    """Nested settings with another string in place of each."""
+    """Nested settings with each string replaced by `rename`."""
     if isinstance(value, str):
         return rename(value)
     if isinstance(value, Mapping):
@@ -156,12 +156,12 @@ def renamed(value: Any, rename: Callable[[str], str]) -> Any:
 
 
 def read(path: str) -> Sources:
-    """A file and the modules beside it that it imports, by its import statements; nothing is run.
+    """Read a file and the modules in its folder that its import statements name; nothing is run.
 
-    Modules of the standard library and of advbench are never taken from beside the file.
+    Modules of the standard library and of advbench are never taken from the folder.
 
     Raises:
-        InputError: a file cannot be read, is no Python, or imports too many others.
+        InputError: a file cannot be read, is not Python, or imports too many others.
     """
     entry = Path(os.path.expanduser(path)).absolute()
     texts: dict[str, bytes] = {}
@@ -176,7 +176,7 @@ def read(path: str) -> Sources:
         if len(texts) > MOST_FILES or sum(map(len, texts.values())) > MOST_BYTES:
             raise InputError(
                 f"file {path}",
-                expected=f"at most {MOST_FILES} files of {MOST_BYTES >> 20} MiB with all that it imports beside it",
+                expected=f"at most {MOST_FILES} files of {MOST_BYTES >> 20} MiB with its imports from the same folder",
                 got="more",
                 remedy="move it into a folder of its own",
             )
@@ -194,10 +194,10 @@ def _content(path: Path, shown: str) -> bytes:
 
 
 def check_file(path: str | Path, shown: str, expected: str = "a file") -> None:
-    """Refuse what is no ordinary file, as a pipe, which would be waited for.
+    """Refuse anything but an ordinary file; opening a pipe would block.
 
     Raises:
-        InputError: it is none.
+        InputError: it is not an ordinary file.
     """
     if not os.path.isfile(path):
         got = "a folder" if os.path.isdir(path) else "a device or pipe" if os.path.exists(path) else "none"
@@ -207,7 +207,7 @@ def check_file(path: str | Path, shown: str, expected: str = "a file") -> None:
 def _parsed(raw: bytes, shown: str) -> ast.Module:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # as invalid escapes
+            warnings.simplefilter("ignore")  # such as invalid escapes
             return ast.parse(raw)
     except SyntaxError as error:
         where = "" if error.lineno is None else f", line {error.lineno}"
@@ -219,7 +219,7 @@ def _parsed(raw: bytes, shown: str) -> ast.Module:
 
 
 def _imported(tree: ast.Module, package: Sequence[str]) -> Iterator[list[str]]:
-    """Dotted names, as parts, that a module of that package imports, and what it may import from them."""
+    """Dotted names, as lists of parts, that a module of a package imports or may import from."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name.split(".") for alias in node.names)
@@ -230,7 +230,7 @@ def _imported(tree: ast.Module, package: Sequence[str]) -> Iterator[list[str]]:
 
 
 def _beside(folder: Path, names: Sequence[str]) -> list[Path]:
-    """The files of an import from that folder: a module, or the whole of a package; none where it lies elsewhere."""
+    """Files of an import from a folder: a module, or a whole package; none if it is elsewhere."""
     top = names[0]
     if top in sys.stdlib_module_names or top == "advbench" or top.startswith("advbench_"):
         return []
@@ -243,7 +243,7 @@ def _beside(folder: Path, names: Sequence[str]) -> list[Path]:
 
 
 def _elsewhere(name: str) -> ModuleSpec | None:
-    """An installed package of that name, which goes before a folder without `__init__.py`."""
+    """An installed package of that name, which takes precedence over a folder without `__init__.py`."""
     try:
         spec = importlib.util.find_spec(name)
     except (ImportError, ValueError):
@@ -255,7 +255,7 @@ def _elsewhere(name: str) -> ModuleSpec | None:
 
 
 class _Package(SourceLoader):
-    """Finds and loads the modules of one file, as `advbench_file_DIGEST.NAME`, from what was read."""
+    """Finder and loader of the modules of one file, named `advbench_file_DIGEST.NAME`, from the content read."""
 
     def __init__(self, sources: Sources) -> None:
         self.sources = sources
@@ -271,7 +271,7 @@ class _Package(SourceLoader):
 
     @property
     def entry(self) -> str:
-        """Name of the file's module."""
+        """Name of the entry file's module."""
         return self._module(self.sources.entry)
 
     def _module(self, place: str) -> str:
@@ -282,7 +282,7 @@ class _Package(SourceLoader):
     def _import(
         self, name: str, of: Any = None, local: Any = None, fromlist: Sequence[str] | None = (), level: int = 0
     ) -> ModuleType:
-        """`import`, for which the file's own modules are those beside it."""
+        """Replacement for `import` that finds the modules in the file's folder."""
         top = name.partition(".")[0]
         if level or top not in self.tops:
             return builtins.__import__(name, of, local, fromlist or (), level)
@@ -299,28 +299,28 @@ class _Package(SourceLoader):
         return spec
 
     def get_filename(self, name: str) -> str:
-        """Part of the protocol of loaders: where a module was read."""
+        """Part of the protocol of loaders: path of a module."""
         return str(Path(self.sources.folder, self.paths[name]))
 
     def get_data(self, path: str | bytes) -> bytes:
-        """Part of the protocol of loaders: a module's source as it was read."""
+        """Part of the protocol of loaders: source of a module as read."""
         return self.sources.texts[Path(str(path)).relative_to(self.sources.folder).as_posix()]
 
     def exec_module(self, module: ModuleType) -> None:
-        """Part of the protocol of loaders: run a module's code; a folder without `__init__.py` has none."""
+        """Part of the protocol of loaders: run a module's code, if any."""
         if module.__name__ in self.paths:
             module.__dict__["__builtins__"] = self.builtins
             super().exec_module(module)
 
 
-_packages: dict[str, _Package] = {}  # imported, by digest
+_packages: dict[str, _Package] = {}  # imported packages by digest
 
 
 def _imported_package(digest: str) -> _Package:
-    """The package of a file, whose module is imported at first use.
+    """Return the package of a file; its module is imported on first use.
 
     Raises:
-        InputError: it raises or exits.
+        InputError: the import raises or exits.
     """
     if digest in _packages:
         return _packages[digest]
@@ -340,14 +340,14 @@ def _imported_package(digest: str) -> _Package:
 
 @contextlib.contextmanager
 def running(name: str, when: str) -> Iterator[None]:
-    """Run code that may be of a file in this process; what a file prints goes to standard error.
+    """Context for code that may be of a file in this process; a file's prints go to standard error.
 
     Args:
-        name: of a plugin or net; where it is not of the form `file:DIGEST:NAME`, nothing is caught.
-        when: what it does, for the error, as "is imported".
+        name: name of a plugin or net; without the form `file:DIGEST:NAME`, nothing is caught.
+        when: action of the file for the error, such as "is imported".
 
     Raises:
-        InputError: it raised or exited; with the last line of the file that was running.
+        InputError: the code raised or exited; the message has the last executed line of the file.
     """
     digest = digest_of(name)
     if digest is None:
@@ -375,10 +375,10 @@ def _failed(digest: str, error: BaseException, what: str) -> InputError:
 
 
 def load(kind: str, name: str) -> Any:
-    """Import a file and return what a name of the form `file:DIGEST:NAME` stands for.
+    """Import a file and return the object named `file:DIGEST:NAME`.
 
     Raises:
-        InputError: the file cannot be imported, has no such name, or it is not of the kind.
+        InputError: the file cannot be imported, does not define the name, or it is of another kind.
     """
     found = KEPT.fullmatch(name)
     assert found is not None, "names of files are made here"
@@ -388,16 +388,16 @@ def load(kind: str, name: str) -> Any:
     if made is None:
         own = {each: value for each, value in values.items() if getattr(value, "__module__", "") == values["__name__"]}
         fitting = [each for each, value in own.items() if _kind(value) == kind]
-        raise unknown_name(f"{kind} in {shown}", attribute, fitting, remedy=f"write there {DUE.get(kind, kind)}")
+        raise unknown_name(f"{kind} in {shown}", attribute, fitting, remedy=f"define {DUE.get(kind, kind)}")
     if kind in DUE and _kind(made) != kind:
         got = f"a class of {made.__mro__[1].__name__}" if isinstance(made, type) else f"a {type(made).__name__}"
-        remedy = f"a net is named by --arch {shown}:{attribute}" if hasattr(made, "forward") else ""
+        remedy = f"use --arch {shown}:{attribute} for a net" if hasattr(made, "forward") else ""
         raise InputError(f"file {shown}: {attribute}", expected=DUE[kind], got=got, remedy=remedy)
     return made
 
 
 def kind_of(name: str) -> str:
-    """The kind of what a name of the form `file:DIGEST:NAME` stands for: a defense, an attack, else an architecture.
+    """Kind of the object named `file:DIGEST:NAME`: a defense, an attack, otherwise an architecture.
 
     Raises:
         InputError: the file cannot be imported.
@@ -407,7 +407,7 @@ def kind_of(name: str) -> str:
 
 
 def _kind(made: object) -> str:
-    """A class's kind by its methods, as their base classes are in packages above; empty of what has none."""
+    """Kind of a class by its methods, because the base classes are in higher layers; empty for none."""
     from advbench.registry.params import Configurable
 
     if isinstance(made, type) and issubclass(made, Configurable):
@@ -416,7 +416,7 @@ def _kind(made: object) -> str:
 
 
 def origin(made: object) -> str | None:
-    """The `file:DIGEST:NAME` of a class or function that a file defines; None of others."""
+    """Name `file:DIGEST:NAME` of a class or function defined in a file; None for others."""
     top = str(getattr(made, "__module__", "")).partition(".")[0]
     for digest, package in _packages.items():
         if package.name == top:
@@ -425,6 +425,6 @@ def origin(made: object) -> str | None:
 
 
 def digest_of(name: str) -> str | None:
-    """The digest in a name of the form `file:DIGEST:NAME`; None of other names."""
+    """Digest in a name of the form `file:DIGEST:NAME`; None for other names."""
     found = KEPT.fullmatch(name)
     return None if found is None else found["digest"]

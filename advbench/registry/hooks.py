@@ -1,4 +1,4 @@
-"""The hooks that a plugin can implement, and the marker for its implementations."""
+"""Hooks that a plugin can implement, and the marker for implementations."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 class FinishedTask(Protocol):
-    """A finished task, as a tracker sees it; the record beside it holds its inputs.
+    """A finished task as passed to trackers; its inputs are in the record.
 
     Attributes:
         kind: `"train"`, `"craft"` or `"evaluate"`.
-        key: name of its record in the store.
-        label: description for people.
+        key: key of its record in the store.
+        label: human-readable description.
         defense: label of the defense that was trained or evaluated; empty for `"craft"`.
         source: label of the defense that examples were crafted on; empty for trainings and clean images.
         attack: label of the attack; `none` for clean images, empty for trainings and out-of-distribution images.
-        eps: the radius; 0 for clean images, None if there is none.
+        eps: radius; 0 for clean images, None for trainings.
         seed: seed of the training, attack or evaluation.
     """
 
@@ -46,16 +46,16 @@ def advbench_register(register: Registrar) -> None:
     summary; do not import the target (or torch) here, so that listing plugins stays fast.
 
     Args:
-        register: has one method per kind: `defense`, `attack`, `architecture`, `dataset`, `paper`, and, for new
-            kinds of classifiers, `posterior` and `noise`; each `(name, target, summary)`.
+        register: registrar with one method per kind: `defense`, `attack`, `architecture`, `dataset`, `paper`, and, for
+            new kinds of classifiers, `posterior` and `noise`; each `(name, target, summary)`.
     """
 
 
 @hookspec
 def advbench_task_finished(task: FinishedTask, record: dict[str, Any]) -> None:
-    """Track a task; called in the driver's process after each task that finished.
+    """Track a finished task; called in the driver's process.
 
     Args:
-        task: its defense, attack, source, eps and seed.
-        record: its record in the store: inputs, result, versions, seconds.
+        task: defense, attack, source, eps and seed of the task.
+        record: record of the task: inputs, result, versions, seconds.
     """

@@ -1,4 +1,4 @@
-"""Libraries that only extras install: whether one is installed, whether it is intact, and calls into it."""
+"""Optional libraries of extras: checks that one is installed and intact, and calls into it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ FAILURES = (ArithmeticError, AssertionError, IndexError, RuntimeError, TypeError
 
 
 def require(distribution: str, needed_by: str, extra: str) -> importlib.metadata.Distribution:
-    """A distribution that an extra installs.
+    """Return an installed distribution of an extra.
 
     Args:
-        distribution: its name.
-        needed_by: the feature that needs it, for the error.
-        extra: the extra of advbench that installs it.
+        distribution: name of the distribution.
+        needed_by: feature that needs it, for the error.
+        extra: extra of advbench that installs it.
 
     Raises:
         MissingExtraError: it is not installed.
@@ -33,13 +33,13 @@ def require(distribution: str, needed_by: str, extra: str) -> importlib.metadata
 
 @contextlib.contextmanager
 def calling(what: str) -> Iterator[None]:
-    """Run another library's code; its failures become errors of one line, whose cause keeps the traceback.
+    """Context for calls into another library; its failures become one-line errors, whose cause has the traceback.
 
     Args:
-        what: the code, for the error.
+        what: description of the call, for the error.
 
     Raises:
-        PluginError: the library failed. Running out of memory is not its failure, and is raised unchanged.
+        PluginError: the library failed. Out-of-memory errors are raised unchanged.
     """
     try:
         yield
@@ -50,9 +50,9 @@ def calling(what: str) -> Iterator[None]:
 
 
 def written_over(distribution: importlib.metadata.Distribution) -> str | None:
-    """The first source file of a distribution whose content differs from the one that it installed.
+    """First source file of a distribution whose content differs from the installed one.
 
-    If two distributions contain a package of the same name, the one installed last overwrites files of the other.
+    If two distributions contain a package of the same name, the one installed last overwrites the other's files.
     """
     for file in distribution.files or []:
         if file.hash and file.suffix == ".py":

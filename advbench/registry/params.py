@@ -1,4 +1,4 @@
-"""Hyperparameters of attacks and training methods: described, checked, with presets."""
+"""Hyperparameters of attacks and training methods, with descriptions, validation and presets."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from advbench.errors import InputError, unknown_name
 
 
 class Params(pydantic.BaseModel):
-    """Hyperparameters: keyword-only, frozen, without unknown names. Describe each field with its unit and source."""
+    """Base class of hyperparameters: keyword-only, frozen, no unknown names. Fields describe unit and source."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @pydantic.model_validator(mode="before")
     @classmethod
     def _as_written(cls, values: Any) -> Any:
-        """Take what people write for a value: a fraction, one value for a list of one, numpy's and torch's numbers."""
+        """Accept common notations: fractions, one value for a list of one, scalars of numpy and torch."""
         if not isinstance(values, dict):
             return values
         return {name: _plain(value, cls.model_fields.get(name)) for name, value in values.items()}
@@ -51,20 +51,20 @@ def _integers(value: Any) -> Iterator[int]:
 def resolved(
     kind: type[Params], given: Mapping[str, Any], owner: str, below: Mapping[str, Any] | None = None
 ) -> Params:
-    """Hyperparameters as they are given, on top of others, on top of the defaults.
+    """Create hyperparameters from given values, then base values, then defaults.
 
     Raises:
-        InputError: an unknown hyperparameter, or a value of the wrong type or range.
+        InputError: a hyperparameter is unknown, or its type or range is wrong.
     """
     for name, value in given.items():
         if name not in kind.model_fields:
             raise unknown_name(f"hyperparameter of {owner}", name, kind.model_fields)
         annotation = kind.model_fields[name].annotation
         if isinstance(value, bool) and bool not in (annotation, *get_args(annotation)):
-            raise InputError(f"hyperparameter {name!r} of {owner}", expected="no boolean", got=value)
+            raise InputError(f"hyperparameter {name!r} of {owner}", expected="a value that is not a boolean", got=value)
         if any(abs(each) >= 2**63 for each in _integers(value)):
-            expected = "integers of 64 bits"
-            raise InputError(f"hyperparameter {name!r} of {owner}", expected=expected, got="one beyond them")
+            expected = "64-bit integers"
+            raise InputError(f"hyperparameter {name!r} of {owner}", expected=expected, got="a larger one")
     try:
         return kind(**{**(below or {}), **given})
     except pydantic.ValidationError as error:
@@ -77,11 +77,11 @@ def resolved(
         ) from error
 
 
-_Params = Params  # within Configurable the name means the subclass's own
+_Params = Params  # inside Configurable, `Params` is the subclass's own
 
 
 class Paper(pydantic.BaseModel):
-    """Where a method is from."""
+    """Bibliographic reference of a method."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
@@ -95,16 +95,16 @@ class Paper(pydantic.BaseModel):
 
 
 class Configurable:
-    """A class with `Params`, whose instances are made from keyword arguments.
+    """Base class of plugins with `Params`, created from keyword arguments.
 
     Attributes:
-        presets: named sets of hyperparameters. One named like a data set holds the defaults for it;
-            `preset="paper"` among the keyword arguments chooses one.
-        sources: where the values of the preset `paper` are from: sources, each with the hyperparameters, as one line.
-        built_on: distributions that the class wraps, whose versions results depend on.
-        paper: where the method is from; a subclass states its own.
-        version: to be raised when the class computes something else from the same hyperparameters, so that earlier
-            results are not reused. A class without one has its distribution's version.
+        presets: named sets of hyperparameters. A preset named after a data set has the defaults for it; the keyword
+            argument `preset="paper"` selects a preset.
+        sources: sources of the values of the preset `paper`, each with a line of hyperparameters.
+        built_on: wrapped distributions, whose versions affect results.
+        paper: reference of the method; not inherited by subclasses.
+        version: version of the class's results; raise it when results change for the same hyperparameters, so that
+            earlier results are not reused. By default the version of the distribution.
     """
 
     Params: ClassVar[type[Params]] = Params
@@ -121,10 +121,10 @@ class Configurable:
 
     @classmethod
     def resolve(cls, values: Mapping[str, Any], dataset: str = "") -> _Params:
-        """The hyperparameters that `values` give on top of the preset's, on top of the defaults.
+        """Create hyperparameters from `values`, then the preset, then the defaults.
 
         Raises:
-            InputError: an unknown hyperparameter or preset, or a value of the wrong type or range.
+            InputError: a hyperparameter or preset is unknown, or the type or range of a value is wrong.
         """
         given, owner = dict(values), cls.__name__
         preset = given.pop("preset", dataset if dataset in cls.presets else None)
@@ -133,7 +133,7 @@ class Configurable:
         return resolved(cls.Params, given, owner, cls.presets.get(preset or "", {}))
 
     def for_dataset(self, name: str) -> Self:
-        """A copy with the defaults for that data set, below the values that were given explicitly."""
+        """A copy with the defaults for a data set; values given explicitly are kept."""
         return type(self)(**self.resolve(self._given, name).model_dump())
 
     def __repr__(self) -> str:

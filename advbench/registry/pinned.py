@@ -1,7 +1,7 @@
-"""Files that hyperparameters name, as weights: results depend on the SHA-256 of their content, never on their path.
+"""Files in hyperparameters, such as weights: results depend on their SHA-256, never on their path.
 
-A file is written as a path; as `PATH#sha256:DIGEST`, as a run's spec.toml has it, which need not be read to be known;
-or as `sha256:DIGEST`, as keys and boards have it. What a process can read by its digest it was told the path of.
+A file is given as a path; as `PATH#sha256:DIGEST` (in a run's spec.toml), which does not have to be read; or as
+`sha256:DIGEST` (in keys and boards). A process can read a digest only after it has learned its path.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from advbench.registry import files
 
 _PINNED = re.compile(r"((?P<path>.+)#)?sha256:(?P<digest>[0-9a-f]{64})", re.DOTALL)
 
-_paths: dict[str, str] = {}  # of this process, by digest
+_paths: dict[str, str] = {}  # paths known to this process, by digest
 
 
 def pinned(name: str) -> str:
-    """A file's name with its digest, `PATH#sha256:DIGEST`; one that has a digest stays.
+    """Add the digest to the name of a file: `PATH#sha256:DIGEST`.
 
     Raises:
-        InputError: there is no such file.
+        InputError: the file does not exist.
     """
     return name if _PINNED.fullmatch(name) else f"{name}#{by_digest(name)}"
 
 
 def by_digest(name: str) -> str:
-    """`sha256:DIGEST` of a file; this process can read it from now on, if it has the path.
+    """Return `sha256:DIGEST` of a file and register its path, if given.
 
     Raises:
-        InputError: there is no such file.
+        InputError: the file does not exist.
     """
     found = _PINNED.fullmatch(name)
     path = _absolute(found["path"] if found else name)
@@ -49,16 +49,16 @@ def by_digest(name: str) -> str:
 
 
 def without_path(name: str) -> str:
-    """`sha256:DIGEST`, as those may know it who are to read no file.
+    """Return `sha256:DIGEST` without reading the file.
 
     Raises:
-        InputError: the digest is not stated.
+        InputError: the digest is not given.
     """
     found = _PINNED.fullmatch(name)
     if found is None:
         raise InputError(
             f"file {name!r}",
-            expected="its SHA-256, as sha256:DIGEST",
+            expected="its SHA-256 in the form sha256:DIGEST",
             got="a path",
             remedy="the spec.toml of a run's --out folder has both",
         )
@@ -66,48 +66,48 @@ def without_path(name: str) -> str:
 
 
 def bare(value: Any) -> Any:
-    """Settings in which each `PATH#sha256:DIGEST` is `sha256:DIGEST`, whatever it is a setting of."""
+    """Replace each `PATH#sha256:DIGEST` in settings by `sha256:DIGEST`."""
     return files.renamed(value, lambda text: without_path(text) if _PINNED.fullmatch(text) else text)
 
 
 def known() -> dict[str, str]:
-    """Absolute paths of the files that this process can read, by digest."""
+    """Absolute paths of the files known to this process, by digest."""
     return dict(_paths)
 
 
 def know(paths: Mapping[str, str]) -> None:
-    """Let this process read files, by digest."""
+    """Register paths of files by digest."""
     _paths.update(paths)
 
 
 def digests(value: Any) -> set[str]:
-    """Digests of the files that settings name by them."""
+    """Digests of files in settings."""
     return {found["digest"] for found in map(_PINNED.fullmatch, files.strings(value)) if found}
 
 
 def lacking(value: Any) -> set[str]:
-    """Of the digests in settings, those of files that this process knows no path of."""
+    """Digests in settings of files without a known path."""
     return {digest for digest in digests(value) if not os.path.isfile(_paths.get(digest, ""))}
 
 
 def search(folder: Path, digests: Collection[str]) -> None:
-    """Look for files of those digests among the files of a folder, if there is one."""
+    """Search a folder, if it exists, for files with the given digests."""
     for path in sorted(folder.glob("*")) if digests else ():
         if path.is_file() and (digest := _digest(str(path.absolute()), str(path))) in digests:
             _paths[digest] = str(path.absolute())
 
 
 def shown(name: str) -> str:
-    """A file for messages: its path where that is known."""
+    """Name of a file for messages: its path, if known."""
     digest = by_digest(name).partition(":")[2]
     return _paths.get(digest, f"with SHA-256 {digest[:12]}")
 
 
 def content(name: str) -> bytes:
-    """A file's content.
+    """Content of a file.
 
     Raises:
-        InputError: it is not here, cannot be read, or has changed since its digest was taken.
+        InputError: the file is missing, cannot be read, or has changed since its digest was computed.
     """
     digest = by_digest(name).partition(":")[2]
     if digest not in _paths:
@@ -115,7 +115,7 @@ def content(name: str) -> bytes:
             f"file with SHA-256 {digest[:12]}",
             expected="a path to it",
             got="none",
-            remedy="name it, as PATH#sha256:DIGEST, or put it into the folder 'weights' of the data root",
+            remedy="give it as PATH#sha256:DIGEST, or put it into the folder 'weights' of the data root",
         )
     path = _paths[digest]
     files.check_file(path, path)
@@ -123,9 +123,9 @@ def content(name: str) -> bytes:
     if (got := hashlib.sha256(raw).hexdigest()) != digest:
         raise InputError(
             f"file {path}",
-            expected=f"the content that was planned with, of SHA-256 {digest[:12]}",
-            got=f"another, of {got[:12]}",
-            remedy="name the file without #sha256 to take it as it is; workers must see the same file at that path",
+            expected=f"the content with SHA-256 {digest[:12]}, as planned",
+            got=f"another, {got[:12]}",
+            remedy="omit #sha256 to accept the file as it is; workers must see the same file at that path",
         )
     return raw
 
@@ -134,12 +134,12 @@ def _by_digests(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(by_digest(name) for name in names)
 
 
-# The type of a hyperparameter that names files, by one path or a list.
+# Type of a hyperparameter for files: one path, or a list.
 Files = Annotated[tuple[str, ...], AfterValidator(_by_digests)]
 
 
 def names_files(field: FieldInfo) -> bool:
-    """Whether a hyperparameter is of the type `Files`."""
+    """True if a hyperparameter is of the type `Files`."""
     return any(isinstance(each, AfterValidator) and each.func is _by_digests for each in field.metadata)
 
 
@@ -153,11 +153,11 @@ def _digest(path: str, shown: str) -> str:
         state = os.stat(path)
         return _digest_of(path, state.st_mtime_ns, state.st_size, state.st_ino)
     except OSError as error:
-        raise InputError(f"file {shown}", expected="one that can be read", got=error.strerror or str(error)) from error
+        raise InputError(f"file {shown}", expected="a readable file", got=error.strerror or str(error)) from error
 
 
 @functools.lru_cache(maxsize=1024)
 def _digest_of(path: str, *state: int) -> str:
-    del state  # of the file, so that a changed one is read again
+    del state  # forget the file's state, so that a changed file is read again
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

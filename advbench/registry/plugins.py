@@ -1,4 +1,4 @@
-"""Finds plugins: names of lazily loaded classes, with the distribution and version that they come from."""
+"""Discovery of plugins: names of lazily loaded classes, with their distribution and version."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ RESULTS_DEPEND_ON = (
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One registered name, or a family of them: `library:` stands for every `library:NAME`."""
+    """A registered name, or a family of names: `library:` stands for every `library:NAME`."""
 
     kind: Kind
     name: str
@@ -43,23 +43,23 @@ class Entry:
 
     @property
     def is_family(self) -> bool:
-        """Whether `target` is a function that makes the members of a family."""
+        """True if `target` is a function that creates the members of a family."""
         return self.name.endswith(":")
 
     @property
     def shown(self) -> str:
-        """The name for people."""
+        """Display name."""
         return f"{self.name}NAME" if self.is_family else self.name
 
     @property
     def called(self) -> str:
-        """The name as people write it."""
+        """The name as written by users."""
         return self.target if self.distribution == files.FILE else self.name
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A plugin that failed to load, and why."""
+    """A plugin that failed to load, and the reason."""
 
     plugin: str
     distribution: str
@@ -70,10 +70,10 @@ class Problem:
 
 
 class Registrar:
-    """Collects the declarations of a plugin's `advbench_register`.
+    """Collects the declarations in a plugin's `advbench_register`.
 
-    A name that ends in a colon declares a family, as `torchattacks:`: its target is a function that takes the part of
-    a name behind the colon and returns the class or function for it.
+    A name that ends in a colon declares a family, such as `torchattacks:`; its target is a function that takes the part
+    of a name after the colon and returns the class or function for it.
     """
 
     def __init__(self, distribution: str, version: str) -> None:
@@ -119,7 +119,7 @@ class Registrar:
 
 
 class Registry:
-    """All names that the core and the installed distributions declare.
+    """All names declared by the core and the installed distributions.
 
     Args:
         manager: the plugin manager to use; a new one by default.
@@ -133,7 +133,7 @@ class Registry:
         self._load(builtins, "advbench", importlib.metadata.distribution("advbench"))
         for entry_point in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda e: e.name):
             distribution = entry_point.dist
-            assert distribution is not None, "entry points read from installed distributions carry theirs"
+            assert distribution is not None, "entry points of installed distributions have one"
             try:
                 plugin = entry_point.load()
             except Exception as error:
@@ -146,8 +146,8 @@ class Registry:
         try:
             if self.manager.is_registered(plugin):
                 owner = self.manager.get_name(plugin)
-                raise InputError(f"its module was loaded already as {owner}", remedy="ask an author to rename a module")
-            # Two distributions may call their entry points alike.
+                raise InputError(f"its module is already loaded as {owner}", remedy="ask an author to rename a module")
+            # Two distributions may use the same name for their entry points.
             self.manager.register(plugin, name=f"{name} of {distribution.name}")
             self.manager.check_pending()
             others = [p for p in self.manager.get_plugins() if p is not plugin]
@@ -163,13 +163,13 @@ class Registry:
         self.problems.append(Problem(plugin, distribution, one_line(f"{type(error).__name__}: {error}", 500)))
 
     def entries(self, kind: Kind | None = None) -> Iterator[Entry]:
-        """The registered names, of all kinds or of one, sorted by kind and name."""
+        """Registered names of one kind or all kinds, sorted by kind and name."""
         for key in sorted(self._entries, key=lambda k: (KINDS.index(k[0]), k[1])):
             if kind in (None, key[0]):
                 yield self._entries[key][0]
 
     def duplicates(self) -> list[InputError]:
-        """One error for each name that two plugins declare."""
+        """One error for each name that is declared twice."""
         return [self._duplicate(found) for found in self._entries.values() if len(found) > 1]
 
     @staticmethod
@@ -177,7 +177,7 @@ class Registry:
         owners = " and ".join(f"{e.distribution} {e.version} ({e.target})" for e in found)
         return InputError(
             f"{found[0].kind} name {found[0].name!r} is registered twice, by {owners}",
-            remedy="uninstall one of them or ask its author to rename",
+            remedy="uninstall one of them or ask its author to rename it",
         )
 
     def _claims(self, kind: Kind, name: str) -> list[Entry]:
@@ -185,7 +185,7 @@ class Registry:
         return self._entries.get((kind, family + colon), []) if member or not colon else []
 
     def knows(self, kind: Kind, name: str) -> bool:
-        """Whether the name is registered, or belongs to a registered family."""
+        """True if the name is registered, or belongs to a registered family."""
         return bool(self._claims(kind, name))
 
     def kinds(self, name: str, among: Sequence[Kind] = KINDS) -> list[Kind]:
@@ -203,14 +203,14 @@ class Registry:
         return found
 
     def find(self, kind: Kind, name: str) -> Entry:
-        """The entry of a name; for a member of a family, the family's entry under the member's name.
+        """Find the entry of a name; for a member of a family, the family's entry under the member's name.
 
         Args:
-            kind: of the name.
-            name: a registered one; or `path/to/my.py:NAME`, or `file:DIGEST:NAME`, for what a file holds.
+            kind: kind of the name.
+            name: registered name, or `path/to/my.py:NAME` or `file:DIGEST:NAME` for an object in a file.
 
         Raises:
-            InputError: the name is unknown, or two plugins declare it; or a file that cannot be read.
+            InputError: the name is unknown or declared twice, or a file cannot be read.
         """
         name = files.kept_name(name)
         if digest := files.digest_of(name):
@@ -224,7 +224,7 @@ class Registry:
                 kind,
                 name,
                 [entries[0].shown for (k, _), entries in self._entries.items() if k == kind],
-                remedy="'advbench plugins' lists what is registered",
+                remedy="'advbench plugins' lists all names",
                 note=f"these plugins failed to load: {broken}" if broken else "",
             )
         if len(found) > 1:
@@ -235,8 +235,8 @@ class Registry:
         """Import and return the class or function of a name.
 
         Raises:
-            InputError: the name is unknown or declared twice, its target cannot be imported, or its family has no
-                such member; or a file that cannot be imported, or has no such name.
+            InputError: the name is unknown or declared twice, its target or file cannot be imported, or its family or
+                file has no such member.
         """
         name = files.kept_name(name)
         entry = self.find(kind, name)
@@ -259,14 +259,14 @@ class Registry:
 
 @functools.cache
 def registry() -> Registry:
-    """The registry of the installed plugins, built at first use."""
+    """The registry of the installed plugins, built on first use."""
     return Registry()
 
 
 def distribution_version(distribution: importlib.metadata.Distribution) -> str:
-    """The version of a distribution; for an editable install, with a digest of its sources.
+    """Version of a distribution; for an editable install, with a digest of its sources.
 
-    The code of a release never changes; a checkout's does, and results of older code must not be reused.
+    The code of a release never changes; that of a checkout does, and results of older code must not be reused.
     """
     folder = _checkout(distribution)
     return distribution.version if folder is None else f"{distribution.version}+{_source_digest(folder)}"
@@ -275,14 +275,14 @@ def distribution_version(distribution: importlib.metadata.Distribution) -> str:
 def checkout_digest() -> str | None:
     """Digest of the sources of advbench that results depend on, for an editable install; None for a release.
 
-    `SCHEMA` and the versions of plugins stand for what results mean, but a checkout's code may change in between.
+    Complements `SCHEMA` and the versions of plugins: the code of a checkout may change between them.
     """
     folder = _checkout(importlib.metadata.distribution("advbench"))
     return None if folder is None else _source_digest(folder, RESULTS_DEPEND_ON)
 
 
 def _checkout(distribution: importlib.metadata.Distribution) -> str | None:
-    """The folder of an editable install; None for a release."""
+    """Folder of an editable install; None for a release."""
     source = json.loads(distribution.read_text("direct_url.json") or "{}")
     return unquote(urlparse(source["url"]).path) if source.get("dir_info", {}).get("editable") else None
 

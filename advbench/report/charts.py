@@ -13,7 +13,7 @@ from advbench.report.leaderboard import CLEAN, Measured, over_seeds
 from advbench.report.tables import Report
 from advbench.report.texts import format_eps, images_text
 
-MOST = 15  # lines or panels that colours, line styles and space still keep distinct
+MOST = 15  # lines or panels that colours, line styles and space still keep distinct on paper
 # Okabe and Ito's colours that show on light and on dark paper; their black is the colour of the text.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "currentColor")
 DASHES = ("", "7 3", "2 2")
@@ -68,22 +68,31 @@ def look(place: int) -> tuple[str, str]:
     return COLOURS[place % len(COLOURS)], DASHES[place // len(COLOURS) % len(DASHES)]
 
 
-def security_curves(report: Report, attack: str) -> Chart:
-    """Accuracy against eps, which is 0 for the clean images, with bands of 95 %: a line for each defense."""
-    places = [CLEAN, *((attack, eps) for eps in report.radii(attack))]
-    lines = [
-        Line(one.defense, [(eps, found) for name, eps in places if not (found := one.accuracy(name, eps)).missing])
-        for one in report.standings[:MOST]
-    ]
+def security_curves(report: Report, attack: str = "", most: int = MOST) -> Chart:
+    """Accuracy against eps, which is 0 for the clean images, with bands of 95 %: a line for each defense.
+
+    Args:
+        report: the tables.
+        attack: by default the strongest one of each defense and eps.
+        most: lines at most.
+    """
+    radii = report.radii(attack)
+    lines = []
+    for one in report.standings[:most]:
+        worst = {eps: each.accuracy for eps, each in one.worst.items()}
+        under = {eps: one.accuracy(attack, eps) for eps in radii} if attack else worst
+        points = {0.0: one.accuracies[CLEAN], **under}
+        lines.append(Line(one.defense, [(eps, found) for eps, found in points.items() if not found.missing]))
+    what = f"accuracy under {attack}" if attack else "lowest accuracy over the attacks"
     return Chart(
-        f"Accuracy against eps under {attack}, a line for each defense",
-        [Panel(_title(report, f"accuracy under {attack}"), lines, [(eps, format_eps(eps)) for _, eps in places])],
+        f"{what[0].upper()}{what[1:]} against eps, a line for each defense",
+        [Panel(_title(report, what, most), lines, [(eps, format_eps(eps)) for eps in (0.0, *radii)])],
         f"eps ({report.results.norm.iloc[0]}, pixels in [0, 1])",
         "accuracy, with its 95 % interval",
     )
 
 
-def retention_curves(report: Report, attack: str) -> Chart:
+def retention_curves(report: Report, attack: str, most: int = MOST) -> Chart:
     """Accuracy on the images of least total uncertainty against the share kept: clean, and at the largest eps.
 
     Beside an attack on the accuracy stands the first of those that are after the uncertainty as well.
@@ -95,7 +104,7 @@ def retention_curves(report: Report, attack: str) -> Chart:
     for (name, radius, defense, kept), found in zip(means.index, means.to_numpy(float).tolist(), strict=True):
         curves.setdefault((name, radius, defense), []).append((kept, Measured(*found)))
     ticks = [(share / 5, f"{share / 5:g}") for share in range(1, 6)]
-    names = [one.defense for one in report.standings[:MOST]]
+    names = [one.defense for one in report.standings[:most]]
     certain = report.uncertainty[report.uncertainty.images == "certain"].attack.unique()
     attacks = [attack] if attack in certain else [attack, *certain[:1]]
     places = [(name, report.radii(name)[-1]) for name in attacks]
@@ -132,7 +141,7 @@ def convergence_curves(table: pd.DataFrame) -> Chart:
     return Chart(label, panels, below, "accuracy, with its 95 % interval", log=True)
 
 
-def uncertainty_histograms(report: Report, attack: str) -> Histograms:
+def uncertainty_histograms(report: Report, attack: str, most: int = MOST) -> Histograms:
     """Total uncertainty of clean images, and of attacked or out-of-distribution ones: a panel for each defense.
 
     As in figure 6 of Zhang et al. 2022 (adversarial sampling), which compares clean with blurred images.
@@ -140,11 +149,12 @@ def uncertainty_histograms(report: Report, attack: str) -> Histograms:
     Args:
         report: the tables.
         attack: that the attacked images suffered; or one of `ood_images`, as `ood:svhn`.
+        most: panels at most.
     """
     eps = 0.0 if attack in ood_images(report) else report.radii(attack)[-1]
     table = report.histograms[report.histograms.measure == "total"]
     panels = []
-    for one in report.standings[:MOST]:
+    for one in report.standings[:most]:
         mine = table[table.defense == one.defense]
         clean = mine[(mine.attack == "none") & (mine.images == "clean")]
         other = mine[(mine.attack == attack) & (mine.eps == eps)]
@@ -174,6 +184,6 @@ def _shares(cells: pd.DataFrame) -> NDArray[np.float64] | None:
     return shares
 
 
-def _title(report: Report, text: str) -> str:
+def _title(report: Report, text: str, most: int) -> str:
     count = len(report.standings)
-    return text if count <= MOST else f"{text}; the first {MOST} of {count}"
+    return text if count <= most else f"{text}; the first {most} of {count}"

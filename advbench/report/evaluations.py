@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from array import array
+from binascii import a2b_base64
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol
 
+import numpy as np
+
 from advbench.errors import StoreError
+from advbench.evaluation import Bools
 from advbench.grid.plan import Cell, Plan
 
 NUMBERS = (
@@ -125,3 +129,10 @@ def evaluation_of(record: Mapping[str, Any]) -> Evaluation:
         right=None if right is None else right.encode(),
         draw_variance=result.get("draw_variance", 0.0),
     )
+
+
+def correct(found: Sequence[Evaluation]) -> Bools:
+    """Whether each ensemble is right on each image, `(evaluations, N)`; all of them need `right`."""
+    bits = np.frombuffer(b"".join(a2b_base64(each.right or b"") for each in found), np.uint8)
+    result: Bools = np.unpackbits(bits.reshape(len(found), -1), 1, int(found[0].numbers[0])).view(np.bool_)
+    return result

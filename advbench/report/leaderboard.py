@@ -1,21 +1,22 @@
-"""The leaderboard: a row for each defense, ranked by its lowest accuracy at the largest radius, or by the clean one."""
+"""The leaderboard: a row for each defense, ranked by the area under its lowest accuracies over the radii."""
 
 from __future__ import annotations
 
+import bisect
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from advbench.report.flags import FLAGS, UNCONVERGED, raised
 
 CLEAN = ("none", 0.0)
 MISLEADS = "misleads_attacks"
-LEADING = "rank defense dataset architecture parameters norm seeds n_examples draws".split()
-COUNTS = ("rank", "parameters", "n_examples", "draws", "passes_to_predict")  # may be missing
+LEADING = "rank rank_low rank_high defense dataset architecture parameters norm seeds n_examples draws".split()
+COUNTS = ("rank", "rank_low", "rank_high", "parameters", "n_examples", "draws", "passes_to_predict")  # may be missing
 
 
 class Measured(NamedTuple):
@@ -37,6 +38,13 @@ class Measured(NamedTuple):
 NOT_RUN = Measured(note="not run: not part of this run")
 
 
+class Worst(NamedTuple):
+    """The lowest accuracy of a defense at one radius."""
+
+    accuracy: Measured  # missing as long as that of one attack is
+    attack: str = ""
+
+
 @dataclass(frozen=True)
 class Standing:
     """A defense on the leaderboard."""
@@ -50,13 +58,25 @@ class Standing:
     n_examples: int | None
     draws: int | None  # of one prediction, which are its forward passes
     accuracies: Mapping[tuple[str, float], Measured]  # by attack and eps, `CLEAN` first
-    lowest: Measured  # at the largest eps; missing as long as that of one attack is
-    lowest_attack: str
+    worst: Mapping[float, Worst]  # by eps, ascending; empty where nothing was attacked
+    area: Measured  # under the worst cases over the radii; of the clean images where nothing was attacked
     retention: Measured  # area under accuracy against the fraction of clean images kept
     flags: tuple[str, ...]  # those of its cells, each once
     failed_cells: int  # accuracies that are missing
     misleads: bool = False  # attacks, in most of its seeds: then it has no rank
-    rank: int | None = None
+    rank: int | None = None  # one more than the number of defenses of a larger area
+    rank_low: int | None = None  # the best rank that it may have: one more than the number of those surely better
+    rank_high: int | None = None  # the worst
+
+    @property
+    def lowest(self) -> Measured:
+        """The lowest accuracy at the largest eps."""
+        return self.worst[max(self.worst)].accuracy if self.worst else Measured()
+
+    @property
+    def lowest_attack(self) -> str:
+        """The attack under which that is."""
+        return self.worst[max(self.worst)].attack if self.worst else ""
 
     def accuracy(self, attack: str, eps: float) -> Measured:
         """The accuracy under an attack."""
@@ -81,24 +101,33 @@ def with_own_source(results: pd.DataFrame) -> list[str]:
     return list(own[~own].index.unique("attack"))
 
 
-def standings(results: pd.DataFrame, retention: pd.DataFrame, models: pd.DataFrame) -> list[Standing]:
-    """The defenses, the most robust first.
+def standings(
+    results: pd.DataFrame,
+    retention: pd.DataFrame,
+    models: pd.DataFrame,
+    areas: pd.DataFrame,
+    differences: pd.DataFrame,
+) -> list[Standing]:
+    """The defenses, that of the largest area first.
 
     Several seeds: mean of accuracies and of interval ends (images are shared, so seeds do not narrow them),
-    and the deviation over seeds.
+    and the deviation over seeds; the interval of the area is about other seeds, too.
     """
     own = results[own_rows(results)]
-    headline, seeds = own.eps.max(), results.seed.nunique()
+    seeds = results.seed.nunique()
     clean = retention[(retention.attack == "none") & (retention.measure == "total")]
     curves = clean.groupby("defense", sort=False)  # an area stands in each of its curve's rows
-    areas = {name: rows.area.mean() for name, rows in curves if rows.seed.nunique() == seeds}
+    kept = {name: rows.area.mean() for name, rows in curves if rows.seed.nunique() == seeds}
     sizes = models.dropna(subset="parameters").set_index("defense").parameters.to_dict()
-    by_defense = _accuracies(own, seeds)
+    by_defense = accuracies(own, seeds)
+    known = areas.set_index("defense")[["area", "area_low", "area_high", "area_sd"]].astype(float).T.to_dict("list")
     found = []
     for defense, mine in own.groupby("defense", sort=False):
         name, first = str(defense), mine.iloc[0]
         cells = by_defense[name]
-        lowest, attack = _lowest({at: each for (at, eps), each in cells.items() if at != "none" and eps == headline})
+        worst = worst_cases(cells)
+        cases = [each.accuracy for each in worst.values()]
+        note = next((each.note for each in cases if each.missing), "")
         raises = {flag for note in mine["flags"].unique() for flag in raised(note)}
         found.append(
             Standing(
@@ -111,15 +140,15 @@ def standings(results: pd.DataFrame, retention: pd.DataFrame, models: pd.DataFra
                 n_examples=_whole(mine.n_examples.max()),
                 draws=_whole(mine.draws.max()),
                 accuracies={CLEAN: cells.get(CLEAN, NOT_RUN), **cells},
-                lowest=lowest,
-                lowest_attack=attack,
-                retention=Measured(areas.get(name, math.nan)),
+                worst=worst,
+                area=Measured(*known.get(name, ()))._replace(note=note, bound=any(each.bound for each in cases)),
+                retention=Measured(kept.get(name, math.nan)),
                 flags=tuple(flag for flag in FLAGS if flag in raises),
                 failed_cells=int(mine.accuracy.isna().sum()),
                 misleads=_misleads(mine),
             )
         )
-    return _ranked(found, attacked=bool((own.attack != "none").any()))
+    return _ranked(found, differences)
 
 
 def _misleads(mine: pd.DataFrame) -> bool:
@@ -128,7 +157,7 @@ def _misleads(mine: pd.DataFrame) -> bool:
     return 2 * seeds > mine.seed.nunique()
 
 
-def _accuracies(own: pd.DataFrame, seeds: int) -> dict[str, dict[tuple[str, float], Measured]]:
+def accuracies(own: pd.DataFrame, seeds: int) -> dict[str, dict[tuple[str, float], Measured]]:
     """For each defense the accuracies by attack and eps."""
     keys = ["defense", "attack", "eps"]
     means = over_seeds(own, keys, ["accuracy", "accuracy_low", "accuracy_high"], seeds)
@@ -145,42 +174,61 @@ def _accuracies(own: pd.DataFrame, seeds: int) -> dict[str, dict[tuple[str, floa
     return found
 
 
-def _lowest(cells: Mapping[str, Measured]) -> tuple[Measured, str]:
-    """The lowest accuracy and its attack; that of some attacks says nothing as long as another one is missing.
+def worst_cases(cells: Mapping[tuple[str, float], Measured]) -> dict[float, Worst]:
+    """At each radius the lowest accuracy over the attacks; missing as long as that of one of them is.
 
     It is an upper bound where one of the accuracies is.
     """
-    missing = next((each for each in cells.values() if each.missing), None if cells else Measured())
-    if missing:
-        return missing, ""
-    attack = min(cells, key=lambda name: cells[name].value)
-    return cells[attack]._replace(bound=any(each.bound for each in cells.values())), attack
+    by_eps: dict[float, dict[str, Measured]] = {}
+    for (attack, eps), each in cells.items():
+        if attack != "none":
+            by_eps.setdefault(eps, {})[attack] = each
+    found = {}
+    for eps, alike in sorted(by_eps.items()):
+        if missing := next((each for each in alike.values() if each.missing), None):
+            found[eps] = Worst(missing)
+        else:
+            attack = min(alike, key=lambda name: alike[name].value)
+            bound = any(each.bound for each in alike.values())
+            found[eps] = Worst(alike[attack]._replace(bound=bound), attack)
+    return found
 
 
 def _whole(value: Any) -> int | None:
     return None if pd.isna(value) else int(value)
 
 
-def ranks(lows: Sequence[float], highs: Sequence[float]) -> list[int | None]:
-    """Ranks with ties: one more than the number of others whose whole interval lies above one's own.
+def _ranked(found: list[Standing], differences: pd.DataFrame) -> list[Standing]:
+    """In their order, with ranks where there is an area and attacks are not misled.
 
-    So of two whose intervals overlap neither ranks the other lower, and a rank says how many are surely better. It is
-    None where there is no interval.
+    One of two is surely better where the interval of their difference says so and its own area is no upper bound:
+    what is at most so much is surely above nothing.
     """
-    ends = np.sort([low for low in lows if not math.isnan(low)])
-    better = len(ends) - np.searchsorted(ends, highs, side="right")
-    missing = np.isnan(np.asarray(highs, np.float64))
-    return [None if lost else 1 + int(count) for lost, count in zip(missing, better, strict=True)]
-
-
-def _ranked(found: list[Standing], *, attacked: bool) -> list[Standing]:
-    ranked = [Measured() if one.misleads else one.lowest if attacked else one.accuracies[CLEAN] for one in found]
-    lows = [-math.inf if each.bound else each.low for each in ranked]  # what is at most so much is surely above nothing
-    places = ranks(lows, [each.high for each in ranked])
-    placed = [replace(one, rank=rank) for one, rank in zip(found, places, strict=True)]
+    ranked = {one.defense: one.area for one in found if not (one.misleads or one.area.missing)}
+    better: Counter[str] = Counter()  # for each defense the number of those that are surely better, and worse
+    worse: Counter[str] = Counter()
+    columns = differences[["defense", "other", "difference_low", "difference_high"]]
+    for one, other, low, high in columns.itertuples(index=False, name=None):
+        if one in ranked and other in ranked and (low > 0 or high < 0):
+            above, below = (one, other) if low > 0 else (other, one)
+            if not ranked[above].bound:
+                better[below] += 1
+                worse[above] += 1
+    areas = sorted(-area.value for area in ranked.values())
+    placed = [
+        replace(
+            one,
+            rank=1 + bisect.bisect_left(areas, -one.area.value),
+            rank_low=1 + better[one.defense],
+            rank_high=len(ranked) - worse[one.defense],
+        )
+        if one.defense in ranked
+        else one
+        for one in found
+    ]
 
     def order(one: Standing) -> list[float]:
-        numbers = (one.lowest, one.accuracies[CLEAN])
+        numbers = (one.area, one.lowest, one.accuracies[CLEAN])
         return [float(one.misleads), *(math.inf if each.missing else -each.value for each in numbers)]
 
     return sorted(placed, key=order)
@@ -192,10 +240,18 @@ def leaderboard_table(found: Iterable[Standing]) -> pd.DataFrame:
     for one in found:
         row: dict[str, Any] = {name: getattr(one, name) for name in LEADING}
         names = {place: "clean" if place == CLEAN else f"{place[0]}@{place[1]:.10g}" for place in one.accuracies}
-        for name, each in [*((names[place], each) for place, each in one.accuracies.items()), ("worst", one.lowest)]:
+        worst = {f"worst@{eps:.10g}": each for eps, each in one.worst.items()}
+        numbers = [
+            ("area", one.area),
+            *((names[place], each) for place, each in one.accuracies.items()),
+            *((name, each.accuracy) for name, each in worst.items()),
+            ("worst", one.lowest),
+        ]
+        for name, each in numbers:
             row |= {name: each.value, f"{name}_low": each.low, f"{name}_high": each.high}
             row |= {f"{name}_bound": True} if each.bound else {}
             row |= {f"{name}_sd": each.deviation} if one.seeds > 1 else {}
+        row |= {f"{name}_attack": each.attack for name, each in worst.items()}
         row |= {"worst_attack": one.lowest_attack, "retention_area": one.retention.value}
         row |= {"passes_to_predict": one.draws, "flags": ";".join(one.flags), "failed_cells": one.failed_cells}
         rows.append(row)

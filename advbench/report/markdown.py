@@ -52,8 +52,14 @@ def _notes(report: Report) -> Iterator[str]:
 
 
 def _tables(report: Report) -> Iterator[str]:
-    for attack in report.attacks if len(report.radii()) > 1 else ():
+    several = len(report.radii()) > 1
+    if several and len(report.attacks) > 1:
+        yield f"## Lowest accuracy against eps\n\n{_table(views.worst_table(report))}"
+    for attack in report.attacks if several else ():
         yield f"## {escape(attack)}: accuracy against eps\n\n{_table(views.eps_table(report, attack))}"
+    if (strengths := views.attacks_table(report)).rows:
+        reading = escape(views.attacks_reading(report))
+        yield f"## Attacks\n\n{views.ATTACKS_NOTE} {reading}\n\n{_table(strengths)}"
     for attack, by_eps in views.affinities(report, report.radii()[-1:]).items():
         ((eps, pairs),) = by_eps.items()
         names = list(dict.fromkeys(target for _, target in pairs))

@@ -92,6 +92,16 @@ class Run:
         """The trained classifiers: `models.csv`."""
         return self.report.models
 
+    @property
+    def differences(self) -> pd.DataFrame:
+        """By how much the areas of each two defenses differ, on the same images: `differences.csv`."""
+        return self.report.differences
+
+    @property
+    def attacks(self) -> pd.DataFrame:
+        """How far each attack's accuracies lie above the lowest known: `attacks.csv`."""
+        return self.report.strengths
+
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r}: {len(self.results)} cells of {len(self.report.standings)} defenses)"
 

@@ -20,7 +20,8 @@ from advbench.grid.spec import BOARD
 from advbench.registry import files
 from advbench.report.markdown import render, render_latex
 from advbench.report.references import Reference
-from advbench.report.tables import MEASURED, Report, collect, to_csv
+from advbench.report.tables import FILES as TABLES
+from advbench.report.tables import OPTIONAL, Report, collect, to_csv
 from advbench.store.records import Store
 from advbench.store.storage import write_file
 
@@ -28,7 +29,7 @@ FIGURES = ("svg", "pdf", "png")
 FORMATS = ("csv", "md", "html", "latex", *FIGURES)
 DEFAULT = ("csv", "md", "html")
 PAGE = "leaderboard.html"
-FILES = (*(f"{name}.csv" for name in MEASURED), "leaderboard.csv", "leaderboard.md")
+FILES = (*TABLES.values(), "leaderboard.csv", "leaderboard.md")
 PLACE = ["source", "defense", "attack", "eps", "seed"]
 
 
@@ -131,6 +132,8 @@ def write_report(
     """Write a report into a folder, in all of these formats; returns the files' paths."""
     beside = [name for name in ("spec.toml", DATA) if (out / name).is_file()]
     paths = []
+    for name in OPTIONAL:  # one that an earlier run left there is not this run's
+        (out / f"{name}.csv").unlink(missing_ok=True)
     for name, raw in contents(report, formats, references, about, beside, date, board):
         write_file(out / name, raw)
         paths.append(out / name)

@@ -8,7 +8,7 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple
@@ -21,13 +21,25 @@ from advbench.report import charts, views
 from advbench.report.drawing import draw_chart, draw_histograms
 from advbench.report.evaluations import NUMBERS
 from advbench.report.flags import FLAGS
-from advbench.report.leaderboard import CLEAN, NOT_RUN, Measured, own_rows
+from advbench.report.leaderboard import CLEAN, NOT_RUN, Measured, Standing, over_seeds, own_rows
 from advbench.report.references import Reference
 from advbench.report.tables import Report, as_rows
-from advbench.report.texts import format_eps, parts
+from advbench.report.texts import duration, format_eps, parts
 
 FEW = 3  # attacks whose every figure is drawn; of more, uncertainty is drawn under the strongest alone
+ENDS = ("difference", "difference_low", "difference_high")
 COLOURS = 10  # steps of the scale of colours from affinity 0 to 1
+
+
+class Row(NamedTuple):
+    """A defense in the page's first table."""
+
+    standing: Standing
+    ranks: str  # those that it is not told apart from; empty where there is no other
+    paper: tuple[str, str, str]  # authors and year, link, title; empty where none is stated
+    certain: dict[float, tuple[Measured, str]]  # by eps: retention under an attack on the uncertainty, and its name
+    seconds: float  # of a training, mean over seeds
+    text: str  # by which it is found
 
 
 def render_page(
@@ -39,7 +51,7 @@ def render_page(
     date: str = "",
     board: str = "",
 ) -> str:
-    """The page: the leaderboard with what lies behind each number, figures, and the tables it rests on.
+    """The page: finding, ranking, and behind them figures, the tables that they rest on, and methods.
 
     The same text for the same input. It can be sorted, filtered and asked; without scripts
     it shows the tables at the largest eps, and all figures. Every text of the tables is escaped. The commands that it
@@ -58,11 +70,18 @@ def render_page(
     affinities = views.affinities(report)
     strongest = next((one.lowest_attack for one in report.standings if one.lowest_attack), "")
     data = page_data(report, affinities)
+    rows = list(_rows(report))
     return _template("page.html.j2").render(
         report=report,
+        rows=rows,
+        radii=report.radii() or [0.0],
+        certain=any(row.certain for row in rows),
         views=views,
-        about=[part for part in about.split("\n\n") if part.strip()],
-        strongest=strongest,
+        headline=headline(report, about),
+        about=[part.strip() for part in about.split("\n\n") if part.strip()],
+        date=date,
+        board=shlex.quote(board) if board else "",
+        made_with=_made_with(report),
         clean=CLEAN,
         not_run=NOT_RUN,
         meanings=FLAGS,
@@ -75,6 +94,74 @@ def render_page(
         **_figures(report, strongest),
         **_inlined("theme.js", "page.js"),
     )
+
+
+def headline(report: Report, about: str = "") -> str:
+    """The finding in a sentence: the first of what its makers say, else who is ahead and who cannot be told apart.
+
+    Args:
+        report: the tables.
+        about: the makers' description, as Markdown.
+    """
+    for paragraph in about.split("\n\n"):
+        text = " ".join(paragraph.split())
+        if text and not text.startswith("#"):
+            return re.split(r"(?<=[.!?])\s+(?=[A-Z`])", text, maxsplit=1)[0]
+    first, *others = report.standings
+    if first.rank is None:
+        return "No defense has a rank yet."
+    radii = report.radii()
+    what = f"at eps {format_eps(radii[0])}" if radii else "on clean images"
+    if len(radii) > 1:
+        what = f"of the area from eps {format_eps(radii[0])} to {format_eps(radii[-1])}"
+    equals = [f"`{one.defense}`" for one in others if one.rank_low == 1]
+    shown = f"{', '.join(equals[:3])}{f' and {len(equals) - 3} more' if len(equals) > 3 else ''}"
+    return f"`{first.defense}` keeps {parts(first.area)[0]} {what}" + (
+        f"; not told apart from {shown}." if equals else ", more than any other." if others else "."
+    )
+
+
+def _rows(report: Report) -> Iterator[Row]:
+    seconds = report.models.groupby("defense").seconds.mean().to_dict()
+    papers = {row["label"]: row for row in as_rows(report.methods) if row["kind"] == "defense"}
+    certain = _certain(report)
+    for one in report.standings:
+        paper = _cited(papers[one.defense])
+        text = f"{one.defense} {one.architecture} {' '.join(paper)}"
+        spent = float(seconds.get(one.defense, math.nan))
+        yield Row(one, views.rank_range(one), paper, certain.get(one.defense, {}), spent, text)
+
+
+def _cited(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Authors and year, link and title of a method's paper."""
+    if not row["title"]:
+        return "", "", ""
+    names = [name.strip() for name in row["authors"].split(",")]
+    who = f"{names[0]} et al." if len(names) > 2 else " and ".join(names)
+    return f"{who} {row['year']}", row["link"] if re.match("https?://", row["link"]) else "", row["title"]
+
+
+def _certain(report: Report) -> dict[str, dict[float, tuple[Measured, str]]]:
+    """By defense and eps the lowest retention under attacks that make errors look certain."""
+    names = report.uncertainty[report.uncertainty.images == "certain"].attack.unique()
+    table = report.retention[(report.retention.measure == "total") & report.retention.attack.isin(names)]
+    keys = ["defense", "attack", "eps"]
+    means = over_seeds(
+        table.drop_duplicates([*keys, "seed"]), keys, ["area", "area_low", "area_high"], report.seeds
+    ).dropna(subset="area")
+    found: dict[str, dict[float, tuple[Measured, str]]] = {}
+    for (defense, attack, eps), numbers in zip(means.index, means.to_numpy(float).tolist(), strict=True):
+        mine, area = found.setdefault(defense, {}), Measured(*numbers)
+        if eps not in mine or area.value < mine[eps][0].value:
+            mine[eps] = area, attack
+    return found
+
+
+def _made_with(report: Report) -> str:
+    """The versions of advbench and torch that computed the results."""
+    made = [json.loads(text) for text in report.methods.versions.unique() if text]
+    found = {name: sorted({str(each[name]) for each in made if name in each}) for name in ("advbench", "torch")}
+    return ", ".join(f"{name} {' and '.join(versions)}" for name, versions in found.items() if versions)
 
 
 class IndexEntry(NamedTuple):
@@ -99,33 +186,13 @@ def render_index(entries: Sequence[IndexEntry], date: str = "") -> str:
     return _template("site.html.j2").render(entries=entries, date=date, **_inlined("theme.js"))
 
 
-def headline(report: Report, about: str = "") -> str:
-    """The finding in a sentence: the first of what its makers say, else who is ahead and who cannot be told apart.
-
-    Args:
-        report: the tables.
-        about: the makers' description, as Markdown.
-    """
-    for paragraph in about.split("\n\n"):
-        text = " ".join(paragraph.split())
-        if text and not text.startswith("#"):
-            return re.split(r"(?<=[.!?])\s+(?=[A-Z`])", text, maxsplit=1)[0]
-    first, *others = report.standings
-    shown = first.lowest if report.attacks else first.accuracies[CLEAN]
-    if first.rank is None or shown.missing:
-        return "No defense has a rank yet."
-    at = f" at eps {format_eps(report.radii()[-1])}" if report.attacks else " on clean images"
-    equals = [f"`{one.defense}`" for one in others if one.rank == first.rank]
-    return f"`{first.defense}` keeps {parts(shown)[0]}{at}" + (
-        f"; not told apart from {', '.join(equals)}." if equals else "."
-    )
-
-
 def page_data(report: Report, affinities: Mapping[str, Mapping[float, views.Pairs]]) -> dict[str, Any]:
     """What the script needs to show any eps, and what lies behind each number.
 
     Returns:
-        Among others `cells`, by the positions of defense, attack (-1: clean) and eps: what stands in the cell, why
+        Among others `worst`, for each defense and eps the position of the strongest attack (-1: none) and the accuracy;
+        `differences`, the positions of two defenses and by how much the area of the first is larger;
+        `cells`, by the positions of defense, attack (-1: clean) and eps: what stands in the cell, why
         there is no accuracy (a position in `notes`), the accuracy itself, and where its `rows` begin and end.
     """
     results, attacks, radii = report.results, report.attacks, report.radii()
@@ -150,6 +217,7 @@ def page_data(report: Report, affinities: Mapping[str, Mapping[float, views.Pair
             cells[f"{place},{attack},{eps}"] = [parts(shown), note, _rounded(shown.value, 6), start, len(rows)]
     swept = any(_params(row).get("sweep") for row in methods.values())  # a cell comes of all smaller radii, too
     first = results.iloc[0]
+    names = [one.defense for one in report.standings]
     return {
         "dataset": first.dataset,
         "norm": first.norm,
@@ -163,6 +231,8 @@ def page_data(report: Report, affinities: Mapping[str, Mapping[float, views.Pair
             _method(methods["defense", one.defense])
             | {
                 "versions": methods["defense", one.defense]["versions"],
+                "area": parts(one.area),
+                "ranks": views.rank_range(one),
                 "net": one.architecture,
                 "weights": parts(one.parameters)[0],
                 "models": [
@@ -171,6 +241,14 @@ def page_data(report: Report, affinities: Mapping[str, Mapping[float, views.Pair
                 ],
             }
             for one in report.standings
+        ],
+        "worst": [
+            [[attacks.index(each.attack) if each.attack else -1, parts(each.accuracy)] for each in one.worst.values()]
+            for one in report.standings
+        ],
+        "differences": [
+            [names.index(row["defense"]), names.index(row["other"]), *parts(Measured(*(row[name] for name in ENDS)))]
+            for row in as_rows(report.differences)
         ],
         "cells": cells,
         "rows": rows,
@@ -236,16 +314,18 @@ def _colour(affinity: Measured) -> str:
 
 
 def _figures(report: Report, strongest: str) -> dict[str, list[tuple[str, str]]]:
-    """The page's figures, by what they show, each with the name of its attack."""
-    whole = charts.to_the_end(report)
+    """The page's figures, by what they show, each with the name of its attack; of all defenses."""
+    whole, most = charts.to_the_end(report), len(report.standings)
     few = whole if len(whole) <= FEW else [strongest if strongest in whole else whole[-1]]
     images = [*few, *charts.ood_images(report)] if len(report.histograms) else []
+    kept = few if len(report.retention) else []
+    several = len(report.attacks) > 1
+    curves = [("all attacks", charts.security_curves(report, most=most))] if several else []
+    curves += [(name, charts.security_curves(report, name, most)) for name in report.attacks]
     return {
-        "security": [(name, draw_chart(charts.security_curves(report, name))) for name in report.attacks],
-        "retention_figures": [
-            (name, draw_chart(charts.retention_curves(report, name))) for name in few if len(report.retention)
-        ],
-        "histograms": [(name, draw_histograms(charts.uncertainty_histograms(report, name))) for name in images],
+        "security": [(name, draw_chart(chart)) for name, chart in curves],
+        "retention_figures": [(name, draw_chart(charts.retention_curves(report, name, most))) for name in kept],
+        "histograms": [(name, draw_histograms(charts.uncertainty_histograms(report, name, most))) for name in images],
     }
 
 
@@ -271,6 +351,7 @@ def _template(name: str) -> jinja2.Template:
         "rounded": _rounded,
         "measured": Measured,
         "marked": _marked,
+        "duration": duration,
     }
     return environment.from_string(_asset(name))
 

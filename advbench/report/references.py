@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -131,42 +131,79 @@ def _read(path: Path) -> Reference:
     raise InputError(f"reference {path}", expected=expected, got=got, remedy="give model files as RobustBench has them")
 
 
-def model_info(standing: Standing, eps: float, spec: RunSpec | None) -> dict[str, Any]:
+def model_info(report: Report, one: Standing, spec: RunSpec | None) -> dict[str, Any]:
     """One of the board's defenses as RobustBench describes a model.
 
     Its lowest accuracy at the largest eps stands under `external`, RobustBench's field for what attacks other than its
-    own AutoAttack found. Whose attack that was, over how many draws, with what interval, is in `footnote`.
+    own AutoAttack found, and that under AutoAttack, where the board has it, under `autoattack_acc`. These are numbers,
+    as RobustBench's scripts expect: whether one is an upper bound, under which attack it is, over how many draws and
+    seeds, with what interval, and where the defense stands on the board, is in `footnote`.
 
     Args:
-        standing: the defense.
-        eps: the largest.
+        report: the board's tables.
+        one: the defense.
         spec: of the run, which knows whether the images were limited.
     """
-    lowest, low, high = (f"{100 * value:.2f}" for value in standing.lowest[:3])
-    limited = "of the " if spec is not None and spec.limit is not None else ""
-    seeds = f", mean over {standing.seeds} seeds" if standing.seeds > 1 else ""
-    flags = f" Flags: {', '.join(standing.flags)}." if standing.flags else ""
-    draws = "1 draw" if standing.draws == 1 else f"{standing.draws} draws"
+    eps = report.radii()[-1]
+    methods = report.methods[(report.methods.kind == "defense") & (report.methods.label == one.defense)]
+    paper = methods.iloc[0] if len(methods) and methods.iloc[0].title else None
+    auto = [label for label in _labels(report, "autoattack") if not one.accuracy(label, eps).missing]
     return {
-        "link": "",
-        "name": standing.defense,
-        "authors": "",
+        "link": paper.link if paper is not None else "",
+        "name": paper.title if paper is not None else one.defense,
+        "authors": paper.authors if paper is not None else "",
         "additional_data": False,
-        "number_forward_passes": standing.draws,
-        "dataset": standing.dataset,
-        "venue": "Unpublished",
-        "architecture": standing.architecture,
+        "number_forward_passes": one.draws,
+        "dataset": one.dataset,
+        "venue": str(paper.year) if paper is not None else "Unpublished",
+        "architecture": one.architecture,
         "eps": format_eps(eps),
-        "clean_acc": f"{100 * standing.accuracies[CLEAN].value:.2f}",
-        "reported": lowest,
-        "external": lowest,
-        "footnote": (
-            "Evaluated by advbench, not by RobustBench: lowest accuracy is that under advbench's attack "
-            f"{standing.lowest_attack}, {standing.norm} eps {format_eps(eps)}, 95 % interval [{low}, {high}] %, on "
-            f"{standing.n_examples} {limited}test images, ensemble of {draws}{seeds}.{flags}"
-        ),
-        "unreliable": bool(standing.flags),
+        "clean_acc": _percent(one.accuracies[CLEAN].value),
+        "reported": _percent(one.lowest.value),
+        **({"autoattack_acc": _percent(min(one.accuracy(label, eps).value for label in auto))} if auto else {}),
+        "external": _percent(one.lowest.value),
+        "footnote": " ".join(_footnote(report, one, spec)),
+        "unreliable": bool(one.flags),
     }
+
+
+def _labels(report: Report, attack: str) -> list[str]:
+    """Under which labels an attack was run."""
+    methods = report.methods
+    return list(methods[(methods.kind == "attack") & (methods.name == attack)].label)
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.2f}"
+
+
+def _footnote(report: Report, one: Standing, spec: RunSpec | None) -> Iterator[str]:
+    """What RobustBench has no field for, in sentences."""
+    radii = report.radii()
+    low, high = _percent(one.lowest.low), _percent(one.lowest.high)
+    limited = "of the " if spec is not None and spec.limit is not None else ""
+    seeds = f", mean over {one.seeds} seeds" if one.seeds > 1 else ""
+    draws = "1 draw" if one.draws == 1 else f"{one.draws} draws"
+    bound = ", an upper bound (an attack did not converge)" if one.lowest.bound else ""
+    yield (
+        f"Evaluated by advbench, not by RobustBench, as its method {one.defense}: lowest accuracy is that under "
+        f"advbench's attack {one.lowest_attack}, {one.norm} eps {format_eps(radii[-1])}, 95 % interval [{low}, {high}] "
+        f"%, on {one.n_examples} {limited}test images, ensemble of {draws}{seeds}{bound}."
+    )
+    if not one.area.missing and len(radii) > 1:
+        area, low, high = map(_percent, one.area[:3])
+        yield (
+            f"Area under the lowest accuracies over eps {', '.join(map(format_eps, radii))}: "
+            f"{'at most ' if one.area.bound else ''}{area} %, 95 % interval [{low}, {high}] %."
+        )
+    if one.rank is not None:
+        others = f", not told apart from ranks {one.rank_low} to {one.rank_high}"
+        ranked = sum(each.rank is not None for each in report.standings)
+        yield f"Rank {one.rank} of {ranked}{others if one.rank_low != one.rank_high else ''}."
+    elif one.misleads:
+        yield "No rank: checks say that attacks are misled, so its numbers are upper bounds of unknown worth."
+    if one.flags:
+        yield f"Flags: {', '.join(one.flags)}."
 
 
 def write_model_infos(report: Report, spec: RunSpec | None, folder: Path) -> dict[str, Path]:
@@ -188,7 +225,7 @@ def write_model_infos(report: Report, spec: RunSpec | None, folder: Path) -> dic
     for one in complete:
         data, name = (quote(text, safe="@+") for text in (one.dataset, one.defense))
         path = folder / data / NORMS.get(one.norm, quote(one.norm, safe="")) / f"{name}.json"
-        text = json.dumps(model_info(one, report.radii()[-1], spec), indent=2, ensure_ascii=False)
+        text = json.dumps(model_info(report, one, spec), indent=2, ensure_ascii=False)
         write_file(path, f"{text}\n".encode())
         written[one.defense] = path
     return written

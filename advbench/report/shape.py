@@ -215,10 +215,16 @@ class _Classifier(pydantic.BaseModel):
     posterior: Text = ""
 
 
+class _Moment(_Shape):
+    step: Count
+    values: dict[Text, Share]
+
+
 class _Training(_Shape):
     classifier: _Classifier
     statistics: dict[str, Any]
     training: dict[str, Any]
+    history: Annotated[list[_Moment], Field(max_length=100_000)] = []
 
 
 class _Record(_Shape):

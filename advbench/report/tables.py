@@ -7,8 +7,8 @@ import json
 import math
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from advbench.errors import InputError
 from advbench.evaluation.summary import ENTROPIES
 from advbench.grid.plan import Cell, Plan
 from advbench.grid.spec import Choice, converges, stops_early, swept
+from advbench.report.areas import AREA_COLUMNS, DIFFERENCE_COLUMNS, area_tables
 from advbench.report.evaluations import (
     NUMBERS,
     Evaluation,
@@ -30,11 +31,13 @@ from advbench.report.evaluations import (
 )
 from advbench.report.flags import suspicious
 from advbench.report.leaderboard import Standing, leaderboard_table, standings, with_own_source
+from advbench.report.strengths import STRENGTH_COLUMNS, attack_table
 from advbench.report.transfers import COLUMNS as AFFINITY_COLUMNS
 from advbench.report.transfers import affinity_table
 
 IDENTITY = "dataset architecture defense attack source norm eps seed".split()
 RESULT_COLUMNS = [*IDENTITY, *NUMBERS, "flags", "key"]
+HISTORY_COLUMNS = "defense seed step measure value".split()
 MODEL_COLUMNS = "defense seed architecture parameters posterior mean std kld seconds key".split()
 METHOD_COLUMNS = "kind label name distribution version params versions title authors year link".split()
 CALIBRATION = ("ece", "nll", "brier")
@@ -70,12 +73,16 @@ COLUMNS = {
     "histograms": HISTOGRAM_COLUMNS,
     "persistence": PERSISTENCE_COLUMNS,
     "adversaries": ADVERSARY_COLUMNS,
+    "areas": AREA_COLUMNS,
+    "differences": DIFFERENCE_COLUMNS,
+    "strengths": STRENGTH_COLUMNS,
 }
+FILES = {name: f"{'attacks' if name == 'strengths' else name}.csv" for name in COLUMNS}
+OPTIONAL = {"history": HISTORY_COLUMNS}  # if a run asks for it
 TEXT = (  # columns of text, in whichever table
-    "architecture attack authors counts dataset defense distribution flags images key kind knows label link measure "
-    "name norm params posterior reason source target title version versions year"
+    "architecture attack authors counts dataset defense distribution flags images key kind knows label link "
+    "measure name norm other params posterior reason source target title version versions worst_defense year"
 ).split()
-MEASURED = tuple("results methods models affinity retention uncertainty histograms persistence adversaries".split())
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,10 @@ class Report:
     histograms: pd.DataFrame  # likewise, for each measure of uncertainty in nats
     persistence: pd.DataFrame  # for each (defense, attack, eps, seed, number of answers asked for); no transfers
     adversaries: pd.DataFrame  # for each (defense, eps, seed) and what an adversary knows, the strongest one's attack
+    areas: pd.DataFrame  # for each defense: area under its lowest accuracies over the radii
+    differences: pd.DataFrame  # for each two defenses: by how much their areas differ
+    strengths: pd.DataFrame  # for each attack: how far its accuracies lie above the lowest known
+    history: pd.DataFrame = field(default_factory=partial(pd.DataFrame, columns=HISTORY_COLUMNS))  # of trainings
     gradients_alone: bool = False  # whether all attacks follow the gradient of the defense that they are tried on
 
     left_alone: tuple[
@@ -100,7 +111,7 @@ class Report:
     @cached_property
     def standings(self) -> list[Standing]:
         """The defenses, the most robust first, as values."""
-        return standings(self.results, self.retention, self.models)
+        return standings(self.results, self.retention, self.models, self.areas, self.differences)
 
     @cached_property
     def leaderboard(self) -> pd.DataFrame:
@@ -131,7 +142,8 @@ class Report:
         """The tables that were measured, by the name of their file."""
         counts = [" ".join(map(str, each)) for each in self.histograms.counts]
         measured = replace(self, histograms=self.histograms.assign(counts=counts))
-        return {f"{name}.csv": getattr(measured, name) for name in MEASURED}
+        there = {name: f"{name}.csv" for name in OPTIONAL if len(getattr(self, name))}
+        return {file: getattr(measured, name) for name, file in {**FILES, **there}.items()}
 
     @property
     def incomplete(self) -> bool:
@@ -175,9 +187,11 @@ def read_report(folder: Path) -> Report:
     Raises:
         InputError: one of them is missing, or is none that a run wrote.
     """
-    frames: dict[str, Any] = {name: _read_csv(folder / f"{name}.csv", each) for name, each in COLUMNS.items()}
+    frames: dict[str, Any] = {name: _read_csv(folder / FILES[name], each) for name, each in COLUMNS.items()}
+    there = {name: each for name, each in OPTIONAL.items() if (folder / f"{name}.csv").is_file()}
+    frames |= {name: _read_csv(folder / f"{name}.csv", each) for name, each in there.items()}
     try:
-        for name in ("results", "models"):
+        for name in ("results", "models", "areas"):
             whole = [each for each in ("n_examples", "draws", "parameters") if each in frames[name]]
             frames[name] = frames[name].astype(dict.fromkeys(whole, "Int64"))
         counts = frames["histograms"].counts.map(lambda text: tuple(map(int, text.split())))
@@ -192,7 +206,8 @@ def _read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False)
         numbers = [str(name) for name in frame if name not in TEXT]
         frame[numbers] = frame[numbers].replace("", "nan").astype(np.float64)  # to the last digit
-        whole = [name for name in ("seed", "n_kept") if name in frame]
+        integers = ("seed", "seeds", "cells", "n_kept", "step")
+        whole = [name for name in integers if name in frame]
         frame[whole] = frame[whole].astype(np.int64)
     except (OSError, ValueError) as error:
         got = (error.strerror if isinstance(error, OSError) else None) or str(error)
@@ -220,14 +235,19 @@ def collect(plan: Plan, store: RecordSource, failed: Mapping[str, str] | None = 
                 uncertainty.add(_identity(plan, cell), _images(cell.attack), found.classes, details)
     _add_ood(uncertainty, plan, store)
     results = _results(plan, evaluations, failed or {})
+    areas, differences = area_tables(results, evaluations)
     mutual = ~results.attack.isin(with_own_source(results))
     kept = [each for each, wanted in zip(evaluations, mutual, strict=True) if wanted]
     return Report(
         results=results,
         methods=_methods(plan, evaluations, store),
         models=_models(plan, store),
+        history=_history(plan, store),
         affinity=affinity_table(results[mutual], kept),
         adversaries=_adversaries(plan, store, results),
+        areas=areas,
+        differences=differences,
+        strengths=attack_table(plan.cells, evaluations),
         gradients_alone=_gradients_alone(plan),
         left_alone=plan.left_alone,
         **uncertainty.tables(),
@@ -426,6 +446,17 @@ def _knows(cell: Cell) -> str:
     if "black_box" in cell.attack.traits:
         return "answers"
     return "a_draw" if "a_draw" in cell.attack.traits else "posterior"
+
+
+def _history(plan: Plan, store: RecordSource) -> pd.DataFrame:
+    """`history.csv`: a row for each value that was measured of each training on its way."""
+    rows = []
+    if plan.spec.history:
+        for (label, seed), key in plan.trained.items():
+            record = store.read_record(key)
+            for moment in record["result"].get("history", ()) if record else ():
+                rows += [(label, seed, moment["step"], *each) for each in moment["values"].items()]
+    return pd.DataFrame(rows, columns=HISTORY_COLUMNS)
 
 
 def _models(plan: Plan, store: RecordSource) -> pd.DataFrame:

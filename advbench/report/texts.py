@@ -34,12 +34,21 @@ def parts(value: Value, digits: int = 3) -> list[str]:
     if value.missing:
         word = value.note.partition(":")[0]
         return [word if word in ("failed", "missing", "not run") else "n/a"]
-    found = [f"{'≤ ' if value.bound else ''}{value.value:.{digits}f}"]
+    found = [f"{'≤ ' if value.bound else ''}{value.value:z.{digits}f}"]
     if not math.isnan(value.low):
-        found.append(f"[{value.low:.{digits}f}, {value.high:.{digits}f}]")
+        found.append(f"[{value.low:z.{digits}f}, {value.high:z.{digits}f}]")
     if not math.isnan(value.deviation):
-        found.append(f"sd {value.deviation:.{digits}f}")
+        found.append(f"sd {value.deviation:z.{digits}f}")
     return found
+
+
+def duration(seconds: float) -> str:
+    """A time in its largest unit: seconds, minutes or hours."""
+    if math.isnan(seconds):
+        return "n/a"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def short_name(name: str) -> str:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from binascii import a2b_base64
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from advbench.evaluation import HARMLESS, MISSING, Bools, affinities, affinity_intervals
-from advbench.report.evaluations import Evaluation
+from advbench.evaluation import HARMLESS, MISSING, affinities, affinity_intervals
+from advbench.report.evaluations import Evaluation, correct
 
 COLUMNS = (
     "dataset architecture attack norm eps seed source target affinity affinity_low affinity_high clean_accuracy "
@@ -79,17 +78,10 @@ def _intervals(
     for some in (pairs[start : start + step] for start in range(0, len(pairs), step)):
         used, inverse = np.unique(triples[some], return_inverse=True)
         cells = [each for index in used if (each := evaluations[index]) is not None]
-        spreads, correct = np.array([each.draw_variance for each in cells]), _correct(cells)
+        spreads, right = np.array([each.draw_variance for each in cells]), correct(cells)
         places = inverse.reshape(-1, 3)
-        clean, transfer, white = (correct[column] for column in places.T)
+        clean, transfer, white = (right[column] for column in places.T)
         ends[some] = affinity_intervals(clean, transfer, white, spreads[places])
     itself = triples[:, 1] == triples[:, 2]
     ends[itself & ~np.isnan(ends[:, 0])] = 1.0
     return ends
-
-
-def _correct(cells: Sequence[Evaluation]) -> Bools:
-    """Whether each cell's ensemble is right on each image, `(cells, N)`; all of them need `right`."""
-    bits = np.frombuffer(b"".join(a2b_base64(each.right or b"") for each in cells), np.uint8)
-    result: Bools = np.unpackbits(bits.reshape(len(cells), -1), 1, int(cells[0].numbers[0])).view(np.bool_)
-    return result

@@ -11,14 +11,22 @@ import pandas as pd
 
 from advbench.evaluation.summary import ENTROPIES
 from advbench.report.flags import FLAGS, raised
-from advbench.report.leaderboard import CLEAN, NOT_RUN, Measured, over_seeds
+from advbench.report.leaderboard import CLEAN, NOT_RUN, Measured, Standing, over_seeds
 from advbench.report.tables import CALIBRATION, KNOWLEDGE, SCORES, Report
 from advbench.report.texts import Value, format_eps, images_text
 
 HEADINGS = {"auroc": "AUROC", "aupr_positive": "AUPR+", "aupr_negative": "AUPR-"}
 EARLY = "stop_early"  # setting of an attack in `methods.csv`
+RANGE = "not told apart from ranks"
 DETECTED_BY = ("total", "epistemic")
 KEYS = ["defense", "attack", "eps"]
+SMALL = 0.01  # a difference of accuracies that hardly matters: what a converged attack may still fall by
+ATTACKS_NOTE = (
+    "How far each attack's accuracies lie above the lowest known for the same defense, eps and seed, on the same "
+    "images; which attack is the lowest is read off the other half of the images, so of equal attacks none lies above, "
+    "and a difference may be negative. At worst: the largest mean over seeds, of one defense at one eps. Passes are "
+    "forward and backward, for each image."
+)
 CALIBRATION_NOTE = (
     "ECE: expected calibration error; NLL: negative log-likelihood in nats; Brier score in [0, 2]; mean entropy of the "
     "images in nats, total and its parts."
@@ -97,35 +105,63 @@ def stopped_early(report: Report) -> str:
 
 
 def ranking(report: Report) -> str:
-    """How the defenses are ranked."""
-    by = "the lowest accuracy at the largest eps" if report.attacks else "the accuracy on clean images"
-    unranked = [one.defense for one in report.standings if one.misleads]
-    below = f" Without a rank, below the others: {', '.join(unranked)}, as checks say that attacks are misled."
-    alone = (
-        " All attacks of this run follow the defense's gradient: where that misleads nothing here would show; add "
-        "square or worst_case."
+    """How the defenses are ranked, and which have no rank."""
+    radii, found = report.radii(), report.standings
+    if len(radii) > 1:
+        by = (
+            "the area under the lowest accuracies over the attacks at each eps, by trapezoids over "
+            f"{', '.join(map(format_eps, radii))} and divided by their span: 1 is no error at any of them; clean "
+            "images do not count"
+        )
+    else:
+        by = f"the lowest accuracy over the attacks at eps {format_eps(radii[0])}" if radii else "the clean accuracy"
+    seeds = (
+        "for other images and other trainings"
+        if report.seeds > 1
+        else "for other images; of one seed, so nothing is said of other trainings"
     )
-    return (
-        f"Ranked by {by}. A rank is one more than the number of defenses whose whole interval lies above the defense's "
-        "own, so those that the intervals do not tell apart may share it."
-        + (below if unranked else "")
-        + (alone if report.gradients_alone else "")
-    )
+    parts = [
+        f"Ranked by {by}. Two defenses are told apart where the 95 % interval of their difference on the same images "
+        f"leaves out 0, {seeds}. A range says which ranks a defense may have as far as that goes; each two are "
+        "compared by themselves, so of equals about one pair in twenty is told apart by chance."
+    ]
+    if below := [one.defense for one in found if one.misleads]:
+        parts.append(f"Without a rank, below the others: {', '.join(below)}, as checks say that attacks are misled.")
+    if lacking := [one.defense for one in found if one.area.missing and not one.misleads]:
+        parts.append(f"Without a rank: {', '.join(lacking)}, as an accuracy is missing.")
+    if any(one.area.bound for one in found):
+        parts.append("≤ marks an upper bound: an attack on the defense did not converge.")
+    if report.gradients_alone:
+        parts.append(
+            "All attacks of this run follow the defense's gradient: where that misleads nothing here would show; add "
+            "square or worst_case."
+        )
+    return " ".join(parts)
+
+
+def rank_range(one: Standing) -> str:
+    """The ranks from which a defense's own is not told apart; empty where there is no other."""
+    return "" if one.rank_low == one.rank_high else f"{one.rank_low} to {one.rank_high}"
 
 
 def main_table(report: Report) -> Table:
-    """A row for each defense: rank, clean, each attack at the headline eps, the lowest of them, what it costs."""
+    """A row for each defense: rank, clean, area, each attack at the headline eps, the lowest of them, what it costs."""
     found = report.standings
     several_nets = len({one.architecture for one in found}) > 1
-    flagged = any(one.flags for one in found)
-    eps = (report.radii() or [0.0])[-1]
+    flagged, tied = any(one.flags for one in found), any(map(rank_range, found))
+    radii = report.radii()
     rows: list[dict[str, Value]] = []
     for one in found:
-        row: dict[str, Value] = {"rank": one.rank, "defense": one.defense}
+        row: dict[str, Value] = {"rank": one.rank}
+        if tied:
+            row[RANGE] = rank_range(one)
+        row["defense"] = one.defense
         if several_nets:
             row |= {"net": one.architecture, "weights": one.parameters}
         row["clean"] = one.accuracies[CLEAN]
-        row |= {images_text(attack, eps): one.accuracy(attack, eps) for attack in report.attacks}
+        if len(radii) > 1:
+            row["area"] = one.area
+        row |= {images_text(attack, radii[-1]): one.accuracy(attack, radii[-1]) for attack in report.attacks}
         if len(report.attacks) > 1:
             note = one.lowest_attack or one.lowest.note
             row["lowest"] = Measured(one.lowest.value, note=note, bound=one.lowest.bound)
@@ -134,11 +170,52 @@ def main_table(report: Report) -> Table:
     return Table(list(rows[0]), [list(row.values()) for row in rows])
 
 
+def worst_table(report: Report) -> Table:
+    """The lowest accuracy of each defense at each eps, and under which attack."""
+    radii = report.radii()
+    rows: list[list[Value]] = [
+        [one.defense, one.accuracies[CLEAN], *(_worst(one, eps) for eps in radii)] for one in report.standings
+    ]
+    return Table(["defense", "clean", *map(format_eps, radii)], rows)
+
+
+def _worst(one: Standing, eps: float) -> Measured:
+    found = one.worst.get(eps)
+    return found.accuracy._replace(note=found.attack or found.accuracy.note) if found else NOT_RUN
+
+
 def eps_table(report: Report, attack: str) -> Table:
     """Accuracies of each defense at each eps."""
     places = [CLEAN, *((attack, eps) for eps in report.radii())]
     rows: list[list[Value]] = [[one.defense, *(one.accuracy(*place) for place in places)] for one in report.standings]
     return Table(["defense", *(format_eps(eps) for _, eps in places)], rows)
+
+
+def attacks_table(report: Report) -> Table:
+    """How strong each attack is, if there are several."""
+    headings = ["attack", "kind", "cells", "above the lowest", "at worst", "there", "passes"]
+    rows: list[list[Value]] = []
+    for one in report.strengths[report.strengths.cells > 0].to_dict("records"):
+        mean = Measured(*(one[f"above_mean{end}"] for end in ("", "_low", "_high")))
+        where = f"{one['worst_defense']} {format_eps(one['worst_eps'])}" if one["worst_defense"] else ""
+        numbers = [mean, Measured(one["above_worst"]), where, round(one["passes"])]
+        rows.append([one["attack"], one["kind"], one["cells"], *numbers])
+    return Table(headings, rows)
+
+
+def attacks_reading(report: Report) -> str:
+    """Which attacks to use, and which are weak; empty of one attack."""
+    table = report.strengths[report.strengths.cells > 0]
+    if table.empty:
+        return ""
+    best = table.iloc[0]
+    near = table[table.above_mean <= best.above_mean + SMALL]
+    cheap = near.loc[near.passes.idxmin()]
+    text = f"Lowest on average: {best.attack}, at {best.passes:,.0f} passes."
+    if cheap.passes < best.passes:
+        text += f" Within {SMALL} of it: {cheap.attack}, at {cheap.passes:,.0f}."
+    weak = table[table.above_mean_low > SMALL]
+    return f"{text} Weak, surely more than {SMALL} above: {', '.join(weak.attack)}." if len(weak) else text
 
 
 def not_computed(report: Report) -> list[tuple[str, int]]:

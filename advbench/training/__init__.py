@@ -7,6 +7,12 @@ from advbench.registry.params import Field as Field
 from advbench.registry.params import Paper as Paper
 from advbench.registry.params import Params as Params
 from advbench.registry.pinned import Files as Files
+from advbench.training.active import ACQUISITIONS as ACQUISITIONS
+from advbench.training.active import CurvePoint as CurvePoint
+from advbench.training.active import Round as Round
+from advbench.training.active import acquisitions as acquisitions
+from advbench.training.active import active_learning as active_learning
+from advbench.training.active import learning_curve as learning_curve
 from advbench.training.base import CheckpointSlot as CheckpointSlot
 from advbench.training.base import Defense as Defense
 from advbench.training.base import Precision as Precision
@@ -36,6 +42,10 @@ from advbench.training.gradient import VariationalLoss as VariationalLoss
 from advbench.training.gradient import VariationalParams as VariationalParams
 from advbench.training.gradient import gaussian as gaussian
 from advbench.training.gradient import images_apart as images_apart
+from advbench.training.history import Measure as Measure
+from advbench.training.history import Moment as Moment
+from advbench.training.history import errors_on as errors_on
+from advbench.training.history import history as history
 from advbench.training.loop import LoopDefense as LoopDefense
 from advbench.training.loop import LoopParams as LoopParams
 from advbench.training.loop import TrainState as TrainState

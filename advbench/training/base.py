@@ -61,6 +61,8 @@ class TrainContext:
         checkpoint_seconds: minimum time between two saved states, in seconds.
         init: the trained classifier of the hyperparameter `init_from`; None if it has to be trained first.
         fresh: function from a seed to an untrained net like `module`; None if not available.
+        watch: callback with the steps done and the classifier at that moment, which it must leave as it is (`history`).
+        watch_every: steps between two of its calls; None for those of an epoch. The last call is after the last step.
     """
 
     seed: int = 0
@@ -71,6 +73,8 @@ class TrainContext:
     checkpoint_seconds: float = 30.0
     init: Classifier | None = None
     fresh: Callable[[int], nn.Module] | None = None
+    watch: Callable[[int, Classifier], None] | None = None
+    watch_every: int | None = None
 
     def generator(self, *labels: object) -> torch.Generator:
         """A generator on the training's device, seeded by `seed` and the labels only: no state has to be saved."""

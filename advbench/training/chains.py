@@ -190,8 +190,15 @@ class ChainDefense(LoopDefense):
         bank.index_copy_(0, rows, chains)
 
     def finish(self, state: TrainState) -> Classifier:
-        """The classifier of the stored samples."""
-        return Classifier(state.clf.module, SamplePosterior(state.clf.module, state.tensors["bank"]))
+        """The classifier of the stored samples; before the first sample, of the chains' present weights."""
+        kept = self.filled(state, state.step)
+        samples = state.tensors["bank"][:kept] if kept else state.tensors["chains"]
+        return Classifier(state.clf.module, SamplePosterior(state.clf.module, samples))
+
+    def filled(self, state: TrainState, steps: int) -> int:
+        """Number of rows of the bank that hold samples after so many steps of the chains."""
+        taken = max(steps - self.params.burn_in, 0) // self.params.interval * self.params.chains
+        return min(taken, len(state.tensors["bank"]))
 
     def _kept(self, steps: int) -> int:
         """Final number of samples: all that were taken, at most `samples`."""
@@ -199,7 +206,7 @@ class ChainDefense(LoopDefense):
         taken = params.chains * ((steps - params.burn_in) // params.interval)
         if params.samples < params.chains:
             raise InputError(
-                "number of samples kept",
+                "number of samples",
                 expected=f"at least one for each of {params.chains} chains",
                 got=params.samples,
             )

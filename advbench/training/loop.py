@@ -23,6 +23,7 @@ from advbench.data.base import Data, check_images, check_labels
 from advbench.errors import InputError, OutOfMemoryError, PluginError, out_of_memory
 from advbench.keys import derive, isolated_rng, seed_others
 from advbench.models.classifier import Classifier
+from advbench.models.gradient_watch import Passes
 from advbench.models.guard import check_effect, check_trained
 from advbench.models.posterior import FlatLayout, PointPosterior, copy_alike
 from advbench.models.saving import export_classifier
@@ -206,7 +207,7 @@ class LoopDefense(Defense):
     def _train_init(self, module: nn.Module, data: Data, context: TrainContext) -> Classifier:
         name = str(self.params.init_from).partition("@")[0]
         base: Defense = registry().load("defense", name)()
-        return base.fit(module, data, dataclasses.replace(context, checkpoint=None, init=None))
+        return base.fit(module, data, dataclasses.replace(context, checkpoint=None, init=None, watch=None))
 
     def _run(self, state: TrainState, data: Data, per_epoch: int, context: TrainContext) -> None:
         stages = self.params.stages
@@ -226,10 +227,25 @@ class LoopDefense(Defense):
             with isolated_rng(seed, x.device), self._enough_memory(state, x):
                 watch.add(self.update(state, x, y, len(data), context))
             state.step += 1
+            if context.watch and (state.step == state.steps or state.step % (context.watch_every or per_epoch) == 0):
+                self._show(state, context)
             if context.checkpoint and time.monotonic() >= next_save:
                 watch.flush()
                 next_save = _save(state, context.checkpoint, context.checkpoint_seconds)
         watch.flush()
+
+    def _show(self, state: TrainState, context: TrainContext) -> None:
+        """Call `context.watch` without a trace in the training."""
+        assert context.watch is not None, "the caller asked"
+        clf = self.finish(state)
+        modes = [(part, part.training) for part in clf.module.modules()]
+        passes, clf.passes = clf.passes, Passes()
+        clf.module.eval()
+        with isolated_rng(0, context.resources.device, everywhere=True):
+            context.watch(state.step, clf)
+        clf.passes = passes
+        for part, training in modes:
+            part.training = training
 
 
 def _own(module: nn.Module) -> nn.Module:
@@ -240,12 +256,8 @@ def _own(module: nn.Module) -> nn.Module:
     """
     for name, parameter in module.named_parameters():
         if isinstance(parameter, nn.UninitializedParameter):
-            raise InputError(
-                f"parameter {name}",
-                expected="a value",
-                got="an uninitialised (lazy) parameter",
-                remedy="pass an image once",
-            )
+            expected, remedy = "an initialised parameter", "pass an image once"
+            raise InputError(f"parameter {name}", expected=expected, got="a lazy one", remedy=remedy)
         if parameter.dtype != torch.float32:
             remedy = "train float32 weights; precision 'bfloat16' applies to passes only"
             raise InputError(f"parameter {name}", expected="torch.float32", got=parameter.dtype, remedy=remedy)

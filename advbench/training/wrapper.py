@@ -56,7 +56,7 @@ class Wrapper(Defense):
         inner = context.init
         if inner is None:
             base: Defense = registry().load("defense", self.params.init_from.partition("@")[0])()
-            inner = base.fit(module, data, dataclasses.replace(context, init=None))
+            inner = base.fit(module, data, dataclasses.replace(context, init=None, watch=None))
         if inner.noise:
             expected = "a defense without noise of its own"
             raise InputError("init_from", expected=expected, got=f"{self.params.init_from}, which contains noise")

@@ -96,7 +96,7 @@ class UncertaintyAttack(Attack):
     def _ascend(
         self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, start: Tensor, run: int
     ) -> Iterator[Tensor]:
-        """The last iterate, or on a deterministic classifier the best; the best of noisy scores would be selected by chance."""
+        """The last iterate, or on a deterministic classifier the best; the best of noisy scores is chance."""
         params, x_adv = self.params, start
         mean_length = attacks.step_length(threat, params.steps, params.step_size)
         best, highest = start, x.new_full((len(x),), -torch.inf)

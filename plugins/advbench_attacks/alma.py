@@ -57,8 +57,8 @@ class ALMA(Attack):
             default=None,
             gt=0,
             lt=1,
-            description="smoothing factor alpha of multiplier, momentum and mean square; None for 0.5 up to 100 steps, 0.9 "
-            "from 1000 (as in ALMA), and linear in the logarithm of the steps in between",
+            description="smoothing factor alpha of multiplier, momentum and mean square; None for 0.5 up to "
+            "100 steps, 0.9 from 1000 (as in ALMA), and linear in the logarithm of the steps in between",
         )
         samples: int = Field(
             default=10, ge=1, description="number of draws per step on a random classifier, for gradient and success"

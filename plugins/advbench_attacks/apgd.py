@@ -215,7 +215,7 @@ class _Run:
         self.best_value = torch.maximum(value, self.best_value)
 
     def check(self, rho: float) -> None:
-        """At a checkpoint, halve the step size of images that improve too rarely, and return them to their best point."""
+        """At a checkpoint, halve the step size of images that improve too rarely; return to their best point."""
         seldom = self.rises < rho * self.steps
         self.halved = seldom | (~self.halved & (self.at_last_check >= self.best_value))
         self.at_last_check = self.best_value

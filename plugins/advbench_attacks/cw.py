@@ -52,7 +52,8 @@ class CW(Attack):
         )
         abort_early: bool = Field(
             default=True,
-            description="early abort of an image whose objective decreases by less than 1e-4 within a tenth of the steps",
+            description="early abort of an image whose objective decreases by less than 1e-4 within a tenth "
+            "of the steps",
         )
 
     norms = frozenset({"l2"})
@@ -99,7 +100,7 @@ class CW(Attack):
     def _descend(
         self, clf: Classifier, kept: Kept, rows: Tensor, x: Tensor, goal: Goal, c: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Run Adam at one c per image; the nearest adversarial examples and their distances, infinite if none was found.
+        """Run Adam at one c per image; nearest adversarial examples and their distances, infinite if none was found.
 
         `rows` are the indices of the images. tanh is shifted to pass through the image itself, which may lie on a face
         of the box, a value that tanh never reaches.

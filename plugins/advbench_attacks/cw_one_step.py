@@ -19,11 +19,10 @@ class CWOneStep(Attack):
     minus the label's, with a squared-norm penalty on the perturbation. The gradient of the penalty is zero at the clean
     image, so it does not affect a single step. The paper does not state the length of the step; here it is eps.
 
-    `released` is the step of the released code: 1 / sqrt(2) times the gradient itself, of the sum of all other logits
-    minus the label's, as the mean over all chains (`samples` of at least their number enumerates them). It does not
-    depend on eps: in l2 at an eps of at least the root of the number of pixels (28 on MNIST) nothing of it is cut off.
-    The clamp of the released code, which stops a whole batch of images at once where the sum of the others leads, is
-    left out.
+    `released` is the step of the released code: 1 / sqrt(2) times the gradient of the sum of all other logits minus the
+    label's, averaged over all chains (enumerated if `samples` is at least their number). Its length does not depend on
+    eps; in l2, an eps of at least the root of the number of pixels (28 on MNIST) never clips it. The clamp of the
+    released code, which stops a whole batch of images once the sum of the others leads, is left out.
     """
 
     version = "1"
@@ -37,16 +36,16 @@ class CWOneStep(Attack):
     class Params(attacks.Params):
         """Hyperparameters of the one-step attack."""
 
-        released: bool = Field(default=False, description="take the step of BAL's released code")
+        released: bool = Field(default=False, description="variant of BAL's released code")
         samples: int = Field(
-            default=1, ge=1, description="draws of the weights per gradient; BAL's released code: all chains"
+            default=1, ge=1, description="number of draws of the weights per gradient; BAL's released code: all chains"
         )
 
     targeted = True
     params: Params
 
     def cost(self, random: bool) -> int:
-        """One pass per draw."""
+        """Return the number of draws: one pass each."""
         return self.params.samples if random else 1
 
     def run(self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator) -> Tensor:

@@ -63,8 +63,8 @@ class FAB(Attack):
         restarts: int = Field(
             default=1,
             ge=1,
-            description="number of runs per target: the first from the image, the others from random points at half the "
-            "distance of the best example so far; AutoAttack: 1",
+            description="number of runs per target: the first from the image, the others from random points "
+            "at half the distance of the best example so far; AutoAttack: 1",
         )
         share: float = Field(
             default=0.1,
@@ -188,7 +188,7 @@ class FAB(Attack):
 
     @staticmethod
     def _random_start(x: Tensor, nearest: Tensor, norm: Norm, generator: torch.Generator) -> Tensor:
-        """Random points at half the distance of the best examples (or of the farthest corner of the box if there is none)."""
+        """Random points at half the distance of the best example, or of the farthest corner of the box."""
         noise = torch.empty_like(x)
         noise = noise.uniform_(-1, 1, generator=generator) if norm == "linf" else noise.normal_(generator=generator)
         radius = torch.minimum(nearest, _length(torch.maximum(x, 1 - x), norm)) / 2

@@ -44,7 +44,8 @@ class PGD(Attack):
         step_size: float | None = Field(
             default=None,
             gt=0,
-            description="step size as a fraction of eps; None for 2.5 / steps (linf, Madry et al. 2018) or 10 / steps (l2)",
+            description="step size as a fraction of eps; None for 2.5 / steps (linf, Madry et al. 2018) or 10 "
+            "/ steps (l2)",
         )
         random_start: bool = Field(default=True, description="uniform random start in the ball (Madry et al. 2018)")
         restarts: int = Field(

@@ -55,7 +55,8 @@ class WorstCase(Attack):
         attacks: tuple[str, ...] = Field(
             default=(),
             description="attacks in order, each NAME or NAME@LABEL; attacks without support for the norm are skipped; "
-            f"by default {', '.join(DETERMINISTIC)} on a deterministic classifier and {', '.join(RANDOM)} on a random one",
+            f"by default {', '.join(DETERMINISTIC)} on a deterministic classifier and {', '.join(RANDOM)} on "
+            f"a random one",
         )
         params: dict[str, dict[str, Any]] = Field(
             default={}, description="hyperparameters by name of the attack; they replace those of default attacks"

@@ -12,11 +12,11 @@ class AdvBNN(PgdPerturbation, ElboLoss):
     one Bayes-by-backprop step on the adversarial batch, with kl_weight / N times the KL to N(0, prior_std^2)
     (eq. 6 and 13).
 
-    Departures. The paper counts the KL of all weights at alpha 1 for CIFAR-10; its released code counts the
-    classifier's alone (`kl_scope="classifier"`), and with all of them at alpha 1 VGG16 does not train. The
-    defaults count all weights at a small alpha, and sigma, which the paper starts at the prior's, starts below it.
-    The appendix's RandLayer backward is right at alpha 1 only; gradients here are autograd's. PGD starts at random,
-    which the released code does not.
+    Departures. The paper includes the KL of all weights with alpha 1 for CIFAR-10; its released code includes the last
+    linear layer only (`kl_scope="classifier"`), and with all weights at alpha 1 VGG16 does not train. The defaults
+    include all weights with a small alpha, and sigma starts below that of the prior, its initial value in the paper.
+    The backward pass of RandLayer in the appendix is correct at alpha 1 only; here gradients are computed by autograd.
+    PGD has a random start, unlike in the released code.
     """
 
     version = "2"

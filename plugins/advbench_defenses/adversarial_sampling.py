@@ -1,4 +1,4 @@
-"""Adversarial sampling: a Bayesian net trained on its own bad draws."""
+"""Adversarial sampling: a Bayesian net trained on adversarial draws of its weights."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from advbench.training import BayesParams, ElboLoss, Field, Paper, Terms, gaussi
 
 
 class AdversarialSampling(ElboLoss):
-    """Bayes by backprop on a draw and on a draw whose noise was moved to raise the loss.
+    """Bayes by backprop on a random draw and on an adversarial draw, whose noise increases the loss.
 
     Zhang et al. 2022, "Improving Bayesian Neural Networks by Adversarial Sampling", Algorithm 1 and eq. 11:
-    minimise (1 - lambda) L_p + lambda L_adv + L_r. L_p is the cross-entropy at a fresh draw, L_adv at the noise
-    after `steps` signed steps of length `alpha` that raise the loss, L_r = kl_weight / N * KL(q || p). First
-    order: gradients reach mu and sigma at the final noise alone. lambda = 0 is `bnn`.
+    minimise (1 - lambda) L_p + lambda L_adv + L_r. L_p is the cross-entropy at a fresh draw, L_adv at the noise after
+    `steps` signed ascent steps of length `alpha`, L_r = kl_weight / N * KL(q || p). First order: gradients with respect
+    to mu and sigma are taken at the final noise only. lambda = 0 is `bnn`.
 
-    Errata. The KL of eq. 2 is KL(q || p). Eq. 5 lacks a minus. The right side of eq. 13 starts from w_adv. Line 5
-    of Algorithm 1 means the loss at w_adv. The released code scales L_r by 1 - lambda, starts sigma at 1.16 and
-    never zeroes the noise's gradient, so that its later steps follow stale signs; here each step's is fresh.
-    The noise is moved with the module in evaluation mode: batch norm's statistics come from the passes that train.
+    Errata. The KL of eq. 2 is KL(q || p). Eq. 5 lacks a minus sign. The right side of eq. 13 starts from w_adv. Line 5
+    of Algorithm 1 means the loss at w_adv. The released code scales L_r by 1 - lambda, starts sigma at 1.16 and never
+    zeroes the gradient of the noise, so that later steps accumulate old gradients; here each step uses a fresh
+    gradient. The ascent runs with the module in evaluation mode: statistics of batch norm come from training passes
+    only.
     """
 
     version = "2"
@@ -38,20 +39,20 @@ class AdversarialSampling(ElboLoss):
         """Hyperparameters of adversarial sampling."""
 
         adversarial_weight: float = Field(
-            default=0.8, ge=0, le=1, description="lambda of eq. 11, the share of L_adv; paper: 0.8"
+            default=0.8, ge=0, le=1, description="weight lambda of L_adv in eq. 11; paper: 0.8"
         )
         alpha: float = Field(
-            default=0.02, ge=0, description="length of a step of the noise, in its standard deviations; paper: 0.02"
+            default=0.02, ge=0, description="step size of the noise, in standard deviations; paper: 0.02"
         )
-        steps: int = Field(default=5, ge=1, description="signed steps of the noise; paper: 5")
+        steps: int = Field(default=5, ge=1, description="number of signed steps of the noise; paper: 5")
         kl_weight: float = Field(
             default=0.01,
             ge=0,
-            description="weight of the KL, dimensionless: L_r is kl_weight / N * KL in nats; paper: 0.01",
+            description="weight of the KL, dimensionless: L_r = kl_weight / N * KL in nats; paper: 0.01",
         )
 
-    # All weights at once moved by alpha * steps sigma raise the loss far more than any draw: in few epochs sigma
-    # must start small.
+    # Moving all weights at once by alpha * steps sigma increases the loss far more than any draw, so sigma must start
+    # small if epochs are few.
     presets = {
         "digits": {"stages": (35, 10), "batch_size": 64, "lr": 3e-3, "init_std": 0.01},
         "mnist": {"stages": (4, 1), "init_std": 0.01},
@@ -77,12 +78,12 @@ class AdversarialSampling(ElboLoss):
     params: Params
 
     def passes_per_image(self) -> float:
-        """An epoch passes each image at the fresh draw, at each step of the noise and where that ends."""
+        """Per epoch, one pass per image at the fresh draw, at each step of the noise and at the final noise."""
         extra = self.params.steps + 1 if self.params.adversarial_weight else 0
         return super().passes_per_image() * (1 + extra)
 
     def loss(self, clf: Classifier, x: Tensor, y: Tensor, count: int) -> tuple[Terms, Tensor]:
-        """Eq. 11, per image and in nats."""
+        """Terms of eq. 11, in nats per image."""
         share = self.params.adversarial_weight
         logits = clf(x)
         terms = {"loss": F.cross_entropy(logits.float(), y), "kl": self.kl(clf, count)}
@@ -93,7 +94,7 @@ class AdversarialSampling(ElboLoss):
         return terms, logits
 
     def adversarial_draw(self, clf: Classifier, x: Tensor, y: Tensor) -> Draw:
-        """A fresh draw, its noise moved to raise the loss; differentiable in mean and log standard deviation."""
+        """A fresh draw with noise ascended to increase the loss; differentiable in mean and log standard deviation."""
         posterior = gaussian(clf)
         mean, std = posterior.mean.detach(), posterior.log_std.detach().exp()
         seed = clf.next_seed()

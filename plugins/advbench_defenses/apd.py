@@ -1,4 +1,4 @@
-"""Adversarial posterior distillation: a generator of weights, trained on the samples of a chain."""
+"""Adversarial posterior distillation: a generator of weights trained on the samples of a chain."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ GanName = Literal["wgan_gp", "wgan", "gan"]
 
 
 class APD(LangevinChains):
-    """SGLD's samples of the weights distilled into a generator by a Wasserstein GAN.
+    """Distillation of SGLD samples of the weights into a generator by a Wasserstein GAN.
 
-    Wang et al. 2018, "Adversarial Distillation of Bayesian Neural Network Posteriors". Offline (Algorithm 1): a
-    chain's newest `samples` are kept, then G is trained on them for `gan_steps`. Online (Algorithm 2): chains run in
-    parallel and add to a buffer of the newest `samples`; every `round_steps` of the chains G is trained for
-    `round_gan_steps`, and the chains go on from samples of G. A draw of the classifier is G(z), z ~ N(0, 1); the
-    critic mirrors G. The loss is WGAN-GP's (eq. 6), or those of Figure 7: WGAN with clipped weights, and the first GAN.
+    Wang et al. 2018, "Adversarial Distillation of Bayesian Neural Network Posteriors". Offline (Algorithm 1): the
+    latest `samples` of a chain are kept, then G is trained on them for `gan_steps`. Online (Algorithm 2): parallel
+    chains fill a buffer of the latest `samples`; after every `round_steps` of the chains, G is trained for
+    `round_gan_steps`, and the chains continue from samples of G. A draw of the classifier is G(z), z ~ N(0, 1); the
+    critic has the hidden layers of G. The loss is that of WGAN-GP (eq. 6), or one of Figure 7: WGAN with weight
+    clipping, or the original GAN.
 
-    Departures. G's last bias starts at the mean of the samples (`center`), which spares G thousands of steps. Images
-    are normalised by each channel's mean and deviation inside the module, not to [-1, 1]. The numbers of samples and
-    of GAN steps are not in the paper. Algorithm 2 starts its chains from an untrained G once; here the first chains
-    start at the module's weights, and chains restart from G in each round after the first.
+    Departures. The last bias of G starts at the mean of the samples (`center`), which saves G thousands of steps.
+    Images are normalised by the mean and standard deviation of each channel inside the module, not to [-1, 1]. The
+    numbers of samples and of GAN steps are not stated in the paper. Algorithm 2 starts its chains once, from an
+    untrained G; here the first chains start at the module's weights, and chains restart from G in each round after the
+    first.
     """
 
     version = "1"
@@ -42,33 +44,40 @@ class APD(LangevinChains):
         """Hyperparameters of adversarial posterior distillation."""
 
         mode: Literal["offline", "online"] = Field(
-            default="offline", description="Algorithm 1 or 2: distil when the chain has ended, or as chains run"
+            default="offline",
+            description="offline (Algorithm 1): distil after the chain; online (Algorithm 2): while chains run",
         )
         gan: GanName = Field(default="wgan_gp", description="loss of the GAN (Figure 7)")
-        latent: int = Field(default=32, ge=1, description="length of z; released code: 32")
+        latent: int = Field(default=32, ge=1, description="dimension of z; released code: 32")
         hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field(
             default=(100, 100, 100),
             min_length=1,
-            description="hidden ReLU layers of G and of the critic; APD section 5.2: three of 100",
+            description="widths of the hidden ReLU layers of G and critic; APD section 5.2: three of 100",
         )
         center: bool = Field(
-            default=True, description="start G's last bias at the mean of the samples; not in the paper"
+            default=True, description="initialisation of G's last bias at the mean of the samples; not in the paper"
         )
-        gan_steps: int = Field(default=2000, ge=1, description="steps of G in offline mode; not in the paper")
-        gan_batch_size: int = Field(default=100, ge=1, description="samples of weights in a GAN step; APD: 100")
-        gan_lr: float = Field(default=1e-4, gt=0, description="Adam's learning rate for G and critic, betas (0.5, 0.9)")
+        gan_steps: int = Field(default=2000, ge=1, description="number of steps of G in offline mode; not in the paper")
+        gan_batch_size: int = Field(default=100, ge=1, description="number of weight samples per GAN step; APD: 100")
+        gan_lr: float = Field(
+            default=1e-4, gt=0, description="learning rate of Adam for G and critic, with betas (0.5, 0.9)"
+        )
         gan_decay: bool = Field(
             default=True,
-            description="let that rate fall linearly to 0 (WGAN-GP, CIFAR-10); not in APD, whose last G is a point of "
+            description="linear decay of gan_lr to 0 (WGAN-GP, CIFAR-10); not in APD, where the last G is a point of "
             "an oscillation",
         )
-        critic_steps: int = Field(default=5, ge=1, description="steps of the critic for each of G (WGAN-GP: 5)")
-        gradient_penalty: float = Field(default=10.0, ge=0, description="lambda of eq. 6 (WGAN-GP: 10)")
-        clip: float = Field(default=0.01, gt=0, description="bound of the critic's weights in gan='wgan' (WGAN: 0.01)")
-        round_steps: int = Field(
-            default=500, ge=1, description="online: steps T_m of the chains in a round; the last may be shorter"
+        critic_steps: int = Field(default=5, ge=1, description="number of critic steps per step of G (WGAN-GP: 5)")
+        gradient_penalty: float = Field(
+            default=10.0, ge=0, description="weight lambda of the gradient penalty in eq. 6 (WGAN-GP: 10)"
         )
-        round_gan_steps: int = Field(default=100, ge=1, description="online: steps T_g of G in a round")
+        clip: float = Field(
+            default=0.01, gt=0, description="bound on the critic's weights with gan='wgan' (WGAN: 0.01)"
+        )
+        round_steps: int = Field(
+            default=500, ge=1, description="online: number T_m of chain steps per round; the last may be shorter"
+        )
+        round_gan_steps: int = Field(default=100, ge=1, description="online: number T_g of steps of G per round")
 
     presets = {
         "digits": {"stages": (100,), "batch_size": 64, "gan_steps": 300, "gan_batch_size": 32},
@@ -102,11 +111,11 @@ class APD(LangevinChains):
     params: Params
 
     def steps(self, per_epoch: int) -> int:
-        """Offline, the steps of G come after the chain's."""
+        """Total number of steps; offline, those of G follow those of the chain."""
         return super().steps(per_epoch) + (self.params.gan_steps if self.params.mode == "offline" else 0)
 
     def begin(self, module: nn.Module, steps: int, count: int, context: TrainContext) -> TrainState:
-        """Chains and bank, a generator and its critic."""
+        """Chains and samples, a generator and its critic."""
         params = self.params
         chain_steps = steps - (params.gan_steps if params.mode == "offline" else 0)
         chain = super().begin(module, chain_steps, count, context)
@@ -121,14 +130,14 @@ class APD(LangevinChains):
         )
 
     def finish(self, state: TrainState) -> Classifier:
-        """The classifier over G's samples."""
+        """The classifier of G's samples."""
         return state.clf
 
     def _adam(self, net: nn.Module) -> Optimizer:
         return Adam([{"params": list(net.parameters())}], lr=self.params.gan_lr, betas=(0.5, 0.9))
 
     def update(self, state: TrainState, x: Tensor, y: Tensor, count: int, context: TrainContext) -> dict[str, Tensor]:
-        """A step of the chains; offline after the last of them a step of G, online many at the end of each round."""
+        """Take a step of the chains, or offline of G after the last one; online, train G at the end of a round."""
         params = self.params
         if params.mode == "offline":
             chain_steps = state.steps - params.gan_steps
@@ -147,17 +156,12 @@ class APD(LangevinChains):
         return watched
 
     def rate(self, state: TrainState, span: int) -> float:
-        """The factor on the GAN's learning rate: with `gan_decay` what is left of its last `span` steps, else 1."""
+        """Factor on the GAN's learning rate: with `gan_decay`, the remaining fraction of `span` steps, otherwise 1."""
         return (state.steps - state.step) / span if self.params.gan_decay else 1.0
-
-    def filled(self, state: TrainState, steps: int) -> int:
-        """How many rows of the bank hold samples after so many steps of the chains."""
-        taken = max(steps - self.params.burn_in, 0) // self.params.interval * self.params.chains
-        return min(taken, len(state.tensors["bank"]))
 
     @torch.no_grad()
     def restart(self, state: TrainState, context: TrainContext) -> None:
-        """Put the chains at samples of G."""
+        """Restart the chains from samples of G."""
         chains = state.tensors["chains"]
         chains.copy_(_generator(state).generate(len(chains), context.generator("restart", state.step)))
 
@@ -171,18 +175,19 @@ class APD(LangevinChains):
         context: TrainContext,
         rate: float = 1.0,
     ) -> dict[str, Tensor]:
-        """Train G on the samples in the bank; the first time, move its outputs to their mean.
+        """Train G on the stored samples; the first time, centre its outputs at their mean.
 
         Args:
-            state: the training's state.
-            chain_steps: steps of the chains so far.
-            gan_steps: steps of G to take, each after `critic_steps` of the critic.
-            first: whether G has not been trained yet.
+            state: state of the training.
+            chain_steps: number of chain steps so far.
+            gan_steps: number of steps of G, each after `critic_steps` of the critic.
+            first: True if G has not been trained yet.
             context: seed and device.
             rate: factor on the learning rate.
 
         Returns:
-            The last losses of critic and generator, and how much higher the critic rates samples than G's.
+            The last losses of critic and generator, and the difference of the critic's scores of samples and of G's
+            outputs.
         """
         samples = state.tensors["bank"][: self.filled(state, chain_steps)]
         if first and self.params.center:
@@ -245,8 +250,8 @@ def _raise_log_probability(on_fake: Tensor) -> Tensor:
     return F.softplus(-on_fake).mean()
 
 
-# The critic's loss (eq. 6 without penalty; eq. 5 negated) and the generator's, which for the first GAN is the one
-# that does not saturate.
+# Losses of the critic (eq. 6 without penalty; eq. 5 negated) and of the generator (non-saturating for the original
+# GAN).
 LOSSES: dict[GanName, tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     "wgan_gp": (_wasserstein, _raise_score),
     "wgan": (_wasserstein, _raise_score),
@@ -256,7 +261,7 @@ LOSSES: dict[GanName, tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor
 
 def _generator(state: TrainState) -> GeneratorPosterior:
     posterior = state.clf.posterior
-    assert isinstance(posterior, GeneratorPosterior), "begin made it"
+    assert isinstance(posterior, GeneratorPosterior), "created by begin"
     return posterior
 
 

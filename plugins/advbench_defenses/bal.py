@@ -13,18 +13,18 @@ from advbench.training import AdaptiveChains, Field, Paper, SGAdaLDParams, Train
 
 
 class BAL(AdaptiveChains):
-    """Gibbs sampling of adversarial images and of weights that were trained on them.
+    """Gibbs sampling of adversarial images and of weights trained on them.
 
     Ye and Zhu 2018, "Bayesian Adversarial Learning", Algorithm 1. For each minibatch, images are drawn from
     exp(sum_s loss(x~; theta_s) - alpha ||x~ - x||^2) (eq. 6) by `image_steps` steps of SGLD from the images
     themselves; then each chain of weights takes `weight_steps` steps of SGAdaLD (eq. 10) on them. A draw of the
     classifier is the end point of one of the chains.
 
-    Errata. Eq. 8 has the loss's sign turned: images ascend it, by eta1 grad [sum_s loss(x~; theta_s) - alpha ||x~ -
-    x||^2] + sqrt(2 eta1 T) n. Eq. 9 descends the loss, and its noise is that of eq. 10. Departures: images are
-    clipped to [0, 1] after each step; chains start at jittered copies of the start, for equal chains would stay
-    alike but for their noise. The paper gives neither alpha nor the step sizes. The released code
-    trains on the mean of clean and adversarial loss: `clean_weight` 0.5.
+    Errata. Eq. 8 has the wrong sign of the loss: images ascend it, by eta1 grad [sum_s loss(x~; theta_s) - alpha ||x~ -
+    x||^2] + sqrt(2 eta1 T) n. Eq. 9 descends the loss, with the noise of eq. 10. Departures: images are clipped to [0,
+    1] after each step; chains start at jittered copies of the initial weights, because equal chains would differ by
+    their noise only. The paper states neither alpha nor the step sizes. The released code trains on the mean of clean
+    and adversarial loss: `clean_weight` 0.5.
     """
 
     version = "1"
@@ -41,44 +41,48 @@ class BAL(AdaptiveChains):
         alpha: float = Field(
             default=0.5,
             ge=0,
-            description="price of moving an image, in nats a squared pixel (eq. 6); not in the paper",
+            description="penalty alpha on the perturbation, in nats per squared pixel (eq. 6); not in the paper",
         )
         price_inside: bool = Field(
             default=False,
-            description="count that price once for each chain of weights, inside the sum, as eq. 8 and the released "
-            "code do, so that it grows with their number",
+            description="penalty inside the sum over the chains of weights, as in eq. 8 and the released "
+            "code, so that it grows with their number",
         )
-        image_steps: int = Field(default=15, ge=1, description="SGLD steps M of the images; BAL section 5: 15")
+        image_steps: int = Field(
+            default=15, ge=1, description="number M of SGLD steps of the images; BAL section 5: 15"
+        )
         image_lr: float = Field(
             default=0.1,
             gt=0,
-            description="step size eta1 of the images, in squared pixels a nat (eq. 8); not in the paper",
+            description="step size eta1 of the images, in squared pixels per nat (eq. 8); not in the paper",
         )
         image_temperature: float = Field(
             default=1e-5, ge=0, description="temperature of the images' chains; BAL section 5: 1e-5"
         )
-        image_chains: int = Field(default=1, ge=1, description="chains S_x of each image; BAL: 1 (MNIST) or 5 (GTSRB)")
+        image_chains: int = Field(
+            default=1, ge=1, description="number S_x of chains per image; BAL: 1 (MNIST) or 5 (GTSRB)"
+        )
         weight_steps: int = Field(
-            default=1, ge=1, description="SGAdaLD steps of the weights on each minibatch; BAL Algorithm 1: M, 15"
+            default=1, ge=1, description="number of SGAdaLD steps of the weights per minibatch; BAL Algorithm 1: M, 15"
         )
         clean_weight: float = Field(
             default=0.0,
             ge=0,
             le=1,
-            description="share of the clean images' loss; BAL: 0, released code: 0.5",
+            description="weight of the loss on clean images; BAL: 0, released code: 0.5",
         )
 
     accuracy = "robust train accuracy"
-    # The more steps on one minibatch, the shorter they must be: at 15 of length 0.03 clean accuracy falls.
+    # More steps per minibatch require a smaller step size: with 15 steps of 0.03, clean accuracy drops.
     presets = {
         "digits": {"stages": (8, 2), "batch_size": 64, "alpha": 5.0, "init_from": "erm"},
         "mnist": {"stages": (2,), "init_from": "erm"},
         "cifar10": {"stages": (10,), "augment": True, "init_from": "erm"},
-        # At that temperature longer steps leave no variance for noise (eq. 10).
+        # At that temperature, longer steps leave no positive variance for noise (eq. 10).
         "gtsrb": {"stages": (2,), "init_from": "erm", "image_chains": 5, "temperature": 1e-7, "lr": 0.003},
-        # The released code's step of the images is 300 gradients of the mean loss of 256 images, divided by 4 at each of
-        # 15 steps: 100 / 256 in all, as 15 steps of 0.026 here. Its price is 1e-4 beside that mean. It scales the noise
-        # of the weights by the temperature itself, which leaves next to none: friction here stays the default.
+        # The released code moves images by 300 gradients of the mean loss of 256, and a quarter as far at each of the
+        # next 14 steps: 100 / 256 in total, like 15 steps of 0.026 here. Its penalty is 1e-4 relative to that mean. It
+        # scales the noise of the weights by the temperature itself, which leaves hardly any; friction has its default.
         "paper": {
             "stages": (2,),
             "batch_size": 256,
@@ -90,6 +94,7 @@ class BAL(AdaptiveChains):
             "samples": 5,
             "temperature": 1e-5,
             "alpha": 0.0256,
+            "price_inside": True,
             "image_steps": 15,
             "image_lr": 0.026,
             "image_temperature": 1e-5,
@@ -101,18 +106,19 @@ class BAL(AdaptiveChains):
     sources = {
         "section 5, MNIST": "stages init_from chains samples temperature image_steps image_temperature image_chains "
         "weight_steps",
+        "eq. 8": "price_inside",
         "released code": "batch_size lr window damping alpha image_lr clean_weight",
     }
     params: Params
 
     def passes_per_image(self) -> float:
-        """An epoch passes each image's chains once for each chain of weights, at each step of both."""
+        """Per epoch, one pass per image chain and weight chain, at each step of both."""
         params = self.params
         steps = params.image_steps + params.weight_steps * (2 if params.clean_weight else 1)
         return super().passes_per_image() * params.image_chains * steps
 
     def update(self, state: TrainState, x: Tensor, y: Tensor, count: int, context: TrainContext) -> dict[str, Tensor]:
-        """One Gibbs iteration: the images, then the weights."""
+        """Take one Gibbs iteration: sample the images, then the weights."""
         params = self.params
         x, y = x.repeat(params.image_chains, 1, 1, 1), y.repeat(params.image_chains)
         state.clf.module.eval()
@@ -127,7 +133,7 @@ class BAL(AdaptiveChains):
         return watched
 
     def perturb(self, state: TrainState, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        """Images from the energy of eq. 6, given all chains of weights: SGLD from `x` (eq. 8, mended)."""
+        """Sample images from the energy of eq. 6, given all chains of weights: SGLD from `x` (eq. 8, corrected)."""
         params = self.params
         draws = [Draw(state.layout.views(theta), chain) for chain, theta in enumerate(state.tensors["chains"])]
         std = math.sqrt(2 * params.image_lr * params.image_temperature)
@@ -141,7 +147,7 @@ class BAL(AdaptiveChains):
         return moved
 
     def loss(self, clf: Classifier, draw: Draw, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean cross-entropy on the moved images; with `clean_weight`, the second half of `x` are the clean ones."""
+        """Mean cross-entropy on perturbed images; with `clean_weight`, the second half of `x` are the clean images."""
         share = self.params.clean_weight
         if not share:
             return super().loss(clf, draw, x, y)

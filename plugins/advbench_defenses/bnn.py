@@ -1,4 +1,4 @@
-"""Bayes by backprop: a Bayesian neural network that never saw an attack."""
+"""Bayes by backprop: a Bayesian neural network without adversarial training."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from advbench.training import BayesParams, ElboLoss, Paper
 class BNN(ElboLoss):
     """Mean-field Gaussian variational inference on clean images.
 
-    Blundell et al. 2015; Adv-BNN eq. 7 with the weight alpha of eq. 13 on the KL. Every parameter is
-    random, biases and batch norm's affine ones too, and a draw is shared by the batch.
+    Blundell et al. 2015; Adv-BNN eq. 7 with the weight alpha of eq. 13 on the KL. Every parameter is random, including
+    biases and affine parameters of batch norm, and a draw is shared by the batch.
     """
 
     version = "2"

@@ -1,4 +1,4 @@
-"""A Bayesian net by adaptive Langevin dynamics, without an adversary."""
+"""Bayesian neural network sampled by adaptive Langevin dynamics, without an adversary."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from advbench.training import AdaptiveChains, Paper, SGAdaLDParams
 class BNNSGAdaLD(AdaptiveChains):
     """Chains of stochastic-gradient adaptive Langevin dynamics on clean images.
 
-    "BNN" in BAL Figure 1: BAL (Ye and Zhu 2018) without the adversary, by the sampler of its eq. 10. A draw of
+    "BNN" in BAL Figure 1: BAL (Ye and Zhu 2018) without the adversary, with the sampler of its eq. 10. A draw of
     the classifier is the end point of one of the chains.
     """
 

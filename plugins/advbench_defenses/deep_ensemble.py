@@ -1,4 +1,4 @@
-"""Deep ensembles: nets trained apart, whose softmax outputs are averaged."""
+"""Deep ensembles: independently trained nets with averaged softmax outputs."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from advbench.training import Data, Defense, Field, Paper, TrainContext, check_d
 
 
 class DeepEnsemble(Defense):
-    """Several nets trained apart by one method, from initial weights and in data orders of their own.
+    """Several nets trained independently by one method, each with its own initial weights and data order.
 
     Lakshminarayanan et al. 2017, "Simple and Scalable Predictive Uncertainty Estimation using Deep Ensembles",
-    Algorithm 1: a draw of the classifier is one member, each as likely, and predictions are the mean of their softmax
-    outputs. Members of a deterministic method are enumerated by evaluation and by attacks. Of a random one the ensemble
-    is the mixture of the members' posteriors.
+    Algorithm 1: a draw of the classifier is a uniformly random member, and predictions are the mean of the softmax
+    outputs. Members of a deterministic method are enumerated in evaluations and attacks. For a random method, the
+    ensemble is the mixture of the members' posteriors.
 
-    Member k is what the method trains under the seed that derives from the ensemble's and k, its `init_from` included.
-    Batch norm's running statistics are each member's own. Departure: the paper's adversarial training on FGSM beside
-    the clean images is optional there and not done here; `method` may be adversarial training of any other kind.
+    Member k is trained by the method with a seed derived from the ensemble's seed and k, including its `init_from`.
+    Each member has its own running statistics of batch norm. Departure: the paper's optional adversarial training on
+    FGSM and clean images is not included; `method` may be any other adversarial training.
     """
 
     version = "1"
@@ -42,12 +42,12 @@ class DeepEnsemble(Defense):
     class Params(training.Params):
         """Hyperparameters of a deep ensemble."""
 
-        members: int = Field(default=5, ge=1, description="number of nets M; paper: 5")
+        members: int = Field(default=5, ge=1, description="number M of nets; paper: 5")
         method: str = Field(
             default="erm", description="name of the training method of each member; paper: plain training"
         )
         params: dict[str, Any] = Field(
-            default={}, description="hyperparameters of that method, or its `preset`, where not its defaults"
+            default={}, description="hyperparameters of that method that differ from its defaults, or its `preset`"
         )
 
     presets = {"paper": {"members": 5}}
@@ -60,10 +60,11 @@ class DeepEnsemble(Defense):
 
     @classmethod
     def resolve(cls, values: Mapping[str, Any], dataset: str = "") -> Params:
-        """The hyperparameters, those of the method resolved as well.
+        """The hyperparameters, with those of the method resolved as well.
 
         Raises:
-            InputError: also of the method's hyperparameters, or where the method is none that can be trained apart.
+            InputError: a hyperparameter of the ensemble or of the method is invalid, or members cannot be trained
+                independently.
         """
         own = super().resolve(values, dataset)
         assert isinstance(own, cls.Params)
@@ -74,32 +75,34 @@ class DeepEnsemble(Defense):
             raise InputError(f"params of {cls.__name__}: {error}") from error
         start = resolved.get("init_from")
         if start and ("@" in start or issubclass(registry().load("defense", start), DeepEnsemble)):
-            expected = "the name of a deterministic method, without label"
+            expected = "name of a deterministic method, without label"
             raise InputError(f"init_from in params of {cls.__name__}", expected=expected, got=repr(start))
         if method(**resolved).passes_per_image() == 0:
-            remedy = "its members would all be the same"
-            raise InputError(f"method of {cls.__name__}", expected="one that trains", got=own.method, remedy=remedy)
+            remedy = "otherwise all members would be equal"
+            raise InputError(
+                f"method of {cls.__name__}", expected="a method that trains", got=own.method, remedy=remedy
+            )
         return own.model_copy(update={"params": resolved})
 
     @property
     def parts(self) -> Mapping[str, Defense]:
-        """The method, and the one whose weights it starts from."""
+        """The method, and the one that provides its initial weights."""
         start = getattr(self.inner.params, "init_from", None)
         return {self.params.method: self.inner, **({start: _method(start)()} if start else {})}
 
     def passes_per_image(self) -> float | None:
-        """Those of all members, and of what they start from."""
+        """Passes of all members, including those for their initial weights."""
         each = [part.passes_per_image() for part in self.parts.values()]
         return None if None in each else self.params.members * sum(filter(None, each))
 
     def fit(self, module: nn.Module, data: Data, context: TrainContext | None = None) -> Classifier:
         """Train one member after another; see `advbench.training.Defense.fit`.
 
-        Members start from `context.fresh`. Without it they start from the module's layers, each reset by its own
-        `reset_parameters`; the weights of `module` are not used.
+        Members start from `context.fresh`, or without it from the module with each layer reset by `reset_parameters`;
+        the weights of `module` are not used.
 
         Raises:
-            InputError: also where a layer cannot be reset.
+            InputError: as in `Defense.fit`, or a layer cannot be reset.
         """
         check_data(module, data)
         method, context = self.for_dataset(data.name), context or TrainContext()
@@ -115,37 +118,39 @@ class DeepEnsemble(Defense):
 
             net = (context.fresh or _Reset(own))(derive(seed, "init"))
             checkpoint = saved if context.checkpoint else None
-            apart = dataclasses.replace(context, seed=seed, progress=report, checkpoint=checkpoint, init=None)
+            apart = dataclasses.replace(
+                context, seed=seed, progress=report, checkpoint=checkpoint, init=None, watch=None
+            )
             with isolated_rng(derive(seed, "fit"), device, everywhere=True):
                 saved.finish(method.inner.fit(net, data, apart))
         return mixture(own, saved.members).to(device)
 
     def statistics(self, clf: Classifier) -> dict[str, Any]:
-        """Those of each member, where the method has some."""
-        assert isinstance(clf.posterior, MixturePosterior), "fit made it"
+        """Statistics of each member, if the method has any."""
+        assert isinstance(clf.posterior, MixturePosterior), "created by fit"
         components = [clf.posterior.component(k) for k in range(len(clf.posterior))]
         members = [dict(self.inner.statistics(Classifier(clf.module, component))) for component in components]
         return {"members": members} if any(members) else {}
 
 
 def _method(name: str) -> type[Defense]:
-    """The class of a method whose results can be members.
+    """Class of a method whose classifiers can be members.
 
     Raises:
-        InputError: there is none of that name, or its nets cannot be members.
+        InputError: the name is unknown, or the classifiers cannot be members.
     """
     method: type[Defense] = registry().load("defense", name)
     if issubclass(method, DeepEnsemble):
-        remedy = "raise members instead"
-        raise InputError("method of DeepEnsemble", expected="one that is no ensemble itself", got=name, remedy=remedy)
+        remedy = "increase members instead"
+        raise InputError("method of DeepEnsemble", expected="a method other than an ensemble", got=name, remedy=remedy)
     return method
 
 
 class _Reset:
-    """Makes nets like a module whose layers are initialised anew.
+    """Builds nets like a module, with newly initialised layers.
 
     Raises:
-        InputError: a layer has weights of its own and cannot be initialised anew.
+        InputError: a layer with weights cannot be reset.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -154,24 +159,24 @@ class _Reset:
     def __call__(self, seed: int) -> nn.Module:
         net = copy.deepcopy(self._module)
         with isolated_rng(seed, "cpu", everywhere=True):
-            for name, layer in reversed(list(net.named_modules())):  # what holds other layers has the last word
+            for name, layer in reversed(list(net.named_modules())):  # containers are reset after their layers
                 reset = getattr(layer, "reset_parameters", None) or getattr(layer, "_reset_parameters", None)
                 if reset is not None:
                     reset()
                 elif next(layer.parameters(recurse=False), None) is not None:
                     raise InputError(
-                        f"layer {name or 'at the top'} of the net ({type(layer).__name__})",
-                        expected="a method reset_parameters, by which each member starts from weights of its own",
-                        remedy="write one, or give TrainContext(fresh=...), which makes the net from a seed",
+                        f"layer {name or '(top level)'} of the net ({type(layer).__name__})",
+                        expected="a method reset_parameters, for different initial weights of each member",
+                        remedy="add one, or pass TrainContext(fresh=...), a function from a seed to a net",
                     )
         return net
 
 
 class _Saved:
-    """Members that are trained, and the checkpoint slot of the one in training: its state is saved beside them.
+    """Trained members, and the checkpoint of the member in training, saved together.
 
     Attributes:
-        members: what `export_classifier` gave of each.
+        members: result of `export_classifier` for each member.
     """
 
     def __init__(self, context: TrainContext) -> None:
@@ -188,15 +193,15 @@ class _Saved:
         self._next = time.monotonic() + self._seconds
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The state of the member in training, if one was saved."""
+        """State of the member in training, if one was saved."""
         return self._current
 
     def save(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Save it."""
+        """Save the state of the member in training."""
         self._write({f"current.{name}": tensor for name, tensor in tensors.items()}, values)
 
     def finish(self, clf: Classifier) -> None:
-        """Keep the member that was in training."""
+        """Add the member that was in training."""
         tensors, values = export_classifier(clf)
         self.members.append(({name: tensor.detach().cpu() for name, tensor in tensors.items()}, values))
         self._current = None

@@ -1,4 +1,4 @@
-"""Empirical risk minimisation: no defence at all."""
+"""Empirical risk minimisation, without any defence."""
 
 from __future__ import annotations
 

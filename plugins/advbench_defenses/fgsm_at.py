@@ -12,10 +12,10 @@ from advbench.training import BallParams, MixedLoss, MixedParams, Paper
 
 
 class FGSMAT(MixedLoss):
-    """Adversarial training on the examples of one signed step of full length.
+    """Adversarial training on FGSM examples: a single signed step of length eps.
 
-    Goodfellow et al. 2015; "FGSM" in BAL Figure 1. Its inner maximum is a linear model's. Long training can end
-    in catastrophic overfitting: near-perfect on FGSM, broken by PGD.
+    Goodfellow et al. 2015; "FGSM" in BAL Figure 1. The inner maximisation is exact for a linear model. Long training
+    can end in catastrophic overfitting: near-perfect on FGSM, broken by PGD.
     """
 
     version = "1"
@@ -34,13 +34,13 @@ class FGSMAT(MixedLoss):
         "digits": {"stages": (40, 10), "batch_size": 64, "eps": 0.15},
         "mnist": {"stages": (4, 1), "eps": 0.3},
         "cifar10": {"stages": (40, 20), "augment": True, "eps": 8 / 256},
-        "paper": {"stages": (2,), "batch_size": 256, "eps": 0.02, "init_from": "erm"},
+        "paper": {"stages": (2,), "batch_size": 256, "eps": 0.02, "init_from": "erm", "clean_weight": 0.5},
     }
-    sources = {"BAL section 5, MNIST": "stages init_from", "BAL's released code": "batch_size eps"}
+    sources = {"BAL section 5, MNIST": "stages init_from", "BAL's released code": "batch_size eps clean_weight"}
     params: Params
 
     def passes_per_image(self) -> float:
-        """An epoch passes each image once to craft and once to train."""
+        """Per epoch, one pass per image to craft, in addition to those of training."""
         return super().passes_per_image() + sum(self.params.stages)
 
     def perturb(self, clf: Classifier, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:

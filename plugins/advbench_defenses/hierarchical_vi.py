@@ -1,4 +1,4 @@
-"""Hierarchical variational inference: Adv-BNN with a regulariser that leaves the noise alone."""
+"""Hierarchical variational inference: Adv-BNN with a regulariser that does not shrink the noise."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from advbench.training import AdversarialParams, Field, Paper, PgdPerturbation, 
 class HierarchicalVI(PgdPerturbation, VariationalLoss):
     """Adversarial training of a mean-field Gaussian posterior with the enhanced Bayesian regulariser.
 
-    "Enhanced Bayesian Regularizer" (ICLR 2021 submission), Algorithm 1: as Adv-BNN, with R = 1/2 log(1 + mu^2 /
-    sigma^2) of each weight in place of the KL. R is the limit of the hierarchical KL (eq. 14) at lambda* and nu
-    to infinity, and equals KL(N(mu, sigma^2) || N(0, mu^2 + sigma^2)); it never pulls sigma down.
+    "Enhanced Bayesian Regularizer" (ICLR 2021 submission), Algorithm 1: Adv-BNN with R = 1/2 log(1 + mu^2 / sigma^2) of
+    each weight in place of the KL. R is the limit of the hierarchical KL (eq. 14) at lambda* and nu to infinity, and
+    equals KL(N(mu, sigma^2) || N(0, mu^2 + sigma^2)); it never shrinks sigma.
 
-    Errata. The mean over the M weights in eq. 7 is a sum (Lemma B.4). The paper's "variance" 0.1 at the start is
-    the standard deviation of its released code, which weighs the sum by 0.1 / N: `kl_weight` 0.1.
+    Errata. The mean over the M weights in eq. 7 is a sum (Lemma B.4). The paper's initial "variance" 0.1 is the
+    standard deviation in its released code, which multiplies the sum by 0.1 / N: `kl_weight` 0.1.
     """
 
     version = "2"
@@ -36,8 +36,8 @@ class HierarchicalVI(PgdPerturbation, VariationalLoss):
             ge=0,
             description="weight of R, dimensionless: the loss is CE + kl_weight / N * R in nats; released code: 0.1",
         )
-        eps: float = Field(default=0.03, ge=0, description="radius of the training's ball, in pixels in [0, 1]")
-        steps: int = Field(default=10, ge=1, description="PGD steps in training; paper: 10")
+        eps: float = Field(default=0.03, ge=0, description="radius of the ball in training, for pixels in [0, 1]")
+        steps: int = Field(default=10, ge=1, description="number of PGD steps in training; paper: 10")
 
     presets = {
         "digits": {"stages": (35, 10), "batch_size": 64, "lr": 3e-3, "init_std": 0.05, "eps": 0.15},

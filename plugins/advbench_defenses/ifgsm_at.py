@@ -10,10 +10,11 @@ from advbench.training import AdversarialParams, Field, MixedLoss, MixedParams, 
 
 
 class IFGSMAT(PgdPerturbation, MixedLoss):
-    """Adversarial training on iterated signed steps from the image itself, with no random start.
+    """Adversarial training on iterated FGSM: signed steps from the image itself, without random start.
 
-    Kurakin et al. 2017; "IFGSM" in BAL Figure 1, with as many steps as BAL's chains (15). BAL's released code does not
-    project its 15 steps of 0.02: that is eps 0.3 with `step_size` 1/15.
+    Kurakin et al. 2017; "IFGSM" in BAL Figure 1, with the 15 steps of BAL's chains. BAL's released code takes 15 steps
+    of 0.02 without projection: eps 0.3 with `step_size` 1/15. With norm l2, one step and `step_size` 1 it is what that
+    code means by PGD, which loses the sign of the gradient by squaring it.
     """
 
     version = "1"
@@ -27,14 +28,14 @@ class IFGSMAT(PgdPerturbation, MixedLoss):
     class Params(AdversarialParams, MixedParams):
         """Hyperparameters of iterated FGSM training."""
 
-        steps: int = Field(default=15, ge=1, description="signed steps in training; BAL section 5: 15")
-        random_start: bool = Field(default=False, description="start from a point of the ball; false is the method")
+        steps: int = Field(default=15, ge=1, description="number of signed steps in training; BAL section 5: 15")
+        random_start: bool = Field(default=False, description="random start in the ball; IFGSM: false")
 
     presets = {
         "digits": {"stages": (40, 10), "batch_size": 64, "eps": 0.15},
         "mnist": {"stages": (4, 1), "eps": 0.3},
         "cifar10": {"stages": (40, 20), "augment": True, "eps": 8 / 256},
-        # The released code takes 15 steps of 0.0014 and does not project them.
+        # The released code takes 15 steps of 0.0014 without projection.
         "paper": {
             "stages": (2,),
             "batch_size": 256,
@@ -42,14 +43,15 @@ class IFGSMAT(PgdPerturbation, MixedLoss):
             "steps": 15,
             "step_size": 1 / 15,
             "init_from": "erm",
+            "clean_weight": 0.5,
         },
     }
     sources = {
         "BAL section 5, MNIST": "stages steps init_from",
-        "BAL's released code": "batch_size eps step_size",
+        "BAL's released code": "batch_size eps step_size clean_weight",
     }
     params: Params
 
     def perturb(self, clf: Classifier, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        """PGD examples of `x`, beside `x` itself where that has a share."""
+        """PGD examples of `x`, together with `x` itself if clean images have a weight."""
         return self.beside(x, super().perturb(clf, x, y, generator))

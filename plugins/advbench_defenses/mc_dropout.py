@@ -7,11 +7,11 @@ from advbench.training import ErmLoss, Field, Paper, TrainParams
 
 
 class MCDropout(ErmLoss):
-    """Dropout in training and in prediction, a posterior over weights by another name.
+    """Dropout in training and in prediction, an approximate posterior over the weights.
 
-    Gal and Ghahramani 2016; "MC-Drop" in APD Table 1. The module's own dropout layers are used, at `rate`; a
-    module without gets dropout before each linear layer that is not its first layer of weights. It stays on
-    whatever `.eval()` an attack library calls.
+    Gal and Ghahramani 2016; "MC-Drop" in APD Table 1. The module's own dropout layers are used, at `rate`; in a module
+    without any, dropout is added before each linear layer other than its first layer of weights. It stays on in
+    evaluation mode.
     """
 
     version = "1"

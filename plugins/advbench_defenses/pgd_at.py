@@ -10,9 +10,9 @@ from advbench.training import AdversarialParams, MixedLoss, MixedParams, Paper, 
 
 
 class PGDAT(PgdPerturbation, MixedLoss):
-    """Adversarial training: minimise the cross-entropy on PGD examples of the present weights.
+    """Adversarial training: minimise the cross-entropy on PGD examples for the current weights.
 
-    Madry et al. 2018, eq. 2.1; Adv-BNN eq. 4. The inner maximum is PGD with a random start.
+    Madry et al. 2018, eq. 2.1; Adv-BNN eq. 4. The inner maximisation is PGD with a random start.
     """
 
     version = "1"
@@ -52,5 +52,5 @@ class PGDAT(PgdPerturbation, MixedLoss):
     params: Params
 
     def perturb(self, clf: Classifier, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        """PGD examples of `x`, beside `x` itself where that has a share."""
+        """PGD examples of `x`, together with `x` itself if clean images have a weight."""
         return self.beside(x, super().perturb(clf, x, y, generator))

@@ -1,4 +1,4 @@
-"""Nets that were trained elsewhere: their weights are read from files."""
+"""Pretrained nets with weights from files."""
 
 from __future__ import annotations
 
@@ -29,48 +29,51 @@ from advbench.progress import Progress
 from advbench.registry import pinned
 from advbench.training import Data, Defense, Field, Files, TrainContext, check_data, check_fit
 
-NESTED = ("state_dict", "model_state_dict", "model")  # names under which checkpoints hold a state dict
-PREFIXES = ("module.", "_orig_mod.")  # what nn.DataParallel and torch.compile put before each name
-FEW = 3  # names that an error lists
+NESTED = ("state_dict", "model_state_dict", "model")  # keys of the state dict in checkpoints
+PREFIXES = ("module.", "_orig_mod.")  # added to names by nn.DataParallel and torch.compile
+FEW = 3  # maximum number of names in an error
 Member = tuple[dict[str, Tensor], dict[str, Any]]
 
 
 class Pretrained(Defense):
-    """Weights that were trained elsewhere, for the net that `--arch` names; nothing is trained here.
+    """Pretrained weights of the net named by `--arch`; nothing is trained.
 
-    One file of weights is a deterministic net. Several are an ensemble, whose members evaluation and attacks enumerate.
-    With a file of standard deviations for each file of weights these are the means of a Gaussian posterior over all
-    parameters. Noise inside the net comes on top: Gaussian as in `rse`, or dropout as in `mc_dropout`. A net that draws
-    random numbers itself, also in evaluation mode, is declared by `random`, and checked.
+    One file of weights gives a deterministic net. Several give an ensemble, whose members are enumerated in evaluations
+    and attacks. With a file of standard deviations for each file of weights, the weights are the means of a Gaussian
+    posterior over all parameters. Noise inside the net can be added: Gaussian as in `rse`, or dropout as in
+    `mc_dropout`. A net that draws random numbers itself in evaluation mode must be declared by `random`, which is
+    verified.
 
-    Files are safetensors, or what `torch.save` wrote of a state dict, or of a dict that holds one under `state_dict`,
-    `model_state_dict` or `model`; they are read without unpickling code. A `module.` or `_orig_mod.` before all names
-    is left out. Results depend on the files' SHA-256, not on their paths.
+    Files are safetensors, or a state dict saved by `torch.save`, possibly inside a dict under `state_dict`,
+    `model_state_dict` or `model`; they are read without unpickling code. A prefix `module.` or `_orig_mod.` of all
+    names is removed. Results depend on the SHA-256 of the files, not on their paths.
 
-    The net gets images in [0, 1], as it is. `channel_mean` and `channel_std` normalise them for a net that was trained
-    on images normalised so; weights of a net that advbench built bring that with them. The net runs in evaluation mode.
+    The input of the net is images in [0, 1]. `channel_mean` and `channel_std` normalise them for a net trained on
+    normalised images; weights of a net built by advbench include the normalisation. The net runs in evaluation mode.
     """
 
     version = "1"
 
     class Params(training.Params):
-        """Hyperparameters of a net trained elsewhere."""
+        """Hyperparameters of a pretrained net."""
 
         weights: Files = Field(
-            min_length=1, description="file of the net's weights, .safetensors, .pt or .pth; several are an ensemble"
+            min_length=1,
+            description="file of the net's weights, .safetensors, .pt or .pth; several files give an ensemble",
         )
         std: Files = Field(
             default=(),
-            description="file of each weight's standard deviation, by the same names; as many files as `weights` has",
+            description="file of the standard deviations of the weights, under the same names; one for each "
+            "file of `weights`",
         )
         channel_mean: tuple[float, ...] = Field(
-            default=(), description="of each channel, subtracted from images in [0, 1]; by default nothing is"
+            default=(), description="mean of each channel, subtracted from images in [0, 1]; by default none"
         )
         channel_std: tuple[float, ...] = Field(
-            default=(), description="of each channel, by which the rest is divided; by default it is not"
+            default=(), description="standard deviation of each channel, which divides centred images; by default none"
         )
         first_std: float = Field(
-            default=0.0, ge=0, description="standard deviation of noise on the images, in pixels in [0, 1]; as in rse"
+            default=0.0, ge=0, description="standard deviation of noise on the images, for pixels in [0, 1]; as in rse"
         )
         inner_std: float = Field(
             default=0.0,
@@ -82,32 +85,36 @@ class Pretrained(Defense):
             default=0.0,
             ge=0,
             lt=1,
-            description="rate at which the net's dropout layers, or the inputs of its linear layers, stay on; as in "
+            description="dropout rate of the net's dropout layers, or else of the inputs of its linear layers; as in "
             "mc_dropout",
         )
         random: bool = Field(
-            default=False, description="whether the net draws random numbers itself in evaluation mode"
+            default=False, description="true for a net that draws random numbers itself in evaluation mode"
         )
 
     params: Params
 
     @classmethod
     def resolve(cls, values: Mapping[str, Any], dataset: str = "") -> Params:
-        """The hyperparameters, which must go together.
+        """The hyperparameters, verified to be consistent.
 
         Raises:
-            InputError: they do not, or a file is not there.
+            InputError: they are inconsistent, or a file is missing.
         """
         if not values.get("weights"):
-            remedy = "name them: --set pretrained.weights=my.safetensors, and their net by --arch"
+            remedy = "use --set pretrained.weights=my.safetensors, and --arch for the net"
             raise InputError("weights of Pretrained", expected="a file, or a list of files", got="none", remedy=remedy)
         own = super().resolve(values, dataset)
         assert isinstance(own, cls.Params)
         for place, name in enumerate(own.weights):
             if name in own.weights[:place]:
-                raise InputError("weights of Pretrained", expected="other content in each file", got=pinned.shown(name))
+                raise InputError(
+                    "weights of Pretrained", expected="files with different content", got=pinned.shown(name)
+                )
         if own.std and len(own.std) != len(own.weights):
-            raise InputError("files std of Pretrained", expected=f"{len(own.weights)}, as of weights", got=len(own.std))
+            raise InputError(
+                "number of files in std of Pretrained", expected=f"{len(own.weights)}, as in weights", got=len(own.std)
+            )
         kinds = {
             "dropout": own.dropout > 0,
             "first_std or inner_std": max(own.first_std, own.inner_std) > 0,
@@ -115,21 +122,21 @@ class Pretrained(Defense):
         }
         given = [kind for kind, is_given in kinds.items() if is_given]
         if len(given) > 1:
-            raise InputError("noise of Pretrained", expected="one kind", got=" and ".join(given))
+            raise InputError("noise of Pretrained", expected="one kind of noise", got=" and ".join(given))
         if any(std <= 0 for std in own.channel_std):
             raise InputError("channel_std of Pretrained", expected="numbers > 0", got=list(own.channel_std))
         return own
 
     def passes_per_image(self) -> float:
-        """None: nothing is trained."""
+        """Zero: nothing is trained."""
         return 0.0
 
     def fit(self, module: nn.Module, data: Data, context: TrainContext | None = None) -> Classifier:
-        """Read the weights into a copy of the module; its own are not used, nor are the data but for checks.
+        """Load the weights into a copy of the module; its own weights are not used, and the data only for checks.
 
         Raises:
-            InputError: a file has changed since its digest was taken, holds something else, or does not fit the net;
-                or the net is random and not declared so, or declared so and not.
+            InputError: a file has changed since its digest was computed, has other content, or does not match the net;
+                or the declaration `random` is wrong.
         """
         check_data(module, data)
         method, context = self.for_dataset(data.name), context or TrainContext()
@@ -146,7 +153,7 @@ class Pretrained(Defense):
         return clf
 
     def member(self, net: _Net, place: int, data: Data) -> Member:
-        """What is exported of the classifier that one file of weights is."""
+        """Exported classifier of one file of weights."""
         params = self.params
         name = params.weights[place]
         net.load(_state(name), pinned.shown(name), params.channel_mean, params.channel_std)
@@ -154,18 +161,18 @@ class Pretrained(Defense):
         if drawn and not params.random:
             raise InputError(
                 f"net with the weights {pinned.shown(name)}",
-                expected="one that is deterministic in evaluation mode, for it is not declared random",
+                expected="a net that is deterministic in evaluation mode, unless declared random",
                 got="passes that differ",
                 remedy="declare it: --set pretrained.random=true",
             )
         if params.random and not drawn:
             off = any(isinstance(layer, nn.modules.dropout._DropoutNd) for layer in net.whole.modules())
-            hint = "; its dropout layers are off in evaluation mode: --set pretrained.dropout=RATE leaves them on"
+            hint = "; its dropout layers are off in evaluation mode: --set pretrained.dropout=RATE keeps them on"
             raise InputError(
                 f"net with the weights {pinned.shown(name)}",
-                expected="one that draws random numbers in evaluation mode, as it is declared",
+                expected="a net that draws random numbers in evaluation mode, as declared",
                 got="equal passes",
-                remedy="leave out --set pretrained.random" + (hint if off else ""),
+                remedy="omit --set pretrained.random" + (hint if off else ""),
             )
         tensors, values = export_classifier(Classifier(net.whole))
         if params.std:
@@ -186,7 +193,7 @@ class Pretrained(Defense):
 
 
 class _Net:
-    """A copy of a net on the CPU, which may normalise images before what somebody else trained.
+    """A copy of a net on the CPU, possibly with normalisation in front of it.
 
     Attributes:
         whole: the net.
@@ -201,18 +208,18 @@ class _Net:
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Tensor], path: str, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        """Take over a state dict: that of the net that advbench built, or that of the net inside."""
+        """Load a state dict: that of a net built by advbench, or of the net inside."""
         inside, everything = self._inner.state_dict().keys(), self.whole.state_dict().keys()
         state = _bare(state, inside | everything)
         brings = state.keys() <= everything and not state.keys() <= inside
         target = self.whole if brings else self._inner
         if (mean or std) and (brings or self._normalize is None):
-            why = "these weights bring their own" if brings else "this architecture normalises by itself"
-            raise InputError("channel_mean or channel_std of Pretrained", expected=f"none, for {why}", got="some")
+            why = "these weights include their own" if brings else "this architecture normalises by itself"
+            raise InputError("channel_mean or channel_std of Pretrained", expected=f"none ({why})", got="some")
         if self._normalize is not None and not brings:
             for buffer, values in ((self._normalize.mean, mean), (self._normalize.std, std)):
                 if values and len(values) != buffer.numel():
-                    expected = f"{buffer.numel()} numbers, one a channel"
+                    expected = f"{buffer.numel()} numbers, one per channel"
                     raise InputError("channel_mean or channel_std of Pretrained", expected=expected, got=len(values))
             self._normalize.mean.copy_(torch.tensor(mean or 0.0).view(-1, 1, 1))
             self._normalize.std.copy_(torch.tensor(std or 1.0).view(-1, 1, 1))
@@ -225,18 +232,18 @@ class _Net:
             raise InputError(f"weights {path}", expected=f"weights of {type(target).__name__}", got=got) from error
         differing = [name for name, tensor in target.state_dict().items() if not _holds(tensor, state.get(name))]
         if differing:
-            got = f"other values of {_few(differing)}"
-            raise InputError(f"weights {path}", expected="one value of each weight that the net has twice", got=got)
+            got = f"different values of {_few(differing)}"
+            raise InputError(f"weights {path}", expected="equal values of tied weights", got=got)
 
     def deviations(self, state: Mapping[str, Tensor], path: str) -> dict[str, Tensor]:
-        """Log standard deviation of each parameter, as a Gaussian posterior exports it."""
+        """Log standard deviation of each parameter, in the export format of a Gaussian posterior."""
         known = dict(self._inner.named_parameters())
         everything = self._inner.state_dict()
         state = _bare(state, everything.keys())
         if self._prefix and state and all(name.startswith(self._prefix) for name in state):
             state = {name.removeprefix(self._prefix): tensor for name, tensor in state.items()}
         unneeded = everything.keys() - known.keys()
-        _check_fits(state, everything, path, unneeded, remedy="a weight without deviation has 0")
+        _check_fits(state, everything, path, unneeded, remedy="use 0 for deterministic weights")
         for name in known:
             if not bool((state[name] >= 0).all() & state[name].isfinite().all()):
                 raise InputError(
@@ -250,8 +257,8 @@ def _holds(own: Tensor, given: Tensor | None) -> bool:
 
 
 def _bare(state: Mapping[str, Tensor], known: Collection[str]) -> Mapping[str, Tensor]:
-    """A state dict without what wrappers put before all of its names."""
-    for prefix in PREFIXES * 2:  # in whichever order
+    """Remove the prefixes of wrappers from the names of a state dict."""
+    for prefix in PREFIXES * 2:  # in any order
         if state and all(name.startswith(prefix) for name in state) and not any(n.startswith(prefix) for n in known):
             state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     return state
@@ -260,10 +267,10 @@ def _bare(state: Mapping[str, Tensor], known: Collection[str]) -> Mapping[str, T
 def _check_fits(
     state: Mapping[str, Tensor], known: Mapping[str, Tensor], path: str, unneeded: Collection[str], remedy: str = ""
 ) -> None:
-    """Refuse weights of another net.
+    """Raise for weights of another net.
 
     Raises:
-        InputError: names the first of those that are missing, unexpected, or of another shape.
+        InputError: names are missing or unexpected, or shapes or types differ.
     """
     missing = [name for name in known if name not in state and name not in unneeded]
     unexpected = [name for name in state if name not in known]
@@ -290,26 +297,26 @@ def _few(names: list[str]) -> str:
 
 
 def _state(name: str) -> dict[str, Tensor]:
-    """The state dict of a file.
+    """Read the state dict of a file.
 
     Raises:
-        InputError: it holds something else.
+        InputError: the file has other content.
     """
     raw, path = pinned.content(name), pinned.shown(name)
-    expected = "tensors by name, as safetensors or torch.save(net.state_dict(), ...) write them"
+    expected = "tensors by name, as written by safetensors or torch.save(net.state_dict(), ...)"
     try:
-        if raw[8:9] == b"{":  # behind the length of a safetensors file's header
+        if raw[8:9] == b"{":  # follows the header length of a safetensors file
             return safetensors.torch.load(raw)
         found = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
     except UnpicklingError as error:
-        got = "a file that runs code when it is unpickled" if "nsupported" in str(error) else "one that cannot be read"
+        got = "a file that would run code when unpickled" if "nsupported" in str(error) else "an unreadable file"
         remedy = "save net.state_dict(), not the net" if "nsupported" in str(error) else ""
         raise InputError(f"file {path}", expected=expected, got=got, remedy=remedy) from error
-    except Exception as error:  # whatever the bytes make of the reader
+    except Exception as error:  # malformed bytes may raise anything
         if out_of_memory(error):
             raise
         reason = str(error).strip().partition("\n")[0]
-        got = f"one that cannot be read ({type(error).__name__}: {reason})"
+        got = f"an unreadable file ({type(error).__name__}: {reason})"
         raise InputError(f"file {path}", expected=expected, got=got) from error
     nested = [key for key in NESTED if isinstance(found, Mapping) and isinstance(found.get(key), Mapping)]
     if nested:
@@ -319,7 +326,7 @@ def _state(name: str) -> dict[str, Tensor]:
     for key, value in found.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             got = f"{key!r} of type {type(value).__name__} among {_few(list(map(str, found)))}"
-            remedy = f"a state dict inside may be called {', '.join(NESTED)}"
+            remedy = f"a nested state dict must have one of the keys {', '.join(NESTED)}"
             raise InputError(f"file {path}", expected=expected, got=got, remedy=remedy)
     if not found:
         raise InputError(f"file {path}", expected=expected, got="none")

@@ -7,11 +7,10 @@ from advbench.training import ErmLoss, Field, Paper, TrainParams
 
 
 class RSE(ErmLoss):
-    """Plain training of a net with Gaussian noise on its images and in its convolutions' inputs; prediction with it.
+    """Training and prediction with Gaussian noise on the images and before each convolution.
 
     Liu et al. 2018, "Towards Robust Neural Networks via Random Self-ensemble", the baseline of Adv-BNN Figure 3.
-    A net without convolutions gets the noise before its linear layers. It stays on whatever `.eval()` an attack
-    library calls.
+    In a net without convolutions, noise is added before the linear layers. It stays on in evaluation mode.
     """
 
     version = "2"
@@ -28,7 +27,7 @@ class RSE(ErmLoss):
         first_std: float = Field(
             default=0.2,
             ge=0,
-            description="standard deviation of the noise on the images, in pixels in [0, 1]; RSE: 0.2",
+            description="standard deviation of the noise on the images, for pixels in [0, 1]; RSE: 0.2",
         )
         inner_std: float = Field(
             default=0.1,

@@ -6,9 +6,9 @@ from advbench.training import LangevinChains, Paper, SGLDParams
 
 
 class SGLD(LangevinChains):
-    """Stochastic-gradient Langevin dynamics; the newest samples are kept.
+    """Stochastic-gradient Langevin dynamics; the latest samples are kept.
 
-    Welling and Teh 2011 with a fixed step, as in APD section 3: theta <- theta - lr/2 (grad of the mean loss +
+    Welling and Teh 2011 with a fixed step size, as in APD section 3: theta <- theta - lr/2 (grad of the mean loss +
     weight_decay theta) + N(0, lr / N), which samples exp(-N (mean loss + weight_decay/2 |theta|^2)); "SGLD" in
     APD Table 1. A draw of the classifier is one of the samples.
     """

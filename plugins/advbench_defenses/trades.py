@@ -1,4 +1,4 @@
-"""TRADES: cross-entropy on clean images, and a price on what an adversary changes of the prediction."""
+"""TRADES: cross-entropy on clean images with a robustness regulariser."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ from advbench.training import AscentParams, ErmLoss, Field, Paper, Terms, images
 
 
 class TRADES(ErmLoss):
-    """Minimise CE(f(x), y) + beta * max over the ball of KL(p(x) || p(x')), a trade of accuracy for robustness.
+    """Minimise CE(f(x), y) + beta * max over the ball of KL(p(x) || p(x')), a trade-off of accuracy and robustness.
 
     Zhang et al. 2019, "Theoretically Principled Trade-off between Robustness and Accuracy", eq. 5 and Algorithm 1. The
-    inner maximum is found by steepest ascent of the KL from the image and a small Gaussian step, since the gradient at
-    the image itself is zero; p(x) is held there, and trained in the outer minimum. Both terms are means over the
-    images. beta = 0 is `erm`.
+    inner maximisation is a steepest ascent of the KL from the image plus a small Gaussian step, because the gradient is
+    zero at the image itself; p(x) is constant in the inner problem and trained in the outer one. Both terms are means
+    over images. beta = 0 is `erm`.
 
-    Departures. In l2 the steps are those of `pgd_at`, where the released code descends by SGD with decay. The clean
-    images pass once a step in training mode, where the released code passes them twice: batch norm's running
-    statistics see them once.
+    Departures. In l2 the steps are those of `pgd_at`; the released code uses SGD with decay. Clean images pass once per
+    step in training mode, and twice in the released code: running statistics of batch norm see them once.
     """
 
     version = "1"
@@ -43,7 +42,7 @@ class TRADES(ErmLoss):
         start_std: float = Field(
             default=0.001,
             gt=0,
-            description="standard deviation of the Gaussian step from the image to where the ascent starts, in pixels "
+            description="standard deviation of the Gaussian step from the image to the start of the ascent, for pixels "
             "in [0, 1]; Algorithm 1 and released code: 0.001",
         )
 
@@ -71,15 +70,15 @@ class TRADES(ErmLoss):
     params: Params
 
     def passes_per_image(self) -> float:
-        """An epoch passes each image once for each ascent step, and clean and moved to train."""
+        """Per epoch, one pass per image for each ascent step, and two to train, clean and perturbed."""
         return super().passes_per_image() * (2 + self.params.steps if self.params.beta else 1)
 
     def separable(self, clf: Classifier) -> bool:
-        """As the losses of the core are: a mean over images."""
+        """True as for other losses that are means over images."""
         return type(self).loss is TRADES.loss and images_apart(clf)
 
     def perturb(self, clf: Classifier, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        """Each image and the point of its ball where the prediction differs most, `(batch, 2, ...)`."""
+        """Each image and the point of its ball with the largest KL, `(batch, 2, ...)`."""
         params = self.params
         if not params.beta:
             return x
@@ -95,7 +94,7 @@ class TRADES(ErmLoss):
         return torch.stack([x, moved], 1)
 
     def loss(self, clf: Classifier, x: Tensor, y: Tensor, count: int) -> tuple[Terms, Tensor]:
-        """Mean cross-entropy on the clean images, and beta times the mean KL, both in nats; the clean logits."""
+        """Mean cross-entropy on clean images and beta times the mean KL, both in nats; logits of the clean images."""
         if not self.params.beta:
             return super().loss(clf, x, y, count)
         clean, moved = x.unbind(1)
@@ -108,7 +107,7 @@ def divergence(logits: Tensor, clean: Tensor) -> Tensor:
     """KL(p(x) || p(x')) of each image, `(batch,)`, in nats.
 
     Args:
-        logits: at x', `(batch, classes)`.
+        logits: logits at x', `(batch, classes)`.
         clean: log-probabilities at x, `(batch, classes)`.
     """
     return F.kl_div(logits.float().log_softmax(1), clean, reduction="none", log_target=True).sum(1)

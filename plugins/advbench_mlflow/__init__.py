@@ -1,4 +1,4 @@
-"""Every finished task as a run of MLflow, once MLFLOW_TRACKING_URI says where to; until then nothing is imported."""
+"""Tracks finished tasks as MLflow runs if MLFLOW_TRACKING_URI is set; otherwise imports nothing."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ if TYPE_CHECKING:
 
     from advbench.registry import FinishedTask
 
-DEFAULTS = {  # of MLflow's own variables
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # 12 seconds a task while a server is down; by MLflow's 7 it is 4 minutes
+DEFAULTS = {  # defaults of MLflow's own variables
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # a down server costs 12 seconds per task, not 4 minutes
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # standard output is for the tables
 }
 KEY = "advbench.key"
-RUN_NAME_LENGTH = 250  # of MLflow's column; servers on PostgreSQL refuse more
+RUN_NAME_LENGTH = 250  # length of MLflow's column, enforced by servers on PostgreSQL
 PLAIN = ("seed", "norm", "draws", "images", "batch_size", "budget", "precision", "threads")
-UNMEASURED = {"classifier", "classes", "histograms", "retention"}  # of a result: what is no single measurement
+UNMEASURED = {"classifier", "classes", "histograms", "retention"}  # parts of a result that are not scalar measurements
 
 _missing: set[str] = set()
 
 
 @hookimpl
 def advbench_task_finished(task: FinishedTask, record: dict[str, Any]) -> None:
-    """Track a task as a run of its own.
+    """Track a task as a run.
 
     Raises:
-        MissingExtraError: mlflow is not installed; raised once in a process.
+        MissingExtraError: mlflow is not installed; raised once per process.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if not uri or _missing:
@@ -49,14 +49,14 @@ def advbench_task_finished(task: FinishedTask, record: dict[str, Any]) -> None:
         if error.name != "mlflow":
             raise
         _missing.add(error.name)
-        raise MissingExtraError("the tracker that MLFLOW_TRACKING_URI asks for", "mlflow", "mlflow") from error
+        raise MissingExtraError("tracking with MLFLOW_TRACKING_URI", "mlflow", "mlflow") from error
     _track(MlflowClient(tracking_uri=uri), task, record)
 
 
 def _track(client: MlflowClient, task: FinishedTask, record: Mapping[str, Any]) -> None:
-    """Log a task, unless a finished run has its key; a run that was left unfinished is completed.
+    """Log a task, unless a finished run has its key; an unfinished run is completed.
 
-    An evaluation repeats what the runs of its target and examples are filtered by, if those were tracked.
+    An evaluation repeats the filter parameters of the runs of its target and examples, if those were tracked.
     """
     from mlflow.entities import Metric, Param  # noqa: PLC0415
     from mlflow.utils import validation as limits  # noqa: PLC0415
@@ -92,7 +92,7 @@ def _track(client: MlflowClient, task: FinishedTask, record: Mapping[str, Any]) 
 
 
 def _run(client: MlflowClient, experiment: str, key: str) -> Run | None:
-    """The run of the task with that key, if there is one."""
+    """Run of the task with a key, if any."""
     runs = client.search_runs([experiment], f"tags.`{KEY}` = '{key}'", max_results=1)
     return runs[0] if runs else None
 
@@ -103,7 +103,7 @@ def _tags(task: FinishedTask, record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _values(task: FinishedTask, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """What runs are filtered by."""
+    """Parameters for filtering runs."""
     values = {
         "kind": task.kind,
         "dataset": inputs["data"]["name"],
@@ -120,18 +120,18 @@ def _values(task: FinishedTask, inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _measured(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The measurements of a result: of the retention its area, intervals as `_low` and `_high`."""
+    """Measurements of a result: retention by its area, intervals as `_low` and `_high`."""
     values = {name: value for name, value in result.items() if name not in UNMEASURED}
     for name in [name for name in values if name.endswith("_interval")]:
         ends = zip(("low", "high"), values.pop(name), strict=True)
         values |= {f"{name.removesuffix('interval')}{end}": value for end, value in ends}
-    if "retention" in result:  # its area
+    if "retention" in result:  # only its area
         values["retention"] = result["retention"]["total"]["area"]
     return values
 
 
 def _numbers(name: str, value: Any) -> Iterator[tuple[str, float]]:
-    """The finite numbers in nested values, by their path."""
+    """Finite numbers in nested values, by path."""
     if isinstance(value, Mapping | list):
         items = value.items() if isinstance(value, Mapping) else enumerate(value)
         for key, item in items:
@@ -141,7 +141,7 @@ def _numbers(name: str, value: Any) -> Iterator[tuple[str, float]]:
 
 
 def _name(text: str) -> str:
-    """A name in characters that MLflow takes on any system."""
+    """A name in characters that MLflow accepts on any system."""
     return re.sub(r"[^\w.-]", "_", text)
 
 

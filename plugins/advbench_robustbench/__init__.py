@@ -1,4 +1,4 @@
-"""AutoAttack and RobustBench's models. Hooks only: the libraries load when one is used."""
+"""AutoAttack and the models of RobustBench. Hooks only: the libraries load on first use."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
 
 @hookimpl
 def advbench_register(register: Registrar) -> None:
-    """Declare the attack, the ready-made defences, and the nets that these bring with them."""
+    """Declare the attack, the pretrained defences, and their nets."""
     register.attack(
         "autoattack",
         "advbench_robustbench.autoattack:AutoAttack",
-        "AutoAttack of its authors' package: standard, plus, rand (extra 'bridges')",
+        "AutoAttack from its authors' package: standard, plus, rand (extra 'bridges')",
     )
     register.defense(
         "robustbench:",
         "advbench_robustbench.models:defense",
-        "a model of RobustBench, as robustbench:cifar10/Linf/Carmon2019Unlabeled (extra 'bridges')",
+        "a model of RobustBench, such as robustbench:cifar10/Linf/Carmon2019Unlabeled (extra 'bridges')",
     )
-    register.architecture("robustbench:", "advbench_robustbench.models:architecture", "the net of that model")
+    register.architecture("robustbench:", "advbench_robustbench.models:architecture", "net of the model")

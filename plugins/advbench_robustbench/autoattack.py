@@ -1,4 +1,4 @@
-"""AutoAttack by its authors' package."""
+"""AutoAttack from its authors' package."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from advbench.errors import InputError
 from advbench.models import Classifier
 from advbench.registry import calling, require
 
-# As its repository calls it, and as the index does.
+# Its names in the repository and on PyPI.
 LIBRARY = "autoattack" if importlib.util.find_spec("autoattack") else "pyautoattack"
 require(LIBRARY, "attack 'autoattack'", "bridges")
 
 NORM_NAMES: Mapping[Norm, str] = {"linf": "Linf", "l2": "L2"}
 TARGETS = 9
-LEAST_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}  # how many logits the losses look at
+LEAST_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}  # minimum number of classes of the losses
 
 
 class AutoAttack(Attack):
-    """AutoAttack as its authors' package has it: an ensemble of APGD, FAB and Square with fixed settings.
+    """AutoAttack from its authors' package: an ensemble of APGD, FAB and Square with fixed settings.
 
     Croce and Hein 2020, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
-    attacks". The package's attacks run with the settings of its version, each on the images that the ones before
-    left. What they left is decided here: the package looks at one noisy draw of a random classifier, by which it
-    reports robust models as broken; here each image keeps its best example by draws of the attack's own. With fewer
-    than ten classes there are fewer targets, and losses that need more logits than there are classes are left out.
+    attacks". The package's attacks run with the settings of the version, each on the images that previous ones did not
+    break. Success is determined here: the package uses one noisy draw of a random classifier and reports robust models
+    as broken; here each image keeps its best example by the attack's own draws. With fewer than ten classes there are
+    fewer targets, and losses that need more classes are skipped.
     """
 
     class Params(attacks.Params):
@@ -43,8 +43,9 @@ class AutoAttack(Attack):
 
         version: Literal["standard", "plus", "rand"] | None = Field(
             default=None,
-            description="standard, plus or rand; by default standard on a deterministic classifier and rand on a "
-            "random one, as its authors have it",
+            description="version: standard, plus or rand; by default standard on a deterministic classifier "
+            "and rand on a "
+            "random one, as its authors recommend",
         )
 
     version = "1"
@@ -52,7 +53,7 @@ class AutoAttack(Attack):
     params: Params
 
     def run(self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator) -> Tensor:
-        """Run the version's attacks in their order."""
+        """Run the attacks of the version in order."""
         with _silence():
             suite = importlib.import_module(LIBRARY).AutoAttack(
                 clf,
@@ -78,7 +79,7 @@ class AutoAttack(Attack):
 
 
 def _attack(suite: Any, name: str) -> Any:
-    """One of the suite's attacks, as the suite sets it up before it runs it."""
+    """One of the suite's attacks, set up as in the suite."""
     kinds = {"apgd-ce": suite.apgd, "apgd-dlr": suite.apgd, "apgd-t": suite.apgd_targeted, "square": suite.square}
     attack = kinds.get(name, suite.fab)
     attack.seed = suite.seed
@@ -89,13 +90,13 @@ def _attack(suite: Any, name: str) -> Any:
         if attack.targeted:
             attack.n_restarts = 1
     elif name not in kinds:
-        raise InputError(f"attack {name!r} of {LIBRARY}", expected="one that advbench knows", remedy="report it")
+        raise InputError(f"attack {name!r} of {LIBRARY}", expected="a known attack", remedy="please report this")
     return attack
 
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Neither prints nor log lines; the logger is as before afterwards."""
+    """Suppress prints and log lines in a block."""
     logger = logging.getLogger("auto-attack")
     before, logger.disabled = logger.disabled, True
     try:

@@ -1,4 +1,4 @@
-"""RobustBench's models as defences that are trained already."""
+"""Models of RobustBench as pretrained defences."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from advbench.registry import require, written_over
 from advbench.training import Defense, TrainContext
 
 SHAPES = {"cifar10": (3, 32, 32, 10), "cifar100": (3, 32, 32, 100), "imagenet": (3, 224, 224, 1000)}
-LIBRARIES = ("robustbench", "timm")  # whose code the nets are
+LIBRARIES = ("robustbench", "timm")  # libraries with the code of the nets
 SPOILT = (RuntimeError, EOFError, AttributeError, KeyError, TypeError, ValueError, UnpicklingError)
 ALIASES = {"autoattack": "pyautoattack", "autoattack.state": "pyautoattack.state"}
 
 
 class ModelId(NamedTuple):
-    """What follows `robustbench:`, in its parts."""
+    """Parts of a model's name after `robustbench:`."""
 
     dataset: str
     threat: str
@@ -41,10 +41,10 @@ class ModelId(NamedTuple):
 
 
 class RobustBenchModel(Defense):
-    """A model of RobustBench (Croce et al. 2021), with the weights that its authors published.
+    """A model of RobustBench (Croce et al. 2021) with its published weights.
 
     Nothing is trained: the weights are downloaded once, by robustbench's own code, into the folder `robustbench` of
-    torch's hub folder (`TORCH_HOME` moves it), and read without unpickling. The net comes with them.
+    torch's hub folder (set by `TORCH_HOME`), and read without unpickling. The architecture is part of the model.
     """
 
     built_on = LIBRARIES
@@ -52,27 +52,27 @@ class RobustBenchModel(Defense):
 
     @property
     def architecture(self) -> str:
-        """The model's own net."""
+        """Architecture of the model."""
         return str(self.id)
 
     def fit(self, module: nn.Module, data: Data, context: TrainContext | None = None) -> Classifier:
-        """Load the model, downloading what is not there; `module` is not used, and `data` only for its shape."""
+        """Load the model, after downloading missing files; `module` is not used, and `data` only for its shape."""
         del module
         _check_images(self.id, (*data.shape, data.classes))
         context = context or TrainContext()
         return Classifier(_load(self.id).to(context.resources.device)).requires_grad_(False)
 
     def passes_per_image(self) -> float:
-        """None: nothing is trained."""
+        """Zero: nothing is trained."""
         return 0.0
 
 
 @functools.cache
 def defense(name: str) -> type[RobustBenchModel]:
-    """The model of that name.
+    """Class of the model with a given name.
 
     Raises:
-        InputError: RobustBench has none.
+        InputError: RobustBench has no such model.
     """
     return type(
         f"robustbench:{name}",
@@ -82,10 +82,10 @@ def defense(name: str) -> type[RobustBenchModel]:
 
 
 def architecture(name: str) -> Any:
-    """A function that makes the model's net, as architectures are made.
+    """Function that builds the net of a model, like other architectures.
 
     Raises:
-        InputError: RobustBench has none.
+        InputError: RobustBench has no such model.
     """
     model_id = _parsed(name)
 
@@ -100,7 +100,7 @@ def architecture(name: str) -> Any:
 
 
 def _untrained(model_id: ModelId) -> nn.Module:
-    """The net, as robustbench's loader makes it before it loads weights into it."""
+    """Net of a model before its weights are loaded."""
     timm_name = f"{model_id.model.lower().replace('-', '_')}_{model_id.dataset}_{model_id.threat.lower()}"
     timm = importlib.import_module("timm")
     net: nn.Module
@@ -112,7 +112,7 @@ def _untrained(model_id: ModelId) -> nn.Module:
 
 
 def _load(model_id: ModelId) -> nn.Module:
-    """The model by robustbench's own loader."""
+    """Load a model with robustbench's own loader."""
     folder = Path(torch.hub.get_dir()) / "robustbench"
     target = folder / model_id.dataset / model_id.threat / model_id.model
     try:
@@ -125,15 +125,15 @@ def _load(model_id: ModelId) -> nn.Module:
         reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:100]}"
         raise InputError(
             f"weights of {model_id} cannot be read",
-            expected="tensors alone" if runs_code else "the published weights",
-            got="a file that runs code when it is unpickled" if runs_code else reason,
+            expected="tensors only" if runs_code else "the published weights",
+            got="a file that would run code when unpickled" if runs_code else reason,
             remedy=f"delete {target}*.pt* and run again, or {_remedy(model_id, target)}",
         ) from error
     except Exception as error:
         if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] != "gdown":
             raise
         raise InputError(
-            f"weights of {model_id} are not here and could not be downloaded ({type(error).__name__})",
+            f"weights of {model_id} are missing and could not be downloaded ({type(error).__name__})",
             remedy=_remedy(model_id, target),
         ) from error
     return loaded
@@ -142,11 +142,11 @@ def _load(model_id: ModelId) -> nn.Module:
 def _remedy(model_id: ModelId, target: Path) -> str:
     ids = _zoo()[model_id.dataset][model_id.threat].get(model_id.model, {}).get("gdrive_id")
     if ids is None:
-        return "its weights come from the hub of timm; run the command where that can be reached"
+        return "its weights are on the hub of timm; run the command with access to it"
     if isinstance(ids, str):
-        return f"fetch https://drive.google.com/uc?id={ids} and save it as {target}.pt"
+        return f"download https://drive.google.com/uc?id={ids} and save it as {target}.pt"
     files = ", ".join(f"https://drive.google.com/uc?id={i} as {target}.pt_m{n}.pt" for n, i in enumerate(ids))
-    return f"fetch and save {files}"
+    return f"download and save {files}"
 
 
 def _parsed(name: str) -> ModelId:
@@ -155,7 +155,7 @@ def _parsed(name: str) -> ModelId:
         raise InputError(
             f"robustbench:{name}",
             expected="robustbench:DATASET/THREAT/MODEL",
-            remedy="as robustbench:cifar10/Linf/Carmon2019Unlabeled",
+            remedy="for example robustbench:cifar10/Linf/Carmon2019Unlabeled",
         )
     dataset, threat, model = parts
     known: dict[str, Any] = _zoo()
@@ -173,13 +173,13 @@ def _check_images(model_id: ModelId, got: tuple[int, int, int, int]) -> None:
             str(model_id),
             expected="{}x{}x{} images of {} classes".format(*expected),
             got="{}x{}x{} and {}".format(*got),
-            remedy=f"choose --dataset {model_id.dataset} or an imagefolder of it",
+            remedy=f"use --dataset {model_id.dataset} or an imagefolder of it",
         )
 
 
 @functools.cache
 def _zoo() -> dict[str, dict[str, dict[str, Any]]]:
-    """Every model by data set and threat, named as on the command line."""
+    """All models by data set and threat, with the names of the command line."""
     _robustbench()
     found = importlib.import_module("robustbench.model_zoo").model_dicts
     return {
@@ -190,18 +190,18 @@ def _zoo() -> dict[str, dict[str, dict[str, Any]]]:
 
 @functools.cache
 def _robustbench() -> Any:
-    """Robustbench's module of loaders.
+    """Module of robustbench's loaders.
 
     Raises:
         MissingExtraError: it is not installed.
-        InputError: another distribution wrote its own files over it.
+        InputError: another distribution has overwritten its files.
     """
     distribution = require("robustbench", "the family 'robustbench:'", "bridges")
     spoilt = written_over(distribution)
     if spoilt:
         raise InputError(
-            f"robustbench {distribution.version} is not what it says: another distribution wrote over {spoilt} "
-            "(torchattacks brings an old copy)",
+            f"robustbench {distribution.version} is damaged: another distribution overwrote {spoilt} "
+            "(torchattacks includes an old copy)",
             remedy=f"pip install --force-reinstall --no-deps robustbench=={distribution.version}",
         )
     with _quiet(), _aliased():
@@ -210,7 +210,7 @@ def _robustbench() -> Any:
 
 @contextlib.contextmanager
 def _aliased() -> Iterator[None]:
-    """Give robustbench the module `autoattack` that it imports: the package that it requires has another name."""
+    """Alias the module `autoattack` that robustbench imports; its package has another name."""
     added = {}
     if importlib.util.find_spec("autoattack") is None:
         added = {alias: importlib.import_module(name) for alias, name in ALIASES.items()}
@@ -224,7 +224,7 @@ def _aliased() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Neither prints nor progress bars, nor warnings about what these libraries use."""
+    """Suppress prints, progress bars and the libraries' own warnings."""
     nowhere = io.StringIO()
     with warnings.catch_warnings(), contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         warnings.simplefilter("ignore")

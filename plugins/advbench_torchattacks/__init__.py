@@ -1,4 +1,4 @@
-"""The attacks of torchattacks as attacks of advbench. Hooks only: the library loads when one is used."""
+"""Attacks of torchattacks as attacks of advbench. Hooks only: the library loads on first use."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ def advbench_register(register: Registrar) -> None:
     register.attack(
         "torchattacks:",
         "advbench_torchattacks.bridge:attack",
-        "any attack of torchattacks, as torchattacks:PGD (extra 'bridges')",
+        "any attack of torchattacks, such as torchattacks:PGD (extra 'bridges')",
     )

@@ -1,4 +1,4 @@
-"""Makes an attack of advbench out of one of torchattacks."""
+"""Wraps attacks of torchattacks as attacks of advbench."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ torchattacks = importlib.import_module("torchattacks")
 
 WRAPPERS = {"MultiAttack": "'worst_case' combines attacks", "LGV": "'transfer' attacks another defense's classifier"}
 NO_GRADIENTS = frozenset({"VANILA", "GN", "SPSA", "Square", "OnePixel", "Pixle"})
-RADII = ("eps", "max_epsilon")  # what the library calls the threat's eps
+RADII = ("eps", "max_epsilon")  # the library's names of eps
 SUPPLIED = frozenset({"self", "model", "norm", "seed", "n_classes", "verbose", *RADII})
 NORM_NAMES: Mapping[Norm, str] = {"linf": "Linf", "l2": "L2"}
-REAL = frozenset({"c", "kappa", "scale", "lam", "nsig"})  # numbers that are real though their default is whole
+REAL = frozenset({"c", "kappa", "scale", "lam", "nsig"})  # real-valued parameters with an integer default
 CHOICES = {
     "kernel_name": ("gaussian", "linear", "uniform"),
     "noise_type": ("guassian", "uniform"),  # the library's spelling
@@ -45,11 +45,11 @@ BOUNDS = {
 }
 LOSSES = {"UPGD": ("ce", "margin", "dlr"), "APGD": ("ce", "dlr"), "Square": ("margin", "ce")}
 COLOUR = frozenset({"TIFGSM", "PIFGSM", "PIFGSMPP"})  # their kernels have three channels
-LEAST_CLASSES = {"APGDT": 4, "AutoAttack": 4}  # the targeted DLR loss looks at the four largest logits
+LEAST_CLASSES = {"APGDT": 4, "AutoAttack": 4}  # the targeted DLR loss uses the four largest logits
 
 
 class TorchattacksAttack(Attack):
-    """Under advbench's checks; its hyperparameters are the library's but model, eps, norm, seed and classes."""
+    """Its hyperparameters are those of the library except model, eps, norm, seed and number of classes."""
 
     built_on = ("torchattacks",)
     library: ClassVar[type[Any]]
@@ -57,13 +57,13 @@ class TorchattacksAttack(Attack):
     alpha_share: ClassVar[float | None]
 
     def run(self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator) -> Tensor:
-        """Run the library's attack; what it prints and warns of goes nowhere."""
+        """Run the library's attack; its prints and warnings are suppressed."""
         name, y, targets = self.library.__name__, goal.labels, goal.targets
         if name in COLOUR and x.shape[1] != 3:
             raise InputError(f"images given to torchattacks:{name}", expected="3 channels", got=x.shape[1])
         with torch.no_grad():
             classes = clf(x[:1]).shape[1]
-        if name == "JSMA" and targets is None:  # knows targets alone, and takes ten classes for granted
+        if name == "JSMA" and targets is None:  # targeted only, and assumes ten classes
             targets = (y + 1) % classes
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -73,7 +73,7 @@ class TorchattacksAttack(Attack):
                 attack.set_mode_targeted_by_label(quiet=True)
             with calling(f"torchattacks:{name}"):
                 found: Tensor = attack(x, y if targets is None else targets).detach()
-        # Some divide by the mean of a gradient that may be zero; what is then no image is no find either.
+        # Some attacks divide by the mean of a gradient, which may be zero; NaN images count as failures.
         found = torch.where(per_image(found.flatten(1).isfinite().all(1), x), found, x)
         return snapped_to_box(found) if self.minimal_norm else snapped(found, x, threat)
 
@@ -90,7 +90,7 @@ class TorchattacksAttack(Attack):
                 f"classes of the model under attack torchattacks:{self.library.__name__}",
                 expected=f"at least {least} for its loss",
                 got=classes,
-                remedy="'apgd' has no such limit",
+                remedy="use 'apgd', which has no such limit",
             )
         given = {
             "norm": NORM_NAMES[threat.norm],
@@ -103,13 +103,13 @@ class TorchattacksAttack(Attack):
 
 @functools.cache
 def attack(name: str) -> type[TorchattacksAttack]:
-    """The attack of that name.
+    """Class of the attack with a given name.
 
     Raises:
-        InputError: torchattacks has none, or it is one that wraps others.
+        InputError: torchattacks has no such attack, or it wraps others.
     """
     if name in WRAPPERS:
-        raise InputError(f"torchattacks:{name}", expected="an attack that needs nothing else", remedy=WRAPPERS[name])
+        raise InputError(f"torchattacks:{name}", expected="an attack with no other inputs", remedy=WRAPPERS[name])
     names = [known for known in torchattacks.__all__ if known not in WRAPPERS]
     if name not in names:
         raise unknown_name("attack of torchattacks", name, names)
@@ -135,7 +135,7 @@ def attack(name: str) -> type[TorchattacksAttack]:
 
 
 def _norms(library: type[Any], parameters: Mapping[str, inspect.Parameter]) -> frozenset[Norm]:
-    """Those that the library says; both for what knows no ball, whose finds are brought into the threat's."""
+    """Norms according to the library; both for attacks without a ball, whose examples are projected."""
     measure = re.search(r"Distance Measure\s*:\s*(.*)", library.__doc__ or "")
     said: list[Norm] = [norm for norm, name in NORM_NAMES.items() if measure and name in measure[1]]
     return frozenset(said if said and "norm" not in parameters else NORM_NAMES)
@@ -149,19 +149,19 @@ def _params(name: str, parameters: Mapping[str, inspect.Parameter], alpha_share:
         kind = _kind(name, key, parameter.default)
         described = f"as in torchattacks.{name}"
         if key == "alpha" and alpha_share is not None:
-            described = f"length of a step in pixels; by default {alpha_share:.4g} eps, the library's own share"
+            described = f"step size in pixels; None for {alpha_share:.4g} eps, the library's ratio"
             fields[key] = (kind | None, Field(default=None, gt=0, description=described))
             continue
         least = {int: 1, float: 0, int | float: 0}.get(kind)
         if name in ("EADL1", "EADEN") and key == "max_iterations":
-            least = 10  # the library looks at every tenth of them
+            least = 10  # the library checks every tenth step
         bounds: dict[str, Any] = BOUNDS.get(key, {"ge": least})
         fields[key] = (kind, Field(default=parameter.default, description=described, **bounds))
     return pydantic.create_model("Params", __base__=attacks.Params, **fields)
 
 
 def _kind(name: str, key: str, default: object) -> Any:
-    """The type that the library's code needs, of which its signature shows an example."""
+    """Type of a parameter, inferred from the default in the library's signature."""
     choices = LOSSES.get(name) if key == "loss" else CHOICES.get(key)
     if choices:
         return Literal[choices]

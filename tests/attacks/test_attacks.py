@@ -569,7 +569,7 @@ def test_what_needs_a_gradient_is_left_out_of_the_worst_case_with_a_warning() ->
     x, y = torch.full((3, 1, 4, 4), 0.5), torch.ones(3, dtype=torch.int64)
     threat = Threat("linf", 0.2)
     attack = advbench.get_attack("worst_case", attacks=["pgd", "square"], params={"square": {"queries": 200}})
-    with pytest.warns(ModelWarning, match="worst_case left out PGD: the classifier has no gradient"):
+    with pytest.warns(ModelWarning, match="worst_case skipped PGD: the classifier has no gradient"):
         found = attack(Classifier(Rounded()), x, y, threat)
     assert bool((Rounded()(found).argmax(1) == 0).all())
     gradients = advbench.get_attack("worst_case", attacks=["pgd", "fgsm"])

@@ -92,7 +92,7 @@ def test_an_overshoot_within_the_tolerance_passes_unclipped() -> None:
         (X, Y.float(), r"expected int64 of shape \(6,\), got torch.float32"),
         (X, Y[:5], r"expected int64 of shape \(6,\), got torch.int64 \(5,\)"),
         (X, Y - 5, "classes 0 upward"),
-        (X, Y.to("meta"), "labels given to PGD: expected them on cpu, as the images, got meta"),
+        (X, Y.to("meta"), "labels given to PGD: expected the images' device (cpu), got meta"),
     ],
 )
 def test_images_and_labels_that_cannot_be_attacked_are_refused(x: Any, y: Any, message: str) -> None:

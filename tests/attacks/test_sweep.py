@@ -170,9 +170,13 @@ def test_steps_of_a_given_length_stay_as_they_are_in_a_sweep() -> None:
 @pytest.mark.parametrize(
     ("label", "budget", "message"),
     [
-        ("eot_pgd", 3, "budget for attack EOTPGD: expected at least 4 passes of an image, got 3; raise it, or lower"),
+        (
+            "eot_pgd",
+            3,
+            "budget for attack EOTPGD: expected at least 4 passes per image, got 3; raise the budget, or lower",
+        ),
         ("apgd", 2, "budget for attack APGD: expected at least 36 passes"),
-        ("worst_case", 40, "budget for attack WorstCase: expected at least 313 passes of an image, got 40"),
+        ("worst_case", 40, "budget for attack WorstCase: expected at least 313 passes per image, got 40"),
     ],
 )
 def test_a_budget_too_small_is_refused(label: str, budget: int, message: str) -> None:
@@ -219,9 +223,9 @@ class Lying(Silent):
 def test_attacks_that_say_nothing_or_too_little_are_found_out() -> None:
     clf = classifier(random=False)
     x, y = judged(clf, 4)
-    with pytest.raises(InputError, match="expected an attack that says how many passes it makes"):
+    with pytest.raises(InputError, match="expected an attack with a known number of passes"):
         craft(Silent(), clf, x, y, Threat("linf", 0.1), budget=10)
-    with pytest.raises(PluginError, match=r"attack Lying left its budget: expected at most 3 .*, got 5"):
+    with pytest.raises(PluginError, match=r"attack Lying exceeded its budget: expected at most 3 .*, got 5"):
         craft(Lying(), clf, x, y, Threat("linf", 0.1), budget=3)
 
 

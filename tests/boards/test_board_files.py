@@ -188,7 +188,7 @@ def alter(board: Path, name: str) -> None:
         ("path", 0, ""),
         ("part", 2, "expected names of files that are kept beside it, of which none is imported, got .*evil.py:Mine"),
         ("attack", 2, "expected names of files that are kept beside it, of which none is imported, got .*evil.py:Mine"),
-        ("cuckoo", 1, "a file differs from what the records give, first files/index.json"),
+        ("cuckoo", 1, "a file does not match the records, first files/index.json"),
         ("params", 1, "a record of another spec, data set or version of a plugin"),
     ],
 )
@@ -214,5 +214,5 @@ def test_a_submission_with_other_places_is_refused(made: Path, board: Path, caps
     with zipfile.ZipFile("strong.advbench.zip", "a") as archive:
         archive.writestr("files/../../evil.py", "x = 1\n")
     assert main(["leaderboard", "merge", str(board), "strong.advbench.zip"]) == 2
-    assert "expected a file that 'advbench leaderboard submit' wrote" in capsys.readouterr().err
+    assert "expected a file from 'advbench leaderboard submit'" in capsys.readouterr().err
     assert not (board.parent.parent / "evil.py").exists()

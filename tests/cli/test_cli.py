@@ -38,7 +38,7 @@ BAD = {
     ),
     "empty store": (["--store", ""], "store '': expected a folder"),
     "odd label": (["--defense", "erm@"], "setting 'defenses'.*NAME or NAME@LABEL"),
-    "boolean": (["--set", "erm.lr=true"], "hyperparameter 'lr' of ERM: expected no boolean"),
+    "boolean": (["--set", "erm.lr=true"], "hyperparameter 'lr' of ERM: expected a value that is not a boolean"),
     "no epochs": (["--set", "erm.stages=[0]"], "hyperparameter 'stages"),
     "preset of a wrong type": (["--set", "erm.preset=[1]"], "unknown preset of ERM"),
     "table in the way": (["--out", "tables"], "no folder named results.csv in it"),

@@ -196,8 +196,8 @@ DEEP = "[" * 500 + "]" * 500
     [
         (["--set", f"erm.lr={'1' * 5000}"], r"--set erm\.lr: expected a value of bounded size, got Exceeds the limit"),
         (["--set", f"erm.stages={DEEP}"], r"--set erm\.stages: .* got more than 32 levels of nesting"),
-        (["--set", f"erm.batch_size={2**64}"], "hyperparameter 'batch_size' of ERM: expected integers of 64 bits"),
-        (["--set", f"erm.stages=[{2**64}]"], "hyperparameter 'stages' of ERM: expected integers of 64 bits"),
+        (["--set", f"erm.batch_size={2**64}"], "hyperparameter 'batch_size' of ERM: expected 64-bit integers"),
+        (["--set", f"erm.stages=[{2**64}]"], "hyperparameter 'stages' of ERM: expected 64-bit integers"),
         (["--draws", "1" * 400], "setting 'draws': expected .*less than"),
         (["--draws", "1" * 5000], "[Ii]nvalid value for '--draws'"),
         (["--seeds", "1" * 400], "setting 'seeds.0': expected .*less than"),

@@ -238,7 +238,7 @@ def test_npz_without_an_array_is_refused_with_its_name(tmp_path: Path, name: str
         ({"x_train": np.zeros((39, 8, 8), np.uint8)}, r"training labels .*expected int64 of shape \(39,\)"),
         (
             {"x_test": np.zeros((20, 9, 8), np.uint8)},
-            r"test images .*expected the training images' shape \(1, 8, 8\), got \(1, 9, 8\)",
+            r"test images .*expected the shape of the training images, \(1, 8, 8\), got \(1, 9, 8\)",
         ),
         ({"x_test": np.zeros((20, 3, 8, 8), np.uint8)}, r"test images .*expected"),
         (
@@ -388,7 +388,7 @@ def test_data_are_described_in_one_line() -> None:
 
 def test_an_excess_that_no_rounding_shows_is_said() -> None:
     images = torch.full((2, 1, 4, 4), 1 + 2e-7)
-    with pytest.raises(InputError, match=r"got \[1, 1\], an excess of 2\.38e-07; clamp them to \[0, 1\]"):
+    with pytest.raises(InputError, match=r"got \[1, 1\], exceeded by 2\.38e-07; clamp them to \[0, 1\]"):
         check_images(images, "images")
     with pytest.raises(InputError, match=r"got \[0, 255\]; divide by 255"):
         check_images(torch.tensor([[0.0, 255.0]]), "images")
@@ -448,7 +448,7 @@ def test_16_bit_images_keep_their_brightness_or_are_refused(tmp_path: Path) -> N
 def test_folder_without_images_is_refused_in_one_line(tmp_path: Path, layout: list[str]) -> None:
     for name in layout:
         (tmp_path / name).mkdir(parents=True, exist_ok=True)
-    with pytest.raises(InputError, match=r"^image folder [^\n]*: expected one folder a class with images in it[^\n]*$"):
+    with pytest.raises(InputError, match=r"^image folder [^\n]*: expected one folder of images per class[^\n]*$"):
         load_dataset(f"imagefolder:{tmp_path}")
 
 

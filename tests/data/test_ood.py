@@ -66,13 +66,13 @@ def test_noise_has_the_moments_of_its_distribution_and_begins_alike() -> None:
     torch.testing.assert_close(2 * signed - 1, normal)
     found = identify_ood(["gaussian", "uniform"], None, 5.0, signed=True)
     assert [(each.label, each.images, each.signed) for each in found] == [(n, 10_000, True) for n in NOISE]
-    assert found[0].digest != found[1].digest
+    assert found[0].sha256 != found[1].sha256
 
 
 def test_the_identity_names_content_and_scale_not_the_path(colours: str) -> None:
     (found,) = identify_ood([colours], None, 5.0)
     assert (found.name, found.label, found.images, found.scale) == ("npz", "npz", 30, 5.0)
-    assert len(found.digest) == 64
+    assert len(found.sha256) == 64
 
 
 def test_files_of_one_kind_are_told_apart_by_their_names(colours: str, tmp_path: Path) -> None:

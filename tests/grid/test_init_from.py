@@ -115,7 +115,9 @@ def test_a_random_start_fails_its_heir_alone_and_says_why(tmp_path: Path) -> Non
     runner = Runner(Runtime(str(tmp_path), "digits", None, Resources()))
     first, second = (task for task in laid_out.tasks.values() if task.kind == "train")
     runner.run(first)
-    with pytest.raises(InputError, match="init_from: expected a deterministic defense, like 'erm', got a random one"):
+    with pytest.raises(
+        InputError, match="init_from: expected a deterministic defense, such as 'erm', got a random one"
+    ):
         runner.run(second)
 
 

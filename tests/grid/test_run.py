@@ -90,7 +90,7 @@ def test_a_run_writes_the_promised_files_and_columns(reference: Path) -> None:
     out = reference / "out"
     names = {"spec.toml", "results.csv", "leaderboard.csv", "leaderboard.md", "affinity.csv", "retention.csv"}
     more = {"data.json", "methods.csv", "models.csv", "uncertainty.csv", "histograms.csv", "leaderboard.html"}
-    more |= {"persistence.csv", "adversaries.csv"}
+    more |= {"persistence.csv", "adversaries.csv", "areas.csv", "differences.csv", "attacks.csv"}
     assert {path.name for path in out.iterdir()} == names | more
     frame = pd.read_csv(out / "results.csv")
     assert list(frame.columns) == RESULT_COLUMNS

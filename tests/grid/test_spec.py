@@ -48,6 +48,7 @@ SPECS = st.fixed_dictionaries(
         "ood": st.lists(st.sampled_from(["digits", "npz:a.npz"]), unique=True),
         "ood_scale": st.floats(1e-6, 1e6),
         "ood_signed": st.booleans(),
+        "history": st.none() | st.just("epoch") | st.integers(1, 10**6),
         "batch_size": st.integers(1, 10**6),
         "precision": st.sampled_from(["float32", "bfloat16"]),
         "threads": st.integers(1, 64),

@@ -145,7 +145,7 @@ class Idle(nn.Module):
 def test_trainings_refuse_weights_that_draws_do_not_reach(name: str) -> None:
     params = {"stages": (2,), "batch_size": 16} | ({"burn_in": 1, "interval": 1} if name == "sgld" else {})
     defense = advbench.get_defense(name, **params)
-    with pytest.raises(PluginError, match=r"draws that differ, for it counts as random, got 24 equal"):
+    with pytest.raises(PluginError, match=r"draws that differ, because it counts as random, got 24 equal"):
         defense.fit(Expanded(), small_data())
     with pytest.raises(PluginError, match=r"got idle without effect"):
         defense.fit(Idle(), small_data())
@@ -278,7 +278,7 @@ def test_an_error_of_the_backward_pass_is_the_models(batch: tuple[Tensor, Tensor
 @pytest.mark.parametrize("wrap", [nn.DataParallel, lambda net: nn.Sequential(nn.DataParallel(net))])
 def test_replicas_take_no_drawn_weights(batch: tuple[Tensor, Tensor], wrap: Callable[[nn.Module], nn.Module]) -> None:
     model = wrap(small_net().eval())
-    with pytest.raises(InputError, match=r"a gaussian posterior can give weights, got nn\.DataParallel;"):
+    with pytest.raises(InputError, match=r"a gaussian posterior can pass weights to, got nn\.DataParallel;"):
         Classifier(model, GaussianPosterior(model))
     assert len(advbench.evaluate(Classifier(model), *batch).mean_probs) == len(batch[0])
 

@@ -22,6 +22,8 @@ LEAST = {
     "wrn": 8,
     "model_a": 80,
     "stn": 8,
+    "apd_cnn": 12,
+    "fcnn": 1,
     "fcnn1": 1,
     "fcnn2": 1,
 }
@@ -135,6 +137,8 @@ def test_channel_that_never_varies_gives_finite_logits() -> None:
         ("wrn", (3, 32, 32), 10, 36_470_000, 36_490_000),
         ("small_cnn", (1, 8, 8), 10, 38_282, 38_282),
         ("bal_cnn", (1, 28, 28), 10, 110_634, 110_634),
+        ("apd_cnn", (1, 28, 28), 10, 344_574, 344_574),
+        ("fcnn", (2, 1, 1), 2, 162, 162),
     ],
 )
 def test_number_of_weights(name: str, shape: tuple[int, int, int], classes: int, low: int, high: int) -> None:
@@ -266,7 +270,7 @@ def test_grey_is_the_luma() -> None:
 @pytest.mark.parametrize(
     ("name", "params", "message"),
     [
-        ("wrn", {"depth": 17}, r"depth of architecture 'wrn': expected 6n \+ 4, as 10, 16, 22 or 28, got 17"),
+        ("wrn", {"depth": 17}, r"depth of architecture 'wrn': expected 6n \+ 4, such as 10, 16, 22 or 28, got 17"),
         ("wrn", {"width": 4}, "unknown hyperparameter of architecture wrn 'width': expected one of depth, widen"),
         ("wrn", {"widen": 0}, "hyperparameter 'widen' of architecture wrn: expected .*greater than or equal to 1"),
         ("stn", {"kernels": [5, 3]}, "hyperparameter 'kernels' of architecture stn"),

@@ -264,9 +264,9 @@ def test_a_module_that_holds_noise_is_refused() -> None:
     net = plain_net()
     DropoutNoise().install(net)
     for again in (DropoutNoise(), GaussianNoise()):
-        with pytest.raises(InputError, match=r"^the module holds noise already; give a module without$"):
+        with pytest.raises(InputError, match=r"^the module already contains noise; pass a module without noise$"):
             again.install(net)
-    with pytest.raises(InputError, match="holds noise already"):
+    with pytest.raises(InputError, match="already contains noise"):
         noisy(GaussianNoise(), lambda: copy.deepcopy(net))
 
 
@@ -276,10 +276,10 @@ def test_a_module_that_holds_noise_is_refused() -> None:
         (
             DropoutNoise(),
             nn.Sequential(nn.Flatten(), nn.Linear(36, 3)),
-            "no place for dropout: expected a dropout layer",
+            "no layer for dropout: expected a dropout layer",
         ),
-        (DropoutNoise(), nn.Conv2d(1, 1, 1), "no place for dropout: expected a dropout layer"),
-        (GaussianNoise(), nn.Flatten(), "no place for noise: expected a convolution or a linear layer"),
+        (DropoutNoise(), nn.Conv2d(1, 1, 1), "no layer for dropout: expected a dropout layer"),
+        (GaussianNoise(), nn.Flatten(), "no layer for noise: expected a convolution or a linear layer"),
     ],
 )
 def test_a_net_without_a_place_is_refused_in_one_line(noise: Noise, net: nn.Module, message: str) -> None:
@@ -382,11 +382,11 @@ def test_a_layer_that_is_never_called_is_no_place_for_dropout() -> None:
             attended: Tensor = self.attend(hidden, hidden, hidden)[0]
             return attended.flatten(1)
 
-    with pytest.raises(InputError, match="the module has no place for dropout"):
+    with pytest.raises(InputError, match="the module has no layer for dropout"):
         Classifier(Attentive(), noise=DropoutNoise(0.5))
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, 2.0, float("nan")])
 def test_a_rate_that_is_no_probability_below_one_is_refused(rate: float) -> None:
-    with pytest.raises(InputError, match=r"rate of dropout: expected a number in \[0, 1\)"):
+    with pytest.raises(InputError, match=r"dropout rate: expected a number in \[0, 1\)"):
         DropoutNoise(rate)

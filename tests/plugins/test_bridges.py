@@ -310,7 +310,7 @@ def test_targets_are_passed_on() -> None:
     targets = (y + 2) % 5
     found = advbench.get_attack("torchattacks:PGD", steps=40)(clf, x, y, Threat("linf", 0.5), targets=targets)
     assert torch.equal(clf(found).argmax(1), targets)
-    with pytest.raises(InputError, match="targets given to torchattacks:TPGD: expected none: it is untargeted"):
+    with pytest.raises(InputError, match="targets given to torchattacks:TPGD: expected none for an untargeted attack"):
         advbench.get_attack("torchattacks:TPGD")(clf, x, y, Threat("linf", 0.5), targets=targets)
 
 
@@ -319,7 +319,7 @@ def test_targets_are_passed_on() -> None:
     ("name", "values", "message"),
     [
         ("torchattacks:PDG", {}, "unknown attack of torchattacks 'PDG': .*did you mean 'PGD'"),
-        ("torchattacks:LGV", {}, "torchattacks:LGV: expected an attack that needs nothing else"),
+        ("torchattacks:LGV", {}, "torchattacks:LGV: expected an attack with no other inputs"),
         ("torchattacks:PGD", {"eps": 0.1}, "unknown hyperparameter of torchattacks:PGD 'eps'"),
         ("torchattacks:PGD", {"steps": 2.5}, "hyperparameter 'steps' of torchattacks:PGD"),
         ("torchattacks:PGD", {"steps": 0}, "hyperparameter 'steps' of torchattacks:PGD"),
@@ -344,7 +344,12 @@ def test_bad_names_and_values(name: str, values: dict[str, Any], message: str) -
 @pytest.mark.parametrize(
     ("name", "classes", "shape", "message"),
     [
-        ("torchattacks:APGDT", 3, (3, 4, 4), "expected at least 4 for its loss, got 3; 'apgd' has no such limit"),
+        (
+            "torchattacks:APGDT",
+            3,
+            (3, 4, 4),
+            "expected at least 4 for its loss, got 3; use 'apgd', which has no such limit",
+        ),
         ("torchattacks:TIFGSM", 4, (1, 6, 8), "images given to torchattacks:TIFGSM: expected 3 channels, got 1"),
     ],
 )
@@ -425,8 +430,8 @@ def test_weights_that_cannot_be_downloaded_say_what_to_fetch(zoo: tuple[Path, Da
     with pytest.raises(InputError) as caught:
         advbench.get_defense(MODEL).fit(nn.Identity(), data)
     line = str(caught.value)
-    assert line.startswith(f"weights of {MODEL} are not here and could not be downloaded")
-    assert re.search(r"fetch https://drive.google.com/uc\?id=[\w-]+ and save it as ", line)
+    assert line.startswith(f"weights of {MODEL} are missing and could not be downloaded")
+    assert re.search(r"download https://drive.google.com/uc\?id=[\w-]+ and save it as ", line)
     assert line.endswith(str(path))
 
 
@@ -465,7 +470,7 @@ def test_weights_that_would_run_code_are_refused(zoo: tuple[Path, Data], tmp_pat
     path, data = zoo
     path.parent.mkdir(parents=True)
     torch.save({"state_dict": Evil()}, path)
-    with pytest.raises(InputError, match="expected tensors alone, got a file that runs code when it is unpickled"):
+    with pytest.raises(InputError, match="expected tensors only, got a file that would run code when unpickled"):
         advbench.get_defense(MODEL).fit(nn.Identity(), data)
     assert not (tmp_path / "touched").exists()
 
@@ -493,7 +498,7 @@ def test_weights_of_another_net_are_one_line(zoo: tuple[Path, Data]) -> None:
 def test_images_that_a_model_was_not_made_for_are_refused(cli: Cli) -> None:
     done = cli("run", "--defense", MODEL, "--attack", "fgsm")
     assert done.returncode == 2
-    assert "expected 3x32x32 images of 10 classes, got 1x8x8 and 10; choose --dataset cifar10" in done.stderr
+    assert "expected 3x32x32 images of 10 classes, got 1x8x8 and 10; use --dataset cifar10" in done.stderr
 
 
 @needs_libraries

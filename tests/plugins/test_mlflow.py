@@ -147,8 +147,8 @@ def test_a_missing_mlflow_is_said_once_and_the_run_goes_on(tmp_path: Path, monke
     assert done.returncode == 0
     said = [line for line in done.stderr.splitlines() if "mlflow" in line]
     assert said == [
-        "warning: a tracker failed on train erm, seed 0: MissingExtraError: the tracker that MLFLOW_TRACKING_URI asks "
-        "for needs mlflow, which is not installed; pip install 'advbench[mlflow]'"
+        "warning: a tracker failed on train erm, seed 0: MissingExtraError: tracking with MLFLOW_TRACKING_URI "
+        "needs mlflow, which is not installed; pip install 'advbench[mlflow]'"
     ]
     assert len(pd.read_csv(tmp_path / "results" / "results.csv")) == 2
 

@@ -284,7 +284,7 @@ print(load_classifier(small_net(), read_tensors(Path("weights").read_bytes()), {
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     refused, loaded = done.stdout.splitlines()
-    assert "expected one that was named, as path/to/my.py:Name" in refused
+    assert "expected a file given as path/to/my.py:Name" in refused
     assert loaded == "True"
 
 

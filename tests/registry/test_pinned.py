@@ -64,7 +64,7 @@ def test_a_file_that_changed_is_refused_and_has_another_digest(file: Path) -> No
     os.utime(file, ns=(1, 1))
     file.write_bytes(b"other content")
     assert pinned.pinned("net.pt") != before
-    with pytest.raises(InputError, match=f"of SHA-256 {DIGEST[:12]}, got another, of "):
+    with pytest.raises(InputError, match=f"with SHA-256 {DIGEST[:12]}, as planned, got another, "):
         pinned.content(before)
 
 
@@ -80,7 +80,7 @@ def test_a_worker_knows_what_it_is_told() -> None:
 def test_what_is_no_file_is_refused(name: str, got: str) -> None:
     with pytest.raises(InputError, match=f"expected a file, got {got}"):
         Some(weights=name)
-    with pytest.raises(InputError, match="expected its SHA-256, as sha256:DIGEST, got a path"):
+    with pytest.raises(InputError, match="expected its SHA-256 in the form sha256:DIGEST, got a path"):
         pinned.without_path(name)
 
 

@@ -51,7 +51,8 @@ def test_every_name_loads(kind: str) -> None:
     for entry in registry().entries(kind):  # type: ignore[arg-type]
         if not entry.is_family:
             with contextlib.suppress(MissingExtraError):
-                assert callable(registry().load(entry.kind, entry.name))
+                found = registry().load(entry.kind, entry.name)
+                assert callable(found) or (kind == "paper" and found.is_dir())
 
 
 @pytest.mark.parametrize("command", ["--help", "plugins"])
@@ -145,7 +146,7 @@ def test_a_module_that_two_distributions_claim_is_one_line(cli: Cli, site: Path)
     listed = cli("plugins", env=env)
     assert listed.returncode == 1
     assert re.fullmatch(
-        r"plugin 'two' of two failed to load: InputError: its module was loaded already as one of one; .*\n",
+        r"plugin 'two' of two failed to load: InputError: its module is already loaded as one of one; .*\n",
         listed.stderr,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -12,6 +13,8 @@ import pandas as pd
 
 from advbench.evaluation.summary import ENTROPIES
 from advbench.report import Report
+from advbench.report.areas import DIFFERENCE_COLUMNS, area_tables
+from advbench.report.strengths import STRENGTH_COLUMNS
 from advbench.report.tables import (
     ADVERSARY_COLUMNS,
     HISTOGRAM_COLUMNS,
@@ -77,8 +80,28 @@ def made_report(
         models=pd.DataFrame(models, columns=MODEL_COLUMNS).astype({"parameters": "Int64"}),
         affinity=affinity,
         adversaries=known_adversaries(results),
+        **known_areas(results),
+        strengths=known_strengths(attacks),
         **details_of(details),
     )
+
+
+def known_areas(results: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Areas known to 0.05, and each two told apart that differ by more than 0.1."""
+    areas, _ = area_tables(results, [None] * len(results))
+    areas = areas.assign(area_low=areas.area - 0.05, area_high=areas.area + 0.05)
+    known = itertools.combinations(areas[["defense", "area"]].dropna().itertuples(index=False), 2)
+    rows = [(one.defense, other.defense, each := one.area - other.area, each - 0.1, each + 0.1) for one, other in known]
+    return {"areas": areas, "differences": pd.DataFrame(rows, columns=DIFFERENCE_COLUMNS)}
+
+
+def known_strengths(attacks: Sequence[str]) -> pd.DataFrame:
+    """Each attack 0.05 above the next, the last of which is the strongest."""
+    rows = [
+        (name, "white box", 4, 0.05 * place, 0.05 * place - 0.01, 0.05 * place + 0.01, 0.1, "erm", 0.05, 40.0)
+        for place, name in enumerate(reversed(attacks))
+    ]
+    return pd.DataFrame(rows, columns=STRENGTH_COLUMNS)
 
 
 def known_adversaries(results: pd.DataFrame) -> pd.DataFrame:

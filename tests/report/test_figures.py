@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable
@@ -151,20 +152,34 @@ def test_the_page_draws_the_same_text_every_time_without_style_or_id(
     assert text == draw(report, "fgsm")
     assert {"adv_bnn", "pgd_at", "erm"} <= words(text)
     # The page's security policy allows no style, and two figures of a page may share no id.
-    assert not re.findall(r"\b(?:style|id|class|on\w+)=", text)
+    assert not re.findall(r"\b(?:style|id|on\w+)=", text)
     assert ElementTree.fromstring(text).get("aria-label")
 
 
 def test_the_page_s_curves_are_where_the_tables_say(report: Report) -> None:
     text = page_curves(report, "fgsm")
     root = ElementTree.fromstring(text)
-    dots = [(float(node.get("cx", "")), float(node.get("cy", ""))) for node in root.iter(f"{SVG}circle")]
-    assert len(dots) == 9
-    # The first defense: 0.9 - 0.25 * steps of eps, on a plot of 520 x 300 pixels from 0 to eps 0.05.
-    across = [drawing.LEFT + 520 * eps / 0.05 for eps in (0.0, 8 / 255, 0.05)]
-    down = [drawing.TOP + 300 * (1 - accuracy) for accuracy in (0.9, 0.775, 0.65)]
-    assert [x for x, _ in dots[:3]] == pytest.approx(across, abs=0.06)
-    assert [y for _, y in dots[:3]] == pytest.approx(down, abs=0.06)
+    lines = {node.findtext(f"{SVG}title"): node for node in root.iter(f"{SVG}g")}
+    assert sorted(lines) == ["adv_bnn", "erm", "pgd_at"]
+    assert "0.775 at 0.03137, 0.650 at 0.05" in lines["adv_bnn"].get("aria-label", "")
+    (curve,) = [node for node in lines["adv_bnn"] if node.get("class") == "curve"]
+    dots = [tuple(map(float, pair)) for pair in re.findall(r"([\d.]+) ([\d.]+)", curve.get("d", ""))]
+    # The first defense: 0.9 - 0.25 * steps of eps, on a plot of 640 x 340 pixels from 0 to eps 0.05.
+    across = [drawing.LEFT + 640 * eps / 0.05 for eps in (0.0, 8 / 255, 0.05)]
+    down = [drawing.TOP + 340 * (1 - accuracy) for accuracy in (0.9, 0.775, 0.65)]
+    assert [x for x, _ in dots] == pytest.approx(across, abs=0.06)
+    assert [y for _, y in dots] == pytest.approx(down, abs=0.06)
+
+
+def test_names_beside_curves_do_not_overlap() -> None:
+    report = made_report([f"defense_{index}" for index in range(19)], ["fgsm"], [0.1])
+    root = ElementTree.fromstring(drawing.draw_chart(charts.security_curves(report, most=19)))
+    names = [node.find(f"{SVG}text") for node in root.iter(f"{SVG}g")]
+    heights = sorted(float(node.get("y", "")) for node in names if node is not None)
+    assert len(heights) == 19
+    assert min(above - below for below, above in itertools.pairwise(heights)) >= drawing.GAP - 0.1
+    assert heights[0] >= drawing.TOP
+    assert heights[-1] <= drawing.TOP + 340 + 4
 
 
 def test_the_page_s_histograms_show_shares(report: Report) -> None:
@@ -174,11 +189,12 @@ def test_the_page_s_histograms_show_shares(report: Report) -> None:
     assert charts.ood_images(shown) == ["ood:svhn"]
     text = page_histograms(shown, "ood:svhn")
     assert "ood:svhn" in words(text)
-    filled = [node.get("d", "") for node in ElementTree.fromstring(text).iter(f"{SVG}path") if node.get("fill-opacity")]
-    tops = {float(y) for y in re.findall(r"V([\d.]+)H", filled[1])}
-    base = float(re.findall(r"V([\d.]+)$", filled[1])[0])
-    # 20 bins of one twentieth each, on a root scale of 120 pixels.
-    assert [base - top for top in tops] == pytest.approx([120 * math.sqrt(1 / 20)], abs=0.11)
+    root = ElementTree.fromstring(text)
+    filled = [node.get("d", "") for node in root.iter(f"{SVG}path") if node.get("class") in ("h0", "h1")]
+    tops = {float(y) for y in re.findall(r"V([\d.]+)H", filled[3])}
+    base = float(re.findall(r"V([\d.]+)$", filled[3])[0])
+    # 20 bins of one twentieth each, on a root scale of 100 pixels.
+    assert [base - top for top in tops] == pytest.approx([100 * math.sqrt(1 / 20)], abs=0.11)
 
 
 def test_names_are_drawn_as_they_are() -> None:

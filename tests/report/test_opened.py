@@ -63,6 +63,8 @@ def test_tables_are_those_that_follow_from_the_records(done: advbench.Run) -> No
     for (name, one), (other, two) in zip(all_figures(done.report), all_figures(report), strict=True):
         assert name == other
         assert to_bytes(one, "svg") == to_bytes(two, "svg")
+    assert list(done.attacks.attack) == list(report.strengths.attack)
+    assert (len(done.attacks), len(done.differences)) == (2, 1)
     assert repr(done).endswith("14 cells of 2 defenses)")
 
 
@@ -177,5 +179,5 @@ def test_failures_are_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert run.results["flags"].str.startswith("failed").all()
     with pytest.raises(InputError, match=r"unknown setting 'epss'.*did you mean 'eps'"):
         advbench.run("erm", "fgsm", epss=[0.1])
-    with pytest.raises(InputError, match=r"unknown setting of execution 'worker'.*did you mean 'workers'"):
+    with pytest.raises(InputError, match=r"unknown execution option 'worker'.*did you mean 'workers'"):
         advbench.run("erm", "fgsm", execution={"worker": 1})

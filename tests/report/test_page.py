@@ -9,6 +9,7 @@ import shlex
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from advbench.cli.options import make_spec as spec_of_options
 from advbench.report import Report
 from advbench.report.page import render_page
 from advbench.report.references import Reference
+from advbench.report.tables import as_rows
 
 REFERENCE = Reference(
     model="Known2020<Model>",
@@ -103,7 +105,7 @@ def test_references_are_marked_and_others_counted(report: Report) -> None:
     other = REFERENCE.model_copy(update={"dataset": "cifar10"})
     html = render_page(without_details(report), references=[other, REFERENCE])
     assert "Known2020&lt;Model&gt;" in html
-    assert "not ranked" in html
+    assert "Not ranked" in html
     assert re.search(r"<strong>0\.595</strong> <small>AutoAttack, eps 8/255</small>", html)
     assert "1 models reported elsewhere are left out" in html
 
@@ -232,7 +234,11 @@ def page(html: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-BOARD = "#board tbody:first-of-type th"
+BOARD = "#board tbody th .name"
+
+
+def choose_eps(browser: Browser, place: int) -> None:
+    browser.click(f"#eps label:nth-of-type({place + 1})")
 
 
 @in_browser
@@ -255,36 +261,42 @@ def test_columns_sort_both_ways_and_missing_cells_stay_last(browser: Browser, pa
     assert browser.run("return document.querySelector('#board .first').ariaSort") == "ascending"
     browser.click("#board .sort", "defense")
     assert browser.texts(BOARD) == ["pgd_at", "erm", "adv_bnn"]
-    browser.click("#board .sort", "pgd 0.05")
+    browser.click("#board .sort", "worst case, 0.05")
     assert browser.texts(BOARD) == ["adv_bnn", "pgd_at", "erm"]
-    browser.click("#board .sort", "pgd 0.05")
+    browser.click("#board .sort", "worst case, 0.05")
     assert browser.texts(BOARD) == ["pgd_at", "adv_bnn", "erm"]
-    assert browser.run("return document.querySelectorAll('[aria-sort]').length") == 1
-    assert browser.texts("#said") == ["Sorted by pgd 0.05, ascending."]
+    assert browser.run("return document.querySelectorAll('#board [aria-sort]').length") == 1
+    assert browser.texts("#said") == ["Sorted by worst case, 0.05, ascending."]
+    # The order follows the radius: at the smaller one nothing failed.
+    choose_eps(browser, 0)
+    assert browser.texts(BOARD) == ["erm", "pgd_at", "adv_bnn"]
 
 
 @in_browser
 @pytest.mark.xdist_group("browser")
-def test_rows_and_columns_are_filtered_and_eps_is_chosen(browser: Browser, page: Path) -> None:
+def test_rows_are_filtered_and_eps_is_chosen(browser: Browser, page: Path) -> None:
     browser.open(page)
-    browser.driver.find_element("id", "find").send_keys("BNN small")
+    browser.driver.find_element("id", "find").send_keys("BNN somebody")
     assert browser.texts(BOARD) == ["adv_bnn"]
-    assert browser.texts("#said") == ["1 of 4 rows are shown."]
-    browser.driver.find_element("id", "find").clear()
+    assert browser.texts("#said") == ["1 of 3 rows are shown."]
     browser.open(page)
-    browser.click("input[data-attack='0']")
-    assert not [text for text in browser.texts("#board thead th") if text.startswith("fgsm")]
-    browser.run("const s = document.getElementById('eps'); s.value = 0; s.dispatchEvent(new Event('change'))")
-    assert any(text.startswith("pgd 8/255") for text in browser.texts("#board thead th"))
+    erm = "#board tr[data-text^='erm'] td[data-eps] strong"
+    assert browser.texts(erm) == []
+    choose_eps(browser, 0)
     # 0.9 - 0.25 * (1/2 + 1/2 + 2/3), which failed at the larger eps.
-    assert browser.texts("#board tr[data-text^='erm'] td[data-attack='1'] strong") == ["0.483"]
+    assert browser.texts(erm) == ["0.483"]
+    assert [text for text in browser.texts("#board thead th") if text.startswith("worst")] == ["worst case, 8/255"]
+    assert browser.texts("#said") == ["Worst cases at eps 8/255; rank and area are over all."]
+    browser.click("#by-attack summary")
+    assert browser.texts("#each thead th")[1:] == ["fgsm 8/255", "pgd 8/255"]
+    assert browser.complaints() == []
 
 
 @in_browser
 @pytest.mark.xdist_group("browser")
 def test_a_number_opens_what_lies_behind_it(browser: Browser, page: Path, report: Report) -> None:
     browser.open(page)
-    browser.click("#board tr[data-text^='pgd_at'] td[data-attack='1'] .number")
+    browser.click("#board tr[data-text^='pgd_at'] td[data-eps='1'] .number")
     (text,) = browser.texts("#behind")
     assert "pgd_at, pgd, linf eps 0.05" in text
     row = report.results.query("defense == 'pgd_at' and source == 'pgd_at' and attack == 'pgd' and eps == 0.05").iloc[0]
@@ -295,7 +307,16 @@ def test_a_number_opens_what_lies_behind_it(browser: Browser, page: Path, report
     assert browser.run("return document.activeElement.closest('dialog') !== null")
     browser.click("#behind button", "Close")
     assert browser.texts("#behind") == []
-    browser.click("#board tr[data-text^='erm'] td[data-attack='1'] .number")
+    browser.click("#board tr[data-text^='pgd_at'] td.main .number")
+    one = next(one for one in report.standings if one.defense == "pgd_at")
+    assert f"{one.area.value:.3f}" in browser.texts("#behind")[0]
+    assert f"{one.worst[0.05].accuracy.value:.3f}" in browser.texts("#behind")[0]
+    (pair,) = as_rows(report.differences)
+    told = f"{pair['difference']:.3f} [{pair['difference_low']:.3f}, {pair['difference_high']:.3f}]"
+    assert f"{pair['defense']} - {pair['other']}\n{told}" in browser.texts("#behind")[0]
+    browser.click("#behind button", "Close")
+    browser.click("#by-attack summary")
+    browser.click("#each tbody tr:nth-child(3) td:last-child .number")
     assert "failed: Error: <b>bad</b> & worse" in browser.texts("#behind")[0]
     assert browser.complaints() == []
 
@@ -309,7 +330,6 @@ def test_affinities_are_drawn_as_they_were_written(browser: Browser, page: Path)
     change = "const s = document.getElementById('affinity-eps'); s.value = arguments[0];"
     browser.run(change + "s.dispatchEvent(new Event('change'))", "0")
     assert browser.texts("#affinity-which") == ["fgsm 8/255"]
-    assert "[" not in browser.texts("#affinity tbody")[0]
     browser.run(change + "s.dispatchEvent(new Event('change'))", "1")
     drawn = browser.run("return document.querySelector('#affinity tbody').innerHTML")
     assert re.sub(r"\s+", "", drawn) == re.sub(r"\s+", "", written)
@@ -373,6 +393,8 @@ def test_the_theme_switches_and_stays(browser: Browser, page: Path) -> None:
 def test_it_is_accessible_and_fits_the_screen(browser: Browser, page: Path, width: int, scheme: str) -> None:
     browser.open(page, width, scheme)
     assert browser.run("return document.documentElement.scrollWidth") <= width
+    browser.run("for (const each of document.querySelectorAll('details')) each.open = true")
+    assert browser.run("return document.documentElement.scrollWidth") <= width
     assert violations(browser) == []
     browser.click("#board tbody .number")
     assert browser.run("return document.documentElement.scrollWidth") <= width
@@ -388,7 +410,7 @@ def test_hostile_names_are_shown_as_text(browser: Browser, hostile_html: str, tm
     browser.open(path, 390)
     assert browser.texts(BOARD) == list(HOSTILE)
     browser.click("#board tbody .number")
-    assert browser.texts("#behind-title") == [f"{HOSTILE[0]}, clean"]
+    assert browser.texts("#behind-title") == [f"{HOSTILE[0]}, area"]
     assert browser.run("return document.documentElement.scrollWidth") <= 390
     assert browser.complaints() == []
 
@@ -401,8 +423,8 @@ def test_without_scripts_tables_and_figures_are_there(browser: Browser, page: Pa
         browser.open(page)
         assert browser.driver.find_element("css selector", BOARD).is_displayed()
         drawn = browser.driver.find_elements("css selector", "figure svg")
-        assert len(drawn) == 6
-        assert all(one.is_displayed() for one in drawn)
+        assert len(drawn) == 3 + 2 + 2  # curves, retention, histograms
+        assert all(one.is_displayed() for one in drawn[:3])
         assert not browser.driver.find_element("id", "controls").is_displayed()
     finally:
         browser.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
@@ -425,8 +447,78 @@ def test_a_big_page_is_sorted_within_a_second(browser: Browser, big_page: Path) 
     assert min(spent) < 1000, spent
 
 
-def test_what_is_said_of_a_board_stands_above_it_as_text(report: Report, html: str) -> None:
-    said = render_page(report, about="One `way` of <b>.\n\nAnother.")
-    assert "<p>One <code>way</code> of &lt;b&gt;.</p>" in said
+def test_the_finding_stands_above_the_table(report: Report, html: str) -> None:
+    said = render_page(report, about="# Title\n\nOne `way` of <b>, e.g. this. It holds.\n\nAnother.")
+    assert '<p class="finding">One <code>way</code> of &lt;b&gt;, e.g. this.</p>' in said
+    assert "It holds.</p>" in said
     assert "<p>Another.</p>" in said
-    assert "<p>One" not in html
+    # Else it is made of the table.
+    first = report.standings[0]
+    expected = f"<code>{first.defense}</code> keeps {first.area.value:.3f} of the area from eps 8/255 to 0.05"
+    assert f'<p class="finding">{expected}; not told apart from <code>pgd_at</code>.</p>' in html
+
+
+def test_a_published_board_says_when_and_how_to_add_to_it(report: Report, html: str) -> None:
+    page = render_page(report, beside=["spec.toml"], date="2026-01-31", board="my board")
+    assert "2026-01-31; torch 2" in page
+    (commands,) = re.findall(r"<pre><code>(.*?)</code></pre>", page, re.DOTALL)
+    lines = [shlex.split(unescape(line)) for line in commands.splitlines()]
+    assert [line[:3] for line in lines] == [
+        ["advbench", "run", "--spec"],
+        ["advbench", "leaderboard", "submit"],
+        ["advbench", "leaderboard", "merge"],
+    ]
+    assert lines[0][3] == "leaderboards/my board/spec.toml"
+    assert "Add your defense" not in html
+
+
+@in_browser
+@pytest.mark.xdist_group("browser")
+def test_a_curve_is_singled_out_by_mouse_and_by_keyboard(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    looks = """return [...document.querySelector('svg.curves').querySelectorAll('.line')].map((line) =>
+        [line.querySelector('text').textContent, getComputedStyle(line.querySelector('.curve')).strokeWidth,
+         getComputedStyle(line).opacity])"""
+
+    def bold() -> list[str]:
+        return [name for name, width, _ in browser.run(looks) if width == "3.5px"]
+
+    assert bold() == []
+    browser.run("document.querySelector('svg.curves .line[tabindex=\"0\"]').focus()")
+    assert bold() == ["adv_bnn"]
+    assert {opacity for _, width, opacity in browser.run(looks) if width != "3.5px"} == {"0.3"}
+    press = browser.driver.switch_to.active_element.send_keys
+    press("\ue015")  # arrow down
+    assert bold() == ["pgd_at"]
+    assert (
+        len(browser.driver.find_elements("css selector", "figure:not([hidden]) .line[tabindex='0']")) == 2
+    )  # of each chart that is shown
+    browser.run("document.activeElement.blur()")
+    text = next(e for e in browser.driver.find_elements("css selector", "svg.curves .line > text") if e.text == "erm")
+    browser.run("arguments[0].scrollIntoView({block: 'center'})", text)
+    from selenium.webdriver import ActionChains
+
+    ActionChains(browser.driver).move_to_element(text).perform()
+    assert bold() == ["erm"]
+
+
+@in_browser
+@pytest.mark.xdist_group("browser")
+def test_the_ranking_is_on_the_first_screen(browser: Browser, tmp_path: Path) -> None:
+    names = [f"a_defense_of_a_long_name_{index}" for index in range(19)]
+    path = tmp_path / "index.html"
+    path.write_text(render_page(made_report(names, ("fgsm", "pgd", "eot_pgd"), [0.05, 0.1, 0.15, 0.2, 0.3])))
+    edges = "const r = document.querySelector('td.main').getBoundingClientRect(); return [r.right, r.bottom]"
+    for width in (390, 1440):
+        browser.open(path, width)
+        right, bottom = browser.run(edges)
+        assert right <= width
+        assert bottom <= 800
+    wide = "const s = document.querySelector('#board').parentElement; return s.scrollWidth <= s.clientWidth"
+    assert browser.run(wide)
+    assert path.stat().st_size < 1_000_000
+    # No chart is drawn larger than another.
+    sizes = """return [...document.querySelectorAll('svg')].map((drawn) =>
+        [drawn.getBoundingClientRect().width, drawn.width.baseVal.value])"""
+    browser.run("for (const each of document.querySelectorAll('details')) each.open = true")
+    assert all(drawn in (0, natural) for drawn, natural in browser.run(sizes))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from reports import made_report
@@ -123,17 +126,53 @@ def report() -> Report:
     return made_report()
 
 
+def info_of(report: Report, defense: str, **spec: object) -> dict[str, Any]:
+    (standing,) = (one for one in report.standings if one.defense == defense)
+    return model_info(report, standing, make_spec({"defenses": ["adv_bnn"], "attacks": ["pgd"]} | spec))
+
+
 def test_a_defense_is_described_as_robustbench_does(report: Report) -> None:
-    spec = make_spec({"defenses": ["adv_bnn"], "attacks": ["pgd"], "limit": 200})
-    (standing,) = (one for one in report.standings if one.defense == "adv_bnn")
-    info = model_info(standing, 0.05, spec)
+    info = info_of(report, "adv_bnn", limit=200)
     # 0.9 - 0.25 * (1 + 1/2 + 0) under the last attack at the largest eps.
     assert (info["clean_acc"], info["external"], info["eps"]) == ("90.00", "52.50", "0.05")
+    assert (info["name"], info["venue"], info["link"]) == ("A title", "2020", "https://example.org/a")
     assert "autoattack_acc" not in info
     assert info["number_forward_passes"] == 20
     assert "advbench's attack pgd, linf eps 0.05, 95 % interval [47.50, 57.50] %" in info["footnote"]
     assert "200 of the test images, ensemble of 20 draws" in info["footnote"]
+    # The area of two radii is the mean: 0.9 - 0.25 * (3/4 + 1/2).
+    assert "over eps 8/255, 0.05: 58.75 %, 95 % interval [53.75, 63.75] %." in info["footnote"]
+    assert "Rank 1 of 2, not told apart from ranks 1 to 2." in info["footnote"]
+    assert not info["unreliable"]
     assert set(MODEL) - {"autoattack_acc"} <= set(info)
+
+
+def test_an_upper_bound_stays_a_number_and_is_said_to_be_one(report: Report) -> None:
+    flags = np.where(report.results.defense == "adv_bnn", "unconverged", report.results["flags"])
+    info = info_of(replace(report, results=report.results.assign(flags=flags)), "adv_bnn")
+    assert float(info["external"]) == 52.5
+    assert "20 draws, an upper bound (an attack did not converge)." in info["footnote"]
+    assert "at most 58.75 %" in info["footnote"]
+    assert (info["unreliable"], "Flags: unconverged." in info["footnote"]) == (True, True)
+
+
+def test_what_misleads_attacks_has_no_rank(report: Report) -> None:
+    flags = np.where(report.results.defense == "adv_bnn", "misleads_attacks", report.results["flags"])
+    info = info_of(replace(report, results=report.results.assign(flags=flags)), "adv_bnn")
+    assert "No rank: checks say that attacks are misled" in info["footnote"]
+    assert info["unreliable"]
+
+
+def test_what_autoattack_left_has_its_own_field(report: Report) -> None:
+    named = report.methods.assign(name=report.methods.name.replace("fgsm", "autoattack"))
+    info = info_of(replace(report, methods=named), "adv_bnn")
+    # 0.9 - 0.25 * (1 + 0 + 0) under the first attack.
+    assert (info["autoattack_acc"], info["external"]) == ("65.00", "52.50")
+
+
+def test_of_a_method_without_a_paper_the_label_stands_as_its_name(report: Report) -> None:
+    info = info_of(replace(report, methods=report.methods.assign(title="")), "adv_bnn")
+    assert (info["name"], info["authors"], info["venue"], info["link"]) == ("adv_bnn", "", "Unpublished", "")
 
 
 def test_defenses_are_written_where_robustbench_looks_and_read_back(report: Report, tmp_path: Path) -> None:

@@ -13,13 +13,12 @@ import pytest
 from helpers import some_identity
 from reports import made_report
 
-from advbench.evaluation import Predictions, uncertainty, wilson
+from advbench.evaluation import Predictions, uncertainty
 from advbench.evaluation.summary import summary
 from advbench.grid.inputs import Component
 from advbench.grid.plan import Plan, make_plan
 from advbench.grid.spec import Choice, make_spec
 from advbench.report import Report, collect
-from advbench.report.leaderboard import ranks
 from advbench.report.markdown import render
 from advbench.report.output import contents
 from advbench.report.texts import format_eps
@@ -172,46 +171,6 @@ def test_affinities_have_intervals_that_hold_them(report: Report) -> None:
 
 
 @pytest.mark.parametrize(
-    ("intervals", "expected"),
-    [
-        ([(0.8, 0.9), (0.5, 0.6), (0.1, 0.2)], [1, 2, 3]),
-        ([(0.1, 0.2), (0.8, 0.9), (0.5, 0.6)], [3, 1, 2]),
-        ([(0.5, 0.7), (0.6, 0.8), (0.65, 0.9)], [1, 1, 1]),
-        # The middle one overlaps both others, which do not overlap each other.
-        ([(0.7, 0.9), (0.5, 0.75), (0.3, 0.6)], [1, 1, 2]),
-        ([(0.5, 0.5), (0.5, 0.5)], [1, 1]),
-        ([(0.5, 0.6), (0.4, 0.5)], [1, 1]),
-        ([(math.nan, math.nan), (0.4, 0.5)], [None, 1]),
-        ([], []),
-    ],
-)
-def test_ranks_are_shared_where_intervals_overlap(
-    intervals: list[tuple[float, float]], expected: list[int | None]
-) -> None:
-    assert ranks([low for low, _ in intervals], [high for _, high in intervals]) == expected
-
-
-def test_ranks_count_those_that_are_surely_better() -> None:
-    generator = np.random.default_rng(0)
-    lows = generator.random(200)
-    highs = lows + generator.random(200) / 5
-    expected = [1 + sum(low > high for low in lows) for high in highs]
-    assert ranks(lows.tolist(), highs.tolist()) == expected
-
-
-def test_equal_defenses_seldom_differ_in_rank() -> None:
-    """Ten defenses of the same truth: by the overlap of 95 % intervals luck parts fewer than one pair in a hundred."""
-    generator = np.random.default_rng(0)
-    parted = 0
-    for _ in range(400):
-        right = generator.binomial(500, 0.6, 10)
-        found = [wilson(each / 500, 500) for each in right]
-        # A rank is one more than the number of pairs in which the other one is surely better.
-        parted += sum(rank - 1 for rank in ranks([i.low for i in found], [i.high for i in found]) if rank)
-    assert 0 < parted / (400 * 45) < 0.01
-
-
-@pytest.mark.parametrize(
     ("eps", "text"), [(8 / 255, "8/255"), (0.1, "0.1"), (8 / 256, "0.03125"), (1.0, "1"), (0.2, "0.2"), (0.0, "0")]
 )
 def test_radii_are_written_as_people_write_them(eps: float, text: str) -> None:
@@ -252,7 +211,7 @@ def test_a_defense_whose_attacks_failed_has_no_rank(tmp_path: Path) -> None:
     fill(plan, store, RIGHT, skip=("fgsm",))
     report = collect(plan, store)
     assert report.leaderboard["rank"].isna().all()
-    assert "Ranked by the lowest accuracy at the largest eps" in render(report)
+    assert "Ranked by the area under the lowest accuracies" in render(report)
 
 
 def test_several_seeds_leave_an_affinity_undefined_if_one_does(tmp_path: Path) -> None:
@@ -278,7 +237,7 @@ def test_what_misleads_attacks_stands_below_without_a_rank() -> None:
         flagged = replace(report, results=results.assign(flags=np.where(misled, "misleads_attacks", "")))
         places = {one.defense: (place, one.rank) for place, one in enumerate(flagged.standings)}
         assert places["best"] == ((0, 1) if rank else (2, None))
-        assert places["next"][1] == 1  # its interval overlaps the best one's
+        assert places["next"][1] == (2 if rank else 1)
         assert ("Without a rank, below the others: best" in render(flagged)) == (rank is None)
 
 

@@ -268,7 +268,7 @@ def test_the_last_bias_starts_at_the_samples_mean_once(params: dict[str, Any]) -
     [
         ({"burn_in": 11}, r"steps of the chain: expected at least burn_in \+ interval = 13, got 12"),
         ({"mode": "online", "burn_in": 11}, r"expected at least burn_in \+ interval = 13, got 12"),
-        ({"chains": 5}, "samples kept: expected at least one a chain, of which there are 5, got 4"),
+        ({"chains": 5}, "number of samples: expected at least one for each of 5 chains, got 4"),
     ],
 )
 def test_too_few_steps_or_samples_are_refused_in_one_line(params: dict[str, Any], message: str) -> None:

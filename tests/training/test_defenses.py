@@ -23,6 +23,7 @@ from advbench.models.posterior import GaussianPosterior
 from advbench.testing import same_weights, small_data, small_net
 from advbench.training.base import CheckpointSlot, Defense, Resources, TrainContext
 from advbench.training.gradient import gaussian
+from advbench.training.loop import crop_and_flip
 
 SHORT = {"stages": (1, 1), "batch_size": 16}
 DEFENSES = [
@@ -338,7 +339,7 @@ def test_after_a_kill_the_start_is_not_trained_again() -> None:
 def test_a_random_start_is_refused(base: str) -> None:
     params = {"burn_in": 0, "interval": 1} if base == "sgld" else {}
     defense = advbench.get_defense("adv_bnn", init_from=base, **SHORT)
-    with pytest.raises(InputError, match="init_from: expected a deterministic defense, like 'erm'"):
+    with pytest.raises(InputError, match="init_from: expected a deterministic defense, such as 'erm'"):
         defense.fit(small_net(), small_data(), TrainContext(init=trained(base, **params)))
 
 
@@ -477,3 +478,28 @@ def test_every_method_has_defaults_for_the_data_sets_and_the_papers_own() -> Non
         cls: type[Defense] = advbench.registry.registry().load("defense", entry.name)
         if entry.distribution == "advbench" and "stages" in cls.Params.model_fields:
             assert {"digits", "mnist", "cifar10", "paper"} <= cls.presets.keys(), entry.name
+
+
+def test_every_value_of_the_preset_paper_has_a_source() -> None:
+    for entry in DEFENSES:
+        cls: type[Defense] = advbench.registry.registry().load("defense", entry.name)
+        named = sorted(name for names in cls.sources.values() for name in names.split())
+        if entry.distribution == "advbench":
+            assert named == sorted(cls.presets.get("paper", {})), entry.name
+
+
+def test_images_are_flipped_without_a_crop() -> None:
+    x = torch.arange(48.0).view(8, 1, 2, 3)
+    moved = crop_and_flip(x, torch.Generator().manual_seed(0), padding=0)
+    flipped = [bool((one != other).any()) for one, other in zip(x, moved, strict=True)]
+    assert 0 < sum(flipped) < 8
+    assert torch.equal(torch.where(torch.tensor(flipped).view(8, 1, 1, 1), x.flip(3), x), moved)
+    params = {"stages": (1,), "batch_size": 16}
+    data, trained = small_data(), {}
+    for augment in (False, True, "flip"):
+        clf = advbench.get_defense("erm", augment=augment, **params).fit(small_net(), data)
+        trained[augment] = torch.cat([each.flatten() for each in clf.module.parameters()])
+    assert not torch.equal(trained["flip"], trained[True])
+    assert not torch.equal(trained["flip"], trained[False])
+    with pytest.raises(InputError, match="augment"):
+        advbench.get_defense("erm", augment="crop")

@@ -286,7 +286,7 @@ def test_weights_that_no_draw_reaches_are_refused_before_a_step() -> None:
     ("values", "reason"),
     [
         ({"method": "erm2"}, "unknown defense 'erm2'"),
-        ({"method": "deep_ensemble"}, "expected one that is no ensemble itself, got deep_ensemble; raise members"),
+        ({"method": "deep_ensemble"}, "expected a method other than an ensemble, got deep_ensemble; increase members"),
         ({"members": 0}, "hyperparameter 'members' of DeepEnsemble"),
         ({"params": {"stage": 1}}, "unknown hyperparameter of ERM 'stage'.*did you mean 'stages'"),
         ({"params": {"lr": -1}}, "params of DeepEnsemble: hyperparameter 'lr' of ERM"),

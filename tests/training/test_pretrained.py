@@ -173,7 +173,9 @@ class Noisy(nn.Sequential):
 def test_a_net_that_is_random_by_itself_must_be_declared_and_then_is() -> None:
     weights = saved(net(1).state_dict())
     module = Noisy(*small_net())
-    with pytest.raises(InputError, match="not declared random, got passes that differ; declare it: --set pretrained"):
+    with pytest.raises(
+        InputError, match="unless declared random, got passes that differ; declare it: --set pretrained"
+    ):
         read(weights, module)
     clf = read(weights, module, random=True)
     assert clf.stochastic
@@ -206,16 +208,16 @@ def test_weights_of_another_net_are_one_line_that_names_the_first_few(change: di
 
 
 def test_a_net_of_other_classes_is_refused() -> None:
-    with pytest.raises(InputError, match="expected 3 logits, one a class, got 5"):
+    with pytest.raises(InputError, match="expected 3 logits, one per class, got 5"):
         read(saved(small_net(5).state_dict()), small_net(5))
 
 
 def test_files_that_hold_something_else_are_one_line_and_nothing_is_unpickled(tmp_path: Path) -> None:
     trap = tmp_path / "trap"
     cases: dict[str, tuple[Any, str]] = {
-        "harmful": (Harmful(str(trap)), "got a file that runs code when it is unpickled"),
-        "whole": (net(1), r"got a file that runs code when it is unpickled; save net.state_dict\(\), not the net"),
-        "inside": ({"state_dict": net(1)}, "got a file that runs code when it is unpickled"),
+        "harmful": (Harmful(str(trap)), "got a file that would run code when unpickled"),
+        "whole": (net(1), r"got a file that would run code when unpickled; save net.state_dict\(\), not the net"),
+        "inside": ({"state_dict": net(1)}, "got a file that would run code when unpickled"),
         "table": ({"weights": torch.ones(3), "epoch": 3}, "got 'epoch' of type int among weights, epoch"),
         "empty": ({}, "got none"),
         "tensor": (torch.ones(3), "got a Tensor"),
@@ -238,11 +240,11 @@ def test_files_that_hold_something_else_are_one_line_and_nothing_is_unpickled(tm
 @pytest.mark.parametrize(
     ("params", "reason"),
     [
-        ({}, "weights of Pretrained: expected a file, or a list of files, got none; name them: --set pretrained"),
+        ({}, "weights of Pretrained: expected a file, or a list of files, got none; use --set pretrained"),
         ({"weights": "none.pt"}, r"file none\.pt: expected a file, got none"),
         ({"weights": 3}, "hyperparameter 'weights.0' of Pretrained: expected input should be a valid string, got 3"),
-        ({"weights": ["net.pt", "net.pt"]}, "expected other content in each file"),
-        ({"weights": "net.pt", "std": ["net.pt", "net.pt"]}, "files std of Pretrained: expected 1"),
+        ({"weights": ["net.pt", "net.pt"]}, "expected files with different content"),
+        ({"weights": "net.pt", "std": ["net.pt", "net.pt"]}, "number of files in std of Pretrained: expected 1"),
         ({"weights": "net.pt", "random": True, "dropout": 0.1}, "expected one kind, got dropout and random"),
         ({"weights": "net.pt", "channel_std": 0.0}, "channel_std of Pretrained: expected numbers > 0"),
     ],
@@ -257,7 +259,7 @@ def test_bad_hyperparameters_are_refused_at_once(params: dict[str, Any], reason:
     ("change", "reason"),
     [
         ({"5.bias": -torch.ones(3)}, "standard deviation of 5.bias in .*: expected finite numbers >= 0"),
-        ({"5.bias": None}, "1 missing: 5.bias; a weight without deviation has 0"),
+        ({"5.bias": None}, "1 missing: 5.bias; use 0 for deterministic weights"),
     ],
 )
 def test_deviations_that_are_none_are_refused(change: dict[str, Any], reason: str) -> None:
@@ -378,7 +380,7 @@ def test_an_own_trained_net_gets_its_row_from_an_empty_folder(
     capsys.readouterr()
     assert main(again) == 1
     err = capsys.readouterr().err
-    assert f"{tmp_path}/mine.pt: expected the content that was planned with, of SHA-256" in err
+    assert f"{tmp_path}/mine.pt: expected the content with SHA-256" in err
     assert "Traceback" not in err
     assert "evaluate pretrained on clean, seed 0: accuracy" in err
 
@@ -418,4 +420,4 @@ def test_a_random_net_in_a_file_of_ones_own_gets_its_row(capsys: pytest.CaptureF
     assert row[:3] == ["digits", "build", "pretrained"]
     assert row[9] == "4"
     assert main([*run, "--set", "pretrained.random=true", "--set", "arch.rate=0.0"]) == 1
-    assert "got equal passes; leave out --set pretrained.random" in capsys.readouterr().err
+    assert "got equal passes; omit --set pretrained.random" in capsys.readouterr().err

@@ -178,7 +178,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_term(name: str, params: d
         (Data(torch.rand(4, 1, 6, 6) * 9, torch.zeros(4).long(), 3), small_net(), r"expected values in \[0, 1\]"),
         (Data(torch.rand(4, 1, 6, 6), torch.full((4,), 3), 3), small_net(), r"expected classes 0\.\.2, got 3\.\.3"),
         (Data(torch.rand(0, 1, 6, 6), torch.zeros(0).long(), 3), small_net(), "expected at least one image, got 0"),
-        (small_data(), small_net(classes=5), "the module's output: expected 3 logits, one a class, got 5"),
+        (small_data(), small_net(classes=5), "the module's output: expected 3 logits, one per class, got 5"),
     ],
 )
 def test_data_and_nets_that_do_not_fit_are_refused_before_training(data: Data, net: nn.Module, message: str) -> None:
@@ -252,7 +252,7 @@ def test_parameters_of_odd_types_are_refused_in_one_line() -> None:
     net[5].double()
     with pytest.raises(InputError, match=r"parameter 5\.weight: expected torch\.float32, got torch\.float64"):
         erm.fit(net, data)
-    with pytest.raises(InputError, match=r"parameter 1\.weight: expected a value, got none yet"):
+    with pytest.raises(InputError, match=r"parameter 1\.weight: expected an initialised parameter, got a lazy one"):
         erm.fit(nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), data)
 
 

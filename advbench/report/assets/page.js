@@ -30,52 +30,59 @@
   screen.addEventListener("change", nameTheme);
   nameTheme();
 
-  // The main table: sorting, filters, eps
+  // Tables: sorting, the choice of eps, filter
   const board = at("board");
-  const heads = all("thead th", board);
   const say = (text) => {
     at("said").textContent = text;
   };
 
-  function sortBy(place, direction) {
-    const numeric = all("tbody td, tbody th", board).some((cell) => cell.cellIndex === place && cell.dataset.v);
-    const keyOf = (row) => {
-      const cell = row.cells[place];
-      if (!numeric) return cell.textContent;
-      const value = Number(cell.dataset.v);
-      return cell.dataset.v === "" || Number.isNaN(value) ? null : value;
+  function sortBy(head, direction) {
+    const table = head.closest("table");
+    const place = head.cellIndex;
+    const body = table.tBodies[0];
+    const cells = [...body.rows].map((row) => row.cells[place]);
+    const numeric = cells.some((cell) => cell.dataset.v);
+    const keyOf = (cell) => {
+      if (!numeric) return cell.textContent.trim();
+      return cell.dataset.v ? Number(cell.dataset.v) : null;
     };
-    for (const body of board.tBodies) {
-      const rows = [...body.rows].filter((row) => !row.classList.contains("heading"));
-      const keyed = rows.map((row) => [keyOf(row), row]);
-      // What is missing stays last, whichever way.
-      keyed.sort(([one], [other]) => {
-        if (one === null || other === null) return (one === null) - (other === null);
-        const order = numeric ? one - other : one.localeCompare(other);
-        return direction === "ascending" ? order : -order;
-      });
-      body.append(...keyed.map(([, row]) => row));
-    }
-    for (const head of heads) head.removeAttribute("aria-sort");
-    heads[place].setAttribute("aria-sort", direction);
+    const keyed = cells.map((cell) => [keyOf(cell), cell.parentElement]);
+    // What is missing stays last, whichever way.
+    keyed.sort(([one], [other]) => {
+      if (one === null || other === null) return (one === null) - (other === null);
+      const order = numeric ? one - other : one.localeCompare(other);
+      return direction === "ascending" ? order : -order;
+    });
+    body.append(...keyed.map(([, row]) => row));
+    for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
+    head.setAttribute("aria-sort", direction);
   }
 
-  board.tHead.addEventListener("click", (event) => {
+  document.addEventListener("click", (event) => {
     const button = event.target.closest(".sort");
     if (!button) return;
     const head = button.closest("th");
     const was = head.getAttribute("aria-sort");
-    const ups = ["rank", "defense", "net", "flags"];
-    const first = ups.includes(button.dataset.column) && !head.dataset.attack ? "ascending" : "descending";
-    const next = was ? (was === "ascending" ? "descending" : "ascending") : first;
-    sortBy(head.cellIndex, next);
+    const next = was ? (was === "ascending" ? "descending" : "ascending") : button.dataset.first;
+    sortBy(head, next);
     say(`Sorted by ${button.textContent}, ${next}.`);
+  });
+
+  at("eps")?.addEventListener("change", ({ target }) => {
+    for (const cell of all("[data-eps]")) cell.hidden = cell.dataset.eps !== target.value;
+    for (const was of all("th[aria-sort][hidden]")) {
+      const now = all("th[data-column]", was.parentElement).find(
+        (head) => !head.hidden && head.dataset.column === was.dataset.column,
+      );
+      sortBy(now, was.getAttribute("aria-sort"));
+    }
+    say(`Worst cases at eps ${data().eps[target.value][0]}; rank and area are over all.`);
   });
 
   at("controls").addEventListener("submit", (event) => event.preventDefault());
   at("find").addEventListener("input", () => {
     const words = at("find").value.toLowerCase().split(/\s+/).filter(Boolean);
-    const rows = all("tbody tr", board).filter((row) => !row.classList.contains("heading"));
+    const rows = [...board.tBodies[0].rows];
     for (const row of rows) {
       const text = row.dataset.text.toLowerCase();
       row.hidden = !words.every((word) => text.includes(word));
@@ -83,35 +90,7 @@
     say(words.length ? `${rows.filter((row) => !row.hidden).length} of ${rows.length} rows are shown.` : "");
   });
 
-  for (const box of all("input[data-attack]")) {
-    box.addEventListener("change", () => {
-      for (const cell of all(`[data-attack="${box.dataset.attack}"]`, board)) cell.hidden = !box.checked;
-    });
-  }
-
   const accuracyOf = ([parts, note]) => [...parts, data().notes[note]].filter(Boolean).join(" ");
-
-  at("eps")?.addEventListener("change", () => {
-    const { cells, eps, attacks, defenses, notes } = data();
-    const chosen = at("eps").value;
-    for (const span of all(".eps", board)) span.textContent = eps[chosen][0];
-    for (const button of all("td[data-attack] .number", board)) {
-      const [defense, attack] = button.dataset.cell.split(",");
-      const key = `${defense},${attack},${chosen}`;
-      const [parts, note, accuracy] = cells[key];
-      button.dataset.cell = key;
-      button.classList.toggle("bad", accuracy === null);
-      button.closest("td").dataset.v = accuracy ?? "";
-      button.title = notes[note];
-      const label = `${defenses[defense].name}, ${attacks[attack].name}`;
-      button.setAttribute("aria-label", `${label}: ${accuracyOf(cells[key])}, what lies behind it`);
-      button.replaceChildren(element("strong", parts[0]));
-      for (const part of parts.slice(1)) button.append(" ", element("small", part));
-    }
-    const sorted = heads.find((head) => head.hasAttribute("aria-sort"));
-    if (sorted?.dataset.attack) sortBy(sorted.cellIndex, sorted.getAttribute("aria-sort"));
-    say(`Attacks at eps ${eps[chosen][0]}; rank and lowest stay those at the largest.`);
-  });
 
   // What lies behind a number
   const decimals = (value, digits = 4) => (value === null ? "n/a" : value.toFixed(digits));
@@ -125,7 +104,7 @@
   function paper({ paper: [text, link] }) {
     if (!text) return [];
     const made = element("p", `${text} `);
-    made.append(element("a", link, { href: link, rel: "noopener" }));
+    if (/^https?:/.test(link)) made.append(element("a", link, { href: link, rel: "noopener" }));
     return [made];
   }
 
@@ -210,9 +189,31 @@
     open(`${target.name}, ${which}`, parts);
   }
 
-  board.addEventListener("click", (event) => {
-    const button = event.target.closest("[data-cell]");
-    if (button) behind(button.dataset.cell);
+  function behindArea(defense) {
+    const { worst, differences, attacks, eps: radii, defenses } = data();
+    const told = differences.filter((each) => each.slice(0, 2).includes(defense)).map(([one, other, ...numbers]) => [
+      `${defenses[one].name} - ${defenses[other].name}`, numbers.join(" "),
+    ]);
+    const lowest = worst[defense].map(([attack, parts], place) => [
+      `eps ${radii[place][0]}`, `${parts.join(" ")}${attack < 0 ? "" : `, ${attacks[attack].name}`}`,
+    ]);
+    const { name, area, ranks } = defenses[defense];
+    open(`${name}, area`, [
+      list([
+        ["area", area.join(" ")],
+        ["is", "the area under the lowest accuracies over the attacks, by trapezoids over eps, as a share of the range"],
+        ...(ranks ? [["rank", `not told apart from ranks ${ranks}`]] : []),
+      ]),
+      element("h3", "The lowest accuracies"), list(lowest),
+      ...(told.length ? [element("h3", "Differences from others, on the same images: real where the interval leaves out 0")] : []),
+      list(told),
+    ]);
+  }
+
+  document.addEventListener("click", (event) => {
+    const key = event.target.closest("[data-cell]")?.dataset.cell;
+    if (key?.endsWith("area")) behindArea(Number(key.split(",")[0]));
+    else if (key) behind(key);
   });
   at("behind").addEventListener("click", (event) => {
     if (event.target === at("behind")) at("behind").close();
@@ -228,12 +229,29 @@
     show();
   }
 
+  // Curves: one stop of the Tab key for all of a chart's, arrow keys from one to the next
+  for (const chart of all("svg.curves")) {
+    const curves = all(".line", chart).reverse();
+    curves.forEach((curve, place) => {
+      curve.tabIndex = place ? -1 : 0;
+      curve.addEventListener("keydown", (event) => {
+        const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+        if (!step) return;
+        event.preventDefault();
+        const next = curves[(place + step + curves.length) % curves.length];
+        curve.tabIndex = -1;
+        next.tabIndex = 0;
+        next.focus();
+      });
+    });
+  }
+
   // Affinity
   function drawAffinity() {
     const { eps: radii, affinity } = data();
     const { attacks, eps, reasons } = affinity;
     const place = Number(at("affinity-eps").value);
-    const { name, values, lows, highs } = attacks[at("affinity-attack").value];
+    const { name, values, lows } = attacks[at("affinity-attack").value];
     const table = at("affinity");
     at("affinity-which").textContent = `${name} ${radii[eps[place]][0]}`;
     const size = table.tBodies[0].rows.length;
@@ -242,23 +260,13 @@
         const index = from * size + to;
         const value = values[place][index];
         const cell = row.cells[to + 1];
-        const low = place === eps.length - 1 ? lows[index] : null;
         const known = typeof value === "number";
-        const why = known ? low : value; // a list holds the position of a reason
+        const why = known && place === eps.length - 1 ? lows[index] : value; // a list holds the position of a reason
         cell.className = known ? `a${Math.min(10, Math.max(0, Math.floor(value * 10 + 0.5)))}` : "none";
-        cell.removeAttribute("title");
-        if (Array.isArray(why)) cell.title = reasons[why[0]];
-        if (value === null) {
-          cell.textContent = "not run";
-          cell.title = "not run: not part of this run";
-          continue;
-        }
-        const button = element("button", undefined, { type: "button", className: "number" });
-        button.append(element("strong", known ? value.toFixed(2) : "n/a"));
-        if (typeof low === "number") {
-          button.append(element("small", `[${low.toFixed(2)}, ${highs[index].toFixed(2)}]`));
-        }
-        cell.replaceChildren(button);
+        cell.title = value === null ? "not run: not part of this run" : Array.isArray(why) ? reasons[why[0]] : "";
+        if (!cell.title) cell.removeAttribute("title");
+        const button = element("button", known ? value.toFixed(2) : "n/a", { type: "button", className: "number" });
+        cell.replaceChildren(...(value === null ? [] : [button]));
       }
     });
   }
@@ -271,10 +279,15 @@
     const eps = affinity.eps[at("affinity-eps").value];
     const [clean, own] = [cells[`${target},-1,-1`], cells[`${target},${attack},${eps}`]];
     const keys = ([, , , start, end]) => rows.slice(start, end);
+    const { lows, highs } = affinity.attacks[at("affinity-attack").value];
+    const index = source * defenses.length + target;
+    const last = Number(at("affinity-eps").value) === affinity.eps.length - 1; // elsewhere there are no intervals
+    const known = last && typeof lows[index] === "number";
+    const interval = known ? [`[${lows[index].toFixed(2)}, ${highs[index].toFixed(2)}]`] : [];
     const pair = `rows of results.csv with defense ${to} and source ${from}`;
     const parts = [
       list([
-        ["affinity", [...cell.querySelectorAll("strong, small")].map((part) => part.textContent).join(" ")],
+        ["affinity", [cell.textContent, ...interval].join(" ")],
         ...(cell.title ? [["why", cell.title]] : []),
         ["is", "(clean accuracy - transferred) / (clean accuracy - own), mean over seeds"],
         ["clean accuracy", `${accuracyOf(clean)}, ${to}`],

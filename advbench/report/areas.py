@@ -1,0 +1,109 @@
+"""`areas.csv` and `differences.csv`: what the ranking rests on, made of the verdicts on each image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from advbench.evaluation import Floats, Spread, area_interval, area_weights, difference_intervals
+from advbench.report.evaluations import Evaluation, correct
+from advbench.report.leaderboard import CLEAN, Measured, accuracies, own_rows, worst_cases
+
+AREA_COLUMNS = "dataset architecture defense norm seeds n_examples area area_low area_high area_sd".split()
+DIFFERENCE_COLUMNS = "defense other difference difference_low difference_high".split()
+DIGITS = 6  # of the ends of intervals: what other processors' rounding leaves alone
+
+
+class _Scores(NamedTuple):
+    """What a defense's verdicts on each image add to its area."""
+
+    table: Floats  # sum over the radii of weight and verdict, `(seeds, N)`
+    weights: Floats  # of the radii
+    draws: Spread  # of the area, from the choice of draws; 0 of several seeds, which vary by it already
+
+    def interval(self) -> tuple[float, ...]:
+        return tuple(round(end, DIGITS) for end in area_interval(self.table, self.weights, self.draws))
+
+
+def area_tables(results: pd.DataFrame, evaluations: Sequence[Evaluation | None]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The area of each defense, and the difference of each two whose verdicts on each image are known.
+
+    At each radius the attack counts whose accuracy, mean over seeds, is the lowest; where nothing was attacked, the
+    clean images count.
+
+    Args:
+        results: `results.csv`.
+        evaluations: what lies behind each row.
+    """
+    own = results[own_rows(results)]
+    seeds = sorted(own.seed.unique())
+    place = {
+        row: index
+        for index, row in zip(
+            own.index, own[["defense", "attack", "eps", "seed"]].itertuples(index=False, name=None), strict=True
+        )
+    }
+    by_defense = accuracies(own, len(seeds))
+    rows, known = [], {}
+    for first in own.drop_duplicates("defense").itertuples():
+        name = str(first.defense)
+        chosen = _chosen(by_defense[name])
+        area = [math.nan] * 4
+        if not any(each.missing for each in chosen.values()):
+            weights = area_weights([eps for _, eps in chosen])
+            cells = [[place[name, *where, seed] for where in chosen] for seed in seeds]
+            of_seeds = [math.fsum(weights * results.accuracy[some].to_numpy(float)) for some in cells]
+            found = _scores([[evaluations[each] for each in some] for some in cells], weights)
+            ends = found.interval() if found else (math.nan, math.nan)
+            if found:
+                known[name] = found
+            deviation = float(np.std(of_seeds, ddof=1)) if len(seeds) > 1 else math.nan
+            area = [round(math.fsum(of_seeds) / len(seeds), 12), *ends, deviation]
+        images = own.n_examples[own.defense == name].max()
+        head = (first.dataset, first.architecture, name, first.norm, len(seeds), images)
+        rows.append((*head, *area))
+    areas = pd.DataFrame(rows, columns=AREA_COLUMNS).astype({"n_examples": "Int64"})
+    return areas, _differences(dict(zip(areas.defense, areas.area, strict=True)), known)
+
+
+def _chosen(cells: Mapping[tuple[str, float], Measured]) -> dict[tuple[str, float], Measured]:
+    """The attack and eps that count at each radius, ascending."""
+    worst = worst_cases(cells)
+    return {(each.attack, eps): each.accuracy for eps, each in worst.items()} or {CLEAN: cells.get(CLEAN, Measured())}
+
+
+def _scores(found: list[list[Evaluation | None]], weights: Floats) -> _Scores | None:
+    """Of the evaluations of each seed at each radius; None where one of them lacks its verdicts."""
+    cells = [each for some in found for each in some if each is not None and each.right is not None]
+    if len(cells) < len(found) * len(weights):
+        return None
+    verdicts = correct(cells).reshape(len(found), len(weights), -1)
+    table = np.einsum("r,srn->sn", weights, verdicts.astype(np.float64))
+    # All evaluations of one seed use the same draws, so what these add at the radii is as one.
+    shift = math.fsum(weights * np.sqrt([each.draw_variance for each in cells[: len(weights)]]))
+    freedom = max(1.0, min(each.numbers[1] for each in cells) - 1)
+    return _Scores(table, weights, Spread(shift**2 if len(found) == 1 else 0.0, freedom))
+
+
+def _differences(areas: Mapping[str, float], known: Mapping[str, _Scores]) -> pd.DataFrame:
+    rows: list[tuple[Any, ...]] = []
+    names = list(known)
+    for index, name in enumerate(names[:-1]):
+        one, others = known[name], [known[other] for other in names[index + 1 :]]
+        tables = one.table - np.stack([each.table for each in others])
+        draws = [_sum(one.draws, each.draws) for each in others]
+        ends = difference_intervals(tables, one.weights, draws).round(DIGITS).tolist()
+        for other, interval in zip(names[index + 1 :], ends, strict=True):
+            rows.append((name, other, round(areas[name] - areas[other], 12), *interval))
+    return pd.DataFrame(rows, columns=DIFFERENCE_COLUMNS)
+
+
+def _sum(one: Spread, other: Spread) -> Spread:
+    """Of the difference of two that vary independently, with Satterthwaite's degrees of freedom."""
+    variance = one.variance + other.variance
+    scatter = one.variance**2 / one.freedom + other.variance**2 / other.freedom
+    return Spread(variance, variance**2 / scatter if scatter else math.inf)

@@ -1,0 +1,124 @@
+"""Active learning: a method that is trained on the images which its own classifiers choose."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from advbench import training
+from advbench.errors import InputError
+from advbench.models import Classifier
+from advbench.registry import registry
+from advbench.training import Data, Defense, Field, Paper, TrainContext, acquisitions, check_data
+from advbench_defenses.deep_ensemble import _Reset
+
+
+class Active(Defense):
+    """Pool-based active learning: of the training images only those have labels that a classifier has asked for.
+
+    Gal et al. 2017, "Deep Bayesian Active Learning with Image Data", and APD section 5.3 (Figure 4). `method` is
+    trained on `per_class` images of each class, its classifier chooses `batch` more of the others by `acquisition`,
+    the method is trained anew on all of them, and so on for `rounds` trainings. The classifier is that of the last
+    round; the curve over rounds is the run's `history`, whose steps are numbers of labelled images.
+
+    Departure: APD's released code trains the GAN of `apd` on from round to round; here each round begins anew. It takes
+    3,000 steps a round on all labelled images: `params` of stages [3000] and a batch_size of at least their number.
+    """
+
+    version = "1"
+    paper = Paper(
+        title="Deep Bayesian Active Learning with Image Data",
+        authors="Gal, Islam, Ghahramani",
+        year=2017,
+        link="https://arxiv.org/abs/1703.02910",
+    )
+
+    class Params(training.Params):
+        """Hyperparameters of active learning."""
+
+        method: str = Field(default="mc_dropout", description="name of the training method; APD: mc_dropout, sgld, apd")
+        params: dict[str, Any] = Field(
+            default={}, description="hyperparameters of that method, or its `preset`, where not its defaults"
+        )
+        acquisition: Literal["random", "entropy", "bald", "variation_ratio", "model_variance", "least_confidence"] = (
+            Field(default="entropy", description="what the images that are chosen are largest in; APD: entropy, random")
+        )
+        rounds: int = Field(default=10, ge=1, description="number of trainings; APD's released code: 50")
+        batch: int = Field(default=10, ge=1, description="images chosen after each; APD section 5.3: 10")
+        per_class: int = Field(default=2, ge=1, description="images of each class at the start; APD section 5.3: 2")
+        draws: int = Field(default=50, ge=1, description="draws by which they are chosen; APD's released code: 50")
+
+    presets = {"paper": {"rounds": 50, "batch": 10, "per_class": 2, "draws": 50}}
+    params: Params
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**values)
+        self.inner = _method(self.params.method)(**self.params.params)
+
+    @classmethod
+    def resolve(cls, values: Mapping[str, Any], dataset: str = "") -> Params:
+        """The hyperparameters, those of the method resolved as well.
+
+        Raises:
+            InputError: also of the method's hyperparameters.
+        """
+        own = super().resolve(values, dataset)
+        assert isinstance(own, cls.Params)
+        try:
+            resolved = _method(own.method).resolve(own.params, dataset).model_dump(mode="json")
+        except InputError as error:
+            raise InputError(f"params of {cls.__name__}: {error}") from error
+        return own.model_copy(update={"params": resolved})
+
+    @property
+    def parts(self) -> Mapping[str, Defense]:
+        """The method."""
+        return {self.params.method: self.inner}
+
+    def passes_per_image(self) -> float | None:
+        """Unknown: labelled images are a small part of the others, which are only looked at."""
+        return None
+
+    def fit(self, module: nn.Module, data: Data, context: TrainContext | None = None) -> Classifier:
+        """Train, choose, and train anew; see `advbench.training.Defense.fit`.
+
+        Nets start from `context.fresh`, or else from the module's layers, each reset; the weights of `module` are not
+        used.
+
+        Raises:
+            InputError: also where a layer cannot be reset, or there are too few images.
+        """
+        check_data(module, data)
+        method, params, context = self.for_dataset(data.name), self.params, context or TrainContext()
+        slot = context.checkpoint
+        saved = slot.load() if slot else None
+        found = None
+        for labelled, found in acquisitions(
+            method.inner,
+            context.fresh or _Reset(copy.deepcopy(module).cpu()),
+            data,
+            params.acquisition,
+            rounds=params.rounds,
+            batch=params.batch,
+            per_class=params.per_class,
+            draws=params.draws,
+            context=context,
+            labelled=tuple(saved[0]["labelled"].tolist()) if saved else (),
+        ):
+            if context.watch:
+                context.watch(len(labelled), found)
+            if slot and len(labelled) < params.per_class * data.classes + (params.rounds - 1) * params.batch:
+                slot.save({"labelled": torch.tensor(labelled)}, {})
+        assert found is not None, "the last round is never saved"
+        return found
+
+
+def _method(name: str) -> type[Defense]:
+    method: type[Defense] = registry().load("defense", name)
+    if issubclass(method, Active):
+        raise InputError("method of Active", expected="one that is trained on what it is given", got=name)
+    return method

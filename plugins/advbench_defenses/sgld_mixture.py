@@ -1,0 +1,91 @@
+"""SGLD's samples replaced by draws from a mixture of Gaussians that was fitted to them."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
+from torch import Tensor, nn
+
+from advbench.models import Classifier, SamplePosterior
+from advbench.training import Field, LangevinChains, Paper, SGLDParams, TrainContext, TrainState, derive
+
+
+class SGLDMixture(LangevinChains):
+    """Draws of a mixture of Gaussians with diagonal covariances, fitted by EM to the samples of an SGLD chain.
+
+    Wang et al. 2018, "Adversarial Distillation of Bayesian Neural Network Posteriors", section 5.5 and Figure 5: how
+    much of SGLD's uncertainty a sum of simple distributions keeps, beside its GAN (`apd`) and the samples themselves
+    (`sgld`). With one component it is a fully factorised Gaussian.
+
+    The classifier holds `draws` independent draws of the mixture in place of its means and variances, of which there
+    are 2 `components` numbers a weight. EM starts from samples chosen by k-means++ (scikit-learn's `GaussianMixture`).
+    """
+
+    version = "1"
+    paper = Paper(
+        title="Adversarial Distillation of Bayesian Neural Network Posteriors",
+        authors="Wang, Vicol, Lucas, Gu, Grosse, Zemel",
+        year=2018,
+        link="https://arxiv.org/abs/1806.10317",
+    )
+
+    class Params(SGLDParams):
+        """Hyperparameters of the mixture."""
+
+        components: int = Field(default=10, ge=1, description="number of Gaussians N_c; APD Figure 5: up to 60")
+        draws: int = Field(default=200, ge=1, description="draws of the mixture that are kept; APD section 5.2: 200")
+        iterations: int = Field(default=100, ge=1, description="limit on EM's iterations; not in the paper")
+        samples: int = Field(
+            default=2000, ge=1, description="samples kept of all chains together, the newest; APD section 5.5: 2000"
+        )
+
+    presets = {
+        "digits": {"stages": (150,), "batch_size": 64, "samples": 100},
+        "mnist": {"stages": (20,), "burn_in": 5000},
+        "paper": {
+            "stages": (200,),
+            "lr": 0.05,
+            "weight_decay": 0.001,
+            "batch_size": 100,
+            "interval": 100,
+            "samples": 2000,
+        },
+    }
+    params: Params
+
+    def begin(self, module: nn.Module, steps: int, count: int, context: TrainContext) -> TrainState:
+        """Chains and bank, and the seed of the mixture."""
+        state = super().begin(module, steps, count, context)
+        state.tensors["seed"] = torch.tensor(derive(context.seed, "mixture"))
+        return state
+
+    def finish(self, state: TrainState) -> Classifier:
+        """The classifier over draws of the mixture."""
+        module, chain = state.clf.module, super().finish(state).posterior
+        assert isinstance(chain, SamplePosterior), "chains leave samples"
+        return Classifier(module, SamplePosterior(module, self.draws(chain.samples, int(state.tensors["seed"]))))
+
+    def draws(self, samples: Tensor, seed: int) -> Tensor:
+        """Draws `(draws, size)` of the mixture fitted to samples `(count, size)`."""
+        params = self.params
+        fitted = GaussianMixture(
+            min(params.components, len(samples)),
+            covariance_type="diag",
+            init_params="k-means++",
+            reg_covar=1e-10,
+            max_iter=params.iterations,
+            random_state=seed % 2**32,
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # at the limit the last step counts
+            fitted.fit(samples.double().cpu().numpy())
+        shares, means, variances = (
+            torch.from_numpy(each).to(samples) for each in (fitted.weights_, fitted.means_, fitted.covariances_)
+        )
+        generator = torch.Generator(samples.device).manual_seed(seed)
+        chosen = torch.multinomial(shares, params.draws, replacement=True, generator=generator)
+        noise = torch.empty((params.draws, samples.shape[1]), device=samples.device).normal_(generator=generator)
+        return torch.addcmul(means[chosen], variances[chosen].sqrt(), noise)
