@@ -25,7 +25,7 @@ def verify(
     """Read and check everything in a store; exit code 1 if something is damaged or missing.
 
     Prints a line for each file that is damaged, unreadable or missing. Artifacts without a record, records of another
-    schema, leftover temporary files, and files that do not belong there are listed, too, but are no damage.
+    schema, and files that do not belong there are listed, too, but are no damage.
     """
     from advbench.store.gc import Amount
     from advbench.store.records import Store
@@ -59,7 +59,7 @@ def gc(
     """Remove what nothing needs; refused while a run uses the store.
 
     That is: adversarial examples, artifacts without a record, damaged files, checkpoints of finished trainings,
-    leases, temporary files older than an hour, and heartbeats of all but the last 20 runs.
+    leases, temporary files, and heartbeats of all but the last 20 runs.
     """
     from advbench.store.gc import collect_garbage
     from advbench.store.records import Store

@@ -45,7 +45,7 @@ def collect_garbage(
     """Remove what nothing needs.
 
     That is: adversarial examples; artifacts without a record; what is damaged; states and failures of tasks that
-    are done; leases; temporary files older than an hour; and heartbeats of all runs but the last. What runs have
+    are done; leases; temporary files; and heartbeats of all runs but the last. What runs have
     measured is kept: the sweep has a heartbeat of its own, which takes it over as any driver's does, and takes the
     place of the last sweep's. Records of another schema with their artifacts, files that cannot be read, and
     foreign ones stay.
@@ -66,8 +66,9 @@ def collect_garbage(
     """
     liveness = Liveness(store.storage, silence)
     _refuse_use(store, liveness, silence)
+    survey = Survey(store.storage, examples=keep_examples)  # lists the files that are there before any of its own
     if dry_run:
-        return _amounts(_garbage(store, keep_examples=keep_examples, failures=failures))
+        return _amounts(_garbage(store, survey, keep_examples=keep_examples, failures=failures))
     with Heartbeat(store.storage, "store gc", {"upkeep": "gc"}) as heartbeat:
         leases = Leases(store.storage, heartbeat.id, liveness)
 
@@ -81,7 +82,7 @@ def collect_garbage(
                 return None
             return garbage
 
-        garbage = _garbage(store, keep_examples=keep_examples, failures=failures)
+        garbage = _garbage(store, survey, keep_examples=keep_examples, failures=failures)
         checked = _checked(garbage, lambda: _refuse_use(store, liveness, silence, heartbeat.id))
         removed = _amounts(filter(None, in_parallel(remove, checked)))
         heartbeat.check()
@@ -91,17 +92,16 @@ def collect_garbage(
     return removed
 
 
-def _garbage(store: Store, *, keep_examples: bool, failures: bool) -> Iterator[Garbage]:
+def _garbage(store: Store, survey: Survey, *, keep_examples: bool, failures: bool) -> Iterator[Garbage]:
     """What nothing needs, found while it is removed, so that little time is between the two."""
     ended = sorted(((run.started, run.id) for run in runs(store.storage) if run.upkeep is None), reverse=True)
     old = {driver for _, driver in ended[HEARTBEATS:]}
     leased: dict[str, int] = {}  # bytes of a task's leases
-    survey = Survey(store.storage, examples=keep_examples)
     for found in survey:
         sort, key = found.sort, found.key
         if found.problem in ("damaged", "unrecorded"):
             yield f"{found.problem} {'states' if sort == 'partial' else sort}", found
-        elif found.problem == "left over":
+        elif sort == "temporary":  # whose writer is dead, as no driver lives
             yield "temporary files", found
         elif found.problem:
             continue

@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
@@ -143,11 +142,6 @@ class Storage:
             return int(self._fs.size(f"{self._root}/{name}") or 0)
         except Exception:
             return 0
-
-    def modified(self, name: str) -> datetime:
-        """When a file was written last; raises whatever the file system does that does not tell."""
-        found: datetime = self._fs.modified(f"{self._root}/{name}")
-        return found if found.tzinfo else found.replace(tzinfo=UTC)
 
     def each(self, act: Callable[[str], T], names: Iterable[str]) -> Iterator[T]:
         """Do something with small files, in their order; on a server with several at once."""

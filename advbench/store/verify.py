@@ -6,7 +6,6 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import Literal, NamedTuple
 
 import safetensors
@@ -25,10 +24,8 @@ from advbench.store.records import (
 )
 from advbench.store.storage import Storage, in_parallel, parsed
 
-AGE = timedelta(hours=1)  # from which a temporary file's writer is taken for dead
-
 Sort = Literal["records", "artifacts", "partial", "failures", "leases", "runs", "temporary", "foreign"]
-Problem = Literal["", "damaged", "missing", "unreadable", "unrecorded", "of another schema", "left over", "foreign"]
+Problem = Literal["", "damaged", "missing", "unreadable", "unrecorded", "of another schema", "foreign"]
 Verdict = tuple[Problem, str]
 OK: Verdict = ("", "")
 
@@ -87,7 +84,7 @@ def verify(store: Store, *, models: bool = True) -> Iterator[Found]:
     Damage is what differs from its digest or cannot be parsed or read, and the artifact of a training or an
     evaluation that is not there; those of crafts are dropped after use. Reported, but no damage: artifacts without
     a record, as a kill leaves them; records of another schema, which this version of advbench ignores;
-    temporary files older than an hour; and files that do not belong to a store.
+    and files that do not belong to a store.
 
     Args:
         store: the store; it is not changed.
@@ -149,7 +146,8 @@ class Survey:
         sort, name, key = file.sort, file.name, file.key
         example = sort == "artifacts" and key in self.tasks and self.tasks[key].kind == "craft"
         if sort in ("temporary", "foreign") or (example and not self._examples):
-            return Found(sort, name, key, self._storage.size(name), *self._check_unread(file))
+            verdict: Verdict = ("foreign", "it does not belong to a store") if sort == "foreign" else OK
+            return Found(sort, name, key, self._storage.size(name), *verdict)
         try:
             raw = self._storage.read(name)
         except StoreError as error:
@@ -161,19 +159,6 @@ class Survey:
             return None
         self._there.add(name)
         return Found(sort, name, key, len(raw), *self._check(sort, key, raw))
-
-    def _check_unread(self, file: Found) -> Verdict:
-        if file.sort == "foreign":
-            return "foreign", "it does not belong to a store"
-        if file.sort != "temporary":
-            return OK
-        try:
-            old = datetime.now(UTC) - self._storage.modified(file.name) > AGE
-        except FileNotFoundError:
-            return OK
-        except Exception:  # whatever a file system raises that does not tell
-            old = True
-        return ("left over", "its writer ended before it was whole") if old else OK
 
     def _check(self, sort: Sort, key: str, raw: bytes) -> Verdict:
         if sort == "records":
