@@ -109,14 +109,20 @@ class GoneError(AdvbenchError):
         return type(self), (self.key,)
 
 
+def expected_in(message: str) -> str:
+    """The expected value in a message of pydantic, without its beginning."""
+    text = message.removeprefix("Value error, ").removeprefix("Input should be ")
+    return f"a value {text}" if text.startswith(("greater", "less")) else text[0].lower() + text[1:]
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str], *, remedy: str = "", note: str = "") -> InputError:
     """Create the error for a name that is not in `known`, with the nearest name as a suggestion, or else the remedy."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else remedy
-    listed = ", ".join(names) if names else "none registered"
+    expected = f"one of {', '.join(names)}" if names else "a known name (there are none)"
     advice = "; ".join(filter(None, [hint, note]))
-    return InputError(f"unknown {kind} {name!r}", expected=f"one of {listed}", remedy=advice)
+    return InputError(f"unknown {kind} {name!r}", expected=expected, remedy=advice)
 
 
 # Messages of CUDA, its libraries and the CPU allocator for out-of-memory errors without a class of their own in torch.

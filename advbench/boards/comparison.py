@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 from scipy import stats
 
@@ -16,7 +17,7 @@ from advbench.boards.board import Board
 from advbench.boards.studies import Cell, Published, Study
 from advbench.data.ood import ood_labels
 from advbench.errors import InputError
-from advbench.evaluation import auroc_interval
+from advbench.evaluation import auroc_interval, student_quantile
 from advbench.evaluation.uncertainty import Detection, detection
 from advbench.report.leaderboard import Measured
 from advbench.report.opened import open_run
@@ -30,6 +31,7 @@ INTERVALS = {  # columns of `results` with an interval, and the prefix of its co
     "draw_accuracy_mean": "draw_accuracy",
 }
 ABSENT = Measured(note="not run")
+HISTORY = "history_"  # history_mean_error, history_change_error: of the curves over a training
 FOOLED = "fooled_"  # of a number that is about those examples alone that fooled the classifier they were crafted on
 MEASURED = "measured.csv"
 Numbers = Mapping[tuple[Cell, int, str], tuple[float, float, float]]  # by cell, seed and key: value and interval
@@ -51,7 +53,7 @@ class Comparison:
         study: the study.
         table: one row per published number and per claimed inequality.
         order: agreement of the order of methods.
-        measured: numbers that records do not give, see `measure`.
+        measured: numbers that are not in records, see `measure`.
         parts: names of the parts with results.
     """
 
@@ -86,7 +88,7 @@ class Comparison:
         return f"{self.study.item.title} at scale {self.study.scale}: {self.verdict} ({', '.join(parts)})"
 
     def files(self) -> dict[str, bytes]:
-        """`comparison.csv` and `comparison.md`; `measured.csv`, if records do not give all numbers."""
+        """`comparison.csv` and `comparison.md`; also `measured.csv` if some numbers are not in records."""
         files = {"comparison.csv": to_csv(self.table), "comparison.md": self._markdown().encode()}
         rows = [(*cell, seed, key, *numbers) for (cell, seed, key), numbers in sorted(self.measured.items())]
         if rows:
@@ -132,8 +134,8 @@ LEGEND = (
     "separate are in the paper's order."
 )
 FROM_IMAGES = (
-    f"{MEASURED} has numbers that are made of predictions of single images, which the store keeps and records do not: "
-    "a check takes them as they are."
+    f"{MEASURED} has numbers from predictions per image, which are in the store but not in records: "
+    "a check does not recompute them."
 )
 
 
@@ -147,7 +149,7 @@ def compare(study: Study, boards: Mapping[str, Board], measured: Numbers) -> Com
     Args:
         study: the study.
         boards: runs by part; a missing run has no numbers.
-        measured: numbers that records do not give, see `measure`.
+        measured: numbers that are not in records, see `measure`.
     """
     rows, own = [], {}
     for each in study.published:
@@ -176,13 +178,13 @@ def compare(study: Study, boards: Mapping[str, Board], measured: Numbers) -> Com
 
 
 def measure(study: Study, boards: Mapping[str, Board], store: str, known: Numbers) -> Numbers:
-    """The numbers of a study that are made of predictions of single images.
+    """Compute the numbers of a study that need predictions per image.
 
     Args:
         study: the study.
-        boards: its runs, by part.
-        store: URL of the store that has the predictions.
-        known: those of an earlier time, which stay where they are of the same cells.
+        boards: runs by part.
+        store: URL of the store with the predictions.
+        known: previous numbers, which are kept for unchanged cells.
     """
     cells = [each.cell for each in study.published if each.cell is not None]
     cells += [cell for claim in study.claims for pair in claim.pairs() for cell in pair]
@@ -194,16 +196,16 @@ def measure(study: Study, boards: Mapping[str, Board], store: str, known: Number
                 place = (cell, seed, _key(cell, board, seed))
                 try:
                     found[place] = known[place] if place in known else _detected(cell, board, store, seed)
-                except InputError:  # it is not there, or nothing fooled the classifier
+                except InputError:  # it is missing, or nothing fooled the classifier
                     continue
     return found
 
 
 def read_measured(path: Path) -> Numbers:
-    """The numbers of a `measured.csv`; none where there is no such file.
+    """Read the numbers of a `measured.csv`; empty if there is none.
 
     Raises:
-        InputError: it is damaged.
+        InputError: the file is damaged.
     """
     if not path.is_file():
         return {}
@@ -223,7 +225,7 @@ def _from_images(cell: Cell) -> bool:
 
 
 def _detected(cell: Cell, board: Board, store: str, seed: int) -> tuple[float, float, float]:
-    """A quality of detection, with its interval."""
+    """A measure of detection, with its interval."""
     number = cell.number.removeprefix(FOOLED)
     score, measure = next(
         (name, number.removeprefix(f"{name}_")) for name in Detection._fields if number.startswith(name)
@@ -240,7 +242,7 @@ def _detected(cell: Cell, board: Board, store: str, seed: int) -> tuple[float, f
 
 
 def _key(cell: Cell, board: Board, seed: int) -> str:
-    """Of the evaluation that a cell is about; empty where there is none."""
+    """Key of the evaluation of a cell; empty if there is none."""
     source = cell.source or cell.defense
     for ood in board.plan.ood:
         if (f"ood:{ood.name}", ood.defense.label, ood.seed, ood.attack) == (cell.attack, cell.defense, seed, None):
@@ -254,7 +256,7 @@ def _key(cell: Cell, board: Board, seed: int) -> str:
 
 
 def _is_part(cell: Cell, study: Study) -> bool:
-    """Whether a study's run has a cell: at a small scale it may be left out."""
+    """True if a study's run has a cell, which may be missing at a small scale."""
     spec = study.parts.get(cell.part)
     if spec is None:
         return False
@@ -326,6 +328,9 @@ def _by_seed(cell: Cell, board: Board) -> Iterator[tuple[float, float, float]]:
         rows = report.models[report.models.defense == cell.defense]
         yield from ((value, math.nan, math.nan) for value in rows[number].dropna())
         return
+    if number.startswith(HISTORY):
+        yield from _of_histories(report.history[report.history.defense == cell.defense], number.removeprefix(HISTORY))
+        return
     if number == "affinity":
         frame, at = report.affinity, {"target": cell.defense, "attack": cell.attack, "source": source}
         ends = ["affinity_low", "affinity_high"]
@@ -350,6 +355,24 @@ def _by_seed(cell: Cell, board: Board) -> Iterator[tuple[float, float, float]]:
             yield value, *_area_interval(value, number, *_counts(cell, board))
         else:
             yield value, math.nan, math.nan
+
+
+def _of_histories(histories: pd.DataFrame, number: str) -> Iterator[tuple[float, float, float]]:
+    """The mean of a measure over the moments of each training, or its mean absolute change from one to the next.
+
+    Both are the same for any seed but for chance: the interval is Student's over the seeds, the same one for each.
+    """
+    how, _, measure = number.partition("_")
+    values = []
+    for _, each in histories[histories.measure == measure].groupby("seed"):
+        curve = each.sort_values("step").value.to_numpy(float)
+        values.append(float(np.abs(np.diff(curve)).mean() if how == "change" else curve.mean()))
+    if len(values) > 1:
+        centre = sum(values) / len(values)
+        half = float(student_quantile(len(values) - 1)) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+        yield from ((value, centre - half, centre + half) for value in values)
+    else:
+        yield from ((value, math.nan, math.nan) for value in values)
 
 
 def _counts(cell: Cell, board: Board) -> tuple[int, int]:

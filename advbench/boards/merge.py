@@ -30,7 +30,7 @@ class Merged(NamedTuple):
     """The outcome of a merge.
 
     Attributes:
-        label: the defense that was added.
+        label: the defence that was added.
         records: number of records added.
         missing: number of the board's cells without a record.
     """
@@ -46,7 +46,7 @@ def merge(folder: Path, file: Path, *, replacing: bool = False) -> Merged | Find
     Args:
         folder: folder of the board.
         file: path of the submission.
-        replacing: replace a defense of the same label.
+        replacing: replace a defence of the same label.
 
     Returns:
         The outcome, or the problems of the board or the submission.

@@ -33,7 +33,7 @@ LEAST = "paper.toml"  # marks the folder of an item
 class Cell(NamedTuple):
     """Location of a number in a study: a column of a table, in the row of a cell."""
 
-    number: str  # column of results, uncertainty, models or affinity; retained_N for retention
+    number: str  # column of results, uncertainty, models or affinity; retained_N for retention; history_mean_MEASURE
     part: str
     defense: str
     attack: str = "none"
@@ -203,7 +203,7 @@ def _smaller(whole: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
 
 
 def _of_own(run: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, Any]:
-    """A run without settings of those defenses and attacks of the whole that it leaves out."""
+    """A run without settings of defences and attacks that it does not use."""
     used, named = ({*each.get("defenses", ()), *each.get("attacks", ())} for each in (run, whole))
     return {**run, "set": {label: each for label, each in run.get("set", {}).items() if label not in named - used}}
 

@@ -25,7 +25,7 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # rich takes [default: ...] for markup
+    rich_markup_mode=None,  # rich would parse [default: ...] as markup
     # Without a value for --help, typer imports pydantic to convert None.
     context_settings={"default_map": {"help": False, "plugins": {"help": False}}},
 )
@@ -36,7 +36,7 @@ app.command("test")(new.conform)
 for group in (store.app, leaderboard.app):
     app.add_typer(group, short_help=group.info.help)
 for group in (app, store.app, leaderboard.app):
-    for each in group.registered_commands:  # whose summaries are cut otherwise
+    for each in group.registered_commands:  # otherwise summaries are truncated
         each.short_help = (inspect.getdoc(each.callback) or "").partition("\n\n")[0]
 
 
@@ -61,16 +61,16 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
 
 
 def _with_home(argument: str) -> str:
-    """An argument in which `~` at the beginning of a path means a home, as in a shell, which sees to `--out ~/x` alone.
+    """Expand `~` at the beginning of a path in an argument; a shell does so for `--out ~/x` only.
 
     Raises:
-        InputError: nobody knows where that home is.
+        InputError: the home folder is unknown.
     """
     option, path = re.fullmatch(r"(--[\w-]+=)?(.*)", argument, re.DOTALL).groups(default="")  # type: ignore[union-attr]
     found = os.path.expanduser(path)
     if path.startswith("~") and found == path:
         raise InputError(
-            f"argument {argument!r}", expected="a home that is known here", remedy="write the path in full, or set HOME"
+            f"argument {argument!r}", expected="a known home folder", remedy="use the full path, or set HOME"
         )
     return option + found
 
@@ -89,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             code = app(list(map(_with_home, given)), standalone_mode=False, prog_name="advbench")
         except _USAGE_ERROR as error:
-            if type(error).__name__ == "NoArgsIsHelpError":  # the help
+            if type(error).__name__ == "NoArgsIsHelpError":  # print the help
                 for line in error.format_message().splitlines():
                     say(line)
             else:
@@ -98,11 +98,11 @@ def main(arguments: list[str] | None = None) -> int:
         except AdvbenchError as error:
             complain(f"error: {error}")
             return 2
-        except OSError as error:  # of a file that the user named, which no code expected to fail; or of typer's output
+        except OSError as error:  # from a user's file, where no code handles it, or from typer's output
             complain(f"error: {error.filename or 'a file or the output'}: {error.strerror or error}")
             return 2
         except (KeyboardInterrupt, typer.Abort):
-            code = 130  # some versions of typer raise for an interrupt, others return this code
+            code = 130  # on interrupts, some versions of typer raise and others return this code
         except Exception:
             if not uses_json():
                 raise
@@ -115,15 +115,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 def script() -> None:
     """Run the console script."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # batch systems end a job with it
-    for stream in (sys.stdout, sys.stderr):  # whatever encoding a terminal has
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # sent by batch systems to stop a job
+    for stream in (sys.stdout, sys.stderr):  # independent of the terminal's encoding
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     code = main()
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except OSError:  # which was said, if it could be; Python would try again, and say it in its own words
+        except OSError:  # already reported; otherwise Python would try again and print its own message
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    gc.freeze()  # or Python looks through all objects of torch once more as it ends
+    gc.freeze()  # otherwise Python traverses all objects of torch at exit
     sys.exit(code)

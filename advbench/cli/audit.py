@@ -1,4 +1,4 @@
-"""The command that checks whether an evaluation can be believed."""
+"""The command `advbench audit`."""
 
 import functools
 import json
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 
 def _make_spec(file: Path | None, **options: Any) -> "RunSpec | None":
-    """The spec of options; None where they name no defense, and a finished run is audited."""
+    """Spec from options; None without a defence, when a finished run is audited."""
     if file is None and not options["defenses"]:
         given = next((name for name, value in options.items() if value is not None), None)
         if given is not None:
-            remedy = "a finished run is audited as it was made: name its folder alone, with --out"
-            raise InputError(f"--{given.replace('_', '-')}", expected="--defense or --spec with it", remedy=remedy)
+            remedy = "a finished run is audited with its own settings: give only its folder, with --out"
+            raise InputError(f"--{given.replace('_', '-')}", expected="--defense or --spec as well", remedy=remedy)
         return None
     if file is None:
         options["attacks"] = options["attacks"] or ["none"]
@@ -44,13 +44,15 @@ def audit(
     spec: "RunSpec | None",
     execution: "Execution",
     *,
-    out: Annotated[Path, typer.Option(help="folder for audit.md and audit.json; of a finished run")] = DEFAULT_OUT,
+    out: Annotated[Path, typer.Option(help="folder for audit.md and audit.json, or of a finished run")] = DEFAULT_OUT,
     surrogate: Annotated[
         str | None,
-        typer.Option(help="architecture for the defense's weights whose gradient attacks may use [default: none]"),
+        typer.Option(
+            help="differentiable architecture with the defense's weights, for gradients of attacks [default: none]"
+        ),
     ] = None,
 ) -> None:
-    """Check whether the evaluation of defenses can be believed: of --defense, or of the finished run in --out."""
+    """Check whether an evaluation of defences is credible: of --defense, or of the finished run in --out."""
     from advbench.audit import markdown
     from advbench.audit.checklist import checklist
     from advbench.grid.run import Settings, prepare, prepare_anew
@@ -64,12 +66,12 @@ def audit(
     elif (out / "spec.toml").exists():
         plan = prepare_anew(execution.placed(make_spec(out / "spec.toml")), out, root)
         for name in plan.spec.files.values():
-            files.kept_name(name)  # which may be needed again: a classifier may hold a net of one
+            files.kept_name(name)  # may be needed: a classifier may contain a net from a file
     else:
         expected = "--defense NAMES, or the --out folder of a finished run"
         raise InputError(f"nothing to audit in {out}", expected=expected)
     if plan.spec.eps[-1] == 0:
-        raise InputError("--eps", expected="a radius above 0 to audit", got=0)
+        raise InputError("--eps", expected="a radius above 0", got=0)
     check_writable(out)
     outcome = carry_out_shown(_trainings(plan), execution, store, Settings(), for_themselves=plan.trained.values())
     for line in outcome.why(plan.tasks):
@@ -88,7 +90,7 @@ def audit(
 
 
 def _trainings(plan: "Plan") -> "Plan":
-    """The part of a plan that trains."""
+    """The trainings of a plan."""
     from dataclasses import replace
 
     tasks = {key: task for key, task in plan.tasks.items() if task.kind == "train"}
@@ -129,10 +131,10 @@ def _audits(plan: "Plan", execution: "Execution", store: "Store", surrogate: str
 
 
 def _stand_in(name: str, data: "Dataset", clf: "Classifier") -> "nn.Module":
-    """A net of that architecture with the weights of the classifier.
+    """Build a net of an architecture with the weights of the classifier.
 
     Raises:
-        InputError: they do not fit.
+        InputError: the weights do not fit.
     """
     from advbench.models.nets import build
 
@@ -145,14 +147,14 @@ def _stand_in(name: str, data: "Dataset", clf: "Classifier") -> "nn.Module":
         except RuntimeError:
             missing = ["a weight of the same shape"]
     if missing:
-        remedy = "give an architecture whose parameters are called as the defense's"
-        expected = "a net that the defense's weights fit"
+        remedy = "use an architecture with the parameter names of the defense"
+        expected = "a net that fits the defense's weights"
         raise InputError(f"--surrogate {name}", expected=expected, got=f"no {missing[0]}", remedy=remedy)
     return net.eval().requires_grad_(False)
 
 
 def _cells(plan: "Plan", store: "Store", label: str, seed: int) -> "Iterator[Cell]":
-    """What the run's cells at its largest radius say of one classifier, as far as they are in the store."""
+    """Cells of the run at the largest radius for one classifier, as far as they are in the store."""
     from advbench.audit.cells import Cell, Kind
     from advbench.grid.tasks import read_predictions
 

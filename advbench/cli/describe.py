@@ -1,4 +1,4 @@
-"""Descriptions for people: a plan and its cost, a plugin's hyperparameters, the state of an installation."""
+"""Descriptions for users: a plan and its cost, hyperparameters of a plugin, the state of an installation."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ EXTRAS = {"ray": "ray", "s3fs": "s3", "mlflow": "mlflow"}  # libraries and the e
 
 
 def plan_lines(plan: Plan, store: Store, *, every_task: bool) -> Iterator[str]:
-    """Number and cost of a plan's tasks by kind, in passes and by the measured time of earlier tasks like them."""
+    """Number and cost of a plan's tasks by kind, in passes and in measured time of similar earlier tasks."""
     waiting = outstanding(plan, store)
     known = measured(store.storage, plan.spec.device)
 
@@ -48,12 +48,12 @@ def plan_lines(plan: Plan, store: Store, *, every_task: bool) -> Iterator[str]:
         memory = f"{peak / 2**20:,.0f} MiB" if peak else "not measured"
         passes = f"{sum(task.cost for task in to_run):,.0f}"
         rows.append([kind, len(planned), len(to_run), passes, took(known.total(to_run)), memory])
-    headers = ["task", "planned", "to run", "passes of an image", "time on one worker", "memory of a task"]
+    headers = ["task", "planned", "to run", "passes per image", "time on one worker", "memory per task"]
     yield from tabulate(rows, headers=headers, tablefmt="github", colalign=("left", *["right"] * 5)).splitlines()
-    yield f"{len(plan.cells)} rows in results.csv; planned tasks that are not to run are done or not needed"
+    yield f"{len(plan.cells)} rows in results.csv; planned tasks that will not run are done or not needed"
     failed = failed_before(plan, waiting, store)
     if failed:
-        yield f"{len(failed)} of the tasks to run failed in an earlier run; only --retry-failed tries them again"
+        yield f"{len(failed)} of the tasks to run failed in a previous run; use --retry-failed to retry them"
     if waiting and known.total(waiting.values()) is not None:
         chain = took(longest_chain(waiting, known.weight))
         yield f"the longest chain of tasks takes {chain}, on any number of workers"
@@ -63,10 +63,10 @@ def plan_lines(plan: Plan, store: Store, *, every_task: bool) -> Iterator[str]:
 
 
 def plugin_lines(name: str) -> Iterator[str]:
-    """Description of what is registered under a name, of any kind; of a plugin its hyperparameters, too.
+    """Description of everything registered under a name, with the hyperparameters of a plugin.
 
     Raises:
-        InputError: nothing has that name.
+        InputError: the name is unknown.
     """
     name = files.kept_name(name)
     kinds = registry().kinds(name)
@@ -92,7 +92,7 @@ def plugin_lines(name: str) -> Iterator[str]:
 
 
 def _hyperparameter_lines(cls: type[Configurable]) -> Iterator[str]:
-    """Traits of a plugin, and its hyperparameters."""
+    """Traits and hyperparameters of a plugin."""
     for trait in ("norms", "minimal_norm"):
         value = getattr(cls, trait, None)
         if value is not None:
@@ -132,7 +132,7 @@ def _type(info: pydantic.fields.FieldInfo) -> str:
 
 
 def _type_name(kind: Any) -> str:
-    """A type in words, without the bounds of its elements."""
+    """Description of a type, without bounds of its elements."""
     arguments = [argument for argument in get_args(kind) if argument is not ...]
     origin = get_origin(kind)
     if origin is Annotated:
@@ -149,7 +149,7 @@ def _type_name(kind: Any) -> str:
 
 
 def doctor_lines(store: str, data_root: str | None) -> Iterator[tuple[bool, str]]:
-    """Checks of an installation: whether each passed, and what was found."""
+    """Check an installation; yield for each check whether it passed, and a line of results."""
     import torch
 
     cores = f"{os.cpu_count()} CPU cores"
@@ -165,12 +165,12 @@ def doctor_lines(store: str, data_root: str | None) -> Iterator[tuple[bool, str]
         yield False, str(problem)
     try:
         Store(store, BRIEF).check_writable()
-        yield True, f"store {store} can be written and read"
+        yield True, f"store {store} is readable and writable"
     except AdvbenchError as error:
         yield False, str(error)
     root = data_folder(data_root)
     present = sorted(os.listdir(root)) if os.path.isdir(root) else []
-    yield True, f"data in {root}: {', '.join(present) if present else 'nothing yet; digits needs none'}"
+    yield True, f"data in {root}: {', '.join(present) if present else 'none yet; digits is embedded'}"
     for name, extra in EXTRAS.items():
         found = _version(name)
         remedy = f"not installed; pip install 'advbench[{extra}]'"
@@ -187,7 +187,7 @@ def _version(name: str) -> str:
 
 
 def _robustbench_check() -> tuple[bool, str]:
-    """Whether the installed robustbench is whole: torchattacks has a folder of the same name, and may overwrite it."""
+    """Check that robustbench is intact: torchattacks includes a folder of the same name that may overwrite it."""
     try:
         distribution = require("robustbench", "the family 'robustbench:'", "bridges")
     except MissingExtraError as error:

@@ -1,4 +1,4 @@
-"""Progress of a run on standard error: a line for each task that ends, bars on a terminal, or lines of JSON."""
+"""Progress of a run on standard error: one line per finished task, bars on a terminal, or lines of JSON."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from rich.table import Column
 from advbench.errors import printable
 from advbench.grid.plan import Task
 
-REPEAT = 60.0  # seconds between two lines that other drivers are waited for
-QUIET = 15.0  # seconds without a line after which one reports what runs
-JSON_PROGRESS = 5.0  # least seconds between two lines of JSON on one task's progress
-ENDS = ("finished", "elsewhere", "skipped", "failed")  # events after which a task is done with
+REPEAT = 60.0  # seconds between two messages about waiting for other drivers
+QUIET = 15.0  # seconds without output after which running tasks are reported
+JSON_PROGRESS = 5.0  # minimum seconds between two lines of JSON on a task's progress
+ENDS = ("finished", "elsewhere", "skipped", "failed")  # events that end a task
 
 
 class Display:
@@ -28,8 +28,8 @@ class Display:
 
     Args:
         tasks: all tasks of the run, by key.
-        waiting: those that will run.
-        console: where to write; by default standard error as it is now, which tasks may redirect later.
+        waiting: tasks that will run.
+        console: output; by default the current standard error, which tasks may redirect later.
         as_json: write a line of JSON for each event, with `time`, `event` and its values, and nothing else.
     """
 
@@ -46,10 +46,10 @@ class Display:
         self._count = len(waiting)
         self._ended = 0
         self._cost = sum(task.cost for task in waiting.values())
-        self._spent = 0.0  # cost of the tasks that ended
+        self._spent = 0.0  # cost of the ended tasks
         self._left: float | None = None
         self._started = time.monotonic()
-        # When a line may be repeated, by its subject.
+        # Earliest time of a repeated line, by subject.
         self._next: dict[str, float] = {"waits": self._started + 2.0, "quiet": self._started + QUIET}
         self._live = self._console.is_terminal and not as_json
         bar, percent, note = 10, 4, max(19, self._console.width // 4)
@@ -64,7 +64,7 @@ class Display:
             disable=not self._live,
         )
         self._all = self._bars.add_task(f"{self._count} tasks", total=max(self._cost, 1e-9), note="")
-        self._running: dict[str, TaskID] = {}  # bars by key; they are not drawn where there is no terminal
+        self._running: dict[str, TaskID] = {}  # bars by key; not drawn without a terminal
         if as_json:
             self._log("plan", None, {"tasks": len(tasks), "to_run": self._count})
 
@@ -94,7 +94,7 @@ class Display:
             self._bars.update(self._all, completed=self._passes(), description=description, note=note)
 
     def _follow(self, event: str, task: Task, values: Mapping[str, Any]) -> None:
-        """Bring a task's bar up to date."""
+        """Update a task's bar."""
         if event == "progressed" and task.key in self._running:
             progress = values["progress"]
             note = "  ".join(f"{name} {value:.4g}" for name, value in progress.values.items())
@@ -110,9 +110,9 @@ class Display:
             self._spent += task.cost
 
     def _text(self, event: str, task: Task | None, values: Mapping[str, Any]) -> str:
-        """The line of an event; empty where it has none. The line of a failed task stands for those that need it."""
+        """Line of an event, or empty. The line of a failed task also stands for its dependents."""
         if event == "waits" and self._is_due("waits", REPEAT):
-            return f"waiting for {values['tasks']} tasks that other drivers work on (advbench status shows them)"
+            return f"waiting for {values['tasks']} tasks of other drivers (advbench status shows them)"
         if task is None or event not in ("said", "finished", "elsewhere", "failed"):
             return ""
         if event == "said":
@@ -137,7 +137,7 @@ class Display:
         return f"[{self._ended}/{max(self._ended, self._count)}] {running}{tail}"
 
     def _print(self, text: str) -> None:
-        with suppress(OSError):  # a display that cannot be written stops no run
+        with suppress(OSError):  # an unwritable display must not stop the run
             for line in text.split("\n"):
                 self._console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
         self._next["quiet"] = time.monotonic() + QUIET
@@ -168,7 +168,7 @@ class Display:
         return due
 
     def _seconds_left(self) -> float | None:
-        """The time left by the scheduler's estimate, else at the speed of the tasks so far; None if unknown."""
+        """Seconds left by the scheduler's estimate, or from the speed of tasks so far; None if unknown."""
         if self._ended >= self._count:
             return None
         if self._left is not None:
@@ -177,7 +177,7 @@ class Display:
         return (time.monotonic() - self._started) / spent * (self._cost - spent) if spent > 0 else None
 
     def _passes(self) -> float:
-        """Cost of the tasks that ended, and of the finished part of those that run."""
+        """Cost of the ended tasks and of the finished parts of running ones."""
         return self._spent + sum(bar.completed for bar in self._bars.tasks[1:])
 
 
@@ -186,7 +186,7 @@ def _text_column(text: str, width: int) -> TextColumn:
 
 
 def json_line(event: str, **values: Any) -> str:
-    """An event as a line of JSON in ASCII; numbers that JSON lacks are null."""
+    """Format an event as a line of JSON in ASCII; NaN and infinity become null."""
     stamp = datetime.now(UTC).isoformat(timespec="milliseconds")
     line = json.dumps({"time": stamp, "event": event, **values})
     if "NaN" in line or "Infinity" in line:
@@ -195,7 +195,7 @@ def json_line(event: str, **values: Any) -> str:
 
 
 def found(record: Mapping[str, Any]) -> str:
-    """The result of a finished task, in a few words."""
+    """Short description of a finished task's result."""
     result, inputs = record["result"], record.get("inputs", {})
     if "known" in inputs:
         low, high = result["draw_accuracy_min"], result["draw_accuracy_max"]
@@ -207,14 +207,14 @@ def found(record: Mapping[str, Any]) -> str:
         text = f"accuracy {result['accuracy']:.3f} [{low:.3f}, {high:.3f}]"
     elif record["kind"] == "craft":
         forward, backward = result["forward_passes"], result["backward_passes"]
-        text = f"{forward:.1f} forward and {backward:.1f} backward passes an image"
+        text = f"{forward:.1f} forward and {backward:.1f} backward passes per image"
     else:
         text = ", ".join(f"{name} {value:.4g}" for name, value in result["training"].items())
     return ", ".join(filter(None, [text, f"{record['seconds']:.1f} s"]))
 
 
 def duration(seconds: float) -> str:
-    """A duration for people."""
+    """Format a duration."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

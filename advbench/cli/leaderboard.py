@@ -31,7 +31,7 @@ def build(
     folder: BoardFolder,
     *,
     store: Annotated[
-        str | None, typer.Option("--store", help="store to add results of the board's spec from [default: none]")
+        str | None, typer.Option("--store", help="store with results of the board's spec to add [default: none]")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="folder for the board's page [default: no page]")] = None,
     reference: References = None,
@@ -48,7 +48,7 @@ def build(
     chosen = names(formats) if formats else ["html"]
     check_formats(chosen)
     if formats and out is None:
-        raise InputError("--format", expected="--out with it, the folder for those files")
+        raise InputError("--format", expected="--out as well, the folder for those files")
     board = make(folder, None if store is None else Store(store), reference or ())
     for name in ("records.jsonl.gz", *board.files()):
         say(folder / name)
@@ -98,19 +98,19 @@ def check(
     rerun: Annotated[int, typer.Option(min=0, help="number of randomly chosen cells to recompute and compare")] = 0,
     rerun_seed: Annotated[int | None, typer.Option(help="seed of that choice [default: unpredictable]")] = None,
     run_files: Annotated[
-        bool, typer.Option("--run-files", help="with --rerun: import and run the Python files that the board brings")
+        bool, typer.Option("--run-files", help="import and run the Python files in the board, with --rerun")
     ] = False,
 ) -> None:
-    """Check that a board's keys follow from its spec, and its tables and README from its records; exit code 1 if not.
+    """Check that a board's keys match its spec, and its tables and README its records; exit code 1 if not.
 
-    The data set is not needed. Only --rerun computes anything, in a temporary store; only with --run-files is a file
-    of the board imported, which may do anything that you may: read it first.
+    The data set is not needed. Only --rerun computes anything, in a temporary store. Only --run-files imports files of
+    the board, which can execute arbitrary code: read them first.
     """
     from advbench.boards.check import check as examine
     from advbench.boards.rerun import rerun as recompute
 
     if run_files and not rerun:
-        raise InputError("--run-files", expected="--rerun with it, the number of cells to recompute")
+        raise InputError("--run-files", expected="--rerun as well, the number of cells to recompute")
     board, findings = examine(folder)
     refuse(findings.lines())
     cells = len(board.cells)
@@ -123,7 +123,7 @@ def check(
 
 
 def _compute(part: "Plan", execution: "Execution", store: "Store") -> dict[str, str]:
-    """Print what a plan costs, and carry it out; returns why tasks failed, by key."""
+    """Print the cost of a plan and execute it; return the reasons of failed tasks, by key."""
     from advbench.cli.describe import plan_lines
     from advbench.grid.run import Settings
 
@@ -142,7 +142,7 @@ def submit(
     data_root: DataRoot = None,
     store: StoreUrl = DEFAULT_STORE,
 ) -> None:
-    """Pack the records of one defense of a run into a file, for the maintainers of a board."""
+    """Pack the records of one defence of a run into a file, for the maintainers of a board."""
     from advbench.boards.check import Findings
     from advbench.boards.submission import submit as pack
     from advbench.store.records import Store

@@ -1,4 +1,4 @@
-"""The commands for plugins of one's own: new, test."""
+"""The commands for the user's own plugins: new, test."""
 
 import re
 from pathlib import Path
@@ -18,8 +18,8 @@ from advbench.registry import hookimpl
 @hookimpl
 def advbench_register(register):
     """Declare the names that this distribution offers."""
-    register.defense("my_defense", "PACKAGE.my_defense:MyDefense", "write in one line what it does")
-    register.attack("my_attack", "PACKAGE.my_attack:MyAttack", "write in one line what it does")
+    register.defense("my_defense", "PACKAGE.my_defense:MyDefense", "one-line description")
+    register.attack("my_attack", "PACKAGE.my_attack:MyAttack", "one-line description")
 '''
 PROJECT = """[build-system]
 requires = ["hatchling"]
@@ -27,7 +27,7 @@ build-backend = "hatchling.build"
 
 [project]
 name = "DISTRIBUTION"
-version = "0.1.0"  # part of the keys of what its plugins compute: raise it when they give other results
+version = "0.1.0"  # part of the keys of results: raise it when plugins give different results
 description = "Plugins for advbench."
 requires-python = ">=3.11"
 dependencies = ["advbench"]
@@ -55,7 +55,7 @@ class TestMyDefense(DefenseConformance):
     def defense(self):
         return MyDefense(stages=(1, 1), batch_size=16)
 '''
-# What `advbench test` gives to pytest.
+# Test file that `advbench test` passes to pytest.
 SUITE = """
 import pytest
 from advbench import testing
@@ -83,18 +83,18 @@ OWN_NET = """
 
 def new(
     kind: Annotated[str, typer.Argument(help="defense, attack or plugin (a distribution with both and tests)")],
-    name: Annotated[str, typer.Argument(help="its name, as my_defense")],
+    name: Annotated[str, typer.Argument(help="name, such as my_defense")],
 ) -> None:
-    """Write a file, or a distribution, that runs at once and says where to write what."""
+    """Write a working template of a plugin file, or of a distribution, with comments on what to change."""
     if kind not in KINDS:
         raise unknown_name("kind", kind, KINDS)
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
-        raise InputError("name", expected="letters, digits and underscores, as my_defense", got=repr(name))
+        raise InputError("name", expected="letters, digits and underscores, such as my_defense", got=repr(name))
     module = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.replace("-", "_")).lower()
     texts = _plugin(module) if kind == "plugin" else {f"{module}.py": _template(f"my_{kind}", module)}
     for place in (module,) if kind == "plugin" else texts:
         if Path(place).exists():
-            raise InputError(f"{place} exists already", remedy="choose another name, or move it away")
+            raise InputError(f"{place} already exists", remedy="choose another name, or move it")
     for place, text in texts.items():
         Path(place).parent.mkdir(parents=True, exist_ok=True)
         Path(place).write_text(text)
@@ -104,7 +104,7 @@ def new(
 
 
 def _template(name: str, module: str) -> str:
-    """A file of `templates`, under another name."""
+    """A file of `templates` under another name."""
     text = (Path(__file__).parent / "templates" / f"{name}.py").read_text()
     return text.replace(_class_of(name), _class_of(module)).replace(name, module)
 
@@ -124,7 +124,7 @@ def _plugin(package: str) -> dict[str, str]:
 
 
 def _next(kind: str, module: str) -> list[str]:
-    """What to do with what was written."""
+    """Suggested next commands."""
     name = f"{module}.py:{_class_of(module)}"
     if kind == "plugin":
         return [
@@ -138,7 +138,7 @@ def _next(kind: str, module: str) -> list[str]:
 
 
 def conform(
-    name: Annotated[str, typer.Argument(help="path/to/my.py:NAME, or a registered defense, attack or net")],
+    name: Annotated[str, typer.Argument(help="path/to/my.py:NAME, or the name of a registered defense, attack or net")],
     *,
     set: Annotated[  # noqa: A002 - the option's name
         list[str] | None, typer.Option("--set", help="hyperparameter, as NAME.PARAM=VALUE; may be repeated")
@@ -151,7 +151,7 @@ def conform(
     ] = None,
     data_root: Annotated[str | None, typer.Option(help="folder of the data sets")] = None,
 ) -> None:
-    """Run the conformance suite on a defense, an attack or a net; exit code 1 if a test fails."""
+    """Run the conformance suite on a defence, an attack or a net; exit code 1 if a test fails."""
     import importlib.util
     import tempfile
 
@@ -197,7 +197,7 @@ def conform(
 
 
 def subject(kind: str, name: str, params: dict[str, object], dataset: str | None, data_root: str | None) -> object:
-    """What a generated test is about: the plugin, a function that makes the net, or the data."""
+    """Subject of a generated test: the plugin, a function that builds the net, or the data."""
     from advbench.data.datasets import limited, load_dataset
     from advbench.models.nets import build
     from advbench.registry import registry

@@ -1,4 +1,4 @@
-"""Options of the command line, and the spec and the execution that they make."""
+"""Options of the command line, and the spec and execution that are built from them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ SPEC_OPTIONS = (
         "architecture", str, "network architecture, or path/to/my.py:FUNCTION [default: the data set's]", flag="--arch"
     ),
     _option("norm", str, "norm of the perturbations, linf or l2 [default: linf]"),
-    _option("eps", Names, "radii for pixels in [0, 1], as 0.1 or 8/255, comma-separated [default: the data set's]"),
+    _option(
+        "eps", Names, "radii for pixels in [0, 1], such as 0.1 or 8/255, comma-separated [default: the data set's]"
+    ),
     _option("seeds", Names, "seeds, comma-separated; each trains its own models [default: 0]"),
     _option("draws", int, "draws of a random classifier per evaluation [default: 20]"),
     _option("limit", int, "size of a fixed stratified subset of the test images to evaluate on [default: all images]"),
@@ -64,17 +66,17 @@ SPEC_OPTIONS = (
     _option(
         "sweep",
         bool,
-        "attacks in order of radius, without the images that a smaller one broke [default: no-sweep]",
+        "run attacks in order of radius, skipping images that a smaller one broke [default: no-sweep]",
         flag="--sweep/--no-sweep",
     ),
     _option("budget", int, "limit on an attack's forward passes per image [default: the attack's own]"),
     _option(
         "converge",
         bool,
-        "double each attack's steps, samples and restarts until the accuracy falls no more [default: no-converge]",
+        "double each attack's steps, samples and restarts until accuracy stops decreasing [default: no-converge]",
         flag="--converge/--no-converge",
     ),
-    _option("converge_limit", int, "limit on the factor on each of them, with --converge [default: 16]", min=2),
+    _option("converge_limit", int, "maximum factor on each of them, with --converge [default: 16]", min=2),
     _option(
         "affinity",
         Names,
@@ -92,9 +94,9 @@ SPEC_OPTIONS = (
     _option(
         "history",
         str,
-        "measure trainings on the way, after each epoch (epoch) or every so many steps (a number) [default: none]",
+        "interval of measurements during training: epoch, or a number of steps [default: none]",
     ),
-    _option("set", Names, "hyperparameter, as NAME.PARAM=VALUE, or arch.PARAM=VALUE of the net; may be repeated"),
+    _option("set", Names, "hyperparameter NAME.PARAM=VALUE, or arch.PARAM=VALUE for the net; may be repeated"),
 )
 
 # Named like the fields of `Execution`, with its defaults.
@@ -108,14 +110,14 @@ EXECUTION_OPTIONS = (
         "local",
         envvar="ADVBENCH_EXECUTOR",
     ),
-    _option("workers", int, "workers per device [default: as many as there are cores for]", min=1),
-    _option("device", str, "devices, as cpu or cuda:0,cuda:1 [default: all GPUs, or the CPU if there is none]"),
+    _option("workers", int, "workers per device [default: as many as the cores allow]", min=1),
+    _option("device", str, "devices, such as cpu or cuda:0,cuda:1 [default: all GPUs, or the CPU if there is none]"),
     _option("chunk", int, "limit on images per forward pass, to save memory [default: the whole batch]", min=1),
     _option("checkpoint_seconds", float, "minimum time between checkpoints of a training, in seconds", 30.0, min=0),
     _option("time_limit", float, "time limit per task, in seconds [default: none]", min=0.1),
     _option("retries", int, "retries of a task whose worker died", 2, min=0),
     _option("address", str, "address of a Ray cluster [default: a new one on this machine]"),
-    _option("gpus_per_task", float, "share of a GPU that Ray reserves per task [default: as measured]", min=0.01),
+    _option("gpus_per_task", float, "fraction of a GPU that Ray reserves per task [default: as measured]", min=0.01),
     _option("patience", float, "time limit for retrying a failing store, in seconds", 120.0, "--store-patience", min=0),
 )
 
@@ -123,7 +125,7 @@ EXECUTION_OPTIONS = (
 def expanded(
     name: str, options: tuple[Parameter, ...], make: Callable[..., Any], command: Callable[..., None]
 ) -> Callable[..., None]:
-    """A command whose parameter of that name is replaced by options, from which its value is made."""
+    """A command with a parameter replaced by options, from which its value is built."""
     signature = inspect.signature(command)
 
     @functools.wraps(command)
@@ -145,10 +147,10 @@ def _make_execution(**values: Any) -> Execution:
 
 
 def make_spec(file: Path | None, **options: Any) -> RunSpec:
-    """The spec that a file and options make; options take precedence.
+    """Build the spec from a file and options; options take precedence.
 
     Raises:
-        InputError: an unknown name, or a bad value.
+        InputError: a name is unknown, or a value invalid.
     """
     from advbench.grid.inputs import Converge
     from advbench.grid.spec import label_files, narrowed, parse_settings, parse_toml
@@ -158,7 +160,7 @@ def make_spec(file: Path | None, **options: Any) -> RunSpec:
     items = options.pop("set", None)
     limit, converge = options.pop("converge_limit", None), options.pop("converge", None)
     if limit is not None and not (converge or (converge is None and values.get("converge"))):
-        raise InputError("--converge-limit", expected="--converge with it", got=limit)
+        raise InputError("--converge-limit", expected="--converge as well", got=limit)
     options["converge"] = limit or (values.get("converge", Converge().limit) if converge else None)
     if converge is False:
         values.pop("converge", None)
@@ -171,7 +173,7 @@ def make_spec(file: Path | None, **options: Any) -> RunSpec:
         values["affinity"] = []
     settings = parse_settings(items or [])
     if file is not None:
-        values = label_files(values)  # so that options and the file mean the same label
+        values = label_files(values)  # so that options and the file use the same labels
     for plugin, params in settings.items():
         given = values.setdefault("set", {})
         if not isinstance(given, dict) or not isinstance(given.get(plugin, {}), dict):
@@ -179,10 +181,10 @@ def make_spec(file: Path | None, **options: Any) -> RunSpec:
         values["set"] = {**given, plugin: {**given.get(plugin, {}), **params}}
     for name, option in (("defenses", "--defense"), ("attacks", "--attack")):
         if not values.get(name):
-            raise InputError(f"no {name}", remedy=f"name at least one with {option}; 'advbench plugins' lists them")
+            raise InputError(f"no {name}", remedy=f"give at least one with {option}; 'advbench plugins' lists them")
     if all(values[name] == whole.get(name) for name in ("defenses", "attacks")):
         return validated(values)
-    # For a part of the file's run, settings of the rest are left out.
+    # For a part of the file's run, settings of other plugins are dropped.
     if isinstance(whole.get("affinity"), list) and options.get("affinity") is None:
         values["affinity"] = [name for name in whole["affinity"] if name in values["attacks"]]
     spec = validated(values)
@@ -191,7 +193,7 @@ def make_spec(file: Path | None, **options: Any) -> RunSpec:
 
 
 def names(values: Names) -> list[str]:
-    """Values of an option that is comma-separated or repeated."""
+    """Values of a comma-separated or repeated option."""
     return [name.strip() for value in values for name in value.split(",") if name.strip()]
 
 
@@ -200,11 +202,11 @@ def _radii(values: Names) -> list[float]:
         ratios = [name.split("/") if name.count("/") == 1 else [name, "1"] for name in names(values)]
         return [float(above) / float(below) for above, below in ratios]
     except (ValueError, ZeroDivisionError) as error:
-        raise InputError("--eps", expected="numbers, as 0.1 or 8/255", got=repr(",".join(values))) from error
+        raise InputError("--eps", expected="numbers, such as 0.1 or 8/255", got=repr(",".join(values))) from error
 
 
 def integers(values: Names, option: str = "--seeds") -> list[int]:
-    """Whole numbers of an option that is comma-separated or repeated.
+    """Whole numbers in a comma-separated or repeated option.
 
     Raises:
         InputError: a value is not a whole number.

@@ -1,4 +1,4 @@
-"""Output of the commands: results on standard output, all else on standard error, as lines or as JSON."""
+"""Output of commands: results on standard output, all else on standard error, as lines or JSON."""
 
 import contextlib
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ _how: dict[str, bool] = {}
 
 
 def say(line: object) -> None:
-    """Print a line of a command's result; control characters, as names from files may have, are escaped.
+    """Print a line of a command's result; control characters, as in names of files, are escaped.
 
     Raises:
         StoreError: standard output cannot be written.
@@ -28,7 +28,7 @@ def say(line: object) -> None:
 
 
 def complain(line: str) -> None:
-    """Print a line that is not a result: an error, a warning, a note; escaped and cut to be one line that is read."""
+    """Print a line that is not a result: an error, a warning, a note; escaped and shortened to one line."""
     if uses_json():
         from advbench.cli.display import json_line
 
@@ -37,7 +37,7 @@ def complain(line: str) -> None:
         line = json_line(kind if known else "note", message=message if known else line)
     else:
         line = one_line(line)
-    with contextlib.suppress(OSError):  # there is nowhere else to say it
+    with contextlib.suppress(OSError):  # there is no other output
         typer.echo(line, err=True)
 
 
@@ -51,17 +51,17 @@ def refuse(problems: Iterable[str]) -> None:
 
 
 def use_json(enabled: bool) -> None:
-    """Choose whether `complain` prints lines of JSON or text from now on."""
+    """Let `complain` print lines of JSON, or text."""
     _how["json"] = enabled
 
 
 def uses_json() -> bool:
-    """Whether `complain` prints lines of JSON."""
+    """True if `complain` prints lines of JSON."""
     return _how.get("json", False)
 
 
 def print_end(report: "Report", files: tuple[Path, ...]) -> None:
-    """Print a run's main table, the files written, and how many cells are flagged."""
+    """Print a run's main table, the files written, and the number of flagged cells."""
     from advbench.report.flags import FLAGS
     from advbench.report.markdown import main_table
 

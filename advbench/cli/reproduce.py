@@ -1,4 +1,4 @@
-"""The command that repeats what a paper shows: reproduce."""
+"""The command `advbench reproduce`, for tables and figures of papers."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,24 +24,23 @@ OUT = Path("papers")
 def reproduce(
     execution: "Execution",
     title: Annotated[
-        str | None, typer.Argument(metavar="PAPER/ITEM", help="table or figure of a paper, as apd/table1")
+        str | None, typer.Argument(metavar="PAPER/ITEM", help="table or figure of a paper, such as apd/table1")
     ] = None,
     *,
     everything: Annotated[
-        bool, typer.Option("--list", help="list all items: at which scales they run, what they need, their results")
+        bool, typer.Option("--list", help="list all items with their scales, requirements and results")
     ] = False,
     scale: Annotated[
-        str, typer.Option(help="paper (the paper's own setting) or small (cut down to two CPU cores)")
+        str, typer.Option(help="scale: paper (the paper's own settings) or small (reduced for two CPU cores)")
     ] = "small",
-    out: Annotated[
-        Path, typer.Option(help="folder of results; those of an item are in OUT/PAPER/ITEM/SCALE, as boards")
-    ] = OUT,
+    out: Annotated[Path, typer.Option(help="folder of results, stored as boards in OUT/PAPER/ITEM/SCALE")] = OUT,
     check: Annotated[
-        bool, typer.Option("--check", help="check results in --out instead of computing them; exit code 1 if they fail")
+        bool,
+        typer.Option("--check", help="check results in --out instead of computing them; exit code 1 if a check fails"),
     ] = False,
     retry_failed: RetryFailed = False,
 ) -> None:
-    """Run what a table or figure of a paper shows, and compare the numbers with the published ones."""
+    """Reproduce a table or figure of a paper, and compare the numbers with the published ones."""
     from advbench.boards.comparison import MEASURED, compare, measure, read_measured
     from advbench.boards.studies import find_item, publish, read_study, take_over
     from advbench.grid.run import Settings, prepare
@@ -52,10 +51,12 @@ def reproduce(
             say(line)
         return
     if title is None:
-        raise InputError("no study", remedy="name one, as apd/table1; 'advbench reproduce --list' shows all")
+        raise InputError("no study", remedy="give one, such as apd/table1; 'advbench reproduce --list' shows all")
     item = find_item(title)
     if item.missing:
-        raise InputError(f"study {title}", expected="one that advbench can run", got=f"one that lacks {item.missing}")
+        raise InputError(
+            f"study {title}", expected="a study that advbench can run", got=f"one that needs {item.missing}"
+        )
     study = read_study(item, scale)
     folder = out / study.item.paper / study.item.name / scale
     if check:
@@ -82,7 +83,7 @@ def reproduce(
 
 
 def _checked(study: "Study", folder: Path) -> "Comparison":
-    """The comparison of results that are there, once boards, their specs and the comparison's files are found right."""
+    """Comparison of existing results, after checks of the boards, their specs and the comparison's files."""
     from advbench.boards.check import check as examine
     from advbench.boards.comparison import MEASURED, compare, measure, read_measured
 
@@ -99,13 +100,13 @@ def _checked(study: "Study", folder: Path) -> "Comparison":
     for name, raw in comparison.files().items():
         path = folder / name
         if not path.is_file() or path.read_bytes() != raw:
-            problems.append(f"{path}: missing, or not what the records give")
+            problems.append(f"{path}: missing, or does not match the records")
     refuse(problems)
     return comparison
 
 
 def _show(comparison: "Comparison") -> None:
-    """Print a comparison: a line for each number, and the verdict."""
+    """Print a comparison: one line per number, and the verdict."""
     from tabulate import tabulate
 
     table = comparison.table
@@ -119,7 +120,7 @@ def _show(comparison: "Comparison") -> None:
 
 
 def _listed(out: Path) -> Iterator[str]:
-    """A line for each item of all papers, and how many have results."""
+    """One line per item of all papers, and the number of items with results."""
     from tabulate import tabulate
 
     from advbench.boards.studies import all_items, read_study

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from advbench.grid.spec import RunSpec
     from advbench.store.records import Store
 
-RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="retry tasks that failed in an earlier run")]
-# `main` looks for it itself, so that errors in other options are JSON, too.
+RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="retry tasks that failed in a previous run")]
+# `main` checks for it itself, so that errors in other options are JSON, too.
 LogJson = Annotated[bool, typer.Option("--log-json", help="log events as lines of JSON to standard error")]
 
 
@@ -38,11 +38,13 @@ def run(
     execution: "Execution",
     *,
     out: Annotated[Path, typer.Option(help="folder for spec, tables and leaderboard")] = DEFAULT_OUT,
-    keep_examples: Annotated[bool, typer.Option("--keep-examples", help="keep adversarial examples")] = False,
+    keep_examples: Annotated[
+        bool, typer.Option("--keep-examples", help="keep adversarial examples in the store")
+    ] = False,
     retry_failed: RetryFailed = False,
     log_json: LogJson = False,
 ) -> None:
-    """Train and attack defenses, evaluate them, and write the leaderboard; results in the store are reused."""
+    """Train, attack and evaluate defences, and write the leaderboard; results in the store are reused."""
     del log_json
     from advbench.grid.run import Settings, prepare
     from advbench.report.output import check_no_board, write_out
@@ -58,7 +60,9 @@ def run(
         complain(line)
     missing = int(report.results["flags"].eq("missing").sum())
     if missing:
-        complain(f"warning: {missing} cells left the store after they were evaluated; run the same command again")
+        complain(
+            f"warning: {missing} cells were removed from the store after their evaluation; run the same command again"
+        )
     if outcome.failed or missing:
         raise typer.Exit(1)
 
@@ -67,8 +71,8 @@ def run(
 def collecting(enabled: bool) -> Iterator[None]:
     """Switch garbage collection on or off in a block.
 
-    It is on while tasks run. Before and after that, modules are loaded and plans and tables made, whose objects all
-    stay: to look through them again and again takes a tenth of the time, in vain.
+    It is on while tasks run. Before and after, objects of modules, plans and tables all stay alive, so traversing them
+    repeatedly would waste a tenth of the time.
     """
     before = gc.isenabled()
     (gc.enable if enabled else gc.disable)()
@@ -86,9 +90,9 @@ def carry_out_shown(
     out: Path | None = None,
     for_themselves: Iterable[str] = (),
 ) -> "Outcome":
-    """Carry a plan out with a display on standard error, once its output folder and store are known to be writable.
+    """Execute a plan with a display on standard error, after checking that its output folder and store are writable.
 
-    `for_themselves` are keys of trainings that are wanted though nothing reads them.
+    `for_themselves` are keys of trainings to run even if no other task reads them.
     """
     from advbench.cli.display import Display
     from advbench.grid.run import carry_out
@@ -97,7 +101,7 @@ def carry_out_shown(
 
     runtime = execution.runtime(plan.spec.dataset, plan.spec.threads, plan.spec.ood)
     if plan.spec.precision == "bfloat16" and runtime.resources.device == "cpu" and not _has_bfloat16():
-        complain("warning: this CPU has no instructions for bfloat16: on it, float32 is about five times as fast")
+        complain("warning: this CPU has no bfloat16 instructions; float32 is about five times as fast")
     if out is not None:
         check_writable(out)
     store.check_writable()
@@ -107,7 +111,7 @@ def carry_out_shown(
 
 
 def _has_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 itself; also where torch does not say."""
+    """True if this CPU has bfloat16 instructions, or if torch cannot tell."""
     import torch
 
     known: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.11 and later
@@ -123,7 +127,7 @@ def plan(
     store: StoreUrl = DEFAULT_STORE,
     tasks: Annotated[bool, typer.Option("--tasks", help="list every task to run")] = False,
 ) -> None:
-    """Show what a run would do and cost, without doing it."""
+    """Show the tasks and cost of a run without running it."""
     from advbench.cli.describe import plan_lines
     from advbench.grid.execution import Execution
     from advbench.grid.run import prepare

@@ -1,4 +1,4 @@
-"""The commands that show what is there: report, status, plugins, show, doctor."""
+"""The commands report, status, plugins, show, doctor."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ def report(
     data_root: DataRoot = None,
     store: StoreUrl = DEFAULT_STORE,
 ) -> None:
-    """Write a run's report again from the store, with missing cells marked as such."""
+    """Write a run's report again from the store; missing cells are marked."""
     from advbench.grid.run import prepare_anew
     from advbench.report import output
     from advbench.report.references import read_references
@@ -40,8 +40,8 @@ def report(
     tables = output.collect_anew(prepare_anew(spec, folder, data_root), Store(store, BRIEF))
     if tables.results["flags"].eq("missing").all():
         raise InputError(
-            f"store {store!r} has none of this run's results",
-            remedy="name the run's store with --store, or compute them: advbench run --spec FOLDER/spec.toml",
+            f"store {store!r} has no results of this run",
+            remedy="choose the run's store with --store, or compute them: advbench run --spec FOLDER/spec.toml",
         )
     output.check_kept(folder, tables.results)
     files = output.write_report(tables, folder, chosen, references)
@@ -90,7 +90,7 @@ def plugins() -> None:
 
 
 def show(name: Annotated[str, typer.Argument(help="registered name: a defense, attack, net or data set")]) -> None:
-    """Print the description of a name; of a defense or attack its hyperparameters, with defaults, presets and units."""
+    """Print the description of a name, with hyperparameters of defences and attacks: defaults, presets and units."""
     from advbench.cli.describe import plugin_lines
 
     for line in plugin_lines(name):
@@ -101,10 +101,10 @@ def doctor(
     *,
     store: StoreUrl = DEFAULT_STORE,
     data_root: DataRoot = None,
-    gpu: Annotated[bool, typer.Option("--gpu", help="check a GPU with every training and attack")] = False,
-    device: Annotated[str, typer.Option(help="the GPU of --gpu")] = "cuda:0",
+    gpu: Annotated[bool, typer.Option("--gpu", help="check a GPU with all trainings and attacks")] = False,
+    device: Annotated[str, typer.Option(help="GPU to check with --gpu")] = "cuda:0",
 ) -> None:
-    """Check this installation: versions, devices, plugins, store and data, or whether a GPU computes as it should."""
+    """Check this installation: versions, devices, plugins, store and data; or with --gpu, results on a GPU."""
     from advbench.cli.describe import doctor_lines
 
     if gpu:

@@ -1,4 +1,4 @@
-"""The state of runs, by their drivers' heartbeats in the store."""
+"""State of runs, from their drivers' heartbeats in the store."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from advbench.store.storage import Storage
 
 
 def runs_now(storage: Storage, last: int) -> list[Run]:
-    """The live runs, and the last of those that ended, the newest first.
+    """Live runs, and the last ended ones, newest first.
 
     A run whose driver died without closing its heartbeat has the state `dead`. A driver on another machine counts as
     dead once its last beat is a minute old, by this machine's clock.

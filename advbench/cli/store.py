@@ -22,10 +22,10 @@ def verify(
     store: StoreUrl = DEFAULT_STORE,
     no_models: Annotated[bool, typer.Option("--no-models", help="allow weights of trainings to be missing")] = False,
 ) -> None:
-    """Read and check everything in a store; exit code 1 if something is damaged or missing.
+    """Read and check all files of a store; exit code 1 if any is damaged or missing.
 
-    Prints a line for each file that is damaged, unreadable or missing. Artifacts without a record, records of another
-    schema, and files that do not belong there are listed, too, but are no damage.
+    Prints one line per damaged, unreadable or missing file. Artifacts without a record, records of another schema,
+    and unknown files are also listed, but do not count as damage.
     """
     from advbench.store.gc import Amount
     from advbench.store.records import Store
@@ -40,7 +40,7 @@ def verify(
             say(found)
         damaged += found.damage
     if not amounts:
-        raise InputError(f"store {store!r} holds nothing", remedy="name another with --store")
+        raise InputError(f"store {store!r} is empty", remedy="choose another with --store")
     for sort, amount in amounts.items():
         say(f"{sort}: {amount.count}, {decimal(amount.size)}")
     say(f"{damaged} damaged or missing" if damaged else "all ok")
@@ -54,11 +54,11 @@ def gc(
     store: StoreUrl = DEFAULT_STORE,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only report what would be removed")] = False,
     keep_examples: Annotated[bool, typer.Option("--keep-examples", help="keep adversarial examples")] = False,
-    failures: Annotated[bool, typer.Option("--failures", help="also remove the reasons why tasks failed")] = False,
+    failures: Annotated[bool, typer.Option("--failures", help="also remove stored reasons of failed tasks")] = False,
 ) -> None:
-    """Remove what nothing needs; refused while a run uses the store.
+    """Remove files that are no longer needed; refused while a run uses the store.
 
-    That is: adversarial examples, artifacts without a record, damaged files, checkpoints of finished trainings,
+    These are adversarial examples, artifacts without a record, damaged files, checkpoints of finished trainings,
     leases, temporary files, and heartbeats of all but the last 20 runs.
     """
     from advbench.store.gc import collect_garbage
@@ -105,13 +105,13 @@ def import_(
     *,
     store: StoreUrl = DEFAULT_STORE,
 ) -> None:
-    """Add the content of an export to a store; exit code 1 if a record differs from the store's, which is kept."""
+    """Add the content of an export to a store; exit code 1 if an existing record differs, which is kept."""
     from advbench.store.archive import import_ as unpack
     from advbench.store.records import Store
 
     done = unpack(Store(store), file)
     say(
         f"{done.records} records and {done.artifacts} artifacts added, {done.known} records known, "
-        f"{len(done.conflicts)} in conflict"
+        f"{len(done.conflicts)} conflicts"
     )
-    refuse(f"conflict: record {key} differs from the store's, which is kept" for key in done.conflicts)
+    refuse(f"conflict: record {key} differs from that of the store, which is kept" for key in done.conflicts)

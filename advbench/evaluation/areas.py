@@ -1,4 +1,4 @@
-"""The area under accuracies over radii, and differences on the same images, with intervals."""
+"""Area under accuracy over radii, and paired differences, with intervals."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 
 from advbench.evaluation.predictions import Floats, Interval, Spread, student_quantile, wilson
 
-FEW = 2  # images that verdicts which hardly differ are counted to vary by
+FEW = 2  # number of images added where predictions hardly differ
 
 
 def area_weights(radii: Sequence[float]) -> Floats:
-    """What each radius counts in the area: trapezoids over the radii, divided by their span; sums to 1.
+    """Weight of each radius in the area: trapezoids over the radii divided by their span; sums to 1.
 
     Args:
-        radii: ascending, each once; a single one counts 1.
+        radii: distinct radii, ascending; a single one has weight 1.
     """
     if len(radii) == 1:
         return np.ones(1)
@@ -26,20 +26,20 @@ def area_weights(radii: Sequence[float]) -> Floats:
 
 
 def area_interval(scores: Floats, weights: Floats, draws: Spread) -> Interval:
-    """95 % interval of an area for other images, and other seeds of the training or other draws.
+    """95 % interval of an area over images, and over training seeds or draws.
 
-    Seeds and images are crossed, as draws and images are in `draw_interval`: the variance is made of the mean squares
-    of the table, its degrees of freedom are Satterthwaite's, and the interval is Wilson's at them. Where images hardly
-    differ, two of them are counted as if each radius's verdict differed on them, though never for more than the
-    variance of a proportion.
+    Seeds and images are crossed, like draws and images in `draw_interval`: the variance follows from the mean squares
+    of the table, with Satterthwaite's degrees of freedom, and the interval is Wilson's. If images hardly differ, two of
+    them are counted as differing at every radius, up to the variance of a proportion.
 
     Args:
-        scores: sum over the radii of weight and verdict, `(seeds, N)`, in [0, 1].
-        weights: of the radii, as `area_weights`.
-        draws: of the area, from the choice of draws; of one seed alone, since several vary by it already.
+        scores: weighted sum over the radii of correct predictions, `(seeds, N)`, in [0, 1].
+        weights: weights of the radii, as from `area_weights`.
+        draws: variance of the area due to draws; only with one seed, because the variation of several seeds includes
+            it.
 
     Returns:
-        Its ends. With one seed they say nothing of other trainings.
+        The interval. With one seed it does not cover other trainings.
     """
     count, mean = scores.shape[1], float(scores.mean())
     if min(mean, 1 - mean) < 1e-9:
@@ -51,19 +51,19 @@ def area_interval(scores: Floats, weights: Floats, draws: Spread) -> Interval:
 
 
 def difference_intervals(differences: Floats, weights: Floats, draws: Sequence[Spread]) -> Floats:
-    """95 % intervals of mean differences on the same images, for other images, and other seeds or draws.
+    """95 % intervals of paired mean differences, over images, and over seeds or draws.
 
-    By Student's t at the variance that `area_interval` has, and in addition that of two images on which each verdict
-    differs, one either way: of verdicts that hardly differ the sample's variance is often 0. Of a single verdict this
-    is what Agresti and Min (2005) add.
+    Uses Student's t with the variance of `area_interval` plus that of two images on which all predictions differ, one
+    in each direction, because the sample variance is often 0 if predictions hardly differ. For a single prediction this
+    is the addition of Agresti and Min (2005).
 
     Args:
-        differences: of the scores of two classifiers or attacks, `(pairs, seeds, N)`, in [-1, 1].
-        weights: of the verdicts that a score is the sum of, `(verdicts,)`.
-        draws: of each difference, from the choice of draws; of one seed alone, as in `area_interval`.
+        differences: differences of the scores of two classifiers or attacks, `(pairs, seeds, N)`, in [-1, 1].
+        weights: weights of the predictions in a score, `(predictions,)`.
+        draws: variance of each difference due to draws; only with one seed, as in `area_interval`.
 
     Returns:
-        `(pairs, 2)`.
+        Lower and upper ends, `(pairs, 2)`.
     """
     variance, freedom = _crossed(differences, draws)
     few = FEW * float(np.square(weights).sum()) / differences.shape[2] ** 2

@@ -65,7 +65,7 @@ def score(predictions: Predictions, measure: str = "total") -> Floats:
     """One measure of uncertainty of each image, `(N,)`: a field of `Uncertainty`, or "least_confidence".
 
     The latter is 1 - the largest mean softmax (Hendrycks and Gimpel 2017), which is what APD's released code computes
-    where its Table 2 says VR: a deterministic net, of which all votes agree, has no variation ratio to tell images by.
+    where its Table 2 says VR: a deterministic net, of which all votes agree, has no useful variation ratio.
 
     Raises:
         InputError: there is no such measure.

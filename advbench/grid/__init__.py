@@ -1,1 +1,1 @@
-"""The grid: from a spec to tasks with keys, and to their results, on this machine or many."""
+"""The grid: from a spec to tasks with keys and their results, on one machine or several."""

@@ -1,4 +1,4 @@
-"""Attacks run to convergence: an attack is made stronger until that is shown to lower the accuracy no more."""
+"""Attacks run to convergence: the effort is increased until accuracy no longer decreases."""
 
 from __future__ import annotations
 
@@ -24,36 +24,36 @@ from advbench.models.classifier import Classifier
 from advbench.progress import OnProgress, Progress
 from advbench.training.base import CheckpointSlot
 
-EFFORT = "effort"  # the axis of an attack made of attacks: the factor on the efforts of all of them
-TWICE = 2  # doublings one after another whose fall has to be small
-QUANTILE = 1.645  # of the normal distribution, for a one-sided limit at 95 %
+EFFORT = "effort"  # axis of a composite attack: a common factor on the efforts of its components
+TWICE = 2  # consecutive doublings whose fall has to be small
+QUANTILE = 1.645  # normal quantile of a one-sided 95 % limit
 CONTROL = "control"
 RULE = Converge()
-DRAWS = 100  # the fewest fresh draws that evaluate a random classifier at each setting
+DRAWS = 100  # minimum number of fresh draws per evaluation of a random classifier
 
 Factors = dict[str, int]
 
 
 class Fall(NamedTuple):
-    """A paired fall in accuracy, as a fraction: negative where it rose."""
+    """A paired decrease in accuracy, as a fraction; negative for an increase."""
 
     value: float
-    high: float  # upper end of its one-sided 95 % interval
+    high: float  # upper end of the one-sided 95 % interval
 
     def small(self, rule: Converge, count: int) -> bool:
-        """Whether it is shown to be small, on so many images."""
+        """True if the fall is shown to be small, on `count` images."""
         return self.value < rule.fall and self.high < rule.margin(count)
 
 
 def paired_fall(before: NDArray[np.float64], after: NDArray[np.float64]) -> Fall:
-    """The fall in accuracy from one setting to another on the same images, each run by itself.
+    """Fall in accuracy from one setting to another, run independently on the same images.
 
-    The upper limit is Bonett and Price's (2012) for paired proportions, which adds one image that fell and one that
-    rose, so that it is not 0 where none did; here for shares of predictions that are right, too.
+    The upper limit is that of Bonett and Price (2012) for paired proportions, which adds one image that fell and one
+    that rose, so that it is positive even if none did; here also used for fractions of correct predictions.
 
     Args:
-        before: probability that each image is predicted right, `(N,)`; 0 or 1 of a deterministic classifier.
-        after: likewise, at the other setting.
+        before: probability of a correct prediction per image, `(N,)`; 0 or 1 for a deterministic classifier.
+        after: the same at the other setting.
     """
     change = before - after
     count = len(change) + 2
@@ -64,17 +64,17 @@ def paired_fall(before: NDArray[np.float64], after: NDArray[np.float64]) -> Fall
 
 @dataclass(frozen=True)
 class Converged:
-    """An attack's examples at the setting at which it converged, or where a limit stopped it.
+    """Examples of an attack at the setting where it converged or reached a limit.
 
     Attributes:
-        crafted: the examples; the passes are those of all settings that were run.
-        settings: its hyperparameters there, those along which it was made stronger.
-        path: each setting that was run, in order: the axis that was doubled (empty of the first), the hyperparameters,
-            accuracy with the ends of its 95 % interval over images, forward passes of an image, and the fall from the
-            setting before with its upper limit.
-        control: of a random classifier, the change in accuracy where the first setting is run twice, and the upper
+        crafted: the examples, with the passes of all settings that were run.
+        settings: final values of the hyperparameters that were increased.
+        path: the settings in the order of their runs: doubled axis (empty for the first), hyperparameters, accuracy
+            with its 95 % interval over images, forward passes per image, and the fall from the previous setting with
+            its upper limit.
+        control: for a random classifier, the change in accuracy when the first setting is run twice, and the upper
             limit of its size.
-        unconverged: the axes along which a limit came first.
+        unconverged: axes on which a limit was reached before convergence.
     """
 
     crafted: Crafted
@@ -84,14 +84,14 @@ class Converged:
     unconverged: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """What a record keeps of it."""
+        """Return the search as JSON values, for a record."""
         control = {} if self.control is None else {"control": self.control._asdict()}
         found = {"settings": self.settings, "path": list(self.path), "unconverged": list(self.unconverged)}
         return {**found, **control}
 
 
 def axes(attack: Attack, *, random: bool = True) -> tuple[str, ...]:
-    """Along what an attack can be made stronger: hyperparameters, or `effort`; empty where it cannot."""
+    """Axes on which the effort of an attack can be increased: hyperparameters or `effort`; empty if none."""
     if attack.parts:
         return (EFFORT,) if any(axes(part) for part in attack.parts.values()) else ()
     names = [attack.effort or "steps", *(["samples"] if random else []), "restarts"]
@@ -99,7 +99,7 @@ def axes(attack: Attack, *, random: bool = True) -> tuple[str, ...]:
 
 
 def stronger(attack: Attack, factors: Mapping[str, int]) -> Attack:
-    """The attack with hyperparameters multiplied; of one made of attacks the effort of each."""
+    """The attack with hyperparameters multiplied by factors; for a composite attack, the effort of each component."""
     if attack.parts:
         factor = factors.get(EFFORT, 1)
         return attack.with_parts(
@@ -124,28 +124,28 @@ def converge(
     checkpoint: CheckpointSlot | None = None,
     checkpoint_seconds: float = 30.0,
 ) -> Converged:
-    """Make an attack stronger until that is shown to lower the accuracy no more (`Converge`).
+    """Increase the effort of an attack until accuracy is shown to stop decreasing (`Converge`).
 
-    Each setting is run by itself from the clean images: none keeps what a weaker one broke, which would make a fall
-    that is not there. All are evaluated by the same draws, which are neither an attack's nor those of any evaluation.
+    Each setting is run independently from the clean images: keeping the examples of weaker settings would produce a
+    spurious fall. All are evaluated with the same draws, independent of those of attacks and evaluations.
 
     Args:
-        attack: at the setting to start from.
+        attack: attack with its initial setting.
         model: a `Classifier` or any `nn.Module` on [0, 1] images.
         x: images `(count, channels, height, width)`, float32 in [0, 1].
         y: labels `(count,)`, int64.
-        threat: norm and eps; what a minimal-norm attack finds is moved into its ball.
-        rule: when it counts as converged.
-        seed: of the attack's draws and noise.
+        threat: norm and eps; examples of a minimal-norm attack are projected onto its ball.
+        rule: criterion of convergence.
+        seed: seed of the attack's random draws and noise.
         stop_early: as in `craft`.
-        batch_size: images that are attacked together.
-        report: called with what is done, in units of the first setting's cost for one image, of what is foreseen.
-        checkpoint: where settings that were run are kept, so that an interrupted search goes on from there.
-        checkpoint_seconds: the least time between two saved states.
+        batch_size: number of images that are attacked together.
+        report: callback with the work done and expected, in units of the first setting's cost per image.
+        checkpoint: storage for finished settings, from which an interrupted search resumes.
+        checkpoint_seconds: minimum time between two saved states, in seconds.
 
     Raises:
-        InputError: an attack that cannot be made stronger, or what `craft` and `evaluate` refuse.
-        PluginError: likewise.
+        InputError: the effort of the attack cannot be increased, or `craft` or `evaluate` raise.
+        PluginError: `craft` or `evaluate` raise.
     """
     search = _Search(attack, model, x, y, threat, rule, seed, stop_early, batch_size, report)
     search.checkpoint, search.checkpoint_seconds = checkpoint, checkpoint_seconds
@@ -154,10 +154,10 @@ def converge(
 
 @dataclass
 class _Run:
-    """What one setting gave."""
+    """Result of one setting."""
 
-    right: NDArray[np.float64]  # the probability that each image is predicted right
-    crafted: Crafted  # its images are dropped once the search cannot return to them
+    right: NDArray[np.float64]  # probability of a correct prediction per image
+    crafted: Crafted  # images are dropped once the search cannot return to them
 
     @property
     def accuracy(self) -> float:
@@ -166,7 +166,7 @@ class _Run:
 
 @dataclass
 class _Search:
-    """A search along the axes, by `converge`'s arguments."""
+    """A search along the axes, with the arguments of `converge`."""
 
     attack: Attack
     model: nn.Module
@@ -180,17 +180,17 @@ class _Search:
     report: OnProgress
     checkpoint: CheckpointSlot | None = None
     checkpoint_seconds: float = 30.0
-    runs: dict[str, _Run] = field(default_factory=dict)  # by setting, the control's by `CONTROL`
-    done: int = 0  # passes, in those of the first setting
+    runs: dict[str, _Run] = field(default_factory=dict)  # by setting; the control run by `CONTROL`
+    done: int = 0  # passes, in units of the first setting's
     path: list[dict[str, Any]] = field(default_factory=list)
 
     def result(self) -> Converged:
-        """Search, from what was kept of an interrupted search where there is one."""
+        """Run the search, resuming from a checkpoint if there is one."""
         random = not isinstance(self.model, Classifier) or self.model.stochastic
         along = axes(self.attack, random=random)
         if not along:
-            expected = "one with a number of steps, samples or restarts"
-            raise InputError(f"attack {type(self.attack).__name__} to be run to convergence", expected=expected)
+            expected = "an attack with a number of steps, samples or restarts"
+            raise InputError(f"attack {type(self.attack).__name__} with --converge", expected=expected)
         self._load()
         self._saved = time.monotonic()
         here: Factors = dict.fromkeys(along, 1)
@@ -224,7 +224,7 @@ class _Search:
         return Converged(crafted, self._settings(here), tuple(self.path), control, tuple(unconverged))
 
     def _ahead(self, factors: Factors, doublings: int) -> int:
-        """Passes of so many doublings of one axis from a setting, as far as the rule allows, in those of the first."""
+        """Expected passes of several doublings of an axis within the rule, in units of the first setting's."""
         costs = (math.prod(factors.values()) << k for k in range(1, doublings + 1))
         return sum(cost for cost in costs if cost <= self.rule.passes)
 
@@ -232,7 +232,7 @@ class _Search:
         return self.runs[_name(factors)]
 
     def _run(self, factors: Factors, ahead: int, *, keep: Iterable[Factors] = (), control: bool = False) -> _Run:
-        """Run a setting, unless that was done; `ahead` is what is foreseen after it, `keep` what else may be kept."""
+        """Run a setting unless it is done; `ahead` is the expected work afterwards, `keep` are settings to keep."""
         name = CONTROL if control else _name(factors)
         cost = math.prod(factors.values())
         if name not in self.runs:

@@ -1,4 +1,4 @@
-"""Devices: which there are and of what kind, a process's set-up on one, and what tasks take of its memory."""
+"""Devices: discovery, set-up of a process on a device, and memory use of tasks."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from advbench.errors import InputError, ModelWarning
 from advbench.grid.inputs import CPU
 from advbench.models.memory import release
 
-HEADROOM = 1.1  # of a measured peak
-CONTEXT = 600 * 2**20  # bytes that a process takes on a GPU beside its tensors
-GPU_WORKERS = 4  # on one GPU at most, unless asked for: each has a CUDA context and keeps nets
-PROBE_TIME = 120.0  # seconds within which a process must have looked at the devices
+HEADROOM = 1.1  # factor on a measured peak
+CONTEXT = 600 * 2**20  # bytes; memory of a process on a GPU in addition to its tensors
+GPU_WORKERS = 4  # default maximum per GPU: each worker has a CUDA context and keeps nets
+PROBE_TIME = 120.0  # seconds; time limit of the process that queries the devices
 _UNSTEADY = re.compile(r"(\S+) does not have a deterministic implementation")
-# In a process of its own, which has no CUDA context before and none after: a GPU may be open to one process alone.
+# Runs in a separate process, so that no CUDA context remains: a GPU may be restricted to one process.
 _PROBE = """
 import json, sys, torch
 found = []
@@ -45,18 +45,18 @@ print(json.dumps(found))
 class Device:
     """A device of this machine."""
 
-    name: str  # as torch calls it
-    kind: str  # the model of a GPU, or the device's type
-    memory: int  # bytes in all
+    name: str  # name in torch
+    kind: str  # model of a GPU, or type of the device
+    memory: int  # total memory in bytes
 
     @property
     def is_gpu(self) -> bool:
-        """Whether it is a CUDA GPU, whose memory processes share."""
+        """True if it is a CUDA GPU, whose memory processes share."""
         return self.name.startswith("cuda")
 
 
 def look(names: Sequence[str] | None = None) -> list[Device]:
-    """The devices of those names; by default all GPUs, or the CPU where there is none.
+    """Return the devices with given names; by default all GPUs, or the CPU if there is none.
 
     Raises:
         InputError: torch cannot use one of them.
@@ -69,7 +69,7 @@ def look(names: Sequence[str] | None = None) -> list[Device]:
     try:
         done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=PROBE_TIME)  # noqa: S603
     except subprocess.TimeoutExpired as error:
-        raise InputError("--device", expected="devices that answer", got=f"none within {PROBE_TIME:g} s") from error
+        raise InputError("--device", expected="responding devices", got=f"none within {PROBE_TIME:g} s") from error
     lines = done.stdout.splitlines()
     seen = json.loads(lines[-1]) if done.returncode == 0 and lines else [done.stderr.strip().splitlines()[-1:]]
     devices = []
@@ -77,18 +77,18 @@ def look(names: Sequence[str] | None = None) -> list[Device]:
         if isinstance(about, str) or len(about) != 2:
             raise InputError(
                 "--device",
-                expected="ones that torch can use here, as cpu or cuda:0,cuda:1",
+                expected="devices that torch can use here, such as cpu or cuda:0,cuda:1",
                 got=f"{name!r} ({about})",
-                remedy="" if names else "--device cpu computes on the CPU",
+                remedy="" if names else "use --device cpu for the CPU",
             )
         devices.append(Device(name, about[0], about[1] or memory))
     return devices
 
 
 def enter(device: str) -> None:
-    """Make a device this process's own, before anything else is done there.
+    """Select the device of this process, before anything else uses it.
 
-    Libraries seed and allocate on the current device, whatever they are given.
+    Libraries seed and allocate on the current device, regardless of their arguments.
     """
     if torch.device(device).type == "cuda":
         torch.cuda.init()  # type: ignore[no-untyped-call]  # which measuring memory does not do by itself
@@ -96,13 +96,13 @@ def enter(device: str) -> None:
 
 
 def kind_of(device: str) -> str:
-    """The kind of a device that this process has entered."""
+    """Kind of a device that this process has entered."""
     kind = torch.device(device).type
     return torch.cuda.get_device_name(device) if kind == "cuda" else kind
 
 
 def versions_of(device: str) -> dict[str, str]:
-    """Versions of what computes on a device, beside torch's own."""
+    """Versions of libraries that compute on a device, in addition to torch."""
     if torch.device(device).type != "cuda":
         return {}
     driver = getattr(torch._C, "_cuda_getDriverVersion", lambda: "unknown")()
@@ -112,9 +112,9 @@ def versions_of(device: str) -> dict[str, str]:
 
 @contextmanager
 def numerics(threads: int) -> Iterator[None]:
-    """Run a block on fixed threads, with deterministic kernels, full float32 and torch's own defaults.
+    """Context with a fixed number of threads, deterministic kernels, full float32 and torch's defaults.
 
-    What was set before is put back, whatever ran. TensorFloat-32 has 10 bits of mantissa, and is torch's default for
+    Previous settings are restored afterwards. TensorFloat-32 has a 10-bit mantissa and is torch's default for
     convolutions.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -125,8 +125,8 @@ def numerics(threads: int) -> Iterator[None]:
     before = torch.is_grad_enabled(), torch.get_default_dtype()
     flags = cudnn.benchmark, cudnn.deterministic
     torch.set_num_threads(threads)
-    torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms does the same and imports the compiler
-    deterministic.fill_uninitialized_memory = False  # which the mode does for debugging, at the price of a kernel each
+    torch.set_deterministic_debug_mode("warn")  # as use_deterministic_algorithms, which also imports the compiler
+    deterministic.fill_uninitialized_memory = False  # a debugging aid of the mode that costs a kernel per tensor
     cudnn.benchmark, cudnn.deterministic = False, True
     try:
         with _full_float32():
@@ -144,9 +144,9 @@ def numerics(threads: int) -> Iterator[None]:
 
 @contextmanager
 def _full_float32() -> Iterator[None]:
-    """Products and convolutions of float32 in float32, by torch's older settings or, once these are mixed, the newer.
+    """Full float32 precision in products and convolutions, by torch's old or, if both are mixed, its new settings.
 
-    Where somebody has used the newer ones, the older ones raise.
+    The old settings raise if the new ones have been used.
     """
     backends: Any = torch.backends
     onednn = [backends.mkldnn, *(getattr(backends.mkldnn, name, None) for name in ("conv", "matmul", "rnn"))]
@@ -174,9 +174,9 @@ def _full_float32() -> Iterator[None]:
 
 @contextmanager
 def unsteady_kernels() -> Iterator[set[str]]:
-    """Collect, in a block under `numerics`, the names of operations whose results may differ at the next run.
+    """Collect the names of operations without deterministic results, in a block under `numerics`.
 
-    Other warnings are shown as before, but for those of odd models, which evaluations keep as flags.
+    Other warnings are shown as usual, except `ModelWarning`, which evaluations store as flags.
     """
     found: set[str] = set()
     with warnings.catch_warnings():
@@ -196,22 +196,22 @@ def unsteady_kernels() -> Iterator[set[str]]:
 
 
 def part(peak: int, memory: int, *, gpu: bool) -> float:
-    """The part of a device's memory that a task of such a peak takes, in bytes of so many in all; at most 1."""
+    """Fraction of a device's memory that a task needs, from its peak and the total in bytes; at most 1."""
     return min(1.0, (HEADROOM * peak + (CONTEXT if gpu else 0)) / memory)
 
 
 def reset_peak(device: str) -> None:
-    """Begin to measure, with nothing cached."""
+    """Start to measure peak memory, with an empty cache."""
     release(device)
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
     else:
         with suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")  # Linux resets the process's peak
+            Path("/proc/self/clear_refs").write_text("5")  # resets the peak of the process on Linux
 
 
 def peak(device: str) -> int | None:
-    """The most bytes since `reset_peak`: reserved on a GPU, resident in this process on a CPU; None if unknown."""
+    """Peak memory since `reset_peak` in bytes: reserved on a GPU, resident on a CPU; None if unknown."""
     if device.startswith("cuda"):
         return int(torch.cuda.max_memory_reserved(device))
     try:
@@ -222,14 +222,14 @@ def peak(device: str) -> int | None:
 
 
 def total(device: str) -> int:
-    """Bytes that a device has in all, as a process on it sees it."""
+    """Total memory of a device in bytes."""
     if device.startswith("cuda"):
         return int(torch.cuda.get_device_properties(device).total_memory)
     return int(psutil.virtual_memory().total)
 
 
 def halvings(chunk: int | None, largest: int) -> Iterator[int | None]:
-    """Chunks to try when memory runs out: the one asked for, then halves of what passes at once, down to 1."""
+    """Chunk sizes to try when memory runs out: the given one, then repeatedly halved, down to 1."""
     yield chunk
     size = min(chunk or largest, largest)
     while size > 1:

@@ -1,4 +1,4 @@
-"""What tasks will take, by what tasks like them took before."""
+"""Estimates of time and memory of tasks, from measurements of similar tasks."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from advbench.store.storage import Storage
 
 @dataclass(frozen=True)
 class Measured:
-    """What the last task of a profile took."""
+    """Measurement of the last task of a profile."""
 
     kind: str
     net: str
     seconds: FiniteFloat
-    cost: FiniteFloat  # passes of an image, as the plan counts them
-    peak: int | None  # bytes at most
-    memory: int | None  # bytes that the device has in all
-    at: FiniteFloat  # seconds since 1970
-    device: str = CPU  # its kind
+    cost: FiniteFloat  # passes per image, as in the plan
+    peak: int | None  # peak memory in bytes
+    memory: int | None  # total memory of the device in bytes
+    at: FiniteFloat  # time in seconds since 1970
+    device: str = CPU  # kind of the device
 
 
 _MEASURED = pydantic.TypeAdapter(Measured)
 
 
 class Measurements:
-    """What tasks of each profile took, and what others will take by that.
+    """Measurements of tasks by profile, and estimates from them.
 
-    The time of a task is that of its profile, else that of tasks of its kind and net, else of its kind; of one kind of
-    device alone.
+    The time of a task is estimated from its profile, or from tasks of the same kind and net, or of the same kind;
+    always on the same kind of device.
 
     Args:
-        entries: JSON values by profile, as a heartbeat keeps them; new measurements are added to it.
-        device: the model of a GPU, or `cpu`.
+        entries: JSON values by profile, as in a heartbeat; new measurements are added to them.
+        device: kind of device: model of a GPU, or `cpu`.
     """
 
     def __init__(self, entries: dict[str, dict[str, Any]], device: str = CPU) -> None:
@@ -57,7 +57,7 @@ class Measurements:
                     self._found[profile] = found
 
     def add(self, task: Task, record: Mapping[str, Any]) -> None:
-        """Remember what a task took that has just finished."""
+        """Add the measurement of a finished task."""
         peak, memory = record["memory"]["peak"], record["memory"]["device"]
         found = Measured(task.kind, task.net, record["seconds"], task.cost, peak, memory, time.time(), self._device)
         self._found[task.profile] = found
@@ -65,11 +65,11 @@ class Measurements:
         self._rates = None
 
     def of(self, task: Task) -> Measured | None:
-        """What the last task of the same profile took, or None."""
+        """Measurement of the last task with the same profile, or None."""
         return self._found.get(task.profile)
 
     def seconds(self, task: Task) -> float | None:
-        """What the task will take on one worker; None where nothing like it has been measured."""
+        """Estimated time of a task on one worker, in seconds; None if no similar task has been measured."""
         known = self.of(task)
         if known is not None:
             return known.seconds * task.cost / known.cost if known.cost > 0 else known.seconds
@@ -78,17 +78,17 @@ class Measurements:
         return None if rate is None else rate * task.cost
 
     def weight(self, task: Task) -> float:
-        """Seconds as well as can be told, to compare tasks: where nothing is measured, by their passes."""
+        """Estimated seconds for comparing tasks; based on passes if nothing has been measured."""
         known = self.seconds(task)
         return task.cost * self._by_group().get((), 1.0) if known is None else known
 
     def total(self, tasks: Iterable[Task]) -> float | None:
-        """Seconds of all of them one after another; None where one of them is not known."""
+        """Total seconds of tasks run sequentially; None if any is unknown."""
         each = [self.seconds(task) for task in tasks]
         return None if None in each else sum(filter(None, each))
 
     def _by_group(self) -> dict[tuple[str, ...], float]:
-        """Seconds a pass of tasks of the same kind and net, of the same kind, and of all."""
+        """Seconds per pass of tasks of the same kind and net, of the same kind, and of all tasks."""
         if self._rates is None:
             sums: dict[tuple[str, ...], tuple[float, float]] = {}
             for entry in self._found.values():
@@ -100,5 +100,5 @@ class Measurements:
 
 
 def measured(storage: Storage, device: str | None = None) -> Measurements:
-    """What all runs that used a store have measured on a kind of device, by default the CPU."""
+    """Measurements of all runs that used a store, on a kind of device, by default the CPU."""
     return Measurements(heartbeat.measured(storage), device or CPU)

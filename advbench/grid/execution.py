@@ -1,4 +1,4 @@
-"""How and where a run computes: from options to a store and an executor."""
+"""Options of the execution: store, devices and executor of a run."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ EXECUTORS = ("inline", "local", "ray")
 
 @dataclass(frozen=True)
 class Execution:
-    """How and where tasks run. Results depend on the kind of device, else only by rounding.
+    """Options of the execution. Results depend on the kind of device, and otherwise differ by rounding only.
 
     Raises:
-        InputError: options that do not go together.
+        InputError: options are inconsistent.
     """
 
-    store: str  # its URL
+    store: str  # URL of the store
     data_root: str | None = None  # folder of the data sets
     executor: str = "local"
-    workers: int | None = None  # worker processes for each device; by default as many as there are cores for
-    address: str | None = None  # of a Ray cluster; by default Ray is started on this machine
-    gpus_per_task: float | None = None  # the part of a GPU to ask Ray for; by default what a task was measured to need
-    device: str | None = None  # torch devices, comma-separated; by default all GPUs, or the CPU where there is none
-    chunk: int | None = None  # the most images that pass a net at once
-    checkpoint_seconds: float = 30.0  # the least time between two saved states of a training
-    time_limit: float | None = None  # seconds that a task may take
-    retries: int = 2  # how often a task is tried again whose worker died
-    patience: float = PATIENCE  # seconds for which a store's server is tried again
+    workers: int | None = None  # worker processes per device; None for as many as there are cores
+    address: str | None = None  # address of a Ray cluster; None to start Ray on this machine
+    gpus_per_task: float | None = None  # fraction of a GPU per Ray task; None for the measured need
+    device: str | None = None  # torch devices, comma-separated; None for all GPUs, or the CPU
+    chunk: int | None = None  # maximum number of images per forward pass
+    checkpoint_seconds: float = 30.0  # minimum time between checkpoints of a training, in seconds
+    time_limit: float | None = None  # time limit per task, in seconds
+    retries: int = 2  # retries of a task whose worker died
+    patience: float = PATIENCE  # time limit for retrying a failing store, in seconds
 
     def __post_init__(self) -> None:
         if self.executor not in EXECUTORS:
@@ -54,48 +54,48 @@ class Execution:
             ("--gpus-per-task", self.gpus_per_task, ("ray",)),
         ):
             if value is not None and self.executor not in users:
-                raise InputError(option, expected=f"--executor {' or '.join(users)} with it", got=repr(self.executor))
+                raise InputError(option, expected=f"--executor {' or '.join(users)} as well", got=repr(self.executor))
         share = self.gpus_per_task
         if share is not None and share > 1 and share != int(share):
-            raise InputError("--gpus-per-task", expected="a part of a GPU, or a whole number of them", got=share)
+            raise InputError("--gpus-per-task", expected="a fraction of a GPU, or a whole number of GPUs", got=share)
         for option, number in (("--time-limit", self.time_limit), ("--store-patience", self.patience)):
             if number is not None and not math.isfinite(number):
                 raise InputError(option, expected="a number of seconds", got=number)
 
     def open_store(self) -> Store:
-        """The store.
+        """Open the store.
 
         Raises:
-            StoreError: no file system answers to its URL.
-            InputError: workers would not see it.
+            StoreError: the URL is not supported.
+            InputError: worker processes could not access it.
         """
         store = Store(self.store, self.patience)
         if self.executor != "inline" and not store.storage.shared:
-            expected = "one that other processes see"
-            raise InputError(f"store {self.store!r}", expected=expected, remedy="or choose --executor inline")
+            expected = "a store that other processes can access"
+            raise InputError(f"store {self.store!r}", expected=expected, remedy="or use --executor inline")
         return store
 
     def placed(self, spec: RunSpec) -> RunSpec:
-        """The spec with the kind of device that computes it, on which results depend.
+        """The spec with the kind of device of this execution, on which results depend.
 
         Raises:
-            InputError: torch cannot use a device, or the devices are of several kinds or of another than the spec's.
+            InputError: torch cannot use a device, or devices are of several kinds or of another kind than in the spec.
         """
         kinds = sorted({device.kind for device in self.devices})
         if len(kinds) > 1:
-            remedy = "results depend on it: name those of one kind"
+            remedy = "results depend on the kind of device"
             raise InputError("--device", expected="devices of one kind", got=", ".join(kinds), remedy=remedy)
         if spec.device not in (None, kinds[0]):
             raise InputError(
                 "device of the spec",
                 expected=f"{spec.device}, on which its results depend",
                 got=kinds[0],
-                remedy="name such a device with --device, or take `device` out of the spec to compute all of it anew",
+                remedy="choose such a device with --device, or remove `device` from the spec to recompute all results",
             )
         return spec.model_copy(update={"device": kinds[0]})
 
     def runtime(self, dataset: str, threads: int, ood: Sequence[str] = ()) -> Runtime:
-        """What the tasks of a run are given; `threads` are a task's, `ood` the data sets to be found out.
+        """Runtime of the tasks of a run, with `threads` per task and `ood` data sets.
 
         Raises:
             InputError: torch cannot use a device.
@@ -116,11 +116,11 @@ class Execution:
         )
 
     def start(self, runtime: Runtime) -> Executor:
-        """The executor.
+        """Start the executor.
 
         Raises:
-            MissingExtraError: it needs a library that is not installed.
-            InputError: no Ray cluster answers at the address.
+            MissingExtraError: its library is not installed.
+            InputError: no Ray cluster responds at the address.
         """
         threads = runtime.resources.threads
         if self.executor == "inline":
@@ -146,7 +146,7 @@ class Execution:
 
     @cached_property
     def devices(self) -> list[Device]:
-        """The devices asked for, or the GPUs, or the CPU: all of them for local workers, else one.
+        """The requested devices, or the GPUs, or the CPU: all of them for local workers, otherwise one.
 
         Raises:
             InputError: torch cannot use one of them.
@@ -167,7 +167,7 @@ class Execution:
 
 
 def _absolute(path: str | None) -> str | None:
-    """A path as it is understood from any folder, as a worker's may be another one."""
+    """Make a path absolute, because workers may run in another folder."""
     return None if path is None else str(Path(os.path.expanduser(path)).absolute())
 
 

@@ -1,4 +1,4 @@
-"""Which data a run is about: what keys hold of it, and `data.json`, which says so beside the results."""
+"""Identity of the data of a run, in keys and in `data.json` next to the results."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from advbench.errors import InputError
 from advbench.grid.spec import RunSpec
 
 DATA = "data.json"
-MOST_CLASSES, MOST_VALUES = 100_000, 2**22  # that a file may state; values are those of an image
+MOST_CLASSES, MOST_VALUES = 100_000, 2**22  # limits in a file; values per image
 Digest = Annotated[str, pydantic.Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class _Part(pydantic.BaseModel):
-    """Known fields alone, of the types that they state."""
+    """Base model: known fields only, with strict types."""
 
     model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True, defer_build=True)
 
 
 class Shape(_Part):
-    """What nets are built for: the images of a data set, and its classes."""
+    """Shape of the images of a data set, and number of classes, for building nets."""
 
     channels: pydantic.PositiveInt
     height: pydantic.PositiveInt
@@ -42,15 +42,15 @@ class Shape(_Part):
 
 
 class Identity(_Part):
-    """Which data a run is about, as `data.json` says it: keys are checked and results reported without the data.
+    """Identity of the data of a run, the content of `data.json`, for checks of keys and reports without the data.
 
     Attributes:
         name: registered name of the data set, without path.
-        sha256: of its content.
-        train_count: training images.
-        test_count: test images.
-        shape: of its images.
-        foreign: data sets whose images are shown as well.
+        sha256: SHA-256 of the content.
+        train_count: number of training images.
+        test_count: number of test images.
+        shape: shape of the images, and number of classes.
+        foreign: out-of-distribution data sets.
     """
 
     name: str
@@ -61,18 +61,18 @@ class Identity(_Part):
     foreign: tuple[OodSet, ...] = pydantic.Field(default=(), max_length=100)
 
     def to_bytes(self) -> bytes:
-        """The content of `data.json`."""
+        """Return the content of `data.json`."""
         return f"{self.model_dump_json(indent=1, exclude_defaults=True)}\n".encode()
 
     def blank(self) -> Data:
-        """One black image, in place of training data: enough to build a net and count its weights."""
+        """Return a single black image in place of training data, for building a net and counting its weights."""
         shape = self.shape
         image = torch.zeros(1, shape.channels, shape.height, shape.width, dtype=torch.uint8)
         return Data(image, torch.zeros(1, dtype=torch.int64), shape.classes, self.name)
 
 
 def is_about(identity: Identity, spec: RunSpec) -> bool:
-    """Whether these are the data sets that a spec names, by names and scale."""
+    """True if names and scale of the data sets match a spec."""
     kinds = [name.partition(":")[0] for name in (spec.dataset, *spec.ood)]
     scales = {(each.scale, each.signed) for each in identity.foreign}
     known = [identity.name, *(each.name for each in identity.foreign)]
@@ -80,7 +80,7 @@ def is_about(identity: Identity, spec: RunSpec) -> bool:
 
 
 def identify(dataset: Dataset, ood: Sequence[OodSet] = ()) -> Identity:
-    """What a plan needs to know of a data set, and of those whose images are shown as well."""
+    """Identity of a data set and of out-of-distribution data sets, for a plan."""
     channels, height, width = dataset.train.shape
     return Identity(
         name=dataset.name.partition(":")[0],
@@ -93,20 +93,20 @@ def identify(dataset: Dataset, ood: Sequence[OodSet] = ()) -> Identity:
 
 
 def identify_data(spec: RunSpec, data_root: str | None) -> Identity:
-    """The data of a spec, which is downloaded if need be.
+    """Identity of the data of a spec, which are downloaded if necessary.
 
     Raises:
-        InputError: it is absent or malformed.
+        InputError: the data are missing or malformed.
     """
     ood = identify_ood(spec.ood, data_root, spec.ood_scale, spec.ood_signed)
     return identify(load_dataset(spec.dataset, data_root), ood)
 
 
 def read_identity(folder: Path) -> Identity | None:
-    """What a folder's `data.json` says; None where there is no such file.
+    """Read a folder's `data.json`; None if there is none.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: the file cannot be read.
     """
     path = folder / DATA
     if not path.exists():
@@ -119,10 +119,10 @@ def read_identity(folder: Path) -> Identity | None:
 
 
 def parse_identity(raw: bytes) -> Identity:
-    """The content of a `data.json`.
+    """Parse the content of a `data.json`.
 
     Raises:
-        ValueError: the bytes are none.
+        ValueError: the content is invalid.
     """
     try:
         return Identity.model_validate_json(raw)

@@ -1,4 +1,4 @@
-"""What the result of a task depends on: one frozen class a kind, whose canonical JSON is hashed into the task's key."""
+"""Inputs of tasks: one frozen class per kind, whose canonical JSON is hashed into the task's key."""
 
 from __future__ import annotations
 
@@ -15,8 +15,12 @@ from advbench.registry.files import FILE
 from advbench.training.base import Precision
 
 TaskKind = Literal["train", "craft", "evaluate"]
-CPU = "cpu"  # the kind of device that needs no other name
-STATED = ("eps", "examples", "after")  # fields in which None says something; elsewhere None is left out of the JSON
+CPU = "cpu"  # kind of device: the CPU
+STATED = (
+    "eps",
+    "examples",
+    "after",
+)  # fields in which None is meaningful; other fields with None are omitted from the JSON
 
 
 @cache
@@ -25,7 +29,7 @@ def _fields(kind: type) -> tuple[str, ...]:
 
 
 def as_json(value: Any) -> Any:
-    """A dataclass, with those that it holds, as JSON values."""
+    """Convert a dataclass and nested ones to JSON values."""
     if isinstance(value, tuple):
         return [as_json(each) for each in value]
     names = _fields(type(value))  # type: ignore[arg-type]  # mypy: classes are hashable
@@ -39,22 +43,22 @@ def as_json(value: Any) -> Any:
 class Component:
     """Code that a result depends on: a plugin with its resolved hyperparameters, or a net."""
 
-    name: str  # as it is registered, or as it is called in its file
+    name: str  # registered name, or name in its file
     distribution: str
-    version: str  # its own where it has one, else that of the distribution
-    params: Mapping[str, Any] | None = None  # JSON values: a plugin's; a net's where they are not its defaults
-    built_on: Mapping[str, str] | None = None  # versions of the libraries that it wraps, by distribution
-    parts: Mapping[str, str] | None = None  # versions of the plugins that it is made of, by name
-    file: str | None = None  # SHA-256 of the file that it is from, with all that the file imports beside it
+    version: str  # own version, or that of the distribution
+    params: Mapping[str, Any] | None = None  # JSON values; for a net, None if all are defaults
+    built_on: Mapping[str, str] | None = None  # versions of wrapped libraries, by distribution
+    parts: Mapping[str, str] | None = None  # versions of component plugins, by name
+    file: str | None = None  # SHA-256 of its file with imports from the same folder
 
     @property
     def loaded_as(self) -> str:
-        """The name by which the registry finds it in any process that has its file."""
+        """Name for the registry, in any process that has its file."""
         return f"{FILE}:{self.file}:{self.name}" if self.file else self.name
 
     @property
     def versions(self) -> dict[str, str]:
-        """Versions of all the code that it is, by what each is called."""
+        """Versions of all of its code, by name."""
         parts = {f"part {name}": version for name, version in (self.parts or {}).items()}
         return {f"{self.distribution} {self.name}": self.version, **(self.built_on or {}), **parts}
 
@@ -79,17 +83,17 @@ class OodRef:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """When a training is measured on its way, and on what."""
+    """Schedule and data of measurements during a training."""
 
     images: int  # number of test images
     draws: int
-    every: int | None = None  # steps; None for those of an epoch
+    every: int | None = None  # interval in steps; None for epochs
     ood: tuple[OodRef, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Checks:
-    """The cheap checks of an audit, and the threat under which they are made."""
+    """Cheap checks of an audit, and their threat."""
 
     threat: Threat
     schema: int = SCHEMA["audit"]
@@ -97,7 +101,7 @@ class Checks:
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """The step of a sweep before this one: the key of its examples, None before the first, and its eps, then 0."""
+    """Previous step of a sweep: key of its examples (None before the first) and its eps (then 0)."""
 
     after: str | None = None
     eps: float = 0.0
@@ -105,20 +109,20 @@ class Sweep:
 
 @dataclass(frozen=True, slots=True)
 class Converge:
-    """When an attack counts as converged, and how far it is taken.
+    """Criterion of convergence of an attack, and limits of the search.
 
-    Along each axis (steps, then samples of a random classifier, then restarts) the hyperparameter is doubled until
-    twice one after another the paired fall in accuracy is estimated below `fall`, and its upper 95 % limit below
-    `fall` or `images` / N on N images, whichever is larger. The axis then goes back to where the first of the two
-    doublings began. Where a limit comes first, the attack is unconverged along that axis and stays at its strongest.
+    Along each axis (steps, then samples for a random classifier, then restarts), the hyperparameter is doubled until,
+    in two consecutive doublings, the estimated paired fall in accuracy is below `fall` and its upper 95 % limit is
+    below `fall` or `images` / N on N images, whichever is larger. The axis then returns to its value before these two
+    doublings. If a limit is reached first, the attack is unconverged on that axis and keeps its strongest setting.
 
     Attributes:
-        limit: the largest factor on the start of an axis.
-        passes: the largest factor on the passes of the start, all axes together.
-        fall: in accuracy, as a fraction.
-        images: that fall where N is small.
-        draws: of one prediction of a random classifier, as where it is evaluated; its expected accuracy is taken over
-            as many such predictions as make 100 draws.
+        limit: maximum factor on the initial value of an axis.
+        passes: maximum factor on the initial number of passes, over all axes.
+        fall: threshold on the fall in accuracy, as a fraction.
+        images: the same threshold as a number of images, for small N.
+        draws: number of draws per prediction of a random classifier, as in evaluations; expected accuracy is estimated
+            from enough predictions for 100 draws.
     """
 
     limit: int = 16
@@ -128,27 +132,27 @@ class Converge:
     draws: int = 20
 
     def margin(self, count: int) -> float:
-        """The largest upper limit of a fall that counts as small, on so many images."""
+        """Largest upper limit of a fall that counts as small, on `count` images."""
         return max(self.fall, self.images / count)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """What the results of all kinds depend on."""
+    """Inputs shared by all kinds of tasks."""
 
     kind: ClassVar[TaskKind]
     data: DataRef
     seed: int
     threads: int  # CPU threads of a task
-    checkout: str | None = None  # digest of advbench's sources in a checkout, whose code may change under its version
+    checkout: str | None = None  # digest of advbench's sources in a checkout
 
     def to_json(self) -> dict[str, Any]:
-        """The inputs as JSON values."""
+        """Return the inputs as JSON values."""
         return {"kind": self.kind, "schema": SCHEMA[self.kind], **as_json(self)}
 
     @property
     def key(self) -> str:
-        """The name of the result in the store."""
+        """Key of the result in the store."""
         return content_key(self.to_json())
 
 
@@ -156,17 +160,17 @@ class Inputs:
 class TrainInputs(Inputs):
     """Inputs of a training.
 
-    The kind of device stands here alone: most trainings draw on the device and all amplify its rounding, and what is
-    crafted or evaluated has the key of its classifier's training among its inputs, so it is of the same kind.
+    Only trainings contain the kind of device: most draw on the device and all amplify its rounding. Crafting and
+    evaluation include the key of the classifier's training, and so the same kind of device.
     """
 
     kind: ClassVar[TaskKind] = "train"
     defense: Component
     architecture: Component
     precision: Precision
-    device: str | None = None  # the model of a GPU, whose random numbers are not the CPU's; None of the CPU
-    init: str | None = None  # key of the training whose weights are the start
-    history: History | None = None  # where it is measured on its way
+    device: str | None = None  # model of a GPU, whose random numbers differ from the CPU's; None for the CPU
+    init: str | None = None  # key of the training that provides the initial weights
+    history: History | None = None  # measurements during the training, if any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,14 +181,14 @@ class CraftInputs(Inputs):
     attack: Component
     source: str  # key of the training of the classifier under attack
     norm: Norm
-    eps: float | None  # in pixels in [0, 1]; None for a minimal-norm attack that serves all
-    images: int  # how many test images are attacked
-    batch_size: int  # images that are attacked together
-    budget: int | None = None  # the most forward passes of an image
+    eps: float | None  # for pixels in [0, 1]; None for a minimal-norm attack, which serves all radii
+    images: int  # number of attacked test images
+    batch_size: int  # number of images attacked together
+    budget: int | None = None  # maximum number of forward passes per image
     sweep: Sweep | None = None
-    ood: OodRef | None = None  # the data set whose images are attacked, if not the test images
-    converge: Converge | None = None  # the rule, where the attack is the start of a search and not what is run
-    stop_early: bool | None = None  # whether images are left alone that certainly reached the goal; None where not
+    ood: OodRef | None = None  # data set of the attacked images, if not the test images
+    converge: Converge | None = None  # criterion, if the attack is run to convergence
+    stop_early: bool | None = None  # True if images stop once they certainly reached the goal; otherwise None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,15 +196,15 @@ class EvaluateInputs(Inputs):
     """Inputs of an evaluation."""
 
     kind: ClassVar[TaskKind] = "evaluate"
-    target: str  # key of the training of the classifier that is evaluated
-    examples: str | None  # key of the adversarial examples; None for images as they are
+    target: str  # key of the training of the evaluated classifier
+    examples: str | None  # key of the adversarial examples; None for unperturbed images
     draws: int
     images: int
-    batch_size: int  # images that pass the net together
-    within: Threat | None = None  # the ball that examples of a minimal-norm attack are brought into
-    audit: Checks | None = None  # the cheap checks of an audit that are made beside it; of clean images
-    foreign: OodRef | None = None  # the data set of out-of-distribution images, if these are evaluated
-    known: bool | None = None  # true where each draw is evaluated by itself, on the examples crafted on it
+    batch_size: int  # number of images per forward pass
+    within: Threat | None = None  # ball onto which examples of a minimal-norm attack are projected
+    audit: Checks | None = None  # cheap checks of an audit run with it, for clean images
+    foreign: OodRef | None = None  # data set of evaluated out-of-distribution images
+    known: bool | None = None  # True if each draw is evaluated on the examples crafted on it
 
 
 TaskInputs = TrainInputs | CraftInputs | EvaluateInputs
@@ -208,9 +212,9 @@ _TRAIN = pydantic.TypeAdapter(TrainInputs)
 
 
 def read_training(record: Mapping[str, Any]) -> TrainInputs:
-    """The inputs of the training that a record is of.
+    """Parse the inputs in the record of a training.
 
     Raises:
-        pydantic.ValidationError: it is of no training.
+        pydantic.ValidationError: it is not the record of a training.
     """
     return _TRAIN.validate_python(record["inputs"])

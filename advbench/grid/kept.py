@@ -1,6 +1,6 @@
-"""What a run or board keeps of the files that its plugins and nets are in: their sources, and what keys hold of them.
+"""Files with plugins and nets stored in a run or board: their sources, and their parts of keys.
 
-With that, keys are checked and results reported without the files: none of them is imported.
+They allow checks of keys and reports without importing any of the files.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 FOLDER = "files"
 INDEX = f"{FOLDER}/index.json"
-LARGEST = 2**26  # bytes of all that a board keeps of files
-MOST = 100_000  # files that it keeps
+LARGEST = 2**26  # bytes; limit on all stored files
+MOST = 100_000  # limit on the number of stored files
 Digest = Annotated[str, pydantic.Field(pattern=r"^[0-9a-f]{64}$")]
 Place = Annotated[str, pydantic.Field(pattern=r"^[\w-][\w.-]*(/[\w-][\w.-]*)*\.py$", max_length=300)]
 
@@ -36,14 +36,14 @@ class _Part(pydantic.BaseModel):
 
 
 class KeptChoice(_Part):
-    """A plugin of a file, or an attack that is made of one, as a run used it."""
+    """A plugin in a file, or an attack composed of one, as used in a run."""
 
     kind: Literal["defense", "attack"]
     component: Component
     passes: float | None = None
-    init: str | None = None  # label of the defense that it starts from, or that is its source
+    init: str | None = None  # label of the defence that provides its initial weights or is its source
     traits: tuple[str, ...] = ()
-    net: Component | None = None  # one that it brings with it
+    net: Component | None = None  # its own net, if any
     paper: Paper | None = None
 
 
@@ -54,11 +54,11 @@ class Kept(_Part):
         choices: plugins by label.
         net: the run's net, if it is in a file.
         parameters: number of weights of nets in files, by name.
-        sources: SHA-256 of each file by its path, by the digest of all of them; the file itself is `entry`.
+        sources: SHA-256 of each file by path, by digest of the whole; `entry` is the main file.
     """
 
     class Source(_Part):
-        """A file with what it imports beside it."""
+        """A file with its imports from the same folder."""
 
         entry: Place
         sha256: dict[Place, Digest]
@@ -69,19 +69,19 @@ class Kept(_Part):
     sources: dict[Digest, Source] = {}
 
     def components(self) -> list[Component]:
-        """All that is from files."""
+        """All components from files."""
         found = [self.net, *(part for each in self.choices.values() for part in (each.component, each.net))]
         return [each for each in found if each is not None]
 
 
 def digests(component: Component) -> set[str]:
-    """The digests of the files that a plugin or net is from, or made of."""
+    """Digests of the files of a plugin or net and of its components."""
     found = {found["digest"] for found in map(files.KEPT.fullmatch, component.parts or {}) if found}
     return found | ({component.file} if component.file else set())
 
 
 def content(kept: Kept, sources: Mapping[str, Sources]) -> dict[str, bytes]:
-    """The files to keep, by path: `files/index.json`, and each source as `files/DIGEST/NAME`; none where none is."""
+    """Files to store, by path: `files/index.json` and each source as `files/DIGEST/NAME`; empty if there are none."""
     if not kept.components():
         return {}
     used = sorted(set().union(*map(digests, kept.components())))
@@ -98,14 +98,14 @@ def _listed(sources: Sources) -> Kept.Source:
 
 
 def parse(found: Mapping[str, bytes], what: str) -> tuple[Kept, dict[str, Sources]]:
-    """What `content` made, which is not trusted: parsed and checked against its digests, never imported.
+    """Parse the untrusted result of `content` and verify its digests; nothing is imported.
 
     Args:
-        found: bytes by path, of `files/` alone.
-        what: the board, archive or folder, for errors.
+        found: content of `files/` by path.
+        what: description of the board, archive or folder, for errors.
 
     Raises:
-        InputError: it is damaged, too large, or its digests are others.
+        InputError: the content is damaged or too large, or digests do not match.
     """
     if not found:
         return Kept(), {}
@@ -118,13 +118,13 @@ def parse(found: Mapping[str, bytes], what: str) -> tuple[Kept, dict[str, Source
     except ValueError as error:
         first = error.errors()[0] if isinstance(error, pydantic.ValidationError) else {"loc": (), "msg": str(error)}
         got = f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
-        raise InputError(f"{INDEX} of {what}", expected="what a run with files wrote", got=got) from error
+        raise InputError(f"{INDEX} of {what}", expected="the index of a run with files", got=got) from error
     sources: dict[str, Sources] = {}
     for digest, listed in kept.sources.items():
         texts = {name: found[place] for name in listed.sha256 if (place := f"{FOLDER}/{digest}/{name}") in found}
         one = Sources(listed.entry, dict(sorted(texts.items())))
         if listed.entry not in texts or one.digest != digest or _listed(one) != listed:
-            expected = f"what index.json lists under {digest[:12]}, by SHA-256"
+            expected = f"the SHA-256 in index.json under {digest[:12]}"
             raise InputError(f"file {listed.entry} of {what}", expected=expected, got="other content")
         sources[digest] = one
     lacking = set().union(*map(digests, kept.components())) - sources.keys()
@@ -139,14 +139,14 @@ def parse(found: Mapping[str, bytes], what: str) -> tuple[Kept, dict[str, Source
 
 
 def is_place(name: str) -> bool:
-    """Whether a name can be that of a file that is kept: nothing above, absolute or hidden."""
+    """True if a name is valid for a stored file: not absolute, hidden or outside the folder."""
     pure = PurePosixPath(name)
     ordinary = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)*", name, re.ASCII) is not None
     return ordinary and pure.parts[0] == FOLDER and pure.suffix in (".py", ".json")
 
 
 def read_folder(folder: Path) -> dict[str, bytes]:
-    """The bytes of all ordinary files of a folder's `files/`, by path; links are not followed."""
+    """Read all ordinary files in a folder's `files/`, by path; links are not followed."""
     root = folder / FOLDER
     if root.is_symlink() or not root.is_dir():
         return {}
@@ -158,29 +158,29 @@ def read_folder(folder: Path) -> dict[str, bytes]:
 
 
 def read_kept(folder: Path) -> tuple[Kept, dict[str, Sources]]:
-    """What a run's folder keeps of files.
+    """Read the stored files of a run's folder.
 
     Raises:
-        InputError: it is damaged.
+        InputError: the content is damaged.
     """
     return parse(read_folder(folder), str(folder))
 
 
 def names_in(value: Any) -> list[str]:
-    """The names of files in settings, as `path/to/my.py:NAME`."""
+    """Names of files in settings, in the form `path/to/my.py:NAME`."""
     return list(filter(files.is_path, files.strings(value)))
 
 
 def in_board(spec: RunSpec, kept: Kept, what: str) -> RunSpec:
-    """A spec as a board has it, which knows of no paths: names of files are `file:DIGEST:NAME`.
+    """The spec of a board, without paths: names of files become `file:DIGEST:NAME`.
 
     Args:
-        spec: a run's or a board's.
-        kept: what is kept of its files.
-        what: the spec, for the error.
+        spec: spec of a run or a board.
+        kept: its stored files.
+        what: description of the spec, for errors.
 
     Raises:
-        InputError: nothing is kept of one of its files.
+        InputError: one of its files is not stored.
     """
     known = {label: each.component for label, each in kept.choices.items()}
     if kept.net:
@@ -194,14 +194,14 @@ def in_board(spec: RunSpec, kept: Kept, what: str) -> RunSpec:
     if paths:
         raise InputError(
             what,
-            expected="names of files that are kept beside it, of which none is imported",
+            expected="names of stored files",
             got=f"{paths[0]}, a path",
-            remedy=f"copy the folder {FOLDER} of the run's --out folder, too",
+            remedy=f"also copy the folder {FOLDER} of the run's --out folder",
         )
     return spec.model_copy(update={"files": table, "set": settings}) if table else spec
 
 
 def _as_used(label: str, params: Mapping[str, Any], kept: Kept) -> dict[str, Any]:
-    """Settings of a plugin in which those that name files are the hyperparameters that they became."""
+    """Settings of a plugin with settings that name files replaced by the resolved hyperparameters."""
     used = kept.choices[label].component.params or {} if label in kept.choices else {}
     return {name: used.get(name, value) if names_in(value) else value for name, value in params.items()}

@@ -1,4 +1,4 @@
-"""From a spec to a DAG of tasks with content keys. Knows neither torch nor disk."""
+"""From a spec to a DAG of tasks with content-addressed keys. Uses neither torch nor files."""
 
 from __future__ import annotations
 
@@ -31,39 +31,39 @@ from advbench.grid.spec import Choice, RunSpec, converges, one_for_all, stops_ea
 from advbench.keys import content_key
 
 PROFILE = {"precision", "norm", "draws", "budget", "sweep", "converge", "threads", "batch_size"}
-PRODUCT = 4  # the largest factor on an attack's passes, in that on one of its hyperparameters
-FORESEEN = 20  # passes of an attack that is run to convergence, in those of its start, where three axes do not fall
+PRODUCT = 4  # maximum factor on an attack's passes, relative to that on one hyperparameter
+FORESEEN = 20  # passes of an attack run to convergence, relative to its initial ones, if three axes converge at once
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
     """One unit of work."""
 
-    inputs: TaskInputs  # everything that the result depends on
-    key: str  # the name of the result in the store: the SHA-256 of the inputs
+    inputs: TaskInputs  # all inputs of the result
+    key: str  # key of the result in the store: SHA-256 of the inputs
     needs: tuple[str, ...] = ()  # keys of the tasks whose artifacts it reads
-    defense: str = ""  # label of the defense that is trained or evaluated; empty where examples are crafted
-    source: str = ""  # label of the defense that examples are crafted on; empty of clean images and of a training
-    attack: str = ""  # its label; `none` of clean images, empty of a training and of out-of-distribution images
-    eps: float | None = None  # the radius; 0 of clean images; None where there is none
-    ood: str = ""  # label of the out-of-distribution images that are evaluated, if any
-    cost: float = 0.0  # forward-and-backward passes of an image that it makes, roughly; for progress and plans
-    net: str = ""  # the architecture that it runs
-    profile: str = ""  # alike in tasks of the same time and memory: all but seed, radius and weights are the same
+    defense: str = ""  # label of the trained or evaluated defence; empty for crafting
+    source: str = ""  # label of the defence that examples are crafted on; empty for clean images and training
+    attack: str = ""  # label; `none` for clean images, empty for training and out-of-distribution images
+    eps: float | None = None  # radius; 0 for clean images, None if not applicable
+    ood: str = ""  # label of the evaluated out-of-distribution images, if any
+    cost: float = 0.0  # approximate number of forward-and-backward passes per image; for progress and plans
+    net: str = ""  # architecture
+    profile: str = ""  # equal for tasks with the same time and memory, which differ in seed, radius and weights only
 
     @property
     def kind(self) -> TaskKind:
-        """One of `"train"`, `"craft"` and `"evaluate"`."""
+        """Kind of the task: `"train"`, `"craft"` or `"evaluate"`."""
         return self.inputs.kind
 
     @property
     def seed(self) -> int:
-        """The seed of training, attack or evaluation."""
+        """Seed of the training, attack or evaluation."""
         return self.inputs.seed
 
     @property
     def label(self) -> str:
-        """The task in words."""
+        """Human-readable description of the task."""
         radius = "" if self.eps is None else f" {self.eps:.4g}"
         if self.kind == "train":
             what = self.defense
@@ -78,7 +78,7 @@ class Task:
 
 
 class Cell(NamedTuple):
-    """One row of `results.csv` to be: where its numbers will be found."""
+    """A planned row of `results.csv`."""
 
     defense: Choice
     source: Choice
@@ -89,7 +89,7 @@ class Cell(NamedTuple):
 
 
 class OodCell(NamedTuple):
-    """What one defense makes of the images of another data set, as they are or attacked."""
+    """Evaluation of a defence on out-of-distribution images, unperturbed or attacked."""
 
     defense: Choice
     name: str
@@ -101,21 +101,21 @@ class OodCell(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """A run, laid out."""
+    """The tasks of a run and the cells that they fill."""
 
     spec: RunSpec
-    tasks: Mapping[str, Task]  # by key, in an order that respects their needs
-    cells: tuple[Cell, ...]  # the rows of `results.csv` that they fill
-    trained: Mapping[tuple[str, int], str] = field(default_factory=dict)  # keys of the trainings by defense and seed
-    parameters: Mapping[str, int] = field(default_factory=dict)  # how many weights each architecture has, as shown
+    tasks: Mapping[str, Task]  # by key, in topological order
+    cells: tuple[Cell, ...]  # rows of `results.csv`
+    trained: Mapping[tuple[str, int], str] = field(default_factory=dict)  # keys of trainings by defence and seed
+    parameters: Mapping[str, int] = field(default_factory=dict)  # number of weights by displayed architecture
     identity: Identity | None = None  # of its data; None of a part of a plan
     ood: tuple[OodCell, ...] = ()
-    known: tuple[Cell, ...] = ()  # accuracies where the adversary knows the draw that answers
-    left_alone: tuple[str, ...] = ()  # out-of-distribution images that an attack on them has to leave as they are
+    known: tuple[Cell, ...] = ()  # cells of attacks on a known draw
+    left_alone: tuple[str, ...] = ()  # out-of-distribution images that cannot be attacked
 
     @property
     def evaluations(self) -> list[str]:
-        """Keys of all evaluations."""
+        """Return the keys of all evaluations."""
         return [
             *(cell.key for cell in self.cells),
             *(cell.key for cell in self.ood),
@@ -131,15 +131,15 @@ def make_plan(
     checkout: str | None = None,
     parameters: Mapping[str, int] | None = None,
 ) -> Plan:
-    """Lay out a run: train each defense, craft on each as source, evaluate on each as target.
+    """Plan a run: train each defence, craft on each as source, evaluate on each as target.
 
     Args:
         spec: a completed spec.
-        defenses: its defenses, resolved.
-        attacks: its attacks, resolved.
-        identity: of its data; `foreign` are the data sets of `spec.ood`.
-        checkout: digest of advbench's sources where it is installed from a checkout.
-        parameters: how many weights each architecture has.
+        defenses: resolved defences.
+        attacks: resolved attacks.
+        identity: identity of its data; `foreign` are the data sets of `spec.ood`.
+        checkout: digest of advbench's sources if installed from a checkout.
+        parameters: number of weights by architecture.
     """
     layout = _Layout(spec, identity, checkout)
     about: dict[str, Any]
@@ -200,12 +200,12 @@ def make_plan(
 
 
 def attackable(images: OodSet) -> bool:
-    """Whether a ball inside [0, 1] holds out-of-distribution images: not where their pixel values are scaled."""
+    """True if out-of-distribution images can be attacked inside [0, 1]; False if their pixel values are scaled."""
     return images.scale == 1.0 and images.name != "gaussian"
 
 
 class _Layout:
-    """A plan's tasks in the making; each method adds one, unless it is there, and returns its key."""
+    """Builder of a plan; each method adds a task unless it exists, and returns its key."""
 
     def __init__(self, spec: RunSpec, identity: Identity, checkout: str | None) -> None:
         self.tasks: dict[str, Task] = {}
@@ -226,7 +226,7 @@ class _Layout:
         self._profiles: dict[tuple[str, ...], str] = {}
 
     def train(self, defense: Choice, seed: int) -> str:
-        """Train a defense, and before it the one whose weights it starts from."""
+        """Add the training of a defence, after that of its initial weights."""
         which = (defense.label, seed)
         if which not in self.trained:
             init = self.train(defense.init, seed) if defense.init else None
@@ -247,15 +247,15 @@ class _Layout:
     def craft(
         self, source: Choice, seed: int, attack: Choice, eps: float, step: Sweep | None, ood: OodSet | None = None
     ) -> str:
-        """Craft for one eps, in a sweep after the step before; by a minimal-norm attack once for all, without eps.
+        """Add crafting for one eps, in a sweep after the previous one; for a minimal-norm attack once for all eps.
 
-        Of the test images, or of out-of-distribution ones.
+        Attacks the test images or out-of-distribution images.
         """
         spec = self._spec
         images = min(ood.images, self._images) if ood else self._images
         rule = None
         if converges(spec, attack):
-            assert spec.converge is not None, "as they converge"
+            assert spec.converge is not None, "the attack is run to convergence"
             rule = Converge(spec.converge, PRODUCT * spec.converge, draws=spec.draws)
         inputs = CraftInputs(
             attack=attack.component,
@@ -289,10 +289,10 @@ class _Layout:
         audit: Checks | None = None,
         **labels: Any,
     ) -> str:
-        """Evaluate a defense on examples, on out-of-distribution images, or else on the clean images.
+        """Add the evaluation of a defence on examples, on out-of-distribution images, or on clean images.
 
-        With `draws`, so many draws of it, each on the examples that were crafted on it. That it also reads the
-        evaluation of the clean images is not in the key, whose other inputs name it.
+        With `draws`, evaluates that many draws, each on the examples crafted on it. The evaluation of clean images,
+        which it also reads, is not part of the key because it is determined by the other inputs.
         """
         images = min(ood.images, self._images) if ood else self._images
         inputs = EvaluateInputs(
@@ -309,7 +309,7 @@ class _Layout:
             **self._common,
         )
         labels |= {"defense": target.label, "ood": ood.label if ood else ""}
-        cost = self._spec.draws * images / 3  # a backward pass costs about two forward ones
+        cost = self._spec.draws * images / 3  # a backward pass costs about two forward passes
         return self._add(inputs, (inputs.target, examples, clean), (target,), cost=cost, **labels)
 
     def _add(
@@ -323,7 +323,7 @@ class _Layout:
         return key
 
     def _profile(self, kind: TaskKind, plugins: tuple[Choice, ...]) -> str:
-        """What takes the same time and memory, by the defense whose net runs and the attack, if one does."""
+        """Profile of tasks with the same time and memory, from the defence whose net runs and the attack, if any."""
         names = (kind, *(plugin.label for plugin in plugins))
         if names not in self._profiles:
             spec = self._spec
@@ -345,5 +345,5 @@ def _reference(ood: OodSet) -> OodRef:
 
 
 def _net(defense: Choice) -> Component:
-    assert defense.net is not None, "defenses have a net"
+    assert defense.net is not None, "a defense has a net"
     return defense.net

@@ -1,4 +1,4 @@
-"""What a run has still to do, in which order, and what its tasks need no more."""
+"""Queue of a run: order of tasks, and artifacts that are no longer needed."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from advbench.grid.plan import Task
 
 
 class Backlog:
-    """Tasks that wait, and among them those whose needs are met, the most urgent first.
+    """Waiting tasks; those whose inputs exist are ordered by urgency.
 
-    Evaluations come before all else: they are short, and let go of examples. Then comes whatever has the
-    longest chain of work between its start and the end of the run, so that no long task is left for last.
+    Evaluations come first: they are short and release examples. Other tasks are ordered by the longest chain of work
+    between their start and the end of the run, so that no long task is left for last.
 
     Args:
-        waiting: the tasks, each after those that it needs; needs that do not wait are met.
-        weight: seconds that a task will take.
+        waiting: tasks in topological order; inputs that are not among them exist.
+        weight: estimated seconds of a task.
     """
 
     def __init__(self, waiting: Mapping[str, Task], weight: Callable[[Task], float]) -> None:
         self._waiting = dict(waiting)
         self._open = {key: {need for need in task.needs if need in waiting} for key, task in waiting.items()}
-        self._users: dict[str, set[str]] = {}  # of what a task leaves: those of its users that have not ended
+        self._users: dict[str, set[str]] = {}  # by artifact: its users that have not ended
         for key, task in waiting.items():
             for need in task.needs:
                 self._users.setdefault(need, set()).add(key)
@@ -38,20 +38,20 @@ class Backlog:
         return iter(self._waiting.values())
 
     def first(self) -> Task | None:
-        """The most urgent task that can be started, if there is one."""
+        """The most urgent task that can be started, if any."""
         return self._waiting[self._ready[0][1]] if self._ready else None
 
     def take(self) -> Task:
-        """Take the first task out."""
+        """Remove and return the first task."""
         return self._waiting.pop(heapq.heappop(self._ready)[1])
 
     def put(self, task: Task) -> None:
-        """Put a task back whose needs are met."""
+        """Return a task whose inputs exist to the queue."""
         self._waiting[task.key] = task
         heapq.heappush(self._ready, (self._order[task.key], task.key))
 
     def close(self, task: Task) -> list[str]:
-        """A task has ended: others that waited for it alone can be started. Returns what it was the last to use."""
+        """Mark a task as ended, which makes others ready; return the artifacts of which it was the last user."""
         for user in self._users.get(task.key, ()):
             needs = self._open[user]
             if task.key in needs:
@@ -68,7 +68,7 @@ class Backlog:
         return unused
 
     def again(self, task: Task, need: Task, *, underway: bool) -> None:
-        """Put a task back that lacks something, together with the task that makes it, unless that is under way."""
+        """Return a task with a missing input to the queue, with the task that recreates it unless that is under way."""
         self._waiting[task.key] = task
         self._open[task.key] = {need.key}
         self._users.setdefault(need.key, set()).add(task.key)
@@ -79,11 +79,11 @@ class Backlog:
 
 
 def chains(tasks: Mapping[str, Task], weight: Callable[[Task], float]) -> dict[str, float]:
-    """For each task the seconds from its start to the end of the longest chain of tasks that need it.
+    """Seconds from the start of each task to the end of the longest chain of its dependents.
 
     Args:
-        tasks: each after those that it needs.
-        weight: seconds of a task.
+        tasks: tasks in topological order.
+        weight: estimated seconds of a task.
     """
     behind: dict[str, float] = {}
     found: dict[str, float] = {}
@@ -95,5 +95,5 @@ def chains(tasks: Mapping[str, Task], weight: Callable[[Task], float]) -> dict[s
 
 
 def longest_chain(tasks: Mapping[str, Task], weight: Callable[[Task], float]) -> float:
-    """Seconds of the longest chain of tasks that need each other."""
+    """Seconds of the longest chain of dependent tasks."""
     return max(chains(tasks, weight).values(), default=0.0)

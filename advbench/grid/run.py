@@ -1,4 +1,4 @@
-"""A whole run: a spec is checked and laid out, its tasks run, its results become files."""
+"""A complete run: check and plan a spec, execute its tasks."""
 
 from __future__ import annotations
 
@@ -26,33 +26,33 @@ from advbench.registry import pinned as by_content
 from advbench.store.heartbeat import Heartbeat, State
 from advbench.store.records import Store
 
-WEIGHTS = "weights"  # folder in the data root for files that specs name by SHA-256 alone
-TRACKER_FAILURES = 3  # in a row, after which a tracker is left alone
+WEIGHTS = "weights"  # folder in the data root for files given by SHA-256 only
+TRACKER_FAILURES = 3  # consecutive failures after which a tracker is disabled
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a plan is carried out."""
+    """Settings for the execution of a plan."""
 
-    keep_examples: bool = False  # after their last use
-    retry_failed: bool = False  # what failed by its own fault in an earlier run
+    keep_examples: bool = False  # keep examples after their last use
+    retry_failed: bool = False  # retry tasks that failed in a previous run
 
 
 def prepare(spec: RunSpec, data_root: str | None = None, kept: Kept | None = None) -> Plan:
-    """Check everything that can be checked before work begins, and lay the run out.
+    """Check a spec as far as possible before any work, and plan the run.
 
     Args:
         spec: the run.
         data_root: folder of the data sets.
-        kept: what is kept of the run's files, which are not imported then.
+        kept: stored files of the run, which are then not imported.
 
     Raises:
-        InputError: an unknown name, a bad value, absent data, or a net that the images do not fit.
+        InputError: a name is unknown, a value invalid, data are missing, or images do not fit a net.
     """
     dataset = load_dataset(spec.dataset, data_root)
     ood = identify_ood(spec.ood, data_root, spec.ood_scale, spec.ood_signed)
     for name in spec.ood:
-        ood_images(name, data_root, 1, dataset.test.shape, spec.ood_scale, spec.ood_signed)
+        ood_images(name, data_root, 1, dataset.test.shape, spec.ood_scale, spec.ood_signed, dataset.test)
     plan = lay_out(spec, identify(dataset, ood), dataset.train, checkout=checkout_digest(), kept=kept)
     needed = [task.inputs.defense.params for task in plan.tasks.values() if isinstance(task.inputs, TrainInputs)]
     by_content.search(data_folder(data_root) / WEIGHTS, by_content.lacking(needed))
@@ -60,10 +60,10 @@ def prepare(spec: RunSpec, data_root: str | None = None, kept: Kept | None = Non
 
 
 def prepare_anew(spec: RunSpec, folder: Path, data_root: str | None = None) -> Plan:
-    """The plan of a run that wrote to a folder, whose `data.json` stands for the data, if it says enough.
+    """Plan of the run in a folder; its `data.json` replaces the data if it is complete.
 
     Raises:
-        InputError: as `prepare`.
+        InputError: as in `prepare`.
     """
     identity, (kept, _) = read_identity(folder), read_kept(folder)
     if identity is None or not is_about(identity, spec):
@@ -72,17 +72,17 @@ def prepare_anew(spec: RunSpec, folder: Path, data_root: str | None = None) -> P
 
 
 def lay_out(spec: RunSpec, identity: Identity, data: Data, *, checkout: str | None, kept: Kept | None = None) -> Plan:
-    """The plan of a spec.
+    """Plan a spec for given data.
 
     Args:
         spec: the run.
-        identity: of its data.
-        data: images like its training images, for which nets are built to count their weights.
-        checkout: digest of advbench's sources where it is installed from a checkout; None for a release's keys.
-        kept: what is kept of the run's files, which are not imported then.
+        identity: identity of its data.
+        data: images shaped as its training images, for building nets and counting weights.
+        checkout: digest of advbench's sources if installed from a checkout; None for keys of a release.
+        kept: stored files of the run, which are then not imported.
 
     Raises:
-        InputError: an unknown name, a bad value, or nets that the images do not fit.
+        InputError: a name is unknown, a value invalid, or images do not fit a net.
     """
     spec = pinned(spec, kept)
     defenses, attacks = resolve(spec, kept)
@@ -96,7 +96,7 @@ def lay_out(spec: RunSpec, identity: Identity, data: Data, *, checkout: str | No
 
 
 def keep(plan: Plan) -> Kept:
-    """What a run keeps of the files that its plugins and nets are in."""
+    """Files with plugins and nets to store in a run."""
     pending = [each for cell in plan.cells for each in (cell.defense, cell.source, cell.attack) if each]
     used: dict[str, Choice] = {}
     while pending:
@@ -133,10 +133,10 @@ def carry_out(
     watch: Watch,
     settings: Settings = Settings(),
 ) -> Outcome:
-    """Run a plan, while its heartbeat says so to whoever asks.
+    """Execute a plan while its heartbeat is published in the store.
 
-    `waiting` are the tasks that have to run, see `advbench.grid.scheduler.outstanding`; where there are none,
-    `make_executor` is not called.
+    `waiting` are the tasks to run (see `advbench.grid.scheduler.outstanding`); if there are none, `make_executor` is
+    not called.
 
     Raises:
         StoreError: the store cannot be written.
@@ -160,7 +160,7 @@ def carry_out(
         watch,
         failed=failed,
         keep_examples=settings.keep_examples,
-        on_finished=_Trackers().tell,
+        on_finished=_Trackers().report,
     )
     state: State = "stopped"
     try:
@@ -180,12 +180,12 @@ def carry_out(
 
 
 class _Trackers:
-    """Tells each tracker of finished tasks; one that fails is warned of, and left alone once it failed often."""
+    """Reports finished tasks to trackers; warns of failures and disables a tracker after several."""
 
     def __init__(self) -> None:
         self._failures: Counter[str] = Counter()
 
-    def tell(self, task: Task, record: Record) -> None:
+    def report(self, task: Task, record: Record) -> None:
         given = {"task": task, "record": record}
         for tracker in registry().manager.hook.advbench_task_finished.get_hookimpls():
             name = tracker.plugin_name
@@ -197,7 +197,7 @@ class _Trackers:
             except Exception as error:
                 self._failures[name] += 1
                 last = self._failures[name] == TRACKER_FAILURES
-                end = "; it is told of no more tasks in this run" if last else ""
+                end = "; it is disabled for the rest of this run" if last else ""
                 message = f"a tracker failed on {task.label}: {type(error).__name__}: {error}{end}"
                 warnings.warn(message, stacklevel=2)
             else:

@@ -1,4 +1,4 @@
-"""Runs a plan: skips what is done, starts what is ready, longest first, and lets a failure stop only what needs it."""
+"""Scheduler of a plan: skips finished tasks, starts ready ones, longest chain first; failures stop dependents only."""
 
 from __future__ import annotations
 
@@ -18,66 +18,68 @@ from advbench.store.heartbeat import Heartbeat, Liveness
 from advbench.store.leases import Leases
 from advbench.store.records import Store
 
-TICK = 1.0  # longest time between two looks at the heartbeat and at other drivers' tasks, in seconds
-TELL = 2.0  # seconds between two updates of what others see of the run
-SOME = 0.05  # share of a task from which its own progress tells how long it takes
-NEEDS = "needs a task that failed: "
-ELSEWHERE = 2.0  # seconds between two looks at what another driver works on
-LOSSES = 3  # how often what a task reads may vanish before that is an error
+TICK = 1.0  # seconds; maximum time between checks of the heartbeat and of other drivers' tasks
+UPDATE = 2.0  # seconds between two updates of the published state
+SOME = 0.05  # fraction of a task after which its own progress gives the estimate
+NEEDS = "depends on a failed task: "
+ELSEWHERE = 2.0  # seconds between two checks of another driver's task
+LOSSES = 3  # how often the input of a task may vanish before that is an error
 
 
 Watch = Callable[..., None]
-"""Is called with each event of a run, its task if it is a task's, and values by name.
+"""Callback with each event of a run, its task if any, and values by name.
 
 `started`, `began` (`place`), `progressed` (`progress`), `said` (`line`), `finished` (`record`), `failed` (`reason`,
-`trace` of a bug), `skipped` (one that it needs failed), `elsewhere` (done by another driver); of no task: `waits` (for
-`tasks` of other drivers) and `forecast` (`seconds_left`, None where that is unknown).
+`trace` of a bug), `skipped` (a dependency failed), `elsewhere` (done by another driver); without a task: `waits` (for
+`tasks` of other drivers) and `forecast` (`seconds_left`, None if unknown).
 """
 
 
 @dataclass
 class Outcome:
-    """How a run ended: keys of its tasks."""
+    """Outcome of a run: keys of its tasks."""
 
-    run: list[str] = field(default_factory=list)  # that ran to their end here
-    elsewhere: list[str] = field(default_factory=list)  # that other drivers did meanwhile
-    skipped: list[str] = field(default_factory=list)  # that did not have to run
-    failed: dict[str, str] = field(default_factory=dict)  # why each failed; dependents name the first task to fail, too
-    before: set[str] = field(default_factory=set)  # of those, that failed in an earlier run and were not tried again
+    run: list[str] = field(default_factory=list)  # tasks completed here
+    elsewhere: list[str] = field(default_factory=list)  # tasks completed by other drivers
+    skipped: list[str] = field(default_factory=list)  # tasks that did not have to run
+    failed: dict[str, str] = field(
+        default_factory=dict
+    )  # reasons by key; those of dependents name the first failed task
+    before: set[str] = field(default_factory=set)  # failed in a previous run and not retried
 
     def summary(self) -> str:
-        """How many tasks ended how, in one line."""
+        """Numbers of tasks by outcome, in one line."""
         if not (self.run or self.elsewhere or self.failed):
-            return f"nothing to do: all {len(self.skipped)} tasks were done before"
+            return f"nothing to do: all {len(self.skipped)} tasks are already done"
         elsewhere = f"{len(self.elsewhere)} by other drivers, " if self.elsewhere else ""
-        return f"{len(self.run)} tasks run, {elsewhere}{len(self.skipped)} done before, {len(self.failed)} failed"
+        return f"{len(self.run)} tasks run, {elsewhere}{len(self.skipped)} already done, {len(self.failed)} failed"
 
     def why(self, tasks: Mapping[str, Task]) -> Iterator[str]:
-        """What failed by its own fault and why, alike reasons once; and what can be done."""
+        """Failed tasks with reasons, equal reasons once, and possible remedies."""
         reasons: dict[str, list[str]] = {}
         for key, reason in self.failed.items():
             if not reason.startswith(NEEDS):
                 reasons.setdefault(reason, []).append(tasks[key].label)
         for reason, labels in reasons.items():
-            others = f" and {len(labels) - 1} like it" if len(labels) > 1 else ""
+            others = f" and {len(labels) - 1} others" if len(labels) > 1 else ""
             yield f"failed: {labels[0]}{others}: {reason}"
         stopped = sum(reason.startswith(NEEDS) for reason in self.failed.values())
         if stopped:
-            yield f"{stopped} tasks need one of those"
+            yield f"{stopped} dependent tasks did not run"
         if self.before:
-            yield f"{len(self.before)} failed in an earlier run and were not tried again; --retry-failed tries them"
+            yield f"{len(self.before)} failed in a previous run and were not retried; use --retry-failed"
 
 
 def outstanding(plan: Plan, store: Store, for_themselves: Iterable[str] = ()) -> dict[str, Task]:
-    """The tasks that have to run, in the plan's order.
+    """Tasks that have to run, in the order of the plan.
 
-    Evaluations without a record; then whatever they read that is not there: a training's classifier, what it makes
-    of the clean images, or examples, which are dropped after their last use.
+    Evaluations without a record, and their missing inputs: classifiers, evaluations of clean images, and examples,
+    which are dropped after their last use.
 
     Args:
         plan: the run.
-        store: its results.
-        for_themselves: keys of trainings that are wanted though nothing reads them.
+        store: store of its results.
+        for_themselves: keys of trainings to run even if no other task reads them.
     """
     evaluated = store.done(task.key for task in plan.tasks.values() if task.kind == "evaluate")
     wanted: set[str] = set()
@@ -92,14 +94,14 @@ def outstanding(plan: Plan, store: Store, for_themselves: Iterable[str] = ()) ->
 
 
 def failed_before(plan: Plan, waiting: Mapping[str, Task], store: Store) -> dict[str, str]:
-    """Why those of the waiting tasks failed that failed by their own fault in an earlier run, by key."""
+    """Reasons of waiting tasks that themselves failed in a previous run, by key."""
     known = store.failed_keys() & waiting.keys() if waiting else set()
     found = {key: store.read_failure(key) for key in plan.tasks if key in known}
     return {key: failure["reason"] for key, failure in found.items() if failure}
 
 
 def failures(plan: Plan, store: Store) -> dict[str, str]:
-    """Why tasks of a plan failed in earlier runs, and those that need them, by key."""
+    """Reasons of tasks that failed in previous runs, and of their dependents, by key."""
     found = failed_before(plan, plan.tasks, store)
     for key, task in plan.tasks.items():
         blame = next((need for need in task.needs if need in found), None)
@@ -109,7 +111,7 @@ def failures(plan: Plan, store: Store) -> dict[str, str]:
 
 
 def _stopped_by(task: Task, reason: str) -> str:
-    """Why a task will not run that needs one that failed: names the first one to fail, and its reason."""
+    """Reason of a task that depends on a failed one: names the first failed task and its reason."""
     return reason if reason.startswith(NEEDS) else f"{NEEDS}{task.label}: {reason}"
 
 
@@ -118,14 +120,14 @@ class Scheduler:
 
     Args:
         plan: the tasks.
-        waiting: those that have to run; see `outstanding`.
-        store: where their results are.
-        heartbeat: this driver's entry in the store, opened.
-        watch: is called with each event.
-        failed: tasks not to be tried, with the reason, by key; see `failed_before`.
+        waiting: tasks that have to run; see `outstanding`.
+        store: store of the results.
+        heartbeat: this driver's open heartbeat in the store.
+        watch: callback with each event.
+        failed: reasons of tasks that are not tried, by key; see `failed_before`.
         keep_examples: keep adversarial examples after their last use.
-        on_finished: called after each task that ran to its end here.
-        liveness: tells whether other drivers live.
+        on_finished: callback after each task completed here.
+        liveness: check whether other drivers are alive.
     """
 
     def __init__(
@@ -151,50 +153,50 @@ class Scheduler:
         self._leases = Leases(store.storage, heartbeat.id, self._liveness)
         self._measurements = Measurements(heartbeat.measured, plan.spec.device or CPU)
         self._backlog = Backlog(waiting, self._measurements.weight)
-        self._left: set[str] = set()  # examples that nobody needs here, but perhaps another driver
+        self._left: set[str] = set()  # examples no longer needed here, but possibly by another driver
         self._keep_examples = keep_examples
         self._failed_before = dict(failed or {})
         self._running: dict[str, _Running] = {}
-        self._foreign: dict[str, float] = {}  # tasks that other drivers have, and when to look again
-        self._shared: set[str] = set()  # tasks that were among those
+        self._leased_elsewhere: dict[str, float] = {}  # tasks leased by other drivers, with the time of the next check
+        self._shared: set[str] = set()  # all tasks that were leased by other drivers
         self._losses: dict[str, int] = {}
-        self._told = -TELL
+        self._updated = -UPDATE
         self._began = time.monotonic()
         self._passes = 0.0
         self.outcome = Outcome(skipped=[key for key in plan.tasks if key not in waiting])
 
     def run(self, executor: Executor) -> Outcome:
-        """Run what waits.
+        """Run the waiting tasks.
 
         Raises:
-            StoreError: the store cannot be written; what is done stays done.
+            StoreError: the store cannot be written; finished tasks are kept.
         """
         try:
-            while self._backlog or self._running or self._foreign:
+            while self._backlog or self._running or self._leased_elsewhere:
                 self._heartbeat.check()
                 self._start(executor)
-                self._tell(executor)
+                self._update(executor)
                 if self._running:
                     executor.wait(TICK, self._take)
-                elif self._foreign:
-                    self._watch("waits", tasks=len(self._foreign))
+                elif self._leased_elsewhere:
+                    self._watch("waits", tasks=len(self._leased_elsewhere))
                     time.sleep(TICK)
                 now = time.monotonic()
-                for key in [key for key, due in self._foreign.items() if due <= now]:
-                    del self._foreign[key]
-                    self._backlog.put(self._tasks[key])  # to try again
+                for key in [key for key, due in self._leased_elsewhere.items() if due <= now]:
+                    del self._leased_elsewhere[key]
+                    self._backlog.put(self._tasks[key])  # retry
         except StoreError:
-            raise  # nothing more can be written
+            raise  # nothing can be written any more
         except BaseException:
             self._give_up()
             raise
-        self._tell(executor, force=True)
+        self._update(executor, force=True)
         return self.outcome
 
     def drop_left(self) -> None:
-        """Drop the examples left for other drivers, unless one still lives; call it after closing the heartbeat.
+        """Drop the examples left for other drivers, unless one is alive; call after closing the heartbeat.
 
-        Of drivers that end together none is then seen as living by the others, so the last of them drops what is left.
+        If drivers end together, none then counts as alive, so the last one drops the rest.
         """
         if self._left and not self._liveness.others(self._heartbeat.id, lately=False):
             for key in self._left:
@@ -202,7 +204,7 @@ class Scheduler:
         self._left.clear()
 
     def _give_up(self) -> None:
-        """Give the leases back on the way out, as far as the store answers at once."""
+        """Release the leases on exit, without waiting for the store."""
         self._store.storage.patience = 0.0
         with suppress(StoreError):
             self._leases.release_all()
@@ -216,7 +218,7 @@ class Scheduler:
                 return
             self._backlog.take()
             if not self._leases.acquire(task.key):
-                self._foreign[task.key] = time.monotonic() + ELSEWHERE
+                self._leased_elsewhere[task.key] = time.monotonic() + ELSEWHERE
                 self._shared.add(task.key)
             elif not self._ended_elsewhere(task):
                 self._running[task.key] = _Running()
@@ -224,7 +226,7 @@ class Scheduler:
                 executor.start(task, known)
 
     def _ended_elsewhere(self, task: Task) -> bool:
-        """Whether another driver did the task, or failed at it, meanwhile; then its lease goes back."""
+        """True if another driver has completed or failed the task in the meantime; its lease is then released."""
         is_read = not isinstance(task.inputs, EvaluateInputs) or task.inputs.examples is None
         done = self._store.is_done(task.key, with_artifact=is_read)
         failure = self._store.read_failure(task.key) if not done and task.key in self._shared else None
@@ -239,7 +241,7 @@ class Scheduler:
         return done or failure is not None
 
     def _blamed(self, task: Task) -> bool:
-        """Whether the first task need not be tried: one that it needs failed, or it failed before."""
+        """True if the first task is not to be tried: a dependency failed, or it failed before."""
         blame = next((key for key in task.needs if key in self.outcome.failed), None)
         if blame is None and task.key not in self._failed_before:
             return False
@@ -286,12 +288,12 @@ class Scheduler:
         self._losses[task.key] = self._losses.get(task.key, 0) + 1
         if gone is not None and self._losses[task.key] <= LOSSES:
             self._leases.release(task.key)
-            self._backlog.again(task, gone, underway=gone.key in self._running or gone.key in self._foreign)
+            self._backlog.again(task, gone, underway=gone.key in self._running or gone.key in self._leased_elsewhere)
             return
         if failure.lasting:
             kept = {"label": task.label, "cause": failure.cause, "reason": failure.reason, "trace": failure.trace}
             self._store.write_failure(task.key, kept)
-        self._leases.release(task.key)  # now that whoever takes it next sees why it failed
+        self._leases.release(task.key)  # the failure is visible to the next holder
         self._failed(task, failure.reason, failure.trace)
 
     def _failed(self, task: Task, reason: str, trace: str | None) -> None:
@@ -300,9 +302,9 @@ class Scheduler:
         self._close(task)
 
     def _close(self, task: Task) -> None:
-        """A task has ended, one way or the other: drop the examples that it was the last to use.
+        """Handle the end of a task: drop the examples of which it was the last user.
 
-        Those that another driver may still read wait for `drop_left`.
+        Examples that another driver may still read are left to `drop_left`.
         """
         unused = [key for key in self._backlog.close(task) if self._tasks[key].kind == "craft"]
         if not unused or self._keep_examples:
@@ -313,12 +315,12 @@ class Scheduler:
         for key in unused:
             self._store.drop_artifact(key)
 
-    def _tell(self, executor: Executor, *, force: bool = False) -> None:
-        """Bring the heartbeat's entry and the watcher up to date now and then; the heartbeat's thread writes it."""
+    def _update(self, executor: Executor, *, force: bool = False) -> None:
+        """Update the heartbeat and the watcher periodically; the heartbeat's thread writes it."""
         now = time.monotonic()
-        if now - self._told < TELL and not force:
+        if now - self._updated < UPDATE and not force:
             return
-        self._told = now
+        self._updated = now
         left = self._seconds_left(executor.places, now)
         outcome, seconds = self.outcome, max(now - self._began, 1e-9)
         self._heartbeat.values = {
@@ -329,7 +331,7 @@ class Scheduler:
                 "done elsewhere": len(outcome.elsewhere),
                 "failed": len(outcome.failed),
                 "running": len(self._running),
-                "waiting": len(self._backlog) + len(self._foreign),
+                "waiting": len(self._backlog) + len(self._leased_elsewhere),
             },
             "places": executor.places,
             "passes_per_second": round(self._passes / seconds, 1),
@@ -343,9 +345,9 @@ class Scheduler:
         self._watch("forecast", seconds_left=left)
 
     def _seconds_left(self, places: int, now: float) -> float | None:
-        """What is left, if the workers share it evenly; no less than the longest chain of tasks.
+        """Estimated seconds left if the workers share the work evenly, at least the longest chain of tasks.
 
-        Tasks whose like was never measured are taken to make passes as fast as those that run now.
+        Tasks without measurements are assumed to run at the pass rate of the current ones.
         """
         totals = {key: running.total(now) for key, running in self._running.items()}
         rates = [total / self._tasks[key].cost for key, total in totals.items() if total and self._tasks[key].cost > 0]
@@ -364,23 +366,23 @@ class Scheduler:
 
 @dataclass
 class _Running:
-    """A task that an executor has: where it runs, since when, and how much of it is done."""
+    """A task in an executor: place, start time and progress."""
 
     place: str = ""
     since: float | None = None
     share: float = 0.0
 
     def total(self, now: float) -> float | None:
-        """Seconds that it takes in all, by its own progress; None before there is some."""
+        """Estimated total seconds from its own progress; None without progress."""
         return None if self.since is None or self.share < SOME else (now - self.since) / self.share
 
     def left(self, seconds: float | None, now: float) -> float | None:
-        """Seconds to its end: by its own progress, once there is some; else if it takes as long as others did."""
+        """Estimated seconds left, from its own progress or from similar tasks."""
         total = self.total(now) or seconds
         spent = 0.0 if self.since is None else now - self.since
         return None if total is None else max(total - spent, 0.0)
 
     def shown(self, task: Task, now: float) -> dict[str, object]:
-        """What `advbench status` tells of it."""
+        """Values for `advbench status`."""
         seconds = None if self.since is None else round(now - self.since, 1)
         return {"task": task.label, "place": self.place, "seconds": seconds, "share": round(self.share, 3)}

@@ -1,4 +1,4 @@
-"""Checks of a GPU by short runs of everything that computes there."""
+"""Self-test of a GPU with short runs of all trainings and attacks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from advbench.registry import Kind, registry
 from advbench.registry.params import Configurable
 from advbench.training.base import Resources, TrainContext
 
-# Hyperparameters that make any training or attack short, where it has them.
+# Hyperparameters that shorten trainings and attacks, if they have them.
 SHORT: dict[str, Any] = {
     "stages": (1,),
     "batch_size": 32,
@@ -45,24 +45,24 @@ SHORT: dict[str, Any] = {
     "queries": 20,
     "init_from": None,
 }
-ROUNDING = 1e-5  # relative error below which a product is one of full float32, not of TensorFloat-32
+ROUNDING = 1e-5  # maximum relative error of a product in full float32, exceeded by TensorFloat-32
 IMAGES = 64
 
 Check = tuple[bool, str]
 
 
 def selftest(device: str) -> Iterator[Check]:
-    """Checks of a GPU, one at a time: whether it passed, and what was found in one line.
+    """Run the checks of a GPU; yield for each whether it passed, and a line of results.
 
     Args:
-        device: as torch calls it.
+        device: name of the device in torch.
 
     Raises:
-        InputError: it is no GPU that torch can use.
+        InputError: it is not a GPU that torch can use.
     """
     (found,) = devices.look([device])
     if not found.is_gpu:
-        raise InputError("--device", expected="a GPU to check, as cuda:0", got=repr(device))
+        raise InputError("--device", expected="a GPU, such as cuda:0", got=repr(device))
     devices.enter(device)
     about = " ".join(f"{name} {version}" for name, version in devices.versions_of(device).items())
     yield True, f"device: {found.kind}, {found.memory / 2**30:.1f} GiB, {about}"
@@ -77,7 +77,7 @@ def selftest(device: str) -> Iterator[Check]:
 
 
 def _guarded(title: str, check: Callable[[], Check]) -> Check:
-    """A check's verdict with its time; an error is a verdict, too."""
+    """Result of a check with its time; an error counts as a failure."""
     started = time.perf_counter()
     try:
         passed, found = check()
@@ -91,14 +91,14 @@ def _usable(kind: Kind) -> Iterator[str]:
         with suppress(MissingExtraError):
             if not entry.is_family:
                 fields = registry().load(kind, entry.name).Params.model_fields
-                if not any(field.is_required() for field in fields.values()):  # as weights from a file
+                if not any(field.is_required() for field in fields.values()):  # such as weights from a file
                     yield entry.name
 
 
 def _short(kind: Kind, name: str) -> Any:
     cls = registry().load(kind, name)
     values = _shortened(cls)
-    if kind == "defense" and "params" in cls.Params.model_fields:  # those of the method that it runs
+    if kind == "defense" and "params" in cls.Params.model_fields:  # hyperparameters of the inner method
         values["params"] = _shortened(type(next(iter(cls().parts.values()))))
     return cls(**values)
 
@@ -113,7 +113,7 @@ def _digits(count: int = IMAGES) -> Data:
 
 
 def _float32(device: str) -> Check:
-    """Products and convolutions against those in double precision."""
+    """Compare products and convolutions with double precision."""
     generator = torch.Generator(device).manual_seed(0)
 
     def drawn(*shape: int) -> Tensor:
@@ -133,7 +133,7 @@ def _pixels(device: str) -> Check:
 
 
 def _memory(device: str) -> Check:
-    """The peak that tasks are packed by against that of a tensor of known size."""
+    """Compare the measured peak memory with the size of a known tensor."""
     size = 2**28
     devices.reset_peak(device)
     before = devices.peak(device) or 0
@@ -144,7 +144,7 @@ def _memory(device: str) -> Check:
 
 
 def _training(name: str, device: str) -> Check:
-    """Twice the same weights, the second time resumed from a checkpoint."""
+    """Train twice, the second time resumed from a checkpoint, and compare weights."""
     defense, data = _short("defense", name), _digits(256)
     module = build(defense.architecture or "small_cnn", data, 0)
     kept: list[tuple[Mapping[str, Tensor], Mapping[str, Any]]] = []
@@ -162,12 +162,12 @@ def _training(name: str, device: str) -> Check:
         second = export_classifier(defense.fit(module, data, context))[0]
     differing = [key for key, tensor in first.items() if not torch.equal(tensor, second[key])]
     if unsteady:
-        return True, f"not repeatable by the kernels of {', '.join(sorted(unsteady))}; its results are flagged"
-    return not differing, f"{len(differing)} of {len(first)} tensors differ after resuming at half"
+        return True, f"not reproducible because of {', '.join(sorted(unsteady))}; its results are flagged"
+    return not differing, f"{len(differing)} of {len(first)} tensors differ after resuming halfway"
 
 
 def _attack(name: str, device: str) -> Check:
-    """Inside the ball, and twice the same, on a deterministic and on a random net."""
+    """Check that examples are inside the ball and reproducible, on a deterministic and on a random net."""
     attack = _short("attack", name)
     data = _digits().to(device)
     x, y = data.batch(slice(None))
@@ -185,4 +185,4 @@ def _attack(name: str, device: str) -> Check:
                 return False, f"differs when repeated, {norm}, {'random' if random else 'deterministic'} net"
             if float(distances(first, x, threat).max()) > eps + 1e-6:
                 return False, f"left the {norm} ball"
-    return True, "repeatable, inside the ball"
+    return True, "reproducible, inside the ball"

@@ -1,4 +1,4 @@
-"""A run, as the user asks for it: options or TOML become frozen, validated values."""
+"""Spec of a run: frozen, validated values from options or TOML."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 
 from advbench.attacks.base import Attack, Norm, Threat
 from advbench.attacks.budget import least_cost, within_budget
-from advbench.errors import AdvbenchError, InputError, unknown_name
+from advbench.errors import AdvbenchError, InputError, expected_in, unknown_name
 from advbench.grid.convergence import axes
 from advbench.grid.inputs import Component, Converge
 from advbench.grid.kept import INDEX, Kept, names_in
@@ -29,14 +29,14 @@ from advbench.registry.params import Configurable, Paper
 from advbench.training.base import Defense, Precision
 
 CORE = "advbench"
-BOARD = "records.jsonl.gz"  # the file that makes a folder a board
-NET = "arch"  # stands for the net in --set
-NAMED: tuple[Kind, ...] = ("defense", "attack", "architecture")  # kinds of what a file may hold
-LARGEST = 10**40  # integer of a spec, which fits a float
+BOARD = "records.jsonl.gz"  # marks the folder of a board
+NET = "arch"  # name of the net in --set
+NAMED: tuple[Kind, ...] = ("defense", "attack", "architecture")  # kinds of plugins in files
+LARGEST = 10**40  # largest integer in a spec; fits a float
 Count = Annotated[int, pydantic.Field(strict=True, ge=1, le=2**63 - 1)]
 Seed = Annotated[int, pydantic.Field(strict=True, ge=0, le=LARGEST)]
 
-# Radii of the curve and of the headline (the last) for each data set, in pixels in [0, 1].
+# Default radii for each data set, for pixels in [0, 1]; the last one is that of the main table.
 EPS: dict[str, dict[Norm, tuple[float, ...]]] = {
     "digits": {"linf": (0.05, 0.1, 0.15), "l2": (0.25, 0.5, 1.0)},
     "mnist": {"linf": (0.1, 0.2, 0.3), "l2": (1.0, 2.0, 3.0)},
@@ -55,25 +55,24 @@ DEFAULT_ARCHITECTURES = {
     "svhn": "resnet20",
     "gtsrb": "stn",
 }
-DEFAULT_ARCHITECTURE = "small_cnn"  # of all others
+DEFAULT_ARCHITECTURE = "small_cnn"  # for all other data sets
 
 
 Name = Annotated[str, pydantic.StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
 
 
 class RunSpec(pydantic.BaseModel):
-    """What a run computes. Two equal specs on the same data and versions give the same results.
+    """Specification of a run. Equal specs with the same data and versions give equal results.
 
-    A defense or attack is the name of a plugin, or `name@label` to have one plugin several times with different
-    hyperparameters. `affinity` names the attacks whose examples are crafted to the end and evaluated on every other
-    defense, too; by default `pgd` where the run has it, else the first. `ood` names data sets whose images every
-    defense is shown as well, to see whether its uncertainty finds them out; their pixel values are multiplied by
-    `ood_scale`, those in [-1, 1] where `ood_signed`. `converge` has attacks run to convergence (`grid.convergence`),
-    and is the largest factor by which one of their hyperparameters is multiplied on the way. `history` has trainings
-    measured on the way, after each epoch or every so many steps: errors on the test images, and how well uncertainty
-    finds out the images of `ood`. `device` is the kind of device, `cpu` or the model of a GPU: not of the same kind,
-    not the same draws. `files` holds what labels of defenses, attacks and nets stand for that are in files, as
-    `path/to/my.py:NAME`, or in a board, which keeps them, `file:DIGEST:NAME`.
+    Defences and attacks are names of plugins, or `name@label` for several settings of one plugin. `affinity` lists the
+    attacks whose examples are crafted without early stopping and also evaluated on every other defence; by default
+    `pgd`, or the first attack. `ood` lists out-of-distribution data sets for detection by uncertainty; their pixel
+    values (in [-1, 1] if `ood_signed`) are multiplied by `ood_scale`. `converge` runs attacks to convergence
+    (`grid.convergence`); its value is the maximum factor on each of their hyperparameters. `history` measures trainings
+    after each epoch or a number of steps: errors on the test images, and detection of the images of `ood` by
+    uncertainty. `device` is the kind of device, `cpu` or the model of a GPU, which determines random draws. `files`
+    maps labels of defences, attacks and nets in files to `path/to/my.py:NAME`, or in a board, which stores the files,
+    to `file:DIGEST:NAME`.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -108,7 +107,8 @@ class RunSpec(pydantic.BaseModel):
         odd = [value for value in values if not re.fullmatch(r"\w[\w.+-]*(:[\w./+-]+)?(@[\w.+-]+)?", value, re.ASCII)]
         if odd:
             raise ValueError(
-                "names as NAME, LIBRARY:NAME or NAME@LABEL of letters, digits and _ . / + -, or path/to/my.py:NAME"
+                "names of the form NAME, LIBRARY:NAME or NAME@LABEL of letters, digits and _ . / + -, or "
+                "path/to/my.py:NAME"
             )
         return values
 
@@ -120,7 +120,7 @@ class RunSpec(pydantic.BaseModel):
             if not re.fullmatch(r"\w[\w.+-]*", label, re.ASCII) or not (files.KEPT.fullmatch(name) or found):
                 raise ValueError("labels, each with a path/to/my.py:NAME")
             if found and found["label"]:
-                raise ValueError("path/to/my.py:NAME without @label, which stands before it")
+                raise ValueError("path/to/my.py:NAME without @label")
         return values
 
     @pydantic.field_validator("history", mode="before")
@@ -137,11 +137,11 @@ class RunSpec(pydantic.BaseModel):
         return values
 
     def named(self, label: str) -> str:
-        """What the registry calls the plugin or net of a label."""
+        """Name of the plugin or net of a label in the registry."""
         return self.files.get(label) or label.partition("@")[0]
 
     def completed(self) -> RunSpec:
-        """The spec with the data set's defaults filled in; what only repeats the clean row is left out."""
+        """The spec completed with the data set's defaults; attacks that only repeat the clean row are removed."""
         kind = self.dataset.partition(":")[0]
         attacks = tuple(name for name in self.attacks if name.partition("@")[0] != "none")
         eps = self.eps or EPS.get(kind, COLOUR_EPS)[self.norm]
@@ -152,17 +152,19 @@ class RunSpec(pydantic.BaseModel):
                 raise unknown_name("attack for the affinity matrix", name, attacks or ("none",))
         for option, given in (("--budget", self.budget is not None), ("--sweep", self.sweep)):
             if self.converge and given:
-                expected = "not both: each setting of an attack is run by itself, with all its passes"
+                expected = (
+                    "one of them: with --converge, each setting of an attack is run separately with all its passes"
+                )
                 raise InputError(f"--converge with {option}", expected=expected)
         affinity = self.affinity
         if affinity is None:
             by_pgd = tuple(name for name in attacks if name.partition("@")[0] == "pgd")
-            # A sweep would have to craft them at each radius anew.
-            # Files are not imported here: whoever made a board may have made this spec.
+            # A sweep would have to craft them again at each radius.
+            # Files are not imported here: the spec may be that of an untrusted board.
             others = (each for each in attacks if each in self.files or _transfers(self.named(each)))
             affinity = () if self.sweep else (by_pgd or tuple(others))[:1]
         architecture = self.architecture or DEFAULT_ARCHITECTURES.get(kind, DEFAULT_ARCHITECTURE)
-        # Hyperparameters name plugins, too, as `init_from` does.
+        # Hyperparameters may name plugins, too, such as `init_from`.
         mentioned = {*self.defenses, *self.attacks, architecture, *files.strings(self.set)}
         return self.model_copy(
             update={
@@ -175,58 +177,60 @@ class RunSpec(pydantic.BaseModel):
         )
 
     def to_toml(self) -> str:
-        """The spec as TOML, from which `parse_toml` makes an equal one."""
-        # An empty table would stand there as a heading.
+        """Serialise as TOML, the inverse of `parse_toml`."""
+        # An empty table would appear as a heading.
         empty = {name for name in ("set", "files", "ood_signed") if not getattr(self, name)}
         return tomli_w.dumps(self.model_dump(exclude=empty, exclude_none=True))
 
 
 def _transfers(attack: str) -> bool:
-    """Whether examples of an attack mean something to other defenses; of what is not known, yes."""
+    """True if examples of an attack are meaningful for other defences, or the attack is unknown."""
     try:
         cls: type[Attack] = registry().load("attack", attack)
-    except AdvbenchError:  # which is raised again where the attack is needed
+    except AdvbenchError:  # raised again when the attack is needed
         return True
     return cls.aim in ("error", "certain_error") and cls.knows != "the_draw"
 
 
-OTHER_AIMS = frozenset({"certain_error", "doubt", "certainty", "the_draw"})  # traits with which accuracy is not the end
+OTHER_AIMS = frozenset(
+    {"certain_error", "doubt", "certainty", "the_draw"}
+)  # traits of attacks that aim at more than accuracy
 TRAITS = ("minimal_norm", "black_box", "mixed", "stops_early", "grows")
 
 
 class Choice(NamedTuple):
-    """A plugin as a run uses it."""
+    """A plugin with its settings in a run."""
 
-    label: str  # what tables call it
-    component: Component  # what keys hold of it
-    passes: float | None  # forward and backward, that it makes for each image; None where it does not say
-    init: Choice | None = None  # the defense whose weights one starts from, or that an attack has as its source
-    traits: frozenset[str] = frozenset()  # of an attack, those of `TRAITS` that hold, an aim, what it knows
-    net: Component | None = None  # a defense's
-    architecture: str = ""  # what tables call it
-    paper: Paper | None = None  # where it is from
+    label: str  # name in tables
+    component: Component  # its part of keys
+    passes: float | None  # forward and backward passes per image; None if unknown
+    init: Choice | None = None  # defence that provides the initial weights, or the source of an attack
+    traits: frozenset[str] = frozenset()  # of an attack: true `TRAITS`, its aim, its knowledge
+    net: Component | None = None  # net of a defence
+    architecture: str = ""  # name in tables
+    paper: Paper | None = None  # reference
 
     @property
     def params(self) -> Mapping[str, Any]:
-        """Its resolved hyperparameters, JSON values."""
+        """Resolved hyperparameters as JSON values."""
         return self.component.params or {}
 
     @property
     def built_on(self) -> Mapping[str, str]:
-        """Versions of the libraries that it wraps, by distribution."""
+        """Versions of wrapped libraries, by distribution."""
         return self.component.built_on or {}
 
     @property
     def parts(self) -> Mapping[str, str]:
-        """Versions of the plugins that it is made of, by name."""
+        """Versions of component plugins, by name."""
         return self.component.parts or {}
 
 
 def make_spec(values: Mapping[str, Any]) -> RunSpec:
-    """Validate option values or parsed TOML, in which files may stand as names.
+    """Validate option values or parsed TOML, in which names may refer to files.
 
     Raises:
-        InputError: an unknown name, or a value of the wrong type or range.
+        InputError: a name is unknown, or the type or range of a value is wrong.
     """
     for name in values:
         if name not in RunSpec.model_fields:
@@ -237,36 +241,33 @@ def make_spec(values: Mapping[str, Any]) -> RunSpec:
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-        raise InputError(
-            f"setting {where!r}", expected=message[0].lower() + message[1:], got=repr(first["input"])
-        ) from error
-    for name, value in spec.model_dump(exclude_none=True).items():  # what spec.toml could not hold after the run
+        raise InputError(f"setting {where!r}", expected=expected_in(first["msg"]), got=repr(first["input"])) from error
+    for name, value in spec.model_dump(exclude_none=True).items():  # must be representable in spec.toml
         try:
             tomli_w.dumps({name: value}).encode()
         except (TypeError, ValueError, RecursionError) as error:
-            expected = "values that a TOML file in UTF-8 can hold"
+            expected = "values that a TOML file in UTF-8 can represent"
             raise InputError(f"setting {name!r}", expected=expected, got=repr(value)) from error
     return spec
 
 
 def label_files(values: Mapping[str, Any], folder: Path | None = None) -> dict[str, Any]:
-    """The values of a spec in which labels stand for what is in files, and `files` says for what.
+    """Replace files in the values of a spec by labels, and add `files`, which maps labels to files.
 
     Args:
-        values: of a spec; a defense, attack or net in a file may stand there as `path/to/my.py:NAME` or with `@LABEL`.
-        folder: where files are looked for that are not where their path says, as that of the spec.
+        values: values of a spec; plugins in files have the form `path/to/my.py:NAME`, possibly with `@LABEL`.
+        folder: folder in which files are searched as well, such as that of the spec.
 
     Raises:
-        InputError: the spec of a board names files by path; two of one label, or a label that is registered; or a
-            name that looks like a file but is none.
+        InputError: the spec of a board has paths of files; a label is used twice or is a registered name; or a name
+            looks like a file but is not.
     """
     if folder is not None and (folder / BOARD).exists() and names_in(values):
-        remedy = f"name files of your own, or of the board if you trust it: --defense {folder}/files/.../my.py:NAME"
+        remedy = f"use your own files, or those of the board if you trust it: --defense {folder}/files/.../my.py:NAME"
         raise InputError(f"spec in {folder}, a board", expected="no paths of files", got="some", remedy=remedy)
     table = values.get("files", {})
     if not isinstance(table, Mapping):
-        return dict(values)  # and have it refused
+        return dict(values)  # refused later
     found: dict[str, Any] = {label: _placed(name, folder) for label, name in table.items()}
     aliases: dict[str, str] = {}
 
@@ -281,7 +282,7 @@ def label_files(values: Mapping[str, Any], folder: Path | None = None) -> dict[s
         taken = found.setdefault(label, target)
         if taken != target or label == NET or any(registry().knows(each, label) for each in NAMED):
             got = f"{taken} and {target}" if taken != target else f"{target}, and a name of advbench"
-            raise InputError(f"label {label!r}", expected="one thing", got=got, remedy=f"write {target}@LABEL")
+            raise InputError(f"label {label!r}", expected="one meaning", got=got, remedy=f"use {target}@LABEL")
         aliases.update({name: label, f"{parts['name']}@{label}": label})
         return label
 
@@ -298,7 +299,7 @@ def label_files(values: Mapping[str, Any], folder: Path | None = None) -> dict[s
 
 
 def _placed(name: Any, folder: Path | None) -> Any:
-    """A name whose file is looked for in a folder, too."""
+    """A name whose file is also searched in a folder."""
     parts = files.PATH.fullmatch(name) if isinstance(name, str) else None
     if parts is None or folder is None or Path(parts["path"]).expanduser().exists():
         return name
@@ -307,10 +308,10 @@ def _placed(name: Any, folder: Path | None) -> Any:
 
 
 def parse_toml(path: Path) -> dict[str, Any]:
-    """The values of a spec file.
+    """Read the values of a spec file.
 
     Raises:
-        InputError: the file cannot be read, or is no TOML.
+        InputError: the file cannot be read, or is not TOML.
     """
     try:
         raw = path.read_bytes()
@@ -320,14 +321,14 @@ def parse_toml(path: Path) -> dict[str, Any]:
 
 
 def read_toml(raw: bytes, what: str) -> dict[str, Any]:
-    """The values of a spec file's content.
+    """Parse the content of a spec file.
 
     Args:
         raw: the content.
-        what: the file, for the error.
+        what: description of the file, for errors.
 
     Raises:
-        InputError: it is no TOML.
+        InputError: it is not TOML.
     """
     try:
         return _loads(raw.decode("utf-8-sig"))
@@ -343,10 +344,10 @@ def _loads(text: str) -> dict[str, Any]:
 
 
 def parse_settings(items: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """`name.param=value` items as nested values; a value is TOML where it parses as such, else a string.
+    """Parse `name.param=value` items into nested values; a value is TOML if it parses as such, otherwise a string.
 
     Raises:
-        InputError: an item is not of that form.
+        InputError: an item has another form.
     """
     settings: dict[str, dict[str, Any]] = {}
     for item in items:
@@ -368,15 +369,15 @@ def parse_settings(items: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def resolve(spec: RunSpec, kept: Kept | None = None) -> tuple[tuple[Choice, ...], tuple[Choice, ...]]:
-    """The run's defenses and attacks with their resolved hyperparameters; loads their classes.
+    """Resolve the hyperparameters of a run's defences and attacks; loads their classes.
 
     Args:
         spec: the run.
-        kept: what is kept of its files, which are not imported then; None to import them.
+        kept: stored files, which are then not imported; None to import them.
 
     Raises:
-        InputError: an unknown plugin or hyperparameter, a bad value, a norm that an attack lacks, or a
-            setting for a plugin that the run does not use.
+        InputError: a plugin or hyperparameter is unknown, a value invalid, a norm not supported, or a setting belongs
+            to a plugin that the run does not use.
     """
     registry().find("dataset", spec.dataset.partition(":")[0])
     defenses, attacks = _choices(spec, kept)
@@ -391,12 +392,12 @@ def resolve(spec: RunSpec, kept: Kept | None = None) -> tuple[tuple[Choice, ...]
             attack: Attack = registry().load("attack", choice.component.loaded_as)(**choice.params)
         attack.check(Threat(spec.norm, 0.0))
         if "certainty" in choice.traits and not spec.ood:
-            remedy = "name data sets with --ood"
+            remedy = "choose data sets with --ood"
             raise InputError(
                 f"attack {choice.label!r}", expected="out-of-distribution images", got="none", remedy=remedy
             )
         if choice.label in (spec.affinity or ()) and not choice.traits.isdisjoint({"doubt", "certainty", "the_draw"}):
-            expected = "attacks whose examples mean something to other defenses"
+            expected = "attacks whose examples are meaningful for other defenses"
             raise InputError("--affinity", expected=expected, got=repr(choice.label))
         if spec.budget is not None:
             _check_budget(attack, spec.budget, sweep=spec.sweep and not transferred(spec, choice))
@@ -404,27 +405,27 @@ def resolve(spec: RunSpec, kept: Kept | None = None) -> tuple[tuple[Choice, ...]
 
 
 def pinned(spec: RunSpec, kept: Kept | None = None) -> RunSpec:
-    """The spec in which each file that a hyperparameter names has its digest.
+    """The spec with the digest of each file in hyperparameters.
 
     Args:
         spec: the run.
         kept: as in `resolve`.
 
     Raises:
-        InputError: there is no such file.
+        InputError: a file does not exist.
     """
     return _with_files(spec, by_content.pinned, importing=kept is None)
 
 
 def published(spec: RunSpec, what: str) -> RunSpec:
-    """The spec as a board has it, which knows files that hyperparameters name by their digest alone, and reads none.
+    """The spec of a board, in which files in hyperparameters are given by digest only; no file is read.
 
     Args:
         spec: the spec of a run or of a board.
         what: the spec, for the error.
 
     Raises:
-        InputError: a file's digest is not stated.
+        InputError: the digest of a file is missing.
     """
     settings = {label: by_content.bare(params) for label, params in spec.set.items()}
     bare = spec.model_copy(update={"set": settings}) if settings != spec.set else spec
@@ -435,7 +436,7 @@ def published(spec: RunSpec, what: str) -> RunSpec:
 
 
 def _with_files(spec: RunSpec, rename: Callable[[str], str], *, importing: bool) -> RunSpec:
-    """The spec with other names for the files that its hyperparameters name; plugins in files only if they may run."""
+    """The spec with files in hyperparameters renamed; plugins in files are included if they may run."""
     kinds: tuple[Kind, ...] = ("defense", "attack")
     settings = dict(spec.set)
     for label, params in spec.set.items():
@@ -445,7 +446,7 @@ def _with_files(spec: RunSpec, rename: Callable[[str], str], *, importing: bool)
         )
         fields: Mapping[str, FieldInfo] = {}
         if kind is not None and (importing or label not in spec.files):
-            with suppress(AdvbenchError):  # of which `resolve` tells
+            with suppress(AdvbenchError):  # reported by `resolve`
                 fields = registry().load(kind, name).Params.model_fields
         settings[label] = {
             param: files.renamed(value, rename) if param in fields and by_content.names_files(fields[param]) else value
@@ -455,60 +456,60 @@ def _with_files(spec: RunSpec, rename: Callable[[str], str], *, importing: bool)
 
 
 def transferred(spec: RunSpec, attack: Choice) -> bool:
-    """Whether an attack's examples are evaluated on other defenses than the one that they were crafted on.
+    """True if examples of an attack are evaluated on defences other than their source.
 
-    These are crafted to the end: what stops once the source is broken says too little of others. So are all those of
-    the attacks that `affinity` names, also where there is one defense.
+    These are crafted without early stopping, which would weaken transfer. The same holds for all attacks in `affinity`,
+    even with a single defence.
     """
     return attack.init is not None or attack.label in (spec.affinity or ())
 
 
 def swept(spec: RunSpec, attack: Choice) -> bool:
-    """Whether an attack goes radius by radius, and leaves alone what a smaller one broke."""
+    """True if an attack runs in order of radius and skips images that a smaller radius broke."""
     ends = attack.traits.isdisjoint(OTHER_AIMS | {"minimal_norm"})
     return spec.sweep and ends and not transferred(spec, attack)
 
 
 def stops_early(spec: RunSpec, attack: Choice) -> bool:
-    """Whether an attack leaves images alone that certainly fool the defense: where it can, if none are transferred."""
+    """True if an attack stops early for images that certainly fool the defence; never if examples are transferred."""
     return "stops_early" in attack.traits and attack.traits.isdisjoint(OTHER_AIMS) and not transferred(spec, attack)
 
 
 def made_to_converge(spec: RunSpec) -> RunSpec:
-    """The spec, its attacks run to convergence.
+    """The spec with its attacks run to convergence.
 
     Raises:
-        InputError: none of them can be made stronger, or a setting that does not go with it.
+        InputError: the effort of none can be increased, or a setting conflicts.
     """
     spec = spec if spec.converge else spec.model_copy(update={"converge": Converge().limit}).completed()
     attacks = _choices(spec, None)[1]
     if not any(converges(spec, attack) for attack in attacks):
-        expected = "one with a number of steps, samples or restarts"
+        expected = "an attack with a number of steps, samples or restarts"
         raise InputError("attacks of a curve", expected=expected, got=", ".join(spec.attacks))
     return spec
 
 
 def converges(spec: RunSpec, attack: Choice) -> bool:
-    """Whether an attack is run to convergence: where it has something that can be doubled."""
+    """True if an attack is run to convergence, which needs a hyperparameter to double."""
     return spec.converge is not None and "grows" in attack.traits and attack.traits.isdisjoint(OTHER_AIMS)
 
 
 def one_for_all(spec: RunSpec, attack: Choice) -> bool:
-    """Whether one run of an attack serves all eps: it is of minimal norm, and need not converge at each."""
+    """True if one run of an attack serves all eps: a minimal-norm attack that is not run to convergence."""
     return "minimal_norm" in attack.traits and not converges(spec, attack)
 
 
 def narrowed(spec: RunSpec, whole: RunSpec, names: Iterable[str], kept: Kept | None = None) -> RunSpec:
-    """The spec without settings for plugins that it leaves out of a whole run.
+    """The part of a run, without settings for plugins that it does not use.
 
     Args:
-        spec: a part of the whole, which has the settings of all of it.
-        whole: a run.
-        names: of the plugins whose settings are not needed if the part does not use them.
+        spec: a part of the run, with the settings of the whole run.
+        whole: the whole run.
+        names: names of plugins whose settings are dropped if unused.
         kept: as in `resolve`.
 
     Raises:
-        InputError: an unknown plugin or hyperparameter, or a bad value.
+        InputError: a plugin or hyperparameter is unknown, or a value invalid.
     """
     used = _used(spec, kept)
     left_out = _used(whole, kept).intersection(names) - used
@@ -523,7 +524,7 @@ def _choices(spec: RunSpec, kept: Kept | None) -> tuple[tuple[Choice, ...], tupl
 
 
 def _used(spec: RunSpec, kept: Kept | None) -> set[str]:
-    """Labels of the plugins that a run uses, those included whose weights others start from; and that of its net."""
+    """Labels of the plugins that a run uses, including those of initial weights, and of its net."""
     labels = {*spec.defenses, *spec.attacks, NET}
     for choice in itertools.chain(*_choices(spec, kept)):
         start = choice.init
@@ -534,17 +535,19 @@ def _used(spec: RunSpec, kept: Kept | None) -> set[str]:
 
 
 def _check_budget(attack: Attack, budget: int, *, sweep: bool) -> None:
-    """A random classifier may need more, but whether one will be attacked is not known yet."""
-    judging = int(sweep and not attack.minimal_norm)
+    """Check the budget of an attack for deterministic classifiers; random ones, not yet known, may need more."""
+    checking = int(sweep and not attack.minimal_norm)
     least = least_cost(attack, random=False)
-    if least is not None and least + judging > budget:
-        expected = f"at least {least + judging} passes of an image" + (", one of them for the sweep" if judging else "")
+    if least is not None and least + checking > budget:
+        expected = f"at least {least + checking} passes per image" + (
+            ", including one for the sweep" if checking else ""
+        )
         raise InputError(f"--budget for attack {type(attack).__name__}", expected=expected, got=budget)
     within_budget(attack, budget, random=False)
 
 
 def _choose(kind: Kind, label: str, spec: RunSpec, kept: Kept | None, heirs: tuple[str, ...] = ()) -> Choice:
-    """The plugin under that label; `heirs` are the defenses that start from its weights."""
+    """Resolve the plugin of a label; `heirs` are the defences that start from its weights."""
     if kept is not None and label in kept.choices and (label in spec.files or _names_kept(spec.set.get(label))):
         return _as_kept(kind, label, spec, kept, heirs)
     settings = spec.set.get(label, {})
@@ -574,7 +577,7 @@ def _choose(kind: Kind, label: str, spec: RunSpec, kept: Kept | None, heirs: tup
         raise InputError(f"paper of {kind} {label!r}", expected=expected, got=repr(paper))
     if isinstance(plugin, Attack):
         if passes is not None and not plugin.gradients:
-            passes = passes / 3  # a forward pass is a third of both
+            passes = passes / 3  # a forward pass is a third of forward and backward
         mixed = plugin.gradients and len({part.gradients for part in plugin.parts.values()}) == 2
         holding = (plugin.minimal_norm, not plugin.gradients, mixed, plugin.stops_early, bool(axes(plugin)))
         traits = dict(zip(TRAITS, holding, strict=True))
@@ -591,7 +594,7 @@ def _choose(kind: Kind, label: str, spec: RunSpec, kept: Kept | None, heirs: tup
 def _init(
     kind: str, label: str, start: str | None, spec: RunSpec, kept: Kept | None, heirs: tuple[str, ...]
 ) -> Choice | None:
-    """The defense that the plugin under a label starts from, or that is an attack's source."""
+    """The defence that provides initial weights, or the source of an attack."""
     if not start:
         return None
     if start in (*heirs, label):
@@ -603,9 +606,9 @@ def _init(
 
 
 def _as_kept(kind: Kind, label: str, spec: RunSpec, kept: Kept, heirs: tuple[str, ...]) -> Choice:
-    """A plugin of a file, as a run used it."""
+    """A plugin in a stored file, as used in a run."""
     found = kept.choices[label]
-    by_path = files.is_path(spec.named(label)) and found.component.file  # in a run's spec
+    by_path = files.is_path(spec.named(label)) and found.component.file  # in the spec of a run
     if found.kind != kind or not (by_path or found.component.loaded_as == spec.named(label)):
         raise _not_kept(kind, label)
     init = _init(kind, label, found.init, spec, kept, heirs)
@@ -617,29 +620,29 @@ def _as_kept(kind: Kind, label: str, spec: RunSpec, kept: Kept, heirs: tuple[str
 
 
 def _names_kept(settings: Any) -> bool:
-    """Whether hyperparameters name something in a file."""
+    """True if hyperparameters refer to a file."""
     return any(files.is_path(each) or files.KEPT.fullmatch(each) for each in files.strings(settings))
 
 
 def _not_kept(kind: str, label: str) -> InputError:
     return InputError(
-        f"{kind} {label!r}", expected=f"what {INDEX} says of it, for its file is not imported", got="nothing that fits"
+        f"{kind} {label!r}", expected=f"an entry in {INDEX}, because its file is not imported", got="none that matches"
     )
 
 
 def _shown_net(plugin: Component, net: Component) -> str:
-    """What tables call a net that a plugin brings with it."""
+    """Name in tables of a net that belongs to a plugin."""
     return f"{plugin.name}.{net.name}" if net.file else net.name
 
 
 def own_net(name: str, plugin: str) -> str:
-    """The name of the net that a plugin brings with it: one in its own file goes before a registered one."""
+    """Name of a plugin's own net; one in its file takes precedence over a registered one."""
     digest = files.digest_of(plugin)
     return f"{files.FILE}:{digest}:{name}" if digest and not registry().knows("architecture", name) else name
 
 
 def _net(spec: RunSpec, kept: Kept | None) -> Component:
-    """The run's net."""
+    """The net of the run."""
     name = spec.named(spec.architecture) if spec.architecture in spec.files else spec.architecture
     if kept is not None and spec.architecture in spec.files:
         here = files.KEPT.fullmatch(name)
@@ -650,13 +653,13 @@ def _net(spec: RunSpec, kept: Kept | None) -> Component:
 
 
 def installed(kind: Kind, name: str, params: Mapping[str, Any] | None = None) -> Component:
-    """A plugin or net with the versions that are installed in this process.
+    """A plugin or net with its installed versions.
 
     Args:
-        kind: of the name.
-        name: as it is registered, or `path/to/my.py:NAME`. What makes a net may name, as `built_on`, libraries whose
-            code it is.
-        params: a plugin's resolved hyperparameters, or a net's that were given.
+        kind: kind of the name.
+        name: registered name, or `path/to/my.py:NAME`. A function that builds a net may have an attribute `built_on`
+            with the libraries that contain its code.
+        params: resolved hyperparameters of a plugin, or given ones of a net.
     """
     name = files.kept_name(name)
     entry, made = registry().find(kind, name), registry().load(kind, name)
@@ -672,7 +675,7 @@ def installed(kind: Kind, name: str, params: Mapping[str, Any] | None = None) ->
 
 
 def _wrapped(plugin: Any, distribution: str) -> tuple[dict[str, str], dict[str, str]]:
-    """Versions of the libraries, and of the other plugins, that a plugin of that distribution is made of."""
+    """Versions of the libraries and of the other plugins that a plugin uses."""
     libraries = {name: importlib.metadata.version(name) for name in getattr(plugin, "built_on", ())}
     parts: dict[str, str] = {}
     for label, part in plugin.parts.items() if isinstance(plugin, Attack | Defense) else ():
@@ -687,15 +690,15 @@ def _wrapped(plugin: Any, distribution: str) -> tuple[dict[str, str], dict[str, 
 
 
 def plugin_version(plugin: Any, entry: Entry) -> str:
-    """The version that a plugin's results depend on: its own `version`; else that of its distribution.
+    """Version for keys of a plugin's results: its own `version`, or that of its distribution.
 
-    One that a class inherits is not its own, as what it adds may change without it; but it counts beside its own where
-    another distribution's class states it. What is installed editable has a digest of its sources besides. Nets of
-    the core have none and go by the schema of trainings, whatever the release.
+    An inherited version does not count as its own, because code that the class adds may change independently; but it is
+    added if it is stated by a class of another distribution. An editable install also has a digest of its sources. Nets
+    of the core have no version and depend on the schema of trainings only.
 
     Args:
         plugin: a class, or a function that makes nets.
-        entry: under which it is registered.
+        entry: its registered entry.
     """
     own: str = vars(plugin).get("version", "")
     if entry.distribution == CORE:

@@ -1,4 +1,4 @@
-"""Runs one task: the only place where plugins, data and store meet."""
+"""Execution of a single task, with plugins, data and store."""
 
 from __future__ import annotations
 
@@ -59,39 +59,39 @@ from advbench.training.base import Resources, TrainContext
 from advbench.training.history import Moment, errors_on
 
 MEASURED = "measured so far"
-SPENT = "seconds spent"  # among the values of a training's saved state
-KEPT = 2**30  # bytes of classifiers that stay on the device for the next tasks
-VANISHED = 0.01  # share of gradients that are exactly zero from which an evaluation is flagged
-AUDITED = 100  # images on which every run makes the cheap checks of an audit
+SPENT = "seconds spent"  # key in the saved state of a training
+KEPT = 2**30  # bytes; limit on classifiers cached on the device
+VANISHED = 0.01  # fraction of exactly zero gradients at which an evaluation is flagged
+AUDITED = 100  # number of images for the cheap audit checks of every run
 
 Record = dict[str, Any]
-Result = tuple[dict[str, Any], bytes]  # what a record says was found, and the artifact
+Result = tuple[dict[str, Any], bytes]  # result in the record, and the artifact
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and with what tasks run; none of it is in a key, so none of it may change a result."""
+    """Environment of tasks; it is not part of keys, so it must not change results."""
 
     store_url: str
-    dataset: str  # the data set's name, with its path if it has one
-    data_root: str | None = None  # the folder of the data sets
+    dataset: str  # name of the data set, with its path if any
+    data_root: str | None = None  # folder of the data sets
     resources: Resources = field(default_factory=Resources)
-    checkpoint_seconds: float = 30.0  # the least time between two saved states of a training
-    patience: float = PATIENCE  # seconds for which a store's server is tried again
-    libraries: Mapping[str, str] = field(default_factory=dict)  # versions of the plan, which a worker must have, too
-    ood: tuple[str, ...] = ()  # like `dataset`, those whose images are to be found out
-    place: str = ""  # what the worker is called, as in a record's `ran`
-    kind: str = CPU  # of the devices that the run was planned for, on which results depend
-    files: tuple[Sources, ...] = ()  # those that plugins and nets are in
-    pinned: Mapping[str, str] = field(default_factory=dict)  # paths of those that hyperparameters name, by SHA-256
+    checkpoint_seconds: float = 30.0  # minimum time between checkpoints of a training, in seconds
+    patience: float = PATIENCE  # time limit for retrying a failing store, in seconds
+    libraries: Mapping[str, str] = field(default_factory=dict)  # versions of the plan, which workers must match
+    ood: tuple[str, ...] = ()  # out-of-distribution data sets, like `dataset`
+    place: str = ""  # name of the worker, as in a record's `ran`
+    kind: str = CPU  # kind of device that the run was planned for
+    files: tuple[Sources, ...] = ()  # sources of plugins and nets in files
+    pinned: Mapping[str, str] = field(default_factory=dict)  # paths of files in hyperparameters, by SHA-256
 
     def on(self, device: str, place: str) -> Runtime:
-        """The same for a worker on that device."""
+        """The runtime of a worker on a device."""
         return replace(self, resources=replace(self.resources, device=device), place=place)
 
 
 class Runner:
-    """Runs tasks in this process, one at a time; keeps the data and the last nets at hand."""
+    """Runs tasks in this process, one at a time; caches the data and recent nets."""
 
     def __init__(self, runtime: Runtime) -> None:
         devices.enter(runtime.resources.device)
@@ -102,31 +102,31 @@ class Runner:
         self.store = Store(runtime.store_url, runtime.patience)
         self._resources = runtime.resources
         self._slot: _StoreSlot | None = None
-        self._classifiers: OrderedDict[str, Classifier] = OrderedDict()  # the last one used at the end
+        self._classifiers: OrderedDict[str, Classifier] = OrderedDict()  # least recently used first
         self._images = functools.lru_cache(maxsize=1)(self._load_images)
 
     def run(self, task: Task, on_progress: OnProgress = lambda _: None) -> Record:
-        """Run a task whose needs are met; store its artifact and record; return the record.
+        """Run a task whose inputs exist; store its artifact and record; return the record.
 
-        What the task prints goes to standard error. When memory runs out, the task is done again with half
-        the chunk, down to one image at once.
+        Prints of the task go to standard error. If memory runs out, the task is repeated with half the chunk size, down
+        to one image.
 
         Raises:
-            GoneError: what it reads has left the store.
-            AdvbenchError: the task cannot be done, in one line.
+            GoneError: an input is missing from the store.
+            AdvbenchError: the task failed, with a one-line reason.
         """
         self._check_versions(task)
         device = self.runtime.resources.device
         if (here := devices.kind_of(device)) != self.runtime.kind:
             raise InputError(
                 f"device {device} of {socket.gethostname()}",
-                expected=f"a {self.runtime.kind}, for which the run was planned",
+                expected=f"{self.runtime.kind}, as planned",
                 got=here,
-                remedy="results depend on the kind of device: name one kind with --device",
+                remedy="results depend on the kind of device: choose one kind with --device",
             )
         at = time.time()
-        with suppress(AdvbenchError):  # which the task itself raises, if it needs the data
-            self.dataset()  # loading it is not part of the first task's time
+        with suppress(AdvbenchError):  # raised again by the task if it needs the data
+            self.dataset()  # exclude loading from the time of the first task
         slot = self._slot = _StoreSlot(self.store, task.key)
         devices.reset_peak(device)
         with (
@@ -135,7 +135,7 @@ class Runner:
             redirect_stdout(sys.stderr),
         ):
             result, artifact = self._in_chunks(task, on_progress)
-        if here != CPU:  # what is computed from what may differ may differ
+        if here != CPU:  # results may differ if their inputs may differ
             needed = [self._record(key)["result"] for key in task.needs]
             unsteady |= {name for each in needed for name in each.get("nondeterministic", ())}
         if unsteady:
@@ -167,7 +167,7 @@ class Runner:
     def _in_chunks(self, task: Task, on_progress: OnProgress) -> Result:
         resources, inputs = self.runtime.resources, task.inputs
         first: int | None
-        if isinstance(inputs, TrainInputs):  # amplifies rounding, so it is cut only where memory leaves no choice
+        if isinstance(inputs, TrainInputs):  # amplifies rounding, so it is split only if memory runs out
             first, largest = None, (inputs.defense.params or {}).get("batch_size", 256)
         else:
             first, largest = resources.chunk, inputs.batch_size
@@ -187,11 +187,11 @@ class Runner:
             devices.reset_peak(resources.device)
         raise OutOfMemoryError(
             f"memory of {resources.device} ran out with {', '.join(tried)} images at once ({reason})",
-            remedy="take a smaller net or batch size, or a device with more memory",
+            remedy="use a smaller net or batch size, or a device with more memory",
         )
 
     def _check_versions(self, task: Task) -> None:
-        """Refuse to mix versions: the same key must mean the same code on every machine."""
+        """Refuse mixed versions: a key must mean the same code on every machine."""
         here = {name: importlib.metadata.version(name) for name in self.runtime.libraries}
         planned = dict(self.runtime.libraries)
         kinds: tuple[Kind, ...] = ("defense", "architecture", "attack")
@@ -205,11 +205,11 @@ class Runner:
                 f"versions on {socket.gethostname()}",
                 expected=", ".join(f"{name} {version}" for name, version in sorted(planned.items())),
                 got=", ".join(f"{name} {version}" for name, version in sorted(here.items())),
-                remedy="install the same on every machine",
+                remedy="install the same versions on every machine",
             )
 
     def dataset(self) -> Dataset:
-        """The run's data set."""
+        """The data set of the run."""
         return load_dataset(self.runtime.dataset, self.runtime.data_root)
 
     def _work(self, task: Task, on_progress: OnProgress) -> Result:
@@ -219,7 +219,7 @@ class Runner:
             return self._craft(task.inputs, on_progress)
         inputs = task.inputs
         others = [key for key in task.needs if key not in (inputs.target, inputs.examples)]
-        clean = read_predictions(self.store, others[0]) if others else None  # by the same draws
+        clean = read_predictions(self.store, others[0]) if others else None  # with the same draws
         return self._evaluate(inputs, clean, on_progress)
 
     def _train(self, inputs: TrainInputs, on_progress: OnProgress) -> Result:
@@ -245,12 +245,12 @@ class Runner:
         )
         if inputs.history:
             context = replace(context, watch=self._watcher(inputs), watch_every=inputs.history.every)
-        # A copy: foreign code may work in place, and the data are those of later tasks, too.
+        # A copy: third-party code may work in place, and later tasks use the same data.
         given = replace(data, images=data.images.clone(), labels=data.labels.clone())
         with isolated_rng(derive(inputs.seed, "fit"), self._resources.device, everywhere=True):
             clf = defense.fit(module, given, context)
         if not isinstance(clf, Classifier):
-            remedy = "write: return Classifier(module)" if isinstance(clf, nn.Module) else ""
+            remedy = "use: return Classifier(module)" if isinstance(clf, nn.Module) else ""
             got = type(clf).__name__
             raise PluginError(f"defense {name!r} returned", expected="a Classifier", got=got, remedy=remedy)
         check_trained(name, clf, data)
@@ -288,10 +288,13 @@ class Runner:
         attack = registry().load("attack", inputs.attack.loaded_as)(**inputs.attack.params or {})
         if inputs.ood is None:
             x, y = self._test_images(inputs)
-        else:  # of no class; an attack on these asks for none
+        else:  # no labels; attacks on these images do not use them
             x = self._ood_images(inputs, inputs.ood)
             y = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        clf, threat = self._at_hand(inputs.source), Threat(inputs.norm, inputs.eps or 0.0)  # none: of minimal norm
+        clf, threat = (
+            self._at_hand(inputs.source),
+            Threat(inputs.norm, inputs.eps or 0.0),
+        )  # eps is None for a minimal-norm attack
         how: dict[str, Any] = {"seed": inputs.seed, "budget": inputs.budget, "batch_size": inputs.batch_size}
         if attack.knows == "the_draw":
             draws = clf.frozen_draws(attack.params.draws, inputs.seed)
@@ -311,7 +314,7 @@ class Runner:
                 how |= {"checkpoint": self._slot, "checkpoint_seconds": self.runtime.checkpoint_seconds}
                 found = converge(attack, clf, x, y, threat, inputs.converge, **how)
                 crafted, search = found.crafted, {"converge": found.to_json()}
-        except NoGradientError:  # the attack has nothing to follow: the images stay, and the evaluation is flagged
+        except NoGradientError:  # without gradients the images are unchanged, and the evaluation is flagged
             crafted, search = Crafted(x.clone(), random=clf.stochastic), {"no_gradient": True}
         return _crafted(crafted, inputs, search)
 
@@ -333,12 +336,12 @@ class Runner:
             return {name: result[name] for name in kept if name in result} | made, predictions.to_bytes()
         x, y = self._test_images(inputs)
         if inputs.known:
-            assert images is not None, "the plan has examples for each draw"
+            assert images is not None, "the plan includes examples of each draw"
             return self._evaluate_known(clf, inputs, images, y, attack, on_progress)
         if images is not None:
             x = within(images, x, inputs.within, outward=attack["random"]) if inputs.within else images
         predictions = evaluate(clf, x, y, inputs.draws, **how)
-        # One draw tells nothing of the spread of draws, so the intervals cover other images alone.
+        # One draw gives no variance over draws, so the intervals are over images only.
         flags = [*predictions.flags, *(["one_draw"] if clf.stochastic and predictions.draws == 1 else [])]
         blind, vanished = attack.get("no_gradient", False), attack.get("vanished_gradients", 0.0) > VANISHED
         if (blind or vanished) and not ignores_images(clf, x[:AUDITED], clf.draw(derive(inputs.seed, "looks"))):
@@ -378,8 +381,8 @@ class Runner:
         fitting = [name for name in self.runtime.ood if ood_digest(name, root) == wanted.sha256]
         if not fitting:
             raise _changed(wanted.name)
-        shape = self._checked_dataset(inputs).test.shape
-        images = ood_images(fitting[0], root, count, shape, wanted.scale, bool(wanted.signed))
+        own = self._checked_dataset(inputs).test
+        images = ood_images(fitting[0], root, count, own.shape, wanted.scale, bool(wanted.signed), own)
         return images.to(self.runtime.resources.device)
 
     def _checked_dataset(self, inputs: Inputs) -> Dataset:
@@ -392,7 +395,7 @@ class Runner:
         return self._images(self._checked_dataset(inputs).digest, inputs.images)
 
     def _load_images(self, digest: str, images: int) -> tuple[Tensor, Tensor]:
-        """Images and labels on the device, kept for the next task on the data set of that digest."""
+        """Images and labels on the device, cached by digest of the data set."""
         return limited(self.dataset().test, images).to(self.runtime.resources.device).batch(slice(None))
 
     def _record(self, key: str) -> Record:
@@ -413,15 +416,15 @@ class Runner:
         return clf.to(self.runtime.resources.device)
 
     def classifier(self, key: str) -> Classifier:
-        """The trained classifier under that key, on the device.
+        """Trained classifier of a key, on the device.
 
         Raises:
-            GoneError: the store has it no more.
+            GoneError: it is missing from the store.
         """
         return self._at_hand(key)
 
     def _at_hand(self, key: str) -> Classifier:
-        """A trained classifier on the device, kept for the next task as long as there is room for it."""
+        """Trained classifier of a key on the device, cached as long as there is room."""
         clf = self._classifiers.pop(key, None) or self._load_classifier(key)
         self._classifiers[key] = clf
         while len(self._classifiers) > 1 and sum(map(_size, self._classifiers.values())) > KEPT:
@@ -431,13 +434,13 @@ class Runner:
 
 
 def _net(inputs: TrainInputs, data: Data, seed: int | None = None) -> nn.Module:
-    """The net before its training, by default with the initial weights of the training's seed."""
+    """The untrained net, by default with initial weights from the training's seed."""
     net = inputs.architecture
     return build(net.loaded_as, data, derive(inputs.seed, "init") if seed is None else seed, net.params)
 
 
 def _size(clf: Classifier) -> int:
-    """Bytes of a classifier's tensors."""
+    """Size of a classifier's tensors in bytes."""
     return sum(tensor.nbytes for tensor in (*clf.parameters(), *clf.buffers()))
 
 
@@ -454,10 +457,10 @@ def _crafted(crafted: Crafted, inputs: CraftInputs, search: Mapping[str, Any] | 
 
 
 def read_predictions(store: Store, key: str) -> Predictions:
-    """What an evaluation stored.
+    """Read the predictions of an evaluation.
 
     Raises:
-        GoneError: the store has it no more.
+        GoneError: it is missing from the store.
     """
     return Predictions.from_bytes(_artifact(store, key))
 
@@ -475,7 +478,7 @@ def _changed(name: str) -> InputError:
 
 @functools.cache
 def versions(device: str) -> dict[str, str]:
-    """What computed a record: library versions and the kind of device; looked up once a process."""
+    """Versions of libraries and the kind of device, for records; determined once per process."""
     names = ("advbench", "torch", "numpy")
     found = {name: importlib.metadata.version(name) for name in names}
     kind = devices.kind_of(device)
@@ -484,17 +487,17 @@ def versions(device: str) -> dict[str, str]:
 
 
 class _StoreSlot:
-    """The checkpoint of one task, in the store, and how long the task has taken, with earlier runs that it goes on."""
+    """Checkpoint of a task in the store, with the time spent, including previous runs."""
 
     def __init__(self, store: Store, key: str) -> None:
         self._store = store
         self._key = key
         self._began = time.perf_counter()
         self._before: float | None = None
-        self.moments: list[Moment] = []  # what was measured of a training so far
+        self.moments: list[Moment] = []  # measurements of a training so far
 
     def seconds(self) -> float:
-        """How long the task has taken so far, from its beginning."""
+        """Seconds spent on the task so far."""
         return (self._before or 0.0) + time.perf_counter() - self._began
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -506,7 +509,7 @@ class _StoreSlot:
         values = json.loads(raw[8 : 8 + size])
         spent = values.pop(SPENT, 0.0)
         self.moments[:] = [Moment(step, found) for step, found in values.pop(MEASURED, [])]
-        if self._before is None:  # else this run saved it, and has counted the time
+        if self._before is None:  # otherwise this run saved it and counts its time
             self._before = spent
         return read_tensors(raw[8 + size :]), values
 

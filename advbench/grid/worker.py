@@ -1,4 +1,4 @@
-"""A process of the local executor, from its first moment. Imports nothing heavy before it looks after its driver."""
+"""Worker process of the local executor. Imports heavy modules only after it watches its driver."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import threading
 from contextlib import suppress
 from multiprocessing.connection import Connection
 
-MOVES = 0.2  # least seconds between two reports of a task's progress
+MOVES = 0.2  # minimum seconds between two progress events of a task
 
 
 def work(descriptor: int) -> None:
-    """Run task after task, until the driver is gone.
+    """Run tasks until the driver is gone.
 
     Args:
-        descriptor: of the line on which tasks come in and events go out.
+        descriptor: file descriptor of the connection for tasks and events.
     """
     os.set_inheritable(descriptor, False)
     line = Connection(descriptor)

@@ -72,7 +72,9 @@ def build(name: str, data: Data, seed: int, params: Mapping[str, Any] | None = N
     with files.running(name, "makes its net"), isolated_rng(seed, "cpu", everywhere=True):
         net: nn.Module = make(*data.shape, data.classes, **values)
     if not isinstance(net, nn.Module):
-        raise InputError(f"architecture {make.__name__!r}", expected="an nn.Module", got=f"a {type(net).__name__}")
+        raise InputError(
+            f"architecture {make.__name__!r}", expected="an nn.Module", got=f"an object of type {type(net).__name__}"
+        )
     if getattr(make, "normalizes", False):
         return net
     return nn.Sequential(Normalize(*_channel_statistics(data)), net)
@@ -115,7 +117,9 @@ def _channel_statistics(data: Data) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each channel in [0, 1], over at most 10,000 images."""
     images, _ = data.batch(slice(10_000))
     flat = images.double().transpose(0, 1).flatten(1)
-    return flat.mean(1), flat.std(1).clamp_min(1e-3)
+    # Of a single pixel, as the blank image that stands for toy data has, there is no deviation.
+    std = flat.std(1) if flat.shape[1] > 1 else torch.ones(len(flat))
+    return flat.mean(1), std.clamp_min(1e-3)
 
 
 def _require_size(name: str, height: int, width: int, least: int) -> None:

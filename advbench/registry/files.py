@@ -390,14 +390,18 @@ def load(kind: str, name: str) -> Any:
         fitting = [each for each, value in own.items() if _kind(value) == kind]
         raise unknown_name(f"{kind} in {shown}", attribute, fitting, remedy=f"define {DUE.get(kind, kind)}")
     if kind in DUE and _kind(made) != kind:
-        got = f"a class of {made.__mro__[1].__name__}" if isinstance(made, type) else f"a {type(made).__name__}"
+        got = (
+            f"a class of {made.__mro__[1].__name__}"
+            if isinstance(made, type)
+            else f"an object of type {type(made).__name__}"
+        )
         remedy = f"use --arch {shown}:{attribute} for a net" if hasattr(made, "forward") else ""
         raise InputError(f"file {shown}: {attribute}", expected=DUE[kind], got=got, remedy=remedy)
     return made
 
 
 def kind_of(name: str) -> str:
-    """Kind of the object named `file:DIGEST:NAME`: a defense, an attack, otherwise an architecture.
+    """Kind of the object named `file:DIGEST:NAME`: a defence, an attack, otherwise an architecture.
 
     Raises:
         InputError: the file cannot be imported.

@@ -11,7 +11,7 @@ import pydantic
 from pydantic import Field as Field  # noqa: PLC0414 - re-exported for plugins
 from pydantic.fields import FieldInfo
 
-from advbench.errors import InputError, unknown_name
+from advbench.errors import InputError, expected_in, unknown_name
 
 
 class Params(pydantic.BaseModel):
@@ -72,7 +72,7 @@ def resolved(
         name = ".".join(map(str, first["loc"])) or "values"
         raise InputError(
             f"hyperparameter {name!r} of {owner}",
-            expected=first["msg"][0].lower() + first["msg"][1:],
+            expected=expected_in(first["msg"]),
             got=repr(first["input"]),
         ) from error
 

@@ -1,4 +1,4 @@
-"""From records to tables, figures and a page."""
+"""Reports: tables, figures and a page from records."""
 
 from advbench.report.tables import Report as Report
 from advbench.report.tables import collect as collect

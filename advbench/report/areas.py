@@ -1,4 +1,4 @@
-"""`areas.csv` and `differences.csv`: what the ranking rests on, made of the verdicts on each image."""
+"""`areas.csv` and `differences.csv`: the basis of the ranking, from predictions per image."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from advbench.report.leaderboard import CLEAN, Measured, accuracies, own_rows, w
 
 AREA_COLUMNS = "dataset architecture defense norm seeds n_examples area area_low area_high area_sd".split()
 DIFFERENCE_COLUMNS = "defense other difference difference_low difference_high".split()
-DIGITS = 6  # of the ends of intervals: what other processors' rounding leaves alone
+DIGITS = 6  # decimals of interval ends, independent of processors' rounding
 
 
 class _Scores(NamedTuple):
-    """What a defense's verdicts on each image add to its area."""
+    """Scores of a defence per image, which average to its area."""
 
-    table: Floats  # sum over the radii of weight and verdict, `(seeds, N)`
-    weights: Floats  # of the radii
-    draws: Spread  # of the area, from the choice of draws; 0 of several seeds, which vary by it already
+    table: Floats  # weighted sum over the radii of correct predictions, `(seeds, N)`
+    weights: Floats  # weights of the radii
+    draws: Spread  # variance of the area due to draws; 0 for several seeds, whose variation includes it
 
     def interval(self) -> tuple[float, ...]:
         return tuple(round(end, DIGITS) for end in area_interval(self.table, self.weights, self.draws))
 
 
 def area_tables(results: pd.DataFrame, evaluations: Sequence[Evaluation | None]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The area of each defense, and the difference of each two whose verdicts on each image are known.
+    """Area of each defence, and difference of each pair with known predictions per image.
 
-    At each radius the attack counts whose accuracy, mean over seeds, is the lowest; where nothing was attacked, the
-    clean images count.
+    At each radius the attack with the lowest accuracy, averaged over seeds, counts; without attacks, clean images
+    count.
 
     Args:
         results: `results.csv`.
-        evaluations: what lies behind each row.
+        evaluations: evaluation of each row.
     """
     own = results[own_rows(results)]
     seeds = sorted(own.seed.unique())
@@ -71,19 +71,19 @@ def area_tables(results: pd.DataFrame, evaluations: Sequence[Evaluation | None])
 
 
 def _chosen(cells: Mapping[tuple[str, float], Measured]) -> dict[tuple[str, float], Measured]:
-    """The attack and eps that count at each radius, ascending."""
+    """Strongest attack and eps at each radius, ascending."""
     worst = worst_cases(cells)
     return {(each.attack, eps): each.accuracy for eps, each in worst.items()} or {CLEAN: cells.get(CLEAN, Measured())}
 
 
 def _scores(found: list[list[Evaluation | None]], weights: Floats) -> _Scores | None:
-    """Of the evaluations of each seed at each radius; None where one of them lacks its verdicts."""
+    """Scores from the evaluations of each seed and radius; None if one lacks predictions per image."""
     cells = [each for some in found for each in some if each is not None and each.right is not None]
     if len(cells) < len(found) * len(weights):
         return None
     verdicts = correct(cells).reshape(len(found), len(weights), -1)
     table = np.einsum("r,srn->sn", weights, verdicts.astype(np.float64))
-    # All evaluations of one seed use the same draws, so what these add at the radii is as one.
+    # All evaluations of a seed use the same draws, so their variances at the radii are fully correlated.
     shift = math.fsum(weights * np.sqrt([each.draw_variance for each in cells[: len(weights)]]))
     freedom = max(1.0, min(each.numbers[1] for each in cells) - 1)
     return _Scores(table, weights, Spread(shift**2 if len(found) == 1 else 0.0, freedom))
@@ -103,7 +103,7 @@ def _differences(areas: Mapping[str, float], known: Mapping[str, _Scores]) -> pd
 
 
 def _sum(one: Spread, other: Spread) -> Spread:
-    """Of the difference of two that vary independently, with Satterthwaite's degrees of freedom."""
+    """Variance of the difference of two independent quantities, with Satterthwaite's degrees of freedom."""
     variance = one.variance + other.variance
     scatter = one.variance**2 / one.freedom + other.variance**2 / other.freedom
     return Spread(variance, variance**2 / scatter if scatter else math.inf)

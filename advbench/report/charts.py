@@ -1,4 +1,4 @@
-"""What the figures show, as values: the page draws them as SVG, files of figures are drawn by matplotlib."""
+"""Figures as values, drawn as SVG for the page and by matplotlib for files."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from advbench.report.leaderboard import CLEAN, Measured, over_seeds
 from advbench.report.tables import Report
 from advbench.report.texts import format_eps, images_text
 
-MOST = 15  # lines or panels that colours, line styles and space still keep distinct on paper
-# Okabe and Ito's colours that show on light and on dark paper; their black is the colour of the text.
+MOST = 15  # maximum number of lines or panels that stay distinct on paper
+# Colours of Okabe and Ito that are visible on light and dark backgrounds, without black.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "currentColor")
 DASHES = ("", "7 3", "2 2")
-PAIR = (("#0072b2", ""), ("#d55e00", "4 2"))  # colour and dashes of clean images, and of others
+PAIR = (("#0072b2", ""), ("#d55e00", "4 2"))  # colour and dashes of clean images and of others
 
 
 class Line(NamedTuple):
-    """A curve: its name, and places on the horizontal axis with the accuracy there."""
+    """A curve: its name, and its points with accuracies."""
 
     name: str
     points: list[tuple[float, Measured]]
 
 
 class Panel(NamedTuple):
-    """One plot: its title, its lines, and ticks of its horizontal axis, each with a text."""
+    """A plot: title, lines, and ticks of the horizontal axis with labels."""
 
     title: str
     lines: list[Line]
@@ -36,7 +36,7 @@ class Panel(NamedTuple):
 
 
 class Chart(NamedTuple):
-    """Plots of accuracies side by side, with one legend; `log` is the scale of the horizontal axis."""
+    """Plots of accuracy side by side with a common legend; `log` is the scale of the horizontal axis."""
 
     label: str
     panels: list[Panel]
@@ -46,7 +46,7 @@ class Chart(NamedTuple):
 
 
 class Histogram(NamedTuple):
-    """Shares of images in bins of equal width from 0 to `top`: of clean images, and of others; None where missing."""
+    """Fractions of clean and of other images in bins of equal width from 0 to `top`; None if missing."""
 
     name: str
     top: float
@@ -54,13 +54,13 @@ class Histogram(NamedTuple):
 
 
 class Histograms(NamedTuple):
-    """A panel for each defense, with the names of the two kinds of images."""
+    """One panel per defence, with the names of the two kinds of images."""
 
     label: str
     kinds: tuple[str, str]
     panels: list[Histogram]
     below: str = "total uncertainty, nats"
-    beside: str = "share of images, root scale"
+    beside: str = "fraction of images, root scale"
 
 
 def look(place: int) -> tuple[str, str]:
@@ -69,12 +69,12 @@ def look(place: int) -> tuple[str, str]:
 
 
 def security_curves(report: Report, attack: str = "", most: int = MOST) -> Chart:
-    """Accuracy against eps, which is 0 for the clean images, with bands of 95 %: a line for each defense.
+    """Accuracy against eps (0 for clean images) with 95 % bands: one line per defence.
 
     Args:
         report: the tables.
-        attack: by default the strongest one of each defense and eps.
-        most: lines at most.
+        attack: label of the attack; by default the strongest for each defence and eps.
+        most: maximum number of lines.
     """
     radii = report.radii(attack)
     lines = []
@@ -85,7 +85,7 @@ def security_curves(report: Report, attack: str = "", most: int = MOST) -> Chart
         lines.append(Line(one.defense, [(eps, found) for eps, found in points.items() if not found.missing]))
     what = f"accuracy under {attack}" if attack else "lowest accuracy over the attacks"
     return Chart(
-        f"{what[0].upper()}{what[1:]} against eps, a line for each defense",
+        f"{what[0].upper()}{what[1:]} against eps, one line per defense",
         [Panel(_title(report, what, most), lines, [(eps, format_eps(eps)) for eps in (0.0, *radii)])],
         f"eps ({report.results.norm.iloc[0]}, pixels in [0, 1])",
         "accuracy, with its 95 % interval",
@@ -93,9 +93,9 @@ def security_curves(report: Report, attack: str = "", most: int = MOST) -> Chart
 
 
 def retention_curves(report: Report, attack: str, most: int = MOST) -> Chart:
-    """Accuracy on the images of least total uncertainty against the share kept: clean, and at the largest eps.
+    """Accuracy on the images of lowest total uncertainty against the fraction kept: clean and at the largest eps.
 
-    Beside an attack on the accuracy stands the first of those that are after the uncertainty as well.
+    An attack on the accuracy is accompanied by the first attack that also targets the uncertainty.
     """
     table = report.retention[report.retention.measure == "total"]
     numbers = ["accuracy", "accuracy_low", "accuracy_high"]
@@ -112,17 +112,20 @@ def retention_curves(report: Report, attack: str, most: int = MOST) -> Chart:
     panels = [
         Panel(title, [Line(name, curves.get((*place, name), [])) for name in names], ticks) for title, place in titled
     ]
-    label = f"Accuracy against the share of images kept, clean and under {attack}"
+    label = f"Accuracy against the fraction of images kept, clean and under {attack}"
     return Chart(
-        label, panels, "share of images kept, most certain first", "accuracy on the images kept, with its 95 % interval"
+        label,
+        panels,
+        "fraction of images kept, most certain first",
+        "accuracy on the images kept, with its 95 % interval",
     )
 
 
 def convergence_curves(table: pd.DataFrame) -> Chart:
-    """Accuracy against what makes an attack stronger, at the largest eps: a panel for each axis; lines may be seeds.
+    """Accuracy against the effort of an attack at the largest eps: one panel per axis; lines may be seeds.
 
     Args:
-        table: as `curves.curve_table` makes it.
+        table: result of `curves.curve_table`.
     """
     table = table[table.eps == table.eps.max()]
     attacks = table.attack.unique()
@@ -137,19 +140,19 @@ def convergence_curves(table: pd.DataFrame) -> Chart:
         panels.append(Panel(AXES.get(str(axis), str(axis)), lines, ticks))
     what = attacks[0] if len(attacks) == 1 else "attacks"
     below = f"{what} at {table.norm.iloc[0]} eps {format_eps(float(table.eps.max()))}"
-    label = f"Accuracy of each defense as {what} are made stronger"
+    label = f"Accuracy of each defense as the effort of {what} increases"
     return Chart(label, panels, below, "accuracy, with its 95 % interval", log=True)
 
 
 def uncertainty_histograms(report: Report, attack: str, most: int = MOST) -> Histograms:
-    """Total uncertainty of clean images, and of attacked or out-of-distribution ones: a panel for each defense.
+    """Total uncertainty of clean and of attacked or out-of-distribution images: one panel per defence.
 
     As in figure 6 of Zhang et al. 2022 (adversarial sampling), which compares clean with blurred images.
 
     Args:
         report: the tables.
-        attack: that the attacked images suffered; or one of `ood_images`, as `ood:svhn`.
-        most: panels at most.
+        attack: attack on the images, or one of `ood_images`, such as `ood:svhn`.
+        most: maximum number of panels.
     """
     eps = 0.0 if attack in ood_images(report) else report.radii(attack)[-1]
     table = report.histograms[report.histograms.measure == "total"]
@@ -165,18 +168,18 @@ def uncertainty_histograms(report: Report, attack: str, most: int = MOST) -> His
 
 
 def to_the_end(report: Report) -> list[str]:
-    """The attacks of whose examples the tables say how uncertain the defenses are: those that did not stop early."""
+    """Attacks with measures of uncertainty in the tables: those without early stopping."""
     table = report.histograms
     return [attack for attack in report.attacks if attack in set(table[table.images == "attacked"].attack)]
 
 
 def ood_images(report: Report) -> list[str]:
-    """What the tables call the sets of out-of-distribution images that the defenses were shown."""
+    """Labels in the tables of the out-of-distribution images."""
     return list(report.histograms[report.histograms.images == "ood"].attack.unique())
 
 
 def _shares(cells: pd.DataFrame) -> NDArray[np.float64] | None:
-    """Counts of all seeds as shares of the images."""
+    """Counts of all seeds as fractions of the images."""
     if cells.empty:
         return None
     counts = np.sum(cells.counts.tolist(), axis=0)

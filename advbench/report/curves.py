@@ -1,4 +1,4 @@
-"""The ways by which attacks were run to convergence: a row for each setting."""
+"""Searches of attacks run to convergence, with one row per setting."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ COLUMNS = (
     "fall fall_high settings unconverged key"
 ).split()
 AXES = {
-    "steps": "steps of the attack",
-    "queries": "queries of the attack",
-    "samples": "samples of weights for each gradient",
-    "restarts": "restarts of the attack",
-    EFFORT: "factor on the efforts of the attack's parts",
+    "steps": "number of steps",
+    "queries": "number of queries",
+    "samples": "samples of weights per gradient",
+    "restarts": "number of restarts",
+    EFFORT: "factor on the efforts of the components",
 }
 
 
 class Path(NamedTuple):
-    """How a cell's attack was made stronger, as its record keeps it."""
+    """Search of a cell's attack to convergence, from its record."""
 
     cell: Cell
-    found: Mapping[str, Any]  # as `Converged.to_json`
+    found: Mapping[str, Any]  # result of `Converged.to_json`
 
     def line(self) -> str:
-        """Where it began and where it ended."""
+        """Start and end of the search, in one line."""
         first, last = self.found["path"][0], self.found["settings"]
         end = next(step for step in self.found["path"] if step["settings"] == last)
         attack = self.cell.attack
-        assert attack is not None, "clean cells have no path"
+        assert attack is not None, "clean cells have no search"
         where = f"{self.cell.defense.label} under {attack.label} {format_eps(self.cell.eps)}, seed {self.cell.seed}"
         unconverged = ", ".join(self.found["unconverged"])
         along = f"; unconverged along {unconverged}: an upper bound" if unconverged else "; converged"
@@ -49,7 +49,7 @@ class Path(NamedTuple):
 
 
 def paths(plan: Plan, store: RecordSource) -> Iterator[Path]:
-    """Those of a plan's cells that have a record and whose attack was run to convergence on the defense itself."""
+    """Searches of the cells in a plan with a record and an attack run to convergence on the defence itself."""
     for cell, record in zip(plan.cells, store.read_records([cell.key for cell in plan.cells]), strict=True):
         found = record["result"]["attack"].get("converge") if record else None
         if found and is_own(cell):
@@ -57,10 +57,10 @@ def paths(plan: Plan, store: RecordSource) -> Iterator[Path]:
 
 
 def curve_table(plan: Plan, found: list[Path]) -> pd.DataFrame:
-    """`curve.csv`: along each axis a row for each of its values, the one included from which it was doubled."""
+    """`curve.csv`: one row per value of each axis, including the initial one."""
     rows = []
     for cell, search in found:
-        assert cell.attack is not None, "clean cells have no path"
+        assert cell.attack is not None, "clean cells have no search"
         cells = [plan.spec.dataset.partition(":")[0], cell.defense.architecture, cell.defense.label, cell.attack.label]
         head = [*cells, plan.spec.norm, cell.eps, cell.seed]
         tail = [";".join(search["unconverged"]), cell.key]

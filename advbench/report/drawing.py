@@ -1,6 +1,6 @@
-"""Charts as SVG for the page, drawn without matplotlib, whose import takes longer than a small run's report.
+"""Charts as SVG for the page, without matplotlib, whose import takes longer than the report of a small run.
 
-Colours come from the page's style by class: a curve is grey unless it leads, is pointed at or has the focus.
+Colours are set by class in the page's style: a curve is grey unless it leads, is hovered or has the focus.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from advbench.report.texts import parts, short_name
 
 LEFT, TOP, BOTTOM, LABELS = 56, 34, 48, 190  # pixels around the plots
 GAP = 14  # pixels between labels
-LEADS = 4  # curves that have a colour of their own
+LEADS = 4  # number of curves with a colour of their own
 Point = tuple[float, float]
 
 
 def draw_chart(chart: Chart) -> str:
-    """Plots side by side; each curve bears its name at its end, and is one element over all plots."""
+    """Draw plots side by side; each curve is labelled at its end and is one element across all plots."""
     names = [line.name for line in chart.panels[0].lines]
     width = 640 if len(chart.panels) == 1 else 300
     height = max(340 if len(chart.panels) == 1 else 280, GAP * len(names))
@@ -53,7 +53,7 @@ def draw_chart(chart: Chart) -> str:
                 ends[which] = at(line.points[-1][0], line.points[-1][1].value)
     heights = _spread([y for _, y in ends], TOP, TOP + height)
     for place, (name, mine, (x, y), label) in reversed([*enumerate(zip(names, curves, ends, heights, strict=True))]):
-        if mine:  # the first is drawn last, above the others
+        if mine:  # the first is drawn last, on top
             said = "; ".join(_said(panel.title, panel.lines[place]) for panel in chart.panels)
             lead = f" lead l{place}" if place < LEADS else ""
             start = [(x, y)] if x > right - 31 else []  # no line through a plot in which the curve is missing
@@ -68,7 +68,7 @@ def draw_chart(chart: Chart) -> str:
 
 
 def draw_histograms(chart: Histograms) -> str:
-    """A panel for each defense, on a root scale."""
+    """Draw one panel per defence, on a root scale."""
     columns, (width, height) = min(5, max(len(chart.panels), 1)), (170, 100)
     rows = -(-len(chart.panels) // columns)
     size = LEFT + max(columns, 2) * (width + 22), TOP + 16 + rows * (height + 44) + 18
@@ -110,12 +110,12 @@ def _curve(points: Sequence[tuple[float, Measured]], at: Callable[[float, float]
 
 
 def _said(title: str, line: Line) -> str:
-    """What a curve shows, for those who do not see it."""
-    return f"{title}, {', '.join(f'{parts(each)[0]} at {x:.4g}' for x, each in line.points) or 'not known'}"
+    """Text alternative of a curve."""
+    return f"{title}, {', '.join(f'{parts(each)[0]} at {x:.4g}' for x, each in line.points) or 'unknown'}"
 
 
 def _spread(wanted: list[float], top: float, bottom: float) -> list[float]:
-    """Heights near those wanted, in their order, none nearer to the next than `GAP`."""
+    """Heights close to the wanted ones, in the same order, at least `GAP` apart."""
     order = sorted(range(len(wanted)), key=wanted.__getitem__)
     found = list(wanted)
     least = top

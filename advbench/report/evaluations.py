@@ -1,4 +1,4 @@
-"""What a store's records say of a plan's cells, cut down to what tables need."""
+"""Evaluations of a plan's cells from records, reduced to the values that tables need."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ DETAILS = tuple("retention histograms calibration uncertainty detection persiste
 
 
 class RecordSource(Protocol):
-    """Where records are: a store, or a board's file."""
+    """Source of records: a store, or a board's file."""
 
     def read_record(self, key: str) -> dict[str, Any] | None:
-        """The record of a task, or None where there is none."""
+        """Return the record of a task, or None if there is none."""
 
     def read_records(self, keys: Sequence[str]) -> Iterator[dict[str, Any] | None]:
-        """The records of several tasks, in their order."""
+        """Return the records of several tasks, in order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """The result of a cell."""
 
-    numbers: array[float]  # what `NUMBERS` names, columns of `results.csv`
-    classes: int  # of the classifier
-    flags: tuple[str, ...]  # raised by the cell itself
-    versions: str  # as one line of JSON
-    right: bytes | None  # whether the ensemble is right on each image, as bits; None in old records
-    draw_variance: float  # of the accuracy, from the choice of draws
+    numbers: array[float]  # values of `NUMBERS`, columns of `results.csv`
+    classes: int  # number of classes
+    flags: tuple[str, ...]  # flags raised by the cell itself
+    versions: str  # one line of JSON
+    right: bytes | None  # mask of correct predictions of the ensemble, as bits; None in old records
+    draw_variance: float  # variance of the accuracy due to draws
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Of the ensemble's accuracy."""
+        """Interval of the ensemble's accuracy."""
         return self.numbers[3], self.numbers[4]
 
 
@@ -88,18 +88,18 @@ def reading(key: str) -> Iterator[None]:
 
 
 def is_own(cell: Cell) -> bool:
-    """Whether a cell says how its defense stands up to an attack: crafted on itself, or on the attack's one source."""
+    """True if examples of a cell are crafted on its defence itself, or on the attack's fixed source."""
     return cell.source.label == cell.defense.label or (cell.attack is not None and cell.attack.init is not None)
 
 
 @cache
 def _versions(items: tuple[tuple[str, str], ...]) -> str:
-    """As one line of JSON, of which memory holds one, however many cells have it."""
+    """Versions as one line of JSON, shared in memory by all cells."""
     return json.dumps(dict(items), sort_keys=True)
 
 
 def versions_line(record: Mapping[str, Any]) -> str:
-    """What computed a record, as one line of JSON."""
+    """Versions that computed a record, as one line of JSON."""
     return _versions(tuple(record["versions"].items()))
 
 
@@ -132,7 +132,7 @@ def evaluation_of(record: Mapping[str, Any]) -> Evaluation:
 
 
 def correct(found: Sequence[Evaluation]) -> Bools:
-    """Whether each ensemble is right on each image, `(evaluations, N)`; all of them need `right`."""
+    """Mask of correct predictions of each ensemble, `(evaluations, N)`; all need `right`."""
     bits = np.frombuffer(b"".join(a2b_base64(each.right or b"") for each in found), np.uint8)
     result: Bools = np.unpackbits(bits.reshape(len(found), -1), 1, int(found[0].numbers[0])).view(np.bool_)
     return result

@@ -1,4 +1,4 @@
-"""Charts as files, drawn by matplotlib."""
+"""Charts as files, drawn with matplotlib."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ STYLE: dict[Any, Any] = {
     "lines.markersize": 5,
     "svg.fonttype": "none",
     "svg.hashsalt": "advbench",
-    "text.parse_math": False,  # a name may hold dollars
+    "text.parse_math": False,  # names may contain dollar signs
 }
 
 
 @contextmanager
 def house_style() -> Iterator[None]:
-    """Settings under which figures are made and drawn, whatever the user's own settings of matplotlib are."""
+    """Context with fixed settings of matplotlib, independent of the user's."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
@@ -54,15 +54,15 @@ def house_style() -> Iterator[None]:
 
 
 def to_bytes(figure: Figure, form: str) -> bytes:
-    """A figure as a file, svg, pdf or png; the same bytes for the same figure and version of matplotlib."""
+    """Serialise a figure as svg, pdf or png, with equal bytes for the same figure and version of matplotlib."""
     file = io.BytesIO()
     undated = {
         "svg": dict.fromkeys(("Date", "Creator")),
         "png": {"Software": None},
         "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
     }[form]
-    # Its text is dark: a picture that is transparent could not be read on a dark page. A glyph that matplotlib's font
-    # lacks is none of the reader's, whose own fonts show the text.
+    # Text is dark, so a transparent picture would be unreadable on a dark page. Warnings of missing glyphs are
+    # irrelevant, because the reader's fonts show the text.
     with warnings.catch_warnings(), house_style():
         warnings.filterwarnings("ignore", message="Glyph")
         figure.savefig(file, format=form, dpi=150, metadata=undated, bbox_inches="tight", facecolor="white")
@@ -71,7 +71,7 @@ def to_bytes(figure: Figure, form: str) -> bytes:
 
 @house_style()
 def draw_chart(chart: Chart) -> Figure:
-    """Plots side by side, with one legend."""
+    """Draw plots side by side with a common legend."""
     figure, row = _canvas(*((7.6, 4.2) if len(chart.panels) == 1 else (9.4, 4.0)), len(chart.panels))
     names = list(dict.fromkeys(line.name for line in chart.panels[0].lines))[:MOST]
     for axes, panel in zip(row, chart.panels, strict=True):
@@ -105,7 +105,7 @@ def _lines(axes: Axes, panel: Panel, names: list[str]) -> None:
 
 @house_style()
 def draw_histograms(chart: Histograms) -> Figure:
-    """A panel for each defense, on a root scale."""
+    """A panel for each defence, on a root scale."""
     columns = min(4, len(chart.panels))
     rows = -(-len(chart.panels) // columns)
     figure, grid = _canvas(1.2 + 2.1 * columns, 1.3 + 1.55 * rows, columns, rows)
@@ -133,7 +133,7 @@ def draw_histograms(chart: Histograms) -> Figure:
 
 @house_style()
 def affinity_heatmap(report: Report, attack: str) -> Figure:
-    """How well examples made on each row's defense work on each column's; hatched where that is not defined."""
+    """Draw the affinity of each row's defence (source) to each column's (target); hatched if undefined."""
     ((eps, pairs),) = affinities(report, report.radii(attack)[-1:])[attack].items()
     names = [one.defense for one in report.standings if any(one.defense == target for _, target in pairs)]
     matrix = squares(pairs, names)
@@ -161,7 +161,7 @@ def affinity_heatmap(report: Report, attack: str) -> Figure:
 
 
 def all_figures(report: Report) -> Iterator[tuple[str, Figure]]:
-    """Each figure that the tables allow, with the name of its file."""
+    """All figures that the tables allow, with file names."""
     crossed = affinities(report, report.radii()[-1:])
     whole = charts.to_the_end(report)
     for attack in report.attacks:
@@ -194,7 +194,7 @@ def _style(place: int) -> dict[str, Any]:
 
 
 def _legend(figure: Figure, lines: Sequence[Artist], names: Sequence[str], where: str, columns: int) -> None:
-    """A legend of names as they are: matplotlib itself drops those that begin with an underscore."""
+    """Draw a legend with unchanged names: matplotlib drops names that begin with an underscore."""
     legend = figure.legend(lines, [" "] * len(lines), loc=where, ncols=columns, handlelength=3)  # type: ignore[call-overload]
     for text, name in zip(legend.get_texts(), names, strict=True):
         text.set_text(short_name(name))

@@ -1,6 +1,6 @@
-"""Signs that an evaluation cannot be trusted, read off a run's cells (Carlini et al. 2019; Athalye et al. 2018).
+"""Flags of unreliable evaluations, from a run's cells (Carlini et al. 2019; Athalye et al. 2018).
 
-All of them compare 95 % intervals, so that noise alone raises none.
+All compare 95 % intervals, so that noise does not raise flags.
 """
 
 from __future__ import annotations
@@ -14,40 +14,45 @@ from advbench.report.evaluations import Evaluation
 
 UNCONVERGED = "unconverged"
 FLAGS = {
-    "misleads_attacks": "cheap checks of the classifier failed, so numbers under attack are upper bounds: run advbench "
-    "audit, which names the checks and what to run",
-    "no_gradient": "the classifier lets no gradient through, so this attack left the images as they are: only attacks "
-    "without gradients say anything; run square and transfer",
+    "misleads_attacks": "cheap checks of the classifier failed, so accuracies under attack are upper bounds: "
+    "run advbench "
+    "audit for the failed checks and next steps",
+    "no_gradient": "the classifier has no gradient, so this attack left the images unchanged: only attacks "
+    "without gradients are informative; run square and transfer",
     "one_draw": "a random defense was evaluated with one draw: the intervals do not cover other draws; raise --draws",
-    "equal_draws": "all draws of a random defense are equal: its randomness does not act; the number is that of a "
+    "equal_draws": "all draws of a random defense are equal: its randomness has no effect; the accuracy is that of a "
     "deterministic classifier",
-    "unseeded": "the defense draws random numbers that no seed reaches: its results cannot be repeated; draw from "
+    "unseeded": "the defense draws random numbers without a seed: results are not reproducible; draw from "
     "torch's global generator",
-    "probabilities": "the defense returns probabilities in place of logits, which hides gradients from attacks: "
-    "numbers of gradient attacks are upper bounds; return logits",
+    "probabilities": "the defense returns probabilities in place of logits, which masks gradients: "
+    "accuracies under gradient attacks are upper bounds; return logits",
     "train_mode": "batch norm is in train mode: predictions depend on the other images of a batch; call eval()",
-    "nondeterministic_kernels": "kernels of the GPU ran that may give another number when the cell is repeated",
-    "vanished_gradients": "over 1 % of the gradients that the attack asked for were exactly zero: the number is an "
+    "nondeterministic_kernels": "nondeterministic GPU kernels were used, so a repetition may give a different number",
+    "vanished_gradients": "over 1 % of the attack's gradients were exactly zero: the accuracy is an "
     "upper bound; run attacks without gradients (square, transfer)",
-    "single_step_stronger": "an attack of one step does more harm than this one of many: the number is an upper bound; "
+    "single_step_stronger": "an attack with one step is stronger than this one with many: the accuracy is an "
+    "upper bound; "
     "run worst_case, and advbench audit",
-    "black_box_stronger": "examples made without this defense's gradients do more harm than the best made with them: "
-    "its gradients mislead, and the lowest number is an upper bound; run square with more queries, and advbench audit",
-    "rises_with_eps": "accuracy is higher than at a smaller eps: the attack fails here, and the lower number holds; "
-    "raise its steps, or run with --sweep",
-    "above_chance_at_eps_1": "accuracy is above chance although any image may become any other: the attack fails; run "
+    "black_box_stronger": "examples crafted without this defense's gradients are stronger than the best "
+    "crafted with them: "
+    "its gradients mislead, and the lowest accuracy is an upper bound; run square with more queries, and "
     "advbench audit",
-    UNCONVERGED: "the attack reached its limit before it was shown to lower the accuracy no more: an upper bound",
+    "rises_with_eps": "accuracy is higher than at a smaller eps: the attack fails here, and the lower "
+    "accuracy is valid; "
+    "raise its steps, or run with --sweep",
+    "above_chance_at_eps_1": "accuracy is above chance although any image can become any other: the attack fails; run "
+    "advbench audit",
+    UNCONVERGED: "the attack reached its limit before convergence was shown: the accuracy is an upper bound",
 }
 
 
 def raised(note: str) -> list[str]:
-    """The flags in the column `flags` of a row, which else says why there is no result."""
+    """Flags in the column `flags` of a row, which otherwise gives the reason of a missing result."""
     return [] if note.startswith(("failed", "missing")) else [flag for flag in note.split(";") if flag]
 
 
 class _Seen(NamedTuple):
-    """An attacked cell with its result."""
+    """An attacked cell with its evaluation."""
 
     place: int
     line: tuple[str, str]  # attack and source
@@ -56,21 +61,21 @@ class _Seen(NamedTuple):
     high: float
     classes: int
     white_box: bool
-    mixed: bool  # of parts with and without gradients, which counts as neither kind
+    mixed: bool  # has components with and without gradients, so counts as neither
     single_step: bool
 
 
 def suspicious(cells: Sequence[Cell], evaluations: Sequence[Evaluation | None], norm: str) -> dict[int, list[str]]:
-    """The flags that arise between cells, by the cell's position.
+    """Flags from comparisons between cells, by position of the cell.
 
     Args:
-        cells: of a run.
-        evaluations: their results; None where one is missing.
-        norm: of the run.
+        cells: cells of a run.
+        evaluations: their evaluations; None if missing.
+        norm: norm of the run.
     """
     groups: dict[tuple[str, int], list[_Seen]] = {}
     for index, (cell, evaluation) in enumerate(zip(cells, evaluations, strict=True)):
-        # To leave the class as it is is no failure of an attack that is after doubt.
+        # Keeping the predicted class is not a failure of an attack that aims at high uncertainty.
         if evaluation is not None and (attack := cell.attack) is not None and "doubt" not in attack.traits:
             line = attack.label, cell.source.label
             white_box = cell.source.label == cell.defense.label and "black_box" not in attack.traits

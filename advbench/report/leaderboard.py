@@ -1,4 +1,4 @@
-"""The leaderboard: a row for each defense, ranked by the area under its lowest accuracies over the radii."""
+"""The leaderboard: one row per defence, ranked by the area under its lowest accuracies over the radii."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ COUNTS = ("rank", "rank_low", "rank_high", "parameters", "n_examples", "draws", 
 
 
 class Measured(NamedTuple):
-    """A number as tables carry it; only what is written out is text."""
+    """A number in a table, with its interval and notes; formatted only on output."""
 
-    value: float = math.nan  # mean over seeds; NaN where there is none
-    low: float = math.nan  # lower end of its 95 % interval; NaN without one
-    high: float = math.nan  # upper end
-    deviation: float = math.nan  # over seeds; NaN for one seed
-    note: str = ""  # why there is no value or no interval
-    bound: bool = False  # whether it is an upper bound: an attack that did not converge
+    value: float = math.nan  # mean over seeds; NaN if missing
+    low: float = math.nan  # lower end of the 95 % interval; NaN if none
+    high: float = math.nan  # upper end of the 95 % interval
+    deviation: float = math.nan  # standard deviation over seeds; NaN for one seed
+    note: str = ""  # reason of a missing value or interval
+    bound: bool = False  # True for an upper bound, from an attack that did not converge
 
     @property
     def missing(self) -> bool:
-        """Whether there is no value."""
+        """True if there is no value."""
         return math.isnan(self.value)
 
 
@@ -39,64 +39,64 @@ NOT_RUN = Measured(note="not run: not part of this run")
 
 
 class Worst(NamedTuple):
-    """The lowest accuracy of a defense at one radius."""
+    """The lowest accuracy of a defence at one radius."""
 
-    accuracy: Measured  # missing as long as that of one attack is
+    accuracy: Measured  # missing if that of any attack is
     attack: str = ""
 
 
 @dataclass(frozen=True)
 class Standing:
-    """A defense on the leaderboard."""
+    """A row of the leaderboard."""
 
     defense: str
     dataset: str
     architecture: str
-    parameters: int | None  # weights of its net
+    parameters: int | None  # number of weights
     norm: str
     seeds: int
     n_examples: int | None
-    draws: int | None  # of one prediction, which are its forward passes
+    draws: int | None  # draws per prediction, each a forward pass
     accuracies: Mapping[tuple[str, float], Measured]  # by attack and eps, `CLEAN` first
-    worst: Mapping[float, Worst]  # by eps, ascending; empty where nothing was attacked
-    area: Measured  # under the worst cases over the radii; of the clean images where nothing was attacked
+    worst: Mapping[float, Worst]  # by eps, ascending; empty without attacks
+    area: Measured  # area under the worst cases over the radii, or clean accuracy without attacks
     retention: Measured  # area under accuracy against the fraction of clean images kept
-    flags: tuple[str, ...]  # those of its cells, each once
-    failed_cells: int  # accuracies that are missing
-    misleads: bool = False  # attacks, in most of its seeds: then it has no rank
-    rank: int | None = None  # one more than the number of defenses of a larger area
-    rank_low: int | None = None  # the best rank that it may have: one more than the number of those surely better
-    rank_high: int | None = None  # the worst
+    flags: tuple[str, ...]  # flags of its cells
+    failed_cells: int  # number of missing accuracies
+    misleads: bool = False  # True if it misleads attacks in most seeds; it then has no rank
+    rank: int | None = None  # 1 + number of defences with a larger area
+    rank_low: int | None = None  # best possible rank: 1 + number of significantly better defences
+    rank_high: int | None = None  # worst possible rank
 
     @property
     def lowest(self) -> Measured:
-        """The lowest accuracy at the largest eps."""
+        """Lowest accuracy at the largest eps."""
         return self.worst[max(self.worst)].accuracy if self.worst else Measured()
 
     @property
     def lowest_attack(self) -> str:
-        """The attack under which that is."""
+        """Attack with the lowest accuracy at the largest eps."""
         return self.worst[max(self.worst)].attack if self.worst else ""
 
     def accuracy(self, attack: str, eps: float) -> Measured:
-        """The accuracy under an attack."""
+        """Accuracy under an attack."""
         return self.accuracies.get((attack, eps), NOT_RUN)
 
 
 def over_seeds(frame: pd.DataFrame, keys: list[str], columns: list[str], seeds: int) -> pd.DataFrame:
-    """Means over seeds; NaN where one of the seeds is missing, never a mean of the rest."""
+    """Means over seeds; NaN if any seed is missing."""
     groups = frame.groupby(keys, sort=False)[columns]
     return groups.mean().where(groups.count() == seeds)
 
 
 def own_rows(results: pd.DataFrame) -> pd.Series[bool]:
-    """Which rows say how a defense stands up to an attack: crafted on itself, or on the attack's one source."""
+    """Mask of the rows with examples crafted on the defence itself, or on the attack's fixed source."""
     own = results.source == results.defense
     return own | results.attack.isin(with_own_source(results))
 
 
 def with_own_source(results: pd.DataFrame) -> list[str]:
-    """The attacks that have a source of their own: some defense has no row of theirs crafted on itself."""
+    """Attacks with a fixed source: some defence has no row crafted on itself."""
     own = (results.source == results.defense).groupby([results.attack, results.defense], sort=False).any()
     return list(own[~own].index.unique("attack"))
 
@@ -108,15 +108,15 @@ def standings(
     areas: pd.DataFrame,
     differences: pd.DataFrame,
 ) -> list[Standing]:
-    """The defenses, that of the largest area first.
+    """Rows of the leaderboard, largest area first.
 
-    Several seeds: mean of accuracies and of interval ends (images are shared, so seeds do not narrow them),
-    and the deviation over seeds; the interval of the area is about other seeds, too.
+    For several seeds: mean of accuracies and of interval ends (images are shared, so seeds do not narrow them), and the
+    standard deviation over seeds; the interval of the area also covers other seeds.
     """
     own = results[own_rows(results)]
     seeds = results.seed.nunique()
     clean = retention[(retention.attack == "none") & (retention.measure == "total")]
-    curves = clean.groupby("defense", sort=False)  # an area stands in each of its curve's rows
+    curves = clean.groupby("defense", sort=False)  # each row of a curve contains the area
     kept = {name: rows.area.mean() for name, rows in curves if rows.seed.nunique() == seeds}
     sizes = models.dropna(subset="parameters").set_index("defense").parameters.to_dict()
     by_defense = accuracies(own, seeds)
@@ -152,13 +152,13 @@ def standings(
 
 
 def _misleads(mine: pd.DataFrame) -> bool:
-    """Whether the cheap checks found, in most seeds, that a defense misleads attacks."""
+    """True if the cheap checks found, in most seeds, that a defence misleads attacks."""
     seeds = mine[mine["flags"].map(lambda note: MISLEADS in raised(note))].seed.nunique()
     return 2 * seeds > mine.seed.nunique()
 
 
 def accuracies(own: pd.DataFrame, seeds: int) -> dict[str, dict[tuple[str, float], Measured]]:
-    """For each defense the accuracies by attack and eps."""
+    """Accuracies of each defence by attack and eps."""
     keys = ["defense", "attack", "eps"]
     means = over_seeds(own, keys, ["accuracy", "accuracy_low", "accuracy_high"], seeds)
     deviations = own.groupby(keys, sort=False).accuracy.std(ddof=1).where(means.accuracy.notna())
@@ -175,9 +175,9 @@ def accuracies(own: pd.DataFrame, seeds: int) -> dict[str, dict[tuple[str, float
 
 
 def worst_cases(cells: Mapping[tuple[str, float], Measured]) -> dict[float, Worst]:
-    """At each radius the lowest accuracy over the attacks; missing as long as that of one of them is.
+    """Lowest accuracy over the attacks at each radius; missing if that of any attack is.
 
-    It is an upper bound where one of the accuracies is.
+    It is an upper bound if any of the accuracies is.
     """
     by_eps: dict[float, dict[str, Measured]] = {}
     for (attack, eps), each in cells.items():
@@ -199,13 +199,13 @@ def _whole(value: Any) -> int | None:
 
 
 def _ranked(found: list[Standing], differences: pd.DataFrame) -> list[Standing]:
-    """In their order, with ranks where there is an area and attacks are not misled.
+    """Add ranks to rows with an area and without misled attacks.
 
-    One of two is surely better where the interval of their difference says so and its own area is no upper bound:
-    what is at most so much is surely above nothing.
+    A defence is significantly better than another if the interval of their difference excludes 0 and its own area is
+    not an upper bound.
     """
     ranked = {one.defense: one.area for one in found if not (one.misleads or one.area.missing)}
-    better: Counter[str] = Counter()  # for each defense the number of those that are surely better, and worse
+    better: Counter[str] = Counter()  # numbers of significantly better, and worse, defences
     worse: Counter[str] = Counter()
     columns = differences[["defense", "other", "difference_low", "difference_high"]]
     for one, other, low, high in columns.itertuples(index=False, name=None):
@@ -235,7 +235,7 @@ def _ranked(found: list[Standing], differences: pd.DataFrame) -> list[Standing]:
 
 
 def leaderboard_table(found: Iterable[Standing]) -> pd.DataFrame:
-    """`leaderboard.csv`: accuracies with the ends of their intervals, and of several seeds the deviation."""
+    """`leaderboard.csv`: accuracies with interval ends and, for several seeds, standard deviations."""
     rows = []
     for one in found:
         row: dict[str, Any] = {name: getattr(one, name) for name in LEADING}

@@ -1,4 +1,4 @@
-"""The leaderboard as Markdown: what a person reads first, then the tables it rests on; its main table as LaTeX, too."""
+"""The leaderboard as Markdown: main table, then supporting tables; the main table also as LaTeX."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ LATEX = {
 
 
 def render(report: Report, about: str = "") -> str:
-    """The Markdown file of a run.
+    """Render the Markdown file of a run.
 
     Args:
         report: the tables.
-        about: what else there is to say of it, as Markdown.
+        about: further description, as Markdown.
     """
     head = [f"# {views.title(report)}", about, views.explanation(report)]
     sections = [*head, main_table(report), views.ranking(report), *_notes(report), *_tables(report)]
@@ -39,7 +39,7 @@ def render(report: Report, about: str = "") -> str:
 
 
 def main_table(report: Report) -> str:
-    """A row for each defense."""
+    """Main table with one row per defence."""
     return _table(views.main_table(report))
 
 
@@ -69,8 +69,9 @@ def _tables(report: Report) -> Iterator[str]:
         ]
         yield (
             f"## Affinity under {escape(attack)} {format_eps(eps)}\n\n"
-            "How well examples crafted on the row's defense work on the column's: 1 as well as its own.\n\n"
-            + _table(Table(["from \\ to", *names], rows))
+            "Effect on the column's defense of examples crafted on the row's; 1 is as strong as its own examples.\
+\
+" + _table(Table(["from \\ to", *names], rows))
         )
     early = escape(views.stopped_early(report))
     for heading, note, table in (
@@ -93,13 +94,13 @@ def _table(table: Table) -> str:
 
 
 def _text(value: Value) -> str:
-    """A value as text; what is noted of a number that is there stands behind it."""
+    """A value as text, followed by its note if it has both."""
     noted = f"({value.note})" if isinstance(value, Measured) and value.note and not value.missing else ""
     return " ".join([*parts(value), noted]).rstrip()
 
 
 def escape(text: str) -> str:
-    """Text that Markdown and HTML show as it is, in one line."""
+    """Escape text for Markdown and HTML, on one line."""
     text = " ".join(text.split()).replace("&", "&amp;")
     for character in "\\`*_[]<>|":
         text = text.replace(character, "&lt;" if character == "<" else f"\\{character}")
@@ -107,15 +108,15 @@ def escape(text: str) -> str:
 
 
 def escape_cell(text: str) -> str:
-    """Likewise in a cell of a table, where brackets around numbers and underscores within words need no escape."""
+    """Escape text for a cell of a table, where brackets around numbers and underscores inside words need no escape."""
     text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace("](", "]\\(")
     return re.sub(r"[`*|\\](?!\()|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", text)
 
 
 def render_latex(report: Report) -> str:
-    """A `table` environment with the main table and its explanation as caption; needs the package booktabs.
+    """Render a `table` environment with the main table and its explanation as caption; needs the package booktabs.
 
-    An accuracy has its interval beside it in small type. Every name and message is escaped.
+    Intervals are in small type. Every name and message is escaped.
     """
     table = views.main_table(report)
     frame = pd.DataFrame(
@@ -136,5 +137,5 @@ def _latex(value: Value) -> str:
 
 
 def escape_latex(text: str) -> str:
-    """Text that LaTeX shows as it is."""
+    """Escape text for LaTeX."""
     return "".join(LATEX.get(character, character) for character in text)

@@ -1,4 +1,4 @@
-"""A finished run, or a board, in Python: its tables, classifiers, predictions of each image, and figures."""
+"""Access to a finished run or a board in Python: tables, classifiers, predictions per image, and figures."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ DEFAULT_STORE = ".advbench/store"
 
 @dataclass(frozen=True)
 class Run:
-    """What a run wrote into its `--out` folder, and what its store holds.
+    """A finished run: its `--out` folder and its store.
 
-    Tables are read from the folder alone. Classifiers, predictions and examples are in the store.
+    Tables are read from the folder only. Classifiers, predictions and examples are in the store.
 
     Attributes:
-        folder: the `--out` folder of a run, or a board.
-        store: the run's store, a folder or fsspec URL.
-        run_files: import files that the folder keeps, where a classifier needs them: only of a folder that you trust.
+        folder: `--out` folder of a run, or folder of a board.
+        store: store of the run, a folder or fsspec URL.
+        run_files: import files stored in the folder if a classifier needs them; only for trusted folders.
     """
 
     folder: Path
@@ -59,17 +59,17 @@ class Run:
 
     @property
     def results(self) -> pd.DataFrame:
-        """A row for each source, target, attack, eps and seed: `results.csv`."""
+        """One row per source, target, attack, eps and seed: `results.csv`."""
         return self.report.results
 
     @property
     def leaderboard(self) -> pd.DataFrame:
-        """A row for each defense, the most robust first: `leaderboard.csv`."""
+        """One row per defence, the most robust first: `leaderboard.csv`."""
         return self.report.leaderboard
 
     @property
     def affinity(self) -> pd.DataFrame:
-        """How well examples crafted on a source work on a target: `affinity.csv`."""
+        """Affinity of sources to targets: `affinity.csv`."""
         return self.report.affinity
 
     @property
@@ -84,7 +84,7 @@ class Run:
 
     @property
     def methods(self) -> pd.DataFrame:
-        """Hyperparameters and versions of each defense and attack: `methods.csv`."""
+        """Hyperparameters and versions of each defence and attack: `methods.csv`."""
         return self.report.methods
 
     @property
@@ -99,13 +99,13 @@ class Run:
 
     @property
     def attacks(self) -> pd.DataFrame:
-        """How far each attack's accuracies lie above the lowest known: `attacks.csv`."""
+        """Excess of each attack's accuracies over the lowest ones: `attacks.csv`."""
         return self.report.strengths
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r}: {len(self.results)} cells of {len(self.report.standings)} defenses)"
 
-    # In the store
+    # From the store
 
     @cached_property
     def _store(self) -> Store:
@@ -115,12 +115,12 @@ class Run:
         """A trained classifier.
 
         Args:
-            defense: its label.
-            seed: of its training.
-            device: where it is put.
+            defense: label of the defence.
+            seed: seed of its training.
+            device: device of the classifier.
 
         Raises:
-            InputError: there is none, or it needs a file that the folder keeps and `run_files` is not set.
+            InputError: it does not exist, or it needs a stored file and `run_files` is not set.
         """
         models = self.models
         rows = models[(models.defense == defense) & (models.seed == seed)]
@@ -139,27 +139,27 @@ class Run:
         try:
             module = build(net.loaded_as, identity.blank(), derive(seed, "init"), net.params)
             tensors, values = read_tensors(self._artifact(key)), self._record(key)["result"]["classifier"]
-            return load_classifier(module, tensors, values).to(device)  # whose buffers hold mean and deviation
+            return load_classifier(module, tensors, values).to(device)  # buffers contain mean and standard deviation
         except InputError as error:
             if "file with SHA-256" in str(error):
-                remedy = "open_run(folder, run_files=True) imports what the folder keeps: read it first"
+                remedy = "open_run(folder, run_files=True) imports the stored files: read them first"
                 raise InputError(f"classifier of {defense!r} needs a file", remedy=remedy) from error
             raise
 
     def predictions(
         self, defense: str, attack: str = "none", eps: float | None = None, seed: int = 0, source: str | None = None
     ) -> Predictions:
-        """What the draws of a classifier said of each image.
+        """Predictions of a classifier's draws on each image.
 
         Args:
-            defense: label of the defense that was evaluated.
+            defense: label of the evaluated defence.
             attack: label of the attack; `none` for clean images, `ood:NAME` for out-of-distribution ones.
-            eps: the radius; by default the largest.
-            seed: the seed.
-            source: label of the defense that examples were crafted on; by default the attack's own, or `defense`.
+            eps: radius; by default the largest.
+            seed: seed of training, attack and evaluation.
+            source: label of the defence that examples were crafted on; by default the attack's source, or `defense`.
 
         Raises:
-            InputError: there is no such cell, or the store does not have it.
+            InputError: the cell does not exist, or is not in the store.
         """
         kind, _, name = attack.partition(":")
         key = self._ood_cell(defense, name, seed) if kind == "ood" else self._cell(defense, attack, eps, seed, source)
@@ -181,19 +181,20 @@ class Run:
         """Uncertainty of the clean images and of others, for `detection` and `auroc_interval` (APD Tables 2 and 3).
 
         Args:
-            defense: label of the defense whose uncertainty is to find the others out.
+            defense: label of the defence whose uncertainty detects the others.
             attack: label of the attack, or `ood:NAME`.
-            measure: as in `advbench.evaluation.score`; APD: least_confidence, epistemic (BALD) or model_variance.
-            fooled: of the attacked images, only those that fooled a classifier which is right on the clean ones: that
-                of the defense of this label (APD: the source), or those that an array of truth values says.
-            seed: the seed.
+            measure: measure as in `advbench.evaluation.score`; APD: least_confidence, epistemic (BALD) or
+                model_variance.
+            fooled: restriction to attacked images that fooled a classifier which is right on the clean ones: the label
+                of its defence (APD: the source), or a boolean mask.
+            seed: seed of training, attack and evaluation.
             cell: `eps` and `source`, as in `predictions`.
 
         Returns:
             Scores of all clean images, and of the others.
 
         Raises:
-            InputError: there is no such cell or measure, or no image fooled the classifier.
+            InputError: the cell or measure does not exist, or no image fooled the classifier.
         """
         clean = score(self.predictions(defense, seed=seed), measure)
         found = score(self.predictions(defense, attack, seed=seed, **cell), measure)
@@ -208,7 +209,7 @@ class Run:
         return clean, found
 
     def images(self, defense: str, attack: str = "none", **cell: Any) -> pd.DataFrame:
-        """A row for each image: label, prediction, how sure and whether right, and uncertainty in nats.
+        """One row per image: label, prediction, confidence, correctness, and uncertainty in nats.
 
         Args:
             defense: as in `predictions`.
@@ -216,8 +217,8 @@ class Run:
             cell: `eps`, `seed` and `source`, as in `predictions`.
 
         Returns:
-            Columns `label`, `predicted`, `correct`, `confidence`, `draws_correct` (the share of single draws that are
-            right), and those of `advbench.evaluation.Uncertainty`. Rows are in the order of the run's images.
+            Columns `label`, `predicted`, `correct`, `confidence`, `draws_correct` (the fraction of correct draws), and
+            those of `advbench.evaluation.Uncertainty`. Rows are in the order of the run's images.
         """
         found = self.predictions(defense, attack, **cell)
         return pd.DataFrame(
@@ -236,21 +237,21 @@ class Run:
     ) -> Tensor:
         """The adversarial examples of a cell, `(images, channels, height, width)` in [0, 1]; see `predictions`.
 
-        Of a minimal-norm attack they are the nearest ones, wherever they lie.
+        For a minimal-norm attack, the nearest examples at any distance.
 
         Raises:
-            InputError: there is no such cell, or they were not kept.
+            InputError: the cell does not exist, or examples were not kept.
         """
         key = self._record(self._cell(defense, attack, eps, seed, source))["inputs"]["examples"]
         if key is None:
-            raise InputError("clean images", expected="an attack, whose examples are kept", got=repr(attack))
+            raise InputError("clean images", expected="an attack with stored examples", got=repr(attack))
         raw = self._store.read_artifact(key)
         if raw is None:
             raise InputError("examples were not kept", remedy="run with --keep-examples, or keep_examples=True")
         return read_tensors(raw)["images"]
 
     def figures(self) -> Mapping[str, Axes | list[Axes]]:
-        """The figures that the tables allow, by name, as matplotlib axes; a list where a figure has several."""
+        """All figures that the tables allow, by name, as matplotlib axes, or lists of axes."""
         from advbench.report.figures import all_figures
 
         found: dict[str, Axes | list[Axes]] = {}
@@ -301,7 +302,7 @@ class Run:
         return raw
 
     def _not_there(self, what: str) -> InputError:
-        remedy = "open_run(folder, store=URL) names the run's store"
+        remedy = "set the run's store: open_run(folder, store=URL)"
         return InputError(f"store {self.store!r}", expected=what, got="none", remedy=remedy)
 
 
@@ -314,16 +315,16 @@ def _absent(what: str, value: object, known: Any, *more: Any) -> InputError:
 
 
 def open_run(folder: str | os.PathLike[str], store: str | None = None, *, run_files: bool = False) -> Run:
-    """Open the `--out` folder of a run, or a board.
+    """Open the `--out` folder of a run, or the folder of a board.
 
     Args:
-        folder: the folder.
-        store: the run's store, for classifiers, predictions and examples; by default ADVBENCH_STORE, else
+        folder: path of the folder.
+        store: store of the run, for classifiers, predictions and examples; by default ADVBENCH_STORE, or
             .advbench/store.
-        run_files: import files that the folder keeps, where a classifier needs them: only of a folder that you trust.
+        run_files: import files stored in the folder if a classifier needs them; only for trusted folders.
 
     Raises:
-        InputError: it holds no tables of a run.
+        InputError: it does not contain tables of a run.
     """
     run = Run(Path(folder), store or os.environ.get("ADVBENCH_STORE") or DEFAULT_STORE, run_files)
     _ = run.report

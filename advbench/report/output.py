@@ -1,4 +1,4 @@
-"""A report as files: tables, leaderboard, page and figures; what draws is loaded only where something is drawn."""
+"""Files of a report: tables, leaderboard, page and figures; drawing libraries are loaded only if needed."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ PLACE = ["source", "defense", "attack", "eps", "seed"]
 
 
 def check_formats(names: Iterable[str]) -> None:
-    """Refuse what is none of `FORMATS`.
+    """Raise for names that are not in `FORMATS`.
 
     Raises:
-        InputError: with what was probably meant.
+        InputError: a name is unknown; suggests the nearest one.
     """
     for name in names:
         if name not in FORMATS:
@@ -53,15 +53,15 @@ def contents(
     date: str = "",
     board: str = "",
 ) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of each file, one at a time; the same bytes for the same report and versions of libraries.
+    """Iterate over names and bytes of files; equal reports and versions of libraries give equal bytes.
 
     Args:
         report: the tables.
         formats: keys of `FORMATS`.
         references: models evaluated elsewhere, for the page.
-        about: what else there is to say, for the page.
+        about: further description, for the page.
         beside: other files in the same folder, for the page.
-        date: day on which it is made, for the page.
+        date: date of the report, for the page.
         board: name of the published board, for the page.
     """
     beside = list(beside)
@@ -88,24 +88,24 @@ def contents(
 
 
 def day() -> str:
-    """The day that a page states, today or that of SOURCE_DATE_EPOCH, as 2026-01-31."""
+    """Date for a page, today or that of SOURCE_DATE_EPOCH, such as 2026-01-31."""
     epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
     now = datetime.fromtimestamp(int(epoch), UTC) if epoch.isdecimal() else datetime.now(UTC)
     return now.date().isoformat()
 
 
 def collect_anew(plan: Plan, store: Store) -> Report:
-    """The tables of a run from what a store holds by now."""
+    """Make the tables of a run from the current content of a store."""
     failed = failures(plan, store)
     plan = replace(plan, tasks={})  # which take as much memory as the tables, of a large grid
     return collect(plan, store, failed)
 
 
 def write_out(plan: Plan, store: Store, outcome: Outcome, out: Path) -> tuple[Report, tuple[Path, ...]]:
-    """Make a run's tables and write its files, also when cells failed.
+    """Make a run's tables and write its files, even if cells failed.
 
     Returns:
-        The tables, and the files written.
+        The tables, and the written files.
 
     Raises:
         StoreError: the folder cannot be written.
@@ -129,7 +129,7 @@ def write_report(
     date: str = "",
     board: str = "",
 ) -> tuple[Path, ...]:
-    """Write a report into a folder, in all of these formats; returns the files' paths."""
+    """Write a report into a folder in the given formats; return the paths of the files."""
     beside = [name for name in ("spec.toml", DATA) if (out / name).is_file()]
     paths = []
     for name in OPTIONAL:  # one that an earlier run left there is not this run's
@@ -141,52 +141,52 @@ def write_report(
 
 
 def check_kept(folder: Path, results: pd.DataFrame) -> None:
-    """Make sure that no result in a folder's `results.csv` would be missing from the one that takes its place.
+    """Check that new results include all results in a folder's `results.csv`.
 
     Raises:
-        InputError: some would.
+        InputError: some results would be lost.
     """
     try:
         before = pd.read_csv(folder / "results.csv", usecols=[*PLACE, "accuracy"], keep_default_na=False, dtype=str)
         before = before[before.accuracy != ""].astype({"eps": float, "seed": int})
     except (OSError, ValueError):
-        return  # nothing that could be read
+        return  # no readable table
     there = pd.MultiIndex.from_frame(results.loc[results.accuracy.notna(), PLACE])
     lost = len(before) - int(pd.MultiIndex.from_frame(before[PLACE]).isin(there).sum())
     if lost:
         raise InputError(
             f"folder {folder}",
             expected="to keep the results in its tables",
-            got=f"{lost} that would be missing then",
-            remedy="name the run's store with --store; to draw tables as they are: advbench leaderboard build --format",
+            got=f"{lost} that would be lost",
+            remedy="choose the run's store with --store; to draw existing tables: advbench leaderboard build --format",
         )
 
 
 def check_no_board(out: Path) -> None:
-    """Make sure that a run or report does not write into a published board.
+    """Check that the output folder of a run or report is not a published board.
 
     Raises:
-        InputError: it would.
+        InputError: it is a board.
     """
     if (out / BOARD).exists():
         raise InputError(
             f"output folder {out}",
-            expected="no board",
+            expected="a folder that is not a board",
             got=f"a folder with {BOARD}",
-            remedy="choose another; 'advbench leaderboard build BOARD --store STORE' takes results into a board",
+            remedy="choose another; 'advbench leaderboard build BOARD --store STORE' adds results to a board",
         )
 
 
 def check_writable(out: Path) -> None:
-    """Make the output folder and make sure that it can be written, before any work is done.
+    """Create the output folder and check that it is writable, before any work is done.
 
     Raises:
-        InputError: it cannot.
+        InputError: it is not writable.
     """
     probe = out / ".advbench-write-test"
     for name in ("spec.toml", "data.json", PAGE, *FILES):
         if (out / name).is_dir():
-            raise InputError(f"output folder {out}", expected=f"no folder named {name} in it", remedy="move it away")
+            raise InputError(f"output folder {out}", expected=f"no folder named {name} in it", remedy="move it")
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"")
@@ -194,7 +194,7 @@ def check_writable(out: Path) -> None:
     except OSError as error:
         raise InputError(
             f"output folder {out}",
-            expected="a folder that can be written",
+            expected="a writable folder",
             got=error.strerror or str(error),
             remedy="choose another with --out",
         ) from error

@@ -1,4 +1,4 @@
-"""The leaderboard as one HTML file, which needs nothing else: no server, no network."""
+"""The leaderboard as a self-contained HTML file, without server or network."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from advbench.report.references import Reference
 from advbench.report.tables import Report, as_rows
 from advbench.report.texts import duration, format_eps, parts
 
-FEW = 3  # attacks whose every figure is drawn; of more, uncertainty is drawn under the strongest alone
+FEW = 3  # up to this many attacks have all figures; otherwise uncertainty is only drawn for the strongest
 ENDS = ("difference", "difference_low", "difference_high")
-COLOURS = 10  # steps of the scale of colours from affinity 0 to 1
+COLOURS = 10  # steps of the colour scale from affinity 0 to 1
 
 
 class Row(NamedTuple):
-    """A defense in the page's first table."""
+    """A defence in the page's first table."""
 
     standing: Standing
-    ranks: str  # those that it is not told apart from; empty where there is no other
-    paper: tuple[str, str, str]  # authors and year, link, title; empty where none is stated
+    ranks: str  # range of statistically indistinguishable ranks; empty if unique
+    paper: tuple[str, str, str]  # authors and year, link, title; empty if none
     certain: dict[float, tuple[Measured, str]]  # by eps: retention under an attack on the uncertainty, and its name
-    seconds: float  # of a training, mean over seeds
-    text: str  # by which it is found
+    seconds: float  # training time, mean over seeds
+    text: str  # text for searching
 
 
 def render_page(
@@ -51,19 +51,18 @@ def render_page(
     date: str = "",
     board: str = "",
 ) -> str:
-    """The page: finding, ranking, and behind them figures, the tables that they rest on, and methods.
+    """Render the page: finding, ranking, figures, supporting tables, and methods.
 
-    The same text for the same input. It can be sorted, filtered and asked; without scripts
-    it shows the tables at the largest eps, and all figures. Every text of the tables is escaped. The commands that it
-    shows name the run's spec.toml.
+    Equal input gives equal text. Tables can be sorted, filtered and inspected; without scripts the page shows the
+    tables at the largest eps and all figures. All text is escaped. Displayed commands use the run's spec.toml.
 
     Args:
         report: the tables.
-        references: models evaluated elsewhere, shown where that was on the same data under the same norm.
-        beside: files that lie beside the page, which links to them.
-        about: what else there is to say, in paragraphs; what stands between backquotes is set as code.
-        date: day on which the page is made.
-        board: name of the published board, to which a defense can be submitted; empty for a run.
+        references: models evaluated elsewhere, shown if data and norm are the same.
+        beside: files in the same folder, to link to.
+        about: further description in paragraphs; text in backquotes is set as code.
+        date: date of the page.
+        board: name of the published board, to which a defence can be submitted; empty for a run.
     """
     first = report.results.iloc[0]
     alike = [one for one in references if one.dataset == first.dataset and one.norm in ("", first.norm)]
@@ -97,11 +96,11 @@ def render_page(
 
 
 def headline(report: Report, about: str = "") -> str:
-    """The finding in a sentence: the first of what its makers say, else who is ahead and who cannot be told apart.
+    """The finding in a sentence: the first of the description, or the leading and indistinguishable defences.
 
     Args:
         report: the tables.
-        about: the makers' description, as Markdown.
+        about: the maintainers' description, as Markdown.
     """
     for paragraph in about.split("\n\n"):
         text = " ".join(paragraph.split())
@@ -117,7 +116,7 @@ def headline(report: Report, about: str = "") -> str:
     equals = [f"`{one.defense}`" for one in others if one.rank_low == 1]
     shown = f"{', '.join(equals[:3])}{f' and {len(equals) - 3} more' if len(equals) > 3 else ''}"
     return f"`{first.defense}` keeps {parts(first.area)[0]} {what}" + (
-        f"; not told apart from {shown}." if equals else ", more than any other." if others else "."
+        f"; indistinguishable from {shown}." if equals else ", more than any other." if others else "."
     )
 
 
@@ -142,7 +141,7 @@ def _cited(row: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 def _certain(report: Report) -> dict[str, dict[float, tuple[Measured, str]]]:
-    """By defense and eps the lowest retention under attacks that make errors look certain."""
+    """Lowest retention by defence and eps under attacks that craft errors with low uncertainty."""
     names = report.uncertainty[report.uncertainty.images == "certain"].attack.unique()
     table = report.retention[(report.retention.measure == "total") & report.retention.attack.isin(names)]
     keys = ["defense", "attack", "eps"]
@@ -158,7 +157,7 @@ def _certain(report: Report) -> dict[str, dict[float, tuple[Measured, str]]]:
 
 
 def _made_with(report: Report) -> str:
-    """The versions of advbench and torch that computed the results."""
+    """Versions of advbench and torch that computed the results."""
     made = [json.loads(text) for text in report.methods.versions.unique() if text]
     found = {name: sorted({str(each[name]) for each in made if name in each}) for name in ("advbench", "torch")}
     return ", ".join(f"{name} {' and '.join(versions)}" for name, versions in found.items() if versions)
@@ -167,33 +166,33 @@ def _made_with(report: Report) -> str:
 class IndexEntry(NamedTuple):
     """A board in the index of a site."""
 
-    link: str  # to its page; this and the downloads from where the index is
+    link: str  # link to its page, relative to the index like the downloads
     title: str
     finding: str
     defenses: int
-    cells: int  # that its spec plans
-    missing: int  # of these, without a record
+    cells: int  # number of cells in its spec
+    missing: int  # cells without a record
     downloads: list[str]
 
 
 def render_index(entries: Sequence[IndexEntry], date: str = "") -> str:
-    """The index of a site of boards.
+    """Render the index of a site of boards.
 
     Args:
         entries: the boards.
-        date: day on which the site is built.
+        date: date of the build.
     """
     return _template("site.html.j2").render(entries=entries, date=date, **_inlined("theme.js"))
 
 
 def page_data(report: Report, affinities: Mapping[str, Mapping[float, views.Pairs]]) -> dict[str, Any]:
-    """What the script needs to show any eps, and what lies behind each number.
+    """Data for the page's script: all eps, and details of each number.
 
     Returns:
-        Among others `worst`, for each defense and eps the position of the strongest attack (-1: none) and the accuracy;
-        `differences`, the positions of two defenses and by how much the area of the first is larger;
-        `cells`, by the positions of defense, attack (-1: clean) and eps: what stands in the cell, why
-        there is no accuracy (a position in `notes`), the accuracy itself, and where its `rows` begin and end.
+        Among others `worst`, the position of the strongest attack (-1: none) and the accuracy for each defence and eps;
+        `differences`, positions of two defences and the difference of their areas; `cells`, by positions of defence,
+        attack (-1: clean) and eps: text of the cell, reason of a missing accuracy (a position in `notes`), the
+        accuracy, and start and end of its `rows`.
     """
     results, attacks, radii = report.results, report.attacks, report.radii()
     behind: dict[tuple[str, str, float], list[dict[str, Any]]] = {}
@@ -215,7 +214,7 @@ def page_data(report: Report, affinities: Mapping[str, Mapping[float, views.Pair
             shown = one.accuracy(*where)
             note = notes.setdefault(shown.note, len(notes))
             cells[f"{place},{attack},{eps}"] = [parts(shown), note, _rounded(shown.value, 6), start, len(rows)]
-    swept = any(_params(row).get("sweep") for row in methods.values())  # a cell comes of all smaller radii, too
+    swept = any(_params(row).get("sweep") for row in methods.values())  # a cell also depends on all smaller radii
     first = results.iloc[0]
     names = [one.defense for one in report.standings]
     return {
@@ -258,7 +257,7 @@ def page_data(report: Report, affinities: Mapping[str, Mapping[float, views.Pair
 
 
 def _method(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A defense or attack, with the option that chooses it."""
+    """A defence or attack, with the option that selects it."""
     return {
         "name": row["label"],
         "params": [[name, json.dumps(value)] for name, value in _params(row).items()],
@@ -277,11 +276,11 @@ def _rounded(value: float, digits: int) -> float | None:
 
 
 def _affinity_data(report: Report, affinities: Mapping[str, Mapping[float, views.Pairs]]) -> dict[str, Any]:
-    """The affinities as the script reads them: numbers, or in a list of its own the position of a reason.
+    """Affinities in the format of the script: numbers, or lists with the position of a reason.
 
     Returns:
         `reasons`; `eps`, positions in the run's; `attacks`, each with `name`; `values`, for each eps a list of sources
-        times targets, None where the run has none; `lows` and `highs`, the ends of the intervals at the largest eps.
+        times targets, None if missing; `lows` and `highs`, the interval ends at the largest eps.
     """
     names = [one.defense for one in report.standings]
     reasons: dict[str, int] = {}
@@ -307,14 +306,14 @@ def _affinity_data(report: Report, affinities: Mapping[str, Mapping[float, views
 
 
 def _colour(affinity: Measured) -> str:
-    """The class of a square of the table of affinities."""
+    """CSS class of a cell in the affinity table."""
     if affinity.missing:
         return "none"
     return f"a{min(COLOURS, max(0, math.floor(round(affinity.value, 2) * COLOURS + 0.5)))}"
 
 
 def _figures(report: Report, strongest: str) -> dict[str, list[tuple[str, str]]]:
-    """The page's figures, by what they show, each with the name of its attack; of all defenses."""
+    """Figures of the page by topic, each with the name of its attack; with all defences."""
     whole, most = charts.to_the_end(report), len(report.standings)
     few = whole if len(whole) <= FEW else [strongest if strongest in whole else whole[-1]]
     images = [*few, *charts.ood_images(report)] if len(report.histograms) else []
@@ -330,7 +329,7 @@ def _figures(report: Report, strongest: str) -> dict[str, list[tuple[str, str]]]
 
 
 def _inlined(*scripts: str) -> dict[str, str]:
-    """Style and scripts by name, and the policy that allows these alone."""
+    """Style and scripts by name, and the security policy that allows only these."""
     texts, style = {name.partition(".")[0]: _asset(name) for name in scripts}, _asset("page.css")
     policy = (
         f"default-src 'none'; script-src {' '.join(map(_digest, texts.values()))}; style-src {_digest(style)}; "
@@ -362,17 +361,17 @@ def _asset(name: str) -> str:
 
 
 def _marked(text: str) -> Markup:
-    """Text in which what stands between backquotes is set as code."""
+    """Escaped text with backquoted parts set as code."""
     pieces = map(escape, text.split("`"))
     return Markup().join(Markup("<code>{}</code>").format(each) if at % 2 else each for at, each in enumerate(pieces))
 
 
 def _digest(text: str) -> str:
-    """An inline script or style, as a content security policy names it."""
+    """Hash of an inline script or style for a content security policy."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def _json(values: dict[str, Any]) -> str:
-    """JSON that no HTML parser takes for the end of its element."""
+    """JSON that is safe inside an HTML script element."""
     text = json.dumps(values, separators=(",", ":"), allow_nan=False)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")

@@ -1,4 +1,4 @@
-"""Models that others evaluated, read from RobustBench's model files, and this board's defenses as such files."""
+"""Models evaluated elsewhere, from RobustBench's model files, and export of a board's defences as such files."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from advbench.report.texts import format_eps
 from advbench.store.storage import write_file
 
 NORMS = {"linf": "Linf", "l2": "L2", "corruptions": "corruptions"}
-# Where a file has a model's robust accuracy, in RobustBench's own order: what an attack outside AutoAttack left
-# counts before AutoAttack's, and what the authors report comes last.
+# Fields with a model's robust accuracy, in RobustBench's order of precedence: external evaluations, AutoAttack, the
+# authors' own report.
 ROBUST = {
     "external": "external evaluation",
     "autoattack_acc": "AutoAttack",
@@ -30,7 +30,7 @@ ROBUST = {
 
 
 def _number(value: Any) -> Any:
-    """A number, or text that holds one, perhaps as a ratio: `8/255`."""
+    """Parse a number, or text with a number or ratio such as `8/255`."""
     if not isinstance(value, str):
         return value
     above, _, below = value.partition("/")
@@ -55,28 +55,28 @@ Truth = Annotated[bool, pydantic.BeforeValidator(lambda value: value is True)]
 
 
 class Reference(pydantic.BaseModel):
-    """A model as others reported it, under RobustBench's names."""
+    """A model evaluated elsewhere, with RobustBench's field names."""
 
     model_config = pydantic.ConfigDict(
         frozen=True, strict=True, allow_inf_nan=False, str_strip_whitespace=True, defer_build=True
     )
 
-    model: str = ""  # its id, the name of its file
-    norm: str = ""  # `linf`, `l2` or `corruptions`, by the folder of its file; empty where that does not say
+    model: str = ""  # id, the name of its file
+    norm: str = ""  # `linf`, `l2` or `corruptions`, from the folder of its file; empty if unknown
     name: str  # title of its paper
-    dataset: str  # that it was evaluated on
+    dataset: str  # data set of the evaluation
     architecture: str
     venue: Line = ""
-    link: Line = ""  # to the paper; empty unless it is one of http or https
-    eps: Radius = None  # pixels in [0, 1]
+    link: Line = ""  # link to the paper; empty unless http or https
+    eps: Radius = None  # radius for pixels in [0, 1]
     clean_acc: Fraction = None
-    external: Fraction = None  # this and the next three: accuracy under attack, by whose evaluation `ROBUST` says
+    external: Fraction = None  # this and the next three: accuracy under attack; `ROBUST` names the evaluators
     autoattack_acc: Fraction = None
     corruptions_acc: Fraction = None
     reported: Fraction = None
-    number_forward_passes: Passes = None  # of one prediction
-    additional_data: Truth = False  # whether it trained on more than the data set
-    unreliable: Truth = False  # whether RobustBench says so
+    number_forward_passes: Passes = None  # forward passes per prediction
+    additional_data: Truth = False  # True if trained on additional data
+    unreliable: Truth = False  # True if flagged by RobustBench
     footnote: Line = ""
 
     @pydantic.field_validator("link")
@@ -86,24 +86,24 @@ class Reference(pydantic.BaseModel):
 
     @property
     def robust(self) -> float | None:
-        """Accuracy under attack, a fraction; None where it is missing."""
+        """Accuracy under attack, as a fraction; None if missing."""
         return next((found for name in ROBUST if (found := getattr(self, name)) is not None), None)
 
     @property
     def evaluated_by(self) -> str:
-        """What found the robust accuracy; empty where there is none."""
+        """Evaluator of the robust accuracy; empty if missing."""
         return next((by for name, by in ROBUST.items() if getattr(self, name) is not None), "")
 
 
 def read_references(paths: Iterable[Path]) -> list[Reference]:
-    """The models in files, or in all the JSON files in folders.
+    """Read models from files, or from all JSON files in folders.
 
     Args:
-        paths: files as RobustBench's `model_info/cifar10/Linf/Carmon2019Unlabeled.json`, or folders of them; the name
-            of the folder that holds a file says the norm.
+        paths: files such as RobustBench's `model_info/cifar10/Linf/Carmon2019Unlabeled.json`, or folders of them; the
+            name of a file's folder is the norm.
 
     Raises:
-        InputError: a path that cannot be read, a folder without such files, or a file that is none.
+        InputError: a path cannot be read, a folder has no such files, or a file is invalid.
     """
     found: list[Reference] = []
     for path in map(Path, paths):
@@ -128,21 +128,20 @@ def _read(path: Path) -> Reference:
         where = f" under {first['loc'][0]!r}" if first["loc"] else ""
         expected, got = f"{message[0].lower()}{message[1:]}{where}", repr(first["input"])
     got = got if len(got) <= 80 else f"{got[:80]}..."
-    raise InputError(f"reference {path}", expected=expected, got=got, remedy="give model files as RobustBench has them")
+    raise InputError(f"reference {path}", expected=expected, got=got, remedy="use model files in RobustBench's format")
 
 
 def model_info(report: Report, one: Standing, spec: RunSpec | None) -> dict[str, Any]:
-    """One of the board's defenses as RobustBench describes a model.
+    """Describe a defence in RobustBench's format.
 
-    Its lowest accuracy at the largest eps stands under `external`, RobustBench's field for what attacks other than its
-    own AutoAttack found, and that under AutoAttack, where the board has it, under `autoattack_acc`. These are numbers,
-    as RobustBench's scripts expect: whether one is an upper bound, under which attack it is, over how many draws and
-    seeds, with what interval, and where the defense stands on the board, is in `footnote`.
+    The lowest accuracy at the largest eps is in `external`, RobustBench's field for attacks other than AutoAttack, and
+    that under AutoAttack, if available, in `autoattack_acc`. Both are numbers, as RobustBench's scripts expect; attack,
+    upper bound, draws, seeds, interval and rank are in `footnote`.
 
     Args:
         report: the board's tables.
         one: the defense.
-        spec: of the run, which knows whether the images were limited.
+        spec: spec of the run, for the limit on images.
     """
     eps = report.radii()[-1]
     methods = report.methods[(report.methods.kind == "defense") & (report.methods.label == one.defense)]
@@ -168,7 +167,7 @@ def model_info(report: Report, one: Standing, spec: RunSpec | None) -> dict[str,
 
 
 def _labels(report: Report, attack: str) -> list[str]:
-    """Under which labels an attack was run."""
+    """Labels of an attack in the run."""
     methods = report.methods
     return list(methods[(methods.kind == "attack") & (methods.name == attack)].label)
 
@@ -178,7 +177,7 @@ def _percent(value: float) -> str:
 
 
 def _footnote(report: Report, one: Standing, spec: RunSpec | None) -> Iterator[str]:
-    """What RobustBench has no field for, in sentences."""
+    """Sentences for information without a field in RobustBench's format."""
     radii = report.radii()
     low, high = _percent(one.lowest.low), _percent(one.lowest.high)
     limited = "of the " if spec is not None and spec.limit is not None else ""
@@ -197,25 +196,25 @@ def _footnote(report: Report, one: Standing, spec: RunSpec | None) -> Iterator[s
             f"{'at most ' if one.area.bound else ''}{area} %, 95 % interval [{low}, {high}] %."
         )
     if one.rank is not None:
-        others = f", not told apart from ranks {one.rank_low} to {one.rank_high}"
+        others = f", indistinguishable from ranks {one.rank_low} to {one.rank_high}"
         ranked = sum(each.rank is not None for each in report.standings)
         yield f"Rank {one.rank} of {ranked}{others if one.rank_low != one.rank_high else ''}."
     elif one.misleads:
-        yield "No rank: checks say that attacks are misled, so its numbers are upper bounds of unknown worth."
+        yield "No rank: checks found that it misleads attacks, so its accuracies may be loose upper bounds."
     if one.flags:
         yield f"Flags: {', '.join(one.flags)}."
 
 
 def write_model_infos(report: Report, spec: RunSpec | None, folder: Path) -> dict[str, Path]:
-    """Write a model file for each defense, as RobustBench lays them out: `DATASET/Linf/DEFENSE.json`.
+    """Write a model file for each defence in RobustBench's layout: `DATASET/Linf/DEFENSE.json`.
 
-    Defenses with missing accuracies get none.
+    Defences with missing accuracies are skipped.
 
     Returns:
-        The files written, by defense.
+        The written files, by defence.
 
     Raises:
-        InputError: no defense has all its accuracies.
+        InputError: no defence has all accuracies.
         StoreError: the folder cannot be written.
     """
     complete = [one for one in report.standings if not (one.lowest.missing or one.accuracies[CLEAN].missing)]

@@ -18,7 +18,7 @@ from advbench.grid.inputs import EvaluateInputs, Inputs, TrainInputs
 from advbench.grid.plan import Task
 from advbench.report.evaluations import DETAILS
 
-CIRCUMSTANCES = ("memory", "ran")  # where and when a record was made: host, process, time of day
+CIRCUMSTANCES = ("memory", "ran")  # circumstances of a record: host, process, time of day
 CLOSE = 1e-9  # tolerance for rounding of means
 Share = Annotated[float, Field(ge=-CLOSE, le=1.0 + CLOSE)]
 Interval = Annotated[list[Share], Field(min_length=2, max_length=2)]
@@ -131,14 +131,14 @@ class _Found(_Shape):
 
     @property
     def uncertain(self) -> bool:
-        """Whether it says something of uncertainty."""
+        """True if it includes measures of uncertainty."""
         return True
 
     @pydantic.model_validator(mode="after")
     def _measured(self) -> Self:
         if not self.uncertain:
             found = self.model_fields_set.intersection(DETAILS)
-            _require(not found, f"nothing of examples that stopped early on {', '.join(sorted(found))}")
+            _require(not found, f"no {', '.join(sorted(found))} for examples that stopped early")
             return self
         measures = set(Uncertainty._fields)
         _require(set(self.uncertainty) == measures, f"the measures of uncertainty {sorted(measures)}")
@@ -150,7 +150,7 @@ class _Found(_Shape):
 
 
 class _Draws(_Shape):
-    """What an evaluation says of single draws: all of it where the adversary knows the draw that answers."""
+    """Result on single draws, the whole result if the adversary knows the draw."""
 
     n_examples: Annotated[int, Field(ge=1)]
     classes: Annotated[int, Field(ge=2)]
@@ -188,7 +188,7 @@ class _Evaluation(_Draws, _Found):
 
     @property
     def uncertain(self) -> bool:
-        """Examples that stopped early say nothing of it."""
+        """False for examples that stopped early."""
         return not self.attack.stopped_early
 
     @pydantic.model_validator(mode="after")
@@ -203,7 +203,7 @@ class _Evaluation(_Draws, _Found):
         low, high = self.accuracy_interval
         _require(low - CLOSE <= self.accuracy <= high + CLOSE, "accuracies inside their intervals")
         unconverged = bool(self.attack.converge and self.attack.converge.unconverged)
-        _require(unconverged == ("unconverged" in self.flags), "the flag `unconverged` where a search is")
+        _require(unconverged == ("unconverged" in self.flags), "the flag `unconverged` if and only if a search is")
         if self.uncertain:
             _require(set(self.retention) == set(ENTROPIES), f"curves of retention by {sorted(ENTROPIES)}")
             _require(self.calibration is not None, "a calibration")
@@ -239,16 +239,16 @@ class _Record(_Shape):
 
 
 def flaw(record: Mapping[str, Any], inputs: Inputs) -> str:
-    """The first way in which a record differs from any that a task of these inputs can have; empty if there is none.
+    """First reason why a record is impossible for a task with given inputs; empty if it is possible.
 
-    That a record is possible does not make it true: see `rerun`.
+    A possible record is not necessarily true; see `rerun`.
     """
     try:
         _Record.model_validate(record)
         if isinstance(inputs, TrainInputs):
             _Training.model_validate(record["result"])
             return ""
-        assert isinstance(inputs, EvaluateInputs), "boards keep no examples"
+        assert isinstance(inputs, EvaluateInputs), "boards do not contain examples"
         form = _Found if inputs.foreign else _Draws if inputs.known else _Evaluation
         found = form.model_validate(record["result"])
         _require(found.n_examples == inputs.images, f"{inputs.images} images, got {found.n_examples}")
@@ -264,16 +264,16 @@ def flaw(record: Mapping[str, Any], inputs: Inputs) -> str:
 
 
 def check_record(record: Mapping[str, Any], task: Task, where: str) -> None:
-    """Refuse a record of a training or an evaluation that no such task can have.
+    """Refuse an impossible record of a training or an evaluation.
 
     Raises:
-        StoreError: says what is wrong with it.
+        StoreError: the record is impossible; the message names the defect.
     """
     found = flaw({name: value for name, value in record.items() if name not in CIRCUMSTANCES}, task.inputs)
     if found:
         raise StoreError(
             f"record {task.key[:12]} ({task.label}) of {where}",
-            expected="one that such a task can have",
+            expected="a record that such a task can produce",
             got=found,
-            remedy="remove it, or use a store that holds nothing from others",
+            remedy="remove it, or use a store without records from others",
         )

@@ -1,4 +1,4 @@
-"""`attacks.csv`: how far each attack's accuracies lie above the lowest known, and how many passes it makes."""
+"""`attacks.csv`: excess of each attack's accuracies over the lowest ones, and its number of passes."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ STRENGTH_COLUMNS = (
 
 @dataclass
 class _Attack:
-    """What is known of an attack, over its cells."""
+    """Results of an attack over its cells."""
 
     kind: str
-    passes: list[float] = field(default_factory=list)  # forward and backward, for each image
-    cells: int = 0  # with another attack beside it
-    above: dict[int, Floats] = field(default_factory=dict)  # of each image, summed over the cells of a seed
-    at: dict[tuple[str, float], list[float]] = field(default_factory=dict)  # of each seed, by defense and eps
+    passes: list[float] = field(default_factory=list)  # forward and backward passes per image
+    cells: int = 0  # number of cells with another attack
+    above: dict[int, Floats] = field(default_factory=dict)  # excess per image, summed over the cells of a seed
+    at: dict[tuple[str, float], list[float]] = field(default_factory=dict)  # excess per seed, by defence and eps
 
     def row(self) -> list[Any]:
         passes = math.fsum(self.passes) / len(self.passes)
@@ -37,7 +37,7 @@ class _Attack:
             return [self.kind, 0, math.nan, math.nan, math.nan, math.nan, "", math.nan, passes]
         table = np.stack(list(self.above.values())) * len(self.above) / self.cells
         weights = np.full(round(self.cells / len(self.above)), len(self.above) / self.cells)
-        # All evaluations of a defense and seed use the same draws, so the choice of draws has no part of its own.
+        # All evaluations of a defence and seed use the same draws, so draws add no variance.
         ((low, high),) = difference_intervals(table[None], weights, [Spread(0.0, math.inf)])
         means = {where: math.fsum(each) / len(each) for where, each in self.at.items()}
         worst = max(means, key=lambda where: means[where])
@@ -47,21 +47,21 @@ class _Attack:
 
 
 def attack_table(cells: Sequence[Cell], evaluations: Sequence[Evaluation | None]) -> pd.DataFrame:
-    """A row for each attack on the accuracy, that of the lowest accuracies first.
+    """One row per attack on accuracy, ordered by lowest accuracies.
 
-    In each cell (defense, eps, seed) with two attacks at least, an attack's verdicts are compared with those of the
-    strongest one on the same images. The images are halved at random: the strongest is the one of lowest accuracy on
-    one half, and is compared with on the other, both ways round. The lowest of several accuracies with noise is too
-    low, and each of several equal attacks would seem to lie above it.
+    In each cell (defense, eps, seed) with at least two attacks, an attack is compared with the strongest one on the
+    same images. The images are split at random into halves: the strongest attack is selected on one half and compared
+    on the other, and vice versa. Otherwise the minimum of several noisy accuracies would be biased, and equal attacks
+    would seem to exceed it.
 
     Args:
-        cells: of a run.
-        evaluations: their results.
+        cells: cells of a run.
+        evaluations: their evaluations.
     """
     groups: dict[tuple[str, float, int], list[tuple[_Attack, Evaluation]]] = {}
     attacks: dict[str, _Attack] = {}
     for cell, found in zip(cells, evaluations, strict=True):
-        # An attack that is after doubt leaves the class alone.
+        # An attack that aims at high uncertainty keeps the class.
         if found is None or cell.attack is None or "doubt" in cell.attack.traits or not is_own(cell):
             continue
         attack = attacks.setdefault(cell.attack.label, _Attack(_kind(cell.attack)))
@@ -80,14 +80,14 @@ def attack_table(cells: Sequence[Cell], evaluations: Sequence[Evaluation | None]
 
 
 def _strongest(right: Bools) -> Floats:
-    """On each image the verdict of the attack of lowest accuracy on the other half of the images; of equals their mean.
+    """Correctness per image of the attack with the lowest accuracy on the other half; the mean over ties.
 
     Args:
-        right: of each attack, `(attacks, N)`.
+        right: mask of correct predictions of each attack, `(attacks, N)`.
     """
     count = right.shape[1]
     found = np.empty(count)
-    halves = np.array_split(np.random.default_rng(0).permutation(count), 2)  # whatever the order of the images means
+    halves = np.array_split(np.random.default_rng(0).permutation(count), 2)  # independent of the order of the images
     for half, other in (halves, reversed(halves)):
         accuracies = right[:, other if len(other) else half].mean(1)
         found[half] = right[accuracies == accuracies.min()][:, half].mean(0)
@@ -95,7 +95,7 @@ def _strongest(right: Bools) -> Floats:
 
 
 def _kind(attack: Choice) -> str:
-    """What an attack needs, and what it is after where that is more than an error."""
+    """Kind of an attack: knowledge, and its aim if that is more than an error."""
     if attack.init is not None:
         kind = "transfer"
     elif "black_box" in attack.traits:

@@ -1,4 +1,4 @@
-"""The tables of a run, as data frames made from records."""
+"""The tables of a run, as data frames from records."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ PERSISTENCE_COLUMNS = [*IDENTITY, "tries", "broken", "broken_low", "broken_high"
 SINGLE = "draws draw_accuracy_mean draw_accuracy_low draw_accuracy_high draw_accuracy_min draw_accuracy_max".split()
 ADVERSARY_COLUMNS = [*IDENTITY, "knows", "accuracy", "accuracy_low", "accuracy_high", *SINGLE, "key"]
 NO_ENDS = (math.nan, math.nan)
-KNOWLEDGE = {  # what an adversary may know, the least first
+KNOWLEDGE = {  # knowledge of adversaries, ascending
     "nothing": "no attack",
     "another": "another classifier",
     "answers": "its answers",
@@ -78,8 +78,8 @@ COLUMNS = {
     "strengths": STRENGTH_COLUMNS,
 }
 FILES = {name: f"{'attacks' if name == 'strengths' else name}.csv" for name in COLUMNS}
-OPTIONAL = {"history": HISTORY_COLUMNS}  # if a run asks for it
-TEXT = (  # columns of text, in whichever table
+OPTIONAL = {"history": HISTORY_COLUMNS}  # only if requested by the run
+TEXT = (  # columns of text in any table
     "architecture attack authors counts dataset defense distribution flags images key kind knows label link "
     "measure name norm other params posterior reason source target title version versions worst_defense year"
 ).split()
@@ -87,59 +87,59 @@ TEXT = (  # columns of text, in whichever table
 
 @dataclass(frozen=True)
 class Report:
-    """The tables of a run; all but the leaderboard, which follows from them, are measured."""
+    """The tables of a run, from which the leaderboard is derived."""
 
-    results: pd.DataFrame  # a row for each (source, target, attack, eps, seed)
-    methods: pd.DataFrame  # for each defense and attack: what it is, its hyperparameters, and what computed it
-    models: pd.DataFrame  # for each (defense, seed): its net's weights, how long it trained, the key of its training
-    affinity: pd.DataFrame  # for each (attack, eps, seed, source, target)
-    retention: pd.DataFrame  # for each (defense, attack, eps, seed, measure, fraction kept); no transfers
-    uncertainty: pd.DataFrame  # for each (defense, attack, eps, seed), and of out-of-distribution images as they are
-    histograms: pd.DataFrame  # likewise, for each measure of uncertainty in nats
-    persistence: pd.DataFrame  # for each (defense, attack, eps, seed, number of answers asked for); no transfers
-    adversaries: pd.DataFrame  # for each (defense, eps, seed) and what an adversary knows, the strongest one's attack
-    areas: pd.DataFrame  # for each defense: area under its lowest accuracies over the radii
-    differences: pd.DataFrame  # for each two defenses: by how much their areas differ
-    strengths: pd.DataFrame  # for each attack: how far its accuracies lie above the lowest known
-    history: pd.DataFrame = field(default_factory=partial(pd.DataFrame, columns=HISTORY_COLUMNS))  # of trainings
-    gradients_alone: bool = False  # whether all attacks follow the gradient of the defense that they are tried on
+    results: pd.DataFrame  # one row per (source, target, attack, eps, seed)
+    methods: pd.DataFrame  # per defence and attack: description, hyperparameters, versions
+    models: pd.DataFrame  # per (defense, seed): number of weights, training time, key of the training
+    affinity: pd.DataFrame  # per (attack, eps, seed, source, target)
+    retention: pd.DataFrame  # per (defense, attack, eps, seed, measure, fraction kept); no transfers
+    uncertainty: pd.DataFrame  # per (defense, attack, eps, seed), and for out-of-distribution images
+    histograms: pd.DataFrame  # the same per measure of uncertainty in nats
+    persistence: pd.DataFrame  # per (defense, attack, eps, seed, number of tries); no transfers
+    adversaries: pd.DataFrame  # strongest attack per (defense, eps, seed, knowledge)
+    areas: pd.DataFrame  # per defence: area under its lowest accuracies over the radii
+    differences: pd.DataFrame  # per pair of defences: difference of areas
+    strengths: pd.DataFrame  # per attack: excess of its accuracies over the lowest ones
+    history: pd.DataFrame = field(
+        default_factory=partial(pd.DataFrame, columns=HISTORY_COLUMNS)
+    )  # measurements during trainings
+    gradients_alone: bool = False  # True if all attacks use the gradient of the attacked defence
 
-    left_alone: tuple[
-        str, ...
-    ] = ()  # out-of-distribution images that the run's attack on them has to leave as they are
+    left_alone: tuple[str, ...] = ()  # out-of-distribution images that cannot be attacked
 
     @cached_property
     def standings(self) -> list[Standing]:
-        """The defenses, the most robust first, as values."""
+        """Rows of the leaderboard, the most robust first."""
         return standings(self.results, self.retention, self.models, self.areas, self.differences)
 
     @cached_property
     def leaderboard(self) -> pd.DataFrame:
-        """A row for each defense, the most robust first."""
+        """One row per defence, the most robust first."""
         return leaderboard_table(self.standings)
 
     @cached_property
     def places(self) -> list[tuple[str, float]]:
-        """Each attack with each of its radii."""
+        """All pairs of an attack and one of its radii."""
         pairs = self.results[["attack", "eps"]].drop_duplicates().itertuples(index=False, name=None)
         return [(str(attack), float(eps)) for attack, eps in pairs if attack != "none"]
 
     @property
     def attacks(self) -> list[str]:
-        """The attacks' labels."""
+        """Labels of the attacks."""
         return list(dict.fromkeys(attack for attack, _ in self.places))
 
     def radii(self, attack: str = "") -> list[float]:
-        """The radii of an attack, or of all of them, ascending."""
+        """Radii of an attack, or of all attacks, ascending."""
         return sorted({eps for name, eps in self.places if attack in ("", name)})
 
     @property
     def seeds(self) -> int:
-        """How many seeds were run."""
+        """Number of seeds."""
         return int(self.results.seed.nunique())
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """The tables that were measured, by the name of their file."""
+        """Tables by the name of their file, without the leaderboard."""
         counts = [" ".join(map(str, each)) for each in self.histograms.counts]
         measured = replace(self, histograms=self.histograms.assign(counts=counts))
         there = {name: f"{name}.csv" for name in OPTIONAL if len(getattr(self, name))}
@@ -147,7 +147,7 @@ class Report:
 
     @property
     def incomplete(self) -> bool:
-        """Whether a cell failed or is missing."""
+        """True if a cell failed or is missing."""
         ood = self.uncertainty[self.uncertainty.images.isin(["ood", "attacked_ood"])]
         return bool(self.results.accuracy.isna().any() or ood.total.isna().any())
 
@@ -182,10 +182,10 @@ def _quoted(text: str) -> str:
 
 
 def read_report(folder: Path) -> Report:
-    """The tables that a folder holds as CSV.
+    """Read the tables of a folder from CSV.
 
     Raises:
-        InputError: one of them is missing, or is none that a run wrote.
+        InputError: a table is missing or invalid.
     """
     frames: dict[str, Any] = {name: _read_csv(folder / FILES[name], each) for name, each in COLUMNS.items()}
     there = {name: each for name, each in OPTIONAL.items() if (folder / f"{name}.csv").is_file()}
@@ -196,12 +196,12 @@ def read_report(folder: Path) -> Report:
             frames[name] = frames[name].astype(dict.fromkeys(whole, "Int64"))
         counts = frames["histograms"].counts.map(lambda text: tuple(map(int, text.split())))
     except (TypeError, ValueError) as error:
-        raise InputError(f"tables of {folder}", expected="those that a run wrote", got=str(error)) from error
+        raise InputError(f"tables of {folder}", expected="tables written by a run", got=str(error)) from error
     return Report(**{**frames, "histograms": frames["histograms"].assign(counts=counts)})
 
 
 def _read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """A table that `to_csv` wrote: text columns as they are, numbers with NaN where one is missing."""
+    """Read a table written by `to_csv`: text columns unchanged, missing numbers as NaN."""
     try:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False)
         numbers = [str(name) for name in frame if name not in TEXT]
@@ -211,20 +211,20 @@ def _read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
         frame[whole] = frame[whole].astype(np.int64)
     except (OSError, ValueError) as error:
         got = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise InputError(f"table {path}", expected="one that a run wrote", got=got) from error
+        raise InputError(f"table {path}", expected="a table written by a run", got=got) from error
     absent = [name for name in columns if name not in frame]
     if absent:
-        raise InputError(f"table {path}", expected="one that a run wrote", got=f"none with a column {absent[0]}")
+        raise InputError(f"table {path}", expected="a table written by a run", got=f"none with a column {absent[0]}")
     return frame
 
 
 def collect(plan: Plan, store: RecordSource, failed: Mapping[str, str] | None = None) -> Report:
-    """Make the tables of a plan from what the store holds.
+    """Make the tables of a plan from the records in a store.
 
     Args:
         plan: the run.
-        store: its records.
-        failed: why each failed task failed, by key; shown in the cells that it was to fill.
+        store: source of its records.
+        failed: reasons of failed tasks, by key; shown in their cells.
     """
     uncertainty = _UncertaintyTables()
     evaluations: list[Evaluation | None] = []
@@ -255,7 +255,7 @@ def collect(plan: Plan, store: RecordSource, failed: Mapping[str, str] | None = 
 
 
 def as_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of a table by column, with whole numbers as such, and NA where one is missing."""
+    """Rows of a table as dicts, with integers as such and missing values as NA."""
     return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
 
 
@@ -267,7 +267,7 @@ def _gradients_alone(plan: Plan) -> bool:
 
 
 def _identity(plan: Plan, cell: Cell) -> dict[str, Any]:
-    """The columns by which a row of any table is found."""
+    """Columns that identify a row of any table."""
     return {
         "dataset": plan.spec.dataset.partition(":")[0],
         "architecture": cell.defense.architecture,
@@ -298,7 +298,7 @@ def _results(plan: Plan, evaluations: Sequence[Evaluation | None], reasons: Mapp
 
 
 def _methods(plan: Plan, evaluations: Sequence[Evaluation | None], store: RecordSource) -> pd.DataFrame:
-    """`methods.csv`: what is the same in all rows of a defense or attack."""
+    """`methods.csv`: values shared by all rows of a defence or attack."""
     made_by: dict[str, dict[str, tuple[Choice, set[str]]]] = {"defense": {}, "attack": {}}
     for cell, evaluation in zip(plan.cells, evaluations, strict=True):
         for kind, choice in (("defense", cell.defense), ("attack", cell.attack)):
@@ -306,7 +306,7 @@ def _methods(plan: Plan, evaluations: Sequence[Evaluation | None], store: Record
                 _, texts = made_by[kind].setdefault(choice.label, (choice, set()))
                 texts.update([evaluation.versions] if evaluation else [])
     apart = [(each.attack, each.key) for each in plan.ood] + [(cell.attack, cell.key) for cell in plan.known]
-    for attack, key in apart:  # which have no row in the results
+    for attack, key in apart:  # these have no row in the results
         if attack is not None:
             record = store.read_record(key)
             made = made_by["attack"].setdefault(attack.label, (attack, set()))[1]
@@ -327,7 +327,7 @@ def _methods(plan: Plan, evaluations: Sequence[Evaluation | None], store: Record
 
 
 def _run_settings(plan: Plan, attack: Choice) -> dict[str, Any]:
-    """What of the run's settings makes it another attack."""
+    """Settings of the run that change an attack."""
     found: dict[str, Any] = {} if plan.spec.budget is None else {"budget": plan.spec.budget}
     found |= {"stop_early": True} if stops_early(plan.spec, attack) else {}
     found |= {"converge": plan.spec.converge} if converges(plan.spec, attack) else {}
@@ -339,7 +339,7 @@ def _one_line(values: Mapping[str, Any]) -> str:
 
 
 def _add_ood(tables: _UncertaintyTables, plan: Plan, store: RecordSource) -> None:
-    """What records say of out-of-distribution images."""
+    """Details on out-of-distribution images in records."""
     for ood in plan.ood:
         record = store.read_record(ood.key)
         result = record["result"] if record else {}
@@ -350,14 +350,14 @@ def _add_ood(tables: _UncertaintyTables, plan: Plan, store: RecordSource) -> Non
 
 
 def _images(attack: Choice | None) -> str:
-    """What an attack made of the test images: `clean`, `attacked`, or that by an attack on the uncertainty."""
+    """Kind of images of an attack: `clean`, `attacked`, or attacked on the uncertainty."""
     if attack is None:
         return "clean"
     return "certain" if "certain_error" in attack.traits else "doubt" if "doubt" in attack.traits else "attacked"
 
 
 class _UncertaintyTables:
-    """What records say of uncertainty, and of persistence; bins of histograms are of equal width, 0 to `top`.
+    """Tables of uncertainty and persistence from records; bins of histograms have equal width, 0 to `top`.
 
     A record's values are taken apart as it is read: those of a large grid would take gigabytes.
     """
@@ -414,9 +414,9 @@ class _UncertaintyTables:
 
 
 def _adversaries(plan: Plan, store: RecordSource, results: pd.DataFrame) -> pd.DataFrame:
-    """`adversaries.csv`: of all attacks of the same knowledge the one of lowest accuracy, in `KNOWLEDGE`'s order.
+    """`adversaries.csv`: the attack of lowest accuracy for each knowledge, in the order of `KNOWLEDGE`.
 
-    Where the adversary knows the draw that answers there is no ensemble: its accuracy is the mean over draws.
+    If the adversary knows the evaluated draw there is no ensemble; accuracy is the mean over draws.
     """
     known = results.assign(knows=list(map(_knows, plan.cells)))[ADVERSARY_COLUMNS]
     rows = []
@@ -438,7 +438,7 @@ def _adversaries(plan: Plan, store: RecordSource, results: pd.DataFrame) -> pd.D
 
 
 def _knows(cell: Cell) -> str:
-    """What the adversary of a cell knows, one of `KNOWLEDGE`."""
+    """Knowledge of a cell's adversary, one of `KNOWLEDGE`."""
     if cell.attack is None:
         return "nothing"
     if cell.source.label != cell.defense.label or cell.attack.init is not None:
@@ -449,7 +449,7 @@ def _knows(cell: Cell) -> str:
 
 
 def _history(plan: Plan, store: RecordSource) -> pd.DataFrame:
-    """`history.csv`: a row for each value that was measured of each training on its way."""
+    """`history.csv`: one row per value measured during each training."""
     rows = []
     if plan.spec.history:
         for (label, seed), key in plan.trained.items():
@@ -468,7 +468,7 @@ def _models(plan: Plan, store: RecordSource) -> pd.DataFrame:
         result = record["result"] if record else {}
         with reading(key):
             posterior, stated = result.get("classifier", {}).get("posterior", ""), result.get("statistics", {})
-        # Of a Gaussian posterior; what another method calls by these names may be no number.
+        # Values of a Gaussian posterior; other methods may use these names for non-numbers.
         numbers = [each if isinstance(each := stated.get(name), float) else math.nan for name in ("mean", "std", "kld")]
         seconds = record["seconds"] if record else math.nan
         rows.append((label, seed, architecture, plan.parameters.get(architecture), posterior, *numbers, seconds, key))

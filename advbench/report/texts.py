@@ -1,4 +1,4 @@
-"""Numbers and names as people read them: the only place where a number of a report becomes text."""
+"""Formatting of numbers and names: the only place where a number of a report becomes text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Value = str | int | Measured | None
 
 
 def format_eps(eps: float) -> str:
-    """A radius as people write it: `8/255` where it is a whole number of grey levels, else decimal."""
+    """Format a radius: `8/255` if it is a whole number of grey levels, otherwise decimal."""
     levels = eps * 255
     if 0 < levels < math.inf and abs(levels - round(levels)) < 1e-9 and f"{eps:.3g}" != f"{eps:.9g}":
         return f"{round(levels)}/255"
@@ -18,16 +18,16 @@ def format_eps(eps: float) -> str:
 
 
 def images_text(attack: str, eps: float) -> str:
-    """Which images a row is about."""
+    """Description of the images of a row."""
     return "clean" if attack == "none" else attack if eps == 0 else f"{attack} {format_eps(eps)}"
 
 
 def parts(value: Value, digits: int = 3) -> list[str]:
-    """What stands in a cell of a table: a number, and if there are any its interval and its deviation over seeds.
+    """Parts of a cell of a table: a number and, if any, its interval and standard deviation over seeds.
 
-    An upper bound is marked as such.
+    Upper bounds are marked.
 
-    A word in place of what is missing: failed, missing, not run; else n/a.
+    Missing numbers are replaced by a word: failed, missing, not run, or n/a.
     """
     if not isinstance(value, Measured):
         return ["n/a" if value is None else f"{value:,}" if isinstance(value, int) else value]
@@ -52,5 +52,5 @@ def duration(seconds: float) -> str:
 
 
 def short_name(name: str) -> str:
-    """A name that leaves room for a figure."""
+    """A name shortened for figures."""
     return name if len(name) <= 24 else f"{name[:14]}…{name[-9:]}"

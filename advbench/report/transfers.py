@@ -1,4 +1,4 @@
-"""The affinity of every pair of defenses (Adv-BNN eq. 17), with intervals."""
+"""Affinity of every pair of defences (Adv-BNN eq. 17), with intervals."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ COLUMNS = (
     "dataset architecture attack norm eps seed source target affinity affinity_low affinity_high clean_accuracy "
     "transfer_accuracy white_box_accuracy reason"
 ).split()
-UNBOUNDED = "no interval: the attack on the target itself may well not lower its accuracy"
+UNBOUNDED = "no interval: the attack on the target itself may not lower its accuracy"
 REASONS = ["", MISSING, HARMLESS, UNBOUNDED]
-ABSENT = -1  # in place of the position of a row that is not there
+ABSENT = -1  # position of a missing row
 
 Positions = NDArray[np.int64]
 
 
 def affinity_table(results: pd.DataFrame, evaluations: Sequence[Evaluation | None]) -> pd.DataFrame:
-    """A row for each (attack, eps, seed, source, target); undefined values keep the reason.
+    """One row per (attack, eps, seed, source, target), with reasons for undefined values.
 
     Args:
-        results: rows of `results.csv`, without those of attacks that have a source of their own.
-        evaluations: what lies behind each row.
+        results: rows of `results.csv`, without those of attacks with a fixed source.
+        evaluations: evaluation of each row.
     """
     triples = _triples(results)
     accuracy = np.append(results.accuracy.to_numpy(np.float64, na_value=math.nan), math.nan)[triples]
@@ -42,7 +42,7 @@ def affinity_table(results: pd.DataFrame, evaluations: Sequence[Evaluation | Non
     table = results[columns].iloc[triples[:, 1]].rename(columns={"defense": "target"})
     table = table.assign(
         affinity=values,
-        affinity_low=ends[:, 0].round(6),  # what other processors' rounding leaves alone
+        affinity_low=ends[:, 0].round(6),  # independent of processors' rounding
         affinity_high=ends[:, 1].round(6),
         clean_accuracy=accuracy[:, 0],
         transfer_accuracy=accuracy[:, 1],
@@ -53,7 +53,7 @@ def affinity_table(results: pd.DataFrame, evaluations: Sequence[Evaluation | Non
 
 
 def _triples(results: pd.DataFrame) -> Positions:
-    """For each attacked row the positions of three: the target clean, itself, and the target's own, `(pairs, 3)`."""
+    """Positions of the clean, transfer and white-box rows of each attacked row, `(pairs, 3)`."""
     keys = ["attack", "eps", "seed", "source", "defense"]
     place = {row: index for index, row in enumerate(results[keys].itertuples(index=False, name=None))}
     found = [
@@ -71,10 +71,10 @@ def _triples(results: pd.DataFrame) -> Positions:
 def _intervals(
     triples: Positions, known: NDArray[np.bool_], evaluations: Sequence[Evaluation | None]
 ) -> NDArray[np.float64]:
-    """95 % intervals of the affinities that are known image by image."""
+    """95 % intervals of affinities with known predictions per image."""
     ends = np.full((len(triples), 2), math.nan)
     pairs = np.flatnonzero(known)
-    step = 2**8  # pairs at a time, to bound memory
+    step = 2**8  # pairs per step, to limit memory
     for some in (pairs[start : start + step] for start in range(0, len(pairs), step)):
         used, inverse = np.unique(triples[some], return_inverse=True)
         cells = [each for index in used if (each := evaluations[index]) is not None]

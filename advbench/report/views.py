@@ -1,4 +1,4 @@
-"""The tables that outputs show, as values: the main one, accuracy against eps, affinity, retention, calibration."""
+"""Displayed tables as values: main table, accuracy against eps, affinity, retention, calibration."""
 
 from __future__ import annotations
 
@@ -17,42 +17,43 @@ from advbench.report.texts import Value, format_eps, images_text
 
 HEADINGS = {"auroc": "AUROC", "aupr_positive": "AUPR+", "aupr_negative": "AUPR-"}
 EARLY = "stop_early"  # setting of an attack in `methods.csv`
-RANGE = "not told apart from ranks"
+RANGE = "indistinguishable from ranks"
 DETECTED_BY = ("total", "epistemic")
 KEYS = ["defense", "attack", "eps"]
-SMALL = 0.01  # a difference of accuracies that hardly matters: what a converged attack may still fall by
+SMALL = 0.01  # negligible difference of accuracies, as in the criterion of convergence
 ATTACKS_NOTE = (
-    "How far each attack's accuracies lie above the lowest known for the same defense, eps and seed, on the same "
-    "images; which attack is the lowest is read off the other half of the images, so of equal attacks none lies above, "
-    "and a difference may be negative. At worst: the largest mean over seeds, of one defense at one eps. Passes are "
-    "forward and backward, for each image."
+    "Excess of each attack's accuracies over the lowest for the same defense, eps and seed, on the same "
+    "images; the lowest attack is selected on the other half of the images, so equal attacks have no excess, "
+    "and a difference may be negative. At worst: the largest mean over seeds, for one defense and eps. Passes are "
+    "forward and backward passes per image."
 )
 CALIBRATION_NOTE = (
     "ECE: expected calibration error; NLL: negative log-likelihood in nats; Brier score in [0, 2]; mean entropy of the "
     "images in nats, total and its parts."
 )
 DETECTION_NOTE = (
-    "How well uncertainty tells adversarial or out-of-distribution images (positive) from clean ones; 0.5 AUROC is "
-    "chance. Attacks on the accuracy leave the uncertainty alone; `certain`, `ood` and `doubt` are after it."
+    "Detection of adversarial or out-of-distribution images (positives) among clean ones by uncertainty; 0.5 AUROC is "
+    "chance. Only the attacks `certain`, `ood` and `doubt` target the uncertainty."
 )
 UNDER_ATTACK_NOTE = (
-    "What total uncertainty is worth: as the images are, where an attack is after the accuracy alone, and where it is "
-    "after the uncertainty as well; each the worst over the run's attacks at the largest eps. The loss is what the "
-    "last adds: by so much an evaluation without such an attack overstates the defense. Accepted errors are images "
+    "Quality of total uncertainty: on unperturbed images, under attacks on accuracy only, and under attacks that "
+    "also target the uncertainty; each is the worst over the run's attacks at the largest eps. The loss is the last "
+    "difference: an evaluation without such an attack overstates the defense by it. Accepted errors are images "
     "that are wrong and less uncertain than 95 % of the clean ones."
 )
 PERSISTENCE_NOTE = (
-    "Share of images on which at least one of R answers is wrong, with its 95 % interval: what an adversary breaks who "
-    "may ask again. A deterministic defense answers the same each time."
+    "Fraction of images on which at least one of R answers is wrong, with its 95 % interval: the success of an "
+    "adversary with R tries. A deterministic defense gives the same answer each time."
 )
 ADVERSARIES_NOTE = (
-    "Lowest accuracy under the attacks of adversaries who know as much. Of the draw that answers: mean over draws, and "
-    "the lowest and highest of them."
+    "Lowest accuracy under attacks of adversaries with the same knowledge. For the evaluated draw: mean over "
+    "draws, and "
+    "the lowest and highest draw."
 )
 
 
 class Table(NamedTuple):
-    """A table: headings of its columns, then rows of values, of which the first is the row's heading."""
+    """A table: column headings, and rows of values, of which the first is the row's heading."""
 
     headings: list[str]
     rows: list[list[Value]]
@@ -62,36 +63,36 @@ Pairs = dict[tuple[str, str], Measured]
 
 
 def title(report: Report) -> str:
-    """What was evaluated: data, nets, norm."""
+    """Title: data set, nets, norm."""
     first = report.results.iloc[0]
     return f"{first.dataset}, {' and '.join(report.results.architecture.unique())}, {first.norm}"
 
 
 def papers(report: Report) -> list[tuple[str, str, str]]:
-    """Where defenses and attacks are from: label, citation and link, of those that state a paper."""
+    """Label, citation and link of defences and attacks with a paper."""
     rows = report.methods[report.methods.title != ""].to_dict("records")
     return [(row["label"], f"{row['authors']} ({row['year']}). {row['title']}.", row["link"]) for row in rows]
 
 
 def explanation(report: Report) -> str:
-    """What the numbers of the main table are."""
+    """Explanation of the numbers in the main table."""
     results = report.results
     images, draws, seeds = results.n_examples.max(), results.draws.max(), report.seeds
     counts = "no results"
     if pd.notna(images):
         counts = f"{images:.0f} images, {'1 draw' if draws == 1 else f'up to {draws:.0f} draws'}"
-    over = f"{seeds} seeds (mean, and sd their deviation)" if seeds > 1 else "1 seed"
+    over = f"{seeds} seeds (mean; sd: standard deviation)" if seeds > 1 else "1 seed"
     sizes = {one.architecture: one.parameters for one in report.standings}
     nets = [f"{name} has {size:,} weights" for name, size in sizes.items() if size is not None]
     return (
         f"{counts}, {over}. Accuracy of the ensemble with its 95 % interval; retention is the area under accuracy "
-        "against the fraction of clean images kept, lowest uncertainty first; passes are those of one prediction."
+        "against the fraction of clean images kept, lowest uncertainty first; passes are forward passes per prediction."
         + (f" {'; '.join(nets)}." if nets else "")
     )
 
 
 def stopped_early(report: Report) -> str:
-    """Why attacks have no numbers on uncertainty; empty where all have."""
+    """Explanation of attacks without measures of uncertainty; empty if there are none."""
     methods = report.methods[report.methods.kind == "attack"]
     names = [
         label for label, params in zip(methods.label, methods.params, strict=True) if json.loads(params).get(EARLY)
@@ -99,53 +100,54 @@ def stopped_early(report: Report) -> str:
     if not names:
         return ""
     return (
-        f"Left out: {', '.join(names)}, which leave images alone that are fooled already. Such examples lie near the "
-        "boundary, where a defense is least certain; those of the attacks named by --affinity are crafted to the end."
+        f"Left out: {', '.join(names)}, which stop early for misclassified images. Such examples lie near the decision "
+        "boundary, where a defense is least certain; attacks in --affinity do not stop early."
     )
 
 
 def ranking(report: Report) -> str:
-    """How the defenses are ranked, and which have no rank."""
+    """Explanation of the ranking, and defences without a rank."""
     radii, found = report.radii(), report.standings
     if len(radii) > 1:
         by = (
-            "the area under the lowest accuracies over the attacks at each eps, by trapezoids over "
+            "the area under the lowest accuracies over the attacks at each eps, by the trapezoidal rule over "
             f"{', '.join(map(format_eps, radii))} and divided by their span: 1 is no error at any of them; clean "
             "images do not count"
         )
     else:
         by = f"the lowest accuracy over the attacks at eps {format_eps(radii[0])}" if radii else "the clean accuracy"
     seeds = (
-        "for other images and other trainings"
+        "over images and trainings"
         if report.seeds > 1
-        else "for other images; of one seed, so nothing is said of other trainings"
+        else "over images; with one seed, it does not cover other trainings"
     )
     parts = [
-        f"Ranked by {by}. Two defenses are told apart where the 95 % interval of their difference on the same images "
-        f"leaves out 0, {seeds}. A range says which ranks a defense may have as far as that goes; each two are "
-        "compared by themselves, so of equals about one pair in twenty is told apart by chance."
+        f"Ranked by {by}. Two defenses are distinguishable if the 95 % interval of their difference on the "
+        f"same images, "
+        f"{seeds}, excludes 0. A range gives the possible ranks of a defense on this basis; pairs are "
+        "compared separately, so about one in twenty pairs of equal defenses is distinguishable by chance."
     ]
     if below := [one.defense for one in found if one.misleads]:
-        parts.append(f"Without a rank, below the others: {', '.join(below)}, as checks say that attacks are misled.")
+        parts.append(f"Without a rank, below the others: {', '.join(below)}, because checks found misled attacks.")
     if lacking := [one.defense for one in found if one.area.missing and not one.misleads]:
-        parts.append(f"Without a rank: {', '.join(lacking)}, as an accuracy is missing.")
+        parts.append(f"Without a rank: {', '.join(lacking)}, because an accuracy is missing.")
     if any(one.area.bound for one in found):
         parts.append("≤ marks an upper bound: an attack on the defense did not converge.")
     if report.gradients_alone:
         parts.append(
-            "All attacks of this run follow the defense's gradient: where that misleads nothing here would show; add "
+            "All attacks of this run use the defense's gradient, so a misleading gradient would go unnoticed; add "
             "square or worst_case."
         )
     return " ".join(parts)
 
 
 def rank_range(one: Standing) -> str:
-    """The ranks from which a defense's own is not told apart; empty where there is no other."""
+    """Range of ranks that are indistinguishable from a defence's own; empty if unique."""
     return "" if one.rank_low == one.rank_high else f"{one.rank_low} to {one.rank_high}"
 
 
 def main_table(report: Report) -> Table:
-    """A row for each defense: rank, clean, area, each attack at the headline eps, the lowest of them, what it costs."""
+    """One row per defence: rank, clean accuracy, area, each attack at the main eps, the lowest of them, cost."""
     found = report.standings
     several_nets = len({one.architecture for one in found}) > 1
     flagged, tied = any(one.flags for one in found), any(map(rank_range, found))
@@ -171,7 +173,7 @@ def main_table(report: Report) -> Table:
 
 
 def worst_table(report: Report) -> Table:
-    """The lowest accuracy of each defense at each eps, and under which attack."""
+    """Lowest accuracy of each defence at each eps, with the attack."""
     radii = report.radii()
     rows: list[list[Value]] = [
         [one.defense, one.accuracies[CLEAN], *(_worst(one, eps) for eps in radii)] for one in report.standings
@@ -185,14 +187,14 @@ def _worst(one: Standing, eps: float) -> Measured:
 
 
 def eps_table(report: Report, attack: str) -> Table:
-    """Accuracies of each defense at each eps."""
+    """Accuracy of each defence at each eps."""
     places = [CLEAN, *((attack, eps) for eps in report.radii())]
     rows: list[list[Value]] = [[one.defense, *(one.accuracy(*place) for place in places)] for one in report.standings]
     return Table(["defense", *(format_eps(eps) for _, eps in places)], rows)
 
 
 def attacks_table(report: Report) -> Table:
-    """How strong each attack is, if there are several."""
+    """Strength of each attack, if there are several."""
     headings = ["attack", "kind", "cells", "above the lowest", "at worst", "there", "passes"]
     rows: list[list[Value]] = []
     for one in report.strengths[report.strengths.cells > 0].to_dict("records"):
@@ -204,7 +206,7 @@ def attacks_table(report: Report) -> Table:
 
 
 def attacks_reading(report: Report) -> str:
-    """Which attacks to use, and which are weak; empty of one attack."""
+    """Recommended and weak attacks, as text; empty for a single attack."""
     table = report.strengths[report.strengths.cells > 0]
     if table.empty:
         return ""
@@ -215,18 +217,18 @@ def attacks_reading(report: Report) -> str:
     if cheap.passes < best.passes:
         text += f" Within {SMALL} of it: {cheap.attack}, at {cheap.passes:,.0f}."
     weak = table[table.above_mean_low > SMALL]
-    return f"{text} Weak, surely more than {SMALL} above: {', '.join(weak.attack)}." if len(weak) else text
+    return f"{text} Weak, significantly more than {SMALL} above: {', '.join(weak.attack)}." if len(weak) else text
 
 
 def not_computed(report: Report) -> list[tuple[str, int]]:
-    """Why cells are missing, and how many."""
+    """Reasons of missing cells, with counts."""
     notes = report.results["flags"]
     counted = notes[notes.str.startswith(("failed", "missing"))].value_counts(sort=False)
     return [(str(reason), int(count)) for reason, count in counted.items()]
 
 
 def raised_flags(report: Report) -> Iterator[tuple[str, str, list[str]]]:
-    """The flags that were raised, what they mean, and by which cells."""
+    """Raised flags with meanings and cells."""
     results = report.results
     notes = {note: raised(note) for note in results["flags"].unique()}
     for flag, meaning in FLAGS.items():
@@ -238,11 +240,11 @@ def raised_flags(report: Report) -> Iterator[tuple[str, str, list[str]]]:
 
 
 def affinities(report: Report, eps: Sequence[float] = ()) -> dict[str, dict[float, Pairs]]:
-    """By attack, eps, source and target, of the attacks whose examples were evaluated on other defenses.
+    """Affinities by attack, eps, source and target, for attacks evaluated on other defences.
 
     Args:
         report: the tables.
-        eps: the radii wanted; by default all of them.
+        eps: radii to include; by default all.
     """
     table = report.affinity[report.affinity.eps.isin(eps or report.radii())]
     table = table[table.attack.isin(table[table.source != table.target].attack.unique())]
@@ -253,13 +255,13 @@ def affinities(report: Report, eps: Sequence[float] = ()) -> dict[str, dict[floa
     for key, numbers in zip(means.index, means.to_numpy(float).tolist(), strict=True):
         attack, radius, source, target = key
         value, low, high = numbers
-        note = (why.get(key) or "not known") if math.isnan(low) else ""
+        note = (why.get(key) or "unknown") if math.isnan(low) else ""
         found.setdefault(attack, {}).setdefault(radius, {})[source, target] = Measured(value, low, high, note=note)
     return {attack: dict(sorted(by_eps.items())) for attack, by_eps in found.items()}
 
 
 def squares(pairs: Pairs, names: list[str]) -> list[list[Measured]]:
-    """Affinities as a matrix: a row for each source, a column for each target."""
+    """Affinities as a matrix with a row per source and a column per target."""
     return [[pairs.get((source, target), NOT_RUN) for target in names] for source in names]
 
 
@@ -285,24 +287,24 @@ def calibration_table(report: Report) -> Table:
 
 
 def detection_table(report: Report) -> Table:
-    """How well uncertainty separates attacked and out-of-distribution images from clean ones."""
+    """Detection of attacked and out-of-distribution images among clean ones by uncertainty."""
     shown = _ends(report.uncertainty)
     columns = [f"{score}_{measure}" for measure in DETECTED_BY for score in SCORES]
     means = over_seeds(shown[shown.images != "clean"], KEYS, columns, report.seeds)
     headings = [f"{HEADINGS[score]} {measure}" for measure in DETECTED_BY for score in SCORES]
-    return _in_order(report, ["to be found", *headings], means)
+    return _in_order(report, ["positives", *headings], means)
 
 
 def detection_note(report: Report) -> str:
-    """What the table of detection says, and which out-of-distribution images were not attacked."""
+    """Explanation of the detection table, and the out-of-distribution images that were not attacked."""
     if not report.left_alone:
         return DETECTION_NOTE
     sets = ", ".join(report.left_alone)
-    return f"{DETECTION_NOTE} Not attacked, as their pixel values are scaled and may leave [0, 1]: {sets}."
+    return f"{DETECTION_NOTE} Not attacked, because their scaled pixel values may leave [0, 1]: {sets}."
 
 
 def under_attack_table(report: Report) -> Table:
-    """What total uncertainty is worth as it is, under attacks on the accuracy, and under attacks on itself."""
+    """Quality of total uncertainty on unperturbed images, and under attacks on accuracy and on uncertainty."""
     table = _ends(report.uncertainty)
     areas = report.retention[report.retention.measure == "total"].drop_duplicates([*KEYS, "seed"])
     table = table.merge(areas[[*KEYS, "seed", "area"]], on=[*KEYS, "seed"], how="left")
@@ -324,12 +326,12 @@ def under_attack_table(report: Report) -> Table:
                 for score in SCORES:
                     numbers = _fall(report, f"{score}_total", before, None, after)
                     rows.append([one.defense, f"{HEADINGS[score]} of {name}", *numbers])
-    return Table(["defense", "what", "as they are", "accuracy attacked", "uncertainty attacked", "loss"], rows)
+    return Table(["defense", "measure", "unperturbed", "accuracy attacked", "uncertainty attacked", "loss"], rows)
 
 
 def _fall(report: Report, column: str, *kinds: pd.DataFrame | None) -> list[Measured]:
-    """The worst value over the attacks of each kind, and how much worse the last is than the one before."""
-    sign = -1.0 if column.startswith("accepted_errors") else 1.0  # of what is better when it is larger
+    """Worst value over the attacks of each kind, and the difference of the last two."""
+    sign = -1.0 if column.startswith("accepted_errors") else 1.0  # 1 if larger is better
     found = []
     for rows in kinds:
         means = None if rows is None else over_seeds(rows, KEYS, [column], report.seeds)[column].dropna() * sign
@@ -339,7 +341,7 @@ def _fall(report: Report, column: str, *kinds: pd.DataFrame | None) -> list[Meas
 
 
 def persistence_table(report: Report) -> Table:
-    """Images that a persistent adversary breaks, clean and at the largest eps."""
+    """Fraction of images that an adversary with repeated tries breaks, clean and at the largest eps."""
     shown = _ends(report.persistence)
     names = ["broken", "broken_low", "broken_high"]
     means = over_seeds(shown, [*KEYS, "tries"], names, report.seeds)
@@ -353,7 +355,7 @@ def persistence_table(report: Report) -> Table:
 
 
 def adversaries_table(report: Report) -> Table:
-    """The lowest accuracy at the largest eps by what an adversary knows."""
+    """Lowest accuracy at the largest eps by the adversary's knowledge."""
     shown = _ends(report.adversaries)
     there = [name for name in KNOWLEDGE if name in set(shown.knows)]
     names = "accuracy accuracy_low accuracy_high draw_accuracy_min draw_accuracy_max".split()
@@ -372,13 +374,13 @@ def adversaries_table(report: Report) -> Table:
 
 
 def _ends(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of eps 0 and of the largest eps."""
+    """Rows of eps 0 and of the largest eps."""
     kept: pd.DataFrame = table[(table.eps == 0) | (table.eps == table.eps.max())]
     return kept
 
 
 def _in_order(report: Report, headings: list[str], means: pd.DataFrame) -> Table:
-    """A row for each defense and kind of images, in the order of the leaderboard."""
+    """One row per defence and kind of images, in the order of the leaderboard."""
     rows: list[list[Value]] = [
         [defense, images_text(attack, eps), *map(Measured, values)]
         for (defense, attack, eps), values in zip(means.index, means.to_numpy(float).tolist(), strict=True)

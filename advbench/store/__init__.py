@@ -1,1 +1,1 @@
-"""Results and where they are kept: records and artifacts at any URL, leases, heartbeats, archives, upkeep."""
+"""The store of results: records and artifacts at any URL, leases, heartbeats, archives, maintenance."""

@@ -1,4 +1,4 @@
-"""Records and their artifacts as one tar file: packed from any store, checked and added to any other."""
+"""Export and import of records and artifacts as a tar file."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from advbench.store.records import Store, artifact_name, record_name
 from advbench.store.storage import StoreWarning, in_parallel, replacing
 from advbench.store.verify import Survey, flaw_of, place
 
-RECORD_LIMIT = 2**26  # most bytes of a record in a tar
-INFLATION = 100  # most bytes that a byte of a compressed file may stand for; digests in records allow far fewer
-CIRCUMSTANCES = ("seconds", "memory", "ran", "versions")  # what a record says of how it came to be
+RECORD_LIMIT = 2**26  # bytes; limit on a record in a tar
+INFLATION = 100  # maximum compression ratio; digests in records make it far smaller
+CIRCUMSTANCES = ("seconds", "memory", "ran", "versions")  # circumstances of a record's computation
 
 
 class Packed(NamedTuple):
-    """What an export holds."""
+    """Content of an export."""
 
     records: int  # number of records
     artifacts: int
@@ -38,7 +38,7 @@ class Packed(NamedTuple):
 
 
 class Imported(NamedTuple):
-    """What an import did."""
+    """Result of an import."""
 
     records: int  # records added
     artifacts: int  # artifacts added, also of records that were there already
@@ -58,27 +58,27 @@ def export(
     examples: bool = False,
     force: bool = False,
 ) -> Packed:
-    """Pack records and their artifacts into one tar file, which is written whole or not at all.
+    """Pack records and their artifacts into one tar file, written atomically.
 
-    The same content gives the same bytes. What is damaged or of another schema is left out, with a warning.
+    Equal content gives equal bytes. Damaged files and those of another schema are left out, with a warning.
 
     Args:
         store: the store; it is not changed.
-        path: the file, whose name ends in `.tar`, `.tar.gz` or `.tgz`.
-        keys: of the tasks whose results are packed; all by default.
-        models: with artifacts of trainings.
-        examples: with artifacts of crafts, where they were kept.
-        force: replace a file that is there.
+        path: file to write, with a name that ends in `.tar`, `.tar.gz` or `.tgz`.
+        keys: keys of the tasks to pack; all by default.
+        models: include artifacts of trainings.
+        examples: include adversarial examples, if stored.
+        force: replace an existing file.
 
     Raises:
-        InputError: the file is there already or has another name, or none of the results is in the store.
-        StoreError: the store cannot be read, or the file not written.
+        InputError: the file already exists or has another suffix, or none of the results is in the store.
+        StoreError: the store cannot be read, or the file cannot be written.
     """
     zipped = path.name.endswith((".tar.gz", ".tgz"))
     if not zipped and not path.name.endswith(".tar"):
         raise InputError(f"file {path}", expected="a name that ends in .tar, .tar.gz or .tgz")
     if os.path.isdir(path) or (os.path.lexists(path) and not force):
-        raise InputError(f"file {path} is there already", remedy="name another, or replace it with --force")
+        raise InputError(f"file {path} already exists", remedy="choose another, or replace it with --force")
     listed = {key for sort, key in map(place, store.storage.names("records")) if sort == "records"}
     wanted = listed if keys is None else listed.intersection(keys)
     without = [kind for kind, included in (("train", models), ("craft", examples)) if not included]
@@ -100,7 +100,8 @@ def export(
                 _add(tar, record_name(key), record)
             if not records:
                 raise InputError(
-                    f"store {store.url!r} has none of these results", remedy="name the store that has them with --store"
+                    f"store {store.url!r} has none of these results",
+                    remedy="choose the store that has them with --store",
                 )
     except OSError as error:
         raise StoreError(
@@ -110,7 +111,7 @@ def export(
 
 
 def _fetch(store: Store, key: str, without: Collection[str]) -> tuple[str, bytes | None, bytes | None]:
-    """A task's key, its record if that can be trusted, and its artifact if that is packed."""
+    """Key of a task, its record if valid, and its artifact if it is packed."""
     raw = store.storage.read(record_name(key))
     record = None if raw is None else store.trusted(key, raw)
     if record is None:
@@ -121,7 +122,7 @@ def _fetch(store: Store, key: str, without: Collection[str]) -> tuple[str, bytes
     artifact = store.storage.read(artifact_name(key))
     if artifact is None and kind == "craft":
         return key, raw, None
-    flaw = "it is not there" if artifact is None else flaw_of(artifact, str(digest))
+    flaw = "it is missing" if artifact is None else flaw_of(artifact, str(digest))
     if flaw:
         warnings.warn(f"artifact {key[:12]} in {store.url} is left out: {flaw}", StoreWarning, stacklevel=2)
     return key, raw, None if flaw else artifact
@@ -137,26 +138,25 @@ def _add(tar: tarfile.TarFile, name: str, raw: bytes) -> None:
 
 
 def import_(store: Store, path: Path) -> Imported:
-    """Add what an export holds to a store.
+    """Add the content of an export to a store.
 
-    The whole is unpacked into a store of its own and verified before anything is written: names, digests, keys, and
-    that artifacts can be parsed; nothing is unpickled. A record that is there already and says the same is left as it
-    is (it may differ in how long the task took, where and with what it ran), and gets its artifact if that is gone;
-    one that says something else is kept and reported.
+    The export is unpacked into a temporary store and verified before anything is written: names, digests, keys, and
+    that artifacts can be parsed; nothing is unpickled. An existing record with the same content is kept (time, host and
+    versions may differ) and gets its artifact if that is missing; one with different content is kept and reported.
 
     Args:
         store: the store.
-        path: the file.
+        path: file to read.
 
     Raises:
-        InputError: the file is none that `export` writes, or is damaged.
+        InputError: the file was not written by `export`, or is damaged.
         StoreError: the store or the folder for temporary files cannot be read or written.
     """
     with tempfile.TemporaryDirectory(prefix="advbench-import-") as folder:
         unpacked = Store(folder)
         keys = _unpack(path, unpacked)
         store.check_writable()
-        # While this lives, nobody takes artifacts for garbage whose records are still to come.
+        # Protects artifacts without records from garbage collection during the import.
         heartbeat = Heartbeat(store.storage, "store import", {"upkeep": "import"})
         try:
             with heartbeat:
@@ -171,10 +171,10 @@ def import_(store: Store, path: Path) -> Imported:
 
 
 def _unpack(path: Path, into: Store) -> list[str]:
-    """Unpack an export into an empty store and verify that; the keys of its records, sorted.
+    """Unpack an export into an empty store and verify it; return the sorted keys of its records.
 
     Raises:
-        InputError: something is wrong with it.
+        InputError: the export is invalid.
     """
     try:
         with path.open("rb") as file:
@@ -184,7 +184,7 @@ def _unpack(path: Path, into: Store) -> list[str]:
             for member in tar:
                 room -= member.size
                 if room < 0:
-                    raise ReadError(f"{member.name} with {member.size} bytes, more than can be there")
+                    raise ReadError(f"{member.name} with {member.size} bytes, too large")
                 content = tar.extractfile(member)
                 if content is None or not into.storage.create(member.name, content.read()):
                     raise ReadError(f"two files {member.name}")
@@ -195,40 +195,40 @@ def _unpack(path: Path, into: Store) -> list[str]:
         if each.problem:
             raise _unfit(path, str(each))
     if not found:
-        raise _unfit(path, "an empty one")
+        raise _unfit(path, "an empty file")
     return [each.key for each in found if each.sort == "records"]
 
 
 def _unfit(path: Path, got: str) -> InputError:
-    return InputError(f"file {path}", expected="a tar that 'advbench store export' wrote", got=got)
+    return InputError(f"file {path}", expected="a tar file from 'advbench store export'", got=got)
 
 
 class _Header(tarfile.TarInfo):
-    """The header of a record or an artifact; links, devices, folders and extensions are refused unread."""
+    """Tar header of a record or an artifact; links, devices, folders and extensions are refused."""
 
     @classmethod
     def fromtarfile(cls, tarfile: TarFile) -> Self:
-        """The next header."""
+        """Read the next header."""
         assert tarfile.fileobj is not None, "the file is open"
         block = tarfile.fileobj.read(BLOCKSIZE)
         try:
             member = cls.frombuf(block, "utf-8", "strict")
         except HeaderError as error:
             if block == bytes(BLOCKSIZE):
-                raise  # the end, for which any bad header but the first would pass
+                raise  # end of file; tarfile would treat a later bad header as the end
             raise ReadError(str(error)) from error
         sort, _ = place(member.name)
         if member.type not in (REGTYPE, AREGTYPE) or sort not in ("records", "artifacts"):
             raise ReadError(f"{member.name}, which does not belong there")
         if member.size < 0 or (sort == "records" and member.size > RECORD_LIMIT):
-            raise ReadError(f"{member.name} with {member.size} bytes, more than can be there")
+            raise ReadError(f"{member.name} with {member.size} bytes, too large")
         member.offset_data = tarfile.fileobj.tell()
         tarfile.offset = member.offset_data + member.size + -member.size % BLOCKSIZE
         return member
 
 
 def _add_to(store: Store, unpacked: Store, key: str, listed: bool) -> tuple[str, bool]:
-    """Add a task's artifact, then its record, as that says that both are there; what became of each."""
+    """Add the artifact of a task, then its record, which implies that both exist; return the outcome of each."""
     own = store.read_record(key) if listed else None
     if own is not None and said(own) != said(unpacked.read_record(key) or {}):
         return "conflict", False
@@ -243,7 +243,7 @@ def _add_to(store: Store, unpacked: Store, key: str, listed: bool) -> tuple[str,
 
 
 def said(record: Mapping[str, Any]) -> str:
-    """Digest of what a record says, without how it came to be."""
+    """Digest of the content of a record, without its circumstances."""
     body = {name: value for name, value in record.items() if name not in CIRCUMSTANCES}
     result = body.get("result")
     if isinstance(result, dict) and isinstance(result.get("attack"), dict):

@@ -1,4 +1,4 @@
-"""Removes from a store what nothing needs, while no driver uses it."""
+"""Garbage collection of a store that no driver uses."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from advbench.store.records import Store
 from advbench.store.storage import StoreWarning, in_parallel
 from advbench.store.verify import Found, Survey
 
-CHECK = 5.0  # seconds between two looks whether a driver has begun to use the store
-HEARTBEATS = 20  # of runs that have ended, which are kept for people
+CHECK = 5.0  # seconds between two checks for new drivers
+HEARTBEATS = 20  # number of ended runs whose heartbeats are kept
 
 Garbage = tuple[str, Found]
 
 
 @dataclass
 class Amount:
-    """How many, and how many bytes in all."""
+    """Number of files, and their total size in bytes."""
 
     count: int = 0
     size: int = 0
 
     def add(self, size: int) -> None:
-        """One more."""
+        """Add a file."""
         self.count += 1
         self.size += size
 
@@ -42,26 +42,25 @@ def collect_garbage(
     failures: bool = False,
     silence: float = SILENCE,
 ) -> dict[str, Amount]:
-    """Remove what nothing needs.
+    """Remove files that are no longer needed.
 
-    That is: adversarial examples; artifacts without a record; what is damaged; states and failures of tasks that
-    are done; leases; temporary files; and heartbeats of all runs but the last. What runs have
-    measured is kept: the sweep has a heartbeat of its own, which takes it over as any driver's does, and takes the
-    place of the last sweep's. Records of another schema with their artifacts, files that cannot be read, and
-    foreign ones stay.
+    These are adversarial examples, artifacts without a record, damaged files, checkpoints and failures of finished
+    tasks, leases, temporary files, and heartbeats of all but the latest runs. Measurements of runs
+    are kept: garbage collection has its own heartbeat, which takes them over and replaces that of the previous
+    collection. Records of another schema with their artifacts, unreadable files and unknown files stay.
 
     Args:
         store: the store.
-        dry_run: change nothing.
+        dry_run: only report; change nothing.
         keep_examples: keep adversarial examples.
-        failures: forget why tasks failed.
-        silence: seconds without a beat after which a driver on another machine is dead.
+        failures: also remove the stored reasons of failed tasks.
+        silence: seconds without a beat after which a driver on another machine counts as dead.
 
     Returns:
-        What was removed, or would be, by what it was.
+        Removed files (or files to remove), by category.
 
     Raises:
-        InputError: a driver uses the store; if it began meanwhile, some garbage is gone already.
+        InputError: a driver uses the store; if it started during the collection, some files are already removed.
         StoreError: the store cannot be read or written.
     """
     liveness = Liveness(store.storage, silence)
@@ -76,7 +75,7 @@ def collect_garbage(
             what, found = garbage
             if what != "leases":
                 store.storage.remove(found.name)
-            elif leases.acquire(found.key):  # a driver that begins this moment may want it too
+            elif leases.acquire(found.key):  # a driver that starts now may need it
                 leases.release(found.key)
             else:
                 return None
@@ -86,17 +85,17 @@ def collect_garbage(
         checked = _checked(garbage, lambda: _refuse_use(store, liveness, silence, heartbeat.id))
         removed = _amounts(filter(None, in_parallel(remove, checked)))
         heartbeat.check()
-        for run in runs(store.storage):  # earlier sweeps, which this one replaces, and imports that were killed
+        for run in runs(store.storage):  # previous collections, and killed imports
             if run.upkeep is not None and run.id != heartbeat.id and not liveness.of(run):
                 store.storage.remove(f"runs/{run.id}.json")
     return removed
 
 
 def _garbage(store: Store, survey: Survey, *, keep_examples: bool, failures: bool) -> Iterator[Garbage]:
-    """What nothing needs, found while it is removed, so that little time is between the two."""
+    """Iterate over files to remove; each is removed right after it is found."""
     ended = sorted(((run.started, run.id) for run in runs(store.storage) if run.upkeep is None), reverse=True)
     old = {driver for _, driver in ended[HEARTBEATS:]}
-    leased: dict[str, int] = {}  # bytes of a task's leases
+    leased: dict[str, int] = {}  # size of the leases of a task
     for found in survey:
         sort, key = found.sort, found.key
         if found.problem in ("damaged", "unrecorded"):
@@ -108,7 +107,7 @@ def _garbage(store: Store, survey: Survey, *, keep_examples: bool, failures: boo
         elif sort == "artifacts" and survey.tasks[key].kind == "craft" and not keep_examples:
             yield "examples", found
         elif sort == "partial" and key in survey.whole:
-            yield "states of tasks that are done", found
+            yield "checkpoints of finished tasks", found
         elif sort == "failures" and (failures or key in survey.whole):
             yield "failures", found
         elif sort == "runs" and key in old:
@@ -136,10 +135,10 @@ def _checked(garbage: Iterable[Garbage], check: Callable[[], None]) -> Iterator[
 
 
 def _refuse_use(store: Store, liveness: Liveness, silence: float, own: str = "") -> None:
-    """Refuse a store that a driver uses; one on another machine is watched until it beats or was silent for long.
+    """Refuse a store that a driver uses; a driver on another machine is watched until it beats or times out.
 
     Raises:
-        InputError: one does.
+        InputError: a driver uses the store.
     """
     beats: dict[str, int] = {}
     while living := [run for run in runs(store.storage) if run.id != own and liveness.of(run)]:
@@ -147,7 +146,7 @@ def _refuse_use(store: Store, liveness: Liveness, silence: float, own: str = "")
             if run.machine == machine() or beats.get(run.id, run.beats) != run.beats:
                 who = f"run {run.id[:8]} ({run.about}), process {run.pid} on {run.host}"
                 raise InputError(
-                    f"store {store.url!r} is in use by {who}", remedy="wait until that has ended, or stop it"
+                    f"store {store.url!r} is in use by {who}", remedy="wait until it has ended, or stop it"
                 )
         if not beats:
             message = f"a run on another machine may use store {store.url}; it is watched for up to {silence:.0f} s"

@@ -1,4 +1,4 @@
-"""A driver's heartbeat in the store: that it lives, how far its run is, what tasks took; and whether others live."""
+"""Heartbeats of drivers in the store: liveness, progress of the run, measurements of tasks."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from advbench.errors import StoreError
 from advbench.store.storage import Storage, parsed
 
 BEAT = 5.0  # seconds between two beats of a driver
-GAP = 20.0  # seconds without a look after which a driver's silence is counted anew
-LOOK = 2.0  # seconds between two looks whether other drivers live
-SILENCE = 60.0  # seconds without a beat after which a driver is dead
+GAP = 20.0  # seconds without a check after which a driver's silence is measured from zero
+LOOK = 2.0  # seconds between two checks of other drivers
+SILENCE = 60.0  # seconds without a beat after which a driver counts as dead
 
 State = Literal["running", "done", "failed", "interrupted", "stopped"]
 
 
 class RunningTask(BaseModel, strict=True, frozen=True):
-    """A task that a run is at."""
+    """A running task."""
 
     task: str
     place: str | None
@@ -40,21 +40,21 @@ class RunningTask(BaseModel, strict=True, frozen=True):
 
 
 class FailedTask(BaseModel, strict=True, frozen=True):
-    """A task that failed, and why."""
+    """A failed task, and the reason."""
 
     task: str
     reason: str
 
 
 class Run(BaseModel, strict=True, frozen=True, extra="allow"):
-    """A driver's entry, as it is read from a store; anything else counts as no entry.
+    """A driver's heartbeat as read from a store; invalid content counts as none.
 
     Attributes:
-        machine: as `machine` gives it; `host` is for people.
-        born: when the process began, as `born` gives it.
-        beats: how often the entry was written.
-        measured: JSON values of what tasks took, by the task's profile.
-        upkeep: what is done to the store, where that is no run.
+        machine: result of `machine`; `host` is for display.
+        born: start time of the process, the result of `born`.
+        beats: number of writes of the entry.
+        measured: measurements of tasks as JSON values, by profile.
+        upkeep: kind of maintenance, if this is not a run.
     """
 
     id: str
@@ -79,21 +79,21 @@ class Run(BaseModel, strict=True, frozen=True, extra="allow"):
 
 @functools.cache
 def machine() -> str:
-    """This boot of this machine, as processes see it: within it a process id means one process."""
+    """Identifier of this boot of this machine (or container), within which process ids are unique."""
     parts = [socket.gethostname()]
-    with contextlib.suppress(OSError):  # Linux: containers may share a host's name, but not its process ids
+    with contextlib.suppress(OSError):  # Linux: containers may share a host's name, but not process ids
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
         parts.append(os.readlink("/proc/self/ns/pid"))
     return " ".join(parts)
 
 
 def born(pid: int) -> str | None:
-    """Seconds from the machine's boot to the start of a process, which its clock does not move; None of a dead one."""
+    """Start time of a process in seconds since boot, independent of clock changes; None if it is dead."""
     import psutil
 
     try:
         process = psutil.Process(pid)
-        if process.status() == psutil.STATUS_ZOMBIE:  # it stays listed until its parent asks
+        if process.status() == psutil.STATUS_ZOMBIE:  # zombies stay listed
             return None
         return f"{process.create_time() - psutil.boot_time():.2f}"
     except psutil.Error:
@@ -102,13 +102,13 @@ def born(pid: int) -> str | None:
 
 @dataclass
 class Heartbeat:
-    """A driver's own entry in the store, renewed by a thread as long as the driver lives.
+    """A driver's own entry in the store, renewed by a thread while the driver lives.
 
     Attributes:
-        storage: where.
-        about: what is run, for people.
-        values: what `advbench status` shows; the driver keeps it up to date.
-        measured: JSON values of what tasks took, here and in earlier runs, by the task's profile.
+        storage: storage of the entry.
+        about: description of the run for display.
+        values: values for `advbench status`, updated by the driver.
+        measured: measurements of tasks of this and earlier runs as JSON values, by profile.
     """
 
     storage: Storage
@@ -128,7 +128,7 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._renew, name="advbench-heartbeat", daemon=True)
 
     def open(self) -> None:
-        """Write the first entry and begin to renew it.
+        """Write the first entry and start to renew it.
 
         Raises:
             StoreError: the store cannot be written.
@@ -138,16 +138,16 @@ class Heartbeat:
         self._thread.start()
 
     def check(self) -> None:
-        """Tell the driver that its entry could not be renewed.
+        """Raise if the entry could not be renewed.
 
         Raises:
-            StoreError: why.
+            StoreError: the reason.
         """
         if self._error is not None:
             raise self._error
 
     def close(self, state: State) -> None:
-        """Write the last entry; nothing is raised, as whatever ends the run matters more."""
+        """Write the last entry; errors are suppressed, because the reason for the end of the run matters more."""
         self._end.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -194,25 +194,25 @@ def _iso(seconds: float) -> str:
 
 
 def read_run(storage: Storage, driver: str) -> Run | None:
-    """A driver's entry, or None where there is none."""
+    """Read a driver's entry, or None if there is none."""
     return parse_run(driver, storage.read(f"runs/{driver}.json"))
 
 
 def parse_run(driver: str, raw: bytes | None) -> Run | None:
-    """The entry of a driver, or None where these bytes are none that it can have written."""
+    """Parse the entry of a driver, or None if it is invalid."""
     run = parsed(Run, raw)
     return run if run is not None and run.id == driver else None
 
 
 def runs(storage: Storage, without: Set[str] = frozenset()) -> Iterator[Run]:
-    """All entries, in no order, but those of some drivers, which are left out unread."""
+    """Read all entries in arbitrary order, except those of the drivers in `without`."""
     drivers = [name.removeprefix("runs/").removesuffix(".json") for name in storage.names("runs")]
     wanted = [driver for driver in drivers if driver not in without]
     yield from filter(None, storage.each(lambda driver: read_run(storage, driver), wanted))
 
 
 def measured(storage: Storage) -> dict[str, dict[str, Any]]:
-    """JSON values of what tasks took in all runs that used a store, by profile; of two measurements the later."""
+    """Measurements of tasks of all runs in a store as JSON values, by profile; the latest ones count."""
     found: dict[str, dict[str, Any]] = {}
     for run in runs(storage):
         for profile, entry in run.measured.items():
@@ -224,7 +224,7 @@ def measured(storage: Storage) -> dict[str, dict[str, Any]]:
 
 @dataclass
 class _Beats:
-    """What was seen of a driver: its beats, since when they are so many, and when that was looked at last."""
+    """Observation of a driver: number of beats, time of its last change, and time of the last check."""
 
     count: int
     since: float
@@ -232,15 +232,15 @@ class _Beats:
 
 
 class Liveness:
-    """Tells whether drivers live.
+    """Liveness of drivers.
 
-    One lives while its beats go on: it is dead when they have not changed for `silence` seconds of this
-    process's own clock, in which it kept looking, so clocks may differ and outages are nobody's death. One on
-    this machine is dead as soon as its process is.
+    A driver is alive while its beats continue; it is dead if they have not changed for `silence` seconds of this
+    process's clock during which it was observed, so differing clocks and outages do not matter. A driver on this
+    machine is dead as soon as its process is.
 
     Args:
-        storage: where the drivers' entries are.
-        silence: seconds without a beat after which a driver is dead.
+        storage: storage of the drivers' entries.
+        silence: seconds without a beat after which a driver counts as dead.
     """
 
     def __init__(self, storage: Storage, silence: float = SILENCE) -> None:
@@ -252,12 +252,12 @@ class Liveness:
         self._others = False
 
     def alive(self, driver: str) -> bool:
-        """Whether a driver lives, by its entry now."""
+        """True if a driver is alive, by its current entry."""
         run = read_run(self._storage, driver)
         return run is not None and self.of(run)
 
     def of(self, run: Run) -> bool:
-        """Whether the driver of an entry lives; one that has ended will not come back."""
+        """True if the driver of an entry is alive; an ended one never is."""
         here = run.machine == machine()
         if run.state != "running" or (here and born(run.pid) != run.born):
             self._ended.add(run.id)
@@ -270,7 +270,7 @@ class Liveness:
         return now - known.since <= self._silence
 
     def others(self, own: str, *, lately: bool = True) -> bool:
-        """Whether any other driver lives: now, or by a look in the last seconds if `lately` is enough."""
+        """True if any other driver is alive now, or with `lately`, at a check in the last seconds."""
         now = time.monotonic()
         if now - self._looked >= LOOK or not lately:
             self._looked = now

@@ -1,4 +1,4 @@
-"""Who works on what: several drivers share a store, and each task is done once."""
+"""Leases on tasks: several drivers share a store, and each task is done once."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pydantic import BaseModel
 from advbench.store.heartbeat import Liveness
 from advbench.store.storage import Storage, parsed
 
-EMPTY = 10  # tenths of a second after which the creator of an empty lease is dead
+EMPTY = 10  # tenths of a second after which the creator of an empty lease counts as dead
 
 
 class Lease(BaseModel, strict=True, frozen=True):
-    """What a lease file holds: the id of the driver that has the lease."""
+    """Content of a lease file: the id of the driver that holds the lease."""
 
     driver: str
 
@@ -21,16 +21,16 @@ class Lease(BaseModel, strict=True, frozen=True):
 class Leases:
     """A driver's leases on tasks.
 
-    A lease is a file that names its driver and holds as long as that driver lives. The lease after a dead
-    driver's carries the next number, and of several drivers who want it one creates it; nobody ever removes
-    or overwrites what another may hold.
+    A lease is a file with the id of its driver and is valid while that driver is alive. The lease after that of a dead
+    driver has the next number; if several drivers want it, only one can create it. No driver removes or overwrites a
+    lease that another may hold.
 
-    Layout: `leases/<2>/<key>.<number>.json`, the highest number holding.
+    Layout: `leases/<2>/<key>.<number>.json`; the highest number is valid.
 
     Args:
-        storage: where.
-        driver: the id under which this driver's heartbeat is kept; it must be open.
-        liveness: tells whether other drivers live.
+        storage: storage of the leases.
+        driver: id of this driver's heartbeat, which must be open.
+        liveness: check whether other drivers are alive.
     """
 
     def __init__(self, storage: Storage, driver: str, liveness: Liveness) -> None:
@@ -40,14 +40,14 @@ class Leases:
         self._held: dict[str, int] = {}
 
     def acquire(self, key: str) -> bool:
-        """Take the lease on a task, unless a living driver has it. Look then whether the task is done."""
+        """Acquire the lease on a task unless a living driver holds it; afterwards check whether the task is done."""
         return self._create(key, 0) or self._succeed(key)
 
     def release(self, key: str) -> None:
-        """Give a lease back, once the task's record is written or the task was given up.
+        """Release a lease, after the task's record is written or the task was abandoned.
 
-        Those before it, of dead drivers, go too. One after it is that of a driver that took this one for dead;
-        then all stay until that driver gives its own back, as a free first number is a free task.
+        Earlier leases, of dead drivers, are removed as well. A later lease belongs to a driver that considered this one
+        dead; all then stay until that driver releases its own, because a free first number means a free task.
         """
         own = self._held.pop(key, -1)
         names = self._names(key)
@@ -56,14 +56,14 @@ class Leases:
                 self._storage.remove(name)
 
     def release_all(self) -> None:
-        """Give all leases back."""
+        """Release all leases."""
         for key in list(self._held):
             self.release(key)
 
     def _succeed(self, key: str) -> bool:
         names = self._names(key)
         if not names:
-            return False  # given back this moment; the next try gets it
+            return False  # just released; the next try succeeds
         lease = parsed(Lease, self._content(names[-1]))
         if lease is not None and self._liveness.alive(lease.driver):
             return False
@@ -86,7 +86,7 @@ class Leases:
         return taken
 
     def _names(self, key: str) -> list[str]:
-        """The lease files of a task, the one that holds last."""
+        """Lease files of a task, the valid one last."""
         folder = f"leases/{key[:2]}"
         names = (name for name in self._storage.names(folder) if name.startswith(f"{folder}/{key}."))
         return sorted((name for name in names if name.endswith(".json")), key=_number)

@@ -16,13 +16,13 @@ from advbench.errors import StoreError
 from advbench.keys import canonical, content_key
 from advbench.store.storage import PATIENCE, Storage, StoreWarning, parsed
 
-FORMAT = 2  # of a record's file
-SEAL = b',"sha256":"%s"}'  # how the bytes of a record end
+FORMAT = 2  # version of the record format
+SEAL = b',"sha256":"%s"}'  # end of a record's bytes
 SEAL_SIZE = len(SEAL % (b"0" * 64))
 
 
 class Failure(BaseModel, strict=True, frozen=True, extra="allow"):
-    """Why a task failed, and what else was kept of it."""
+    """Reason of a failed task, with further details."""
 
     reason: str
 
@@ -30,21 +30,20 @@ class Failure(BaseModel, strict=True, frozen=True, extra="allow"):
 class Store:
     """Records (JSON) and artifacts (bytes) by key.
 
-    A record is a task's result; that it exists means that the task is done. It names the SHA-256 of the
-    task's artifact, if there is one, and carries its own. A reader sees a whole file or none, and a kill
-    leaves nothing half done. What is damaged or foreign all the same is reported by a `StoreWarning` and
-    counts as absent.
+    A record is the result of a task; its existence means that the task is done. It contains its own SHA-256 and that of
+    the task's artifact, if any. Files are written atomically, so that readers never see partial ones, even after a
+    kill. Damaged or unknown files are reported by a `StoreWarning` and count as absent.
 
-    Layout: `records/<2>/<key>.json`, `artifacts/<2>/<key>.safetensors`, `failures/<2>/<key>.json` (why a task
-    failed), `partial/<key>.safetensors` (the state of an unfinished training), with the first two characters
+    Layout: `records/<2>/<key>.json`, `artifacts/<2>/<key>.safetensors`, `failures/<2>/<key>.json` (reason of a failed
+        task), `partial/<key>.safetensors` (the state of an unfinished training), with the first two characters
     of the key as folder; `leases/` and `runs/` are those of `advbench.store.leases` and `advbench.store.heartbeat`.
 
     Args:
-        url: a folder, or any URL that fsspec understands.
-        patience: seconds for which a server that does not answer is tried again.
+        url: folder, or any fsspec URL.
+        patience: time limit for retrying a server that does not respond, in seconds.
 
     Raises:
-        StoreError: no file system answers to the URL.
+        StoreError: the URL is not supported.
     """
 
     def __init__(self, url: str, patience: float = PATIENCE) -> None:
@@ -52,10 +51,10 @@ class Store:
         self.url = url
 
     def check_writable(self) -> None:
-        """Write, read and remove a probe; a server is not waited for.
+        """Write, read and remove a test file; servers are not retried.
 
         Raises:
-            StoreError: that cannot be done.
+            StoreError: that fails.
         """
         name = f"partial/probe-{uuid.uuid4().hex}"
         storage = Storage(self.url, min(self.storage.patience, 5.0))
@@ -66,17 +65,17 @@ class Store:
         except StoreError as error:
             raise self.storage.unusable(str(error)) from error
         if not intact:
-            raise self.storage.unusable("a store that does not give back what was written")
+            raise self.storage.unusable("a store that does not return what was written")
 
     # Records
 
     def read_record(self, key: str) -> dict[str, Any] | None:
-        """The record of a task, or None where there is none that can be trusted."""
+        """Read the record of a task, or None if there is no valid one."""
         raw = self.storage.read(record_name(key))
         return None if raw is None else self.trusted(key, raw)
 
     def trusted(self, key: str, raw: bytes) -> dict[str, Any] | None:
-        """The record that bytes of this store hold, or None where it cannot be trusted."""
+        """Parse the bytes of a record of this store, or None if they are not valid."""
         record = parse_record(key, raw)
         if record is None or record["schema"] != FORMAT:
             self._distrust("record", key)
@@ -84,7 +83,7 @@ class Store:
         return record
 
     def read_records(self, keys: Sequence[str]) -> Iterator[dict[str, Any] | None]:
-        """The records of several tasks, in their order, several at a time where the store is a server."""
+        """Read the records of several tasks in order, concurrently on a server."""
         return self.storage.each(self.read_record, keys)
 
     def write_record(self, key: str, record: Mapping[str, Any]) -> None:
@@ -92,13 +91,13 @@ class Store:
         self.storage.write(record_name(key), record_bytes({**record, "key": key, "schema": FORMAT}))
 
     def is_done(self, key: str, *, with_artifact: bool) -> bool:
-        """Whether the task's record exists and, if that is asked for, the artifact that it vouches for."""
+        """True if the task's record exists and, on request, the artifact with its digest."""
         if with_artifact:
             return self.read_artifact(key) is not None
         return self.read_record(key) is not None
 
     def done(self, keys: Iterable[str]) -> set[str]:
-        """Which of many tasks have a record that can be trusted; those that a listing lacks are not asked for."""
+        """Keys of the tasks with a valid record; those missing from a listing are not read."""
         listed = set(self.storage.names("records"))
         there = [key for key in keys if record_name(key) in listed]
         found = self.storage.each(lambda key: self.is_done(key, with_artifact=False), there)
@@ -107,7 +106,7 @@ class Store:
     # Artifacts
 
     def read_artifact(self, key: str) -> bytes | None:
-        """The artifact that the record of `key` vouches for, or None."""
+        """Read the artifact of a task, if it matches the digest in its record, or None."""
         record = self.read_record(key)
         if record is None:
             return None
@@ -121,37 +120,37 @@ class Store:
         return raw
 
     def write_artifact(self, key: str, raw: bytes) -> str:
-        """Store an artifact; returns its SHA-256, which belongs into the record under `artifact`."""
+        """Store an artifact; return its SHA-256 for the record's field `artifact`."""
         self.storage.write(artifact_name(key), raw)
         return hashlib.sha256(raw).hexdigest()
 
     def drop_artifact(self, key: str) -> None:
-        """Remove an artifact that nothing needs any more; its record stays."""
+        """Remove an artifact that is no longer needed; its record stays."""
         self.storage.remove(artifact_name(key))
 
-    # Why tasks failed
+    # Failures
 
     def failed_keys(self) -> set[str]:
-        """Keys of the tasks that failed by their own fault, and have not succeeded since."""
+        """Keys of the tasks that failed and have not succeeded since."""
         return {name.rpartition("/")[2].removesuffix(".json") for name in self.storage.names("failures")}
 
     def read_failure(self, key: str) -> dict[str, Any] | None:
-        """Why a task failed: `reason`, and what else was kept of it."""
+        """Read why a task failed: `reason`, with further details."""
         failure = parsed(Failure, self.storage.read(_failure_name(key)))
         return None if failure is None else failure.model_dump()
 
     def write_failure(self, key: str, failure: Mapping[str, Any]) -> None:
-        """Keep why a task failed, so that it is not tried again unasked."""
+        """Store why a task failed, so that it is not retried by default."""
         self.storage.write(_failure_name(key), json.dumps(dict(failure), indent=1, sort_keys=True).encode())
 
     def drop_failure(self, key: str) -> None:
-        """Forget that a task failed."""
+        """Remove the failure of a task."""
         self.storage.remove(_failure_name(key))
 
     # State of unfinished trainings
 
     def read_partial(self, key: str) -> bytes | None:
-        """The saved state of an unfinished task, or None; checked by a digest at its head."""
+        """Read the saved state of an unfinished task, or None; verified by the digest at its start."""
         raw = self.storage.read(_partial_name(key))
         if raw is None:
             return None
@@ -169,17 +168,17 @@ class Store:
         self.storage.remove(_partial_name(key))
 
     def _distrust(self, what: str, key: str) -> None:
-        message = f"{what} {key[:12]} in {self.url} is damaged or foreign; it counts as absent"
+        message = f"{what} {key[:12]} in {self.url} is damaged or unknown; it counts as absent"
         warnings.warn(message, StoreWarning, stacklevel=3)
 
 
 def record_name(key: str) -> str:
-    """Where a task's record is."""
+    """Name of a task's record in the store."""
     return f"records/{key[:2]}/{key}.json"
 
 
 def artifact_name(key: str) -> str:
-    """Where a task's artifact is."""
+    """Name of a task's artifact in the store."""
     return f"artifacts/{key[:2]}/{key}.safetensors"
 
 
@@ -192,18 +191,18 @@ def _partial_name(key: str) -> str:
 
 
 def record_bytes(body: Mapping[str, Any]) -> bytes:
-    """A record as it is stored: canonical JSON, with its own SHA-256 as the last entry."""
+    """Serialise a record: canonical JSON, with its own SHA-256 as the last entry."""
     raw = canonical(dict(body))
     return raw[:-1] + SEAL % hashlib.sha256(raw).hexdigest().encode()
 
 
 def parse_record(key: str, raw: bytes) -> dict[str, Any] | None:
-    """A record, of any schema, if its digest and key fit; else None."""
+    """Parse a record of any schema; None if its digest or key does not match."""
     try:
         sealed = hashlib.sha256(raw[:-SEAL_SIZE] + b"}").hexdigest()
         record: dict[str, Any] = pydantic_core.from_json(raw, allow_inf_nan=False)
         digest = record.pop("sha256")
-        # Where the bytes are not those that `record_bytes` makes, the content decides.
+        # If the bytes are not those of `record_bytes`, the content decides.
         intact = raw.endswith(SEAL % sealed.encode()) or digest == content_key(record)
         intact = intact and record["key"] == key and "schema" in record
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -212,6 +211,6 @@ def parse_record(key: str, raw: bytes) -> dict[str, Any] | None:
 
 
 def parse_partial(raw: bytes) -> bytes | None:
-    """The state of an unfinished training, if the digest at its head fits; else None."""
+    """Parse the state of an unfinished training; None if the digest at its start does not match."""
     body = raw[64:]
     return body if hashlib.sha256(body).hexdigest().encode() == raw[:64] else None

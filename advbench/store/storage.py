@@ -1,4 +1,4 @@
-"""Bytes under names at any fsspec URL: whole or not at all, through outages, by several writers at once."""
+"""Named files at any fsspec URL: atomic writes, retries through outages, concurrent writers."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
     from tenacity import RetryCallState
 
-AT_ONCE = 8  # files that are read, written or removed at once, and so about the most that are held in memory
-REQUESTS = 16  # the same, of small files on a server
-PATIENCE = 120.0  # seconds for which a server that does not answer is tried again
-BRIEF = 10.0  # the same, where somebody waits for an answer
+AT_ONCE = 8  # number of concurrent reads, writes or removals, and so of files in memory
+REQUESTS = 16  # the same for small files on a server
+PATIENCE = 120.0  # seconds; time limit for retrying a server
+BRIEF = 10.0  # the same in interactive commands
 
-FINAL = (FileNotFoundError, FileExistsError, PermissionError, TypeError, NotImplementedError)  # time mends none
+FINAL = (FileNotFoundError, FileExistsError, PermissionError, TypeError, NotImplementedError)  # not retried
 
 Given = TypeVar("Given")
 T = TypeVar("T")
@@ -37,22 +37,21 @@ Model = TypeVar("Model", bound="BaseModel")
 
 
 class StoreWarning(UserWarning):
-    """Something in the store cannot be used and is treated as absent, or is waited for."""
+    """A file in the store is unusable and treated as absent, or the store is being retried."""
 
 
 class Storage:
     """Files of bytes below one URL.
 
-    A file of a local folder is written under a temporary name, synced and renamed; object stores show an
-    object only when it is whole. A server that fails or does not answer is tried again, with growing pauses;
-    a local disk is not.
+    A file in a local folder is written under a temporary name, synced and renamed; object stores show complete objects
+    only. A server that fails or does not respond is retried with growing pauses; a local disk is not.
 
     Args:
-        url: a folder, or any URL that fsspec understands.
-        patience: seconds for which a server is tried again before that is an error.
+        url: folder, or any fsspec URL.
+        patience: time limit for retrying a server, in seconds.
 
     Raises:
-        StoreError: no file system answers to the URL.
+        StoreError: the URL is not supported.
         MissingExtraError: its library is not installed.
     """
 
@@ -62,39 +61,39 @@ class Storage:
         if not url.strip():
             raise self.unusable("an empty name")
         if "\0" in url or (url.startswith("~") and os.path.expanduser(url) == url):
-            raise self.unusable("a NUL in it" if "\0" in url else "a home that is not known here")
+            raise self.unusable("a NUL in it" if "\0" in url else "an unknown home folder")
         try:
             self._fs, root = fsspec.core.url_to_fs(url)
         except ImportError as error:
             if url.startswith("s3://"):
                 raise MissingExtraError(f"store {url!r}", "s3fs", "s3") from error
             raise self.unusable(str(error)) from error
-        except Exception as error:  # whatever the file system's library raises
+        except Exception as error:  # the file system's library may raise anything
             raise self.unusable(f"{type(error).__name__}: {error}") from error
         self._root = root.rstrip("/")
         self.local = isinstance(self._fs, LocalFileSystem)
 
     @property
     def absolute(self) -> str:
-        """The URL as it is understood from any folder."""
+        """The URL, independent of the current folder."""
         return self._root if self.local else self.url
 
     @property
     def shared(self) -> bool:
-        """Whether other processes see the same files."""
+        """True if other processes see the same files."""
         return not isinstance(self._fs, MemoryFileSystem)
 
     def unusable(self, got: str) -> StoreError:
-        """The error of a store that cannot be used at all."""
+        """Create the error for an unusable store."""
         return StoreError(
             f"store {self.url!r}",
-            expected="a folder or fsspec URL that can be written",
+            expected="a writable folder or fsspec URL",
             got=got,
             remedy="choose another with --store",
         )
 
     def read(self, name: str) -> bytes | None:
-        """The bytes under a name, or None where there are none."""
+        """Read a file, or None if there is none."""
         try:
             raw: bytes = self._persist("read", name, _read if self.local else self._fs.cat_file, FileNotFoundError)
         except FileNotFoundError:
@@ -102,19 +101,19 @@ class Storage:
         return raw
 
     def write(self, name: str, raw: bytes) -> None:
-        """Put bytes under a name, in place of others."""
+        """Write a file, replacing an existing one."""
         act = write_atomically if self.local else self._fs.pipe_file
         self._persist("write", name, lambda path: act(path, raw))
 
     def create(self, name: str, raw: bytes) -> bool:
-        """Put bytes under a name that must be free; of several callers one succeeds.
+        """Create a file under a free name; of several callers only one succeeds.
 
         Args:
             name: the name.
-            raw: bytes that no other caller writes, so that an answer lost on its way can be told from a refusal.
+            raw: content unique to this caller, so that a lost response can be distinguished from a refusal.
 
         Returns:
-            Whether they are there now, by this call.
+            True if this call created the file.
         """
         act = _create_locally if self.local else functools.partial(self._fs.pipe_file, mode="create")
         try:
@@ -124,12 +123,12 @@ class Storage:
         return True
 
     def remove(self, name: str) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file, if it exists."""
         with contextlib.suppress(FileNotFoundError):
             self._persist("remove", name, self._fs.rm_file, FileNotFoundError)
 
     def names(self, folder: str) -> list[str]:
-        """Names of all files below a folder, sorted; those of unfinished writes, which begin with a dot, too."""
+        """Sorted names of all files below a folder, including temporary ones, which begin with a dot."""
         try:
             paths = self._persist("list", folder, self._find, FileNotFoundError)
         except FileNotFoundError:
@@ -137,14 +136,14 @@ class Storage:
         return sorted(path[len(self._root) + 1 :] for path in paths)
 
     def size(self, name: str) -> int:
-        """Bytes of a file; 0 where the file system does not tell."""
+        """Size of a file in bytes; 0 if unknown."""
         try:
             return int(self._fs.size(f"{self._root}/{name}") or 0)
         except Exception:
             return 0
 
     def each(self, act: Callable[[str], T], names: Iterable[str]) -> Iterator[T]:
-        """Do something with small files, in their order; on a server with several at once."""
+        """Apply a function to small files, in order; concurrently on a server."""
         return map(act, names) if self.local else in_parallel(act, names, REQUESTS)
 
     def _find(self, path: str) -> list[str]:
@@ -155,7 +154,7 @@ class Storage:
         return found
 
     def _persist(self, action: str, name: str, act: Callable[[str], T], passed: type[OSError] | tuple[()] = ()) -> T:
-        """Do it; what fails is a `StoreError`, but for `passed`, which is an answer, and for bugs."""
+        """Run an action with retries; failures become `StoreError`, except `passed` exceptions and bugs."""
         path = f"{self._root}/{name}"
         try:
             return act(path) if self.local else self._retried(act, path)
@@ -165,10 +164,10 @@ class Storage:
             if self.local and not isinstance(error, OSError):
                 raise
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            remedy = "free space or mend the store" if self.local else "see to the server"
+            remedy = "free space or repair the store" if self.local else "check the server"
             raise StoreError(
                 f"cannot {action} {path} in the store: {reason}",
-                remedy=f"{remedy}, then run the same command again: nothing finished is lost",
+                remedy=f"{remedy}, then run the same command again; finished tasks are kept",
             ) from error
 
     def _retried(self, act: Callable[[str], T], path: str) -> T:
@@ -184,7 +183,7 @@ class Storage:
 
     def _warn_once(self, state: RetryCallState) -> None:
         if state.attempt_number == 1:
-            message = f"store {self.url} does not answer; it is tried again for up to {self.patience:.0f} s"
+            message = f"store {self.url} does not respond; retrying for up to {self.patience:.0f} s"
             warnings.warn(message, StoreWarning, stacklevel=2)
 
 
@@ -211,7 +210,7 @@ def _beside(path: Path) -> Path:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Write a local file whole or not at all: it takes its name once it is synced to the disk."""
+    """Context for writing a local file atomically: it is renamed once it is synced to the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(path)
     try:
@@ -232,13 +231,13 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_atomically(path: str | Path, raw: bytes) -> None:
-    """Write a local file whole or not at all; synced to the disk before it is seen."""
+    """Write a local file atomically; it is synced to the disk before it is visible."""
     with replacing(Path(path)) as file:
         file.write(raw)
 
 
 def write_file(path: Path, raw: bytes) -> None:
-    """Write a result file for the user, whole or not at all.
+    """Write a result file for the user atomically.
 
     Raises:
         StoreError: the folder cannot be written.
@@ -252,15 +251,15 @@ def write_file(path: Path, raw: bytes) -> None:
 
 
 def parsed(model: type[Model], raw: bytes | None) -> Model | None:
-    """What JSON bytes hold, or None where there are none, or others than the model describes."""
+    """Parse JSON bytes with a model; None if there are none or they are invalid."""
     try:
         return model.model_validate_json(raw or b"")
-    except ValueError:  # which pydantic's error is
+    except ValueError:  # base class of pydantic's error
         return None
 
 
 def in_parallel(act: Callable[[Given], T], items: Iterable[Given], at_once: int = AT_ONCE) -> Iterator[T]:
-    """Do something with each item, several at once; results come in the order of the items."""
+    """Apply a function to items concurrently; results are in the order of the items."""
     with ThreadPoolExecutor(at_once, "advbench-store") as pool:
         begun: deque[Future[T]] = deque()
         for item in items:

@@ -1,4 +1,4 @@
-"""Reads a store file by file and checks each by its place and content; nothing is changed or unpickled."""
+"""Verification of a store: checks each file by place and content; nothing is changed or unpickled."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from advbench.store.records import (
 )
 from advbench.store.storage import Storage, in_parallel, parsed
 
-Sort = Literal["records", "artifacts", "partial", "failures", "leases", "runs", "temporary", "foreign"]
-Problem = Literal["", "damaged", "missing", "unreadable", "unrecorded", "of another schema", "foreign"]
+Sort = Literal["records", "artifacts", "partial", "failures", "leases", "runs", "temporary", "unknown"]
+Problem = Literal["", "damaged", "missing", "unreadable", "unrecorded", "of another schema", "unknown"]
 Verdict = tuple[Problem, str]
 OK: Verdict = ("", "")
 
@@ -44,15 +44,15 @@ _PLACES: dict[Sort, re.Pattern[str]] = {
 
 @dataclass(frozen=True)
 class Found:
-    """A file of a store, or one that should be there.
+    """A file of a store, or a missing one.
 
     Attributes:
-        sort: what it is by its place: a folder of the layout, or `temporary` or `foreign`.
-        name: its name in the store.
-        key: of its task or run; empty where it has none.
-        size: bytes; 0 where the file system does not tell.
-        problem: what is wrong with it; empty if nothing is.
-        detail: more about that.
+        sort: category by place: a folder of the layout, `temporary` or `unknown`.
+        name: name in the store.
+        key: key of its task or run; empty for none.
+        size: size in bytes; 0 if unknown.
+        problem: problem with the file; empty for none.
+        detail: details of the problem.
     """
 
     sort: Sort
@@ -64,34 +64,34 @@ class Found:
 
     @property
     def damage(self) -> bool:
-        """Whether something was lost; any other problem is only worth a line."""
+        """True if data were lost; other problems are only reported."""
         return self.problem in ("damaged", "missing", "unreadable")
 
     def __str__(self) -> str:
-        return f"{self.problem or 'sound'}: {printable(self.name)}" + (f": {self.detail}" if self.detail else "")
+        return f"{self.problem or 'ok'}: {printable(self.name)}" + (f": {self.detail}" if self.detail else "")
 
 
 class _Task(NamedTuple):
-    """What a record says of its task: kind, and digest of its artifact; a record of another schema has no kind."""
+    """Kind of a task and digest of its artifact, from its record; a record of another schema has no kind."""
 
     kind: str
     artifact: str
 
 
 def verify(store: Store, *, models: bool = True) -> Iterator[Found]:
-    """Read everything in a store and check it.
+    """Read and check all files of a store.
 
-    Damage is what differs from its digest or cannot be parsed or read, and the artifact of a training or an
-    evaluation that is not there; those of crafts are dropped after use. Reported, but no damage: artifacts without
-    a record, as a kill leaves them; records of another schema, which this version of advbench ignores;
-    and files that do not belong to a store.
+    Damage means files that do not match their digest or cannot be parsed or read, and missing artifacts of trainings
+    and evaluations; examples are dropped after use. Reported without being damage are artifacts without a record, as
+    left by a kill; records of another schema, which this version of advbench ignores; and files that do not
+    belong to a store.
 
     Args:
         store: the store; it is not changed.
-        models: whether artifacts of trainings should be there.
+        models: True if artifacts of trainings must exist.
 
     Yields:
-        Every file, sound or not, and what is missing.
+        Every file with its problem, if any, and missing files.
 
     Raises:
         StoreError: the store cannot be read.
@@ -102,17 +102,17 @@ def verify(store: Store, *, models: bool = True) -> Iterator[Found]:
 
 
 class Survey:
-    """The files of a store, each read and checked: records, then artifacts, then all else.
+    """Reads and checks the files of a store: records, then artifacts, then other files.
 
-    Keeps in memory only what records vouch for.
+    Keeps only the digests in records in memory.
 
     Args:
-        storage: of the store; it is listed at once.
-        examples: whether adversarial examples are read.
+        storage: storage of the store, listed immediately.
+        examples: read adversarial examples.
 
     Attributes:
-        tasks: what records say, by key.
-        whole: tasks whose artifact is the one that their record names.
+        tasks: kinds and digests from records, by key.
+        whole: keys of tasks whose artifact matches its digest.
     """
 
     def __init__(self, storage: Storage, *, examples: bool = True) -> None:
@@ -120,11 +120,11 @@ class Survey:
         self.whole: set[str] = set()
         self._storage = storage
         self._examples = examples
-        self._there: set[str] = set()  # files that were there, damaged or not
+        self._there: set[str] = set()  # existing files, damaged or not
         names = set(self._storage.names(""))
-        if self._storage.local:  # where a folder may be a link, which the listing of all does not follow
+        if self._storage.local:  # a folder may be a link, which the full listing does not follow
             names.update(name for folder in _FOLDERS for name in self._storage.names(folder))
-        self._files: dict[Sort, list[Found]] = {sort: [] for sort in (*_PLACES, "foreign")}
+        self._files: dict[Sort, list[Found]] = {sort: [] for sort in (*_PLACES, "unknown")}
         for name in sorted(names):
             sort, key = place(name)
             self._files[sort].append(Found(sort, name, key))
@@ -134,24 +134,24 @@ class Survey:
             yield from filter(None, in_parallel(self._look, files))
 
     def missing(self, kinds: Iterable[str]) -> Iterator[Found]:
-        """Artifacts of such tasks that records vouch for and that are not there; it comes last."""
+        """Missing artifacts of tasks of the given kinds; call after all files are read."""
         for key, task in self.tasks.items():
             name = artifact_name(key)
             if task.kind in kinds and task.artifact and name not in self._there and self._storage.read(name) is None:
                 what = "weights of a training" if task.kind == "train" else "predictions of an evaluation"
-                yield Found("artifacts", name, key, 0, "missing", f"the {what} that is done")
+                yield Found("artifacts", name, key, 0, "missing", f"{what} whose record exists")
 
     def _look(self, file: Found) -> Found | None:
-        """A file with what is wrong with it; None where it is gone."""
+        """Check a file; None if it has been removed."""
         sort, name, key = file.sort, file.name, file.key
         example = sort == "artifacts" and key in self.tasks and self.tasks[key].kind == "craft"
-        if sort in ("temporary", "foreign") or (example and not self._examples):
-            verdict: Verdict = ("foreign", "it does not belong to a store") if sort == "foreign" else OK
+        if sort in ("temporary", "unknown") or (example and not self._examples):
+            verdict: Verdict = ("unknown", "it does not belong to a store") if sort == "unknown" else OK
             return Found(sort, name, key, self._storage.size(name), *verdict)
         try:
             raw = self._storage.read(name)
         except StoreError as error:
-            if not self._storage.local:  # a server that fails will not give the next file either
+            if not self._storage.local:  # a failing server would fail for the next file, too
                 raise
             self._there.add(name)
             return Found(sort, name, key, 0, "unreadable", str(error).partition(";")[0])
@@ -167,23 +167,23 @@ class Survey:
             return self._check_artifact(key, raw)
         if sort == "partial":
             fits = parse_partial(raw) is not None
-            return OK if fits else ("damaged", "its content does not fit the digest at its head")
+            return OK if fits else ("damaged", "its content does not match the digest at its start")
         entry = parse_run(key, raw) if sort == "runs" else parsed(Failure if sort == "failures" else Lease, raw)
-        return ("damaged", "it does not hold what belongs there") if entry is None else OK
+        return ("damaged", "its content is invalid") if entry is None else OK
 
     def _check_record(self, key: str, raw: bytes) -> Verdict:
         record = parse_record(key, raw)
         if record is None:
-            return "damaged", "its content does not fit its digest or its name"
+            return "damaged", "its content does not match its digest or its name"
         current = record["schema"] == FORMAT
         self.tasks[key] = _Task(str(record.get("kind", "")) if current else "", str(record.get("artifact") or ""))
         return OK if current else ("of another schema", f"{record['schema']!r}, while this version has {FORMAT}")
 
     def _check_artifact(self, key: str, raw: bytes) -> Verdict:
-        if key not in self.tasks:  # its record may have come since the listing
+        if key not in self.tasks:  # its record may have been added after the listing
             self._check_record(key, self._storage.read(record_name(key)) or b"")
         if key not in self.tasks:
-            return "unrecorded", "no record vouches for it"
+            return "unrecorded", "it has no record"
         flaw = flaw_of(raw, self.tasks[key].artifact)
         if flaw:
             return "damaged", flaw
@@ -192,20 +192,20 @@ class Survey:
 
 
 def place(name: str) -> tuple[Sort, str]:
-    """What a file is by its name, and the key that is in the name."""
+    """Category of a file by its name, and the key in the name."""
     for sort, pattern in _PLACES.items():
         fit = pattern.fullmatch(name)
         if fit:
             return sort, fit["key"]
-    return "foreign", ""
+    return "unknown", ""
 
 
 def flaw_of(raw: bytes, digest: str) -> str:
-    """What is wrong with an artifact of which a record gives the SHA-256; empty if nothing is."""
+    """Problem of an artifact with respect to the SHA-256 in its record; empty for none."""
     if hashlib.sha256(raw).hexdigest() != digest:
-        return "its bytes are not those that its record vouches for"
+        return "it does not match the SHA-256 in its record"
     try:
         safetensors.deserialize(raw)  # type: ignore[no-untyped-call]
     except safetensors.SafetensorError as error:
-        return f"it is no safetensors file ({error})"
+        return f"it is not a safetensors file ({error})"
     return ""

@@ -1,4 +1,4 @@
-"""Pool-based active learning: a classifier chooses the images that are labelled next."""
+"""Pool-based active learning: a classifier selects the images to label next."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from advbench.keys import derive
 from advbench.models.classifier import Classifier
 from advbench.training.base import Defense, TrainContext
 
-# Acquisition functions, and the measure of uncertainty whose largest values each picks.
+# Acquisition functions, each with the measure of uncertainty that it maximises.
 ACQUISITIONS = {
     "random": "",
     "entropy": "total",  # APD section 5.3
@@ -31,12 +31,12 @@ ACQUISITIONS = {
 
 
 class Round(NamedTuple):
-    """One training on the images that were labelled by then.
+    """A training on the images labelled so far.
 
     Attributes:
-        labelled: positions in the pool of the images that it was trained on, in the order in which they were chosen.
-        accuracy: on the test images, as a fraction.
-        interval: 95 % interval of that, for other images and draws.
+        labelled: positions of the training images in the pool, in the order of selection.
+        accuracy: accuracy on the test images, as a fraction.
+        interval: 95 % interval of the accuracy, over images and draws.
     """
 
     labelled: tuple[int, ...]
@@ -59,35 +59,36 @@ def active_learning(
     done: Sequence[Round] = (),
     report: Callable[[Round], None] = lambda _: None,
 ) -> list[Round]:
-    """Train on a few labelled images, let the classifier choose more of the pool, and train anew; as often as wished.
+    """Train on a few labelled images, let the classifier select more from the pool, and train again, repeatedly.
 
     Gal et al. 2017 and APD section 5.3 (Figure 4), whose numbers are the defaults: 2 images of each class, then 10 more
-    a round, of largest entropy. Each round trains a new net (APD's released code: 3,000 steps on all labelled images,
-    so `stages=(3000,)` with a `batch_size` of at least their number). Departure: the released code trains APD's GAN on
-    from round to round; here the method begins anew, as all others do.
+    per round, of largest entropy. Each round trains a new net (APD's released code: 3,000 steps on all labelled images,
+    so `stages=(3000,)` with a `batch_size` of at least their number). Departure: the released code continues the
+    training of APD's GAN between rounds; here it starts from scratch like all methods.
 
-    Everything follows from the context's seed and the images chosen so far, so that a study which was interrupted goes
-    on from the rounds that it kept, and ends as if it had not been.
+    Everything is determined by the context's seed and the images selected so far, so an interrupted study can resume
+    from its finished rounds with the same result.
 
     Args:
         defense: the training method.
-        net: makes an untrained net from a seed, as `lambda seed: advbench.build_architecture("apd_cnn", pool, seed)`.
-        pool: the images that may be chosen, with the labels that an annotator would give them.
+        net: function from a seed to an untrained net, such as `lambda seed: advbench.build_architecture("apd_cnn",
+            pool, seed)`.
+        pool: images to select from, with the labels of an annotator.
         test: images for the accuracy.
         acquisition: one of `ACQUISITIONS`.
-        rounds: number of trainings, the first on the images chosen at random.
-        batch: images chosen in a round.
-        per_class: images of each class in the first.
-        draws: draws of a random classifier, to choose and to evaluate; APD's released code: 50.
+        rounds: number of trainings, the first on images chosen at random.
+        batch: number of images selected per round.
+        per_class: number of images per class in the first round.
+        draws: number of draws of a random classifier, for selection and evaluation; APD's released code: 50.
         context: seed, device and precision of all trainings.
-        done: rounds to go on from.
-        report: called after each round.
+        done: finished rounds to resume from.
+        report: callback after each round.
 
     Returns:
-        All rounds, those in `done` included.
+        All rounds, including those in `done`.
 
     Raises:
-        InputError: an unknown acquisition function, or a pool too small.
+        InputError: the acquisition function is unknown, or the pool is too small.
     """
     context = context or TrainContext()
     chosen = acquisitions(
@@ -105,8 +106,8 @@ def active_learning(
     found = list(done)
     x, y = test.to(context.resources.device).batch(slice(None))
     for labelled, clf in chosen:
-        judged = evaluate(clf, x, y, draws, seed=context.seed)
-        found.append(Round(labelled, judged.accuracy, judged.interval))
+        evaluated = evaluate(clf, x, y, draws, seed=context.seed)
+        found.append(Round(labelled, evaluated.accuracy, evaluated.interval))
         report(found[-1])
     return found
 
@@ -124,22 +125,22 @@ def acquisitions(
     context: TrainContext,
     labelled: tuple[int, ...] = (),
 ) -> Iterator[tuple[tuple[int, ...], Classifier]]:
-    """The rounds of `active_learning`: the positions of the labelled images, and the classifier trained on them.
+    """The rounds of `active_learning`: positions of the labelled images, and the classifier trained on them.
 
     Args:
-        defense: as there, like all others but the last.
-        net: likewise.
-        pool: likewise.
-        acquisition: likewise.
-        rounds: likewise.
-        batch: likewise.
-        per_class: likewise.
-        draws: likewise.
-        context: likewise.
-        labelled: positions of those that are labelled after the rounds that are done; the rounds after these follow.
+        defense: as in `active_learning`.
+        net: as in `active_learning`.
+        pool: as in `active_learning`.
+        acquisition: as in `active_learning`.
+        rounds: as in `active_learning`.
+        batch: as in `active_learning`.
+        per_class: as in `active_learning`.
+        draws: as in `active_learning`.
+        context: as in `active_learning`.
+        labelled: positions of the images labelled in finished rounds, after which to resume.
 
     Raises:
-        InputError: an unknown acquisition function, or a pool too small.
+        InputError: the acquisition function is unknown, or the pool is too small.
     """
     if acquisition not in ACQUISITIONS:
         raise unknown_name("acquisition function", acquisition, ACQUISITIONS)
@@ -152,7 +153,7 @@ def acquisitions(
     clf = None
     while len(labelled) < needed:
         if labelled:
-            if clf is None and acquisition != "random":  # that of the last round that is done
+            if clf is None and acquisition != "random":  # classifier of the last finished round
                 clf = _trained(defense, net, pool, labelled, context)
             labelled += _chosen(clf, pool, labelled, ACQUISITIONS[acquisition], batch, draws, context)
         else:
@@ -162,7 +163,7 @@ def acquisitions(
 
 
 def _first(pool: Data, per_class: int, seed: int) -> tuple[int, ...]:
-    """As many images of each class, at random."""
+    """Random images, the same number of each class."""
     order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(derive(seed, "active", "first")))
     members = [order[pool.labels[order] == label][:per_class] for label in range(pool.classes)]
     return tuple(torch.cat(members).tolist())
@@ -175,7 +176,7 @@ def _trained(
     labelled: tuple[int, ...],
     context: TrainContext,
 ) -> Classifier:
-    """The classifier of a round, trained from new weights."""
+    """Train the classifier of a round from new weights."""
     seed = derive(context.seed, "active", len(labelled))
     own = dataclasses.replace(context, seed=seed, checkpoint=None, init=None, fresh=net, watch=None)
     rows = torch.tensor(labelled)
@@ -192,13 +193,13 @@ def _chosen(
     draws: int,
     context: TrainContext,
 ) -> tuple[int, ...]:
-    """Positions of the images to label next: of largest measure, and at random of those that are equal."""
+    """Positions of the images to label next: those of largest measure, with ties broken at random."""
     known = np.zeros(len(pool), bool)
     known[list(labelled)] = True
     rest = np.flatnonzero(~known)
     order = np.random.default_rng(derive(context.seed, "active", "order", len(labelled))).permutation(len(rest))
     if measure:
-        assert clf is not None, "all but chance choose by a classifier"
+        assert clf is not None, "all but random selection needs a classifier"
         left = Data(pool.images[rest], pool.labels[rest], pool.classes, pool.name).to(context.resources.device)
         seed = derive(context.seed, "active", "acquire", len(labelled))
         scores = score(evaluate(clf, *left.batch(slice(None)), draws, seed=seed), measure)
@@ -207,7 +208,7 @@ def _chosen(
 
 
 class CurvePoint(NamedTuple):
-    """Mean accuracy over seeds at a number of labelled images, with its 95 % interval (Student's), as fractions."""
+    """Mean accuracy over seeds at a number of labelled images, with its 95 % interval (Student's t), as fractions."""
 
     labelled: int
     accuracy: float
@@ -215,10 +216,10 @@ class CurvePoint(NamedTuple):
 
 
 def learning_curve(runs: Sequence[Sequence[Round]]) -> list[CurvePoint]:
-    """The curve of APD Figure 4: the mean over runs of different seeds; of a single run its own intervals.
+    """Learning curve as in APD Figure 4: mean over runs with different seeds, or a single run with its own intervals.
 
     Args:
-        runs: what `active_learning` gave for each seed, of equally many rounds.
+        runs: results of `active_learning` for each seed, with the same number of rounds.
     """
     points = []
     for each in zip(*runs, strict=True):

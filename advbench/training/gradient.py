@@ -130,31 +130,31 @@ class ErmLoss(GradientDefense):
 
 
 class MixedParams(TrainParams):
-    """Hyperparameters of training on perturbed images, and on clean ones beside them."""
+    """Hyperparameters of training on perturbed and clean images."""
 
     clean_weight: float = Field(
         default=0.0,
         ge=0,
         le=1,
-        description="share of the clean images' loss; 0.5 in BAL's released code, whose baselines all train so",
+        description="weight of the loss on clean images; 0.5 for all baselines in BAL's released code",
     )
 
 
 class MixedLoss(ErmLoss):
-    """Mean cross-entropy of perturbed images, and a share of that of the clean ones."""
+    """Weighted mean of the cross-entropies on perturbed and clean images."""
 
     params: MixedParams
 
     def passes_per_image(self) -> float:
-        """One more pass an epoch and image where clean images have a share."""
+        """One more pass per epoch and image if clean images have a weight."""
         return super().passes_per_image() * (2 if self.params.clean_weight else 1)
 
     def beside(self, x: Tensor, moved: Tensor) -> Tensor:
-        """What `perturb` returns: moved images, where clean ones have a share each with its own, `(batch, 2, ...)`."""
+        """Result of `perturb`: perturbed images, or pairs with clean ones if these have a weight, `(batch, 2, ...)`."""
         return torch.stack([moved, x], 1) if self.params.clean_weight else moved
 
     def loss(self, clf: Classifier, x: Tensor, y: Tensor, count: int) -> tuple[Terms, Tensor]:
-        """Mean cross-entropy, in nats; the logits of the moved images."""
+        """Mean cross-entropy, in nats, and the logits of the perturbed images."""
         share = self.params.clean_weight
         if not share:
             return super().loss(clf, x, y, count)

@@ -1,4 +1,4 @@
-"""How a classifier changes while it is trained: measures of it after each epoch, or after every so many steps."""
+"""Measurements of a classifier during training, after each epoch or a number of steps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Measure = Callable[[Classifier], Mapping[str, float]]
 
 
 class Moment(NamedTuple):
-    """One moment of a training: the steps done, and what was measured then."""
+    """Measurements at one moment of a training, with the number of steps done."""
 
     step: int
     values: Mapping[str, float]
@@ -68,7 +68,7 @@ def errors_on(test: Data, draws: int = 20, seed: int = 0, ood: Mapping[str, Tens
     Args:
         test: the images.
         draws: number of draws of a random classifier, the same ones at every moment.
-        seed: of the draws.
+        seed: seed of the draws.
         ood: out-of-distribution images by name, each `(count, channels, height, width)`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Active learning: a method that is trained on the images which its own classifiers choose."""
+"""Active learning: training on images selected by the method's own classifiers."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from advbench_defenses.deep_ensemble import _Reset
 
 
 class Active(Defense):
-    """Pool-based active learning: of the training images only those have labels that a classifier has asked for.
+    """Pool-based active learning: only images that a classifier has selected are labelled.
 
     Gal et al. 2017, "Deep Bayesian Active Learning with Image Data", and APD section 5.3 (Figure 4). `method` is
-    trained on `per_class` images of each class, its classifier chooses `batch` more of the others by `acquisition`,
-    the method is trained anew on all of them, and so on for `rounds` trainings. The classifier is that of the last
-    round; the curve over rounds is the run's `history`, whose steps are numbers of labelled images.
+    trained on `per_class` images of each class, its classifier selects `batch` more images by `acquisition`, the method
+    is trained again from scratch on all of them, and so on for `rounds` trainings. The result is the classifier of the
+    last round; the curve over rounds is the run's `history`, whose steps are numbers of labelled images.
 
-    Departure: APD's released code trains the GAN of `apd` on from round to round; here each round begins anew. It takes
-    3,000 steps a round on all labelled images: `params` of stages [3000] and a batch_size of at least their number.
+    Departure: APD's released code continues the training of the GAN of `apd` between rounds; here each round starts
+        from scratch. It takes 3,000 steps per round on all labelled images: `params` of stages [3000] and a batch_size
+        of at least their number.
     """
 
     version = "1"
@@ -42,17 +43,18 @@ class Active(Defense):
 
         method: str = Field(default="mc_dropout", description="name of the training method; APD: mc_dropout, sgld, apd")
         params: dict[str, Any] = Field(
-            default={}, description="hyperparameters of that method, or its `preset`, where not its defaults"
+            default={}, description="hyperparameters of that method that differ from its defaults, or its `preset`"
         )
         acquisition: Literal["random", "entropy", "bald", "variation_ratio", "model_variance", "least_confidence"] = (
-            Field(default="entropy", description="what the images that are chosen are largest in; APD: entropy, random")
+            Field(default="entropy", description="acquisition function; APD: entropy, random")
         )
         rounds: int = Field(default=10, ge=1, description="number of trainings; APD's released code: 50")
-        batch: int = Field(default=10, ge=1, description="images chosen after each; APD section 5.3: 10")
-        per_class: int = Field(default=2, ge=1, description="images of each class at the start; APD section 5.3: 2")
-        draws: int = Field(default=50, ge=1, description="draws by which they are chosen; APD's released code: 50")
+        batch: int = Field(default=10, ge=1, description="number of images added per round; APD section 5.3: 10")
+        per_class: int = Field(default=2, ge=1, description="number of initial images per class; APD section 5.3: 2")
+        draws: int = Field(default=50, ge=1, description="number of draws for the selection; APD's released code: 50")
 
     presets = {"paper": {"rounds": 50, "batch": 10, "per_class": 2, "draws": 50}}
+    sources = {"section 5.3 of APD, as Gal et al. 2017": "batch per_class", "APD's released code": "rounds draws"}
     params: Params
 
     def __init__(self, **values: Any) -> None:
@@ -61,10 +63,10 @@ class Active(Defense):
 
     @classmethod
     def resolve(cls, values: Mapping[str, Any], dataset: str = "") -> Params:
-        """The hyperparameters, those of the method resolved as well.
+        """The hyperparameters, with those of the method resolved as well.
 
         Raises:
-            InputError: also of the method's hyperparameters.
+            InputError: a hyperparameter, or one of the method, is invalid.
         """
         own = super().resolve(values, dataset)
         assert isinstance(own, cls.Params)
@@ -80,17 +82,16 @@ class Active(Defense):
         return {self.params.method: self.inner}
 
     def passes_per_image(self) -> float | None:
-        """Unknown: labelled images are a small part of the others, which are only looked at."""
+        """None: unlabelled images are only predicted, so passes per training image are not meaningful."""
         return None
 
     def fit(self, module: nn.Module, data: Data, context: TrainContext | None = None) -> Classifier:
-        """Train, choose, and train anew; see `advbench.training.Defense.fit`.
+        """Train, select, and train again; see `advbench.training.Defense.fit`.
 
-        Nets start from `context.fresh`, or else from the module's layers, each reset; the weights of `module` are not
-        used.
+        Nets start from `context.fresh`, or from the module with each layer reset; the weights of `module` are not used.
 
         Raises:
-            InputError: also where a layer cannot be reset, or there are too few images.
+            InputError: as in `Defense.fit`, or a layer cannot be reset, or there are too few images.
         """
         check_data(module, data)
         method, params, context = self.for_dataset(data.name), self.params, context or TrainContext()
@@ -113,12 +114,12 @@ class Active(Defense):
                 context.watch(len(labelled), found)
             if slot and len(labelled) < params.per_class * data.classes + (params.rounds - 1) * params.batch:
                 slot.save({"labelled": torch.tensor(labelled)}, {})
-        assert found is not None, "the last round is never saved"
+        assert found is not None, "the last round is not saved"
         return found
 
 
 def _method(name: str) -> type[Defense]:
     method: type[Defense] = registry().load("defense", name)
     if issubclass(method, Active):
-        raise InputError("method of Active", expected="one that is trained on what it is given", got=name)
+        raise InputError("method of Active", expected="a method that trains on the given images", got=name)
     return method

@@ -1,4 +1,4 @@
-"""SGLD's samples replaced by draws from a mixture of Gaussians that was fitted to them."""
+"""SGLD samples replaced by draws from a fitted mixture of Gaussians."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from advbench.training import Field, LangevinChains, Paper, SGLDParams, TrainCon
 
 
 class SGLDMixture(LangevinChains):
-    """Draws of a mixture of Gaussians with diagonal covariances, fitted by EM to the samples of an SGLD chain.
+    """Draws from a mixture of Gaussians with diagonal covariances, fitted by EM to the samples of an SGLD chain.
 
-    Wang et al. 2018, "Adversarial Distillation of Bayesian Neural Network Posteriors", section 5.5 and Figure 5: how
-    much of SGLD's uncertainty a sum of simple distributions keeps, beside its GAN (`apd`) and the samples themselves
-    (`sgld`). With one component it is a fully factorised Gaussian.
+    Wang et al. 2018, "Adversarial Distillation of Bayesian Neural Network Posteriors", section 5.5 and Figure 5: a
+    comparison of simple distributions with its GAN (`apd`) and the samples themselves (`sgld`). With one component it
+    is a fully factorised Gaussian.
 
-    The classifier holds `draws` independent draws of the mixture in place of its means and variances, of which there
-    are 2 `components` numbers a weight. EM starts from samples chosen by k-means++ (scikit-learn's `GaussianMixture`).
+    The classifier stores `draws` independent draws of the mixture in place of its means and variances, which are 2
+    `components` numbers per weight. EM starts from samples chosen by k-means++ (scikit-learn's `GaussianMixture`).
     """
 
     version = "1"
@@ -36,36 +36,44 @@ class SGLDMixture(LangevinChains):
         """Hyperparameters of the mixture."""
 
         components: int = Field(default=10, ge=1, description="number of Gaussians N_c; APD Figure 5: up to 60")
-        draws: int = Field(default=200, ge=1, description="draws of the mixture that are kept; APD section 5.2: 200")
-        iterations: int = Field(default=100, ge=1, description="limit on EM's iterations; not in the paper")
+        draws: int = Field(default=200, ge=1, description="number of draws of the mixture; APD section 5.2: 200")
+        iterations: int = Field(default=100, ge=1, description="maximum number of EM iterations; not in the paper")
         samples: int = Field(
-            default=2000, ge=1, description="samples kept of all chains together, the newest; APD section 5.5: 2000"
+            default=2000, ge=1, description="number of samples kept, the latest of all chains; APD section 5.5: 2000"
         )
 
     presets = {
         "digits": {"stages": (150,), "batch_size": 64, "samples": 100},
         "mnist": {"stages": (20,), "burn_in": 5000},
+        "cifar10": {"stages": (60,), "augment": True, "burn_in": 10_000},
         "paper": {
-            "stages": (200,),
+            "stages": (371,),
             "lr": 0.05,
             "weight_decay": 0.001,
             "batch_size": 100,
-            "interval": 100,
+            "burn_in": 500,
+            "interval": 20,
             "samples": 2000,
+            "draws": 200,
         },
+    }
+    sources = {
+        "section 5.2.1": "lr weight_decay batch_size burn_in interval draws",
+        "section 5.5": "samples",
+        "released code: 200,000 steps": "stages",
     }
     params: Params
 
     def begin(self, module: nn.Module, steps: int, count: int, context: TrainContext) -> TrainState:
-        """Chains and bank, and the seed of the mixture."""
+        """Chains and samples, and the seed of the mixture."""
         state = super().begin(module, steps, count, context)
         state.tensors["seed"] = torch.tensor(derive(context.seed, "mixture"))
         return state
 
     def finish(self, state: TrainState) -> Classifier:
-        """The classifier over draws of the mixture."""
+        """The classifier of draws of the mixture."""
         module, chain = state.clf.module, super().finish(state).posterior
-        assert isinstance(chain, SamplePosterior), "chains leave samples"
+        assert isinstance(chain, SamplePosterior), "chains return samples"
         return Classifier(module, SamplePosterior(module, self.draws(chain.samples, int(state.tensors["seed"]))))
 
     def draws(self, samples: Tensor, seed: int) -> Tensor:
@@ -80,7 +88,7 @@ class SGLDMixture(LangevinChains):
             random_state=seed % 2**32,
         )
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # at the limit the last step counts
+            warnings.simplefilter("ignore", ConvergenceWarning)  # at the limit, the last iteration counts
             fitted.fit(samples.double().cpu().numpy())
         shares, means, variances = (
             torch.from_numpy(each).to(samples) for each in (fitted.weights_, fitted.means_, fitted.covariances_)

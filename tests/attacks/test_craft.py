@@ -92,7 +92,7 @@ def test_an_overshoot_within_the_tolerance_passes_unclipped() -> None:
         (X, Y.float(), r"expected int64 of shape \(6,\), got torch.float32"),
         (X, Y[:5], r"expected int64 of shape \(6,\), got torch.int64 \(5,\)"),
         (X, Y - 5, "classes 0 upward"),
-        (X, Y.to("meta"), "labels given to PGD: expected the images' device (cpu), got meta"),
+        (X, Y.to("meta"), r"labels given to PGD: expected the images' device \(cpu\), got meta"),
     ],
 )
 def test_images_and_labels_that_cannot_be_attacked_are_refused(x: Any, y: Any, message: str) -> None:
@@ -155,7 +155,7 @@ def test_impossible_threats_are_refused(norm: Any, eps: Any, message: str) -> No
 def test_hyperparameters_are_checked_with_a_suggestion() -> None:
     with pytest.raises(InputError, match=r"unknown hyperparameter of PGD 'step'.*did you mean 'steps'\?"):
         advbench.get_attack("pgd", step=3)
-    with pytest.raises(InputError, match="hyperparameter 'steps' of PGD: expected input should be greater than"):
+    with pytest.raises(InputError, match="hyperparameter 'steps' of PGD: expected a value greater than"):
         advbench.get_attack("pgd", steps=0)
     with pytest.raises(InputError, match=r"unknown attack 'pgdd'.*did you mean 'pgd'\?"):
         advbench.get_attack("pgdd")

@@ -253,7 +253,7 @@ def test_a_run_with_sweep_and_budget(cli: Cli, tmp_path: Any) -> None:
     for name in ("retention", "uncertainty", "histograms"):  # examples at the boundary say nothing of uncertainty
         assert set(pandas.read_csv(tmp_path / "results" / f"{name}.csv").attack) == {"none", "fmn"}
     for name in ("leaderboard.md", "leaderboard.html"):
-        assert "Left out: pgd, which leave images alone" in (tmp_path / "results" / name).read_text("utf-8")
+        assert "Left out: pgd, which stop early" in (tmp_path / "results" / name).read_text("utf-8")
     spec = (tmp_path / "results" / "spec.toml").read_text()
     assert "sweep = true" in spec
     assert "budget = 300" in spec
@@ -268,10 +268,10 @@ def test_a_run_with_sweep_and_budget(cli: Cli, tmp_path: Any) -> None:
     assert (merged.accuracy == merged.accuracy_before).all()
     tight = cli(*command[:-1], "3")
     assert tight.returncode == 2
-    assert "--budget for attack FMN: expected at least 20 passes of an image" in tight.stderr
+    assert "--budget for attack FMN: expected at least 20 passes per image" in tight.stderr
     single = cli("run", "--defense", "erm", "--attack", "fgsm", "--sweep", "--budget", "1")
     assert single.returncode == 2
-    assert "attack FGSM: expected at least 2 passes of an image, one of them for the sweep, got 1" in single.stderr
+    assert "attack FGSM: expected at least 2 passes per image, including one for the sweep, got 1" in single.stderr
     bent = cli("curve", "--defense", "erm", "--attack", "pgd", "--budget", "5")
     assert (bent.returncode, len(bent.stderr.splitlines())) == (2, 1)
-    assert "--converge with --budget: expected not both" in bent.stderr
+    assert "--converge with --budget: expected one of them" in bent.stderr

@@ -422,7 +422,7 @@ def test_a_run_or_report_does_not_write_into_a_board(board: Path, capsys: pytest
     before = files(board)
     for command in (["run", "--spec", str(board / "spec.toml"), "--out", str(board)], ["report", str(board)]):
         assert main(command) == 2
-        assert "expected no board, got a folder with records.jsonl.gz" in capsys.readouterr().err
+        assert "expected a folder that is not a board, got a folder with records.jsonl.gz" in capsys.readouterr().err
     assert files(board) == before
 
 
@@ -516,8 +516,8 @@ def rewritten(source: Path, path: Path, change: Callable[[dict[str, bytes]], obj
 
 
 FORGERIES: dict[str, tuple[Callable[[dict[str, bytes]], object], str]] = {
-    "other members": (lambda members: members.update({"evil.py": b""}), "a file that 'advbench leaderboard submit'"),
-    "a member less": (lambda members: members.pop("data.json"), "a file that 'advbench leaderboard submit'"),
+    "other members": (lambda members: members.update({"evil.py": b""}), "a file from 'advbench leaderboard submit'"),
+    "a member less": (lambda members: members.pop("data.json"), "a file from 'advbench leaderboard submit'"),
     "other draws": (
         lambda members: members.update({"spec.toml": members["spec.toml"].replace(b"draws = 4", b"draws = 5")}),
         "a record of another spec",
@@ -717,7 +717,7 @@ def test_a_record_that_the_board_has_stays(board: Path, tmp_path: Path) -> None:
 
     before = files(board)
     forged = rewritten(path, tmp_path / "forged.zip", forge)
-    assert "got other results under the same keys" in refusal(board, forged)
+    assert "got different results under the same keys" in refusal(board, forged)
     assert files(board) == before
     assert isinstance(merge(board, path), Merged)
     assert honest <= keys(board)

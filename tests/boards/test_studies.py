@@ -16,7 +16,17 @@ import pytest
 from helpers import install
 
 import advbench
-from advbench.boards.comparison import COLUMNS, FOOLED, Comparison, Order, _area_interval, _order, _verdict
+from advbench.boards.comparison import (
+    COLUMNS,
+    FOOLED,
+    HISTORY,
+    Comparison,
+    Order,
+    _area_interval,
+    _of_histories,
+    _order,
+    _verdict,
+)
 from advbench.boards.studies import Cell, Item, Published, Study, all_items, find_item, read_study
 from advbench.cli.app import main
 from advbench.data.ood import ood_labels
@@ -27,6 +37,7 @@ from advbench.grid.spec import make_spec
 from advbench.registry import registry
 from advbench.report.leaderboard import Measured
 from advbench.report.tables import COLUMNS as TABLES
+from advbench.training.history import DETECTORS
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "leaderboards" / "papers"
@@ -74,6 +85,10 @@ def test_every_number_and_claim_has_a_cell_or_a_reason(title: str) -> None:
     known |= {f"{about}{score}" for about in ("", FOOLED) for score in scores}
     for cell in cells if study.parts else []:
         spec = study.parts[cell.part]
+        if spec.history:
+            shown = [f"auroc_{name}:{label}" for name in DETECTORS for label in ood_labels(spec.ood)]
+            measures = ["error", "draw_error", "draw_error_min", "draw_error_max", *shown]
+            known |= {f"{HISTORY}{how}_{measure}" for how in ("mean", "change") for measure in measures}
         assert {cell.defense, cell.source or cell.defense} <= set(spec.defenses), cell
         attacks = {"none", *spec.attacks, *(f"ood:{label}" for label in ood_labels(spec.ood))}
         assert cell.attack in attacks, cell
@@ -155,6 +170,20 @@ def test_the_verdict_of_an_item(numbers: list[str], claims: list[str], order: Or
     rows = [dict.fromkeys(COLUMNS, "") | {"published": value, "verdict": each} for value, each in values]
     table = pd.DataFrame(rows, columns=COLUMNS).astype({"published": float})
     assert Comparison(ONE, table, order, {}, ("one",)).verdict == verdict
+
+
+def test_of_a_history_the_mean_and_the_change_count() -> None:
+    """Two seeds, whose steps are not in order; Student's interval at one degree of freedom."""
+    rows = [("a", seed, step, "error", value) for seed, step, value in [(0, 2, 0.1), (0, 1, 0.5), (0, 3, 0.3)]]
+    rows += [("a", 1, step, "error", value) for step, value in [(1, 0.4), (2, 0.4), (3, 0.4)]]
+    histories = pd.DataFrame(rows, columns="defense seed step measure value".split())
+    means, changes = (list(_of_histories(histories, f"{how}_error")) for how in ("mean", "change"))
+    assert [value for value, _, _ in means] == pytest.approx([0.3, 0.4])
+    assert [value for value, _, _ in changes] == pytest.approx([0.3, 0.0])
+    half = 12.7062 * 0.1 / 2
+    assert means[0][1:] == pytest.approx((0.35 - half, 0.35 + half), abs=1e-4)
+    assert math.isnan(next(_of_histories(histories[histories.seed == 0], "mean_error"))[1])
+    assert list(_of_histories(histories, "mean_other")) == []
 
 
 def test_the_interval_of_an_area_that_says_nothing_is_that_of_mann_and_whitney() -> None:
@@ -281,13 +310,13 @@ def test_its_boards_and_comparison_are_checked(here: Path, capsys: Capture) -> N
     (here / "measured.csv").write_text(measured.replace(",bnn,0,", ",bnn,1,"))
     capsys.readouterr()
     assert main(["reproduce", "toy/table1", "--check"]) == 1
-    assert "comparison.csv: missing, or not what the records give" in capsys.readouterr().err
+    assert "comparison.csv: missing, or does not match the records" in capsys.readouterr().err
     (here / "measured.csv").write_text(measured)
     raw = (here / "comparison.csv").read_text()
     (here / "comparison.csv").write_text(raw.replace("differs", "agrees"))
     capsys.readouterr()
     assert main(["reproduce", "toy/table1", "--check"]) == 1
-    assert "comparison.csv: missing, or not what the records give" in capsys.readouterr().err
+    assert "comparison.csv: missing, or does not match the records" in capsys.readouterr().err
     spec = here / "one" / "spec.toml"
     spec.write_text(spec.read_text().replace("draws = 3", "draws = 4"))
     assert main(["reproduce", "toy/table1", "--check"]) == 1
@@ -317,8 +346,8 @@ def test_the_list_shows_what_there_is(here: Path, capsys: Capture) -> None:
         (["toy/tabel1"], "unknown study 'toy/tabel1'"),
         (["toy/tabel1"], "did you mean 'toy/table1'?"),
         (["toy/table1", "--scale", "smal"], "unknown scale of toy/table1 'smal': expected one of paper, small"),
-        (["toy/figure1"], "expected one that advbench can run, got one that lacks a way to do it"),
-        ([], "no study; name one"),
+        (["toy/figure1"], "expected a study that advbench can run, got one that needs a way to do it"),
+        ([], "no study; give one"),
         (["toy/table1", "--check", "--out", "nowhere"], "expected an existing folder, got none"),
     ],
 )

@@ -31,7 +31,7 @@ BAD = {
     "malformed setting": (["--set", "lr=1"], "--set: expected name.param=value, got 'lr=1'"),
     "negative eps": (["--eps", "-0.1"], "threat eps: expected a finite number >= 0, got -0.1"),
     "eps in grey levels": (["--eps", "8"], "at most 1 for linf.*did you mean 8/255"),
-    "eps that is no number": (["--eps", "a,b"], "--eps: expected numbers, as 0.1 or 8/255"),
+    "eps that is no number": (["--eps", "a,b"], "--eps: expected numbers, such as 0.1 or 8/255"),
     "eps beyond floats": (
         ["--eps", "1e400"],
         "threat eps: expected a finite number >= 0, got inf|setting 'eps.*got inf",
@@ -47,17 +47,17 @@ BAD = {
     "no images": (["--limit", "0"], "setting 'limit': expected .*greater than or equal to 1"),
     "no draws": (["--draws", "0"], "setting 'draws': expected .*greater than or equal to 1"),
     "seed that is no number": (["--seeds", "one"], "--seeds: expected whole numbers, got 'one'"),
-    "negative seed": (["--seeds", "-1"], "setting 'seeds.0': expected greater than or equal to 0, got -1"),
+    "negative seed": (["--seeds", "-1"], "setting 'seeds.0': expected a value greater than or equal to 0, got -1"),
     "doubled name": (["--defense", "erm,erm"], "each value once; repeated: erm"),
     "unknown option": (["--epsilon", "1"], "[Nn]o such option.*--epsilon"),
     "option that is no number": (["--draws", "many"], "[Ii]nvalid value for.*draws"),
     "unreadable spec": (["--spec", "absent.toml"], "spec file absent.toml: expected readable TOML, got No such file"),
     "executor": (["--executor", "slurm"], "--executor: expected inline, local or ray, got 'slurm'"),
-    "device": (["--device", "tpu9"], "--device: expected ones that torch can use"),
+    "device": (["--device", "tpu9"], "--device: expected devices that torch can use"),
     "store": (["--store", "nosuch://x"], "store 'nosuch://x': expected a folder or fsspec URL"),
     "absent data": (["--dataset", "npz:absent.npz"], "data set 'npz:absent.npz': expected an existing path"),
     "net too deep": (["--arch", "vgg16"], "architecture 'vgg16': expected images of at least 32x32, got 8x8"),
-    "output in the way": (["--out", "blocked"], "output folder blocked: expected a folder that can be written"),
+    "output in the way": (["--out", "blocked"], "output folder blocked: expected a writable folder"),
     "store in the way": (["--store", "blocked"], "store 'blocked': expected a folder"),
 }
 
@@ -83,7 +83,7 @@ def test_bad_input_gets_one_line_and_exit_code_2_and_leaves_nothing(
 def test_a_run_needs_a_defense_and_an_attack(missing: str, capsys: pytest.CaptureFixture[str]) -> None:
     other = {"--defense": ["--attack", "pgd"], "--attack": ["--defense", "erm"]}[missing]
     assert main(["run", *other]) == 2
-    assert f"name at least one with {missing}" in capsys.readouterr().err
+    assert f"give at least one with {missing}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -119,8 +119,8 @@ def test_a_training_that_diverges_fails_its_cells_alone(tmp_path: Path, capsys: 
     assert sum("failed: " not in row for row in rows) == 2
     board = (tmp_path / "results" / "leaderboard.md").read_text()
     assert "failed" in board
-    assert "needs a task that failed" in board
-    assert "4 tasks run, 0 done before, 6 failed" in out
+    assert "depends on a failed task" in board
+    assert "4 tasks run, 0 already done, 6 failed" in out
 
 
 def test_spec_file_options_and_plan_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -179,7 +179,7 @@ def test_report_writes_the_tables_anew(tmp_path: Path, capsys: pytest.CaptureFix
 def test_the_written_spec_repeats_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", *QUICK]) == 0
     assert main(["run", "--spec", "results/spec.toml", "--out", "again"]) == 0
-    assert "nothing to do: all 4 tasks were done before" in capsys.readouterr().out
+    assert "nothing to do: all 4 tasks are already done" in capsys.readouterr().out
     assert (tmp_path / "again" / "results.csv").read_bytes() == (tmp_path / "results" / "results.csv").read_bytes()
     assert tomllib.loads((tmp_path / "results" / "spec.toml").read_text())["set"] == {"erm": {"stages": [1]}}
 

@@ -37,9 +37,9 @@ def test_what_new_writes_runs_at_once(capsys: pytest.CaptureFixture[str]) -> Non
     ("arguments", "message"),
     [
         (["defence", "x"], "unknown kind 'defence': .*did you mean 'defense'"),
-        (["defense", "1 x"], "name: expected letters, digits and underscores, as my_defense, got '1 x'"),
-        (["defense", "there"], "there.py exists already; choose another name, or move it away"),
-        (["plugin", "folder"], "folder exists already"),
+        (["defense", "1 x"], "name: expected letters, digits and underscores, such as my_defense, got '1 x'"),
+        (["defense", "there"], "there.py already exists; choose another name, or move it"),
+        (["plugin", "folder"], "folder already exists"),
     ],
 )
 def test_new_replaces_nothing(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -160,11 +160,11 @@ def test_a_plan_and_a_report_show_what_failed_before(tmp_path: Path, capsys: pyt
     store = ["--store", str(tmp_path / "store")]
     Store(store[1]).write_failure(craft.key, {"reason": "no luck"})
     assert main(["plan", *QUICK, *store]) == 0
-    assert "1 of the tasks to run failed in an earlier run; only --retry-failed" in capsys.readouterr().out
+    assert "1 of the tasks to run failed in a previous run; use --retry-failed" in capsys.readouterr().out
     out = tmp_path / "out"
     assert main(["run", *QUICK, *store, "--out", str(out)]) == 1
     before = (out / "results.csv").read_bytes()
-    assert b"failed: needs a task that failed: craft fgsm 0.1 on erm, seed 0" in before
+    assert b"failed: depends on a failed task: craft fgsm 0.1 on erm, seed 0" in before
     assert main(["report", str(out), *store]) == 1
     assert (out / "results.csv").read_bytes() == before
     capsys.readouterr()

@@ -12,6 +12,7 @@ import torch
 from conftest import Cli
 from sklearn.metrics import roc_auc_score
 
+from advbench.data.base import Data
 from advbench.data.datasets import load_dataset
 from advbench.data.ood import NOISE, identify_ood, ood_images
 from advbench.errors import InputError
@@ -67,6 +68,21 @@ def test_noise_has_the_moments_of_its_distribution_and_begins_alike() -> None:
     found = identify_ood(["gaussian", "uniform"], None, 5.0, signed=True)
     assert [(each.label, each.images, each.signed) for each in found] == [(n, 10_000, True) for n in NOISE]
     assert found[0].sha256 != found[1].sha256
+
+
+def test_a_blurred_point_is_a_gaussian_and_edges_go_on() -> None:
+    images = torch.zeros(2, 3, 32, 32)
+    images[0, 1, 16, 16] = 1.0
+    images[1] = 0.7
+    own = Data(images, torch.tensor([0, 1]), 2)
+    found = ood_images("blurred", None, 2, own.shape, 1.0, own=own)
+    rows, columns = torch.meshgrid(torch.arange(-6, 7), torch.arange(-6, 7), indexing="ij")
+    expected = torch.exp(-(rows**2 + columns**2) / (2 * 2.0**2))
+    torch.testing.assert_close(found[0, 1, 10:23, 10:23], expected / expected.sum())
+    assert float(found[0, 1].sum()) == pytest.approx(1)
+    assert float(found[0, [0, 2]].abs().max()) == 0
+    torch.testing.assert_close(found[1], images[1])
+    assert [each.images for each in identify_ood(["blurred"], None, 1.0)] == [10_000]
 
 
 def test_the_identity_names_content_and_scale_not_the_path(colours: str) -> None:

@@ -285,4 +285,4 @@ def test_what_cannot_be_made_stronger_has_no_curve(cli: Cli) -> None:
     assert "attacks of a curve: expected one with a number of steps, samples or restarts, got fgsm" in done.stderr
     alone = cli("run", "--defense", "erm", "--attack", "pgd", "--converge-limit", "4")
     assert alone.returncode == 2
-    assert "--converge-limit: expected --converge with it" in alone.stderr
+    assert "--converge-limit: expected --converge as well" in alone.stderr

@@ -81,7 +81,7 @@ def test_a_runner_makes_its_gpu_the_current_one_before_all_else(cuda: list[str],
 
 
 def test_a_driver_looks_at_gpus_in_another_process(cuda: list[str]) -> None:
-    with pytest.raises(InputError, match=r"--device: expected [^\n]*got 'cuda:0' \([^\n]+\); --device cpu computes on"):
+    with pytest.raises(InputError, match=r"--device: expected [^\n]*got 'cuda:0' \([^\n]+\); use --device cpu for"):
         devices.look()  # the other process knows that there are none
     assert cuda == ["device_count"], "no call that makes a context"
 
@@ -164,7 +164,7 @@ def test_a_run_is_placed_on_one_kind_of_device(monkeypatch: pytest.MonkeyPatch) 
     spec: RunSpec = make_spec(SPEC)
     assert Execution("store", device="cpu").placed(spec).device == "cpu"
     stated = spec.model_copy(update={"device": H100})
-    with pytest.raises(InputError, match=r"device of the spec: expected NVIDIA H100[^\n]*, got cpu; name such a"):
+    with pytest.raises(InputError, match=r"device of the spec: expected NVIDIA H100[^\n]*, got cpu; choose such a"):
         Execution("store", device="cpu").placed(stated)
     assert on(H100, H100, monkeypatch=monkeypatch).placed(spec).device == H100
     with pytest.raises(InputError, match=r"--device: expected devices of one kind, got A100, H100"):

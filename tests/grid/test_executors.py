@@ -470,7 +470,7 @@ def test_a_warning_of_a_worker_is_passed_on(local: LocalExecutor, tmp_path: Path
         path.write_text("damaged")
     local.start(tasks_of(plan, "evaluate")[0], None)
     told = events(local)
-    assert any(isinstance(event, Said) and "is damaged or foreign" in event.line for event in told)
+    assert any(isinstance(event, Said) and "is damaged or unknown" in event.line for event in told)
     assert told[-1].failure.gone == train.key
 
 
@@ -506,7 +506,7 @@ def test_workers_that_cannot_be_started_are_one_line(tmp_path: Path, monkeypatch
         raise OSError(24, "Too many open files")
 
     monkeypatch.setattr(subprocess, "Popen", full)
-    with pytest.raises(InputError, match=r"--workers: expected .* start, got 3 \(.*Too many open files\); take fewer"):
+    with pytest.raises(InputError, match=r"--workers: expected .* start, got 3 \(.*Too many open files\); use fewer"):
         executor.start(tasks_of(prepare(SPEC), "train")[0], None)
     executor.close()
 
@@ -517,8 +517,8 @@ BAD = {
         {"executor": "inline", "time_limit": 3.0},
         "--time-limit: expected --executor local or ray",
     ),
-    "local with an address": ({"address": "a:1"}, "--address: expected --executor ray with it"),
-    "part above one": ({"executor": "ray", "gpus_per_task": 1.5}, "--gpus-per-task: expected a part of a GPU"),
+    "local with an address": ({"address": "a:1"}, "--address: expected --executor ray as well"),
+    "part above one": ({"executor": "ray", "gpus_per_task": 1.5}, "--gpus-per-task: expected a fraction of a GPU"),
     "no number": ({"time_limit": float("nan")}, "--time-limit: expected a number of seconds, got nan"),
 }
 

@@ -27,9 +27,9 @@ SPEC: dict[str, Any] = {
 }
 
 
-def run(folder: Path, **changes: Any) -> advbench.Run:
+def run(folder: Path, defenses: str = "erm,sgld", **changes: Any) -> advbench.Run:
     return advbench.run(
-        "erm,sgld",
+        defenses,
         "none",
         out=str(folder / "out"),
         store=str(folder / "store"),
@@ -71,7 +71,8 @@ def test_a_run_measures_its_trainings_and_trains_as_one_that_does_not(tmp_path: 
 
 
 def test_what_was_measured_before_an_interruption_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = run(tmp_path / "whole", history=4).report.history
+    sgld: dict[str, Any] = {"defenses": "sgld", "history": 4, "set": {"sgld": SPEC["set"]["sgld"]}}
+    whole = run(tmp_path / "whole", **sgld).report.history
     calls = []
 
     class Interrupting(tasks._StoreSlot):
@@ -84,8 +85,8 @@ def test_what_was_measured_before_an_interruption_is_kept(tmp_path: Path, monkey
     monkeypatch.setattr(tasks, "_StoreSlot", Interrupting)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / "again", history=4)
-    again = run(tmp_path / "again", history=4).report.history
+            run(tmp_path / "again", **sgld)
+    again = run(tmp_path / "again", **sgld).report.history
     assert len(calls) > 20
     pd.testing.assert_frame_equal(again, whole)
 

@@ -137,7 +137,7 @@ def test_ten_killed_workers_lose_nothing(reference: str, tmp_path: Path) -> None
 def test_a_node_whose_gpu_torch_cannot_use_is_one_line(cluster: Any, tmp_path: Path) -> None:
     code, _, err = advbench(tmp_path, "--executor", "ray", "--address", cluster.address)
     assert code == 2, err
-    assert re.search(r"error: --device: expected ones that torch can use here[^\n]*got 'cuda:0' \(", err)
+    assert re.search(r"error: --device: expected devices that torch can use here[^\n]*got 'cuda:0' \(", err)
 
 
 @pytest.mark.slow

@@ -169,7 +169,7 @@ def test_damage_in_the_store_is_noticed_and_mended(damage: str, tmp_path: Path) 
         raw = path.read_bytes()
         garbage = {"truncate": raw[: len(raw) // 2], "foreign": b'{"a": 1}', "empty": b"", "pickle": b"\x80\x04N."}
         path.write_bytes(garbage[damage])
-    with pytest.warns(StoreWarning, match="damaged or foreign"):
+    with pytest.warns(StoreWarning, match="damaged or unknown"):
         finished = run(tmp_path, attacks=["fgsm"])
     assert not finished.outcome.failed
     assert results(tmp_path / "out") == before
@@ -371,7 +371,7 @@ def test_cells_that_left_the_store_are_not_passed_over(
     monkeypatch.setattr(output, "write_out", late)
     monkeypatch.chdir(tmp_path)
     assert main(["run", *OPTIONS, "--store", "store"]) == 1
-    assert "1 cells left the store after they were evaluated; run the same" in capsys.readouterr().err
+    assert "1 cells were removed from the store after their evaluation; run the same" in capsys.readouterr().err
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     assert main(["run", *OPTIONS, "--store", "store"]) == 0

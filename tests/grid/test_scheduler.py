@@ -69,14 +69,14 @@ class FakeExecutor:
         self.most = max(self.most, len(self._running))
         self.began.append(task.label)
 
-    def wait(self, seconds: float, tell: Callable[[Event], None]) -> None:
+    def wait(self, seconds: float, report: Callable[[Event], None]) -> None:
         task = self._running.pop(0)
-        tell(Began(task.key, "here"))
+        report(Began(task.key, "here"))
         failures = self._failures.get(task.label)
         if failures:
             failure = failures.pop(0)
             self._store.drop_artifact(failure.gone or task.key)
-            tell(Ended(task.key, failure=failure))
+            report(Ended(task.key, failure=failure))
             return
         record = {
             "kind": task.kind,
@@ -87,7 +87,7 @@ class FakeExecutor:
             "memory": {"peak": 5, "device": 100},
         }
         self._store.write_record(task.key, record)
-        tell(Ended(task.key, record=record))
+        report(Ended(task.key, record=record))
 
     def close(self) -> None:
         self._running.clear()
@@ -159,7 +159,7 @@ def test_a_failure_stops_what_needs_it_alone_and_is_kept(store: Store) -> None:
     labels = {plan.tasks[key].label: reason for key, reason in outcome.failed.items()}
     assert labels.pop("short") == "no luck"
     assert set(labels) == {"judge short", "craft a", "craft b", "judge a", "judge b"}
-    assert labels["craft a"] == labels["judge b"] == "needs a task that failed: short: no luck"
+    assert labels["craft a"] == labels["judge b"] == "depends on a failed task: short: no luck"
     assert executor.began == ["long", "judge long", "short"]
     waiting = outstanding(plan, store)
     assert failed_before(plan, waiting, store) == {GRID[0].key: "no luck"}
@@ -168,8 +168,8 @@ def test_a_failure_stops_what_needs_it_alone_and_is_kept(store: Store) -> None:
     assert (again.began, outcome.before) == ([], {GRID[0].key})
     assert list(outcome.why(plan.tasks)) == [
         "failed: short: no luck",
-        "5 tasks need one of those",
-        "1 failed in an earlier run and were not tried again; --retry-failed tries them",
+        "5 dependent tasks did not run",
+        "1 failed in a previous run and were not retried; use --retry-failed",
     ]
     third = FakeExecutor(store)
     run(plan, store, third)
@@ -347,8 +347,8 @@ def test_tasks_of_another_driver_are_taken_from_the_store(store: Store) -> None:
     class Other(FakeExecutor):
         """Does the other driver's task meanwhile."""
 
-        def wait(self, seconds: float, tell: Callable[[Event], None]) -> None:
-            super().wait(seconds, tell)
+        def wait(self, seconds: float, report: Callable[[Event], None]) -> None:
+            super().wait(seconds, report)
             if GRID[1].key in held._held and len(self.began) == 5:
                 digest = store.write_artifact(GRID[1].key, b"theirs")
                 store.write_record(GRID[1].key, {"kind": "train", "inputs": {}, "result": {}, "artifact": digest})
@@ -387,8 +387,8 @@ def test_what_failed_at_another_driver_is_not_tried_again(store: Store) -> None:
     class Other(FakeExecutor):
         """The other driver's task fails meanwhile."""
 
-        def wait(self, seconds: float, tell: Callable[[Event], None]) -> None:
-            super().wait(seconds, tell)
+        def wait(self, seconds: float, report: Callable[[Event], None]) -> None:
+            super().wait(seconds, report)
             if len(self.began) == 5 and not self._running:
                 store.write_failure(GRID[1].key, {"reason": "took too long"})
                 held.release(GRID[1].key)

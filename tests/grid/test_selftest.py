@@ -15,9 +15,9 @@ from advbench.grid import devices, selftest
 def test_without_a_gpu_it_is_one_line(cli: Cli) -> None:
     done = cli("doctor", "--gpu")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: --device: expected ones that torch can use here")
+    assert done.stderr.startswith("error: --device: expected devices that torch can use here")
     assert len(done.stderr.splitlines()) == 1
-    with pytest.raises(InputError, match="expected a GPU to check"):
+    with pytest.raises(InputError, match="expected a GPU, such as"):
         next(selftest.selftest("cpu"))
 
 
@@ -30,7 +30,7 @@ def test_trainings_are_repeated_and_resumed(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["pgd", "fmn", "square", pytest.param("worst_case", marks=pytest.mark.slow)])
 def test_attacks_are_repeated(name: str) -> None:
-    assert selftest._attack(name, "cpu") == (True, "repeatable, inside the ball")
+    assert selftest._attack(name, "cpu") == (True, "reproducible, inside the ball")
 
 
 def test_a_training_that_cannot_be_repeated_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

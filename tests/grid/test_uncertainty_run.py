@@ -176,7 +176,7 @@ def test_who_knows_more_is_no_weaker_and_the_tables_say_so(run: Run) -> None:
 def test_the_loss_by_an_attack_on_the_uncertainty_is_named(run: Run) -> None:
     table = views.under_attack_table(run.report)
     rows = {(row[0], row[1]): row[2:] for row in table.rows}
-    assert table.headings == ["defense", "what", "as they are", "accuracy attacked", "uncertainty attacked", "loss"]
+    assert table.headings == ["defense", "measure", "unperturbed", "accuracy attacked", "uncertainty attacked", "loss"]
     areas = run.report.retention.query("measure == 'total' and defense == 'sgld' and kept == 1").set_index(
         ["attack", "eps"]
     )

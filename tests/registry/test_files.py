@@ -166,7 +166,7 @@ HOSTILE = {
     "x = 1\n": "unknown defense in my.py 'Mine'.* write there a subclass of advbench.training.Defense",
     DEFENSE.replace("class Mine", "class Mien"): "unknown defense in my.py 'Mine'.* did you mean 'Mien'",
     "\nclass Mine:\n    pass\n": "file my.py: Mine: expected a subclass of .*Defense, got a class of object",
-    "Mine = 3\n": "file my.py: Mine: expected a subclass of advbench.training.Defense, got a int",
+    "Mine = 3\n": "file my.py: Mine: expected a subclass of advbench.training.Defense, got an object of type int",
 }
 
 
@@ -189,14 +189,16 @@ def test_what_a_file_prints_is_no_result(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_what_makes_no_net_is_one_line() -> None:
     write("my.py", "Mine = 3")
-    with pytest.raises(InputError, match=r"expected a function \(channels, height, width, classes\).* got a int"):
+    with pytest.raises(
+        InputError, match=r"expected a function \(channels, height, width, classes\).* got an object of type int"
+    ):
         registry().load("architecture", "my.py:Mine")
 
 
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("pass", "architecture 'net': expected an nn.Module, got a NoneType"),
+        ("pass", "architecture 'net': expected an nn.Module, got an object of type NoneType"),
         ("return nosuch", "file my.py, line 2: NameError when it makes its net"),
         ("exit()", "file my.py.*: exits when it makes its net"),
         ("pass\ndef net(channels): pass", "file my.py: TypeError when it makes its net: net.. takes 1 positional"),

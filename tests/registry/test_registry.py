@@ -183,7 +183,7 @@ def test_a_family_makes_what_its_names_stand_for(cli: Cli, site: Path) -> None:
     for name, line in {
         "corners:light": "corner 'light': expected dark",
         "corners": "unknown attack 'corners'",
-        "corners:": "names as NAME, LIBRARY:NAME or NAME@LABEL",
+        "corners:": "names of the form NAME, LIBRARY:NAME or NAME@LABEL",
         "corner:dark": "unknown attack 'corner:dark'",
     }.items():
         refused = cli("run", "--defense", "erm", "--attack", name, env=env)

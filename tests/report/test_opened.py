@@ -148,7 +148,7 @@ def test_tables_need_neither_store_nor_files_and_files_are_only_run_where_asked_
     monkeypatch.setattr(files, "_known", {})
     moved = advbench.open_run(copied, str(tmp_path / "none"))
     assert len(moved.results) == 14
-    with pytest.raises(InputError, match=r"open_run\(folder, store=URL\) names the run's store"):
+    with pytest.raises(InputError, match=r"set the run's store: open_run\(folder, store=URL\)"):
         moved.predictions("erm")
     with pytest.raises(InputError, match=r"classifier of 'erm' needs a file; open_run\(folder, run_files=True\)"):
         advbench.open_run(copied, done.store).classifier("erm")
@@ -162,10 +162,12 @@ def test_a_board_is_opened_too() -> None:
 
 
 def test_a_folder_without_tables_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"table .*results.csv: expected one that a run wrote, got No such file"):
+    with pytest.raises(InputError, match=r"table .*results.csv: expected a table written by a run, got No such file"):
         advbench.open_run(tmp_path)
     (tmp_path / "results.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(InputError, match=r"table .*results.csv: expected one that a run wrote, got none with a column"):
+    with pytest.raises(
+        InputError, match=r"table .*results.csv: expected a table written by a run, got none " r"with a column"
+    ):
         advbench.open_run(tmp_path)
 
 

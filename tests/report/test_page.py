@@ -107,7 +107,7 @@ def test_references_are_marked_and_others_counted(report: Report) -> None:
     assert "Known2020&lt;Model&gt;" in html
     assert "Not ranked" in html
     assert re.search(r"<strong>0\.595</strong> <small>AutoAttack, eps 8/255</small>", html)
-    assert "1 models reported elsewhere are left out" in html
+    assert "1 models reported elsewhere are not shown" in html
 
 
 LISTS = {"--defense": "defenses", "--attack": "attacks", "--eps": "eps", "--seeds": "seeds"}
@@ -286,7 +286,7 @@ def test_rows_are_filtered_and_eps_is_chosen(browser: Browser, page: Path) -> No
     # 0.9 - 0.25 * (1/2 + 1/2 + 2/3), which failed at the larger eps.
     assert browser.texts(erm) == ["0.483"]
     assert [text for text in browser.texts("#board thead th") if text.startswith("worst")] == ["worst case, 8/255"]
-    assert browser.texts("#said") == ["Worst cases at eps 8/255; rank and area are over all."]
+    assert browser.texts("#said") == ["Worst cases at eps 8/255; rank and area are over all eps."]
     browser.click("#by-attack summary")
     assert browser.texts("#each thead th")[1:] == ["fgsm 8/255", "pgd 8/255"]
     assert browser.complaints() == []
@@ -455,7 +455,7 @@ def test_the_finding_stands_above_the_table(report: Report, html: str) -> None:
     # Else it is made of the table.
     first = report.standings[0]
     expected = f"<code>{first.defense}</code> keeps {first.area.value:.3f} of the area from eps 8/255 to 0.05"
-    assert f'<p class="finding">{expected}; not told apart from <code>pgd_at</code>.</p>' in html
+    assert f'<p class="finding">{expected}; indistinguishable from <code>pgd_at</code>.</p>' in html
 
 
 def test_a_published_board_says_when_and_how_to_add_to_it(report: Report, html: str) -> None:

@@ -139,7 +139,7 @@ def test_a_missing_cell_leaves_no_rank_and_says_so() -> None:
     report = report_of(verdicts, flags={("a", "attack1"): "missing"})
     assert ranks(report) == {"b": (1, 1, 1), "a": (None, None, None)}
     assert standing(report, "a").area.missing
-    assert "Without a rank: a, as an accuracy is missing." in render(report)
+    assert "Without a rank: a, because an accuracy is missing." in render(report)
 
 
 def test_misled_attacks_leave_the_ranks_of_others_alone() -> None:

@@ -142,7 +142,7 @@ def test_a_defense_is_described_as_robustbench_does(report: Report) -> None:
     assert "200 of the test images, ensemble of 20 draws" in info["footnote"]
     # The area of two radii is the mean: 0.9 - 0.25 * (3/4 + 1/2).
     assert "over eps 8/255, 0.05: 58.75 %, 95 % interval [53.75, 63.75] %." in info["footnote"]
-    assert "Rank 1 of 2, not told apart from ranks 1 to 2." in info["footnote"]
+    assert "Rank 1 of 2, indistinguishable from ranks 1 to 2." in info["footnote"]
     assert not info["unreliable"]
     assert set(MODEL) - {"autoattack_acc"} <= set(info)
 
@@ -159,7 +159,7 @@ def test_an_upper_bound_stays_a_number_and_is_said_to_be_one(report: Report) -> 
 def test_what_misleads_attacks_has_no_rank(report: Report) -> None:
     flags = np.where(report.results.defense == "adv_bnn", "misleads_attacks", report.results["flags"])
     info = info_of(replace(report, results=report.results.assign(flags=flags)), "adv_bnn")
-    assert "No rank: checks say that attacks are misled" in info["footnote"]
+    assert "No rank: checks found that it misleads attacks" in info["footnote"]
     assert info["unreliable"]
 
 

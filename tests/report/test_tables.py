@@ -243,7 +243,7 @@ def test_what_misleads_attacks_stands_below_without_a_rank() -> None:
 
 def test_a_run_of_gradient_attacks_alone_says_so(tmp_path: Path) -> None:
     def said(plan: Plan) -> bool:
-        return "All attacks of this run follow the defense's gradient" in render(collect(plan, Store(str(tmp_path))))
+        return "All attacks of this run use the defense's gradient" in render(collect(plan, Store(str(tmp_path))))
 
     alone = lay_out(["one"], ["pgd"])
     square = tuple(

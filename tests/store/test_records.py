@@ -173,7 +173,7 @@ def test_truncated_record_counts_as_absent(store: Store, tmp_path: Path) -> None
     whole = path.read_bytes()
     for length in range(0, len(whole), 3):
         path.write_bytes(whole[:length])
-        with pytest.warns(StoreWarning, match=f"record {KEY[:12]} .*damaged or foreign; it counts as absent"):
+        with pytest.warns(StoreWarning, match=f"record {KEY[:12]} .*damaged or unknown; it counts as absent"):
             assert store.read_record(KEY) is None
     path.write_bytes(whole)
     assert store.read_record(KEY) is not None
@@ -267,7 +267,7 @@ def test_damaged_record_is_mended_by_writing_it_again(store: Store) -> None:
 def test_artifact_of_wrong_bytes_counts_as_absent_and_goes(store: Store, raw: bytes) -> None:
     paths = fill(store)
     paths.artifact.write_bytes(raw)
-    with pytest.warns(StoreWarning, match=f"artifact {KEY[:12]} .*damaged or foreign; it counts as absent"):
+    with pytest.warns(StoreWarning, match=f"artifact {KEY[:12]} .*damaged or unknown; it counts as absent"):
         assert store.read_artifact(KEY) is None
     assert not paths.artifact.exists()
     assert store.read_record(KEY) is not None
@@ -286,7 +286,7 @@ def test_truncated_partial_state_counts_as_absent(store: Store) -> None:
     whole = path.read_bytes()
     for length in range(0, len(whole), 31):
         path.write_bytes(whole[:length])
-        with pytest.warns(StoreWarning, match=f"partial state {KEY[:12]} .*damaged or foreign; it counts as absent"):
+        with pytest.warns(StoreWarning, match=f"partial state {KEY[:12]} .*damaged or unknown; it counts as absent"):
             assert store.read_partial(KEY) is None
 
 
@@ -339,7 +339,7 @@ def test_writes_leave_no_temporary_file(store: Store, tmp_path: Path) -> None:
 def test_write_that_cannot_be_renamed_leaves_no_temporary_file(store: Store, tmp_path: Path) -> None:
     blocked = tmp_path / "store" / "records" / KEY[:2] / f"{KEY}.json"
     (blocked / "occupied").mkdir(parents=True)
-    with pytest.raises(StoreError, match=r"^cannot write [^\n]*; free space or mend the store[^\n]*$"):
+    with pytest.raises(StoreError, match=r"^cannot write [^\n]*; free space or repair the store[^\n]*$"):
         store.write_record(KEY, RECORD)
     assert files(tmp_path) == []
 
@@ -437,7 +437,7 @@ def test_store_under_a_file_is_refused_in_one_line(tmp_path: Path, below: str) -
     file = tmp_path / "file"
     file.write_text("kept")
     store = Store(f"{file}{below}")
-    with pytest.raises(StoreError, match=r"^store [^\n]*can be written[^\n]*choose another with --store$"):
+    with pytest.raises(StoreError, match=r"^store [^\n]*writable[^\n]*choose another with --store$"):
         store.check_writable()
     assert file.read_text() == "kept"
 

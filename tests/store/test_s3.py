@@ -205,7 +205,7 @@ def test_a_run_on_s3_gives_the_same_bytes_through_an_outage_of_10_seconds(
     gate.open()
     out, err = process.communicate(timeout=500)
     assert process.returncode == 0, err
-    assert "does not answer; it is tried again" in err
+    assert "does not respond; retrying" in err
     assert "Traceback" not in err
     assert results(tmp_path) == reference
     again = start(tmp_path, "--store", "s3://results/run")
@@ -224,7 +224,7 @@ def test_a_server_that_stays_away_is_one_line_and_nothing_is_torn(gate: Gate, re
     _, err = process.communicate(timeout=400)
     assert process.returncode == 2
     last = err.strip().splitlines()[-1]
-    assert re.match(r"error: cannot \w+ results/away/.* in the store: .*; see to the server, then run the same", last)
+    assert re.match(r"error: cannot \w+ results/away/.* in the store: .*; check the server, then run the same", last)
     assert "Traceback" not in err
     gate.open()
     for name in records.names("records"):
@@ -240,7 +240,7 @@ def test_patience_has_an_end(gate: Gate) -> None:
     gate.close()
     started = time.monotonic()
     with (
-        pytest.warns(StoreWarning, match="does not answer"),
+        pytest.warns(StoreWarning, match="does not respond"),
         pytest.raises(StoreError, match=r"cannot read results/patience/x"),
     ):
         storage.read("x")

@@ -155,7 +155,7 @@ def test_a_store_that_is_not_there_is_one_line(name: str, tmp_path: Path, capsys
     words = [name, tmp_path / "a.tar"] if name == "export" else [name]
     assert command(*words, "--store", tmp_path / "absent") == 2
     err = capsys.readouterr().err
-    assert re.fullmatch(r"error: store '[^\n]*absent' (holds nothing|has none)[^\n]*--store\n", err)
+    assert re.fullmatch(r"error: store '[^\n]*absent' (is empty|has no)[^\n]*--store\n", err)
     assert files(tmp_path) == {}
 
 
@@ -209,7 +209,7 @@ def test_a_tensor_file_that_its_record_vouches_for_must_be_one(done: Done) -> No
         put(done.store, KEY, raw)
         (found,) = [each for each in verify(done.store) if each.problem]
         assert (found.problem, found.key) == ("damaged", KEY)
-        assert "no safetensors file" in found.detail
+        assert "not a safetensors file" in found.detail
 
 
 def test_artifacts_that_are_gone_are_missing_unless_they_are_examples(done: Done, capsys: Capture) -> None:
@@ -221,8 +221,8 @@ def test_artifacts_that_are_gone_are_missing_unless_they_are_examples(done: Done
     assert list(problems(done.store, models=False)) == [str(done.artifact(judged).relative_to(done.root))]
     assert command("verify", "--store", done.root) == 1
     out = capsys.readouterr().out
-    assert "the weights of a training that is done" in out
-    assert "the predictions of an evaluation that is done" in out
+    assert "weights of a training whose record exists" in out
+    assert "predictions of an evaluation whose record exists" in out
     assert "artifacts: 13," in out
     done.artifact(judged).symlink_to("nowhere")
     assert problems(done.store) == gone
@@ -241,18 +241,18 @@ def test_what_is_no_damage_is_told_but_does_not_fail(done: Done, capsys: Capture
     assert problems(store) == {
         f"records/{KEY[:2]}/{KEY}.json": "of another schema",
         f"artifacts/{OTHER[:2]}/{OTHER}.safetensors": "unrecorded",
-        "notes.txt": "foreign",
-        "records/readme": "foreign",
-        f"records/00/{KEY}.json": "foreign",
-        f"artifacts/{KEY[:2]}/{KEY}.pt": "foreign",
-        ".hidden": "foreign",
-        "runs/odd\nname": "foreign",
+        "notes.txt": "unknown",
+        "records/readme": "unknown",
+        f"records/00/{KEY}.json": "unknown",
+        f"artifacts/{KEY[:2]}/{KEY}.pt": "unknown",
+        ".hidden": "unknown",
+        "runs/odd\nname": "unknown",
     }
     assert command("verify", "--store", done.root) == 0
     out = capsys.readouterr().out
     assert f"of another schema: records/{KEY[:2]}/{KEY}.json: {FORMAT - 1}, while this version has {FORMAT}" in out
-    assert r"foreign: runs/odd\nname: " in out
-    assert "foreign: 6, 24 bytes" in out
+    assert r"unknown: runs/odd\nname: " in out
+    assert "unknown: 6, 24 bytes" in out
     assert "temporary: 1, 4 bytes" in out
 
 
@@ -328,7 +328,7 @@ def test_gc_removes_what_nothing_needs_and_the_same_command_then_runs_nothing(do
     assert capsys.readouterr().out == "nothing to remove\n"
     assert command("verify", "--store", done.root) == 0
     assert done.run() == 0
-    assert "nothing to do: all 16 tasks were done before" in capsys.readouterr().out
+    assert "nothing to do: all 16 tasks are already done" in capsys.readouterr().out
     assert (done.out / "results.csv").read_bytes() == table
 
 
@@ -382,7 +382,7 @@ def test_gc_removes_damage_of_every_sort_and_keeps_what_is_foreign(done: Done) -
     there = files(done.root)
     assert kept.items() <= there.items()
     assert not damage.keys() & there.keys()
-    assert set(problems(store).values()) == {"foreign", "missing"}
+    assert set(problems(store).values()) == {"unknown", "missing"}
 
 
 def test_states_are_removed_only_once_their_training_is_done_and_there(done: Done) -> None:
@@ -391,7 +391,7 @@ def test_states_are_removed_only_once_their_training_is_done_and_there(done: Don
         done.store.write_partial(key, b"state")
     done.artifact(again).unlink()
     removed = collect_garbage(done.store)
-    assert removed["states of tasks that are done"].count == 1
+    assert removed["checkpoints of finished tasks"].count == 1
     assert [done.partial(key).exists() for key in (trained, again, KEY)] == [False, True, True]
 
 
@@ -502,7 +502,7 @@ def test_gc_refuses_a_store_that_a_live_driver_uses(done: Done, capsys: Capture)
             err = capsys.readouterr().err
             assert re.fullmatch(
                 rf"error: store [^\n]* in use by run {heartbeat.id[:8]} \(bnn under pgd\), "
-                rf"process {os.getpid()} [^\n]*; wait until that has ended, or stop it\n",
+                rf"process {os.getpid()} [^\n]*; wait until it has ended, or stop it\n",
                 err,
             )
             assert {n: raw for n, raw in files(done.root).items() if heartbeat.id not in n} == {
@@ -600,7 +600,7 @@ def test_what_is_exported_and_imported_gives_the_same_report(done: Done, tmp_pat
     size = decimal(file.stat().st_size)
     assert capsys.readouterr().out == f"{file}: 16 records, 12 artifacts, {size}\n"
     assert command("import", file, "--store", new) == 0
-    assert capsys.readouterr().out == "16 records and 12 artifacts added, 0 records known, 0 in conflict\n"
+    assert capsys.readouterr().out == "16 records and 12 artifacts added, 0 records known, 0 conflicts\n"
     assert command("verify", "--store", new) == 0
     assert {name: raw for name, raw in files(done.root).items() if files(new).get(name) != raw}.keys() == {
         str(done.artifact(key).relative_to(done.root)) for key in done.of("craft")
@@ -678,9 +678,9 @@ def test_damage_is_left_out_with_a_warning(done: Done, tmp_path: Path) -> None:
         packed = export(done.store, tmp_path / "a.tar")
     assert sorted(str(each.message).replace(done.store.url, "S") for each in caught) == sorted(
         [
-            f"record {broken[:12]} in S is damaged or foreign; it counts as absent",
-            f"artifact {spoilt[:12]} in S is left out: its bytes are not those that its record vouches for",
-            f"artifact {gone[:12]} in S is left out: it is not there",
+            f"record {broken[:12]} in S is damaged or unknown; it counts as absent",
+            f"artifact {spoilt[:12]} in S is left out: it does not match the SHA-256 in its record",
+            f"artifact {gone[:12]} in S is left out: it is missing",
         ]
     )
     assert (packed.records, packed.artifacts) == (15, 9)
@@ -692,7 +692,7 @@ def test_a_file_that_is_there_is_replaced_only_by_force(done: Done, tmp_path: Pa
     file = tmp_path / "a.tar"
     file.write_bytes(b"mine")
     assert command("export", file, "--store", done.root) == 2
-    assert capsys.readouterr().err == f"error: file {file} is there already; name another, or replace it with --force\n"
+    assert capsys.readouterr().err == f"error: file {file} already exists; choose another, or replace it with --force\n"
     assert file.read_bytes() == b"mine"
     assert command("export", file, "--store", done.root, "--force") == 0
     assert len(names_in(file)) == 28
@@ -739,7 +739,7 @@ def test_importing_twice_adds_nothing_and_mends_what_is_gone(done: Done, tmp_pat
     done.artifact(crafted).unlink()
     done.record(judged).write_bytes(b"{")
     done.artifact(other).write_bytes(b"{")
-    with pytest.warns(StoreWarning, match="damaged or foreign"):
+    with pytest.warns(StoreWarning, match="damaged or unknown"):
         mended = import_(done.store, tmp_path / "a.tar")
     assert (mended.records, mended.artifacts, mended.known) == (1, 4, 15)
     assert files(done.root) == before
@@ -758,8 +758,8 @@ def test_circumstances_make_no_conflict_but_results_do(tmp_path: Path, capsys: C
     capsys.readouterr()
     assert command("import", tmp_path / "one.tar", "--store", tmp_path / "two") == 1
     out, err = capsys.readouterr()
-    assert out == "0 records and 0 artifacts added, 1 records known, 1 in conflict\n"
-    assert err == f"conflict: record {OTHER} differs from the store's, which is kept\n"
+    assert out == "0 records and 0 artifacts added, 1 records known, 1 conflicts\n"
+    assert err == f"conflict: record {OTHER} differs from that of the store, which is kept\n"
     assert files(tmp_path / "two") == kept
 
 
@@ -843,7 +843,7 @@ def test_a_hostile_tar_is_refused_in_one_line_and_nothing_is_written(
     before = files(tmp_path)
     assert command("import", file, "--store", tmp_path / "store") == 2
     out, err = capsys.readouterr()
-    assert re.fullmatch(r"error: file [^\n]*: expected a tar that 'advbench store export' wrote, got [^\n]+\n", err)
+    assert re.fullmatch(r"error: file [^\n]*: expected a tar file from 'advbench store export', got [^\n]+\n", err)
     assert err[:-1].isprintable()
     assert out == ""
     assert files(tmp_path) == before
@@ -915,7 +915,7 @@ def test_a_member_larger_than_the_file_can_hold_is_refused_at_its_header(tmp_pat
     info, _ = artifact()
     info.size = 2**40
     (tmp_path / "a.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) + b"x" * 2000)
-    with pytest.raises(InputError, match=r"with 1099511627776 bytes, more than can be there"):
+    with pytest.raises(InputError, match=r"with 1099511627776 bytes, too large"):
         import_(Store(str(tmp_path / "store")), tmp_path / "a.tar")
     info.size = -1
     (tmp_path / "a.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) + b"x" * 2000)
@@ -928,11 +928,11 @@ def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", artifact(raw=bomb), record(tensors=bomb))
     import_(Store(str(tmp_path / "plain")), tmp_path / "a.tar")
     (tmp_path / "a.tar.gz").write_bytes(gzip.compress((tmp_path / "a.tar").read_bytes(), 9))
-    with pytest.raises(InputError, match="more than can be there"):
+    with pytest.raises(InputError, match="too large"):
         import_(Store(str(tmp_path / "store")), tmp_path / "a.tar.gz")
     large = member(f"records/{KEY[:2]}/{KEY}.json", b" " * (2**26 + 1))
     write_tar(tmp_path / "a.tar", large)
-    with pytest.raises(InputError, match="more than can be there"):
+    with pytest.raises(InputError, match="too large"):
         import_(Store(str(tmp_path / "store")), tmp_path / "a.tar")
 
 
@@ -989,7 +989,7 @@ def test_a_store_that_cannot_be_written_is_one_line(done: Done, tmp_path: Path, 
     export(done.store, tmp_path / "a.tar")
     (tmp_path / "file").write_text("in the way")
     assert command("import", tmp_path / "a.tar", "--store", tmp_path / "file") == 2
-    assert re.fullmatch(r"error: store [^\n]*can be written[^\n]*\n", capsys.readouterr().err)
+    assert re.fullmatch(r"error: store [^\n]*writable[^\n]*\n", capsys.readouterr().err)
 
 
 # Pickles
@@ -1045,8 +1045,8 @@ def test_measurements_survive_the_sweep_of_a_real_run(done: Done) -> None:
 
 def test_a_finding_is_one_line() -> None:
     assert str(Found("records", "records/a", problem="damaged", detail="why")) == "damaged: records/a: why"
-    assert str(Found("records", "records/a")) == "sound: records/a"
-    assert str(Found("foreign", "a\udcff\n", problem="foreign")) == r"foreign: a\udcff\n"
+    assert str(Found("records", "records/a")) == "ok: records/a"
+    assert str(Found("unknown", "a\udcff\n", problem="unknown")) == r"unknown: a\udcff\n"
 
 
 def test_many_are_worked_on_in_order_and_an_error_ends_it() -> None:

@@ -1,1 +1,1 @@
-"""What `advbench new` writes, as files that run; their names are replaced."""
+"""Templates of `advbench new`, as working files; their names are replaced."""

@@ -1,4 +1,4 @@
-"""Write in one line what this attack is."""
+"""One-line description of this attack."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from advbench.models import Classifier
 class MyAttack(Attack):
     """Steps along the sign of the gradient from the clean image.
 
-    Write here what your attack does, where it is from, and where you depart from that: `advbench show` prints it.
+    Describe your attack, its source, and departures from it; `advbench show` prints this text.
     """
 
-    # Each is set by --set MyAttack.NAME=VALUE, checked, and part of the key of what is computed.
+    # Each is set by --set MyAttack.NAME=VALUE, validated, and part of the keys of results.
     class Params(attacks.Params):
         """Hyperparameters of the attack."""
 
-        steps: int = Field(default=10, ge=1, description="gradient steps")
+        steps: int = Field(default=10, ge=1, description="number of gradient steps")
 
     params: Params
-    # What `run` understands. Others: minimal_norm = True (the nearest adversarial example, whatever eps is),
-    # targeted = True (goals with targets), gradients = False (a black box).
+    # Capabilities of `run`. Others: minimal_norm = True (nearest adversarial example, ignoring eps), targeted = True
+    # (goals with targets), gradients = False (black box).
     norms = frozenset({"linf"})
-    effort = "steps"  # the hyperparameter that --budget cuts
+    effort = "steps"  # the hyperparameter that --budget reduces
 
-    # The harness checks what comes back: shape, ball, box and finite numbers. Draw random numbers from the generator
-    # alone. Each call of clf(x) and of clf.input_gradient draws fresh weights.
+    # The harness verifies the result: shape, ball, box and finite values. Draw random numbers from the generator only.
+    # Each call of clf(x) and of clf.input_gradient draws fresh weights.
     def run(self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator) -> Tensor:
         """Ascend the cross-entropy."""
         x_adv = x
@@ -39,5 +39,5 @@ class MyAttack(Attack):
         return x_adv
 
     def cost(self, random: bool) -> int:
-        """Forward passes of an image."""
+        """Number of forward passes per image."""
         return self.params.steps

@@ -1,4 +1,4 @@
-"""Write in one line what this defense is."""
+"""One-line description of this defense."""
 
 from __future__ import annotations
 
@@ -7,29 +7,28 @@ from advbench.training import ErmLoss, Field, TrainParams
 
 
 class MyDefense(ErmLoss):
-    """Plain training under Gaussian noise on the images, which stays on at prediction.
+    """Plain training with Gaussian noise on the images, which stays on at prediction.
 
-    Write here what your defense does, where it is from, and where you depart from that: `advbench show` prints it.
+    Describe your defence, its source, and departures from it; `advbench show` prints this text.
     """
 
     # Epochs, batch size, learning rate and optimiser are hyperparameters of TrainParams. Add your own here; each is set
-    # by --set MyDefense.NAME=VALUE, checked, and part of the key of what is computed.
+    # by --set MyDefense.NAME=VALUE, validated, and part of the keys of results.
     class Params(TrainParams):
         """Hyperparameters of the defense."""
 
-        sigma: float = Field(default=0.1, ge=0, description="standard deviation of the noise, in pixels in [0, 1]")
+        sigma: float = Field(default=0.1, ge=0, description="standard deviation of the noise, for pixels in [0, 1]")
 
-    # Defaults for a data set, by its name; and presets that --set MyDefense.preset=paper chooses.
+    # Defaults by data set, and presets for --set MyDefense.preset=paper.
     presets = {"digits": {"stages": (40, 10), "batch_size": 64}}
     params: Params
 
-    # Override what differs from plain training, and delete this method if nothing is random. Others that you may
-    # override, with the base class that helps:
-    #   perturb(clf, x, y, generator)   images to train on in place of x, as adversarial training does (PgdPerturbation)
-    #   loss(clf, x, y, count)          the terms whose sum is descended (GradientDefense)
-    #   posterior(module)               a distribution over the weights (ElboLoss; or ChainDefense for Markov chains)
-    # A trained net with noise around it, without training of your own: subclass Wrapper.
-    # A training of your own: subclass Defense and write fit(module, data, context), which returns a Classifier.
+    # Override what differs from plain training, and delete this method if nothing is random. Other methods to override,
+    # with a suitable base class:   perturb(clf, x, y, generator)   images to train on in place of x, as adversarial
+    # training does (PgdPerturbation)   loss(clf, x, y, count)          the terms whose sum is descended
+    # (GradientDefense)   posterior(module)               a distribution over the weights (ElboLoss; or ChainDefense for
+    # Markov chains) For noise around a trained net, without training: subclass Wrapper. For your own training: subclass
+    # Defense and implement fit(module, data, context), which returns a Classifier.
     def noise(self) -> Noise:
         """Gaussian noise on the images."""
         return GaussianNoise(first=self.params.sigma, inner=0.0)

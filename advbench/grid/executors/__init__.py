@@ -1,4 +1,4 @@
-"""Where tasks run. One interface: start a task where there is room, wait for what happens."""
+"""Executors of tasks, with one interface: start a task if there is room, wait for events."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ from advbench.grid.plan import Task
 from advbench.grid.tasks import Record, Runner
 from advbench.progress import Progress
 
-REASON_LENGTH = 500  # characters of a reason that are kept, and of a line that a task prints
+REASON_LENGTH = 500  # maximum characters of a stored reason, and of a line printed by a task
 TRACE_LENGTH = 20_000
 one_line = functools.partial(errors.one_line, limit=REASON_LENGTH)
 
-# A plugin broke its contract (`plugin`) or raised what nobody expected (`bug`); the worker died (`crash`) or took too
-# long (`timeout`); the device has not enough `memory`; what the user gave or installed cannot be used (`input`); what
-# the task reads is `gone`; the `store` failed.
+# A plugin violated its contract (`plugin`) or raised an unexpected exception (`bug`); the worker died (`crash`) or
+# exceeded the time limit (`timeout`); the device lacks `memory`; the user's input or installation is invalid (`input`);
+# an input of the task is `gone`; the `store` failed.
 Cause = Literal["plugin", "bug", "crash", "timeout", "memory", "input", "gone", "store"]
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a task ended without a record."""
+    """Reason for which a task ended without a record."""
 
     cause: Cause
-    reason: str  # in one line
-    trace: str | None = None  # the traceback of a bug
-    gone: str | None = None  # the key of what is gone
+    reason: str  # one line
+    trace: str | None = None  # traceback of a bug
+    gone: str | None = None  # key of the missing input
 
     @property
     def lasting(self) -> bool:
-        """Whether the task itself is to blame, so that trying it again needs a reason."""
+        """True if the task itself failed, so that it is not retried by default."""
         return self.cause in ("plugin", "bug", "crash", "timeout", "memory")
 
 
 @dataclass(frozen=True)
 class Began:
-    """A task began, at a place that people recognise."""
+    """A task began, at a place named for users."""
 
     key: str
     place: str
@@ -52,7 +52,7 @@ class Began:
 
 @dataclass(frozen=True)
 class Moved:
-    """A running task got further."""
+    """A running task made progress."""
 
     key: str
     progress: Progress
@@ -68,7 +68,7 @@ class Said:
 
 @dataclass(frozen=True)
 class Ended:
-    """A task ended: with its record, which is stored by now, or with a failure."""
+    """A task ended, with its record, which is already stored, or with a failure."""
 
     key: str
     record: Record | None = None
@@ -79,48 +79,48 @@ Event = Began | Moved | Said | Ended
 
 
 class Executor(Protocol):
-    """Runs tasks whose needs are met. Retries those whose worker died; ends those that take too long."""
+    """Runs tasks whose inputs exist; retries those whose worker died, and stops those over the time limit."""
 
     @property
     def places(self) -> int:
-        """How many tasks run at once at most; at least 1."""
+        """Maximum number of concurrent tasks; at least 1."""
 
     def has_room(self, known: Measured | None) -> bool:
-        """Whether a task can be started now that needs what is known of its like; None where that is nothing."""
+        """True if a task with the given measurements (None if unknown) can be started now."""
 
     def start(self, task: Task, known: Measured | None) -> None:
-        """Start a task; `wait` tells what becomes of it."""
+        """Start a task; its events are reported by `wait`."""
 
-    def wait(self, seconds: float, tell: Callable[[Event], None]) -> None:
-        """Wait for what happens next, but not for longer than `seconds` where nothing does, and tell it."""
+    def wait(self, seconds: float, report: Callable[[Event], None]) -> None:
+        """Wait for the next events for at most `seconds`, and report them."""
 
     def close(self) -> None:
-        """End the workers; running tasks are abandoned and count as never started."""
+        """Stop the workers; running tasks are abandoned and count as never started."""
 
 
-def attempt(runner: Runner, task: Task, tell: Callable[[Event], object], every: float = 0.0) -> Ended:
-    """Run a task; whatever a plugin raises becomes a failure. An interrupt by the keyboard is not caught.
+def attempt(runner: Runner, task: Task, report: Callable[[Event], object], every: float = 0.0) -> Ended:
+    """Run a task; exceptions of plugins become failures. Keyboard interrupts are not caught.
 
-    Events hold plain values, which can be sent to another process whatever a plugin gave.
+    Events contain plain values only, which can be sent to other processes.
 
     Args:
-        runner: of this process.
-        task: the task, whose needs are met.
-        tell: called with the task's beginning and progress.
-        every: least seconds between two reports of progress.
+        runner: runner of this process.
+        task: the task, whose inputs exist.
+        report: callback with events of the task's start and progress.
+        every: minimum time between two progress events, in seconds.
     """
     due = 0.0
 
-    def report(progress: Progress) -> None:
+    def on_progress(progress: Progress) -> None:
         nonlocal due
         if time.monotonic() >= due:
             due = time.monotonic() + every
             values = {name: float(value) for name, value in progress.values.items()}
-            tell(Moved(task.key, Progress(progress.step, progress.total, values)))
+            report(Moved(task.key, Progress(progress.step, progress.total, values)))
 
-    tell(Began(task.key, runner.runtime.place or runner.runtime.resources.device))
+    report(Began(task.key, runner.runtime.place or runner.runtime.resources.device))
     try:
-        return Ended(task.key, record=json.loads(json.dumps(runner.run(task, report))))
+        return Ended(task.key, record=json.loads(json.dumps(runner.run(task, on_progress))))
     except GoneError as error:
         failure = Failure("gone", str(error), gone=error.key)
     except StoreError as error:
@@ -140,12 +140,12 @@ def attempt(runner: Runner, task: Task, tell: Callable[[Event], object], every: 
 
 
 def too_long(key: str, limit: float | None) -> Ended:
-    """The end of a task that exceeded the time limit in seconds."""
-    return Ended(key, failure=Failure("timeout", f"took longer than the time limit of {limit:g} s"))
+    """The end of a task that exceeded the time limit, in seconds."""
+    return Ended(key, failure=Failure("timeout", f"exceeded the time limit of {limit:g} s"))
 
 
 def _message(error: BaseException) -> str:
     try:
         return f"{type(error).__name__}: {error}"
     except Exception:
-        return f"{type(error).__name__}, which cannot say what it is"
+        return f"{type(error).__name__} without a printable message"

@@ -1,4 +1,4 @@
-"""Runs each task in this process, one at a time: for debugging, and where one process is enough."""
+"""Runs tasks in this process, one at a time: for debugging and small runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from advbench.grid.tasks import Runner, Runtime
 
 
 class InlineExecutor:
-    """Runs a task while it is waited for. A crash of a task is a crash of the run."""
+    """Runs a task inside `wait`. A crash of a task is a crash of the run."""
 
     places = 1
 
@@ -22,30 +22,30 @@ class InlineExecutor:
         self._task: Task | None = None
 
     def has_room(self, known: Measured | None) -> bool:
-        """One task at a time."""
+        """True if no task is pending."""
         return self._task is None
 
     def start(self, task: Task, known: Measured | None) -> None:
-        """Keep the task until it is waited for."""
+        """Keep the task for the next `wait`."""
         self._task = task
 
-    def wait(self, seconds: float, tell: Callable[[Event], None]) -> None:
-        """Run the task, if there is one."""
+    def wait(self, seconds: float, report: Callable[[Event], None]) -> None:
+        """Run the pending task, if any."""
         task, self._task = self._task, None
         if task is None:
             return
-        printed = _Lines(lambda line: tell(Said(task.key, line)))
+        printed = _Lines(lambda line: report(Said(task.key, line)))
         with redirect_stdout(printed), redirect_stderr(printed), chdir("."):
-            ended = attempt(self._runner, task, tell)
-        tell(ended)
+            ended = attempt(self._runner, task, report)
+        report(ended)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing."""
         self._task = None
 
 
 class _Lines(TextIOBase):
-    """Passes whole lines on, of those that are written to it."""
+    """Text stream that forwards complete lines."""
 
     def __init__(self, on_line: Callable[[str], None]) -> None:
         self._on_line = on_line

@@ -1,4 +1,4 @@
-"""Runs tasks in worker processes on this machine: some for each device, started anew when they die."""
+"""Runs tasks in worker processes on this machine, several per device, which are restarted when they die."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from advbench.grid.executors import Began, Ended, Event, Failure, Said, one_line
 from advbench.grid.plan import Task
 from advbench.grid.tasks import Runtime
 
-READS = 16  # of 64 KiB of a worker's output, before others get their turn
-START = 300.0  # seconds within which a worker must begin with a task
-LINES = 50  # lines of a task that are passed on
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # read when libraries are loaded
-# A worker imports what its driver does, wherever that was started.
+READS = 16  # reads of 64 KiB of a worker's output per turn
+START = 300.0  # seconds; time limit for a worker to start a task
+LINES = 50  # maximum number of forwarded lines per task
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # read by libraries when loaded
+# A worker has the import path of its driver.
 WORKER = """
 import sys
 sys.path[:] = sys.argv[2:]
@@ -38,18 +38,18 @@ work(int(sys.argv[1]))
 
 @dataclass(frozen=True)
 class Pool:
-    """A device and how many workers share it at most."""
+    """A device and the maximum number of workers on it."""
 
     device: Device
     workers: int
 
     @property
     def context(self) -> float:
-        """The part of the device's memory that a worker takes that has nothing to do."""
+        """Fraction of the device's memory used by an idle worker."""
         return devices.CONTEXT / self.device.memory if self.device.is_gpu else 0.0
 
     def share(self, known: Measured | None) -> float:
-        """The part of the device that a task takes; all of a GPU where nobody knows its memory."""
+        """Fraction of the device used by a task; all of a GPU if its memory is unknown."""
         peak = known.peak if known else None
         if peak is None:
             return 1.0 if self.device.is_gpu else 1 / self.workers
@@ -57,14 +57,14 @@ class Pool:
 
 
 def pools(found: Sequence[Device], threads: int, workers: int | None) -> list[Pool]:
-    """The devices of a run with their numbers of workers, by default as many as there are cores for; few on a GPU."""
+    """Devices of a run with numbers of workers, by default as many as there are cores, and few per GPU."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     each = max(1, cores // (threads * len(found)))
     return [Pool(device, workers or (min(each, GPU_WORKERS) if device.is_gpu else each)) for device in found]
 
 
 class _Process:
-    """A worker's process: tasks go in and events come out by its line; its output is what it prints."""
+    """Process of a worker, with a connection for tasks and events, and a pipe for its output."""
 
     def __init__(self, runtime: Runtime) -> None:
         threads = dict.fromkeys(THREADS, str(runtime.resources.threads))
@@ -76,23 +76,23 @@ class _Process:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 pass_fds=[theirs.fileno()],
-                process_group=0,  # the terminal's interrupt is the driver's affair
+                process_group=0,  # interrupts of the terminal are handled by the driver
                 env={**os.environ, **threads},
             )
-        assert self.handle.stdout is not None, "it is a pipe"
+        assert self.handle.stdout is not None, "stdout is a pipe"
         self.output = self.handle.stdout
         self.send(runtime)
 
     def send(self, message: Runtime | Task) -> None:
-        with suppress(OSError):  # it died; `LocalExecutor.wait` finds out
+        with suppress(OSError):  # it died; `LocalExecutor.wait` detects that
             self.line.send(message)
 
     def sources(self) -> list[Connection | int]:
-        """What can be waited for."""
+        """Connections and file descriptors to wait for."""
         return [self.line] if self.output.closed else [self.line, self.output.fileno()]
 
     def printed(self) -> Iterator[bytes]:
-        """What it printed since; only so much that a worker which prints without end holds up nobody."""
+        """New output, limited so that a worker which prints endlessly does not block others."""
         for _ in range(READS):
             if self.output.closed or not wait([self.output.fileno()], 0):
                 return
@@ -102,7 +102,7 @@ class _Process:
             yield raw
 
     def kill(self) -> None:
-        """Kill it, and what it started."""
+        """Kill the process and its children."""
         with suppress(OSError):
             os.killpg(self.handle.pid, signal.SIGKILL)
         self.handle.wait()
@@ -112,20 +112,20 @@ class _Process:
 
 @dataclass(eq=False)
 class _Worker:
-    """A place for one process on a device, and what is done there now."""
+    """A slot for one process on a device, with its current task."""
 
     pool: Pool
     number: int
     process: _Process | None = None
     task: Task | None = None
-    share: float = 0.0  # the part of the device that the task takes
-    beside: bool = False  # whether others ran on the device beside it
+    share: float = 0.0  # fraction of the device used by the task
+    beside: bool = False  # True if other tasks ran on the device at the same time
     began: bool = False
-    deadline: float = math.inf  # for the task's beginning, then for its end
-    tries: int = 0  # that the task had
-    lines: int = 0  # that the task printed
-    last: list[str] = field(default_factory=list)  # the latest of those
-    rest: bytes = b""  # of a line that is not at its end
+    deadline: float = math.inf  # deadline of the task's start, then of its end
+    tries: int = 0  # number of tries of the task
+    lines: int = 0  # number of lines printed by the task
+    last: list[str] = field(default_factory=list)  # latest lines
+    rest: bytes = b""  # start of an incomplete line
 
     @property
     def place(self) -> str:
@@ -134,11 +134,11 @@ class _Worker:
 
     @property
     def taken(self) -> float:
-        """The part of the device that it takes now."""
+        """Fraction of the device in use."""
         return self.share if self.task else self.pool.context if self.process else 0.0
 
     def free(self) -> None:
-        """Its task has ended."""
+        """Reset after the end of a task."""
         self.task, self.share, self.deadline, self.beside = None, 0.0, math.inf, False
 
     def kill(self) -> None:
@@ -150,9 +150,9 @@ class _Worker:
 class LocalExecutor:
     """A pool of worker processes for each device.
 
-    A worker runs one task after another. One that dies is started anew, and its task is tried again; a task
-    that takes too long is killed with its worker; one whose memory ran out beside others is tried once more with the
-    device to itself. Workers die with this process, whatever ends it.
+    A worker runs one task after another. If it dies, it is restarted and its task retried; a task over the time limit
+    is killed with its worker; a task that ran out of memory next to others is retried once with exclusive use of the
+    device. Workers die with this process, however it ends.
     """
 
     def __init__(
@@ -162,19 +162,19 @@ class LocalExecutor:
         self._time_limit = time_limit
         self._retries = retries
         self._workers = [_Worker(pool, number) for pool in pools for number in range(pool.workers)]
-        self._alone: list[tuple[Pool, Task]] = []  # to be tried once more, with the device to themselves
+        self._alone: list[tuple[Pool, Task]] = []  # tasks to retry with exclusive use of the device
 
     @property
     def places(self) -> int:
-        """All workers of all devices."""
+        """Number of workers of all devices."""
         return len(self._workers)
 
     def has_room(self, known: Measured | None) -> bool:
-        """Whether a worker is idle on a device with enough memory left."""
+        """True if a worker is idle on a device with enough free memory."""
         return self._free(known) is not None
 
     def _free(self, known: Measured | None) -> _Worker | None:
-        """The idle worker on the device that is used least; a running process before one that would be started."""
+        """The idle worker on the least used device; running processes are preferred to new ones."""
         booked = {pool.device.name for pool, _ in self._alone}
         fit: list[tuple[float, bool, int, _Worker]] = []
         for worker in self._workers:
@@ -189,11 +189,11 @@ class LocalExecutor:
         """Give the task to an idle worker.
 
         Raises:
-            RuntimeError: there is none; ask `has_room` before.
+            RuntimeError: there is none; check `has_room` first.
         """
         worker = self._free(known)
         if worker is None:
-            raise RuntimeError("no worker is idle")
+            raise RuntimeError("no idle worker")
         self._give(worker, task, worker.pool.share(known))
 
     def _give(self, worker: _Worker, task: Task, share: float) -> None:
@@ -202,12 +202,12 @@ class LocalExecutor:
             if other.task is not None:
                 worker.beside = other.beside = True
             elif sum(each.taken for each in others) + share > 1:
-                other.kill()  # what it keeps on the device makes room
+                other.kill()  # frees its memory on the device
         worker.share, worker.tries = share, 0
         self._send(worker, task)
 
     def _send(self, worker: _Worker, task: Task) -> None:
-        """Hand the worker a task, in a new process where it has none."""
+        """Send a task to the worker, starting its process if necessary."""
         worker.task = task
         worker.tries += 1
         worker.began = False
@@ -220,19 +220,19 @@ class LocalExecutor:
             except OSError as error:
                 raise InputError(
                     "--workers",
-                    expected="as many as this machine can start",
+                    expected="at most as many as this machine can start",
                     got=f"{len(self._workers)} ({error})",
-                    remedy="take fewer (or: ulimit -n)",
+                    remedy="use fewer (or raise ulimit -n)",
                 ) from error
         worker.process.send(task)
 
-    def wait(self, seconds: float, tell: Callable[[Event], None]) -> None:
-        """Tell what workers report, print and die of."""
+    def wait(self, seconds: float, report: Callable[[Event], None]) -> None:
+        """Report events, output and crashes of workers."""
         sources = [source for worker in self._workers if worker.process for source in worker.process.sources()]
         wait(sources, max(0.0, min(seconds, *(worker.deadline - time.monotonic() for worker in self._workers))))
         for worker in self._workers:
             if worker.process is not None:
-                self._listen(worker, worker.process, tell)
+                self._listen(worker, worker.process, report)
         self._try_alone()
         now = time.monotonic()
         for worker in self._workers:
@@ -240,11 +240,11 @@ class LocalExecutor:
             if task is not None and worker.deadline <= now:
                 worker.kill()
                 worker.free()
-                late = Failure("timeout", f"no worker began with it within {START:g} s")
-                tell(too_long(task.key, self._time_limit) if worker.began else Ended(task.key, failure=late))
+                late = Failure("timeout", f"no worker started it within {START:g} s")
+                report(too_long(task.key, self._time_limit) if worker.began else Ended(task.key, failure=late))
 
-    def _listen(self, worker: _Worker, process: _Process, tell: Callable[[Event], None]) -> None:
-        dead = process.handle.poll() is not None  # before its last words are read
+    def _listen(self, worker: _Worker, process: _Process, report: Callable[[Event], None]) -> None:
+        dead = process.handle.poll() is not None  # checked before its last output is read
         events: list[Event] = []
         for raw in process.printed():
             *lines, worker.rest = (worker.rest + raw).split(b"\n")
@@ -253,7 +253,7 @@ class LocalExecutor:
                 worker.last = [*worker.last[-4:], line]
                 worker.lines += 1
                 if worker.task is not None and worker.lines <= LINES:
-                    more = "(what else it prints is left out)"
+                    more = "(further output is omitted)"
                     events.append(Said(worker.task.key, line if worker.lines < LINES else more))
         try:
             while process.line.poll():
@@ -272,19 +272,19 @@ class LocalExecutor:
                     worker.free()
                     continue
                 worker.free()
-            tell(event)
+            report(event)
         if dead:
-            self._died(worker, process, tell)
+            self._died(worker, process, report)
 
     def _try_alone(self) -> None:
-        """Start what needs a device to itself where nothing runs any more."""
+        """Start tasks that need a device exclusively on idle devices."""
         for pool, task in list(self._alone):
             workers = [worker for worker in self._workers if worker.pool is pool]
             if not any(worker.task for worker in workers):
                 self._alone.remove((pool, task))
                 self._give(workers[0], task, 1.0)
 
-    def _died(self, worker: _Worker, process: _Process, tell: Callable[[Event], None]) -> None:
+    def _died(self, worker: _Worker, process: _Process, report: Callable[[Event], None]) -> None:
         task = worker.task
         with suppress(subprocess.TimeoutExpired):
             process.handle.wait(5)
@@ -297,9 +297,9 @@ class LocalExecutor:
             self._send(worker, task)
             return
         worker.free()
-        said = f"; it last said: {last[-1]}" if last else ""
+        said = f"; last output: {last[-1]}" if last else ""
         tried = "" if worker.tries == 1 else f" in each of {worker.tries} tries"
-        tell(Ended(task.key, failure=Failure("crash", one_line(f"the worker died{tried}: {_told(code)}{said}"))))
+        report(Ended(task.key, failure=Failure("crash", one_line(f"the worker died{tried}: {_how_ended(code)}{said}"))))
 
     def close(self) -> None:
         """Kill all workers."""
@@ -308,11 +308,11 @@ class LocalExecutor:
             worker.free()
 
 
-def _told(code: int | None) -> str:
-    """How a process ended, for people."""
+def _how_ended(code: int | None) -> str:
+    """Description of how a process ended."""
     if code is None:
         return "for an unknown reason"
     if code >= 0:
         return f"exit code {code}"
     name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-    return f"{name} (killed, perhaps because memory ran out)" if name == "SIGKILL" else name
+    return f"{name} (killed, possibly out of memory)" if name == "SIGKILL" else name

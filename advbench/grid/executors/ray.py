@@ -1,4 +1,4 @@
-"""Runs tasks on Ray: on this machine, or on a cluster by its address."""
+"""Runs tasks with Ray, on this machine or on a cluster."""
 
 from __future__ import annotations
 
@@ -23,32 +23,31 @@ from advbench.grid.plan import Task
 from advbench.grid.tasks import Runner, Runtime
 from advbench.registry.optional import require
 
-PATIENCE = 10.0  # seconds for the driver's own actor to answer
-MOVES = 1.0  # seconds between two reports of a task's progress, and between two looks at the cluster
+PATIENCE = 10.0  # seconds; time limit for replies of the driver's actor
+MOVES = 1.0  # seconds between progress events of a task, and between queries of the cluster
 
 
 @dataclass
 class _Submitted:
-    """A task that Ray has; its deadline is set once a worker began with it."""
+    """A task submitted to Ray; its deadline is set when a worker starts it."""
 
     task: Task
-    share: float = 0.0  # of a GPU
+    share: float = 0.0  # fraction of a GPU
     deadline: float = math.inf
 
 
 class RayExecutor:
-    """Tasks as Ray's tasks: Ray places, queues and retries them.
+    """Runs tasks as Ray tasks, which Ray places, queues and retries.
 
-    A task asks for its CPU threads and, where the run is for GPUs, for a part of one: what it needed last time, or a
-    whole one where nobody knows, which it also gets when memory ran out beside others. Each worker sees the GPU that
-    Ray gives it as its first, and on GPUs runs one task: the next one may be given another GPU, and a process keeps
-    its first.
+    A task requests its CPU threads and, in runs on GPUs, a fraction of one: its measured need, or a whole GPU if
+    unknown or after memory ran out next to other tasks. A worker sees the GPU assigned by Ray as its first one, and on
+    GPUs runs a single task: the next may be assigned another GPU, but a process keeps its first.
 
-    The options are those of `Execution`; `cpus` are those of the Ray on this machine, by default all.
+    Options are those of `Execution`; `cpus` is the number of CPUs of Ray on this machine, by default all.
 
     Raises:
         MissingExtraError: Ray is not installed.
-        InputError: no cluster answers at the address.
+        InputError: no cluster responds at the address.
     """
 
     def __init__(
@@ -94,10 +93,10 @@ class RayExecutor:
         return run_in_worker(task, runtime, news)
 
     def _check_size(self, *, may_grow: bool) -> None:
-        """Refuse tasks that no node can ever hold; a cluster may still get a larger one, so there it is a warning.
+        """Refuse tasks that fit on no node; for a cluster, which may still grow, only warn.
 
         Raises:
-            InputError: the Ray on this machine is too small for a task.
+            InputError: Ray on this machine is too small for a task.
         """
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         asked: dict[str, tuple[str, float]] = {"CPU": ("--threads", self._runtime.resources.threads)}
@@ -111,11 +110,11 @@ class RayExecutor:
                 if not may_grow:
                     self.close()
                     raise error
-                warnings.warn(f"{error}; tasks wait until the cluster has a node that holds them", stacklevel=2)
+                warnings.warn(f"{error}; tasks wait until the cluster has a large enough node", stacklevel=2)
 
     @property
     def places(self) -> int:
-        """As many tasks as the cluster's CPUs and GPUs hold now."""
+        """Number of tasks that fit on the cluster's CPUs and GPUs now."""
         found = self._cluster()
         by_cpu = int(found.get("CPU", 0)) // self._runtime.resources.threads
         share = self._gpus_per_task or 1.0
@@ -131,32 +130,32 @@ class RayExecutor:
         return self._wants_gpu and self._cluster().get("GPU", 0) > 0
 
     def _share(self, known: Measured | None) -> float:
-        """The part of a GPU that a task asks for, in hundredths."""
+        """Fraction of a GPU that a task requests, in steps of 0.01."""
         if not self._on_gpus():
             return 0.0
         if self._gpus_per_task is not None:
             return self._gpus_per_task
         if known is None or known.peak is None or known.memory is None:
             return 1.0
-        # Measured on the same kind of GPU, so of the same memory.
+        # Measured on the same kind of GPU, with the same memory.
         part: float = devices.part(known.peak, known.memory, gpu=True)
         return max(math.ceil(100 * part), 100 // GPU_WORKERS) / 100
 
     def has_room(self, known: Measured | None) -> bool:
-        """Ray queues what does not run; a queue as long as what runs keeps every place busy."""
+        """True while the queue is shorter than the number of running tasks; this keeps all places busy."""
         packed = max(1.0, 1 / self._share(known)) if self._on_gpus() else 1.0
         return len(self._running) < 2 * self.places * packed
 
     def start(self, task: Task, known: Measured | None) -> None:
-        """Hand the task to Ray."""
+        """Submit the task to Ray."""
         self._submit(task, self._share(known))
 
     def _submit(self, task: Task, share: float) -> None:
         options = self._run.options(num_cpus=self._runtime.resources.threads, num_gpus=share, name=task.label)
         self._running[options.remote(task, self._runtime, self._news)] = _Submitted(task, share)
 
-    def wait(self, seconds: float, tell: Callable[[Event], None]) -> None:
-        """Tell what ended, what began and got further since, and what takes too long."""
+    def wait(self, seconds: float, report: Callable[[Event], None]) -> None:
+        """Report ended, started and progressing tasks, and those over the time limit."""
         references = list(self._running)
         ready: list[Any] = []
         if references:
@@ -165,27 +164,27 @@ class RayExecutor:
                 ready, _ = self._ray.wait(references, num_returns=len(references), timeout=0)
         live = {each.task.key: each for each in self._running.values()}
         for event in self._drained():
-            if event.key in live:  # else it has ended already
+            if event.key in live:  # otherwise it has already ended
                 if isinstance(event, Began) and self._time_limit is not None:
                     live[event.key].deadline = time.monotonic() + self._time_limit
-                tell(event)
+                report(event)
         for reference in ready:
             each = self._running.pop(reference)
             ended = self._result(reference, each.task)
             if ended.failure is not None and ended.failure.cause == "memory" and 0 < each.share < 1:
-                self._submit(each.task, 1.0)  # once more, with a GPU to itself
+                self._submit(each.task, 1.0)  # retry with a whole GPU
             else:
-                tell(ended)
+                report(ended)
         now = time.monotonic()
         for reference in [reference for reference, each in self._running.items() if each.deadline <= now]:
             self._ray.cancel(reference, force=True)
-            tell(too_long(self._running.pop(reference).task.key, self._time_limit))
+            report(too_long(self._running.pop(reference).task.key, self._time_limit))
 
     def _drained(self) -> list[Event]:
         try:
             return self._ray.get(self._news.drain.remote(), timeout=PATIENCE)  # type: ignore[no-any-return]
         except self._ray.exceptions.RayError:
-            return []  # it died and is started anew; what it knew was for watching alone
+            return []  # it died and is restarted; only progress events are lost
 
     def _result(self, reference: Any, task: Task) -> Ended:
         errors = self._ray.exceptions
@@ -198,7 +197,7 @@ class RayExecutor:
             return Ended(task.key, failure=Failure(cause, one_line(reason), str(error) if cause == "bug" else None))
 
     def close(self) -> None:
-        """Cancel what runs; end the Ray that was started here, or leave the cluster."""
+        """Cancel running tasks; stop Ray if it was started here, or disconnect from the cluster."""
         for reference in self._running:
             self._ray.cancel(reference, force=True)
         self._running.clear()
@@ -209,13 +208,13 @@ class RayExecutor:
 
 
 class _News:
-    """An actor on the driver's machine that keeps what workers tell until the driver asks."""
+    """Actor on the driver's machine that buffers events of workers for the driver."""
 
     def __init__(self) -> None:
         self._events: dict[tuple[type, str], Event] = {}
 
-    def tell(self, event: Event) -> None:
-        self._events[type(event), event.key] = event  # of progress the latest alone
+    def report(self, event: Event) -> None:
+        self._events[type(event), event.key] = event  # only the latest progress
 
     def drain(self) -> list[Event]:
         events, self._events = list(self._events.values()), {}
@@ -223,10 +222,10 @@ class _News:
 
 
 def connect(ray: Any, address: str | None, cpus: int | None) -> None:
-    """Start Ray on this machine with so many CPUs, or connect to the cluster at an address.
+    """Start Ray on this machine with the given number of CPUs, or connect to a cluster.
 
     Raises:
-        InputError: no cluster answers there.
+        InputError: no cluster responds.
     """
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
     try:
@@ -241,7 +240,7 @@ def connect(ray: Any, address: str | None, cpus: int | None) -> None:
             raise
         raise InputError(
             "--address",
-            expected="that of a running Ray cluster, as host:6379",
+            expected="address of a running Ray cluster, such as host:6379",
             got=f"{address!r} ({one_line(str(error))})",
             remedy="start one: ray start --head",
         ) from error
@@ -249,7 +248,7 @@ def connect(ray: Any, address: str | None, cpus: int | None) -> None:
 
 @contextmanager
 def _own_signals() -> Iterator[None]:
-    """Keep the handlers of signals that Ray replaces when it starts."""
+    """Restore the signal handlers that Ray replaces when it starts."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -262,10 +261,10 @@ def _own_signals() -> Iterator[None]:
 
 
 def _knock(address: str) -> None:
-    """Find out at once that nobody answers at `host:port`, which Ray itself tries for minutes.
+    """Fail fast if nothing listens at `host:port`, which Ray itself retries for minutes.
 
     Raises:
-        OSError: nobody does.
+        OSError: nothing listens there.
     """
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdecimal():
@@ -273,11 +272,11 @@ def _knock(address: str) -> None:
 
 
 def look_at_cluster(address: str) -> Device:
-    """What tasks of a cluster run on: one of its GPUs, or CPUs where it has none.
+    """Device of the tasks of a cluster: one of its GPUs, or a CPU if it has none.
 
     Raises:
         MissingExtraError: Ray is not installed.
-        InputError: no cluster answers at the address, or a GPU cannot be used.
+        InputError: no cluster responds at the address, or a GPU cannot be used.
     """
     require("ray", "--executor ray", "ray")
     import ray as installed
@@ -303,7 +302,7 @@ def _first_gpu() -> Device:
     return devices.look(["cuda:0"])[0]
 
 
-_runner: Runner | None = None  # of this Ray worker
+_runner: Runner | None = None  # runner of this Ray worker
 
 
 def run_in_worker(task: Task, runtime: Runtime, news: Any) -> Ended:
@@ -311,8 +310,8 @@ def run_in_worker(task: Task, runtime: Runtime, news: Any) -> Ended:
 
     Args:
         task: the task.
-        runtime: what it runs with; the device is the one that Ray gives it.
-        news: the driver's actor for reports.
+        runtime: runtime of the task, on the device assigned by Ray.
+        news: the driver's actor for events.
     """
     global _runner  # noqa: PLW0603 - kept for the next task
     import ray
@@ -322,10 +321,10 @@ def run_in_worker(task: Task, runtime: Runtime, news: Any) -> Ended:
     gpus = about.get_accelerator_ids().get("GPU", [])
     place = f"node {about.get_node_id()[:8]}" + (f" GPU {','.join(map(str, gpus))}" if gpus else "")
     if gpus and not torch.cuda.is_available():
-        reason = f"{place} has a GPU that torch cannot use; repair its driver, or take the node out of the cluster"
+        reason = f"{place} has a GPU that torch cannot use; repair its driver, or remove the node from the cluster"
         return Ended(task.key, failure=Failure("input", reason))
     runtime = runtime.on("cuda:0" if gpus else "cpu", place)
     if _runner is None or _runner.runtime != runtime:
-        _runner = None  # its nets make room first
+        _runner = None  # free the memory of its nets first
         _runner = Runner(runtime)
-    return attempt(_runner, task, news.tell.remote, MOVES)
+    return attempt(_runner, task, news.report.remote, MOVES)

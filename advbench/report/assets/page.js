@@ -47,7 +47,7 @@
       return cell.dataset.v ? Number(cell.dataset.v) : null;
     };
     const keyed = cells.map((cell) => [keyOf(cell), cell.parentElement]);
-    // What is missing stays last, whichever way.
+    // Missing values stay last in both directions.
     keyed.sort(([one], [other]) => {
       if (one === null || other === null) return (one === null) - (other === null);
       const order = numeric ? one - other : one.localeCompare(other);
@@ -76,7 +76,7 @@
       );
       sortBy(now, was.getAttribute("aria-sort"));
     }
-    say(`Worst cases at eps ${data().eps[target.value][0]}; rank and area are over all.`);
+    say(`Worst cases at eps ${data().eps[target.value][0]}; rank and area are over all eps.`);
   });
 
   at("controls").addEventListener("submit", (event) => event.preventDefault());
@@ -92,7 +92,7 @@
 
   const accuracyOf = ([parts, note]) => [...parts, data().notes[note]].filter(Boolean).join(" ");
 
-  // What lies behind a number
+  // Details of a number
   const decimals = (value, digits = 4) => (value === null ? "n/a" : value.toFixed(digits));
 
   function list(pairs) {
@@ -114,7 +114,7 @@
     const attacked = attack < 0 ? "--attack none" : `${attacks[attack].option} --eps ${radii[eps][1]}`;
     const code = element("pre");
     code.append(element("code", `${base} ${options} ${attacked} --seeds ${seeds.join(",")}`));
-    return [element("h3", "The command that repeats it"), code];
+    return [element("h3", "Command to reproduce it"), code];
   }
 
   function open(title, parts) {
@@ -131,7 +131,7 @@
     for (const title of titles) head.append(element("th", title, { scope: "col" }));
     head.firstChild.className = "first";
     const caption = element("caption");
-    caption.append(element("span", "For each seed; passes are forward and backward ones of the attack, for an image."));
+    caption.append(element("span", "Values per seed; passes are the attack's forward and backward passes per image."));
     table.append(caption);
     table.append(element("thead"), element("tbody"));
     table.tHead.append(head);
@@ -173,13 +173,13 @@
       parts.push(...command([defense], attack, eps, mine.map((row) => row[0])), seedTable(mine));
     }
     for (const row of mine) {
-      const about = [["key", row[16]], ["versions", target.versions || "not known"]];
+      const about = [["key", row[16]], ["versions", target.versions || "unknown"]];
       if (notes[row[15]]) about.push(["flags", notes[row[15]]]);
       parts.push(element("h3", `Seed ${row[0]}`), list(about));
     }
     parts.push(element("h3", `Defense ${target.name}`), ...paper(target), list(target.params));
     for (const [seed, posterior, spent, trained] of target.models) {
-      const about = [["posterior", posterior || "not known"], ["seconds", decimals(spent, 2)], ["key", trained]];
+      const about = [["posterior", posterior || "unknown"], ["seconds", decimals(spent, 2)], ["key", trained]];
       parts.push(element("h3", `Training, seed ${seed}`), list(about));
     }
     if (attack >= 0) {
@@ -191,7 +191,7 @@
 
   function behindArea(defense) {
     const { worst, differences, attacks, eps: radii, defenses } = data();
-    const told = differences.filter((each) => each.slice(0, 2).includes(defense)).map(([one, other, ...numbers]) => [
+    const compared = differences.filter((each) => each.slice(0, 2).includes(defense)).map(([one, other, ...numbers]) => [
       `${defenses[one].name} - ${defenses[other].name}`, numbers.join(" "),
     ]);
     const lowest = worst[defense].map(([attack, parts], place) => [
@@ -201,12 +201,12 @@
     open(`${name}, area`, [
       list([
         ["area", area.join(" ")],
-        ["is", "the area under the lowest accuracies over the attacks, by trapezoids over eps, as a share of the range"],
-        ...(ranks ? [["rank", `not told apart from ranks ${ranks}`]] : []),
+        ["is", "the area under the lowest accuracies over the attacks, by the trapezoidal rule over eps, divided by the range"],
+        ...(ranks ? [["rank", `indistinguishable from ranks ${ranks}`]] : []),
       ]),
       element("h3", "The lowest accuracies"), list(lowest),
-      ...(told.length ? [element("h3", "Differences from others, on the same images: real where the interval leaves out 0")] : []),
-      list(told),
+      ...(compared.length ? [element("h3", "Differences from others on the same images; significant if the interval excludes 0")] : []),
+      list(compared),
     ]);
   }
 
@@ -219,7 +219,7 @@
     if (event.target === at("behind")) at("behind").close();
   });
 
-  // Figures: one at a time
+  // Figures, shown one at a time
   for (const select of all("select[data-shows]")) {
     const figures = all(`figure[data-of="${select.dataset.shows}"]`);
     const show = () => {
@@ -229,7 +229,7 @@
     show();
   }
 
-  // Curves: one stop of the Tab key for all of a chart's, arrow keys from one to the next
+  // Curves: the Tab key selects a chart, arrow keys select its curves
   for (const chart of all("svg.curves")) {
     const curves = all(".line", chart).reverse();
     curves.forEach((curve, place) => {
@@ -261,7 +261,7 @@
         const value = values[place][index];
         const cell = row.cells[to + 1];
         const known = typeof value === "number";
-        const why = known && place === eps.length - 1 ? lows[index] : value; // a list holds the position of a reason
+        const why = known && place === eps.length - 1 ? lows[index] : value; // a list contains the position of a reason
         cell.className = known ? `a${Math.min(10, Math.max(0, Math.floor(value * 10 + 0.5)))}` : "none";
         cell.title = value === null ? "not run: not part of this run" : Array.isArray(why) ? reasons[why[0]] : "";
         if (!cell.title) cell.removeAttribute("title");
@@ -281,7 +281,7 @@
     const keys = ([, , , start, end]) => rows.slice(start, end);
     const { lows, highs } = affinity.attacks[at("affinity-attack").value];
     const index = source * defenses.length + target;
-    const last = Number(at("affinity-eps").value) === affinity.eps.length - 1; // elsewhere there are no intervals
+    const last = Number(at("affinity-eps").value) === affinity.eps.length - 1; // only these have intervals
     const known = last && typeof lows[index] === "number";
     const interval = known ? [`[${lows[index].toFixed(2)}, ${highs[index].toFixed(2)}]`] : [];
     const pair = `rows of results.csv with defense ${to} and source ${from}`;
@@ -299,8 +299,8 @@
     ];
     for (const row of keys(clean)) {
       const mine = keys(own).find((other) => other[0] === row[0]);
-      const about = [["key, clean", row[16]], ["key, transferred", pair], ["key, own", mine?.[16] ?? "not known"]];
-      about.push(["versions", defenses[target].versions || "not known"]);
+      const about = [["key, clean", row[16]], ["key, transferred", pair], ["key, own", mine?.[16] ?? "unknown"]];
+      about.push(["versions", defenses[target].versions || "unknown"]);
       parts.push(element("h3", `Seed ${row[0]}`), list(about));
     }
     parts.push(element("h3", `Attack ${attacks[attack].name}`), list(attacks[attack].params));
