@@ -14,7 +14,7 @@ from tabulate import tabulate
 
 from advbench.cli.display import duration
 from advbench.data.datasets import data_folder
-from advbench.errors import AdvbenchError, MissingExtraError, unknown_name
+from advbench.errors import AdvbenchError, MissingExtraError
 from advbench.grid.estimates import measured
 from advbench.grid.plan import Plan
 from advbench.grid.queue import longest_chain
@@ -69,12 +69,7 @@ def plugin_lines(name: str) -> Iterator[str]:
         InputError: the name is unknown.
     """
     name = files.kept_name(name)
-    kinds = [kind for kind in KINDS if registry().knows(kind, name)]
-    if files.digest_of(name):
-        kinds = [kind for kind in KINDS if kind == files.kind_of(name)]
-    if not kinds:
-        files.check_path(name, "defense")
-        raise unknown_name("name", name, {entry.shown for entry in registry().entries()})
+    kinds = registry().kinds(name)
     for kind in kinds:
         entry, found = registry().find(kind, name), registry().load(kind, name)
         if kind != kinds[0]:

@@ -155,26 +155,20 @@ def conform(
     import importlib.util
     import tempfile
 
-    from advbench.grid.spec import parse_settings
-    from advbench.registry import KINDS as ALL
+    from advbench.grid.spec import NAMED, own_net, parse_settings
     from advbench.registry import files, registry
 
     if importlib.util.find_spec("pytest") is None:
         raise InputError("advbench test needs pytest, which is not installed", remedy="pip install pytest")
     kept = files.kept_name(name)
-    kind = files.kind_of(kept) if files.digest_of(kept) else ""
-    known = [each for each in ("defense", "attack", "architecture") if registry().knows(each, name)]
-    if not kind and not known:
-        files.check_path(name, "defense")
-        raise unknown_name("name", name, {e.shown for k in ALL[:3] for e in registry().entries(k)})
-    kind = kind or known[0]
+    kind = registry().kinds(name, NAMED)[0]
     settings = parse_settings(set or [])
     label = kept.rpartition(":")[2]
     for plugin in settings:
         if plugin not in (label, name):
             raise unknown_name("plugin in --set", plugin, [label])
     params = {key: value for each in settings.values() for key, value in each.items()}
-    made = registry().load(kind, kept)  # type: ignore[arg-type]
+    made = registry().load(kind, kept)
     net = ""
     if kind == "defense":
         fields = made.Params.model_fields
@@ -183,8 +177,7 @@ def conform(
         own = made(**params).architecture
         net = files.kept_name(arch) if arch else ""
         if own and not arch:
-            inside = f"{files.FILE}:{files.digest_of(kept)}:{own}"
-            net = inside if files.digest_of(kept) and not registry().knows("architecture", own) else own
+            net = own_net(own, kept)
     suite = {"defense": "DefenseConformance", "attack": "AttackConformance"}.get(kind, "ArchitectureConformance")
     fixture = "make" if kind == "architecture" else kind
     given = (kind, kept, params, net, dataset, data_root)

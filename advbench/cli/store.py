@@ -25,7 +25,7 @@ def verify(
     """Read and check all files of a store; exit code 1 if any is damaged or missing.
 
     Prints one line per damaged, unreadable or missing file. Artifacts without a record, records of another schema,
-    leftover temporary files and unknown files are also listed, but do not count as damage.
+    and unknown files are also listed, but do not count as damage.
     """
     from advbench.store.gc import Amount
     from advbench.store.records import Store
@@ -59,7 +59,7 @@ def gc(
     """Remove files that are no longer needed; refused while a run uses the store.
 
     These are adversarial examples, artifacts without a record, damaged files, checkpoints of finished trainings,
-    leases, temporary files older than an hour, and heartbeats of all but the last 20 runs.
+    leases, temporary files, and heartbeats of all but the last 20 runs.
     """
     from advbench.store.gc import collect_garbage
     from advbench.store.records import Store

@@ -8,7 +8,7 @@ import re
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -388,7 +388,7 @@ def resolve(spec: RunSpec, kept: Kept | None = None) -> tuple[tuple[Choice, ...]
     for choice in attacks:
         if kept is not None and choice.label in kept.choices:
             continue
-        with _running(choice.component.loaded_as):
+        with files.running(choice.component.loaded_as, "is set up"):
             attack: Attack = registry().load("attack", choice.component.loaded_as)(**choice.params)
         attack.check(Threat(spec.norm, 0.0))
         if "certainty" in choice.traits and not spec.ood:
@@ -558,7 +558,7 @@ def _choose(kind: Kind, label: str, spec: RunSpec, kept: Kept | None, heirs: tup
     if kept is None:
         settings = files.renamed(settings, files.kept_name)
     cls: type[Configurable] = registry().load(kind, name)
-    with _running(name):
+    with files.running(name, "is set up"):
         try:
             values = cls.resolve(settings, spec.dataset.partition(":")[0]).model_dump(mode="json")
         except InputError as error:
@@ -587,7 +587,7 @@ def _choose(kind: Kind, label: str, spec: RunSpec, kept: Kept | None, heirs: tup
     if net is None:
         shared = _net(spec, kept)
         return Choice(label, component, passes, init, net=shared, architecture=spec.architecture, paper=paper)
-    own = installed("architecture", _own_net(net, name))
+    own = installed("architecture", own_net(net, name))
     return Choice(label, component, passes, init, net=own, architecture=_shown_net(component, own), paper=paper)
 
 
@@ -635,7 +635,7 @@ def _shown_net(plugin: Component, net: Component) -> str:
     return f"{plugin.name}.{net.name}" if net.file else net.name
 
 
-def _own_net(name: str, plugin: str) -> str:
+def own_net(name: str, plugin: str) -> str:
     """Name of a plugin's own net; one in its file takes precedence over a registered one."""
     digest = files.digest_of(plugin)
     return f"{files.FILE}:{digest}:{name}" if digest and not registry().knows("architecture", name) else name
@@ -650,12 +650,6 @@ def _net(spec: RunSpec, kept: Kept | None) -> Component:
             raise _not_kept("architecture", spec.architecture)
         return kept.net
     return installed("architecture", name, spec.set.get(NET, {}))
-
-
-def _running(name: str) -> AbstractContextManager[None]:
-    """Context for running code of a file, if the name refers to one."""
-    digest = files.digest_of(name)
-    return files.running(digest, "is set up") if digest else nullcontext()
 
 
 def installed(kind: Kind, name: str, params: Mapping[str, Any] | None = None) -> Component:

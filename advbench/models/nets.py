@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from inspect import Parameter
 from typing import Annotated, Any, get_type_hints
 
@@ -67,10 +67,9 @@ def build(name: str, data: Data, seed: int, params: Mapping[str, Any] | None = N
         InputError: unknown name or hyperparameter, or images of an unsuitable size.
     """
     name = files.kept_name(name)
-    make, digest = registry().load("architecture", name), files.digest_of(name)
+    make = registry().load("architecture", name)
     values = net_values(make, params or {}) or {}
-    foreign = files.running(digest, "makes its net") if digest else nullcontext()
-    with foreign, isolated_rng(seed, "cpu", everywhere=True):
+    with files.running(name, "makes its net"), isolated_rng(seed, "cpu", everywhere=True):
         net: nn.Module = make(*data.shape, data.classes, **values)
     if not isinstance(net, nn.Module):
         raise InputError(

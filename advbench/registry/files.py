@@ -327,7 +327,7 @@ def _imported_package(digest: str) -> _Package:
     package = _Package(known(digest))
     sys.meta_path.insert(0, package)
     try:
-        with running(digest, "is imported"):
+        with running(f"{FILE}:{digest}:_", "is imported"):
             importlib.import_module(package.entry)
     except BaseException:
         sys.meta_path.remove(package)
@@ -339,16 +339,20 @@ def _imported_package(digest: str) -> _Package:
 
 
 @contextlib.contextmanager
-def running(digest: str, when: str) -> Iterator[None]:
-    """Context for code of a file in this process; its prints go to standard error.
+def running(name: str, when: str) -> Iterator[None]:
+    """Context for code that may be of a file in this process; a file's prints go to standard error.
 
     Args:
-        digest: digest of the file.
+        name: name of a plugin or net; without the form `file:DIGEST:NAME`, nothing is caught.
         when: action of the file for the error, such as "is imported".
 
     Raises:
         InputError: the code raised or exited; the message has the last executed line of the file.
     """
+    digest = digest_of(name)
+    if digest is None:
+        yield
+        return
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield

@@ -8,7 +8,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -187,6 +187,20 @@ class Registry:
     def knows(self, kind: Kind, name: str) -> bool:
         """True if the name is registered, or belongs to a registered family."""
         return bool(self._claims(kind, name))
+
+    def kinds(self, name: str, among: Sequence[Kind] = KINDS) -> list[Kind]:
+        """The kinds of what is registered under a name, or of what a name in a file stands for.
+
+        Raises:
+            InputError: nothing of these kinds has that name; or a file that cannot be imported.
+        """
+        name = files.kept_name(name)
+        in_file = files.kind_of(name) if files.digest_of(name) else ""
+        found = [kind for kind in among if kind == in_file or self.knows(kind, name)]
+        if not found:
+            files.check_path(name, "defense")
+            raise unknown_name("name", name, {entry.shown for entry in self.entries() if entry.kind in among})
+        return found
 
     def find(self, kind: Kind, name: str) -> Entry:
         """Find the entry of a name; for a member of a family, the family's entry under the member's name.

@@ -45,7 +45,7 @@ def collect_garbage(
     """Remove files that are no longer needed.
 
     These are adversarial examples, artifacts without a record, damaged files, checkpoints and failures of finished
-    tasks, leases, temporary files older than an hour, and heartbeats of all but the latest runs. Measurements of runs
+    tasks, leases, temporary files, and heartbeats of all but the latest runs. Measurements of runs
     are kept: garbage collection has its own heartbeat, which takes them over and replaces that of the previous
     collection. Records of another schema with their artifacts, unreadable files and unknown files stay.
 
@@ -65,8 +65,9 @@ def collect_garbage(
     """
     liveness = Liveness(store.storage, silence)
     _refuse_use(store, liveness, silence)
+    survey = Survey(store.storage, examples=keep_examples)  # lists the files that are there before any of its own
     if dry_run:
-        return _amounts(_garbage(store, keep_examples=keep_examples, failures=failures))
+        return _amounts(_garbage(store, survey, keep_examples=keep_examples, failures=failures))
     with Heartbeat(store.storage, "store gc", {"upkeep": "gc"}) as heartbeat:
         leases = Leases(store.storage, heartbeat.id, liveness)
 
@@ -80,7 +81,7 @@ def collect_garbage(
                 return None
             return garbage
 
-        garbage = _garbage(store, keep_examples=keep_examples, failures=failures)
+        garbage = _garbage(store, survey, keep_examples=keep_examples, failures=failures)
         checked = _checked(garbage, lambda: _refuse_use(store, liveness, silence, heartbeat.id))
         removed = _amounts(filter(None, in_parallel(remove, checked)))
         heartbeat.check()
@@ -90,17 +91,16 @@ def collect_garbage(
     return removed
 
 
-def _garbage(store: Store, *, keep_examples: bool, failures: bool) -> Iterator[Garbage]:
+def _garbage(store: Store, survey: Survey, *, keep_examples: bool, failures: bool) -> Iterator[Garbage]:
     """Iterate over files to remove; each is removed right after it is found."""
     ended = sorted(((run.started, run.id) for run in runs(store.storage) if run.upkeep is None), reverse=True)
     old = {driver for _, driver in ended[HEARTBEATS:]}
     leased: dict[str, int] = {}  # size of the leases of a task
-    survey = Survey(store.storage, examples=keep_examples)
     for found in survey:
         sort, key = found.sort, found.key
         if found.problem in ("damaged", "unrecorded"):
             yield f"{found.problem} {'states' if sort == 'partial' else sort}", found
-        elif found.problem == "left over":
+        elif sort == "temporary":  # whose writer is dead, as no driver lives
             yield "temporary files", found
         elif found.problem:
             continue

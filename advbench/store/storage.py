@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
@@ -142,11 +141,6 @@ class Storage:
             return int(self._fs.size(f"{self._root}/{name}") or 0)
         except Exception:
             return 0
-
-    def modified(self, name: str) -> datetime:
-        """Time of the last write of a file; file systems without it raise an exception."""
-        found: datetime = self._fs.modified(f"{self._root}/{name}")
-        return found if found.tzinfo else found.replace(tzinfo=UTC)
 
     def each(self, act: Callable[[str], T], names: Iterable[str]) -> Iterator[T]:
         """Apply a function to small files, in order; concurrently on a server."""

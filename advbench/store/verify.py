@@ -6,7 +6,6 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import Literal, NamedTuple
 
 import safetensors
@@ -25,10 +24,8 @@ from advbench.store.records import (
 )
 from advbench.store.storage import Storage, in_parallel, parsed
 
-AGE = timedelta(hours=1)  # age at which the writer of a temporary file counts as dead
-
 Sort = Literal["records", "artifacts", "partial", "failures", "leases", "runs", "temporary", "unknown"]
-Problem = Literal["", "damaged", "missing", "unreadable", "unrecorded", "of another schema", "left over", "unknown"]
+Problem = Literal["", "damaged", "missing", "unreadable", "unrecorded", "of another schema", "unknown"]
 Verdict = tuple[Problem, str]
 OK: Verdict = ("", "")
 
@@ -86,8 +83,8 @@ def verify(store: Store, *, models: bool = True) -> Iterator[Found]:
 
     Damage means files that do not match their digest or cannot be parsed or read, and missing artifacts of trainings
     and evaluations; examples are dropped after use. Reported without being damage are artifacts without a record, as
-    left by a kill; records of another schema, which this version of advbench ignores; temporary files older than an
-    hour; and files that do not belong to a store.
+    left by a kill; records of another schema, which this version of advbench ignores; and files that do not
+    belong to a store.
 
     Args:
         store: the store; it is not changed.
@@ -149,7 +146,8 @@ class Survey:
         sort, name, key = file.sort, file.name, file.key
         example = sort == "artifacts" and key in self.tasks and self.tasks[key].kind == "craft"
         if sort in ("temporary", "unknown") or (example and not self._examples):
-            return Found(sort, name, key, self._storage.size(name), *self._check_unread(file))
+            verdict: Verdict = ("unknown", "it does not belong to a store") if sort == "unknown" else OK
+            return Found(sort, name, key, self._storage.size(name), *verdict)
         try:
             raw = self._storage.read(name)
         except StoreError as error:
@@ -161,19 +159,6 @@ class Survey:
             return None
         self._there.add(name)
         return Found(sort, name, key, len(raw), *self._check(sort, key, raw))
-
-    def _check_unread(self, file: Found) -> Verdict:
-        if file.sort == "unknown":
-            return "unknown", "it does not belong to a store"
-        if file.sort != "temporary":
-            return OK
-        try:
-            old = datetime.now(UTC) - self._storage.modified(file.name) > AGE
-        except FileNotFoundError:
-            return OK
-        except Exception:  # file systems without modification times may raise anything
-            old = True
-        return ("left over", "its writer ended before it was complete") if old else OK
 
     def _check(self, sort: Sort, key: str, raw: bytes) -> Verdict:
         if sort == "records":

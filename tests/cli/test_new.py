@@ -126,7 +126,7 @@ def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: 
     Path("my.py").write_text(FILE)
     for arguments, message in (
         (["nosuch"], "unknown name 'nosuch'"),
-        (["my.py"], "my.py has my.py:Leaves, my.py:Ready"),
+        (["my.py"], "write my.py:NAME"),
         (["my.py:Leaves", "--set", "pgd.steps=1"], "unknown plugin in --set 'pgd': expected one of Leaves"),
     ):
         assert main(["test", *arguments]) == 2
