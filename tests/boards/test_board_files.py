@@ -179,8 +179,8 @@ def alter(board: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "code", "message"),
     [
-        ("source", 2, "file defense.py of .*: expected what index.json lists under .*, got other content"),
-        ("helper", 2, "file defense.py of .*: expected what index.json lists under .*, got other content"),
+        ("source", 2, "file defense.py of .*: expected the SHA-256 in index.json under .*, got other content"),
+        ("helper", 2, "file defense.py of .*: expected the SHA-256 in index.json under .*, got other content"),
         ("surplus", 2, "expected the files that index.json lists, got files/.*/more.py"),
         ("index", 2, "files/index.json of .*: expected the index of a run with files"),
         ("none", 2, "'Smoothed': expected an entry in files/index.json"),

@@ -649,7 +649,7 @@ def test_a_board_is_not_replaced_under_whoever_works_in_it(
     (board / "references").mkdir()
     for place, name in ((board, "."), (board / "references", "..")):
         monkeypatch.chdir(place)
-        with pytest.raises(InputError, match=f"expected one outside the board.*; cd {board.parent}"):
+        with pytest.raises(InputError, match=f"expected a folder outside the board.*; cd {board.parent}"):
             merge(Path(name), made / "third.zip")
     monkeypatch.chdir(board.parent)
     assert isinstance(merge(Path(f"./{board.name}/"), made / "third.zip"), Merged)
@@ -689,7 +689,9 @@ def test_a_build_says_why_it_takes_nothing_from_a_store(
     board: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = files(board)
-    with pytest.warns(StoreWarning, match="no record was taken from store .*empty: it has none of the board's spec"):
+    with pytest.warns(
+        StoreWarning, match="no record was taken from store .*empty: it has no records of the board's spec"
+    ):
         build(board, Store(str(tmp_path / "empty")))
     monkeypatch.setattr("advbench.grid.run.checkout_digest", lambda: "0123456789ab")
     monkeypatch.setattr("advbench.boards.board.checkout_digest", lambda: "0123456789ab")

@@ -36,7 +36,7 @@ BAD = {
         ["--eps", "1e400"],
         "threat eps: expected a finite number >= 0, got inf|setting 'eps.*got inf",
     ),
-    "empty store": (["--store", ""], "store '': expected a folder"),
+    "empty store": (["--store", ""], "store '': expected a writable folder"),
     "odd label": (["--defense", "erm@"], "setting 'defenses'.*NAME or NAME@LABEL"),
     "boolean": (["--set", "erm.lr=true"], "hyperparameter 'lr' of ERM: expected a value that is not a boolean"),
     "no epochs": (["--set", "erm.stages=[0]"], "hyperparameter 'stages"),
@@ -54,11 +54,11 @@ BAD = {
     "unreadable spec": (["--spec", "absent.toml"], "spec file absent.toml: expected readable TOML, got No such file"),
     "executor": (["--executor", "slurm"], "--executor: expected inline, local or ray, got 'slurm'"),
     "device": (["--device", "tpu9"], "--device: expected devices that torch can use"),
-    "store": (["--store", "nosuch://x"], "store 'nosuch://x': expected a folder or fsspec URL"),
+    "store": (["--store", "nosuch://x"], "store 'nosuch://x': expected a writable folder or fsspec URL"),
     "absent data": (["--dataset", "npz:absent.npz"], "data set 'npz:absent.npz': expected an existing path"),
     "net too deep": (["--arch", "vgg16"], "architecture 'vgg16': expected images of at least 32x32, got 8x8"),
     "output in the way": (["--out", "blocked"], "output folder blocked: expected a writable folder"),
-    "store in the way": (["--store", "blocked"], "store 'blocked': expected a folder"),
+    "store in the way": (["--store", "blocked"], "store 'blocked': expected a writable folder"),
 }
 
 

@@ -188,7 +188,7 @@ def test_attacks_of_attacks_double_the_effort_of_all_parts() -> None:
     assert axes(advbench.get_attack("eot_pgd")) == ("steps", "samples", "restarts")
     assert axes(advbench.get_attack("square"), random=False) == ("queries",)
     clf, x, y = brightness()
-    with pytest.raises(advbench.InputError, match="attack FGSM to be run to convergence: expected one with a number"):
+    with pytest.raises(advbench.InputError, match="attack FGSM with --converge: expected an attack with a number"):
         converge(advbench.get_attack("fgsm"), clf, x, y, Threat("linf", EPS))
 
 
@@ -282,7 +282,7 @@ def test_a_run_to_convergence_shows_what_did_not_converge(cli: Cli, tmp_path: Pa
 def test_what_cannot_be_made_stronger_has_no_curve(cli: Cli) -> None:
     done = cli("curve", "--defense", "erm", "--attack", "fgsm")
     assert done.returncode == 2
-    assert "attacks of a curve: expected one with a number of steps, samples or restarts, got fgsm" in done.stderr
+    assert "attacks of a curve: expected an attack with a number of steps, samples or restarts, got fgsm" in done.stderr
     alone = cli("run", "--defense", "erm", "--attack", "pgd", "--converge-limit", "4")
     assert alone.returncode == 2
     assert "--converge-limit: expected --converge as well" in alone.stderr

@@ -537,7 +537,9 @@ def test_options_and_execution_have_the_same_defaults() -> None:
 
 
 def test_a_store_that_workers_do_not_see_is_refused() -> None:
-    with pytest.raises(InputError, match=r"store 'memory://x': expected one that other processes see; or choose"):
+    with pytest.raises(
+        InputError, match=r"store 'memory://x': expected a store that other processes can access; or use"
+    ):
         Execution("memory://x").open_store()
     assert Execution("memory://x", executor="inline").open_store()
 

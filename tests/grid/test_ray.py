@@ -217,7 +217,7 @@ def processes(name: str) -> list[int]:
 def test_an_address_where_no_cluster_answers_is_one_line(tmp_path: Path) -> None:
     code, _, err = advbench(tmp_path, "--executor", "ray", "--address", "127.0.0.1:1")
     assert code == 2
-    assert err.strip().splitlines()[-1].startswith("error: --address: expected that of a running Ray cluster")
+    assert err.strip().splitlines()[-1].startswith("error: --address: expected address of a running Ray cluster")
     assert "Traceback" not in err
 
 

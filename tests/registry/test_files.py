@@ -163,7 +163,7 @@ HOSTILE = {
     "import sys\nsys.exit(0)\n": "file my.py, line 2: exits when it is imported",
     "import nosuch\n": "file my.py, line 1: ModuleNotFoundError when it is imported: No module named 'nosuch'",
     "import broken\n": "file broken.py, line 2: ZeroDivisionError when it is imported",
-    "x = 1\n": "unknown defense in my.py 'Mine'.* write there a subclass of advbench.training.Defense",
+    "x = 1\n": "unknown defense in my.py 'Mine'.* define a subclass of advbench.training.Defense",
     DEFENSE.replace("class Mine", "class Mien"): "unknown defense in my.py 'Mine'.* did you mean 'Mien'",
     "\nclass Mine:\n    pass\n": "file my.py: Mine: expected a subclass of .*Defense, got a class of object",
     "Mine = 3\n": "file my.py: Mine: expected a subclass of advbench.training.Defense, got an object of type int",

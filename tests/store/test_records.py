@@ -408,7 +408,9 @@ def test_file_for_the_user_is_written_whole_or_not_at_all(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("url", ["nope://bucket", "nope://a/b?c=1", "memory://x::nope://y"])
 def test_unknown_protocol_is_refused_in_one_line(url: str) -> None:
-    with pytest.raises(StoreError, match=r"^store [^\n]*expected a folder or fsspec URL[^\n]*with --store$") as caught:
+    with pytest.raises(
+        StoreError, match=r"^store [^\n]*expected a writable folder or fsspec URL[^\n]*with --store$"
+    ) as caught:
         Store(url)
     assert "nope" in str(caught.value)
 
