@@ -565,6 +565,9 @@ def _choose(kind: Kind, label: str, spec: RunSpec, kept: Kept | None, heirs: tup
     if kept is None:
         settings = files.renamed(settings, files.kept_name)
     cls: type[Configurable] = registry().load(kind, name)
+    for_net = kind == "defense" and NET not in cls.Params.model_fields
+    chosen = settings.get(NET) if for_net else None  # the net of this defense alone
+    settings = {param: value for param, value in settings.items() if not (for_net and param == NET)}
     with _running(name):
         try:
             values = cls.resolve(settings, spec.dataset.partition(":")[0]).model_dump(mode="json")
@@ -591,11 +594,29 @@ def _choose(kind: Kind, label: str, spec: RunSpec, kept: Kept | None, heirs: tup
         traits |= {plugin.aim: plugin.aim != "error", plugin.knows: plugin.knows != "posterior"}
         held = frozenset(trait for trait, holds in traits.items() if holds)
         return Choice(label, component, passes, init, held, paper=paper)
-    if net is None:
-        shared = _net(spec, kept)
-        return Choice(label, component, passes, init, net=shared, architecture=spec.architecture, paper=paper)
-    own = installed("architecture", _own_net(net, name))
-    return Choice(label, component, passes, init, net=own, architecture=_shown_net(component, own), paper=paper)
+    if net is not None:
+        if chosen is not None:
+            raise InputError(f"net of defense {label!r}", expected=f"its own, {net}", got=repr(chosen))
+        own = installed("architecture", _own_net(net, name))
+        shown = _shown_net(component.name, own)
+    else:
+        own, shown = _net_of(label, chosen, init, spec, kept)
+    return Choice(label, component, passes, init, net=own, architecture=shown, paper=paper)
+
+
+def _net_of(label: str, name: Any, init: Choice | None, spec: RunSpec, kept: Kept | None) -> tuple[Component, str]:
+    """The net of a defense that brings none, and what tables call it: the named one, that of its start, the run's."""
+    if name is None and init is not None and init.net is not None:
+        return init.net, init.architecture
+    if name in (None, spec.architecture):
+        return _net(spec, kept), spec.architecture
+    if not isinstance(name, str):
+        expected = "a registered net or path/to/my.py:FUNCTION"
+        raise InputError(f"hyperparameter {NET!r} of defense {label!r}", expected=expected, got=repr(name))
+    if kept is not None and files.KEPT.fullmatch(name):
+        raise _not_kept("defense", label)
+    own = installed("architecture", name)
+    return own, spec.architecture if own == _net(spec, kept) else _shown_net(label, own)
 
 
 def _init(
@@ -621,8 +642,10 @@ def _as_kept(kind: Kind, label: str, spec: RunSpec, kept: Kept, heirs: tuple[str
     init = _init(kind, label, found.init, spec, kept, heirs)
     if kind == "attack":
         return Choice(label, found.component, found.passes, init, frozenset(found.traits), paper=found.paper)
-    shown = _shown_net(found.component, found.net) if found.net else spec.architecture
-    net = found.net or _net(spec, kept)
+    net, shown = found.net or _net(spec, kept), spec.architecture
+    if found.net:
+        by = label if NET in spec.set.get(label, {}) else found.component.name
+        shown = init.architecture if init is not None and init.net == found.net else _shown_net(by, found.net)
     return Choice(label, found.component, found.passes, init, net=net, architecture=shown, paper=found.paper)
 
 
@@ -637,9 +660,9 @@ def _not_kept(kind: str, label: str) -> InputError:
     )
 
 
-def _shown_net(plugin: Component, net: Component) -> str:
-    """What tables call a net that a plugin brings with it."""
-    return f"{plugin.name}.{net.name}" if net.file else net.name
+def _shown_net(owner: str, net: Component) -> str:
+    """What tables call a net that is one plugin's or label's alone."""
+    return f"{owner}.{net.name}" if net.file else net.name
 
 
 def _own_net(name: str, plugin: str) -> str:

@@ -140,7 +140,7 @@ class Pretrained(Defense):
         """
         check_data(module, data)
         method, context = self.for_dataset(data.name), context or TrainContext()
-        check_fit(copy.deepcopy(module).cpu(), data, "cpu")
+        check_fit(copy.deepcopy(module).cpu(), data, "cpu", random=True)
         members = [method.member(_Net(module), place, data) for place in range(len(method.params.weights))]
         own = copy.deepcopy(module).cpu()
         clf = mixture(own, members) if members[1:] else load_classifier(own, *members[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -421,3 +422,58 @@ def test_a_random_net_in_a_file_of_ones_own_gets_its_row(capsys: pytest.CaptureF
     assert row[9] == "4"
     assert main([*run, "--set", "pretrained.random=true", "--set", "arch.rate=0.0"]) == 1
     assert "got equal passes; omit --set pretrained.random" in capsys.readouterr().err
+
+
+def test_a_net_of_its_own_stands_beside_trained_methods(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("my.py").write_text(OWN)
+    made: dict[str, Any] = {}
+    exec(OWN, made)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        saved(made["build"](1, 8, 8, 10).state_dict(), "mine.pt")
+    run = ["run", "--defense", "pretrained,erm", *RUN[2:], "--set", "pretrained.weights=mine.pt"]
+    run += ["--set", "pretrained.random=true", "--set", "erm.stages=1"]
+    assert main([*run, "--arch", "my.py:build"]) == 1
+    assert "train erm, seed 0: failed: net to train: expected a net that is det" in capsys.readouterr().err
+    assert main([*run, "--set", "pretrained.arch=my.py:build"]) == 0
+    rows = {line.split(",")[2]: line.split(",") for line in Path("results/results.csv").read_text().splitlines()}
+    assert rows["pretrained"][1] == "pretrained.build"
+    assert rows["erm"][1] == "small_cnn"
+    # Reports and boards do not import the file.
+    Path("my.py").write_text("raise ValueError('changed')")
+    assert main(["report", "results", "--store", "store"]) == 0
+    board = tmp_path / "board"
+    shutil.copytree("results/files", board / "files")
+    for name in ("spec.toml", "data.json"):
+        (board / name).write_bytes(Path("results", name).read_bytes())
+    assert main(["leaderboard", "build", "board", "--store", "store"]) == 0
+    assert main(["leaderboard", "check", "board"]) == 0
+    assert "my.py" not in (board / "spec.toml").read_text()
+    capsys.readouterr()
+    Path("own.py").write_text(OWN + BRINGS)
+    with pytest.raises(InputError, match="net of defense 'Mine': expected its own, build"):
+        resolve(make_spec({"defenses": ["own.py:Mine"], "attacks": ["none"], "set": {"Mine": {"arch": "fcnn1"}}}))
+
+
+BRINGS = """
+from advbench.training import Defense
+
+class Mine(Defense):
+    architecture = "build"
+
+    def fit(self, module, data, context=None):
+        raise NotImplementedError
+"""
+
+
+def test_what_starts_from_a_net_of_its_own_has_that_net() -> None:
+    saved(digits_net(0).state_dict(), "mine.pt")
+    settings = {"pretrained": {"weights": "mine.pt", "arch": "fcnn1"}, "pgd_at": {"init_from": "pretrained"}}
+    values = {"defenses": ["pretrained", "pgd_at", "erm"], "attacks": ["none"], "set": settings}
+    found = {choice.label: choice for choice in resolve(make_spec(values))[0]}
+    assert {label: choice.architecture for label, choice in found.items()} == {
+        "pretrained": "fcnn1",
+        "pgd_at": "fcnn1",
+        "erm": "small_cnn",
+    }
+    assert found["pgd_at"].net == found["pretrained"].net
