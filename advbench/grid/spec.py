@@ -373,6 +373,10 @@ def parse_settings(items: Iterable[str]) -> dict[str, dict[str, Any]]:
         value = parsed["v"] if len(parsed) == 1 else raw.strip()
         if not isinstance(value, str | int | float | list | dict):
             raise InputError(f"--set {plugin}.{param}", expected="a string, number, boolean or list", got=raw)
+        before = settings.get(plugin, {}).get(param, value)
+        if before != value:
+            got, remedy = f"{before!r} and {value!r}", f"""write a list: --set '{plugin}.{param}=["...", "..."]'"""
+            raise InputError(f"--set {plugin}.{param}", expected="one value", got=got, remedy=remedy)
         settings.setdefault(plugin, {})[param] = value
     return settings
 
@@ -458,10 +462,16 @@ def _with_files(spec: RunSpec, rename: Callable[[str], str], *, importing: bool)
             with suppress(AdvbenchError):  # of which `resolve` tells
                 fields = registry().load(kind, name).Params.model_fields
         settings[label] = {
-            param: files.renamed(value, rename) if param in fields and by_content.names_files(fields[param]) else value
+            param: _renamed(value, rename) if param in fields and by_content.names_files(fields[param]) else value
             for param, value in params.items()
         }
     return spec.model_copy(update={"set": settings}) if settings != spec.set else spec
+
+
+def _renamed(value: Any, rename: Callable[[str], str]) -> Any:
+    """Files of a hyperparameter under other names."""
+    several = by_content.listed(value)
+    return files.renamed(several if several != [value] else value, rename)
 
 
 def transferred(spec: RunSpec, attack: Choice) -> bool:

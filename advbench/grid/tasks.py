@@ -240,6 +240,7 @@ class Runner:
             checkpoint_seconds=self.runtime.checkpoint_seconds,
             init=self._at_hand(inputs.init) if inputs.init else None,
             fresh=lambda seed: _net(inputs, data, seed),
+            net=f"the net {inputs.architecture.name}",
         )
         # A copy: foreign code may work in place, and the data are those of later tasks, too.
         given = replace(data, images=data.images.clone(), labels=data.labels.clone())

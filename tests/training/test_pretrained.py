@@ -18,7 +18,7 @@ import advbench
 from advbench.cli.app import main
 from advbench.data.datasets import limited, load_dataset
 from advbench.errors import InputError
-from advbench.grid.spec import make_spec, pinned, published, resolve
+from advbench.grid.spec import make_spec, parse_settings, pinned, published, resolve
 from advbench.models import Classifier, Normalize
 from advbench.models.nets import small_cnn
 from advbench.models.saving import export_classifier, load_classifier
@@ -99,6 +99,28 @@ def test_several_files_are_an_ensemble_of_exactly_these_nets() -> None:
     assert torch.equal(torch.stack([clf.at(clf.member(k), IMAGES) for k in range(3)]), expected)
     found = advbench.evaluate(clf, IMAGES, torch.zeros(8, dtype=torch.int64))
     torch.testing.assert_close(torch.as_tensor(found.mean_probs), expected.softmax(-1).mean(0), check_dtype=False)
+
+
+def test_several_files_are_a_list_with_commas_or_a_pattern() -> None:
+    for seed in range(3):
+        saved(net(seed).state_dict(), f"member{seed}.pt")
+    saved(net(9).state_dict(), "odd,name.pt")
+    given = {
+        "list": ["member0.pt", "member1.pt", "member2.pt"],
+        "commas": "member0.pt, member1.pt,member2.pt",
+        "pattern": "member*.pt",
+    }
+    found = {}
+    for name, weights in given.items():
+        values = {"defenses": ["pretrained"], "attacks": ["none"], "set": {"pretrained": {"weights": weights}}}
+        spec = pinned(make_spec(values))
+        assert len(spec.set["pretrained"]["weights"]) == 3
+        found[name] = resolve(spec)[0][0].params["weights"]
+        assert found[name] == list(advbench.get_defense("pretrained", weights=weights).params.weights)
+    assert found["list"] == found["commas"] == found["pattern"]
+    assert len(advbench.get_defense("pretrained", weights="odd,name.pt").params.weights) == 1
+    with pytest.raises(InputError, match=r"--set pretrained.weights: expected one value, got 'a.pt' and 'b.pt'; write"):
+        parse_settings(["pretrained.weights=a.pt", "pretrained.weights=b.pt"])
 
 
 def test_means_and_deviations_by_name_are_a_gaussian_posterior() -> None:
@@ -204,7 +226,10 @@ def test_a_net_that_is_random_by_itself_must_be_declared_and_then_is() -> None:
 def test_weights_of_another_net_are_one_line_that_names_the_first_few(change: dict[str, Any], reason: str) -> None:
     state = {**net(1).state_dict(), **change}
     saved({name: tensor for name, tensor in state.items() if tensor is not None})
-    with pytest.raises(InputError, match=f"net.pt: expected the weights of the net that --arch names, got {reason}"):
+    with pytest.raises(
+        InputError,
+        match=f"net.pt: expected the weights of the net, got {reason.rstrip(chr(36))}; name its net: --arch ",
+    ):
         read("net.pt")
 
 
@@ -242,11 +267,14 @@ def test_files_that_hold_something_else_are_one_line_and_nothing_is_unpickled(tm
     ("params", "reason"),
     [
         ({}, "weights of Pretrained: expected a file, or a list of files, got none; use --set pretrained"),
-        ({"weights": "none.pt"}, r"file none\.pt: expected a file, got none"),
+        ({"weight": "net.pt"}, r"unknown hyperparameter of Pretrained 'weight': .* did you mean 'weights'\?"),
+        ({"weights": "nt.pt"}, r"file nt\.pt: .* no such file in .*; did you mean 'net\.pt'\?"),
+        ({"weights": "none*.pt"}, r"files none\*\.pt: expected at least one that matches, got none"),
+        ({"weights": "none.pt"}, r"file none\.pt: expected a file, got no such file in "),
         ({"weights": 3}, "hyperparameter 'weights.0' of Pretrained: expected input should be a valid string, got 3"),
         ({"weights": ["net.pt", "net.pt"]}, "expected files with different content"),
         ({"weights": "net.pt", "std": ["net.pt", "net.pt"]}, "number of files in std of Pretrained: expected 1"),
-        ({"weights": "net.pt", "random": True, "dropout": 0.1}, "expected one kind, got dropout and random"),
+        ({"weights": "net.pt", "random": True, "dropout": 0.1}, "expected one kind of noise, got dropout and random"),
         ({"weights": "net.pt", "channel_std": 0.0}, "channel_std of Pretrained: expected numbers > 0"),
     ],
 )
