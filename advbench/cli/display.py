@@ -19,6 +19,7 @@ from advbench.grid.plan import Task
 
 REPEAT = 60.0  # seconds between two lines that other drivers are waited for
 QUIET = 15.0  # seconds without a line after which one reports what runs
+WARM_UP = 5.0  # seconds before which the speed of a run is not known
 JSON_PROGRESS = 5.0  # least seconds between two lines of JSON on one task's progress
 ENDS = ("finished", "elsewhere", "skipped", "failed")  # events after which a task is done with
 
@@ -173,8 +174,10 @@ class Display:
             return None
         if self._left is not None:
             return self._left
-        spent = self._passes()
-        return (time.monotonic() - self._started) / spent * (self._cost - spent) if spent > 0 else None
+        spent, elapsed = self._passes(), time.monotonic() - self._started
+        if not spent or elapsed < WARM_UP:  # until then most of it is the start of workers
+            return None
+        return elapsed / spent * (self._cost - spent)
 
     def _passes(self) -> float:
         """Cost of the tasks that ended, and of the finished part of those that run."""
