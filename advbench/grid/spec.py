@@ -27,6 +27,8 @@ from advbench.registry import Entry, Kind, files, registry
 from advbench.registry import pinned as by_content
 from advbench.registry.params import Configurable, Paper
 from advbench.training.base import Defense, Precision
+from advbench.training.gradient import GradientDefense
+from advbench.training.wrapper import Wrapper
 
 CORE = "advbench"
 BOARD = "records.jsonl.gz"  # the file that makes a folder a board
@@ -398,6 +400,8 @@ def resolve(spec: RunSpec, kept: Kept | None = None) -> tuple[tuple[Choice, ...]
     for plugin in spec.set:
         if plugin not in used:
             raise unknown_name("plugin in --set", plugin, sorted(used))
+    for choice in defenses if kept is None else ():
+        _check_wrapped(choice)
     for choice in attacks:
         if kept is not None and choice.label in kept.choices:
             continue
@@ -415,6 +419,18 @@ def resolve(spec: RunSpec, kept: Kept | None = None) -> tuple[tuple[Choice, ...]
         if spec.budget is not None:
             _check_budget(attack, spec.budget, sweep=spec.sweep and not transferred(spec, choice))
     return defenses, attacks
+
+
+def _check_wrapped(choice: Choice) -> None:
+    """Refuse to wrap a defense with noise of its own before it is trained."""
+    if choice.init is None or not issubclass(registry().load("defense", choice.component.loaded_as), Wrapper):
+        return
+    with _running(choice.init.component.loaded_as):
+        inner = registry().load("defense", choice.init.component.loaded_as)(**choice.init.params)
+        noise = inner.noise() if isinstance(inner, GradientDefense | Wrapper) else None
+    if noise is not None and noise.acts:
+        got = f"{choice.init.label}, which contains noise"
+        raise InputError(f"init_from of {choice.label!r}", expected="a defense without noise of its own", got=got)
 
 
 def pinned(spec: RunSpec, kept: Kept | None = None) -> RunSpec:
