@@ -34,6 +34,7 @@ CORE = "advbench"
 BOARD = "records.jsonl.gz"  # the file that makes a folder a board
 NET = "arch"  # stands for the net in --set
 NAMED: tuple[Kind, ...] = ("defense", "attack", "architecture")  # kinds of what a file may hold
+WEIGHTS = (".pt", ".pth", ".safetensors")  # suffixes of files of which several can be meant
 LARGEST = 10**40  # integer of a spec, which fits a float
 DEEPEST = 32  # levels of nesting of a spec
 Count = Annotated[int, pydantic.Field(strict=True, ge=1, le=2**63 - 1)]
@@ -376,8 +377,8 @@ def parse_settings(items: Iterable[str]) -> dict[str, dict[str, Any]]:
         if not isinstance(value, str | int | float | list | dict):
             raise InputError(f"--set {plugin}.{param}", expected="a string, number, boolean or list", got=raw)
         before = settings.get(plugin, {}).get(param, value)
-        if before != value:
-            got, remedy = f"{before!r} and {value!r}", f"""write a list: --set '{plugin}.{param}=["...", "..."]'"""
+        if before != value and all(str(each).endswith(WEIGHTS) for each in (before, value)):  # else the later one wins
+            got, remedy = f"{before!r} and {value!r}", f"write a list: --set {plugin}.{param}={before},{value}"
             raise InputError(f"--set {plugin}.{param}", expected="one value", got=got, remedy=remedy)
         settings.setdefault(plugin, {})[param] = value
     return settings

@@ -69,7 +69,9 @@ def test_it_has_the_weights_of_what_it_wraps() -> None:
 
 def test_what_has_noise_already_is_refused() -> None:
     inner = advbench.get_defense("rse", stages=(1,)).fit(small_net(), small_data())
-    with pytest.raises(InputError, match=r"init_from: expected a defense without noise of its own, got rse, which contains"):
+    with pytest.raises(
+        InputError, match=r"init_from: expected a defense without noise of its own, got rse, which contains"
+    ):
         Noisy(init_from="rse").fit(small_net(), small_data(), TrainContext(init=inner))
 
 
