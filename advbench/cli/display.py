@@ -19,6 +19,7 @@ from advbench.grid.plan import Task
 
 REPEAT = 60.0  # seconds between two messages about waiting for other drivers
 QUIET = 15.0  # seconds without output after which running tasks are reported
+WARM_UP = 5.0  # seconds before which the speed of a run is not known
 JSON_PROGRESS = 5.0  # minimum seconds between two lines of JSON on a task's progress
 ENDS = ("finished", "elsewhere", "skipped", "failed")  # events that end a task
 
@@ -173,8 +174,10 @@ class Display:
             return None
         if self._left is not None:
             return self._left
-        spent = self._passes()
-        return (time.monotonic() - self._started) / spent * (self._cost - spent) if spent > 0 else None
+        spent, elapsed = self._passes(), time.monotonic() - self._started
+        if not spent or elapsed < WARM_UP:  # until then most of it is the start of workers
+            return None
+        return elapsed / spent * (self._cost - spent)
 
     def _passes(self) -> float:
         """Cost of the ended tasks and of the finished parts of running ones."""

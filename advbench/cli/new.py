@@ -147,7 +147,10 @@ def conform(
         str | None, typer.Option(help="net to test a defense with [default: a small one, or its own]")
     ] = None,
     dataset: Annotated[
-        str | None, typer.Option(help="data set to test with [default: 48 images of 6x6 pixels]")
+        str | None,
+        typer.Option(
+            help="data set to test with [default: 48 images of 6x6 pixels, or digits if a defense's net needs it]"
+        ),
     ] = None,
     data_root: Annotated[str | None, typer.Option(help="folder of the data sets")] = None,
 ) -> None:
@@ -178,6 +181,9 @@ def conform(
         net = files.kept_name(arch) if arch else ""
         if own and not arch:
             net = own_net(own, kept)
+    if net and not dataset and not _fits(net):
+        dataset = "digits"
+        say("the net does not fit 6x6 images: tested on digits; use --dataset for another data set")
     suite = {"defense": "DefenseConformance", "attack": "AttackConformance"}.get(kind, "ArchitectureConformance")
     fixture = "make" if kind == "architecture" else kind
     given = (kind, kept, params, net, dataset, data_root)
@@ -194,6 +200,20 @@ def conform(
         code = pytest.main([*options, str(path)])
     if code:
         raise typer.Exit(1)
+
+
+def _fits(net: str) -> bool:
+    """Whether a net takes the images of the conformance suite."""
+    from advbench.errors import AdvbenchError
+    from advbench.models.nets import build
+    from advbench.testing import small_data
+
+    data = small_data()
+    try:
+        build(net, data, 0).eval()(data.batch(slice(2))[0])
+    except (AdvbenchError, RuntimeError, ValueError):
+        return False
+    return True
 
 
 def subject(kind: str, name: str, params: dict[str, object], dataset: str | None, data_root: str | None) -> object:

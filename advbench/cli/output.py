@@ -68,7 +68,7 @@ def print_end(report: "Report", files: tuple[Path, ...]) -> None:
     for line in (*main_table(report).splitlines(), "", *files):
         say(line)
     undefined = int(report.affinity.affinity.isna().sum())
-    if undefined:
+    if undefined and report.affinity.target.nunique() > 1:
         complain(f"warning: {undefined} affinities are undefined (NaN); affinity.csv gives the reasons")
     flagged = int(report.results["flags"].str.contains("|".join(FLAGS)).sum())
     if flagged:

@@ -51,7 +51,7 @@ class Kept(_Part):
     """The content of `files/index.json`.
 
     Attributes:
-        choices: plugins by label.
+        choices: plugins by label, if they or their nets are in files.
         net: the run's net, if it is in a file.
         parameters: number of weights of nets in files, by name.
         sources: SHA-256 of each file by path, by digest of the whole; `entry` is the main file.
@@ -198,10 +198,13 @@ def in_board(spec: RunSpec, kept: Kept, what: str) -> RunSpec:
             got=f"{paths[0]}, a path",
             remedy=f"also copy the folder {FOLDER} of the run's --out folder",
         )
-    return spec.model_copy(update={"files": table, "set": settings}) if table else spec
+    return spec.model_copy(update={"files": table, "set": settings}) if settings != spec.set or table else spec
 
 
 def _as_used(label: str, params: Mapping[str, Any], kept: Kept) -> dict[str, Any]:
     """Settings of a plugin with settings that name files replaced by the resolved hyperparameters."""
-    used = kept.choices[label].component.params or {} if label in kept.choices else {}
+    if label not in kept.choices:
+        return dict(params)
+    one = kept.choices[label]
+    used = {**({"arch": one.net.loaded_as} if one.net else {}), **(one.component.params or {})}
     return {name: used.get(name, value) if names_in(value) else value for name, value in params.items()}

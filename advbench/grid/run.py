@@ -112,7 +112,7 @@ def keep(plan: Plan) -> Kept:
         if choice.net and choice.net.file:
             net = net if own else choice.net
             parameters[choice.architecture] = plan.parameters[choice.architecture]
-        if digests(choice.component):
+        if digests(choice.component) or (own and choice.net and choice.net.file):
             choices[label] = KeptChoice(
                 kind="defense" if choice.net else "attack",
                 component=choice.component,

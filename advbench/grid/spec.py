@@ -27,11 +27,14 @@ from advbench.registry import Entry, Kind, files, registry
 from advbench.registry import pinned as by_content
 from advbench.registry.params import Configurable, Paper
 from advbench.training.base import Defense, Precision
+from advbench.training.gradient import GradientDefense
+from advbench.training.wrapper import Wrapper
 
 CORE = "advbench"
 BOARD = "records.jsonl.gz"  # marks the folder of a board
 NET = "arch"  # name of the net in --set
 NAMED: tuple[Kind, ...] = ("defense", "attack", "architecture")  # kinds of plugins in files
+WEIGHTS = (".pt", ".pth", ".safetensors")  # suffixes of files of which several can be meant
 LARGEST = 10**40  # largest integer in a spec; fits a float
 Count = Annotated[int, pydantic.Field(strict=True, ge=1, le=2**63 - 1)]
 Seed = Annotated[int, pydantic.Field(strict=True, ge=0, le=LARGEST)]
@@ -364,6 +367,10 @@ def parse_settings(items: Iterable[str]) -> dict[str, dict[str, Any]]:
         value = parsed["v"] if len(parsed) == 1 else raw.strip()
         if not isinstance(value, str | int | float | list | dict):
             raise InputError(f"--set {plugin}.{param}", expected="a string, number, boolean or list", got=raw)
+        before = settings.get(plugin, {}).get(param, value)
+        if before != value and all(str(each).endswith(WEIGHTS) for each in (before, value)):  # else the later one wins
+            got, remedy = f"{before!r} and {value!r}", f"write a list: --set {plugin}.{param}={before},{value}"
+            raise InputError(f"--set {plugin}.{param}", expected="one value", got=got, remedy=remedy)
         settings.setdefault(plugin, {})[param] = value
     return settings
 
@@ -385,6 +392,8 @@ def resolve(spec: RunSpec, kept: Kept | None = None) -> tuple[tuple[Choice, ...]
     for plugin in spec.set:
         if plugin not in used:
             raise unknown_name("plugin in --set", plugin, sorted(used))
+    for choice in defenses if kept is None else ():
+        _check_wrapped(choice)
     for choice in attacks:
         if kept is not None and choice.label in kept.choices:
             continue
@@ -402,6 +411,18 @@ def resolve(spec: RunSpec, kept: Kept | None = None) -> tuple[tuple[Choice, ...]
         if spec.budget is not None:
             _check_budget(attack, spec.budget, sweep=spec.sweep and not transferred(spec, choice))
     return defenses, attacks
+
+
+def _check_wrapped(choice: Choice) -> None:
+    """Refuse to wrap a defense with noise of its own before it is trained."""
+    if choice.init is None or not issubclass(registry().load("defense", choice.component.loaded_as), Wrapper):
+        return
+    with files.running(choice.init.component.loaded_as, "is set up"):
+        inner = registry().load("defense", choice.init.component.loaded_as)(**choice.init.params)
+        noise = inner.noise() if isinstance(inner, GradientDefense | Wrapper) else None
+    if noise is not None and noise.acts:
+        got = f"{choice.init.label}, which contains noise"
+        raise InputError(f"init_from of {choice.label!r}", expected="a defense without noise of its own", got=got)
 
 
 def pinned(spec: RunSpec, kept: Kept | None = None) -> RunSpec:
@@ -449,10 +470,16 @@ def _with_files(spec: RunSpec, rename: Callable[[str], str], *, importing: bool)
             with suppress(AdvbenchError):  # reported by `resolve`
                 fields = registry().load(kind, name).Params.model_fields
         settings[label] = {
-            param: files.renamed(value, rename) if param in fields and by_content.names_files(fields[param]) else value
+            param: _renamed(value, rename) if param in fields and by_content.names_files(fields[param]) else value
             for param, value in params.items()
         }
     return spec.model_copy(update={"set": settings}) if settings != spec.set else spec
+
+
+def _renamed(value: Any, rename: Callable[[str], str]) -> Any:
+    """Files of a hyperparameter under other names."""
+    several = by_content.listed(value)
+    return files.renamed(several if several != [value] else value, rename)
 
 
 def transferred(spec: RunSpec, attack: Choice) -> bool:
@@ -558,6 +585,9 @@ def _choose(kind: Kind, label: str, spec: RunSpec, kept: Kept | None, heirs: tup
     if kept is None:
         settings = files.renamed(settings, files.kept_name)
     cls: type[Configurable] = registry().load(kind, name)
+    for_net = kind == "defense" and NET not in cls.Params.model_fields
+    chosen = settings.get(NET) if for_net else None  # the net of this defense alone
+    settings = {param: value for param, value in settings.items() if not (for_net and param == NET)}
     with files.running(name, "is set up"):
         try:
             values = cls.resolve(settings, spec.dataset.partition(":")[0]).model_dump(mode="json")
@@ -584,11 +614,29 @@ def _choose(kind: Kind, label: str, spec: RunSpec, kept: Kept | None, heirs: tup
         traits |= {plugin.aim: plugin.aim != "error", plugin.knows: plugin.knows != "posterior"}
         held = frozenset(trait for trait, holds in traits.items() if holds)
         return Choice(label, component, passes, init, held, paper=paper)
-    if net is None:
-        shared = _net(spec, kept)
-        return Choice(label, component, passes, init, net=shared, architecture=spec.architecture, paper=paper)
-    own = installed("architecture", own_net(net, name))
-    return Choice(label, component, passes, init, net=own, architecture=_shown_net(component, own), paper=paper)
+    if net is not None:
+        if chosen is not None:
+            raise InputError(f"net of defense {label!r}", expected=f"its own, {net}", got=repr(chosen))
+        own = installed("architecture", own_net(net, name))
+        shown = _shown_net(component.name, own)
+    else:
+        own, shown = _net_of(label, chosen, init, spec, kept)
+    return Choice(label, component, passes, init, net=own, architecture=shown, paper=paper)
+
+
+def _net_of(label: str, name: Any, init: Choice | None, spec: RunSpec, kept: Kept | None) -> tuple[Component, str]:
+    """Net of a defense that brings none, and its name in tables: the named one, its start's, or the run's."""
+    if name is None and init is not None and init.net is not None:
+        return init.net, init.architecture
+    if name in (None, spec.architecture):
+        return _net(spec, kept), spec.architecture
+    if not isinstance(name, str):
+        expected = "a registered net or path/to/my.py:FUNCTION"
+        raise InputError(f"hyperparameter {NET!r} of defense {label!r}", expected=expected, got=repr(name))
+    if kept is not None and files.KEPT.fullmatch(name):
+        raise _not_kept("defense", label)
+    own = installed("architecture", name)
+    return own, spec.architecture if own == _net(spec, kept) else _shown_net(label, own)
 
 
 def _init(
@@ -614,8 +662,10 @@ def _as_kept(kind: Kind, label: str, spec: RunSpec, kept: Kept, heirs: tuple[str
     init = _init(kind, label, found.init, spec, kept, heirs)
     if kind == "attack":
         return Choice(label, found.component, found.passes, init, frozenset(found.traits), paper=found.paper)
-    shown = _shown_net(found.component, found.net) if found.net else spec.architecture
-    net = found.net or _net(spec, kept)
+    net, shown = found.net or _net(spec, kept), spec.architecture
+    if found.net:
+        by = label if NET in spec.set.get(label, {}) else found.component.name
+        shown = init.architecture if init is not None and init.net == found.net else _shown_net(by, found.net)
     return Choice(label, found.component, found.passes, init, net=net, architecture=shown, paper=found.paper)
 
 
@@ -630,9 +680,9 @@ def _not_kept(kind: str, label: str) -> InputError:
     )
 
 
-def _shown_net(plugin: Component, net: Component) -> str:
-    """Name in tables of a net that belongs to a plugin."""
-    return f"{plugin.name}.{net.name}" if net.file else net.name
+def _shown_net(owner: str, net: Component) -> str:
+    """Name in tables of a net that belongs to a single plugin or label."""
+    return f"{owner}.{net.name}" if net.file else net.name
 
 
 def own_net(name: str, plugin: str) -> str:

@@ -242,6 +242,7 @@ class Runner:
             checkpoint_seconds=self.runtime.checkpoint_seconds,
             init=self._at_hand(inputs.init) if inputs.init else None,
             fresh=lambda seed: _net(inputs, data, seed),
+            net=f"the net {inputs.architecture.name}",
         )
         if inputs.history:
             context = replace(context, watch=self._watcher(inputs), watch_every=inputs.history.every)

@@ -103,6 +103,8 @@ def check_restores(
     elif not torch.equal(clf.at(clf.draw(0), x), clf.at(clf.draw(0), x)):
         reason = "a module whose passes differ at one draw"
         remedy = "declare its randomness: Classifier(module, noise=True)"
+        if isinstance(clf.noise, Noise):
+            remedy = "noise draws from torch's generator (torch.rand, torch.randint), not from numpy's or Python's"
     raise PluginError(
         f"defense {name!r} returned a classifier that cannot be stored",
         expected="the architecture's own layers, with weights from a posterior of advbench.models.posterior",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import builtins
 import contextlib
+import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -200,8 +201,15 @@ def check_file(path: str | Path, shown: str, expected: str = "a file") -> None:
         InputError: it is not an ordinary file.
     """
     if not os.path.isfile(path):
-        got = "a folder" if os.path.isdir(path) else "a device or pipe" if os.path.exists(path) else "none"
-        raise InputError(f"file {shown}", expected=expected, got=got)
+        if os.path.exists(path):
+            got = "a folder" if os.path.isdir(path) else "a device or pipe"
+            raise InputError(f"file {shown}", expected=expected, got=got)
+        folder, name = os.path.split(os.path.abspath(path))
+        if not os.path.isdir(folder):
+            raise InputError(f"file {shown}", expected=expected, got=f"no folder {folder}")
+        near = difflib.get_close_matches(name, os.listdir(folder), n=1)
+        remedy = f"did you mean {near[0]!r}?" if near else ""
+        raise InputError(f"file {shown}", expected=expected, got=f"no such file in {folder}", remedy=remedy)
 
 
 def _parsed(raw: bytes, shown: str) -> ast.Module:
@@ -395,7 +403,9 @@ def load(kind: str, name: str) -> Any:
             if isinstance(made, type)
             else f"an object of type {type(made).__name__}"
         )
-        remedy = f"use --arch {shown}:{attribute} for a net" if hasattr(made, "forward") else ""
+        remedy = f"for a net, use --arch {shown}:{attribute}" if _kind(made) == "architecture" else ""
+        if hasattr(made, "forward"):
+            remedy = f"for a net, define a function that returns it, and use --arch {shown}:build"
         raise InputError(f"file {shown}: {attribute}", expected=DUE[kind], got=got, remedy=remedy)
     return made
 

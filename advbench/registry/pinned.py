@@ -7,6 +7,7 @@ A file is given as a path; as `PATH#sha256:DIGEST` (in a run's spec.toml), which
 from __future__ import annotations
 
 import functools
+import glob
 import hashlib
 import os
 import re
@@ -14,7 +15,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BeforeValidator
 from pydantic.fields import FieldInfo
 
 from advbench.errors import InputError
@@ -134,8 +135,28 @@ def _by_digests(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(by_digest(name) for name in names)
 
 
-# Type of a hyperparameter for files: one path, or a list.
-Files = Annotated[tuple[str, ...], AfterValidator(_by_digests)]
+def listed(value: Any) -> Any:
+    """Files as a list: names separated by commas, and the sorted matches of patterns such as `member*.pt`.
+
+    Raises:
+        InputError: no file matches a pattern.
+    """
+    if isinstance(value, list | tuple):
+        return [name for each in value for name in (listed(each) if isinstance(each, str) else [each])]
+    if not isinstance(value, str) or _PINNED.fullmatch(value) or os.path.isfile(_absolute(value)):
+        return [value]
+    if "," in value:
+        return listed([name.strip() for name in value.split(",") if name.strip()])
+    if not glob.has_magic(value):
+        return [value]
+    found = sorted(glob.glob(os.path.expanduser(value)))
+    if not found:
+        raise InputError(f"files {value}", expected="at least one that matches", got="none")
+    return found
+
+
+# Type of a hyperparameter for files, whose content is in keys: one path, or a list.
+Files = Annotated[tuple[str, ...], BeforeValidator(listed), AfterValidator(_by_digests)]
 
 
 def names_files(field: FieldInfo) -> bool:

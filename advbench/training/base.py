@@ -63,6 +63,7 @@ class TrainContext:
         fresh: function from a seed to an untrained net like `module`; None if not available.
         watch: callback with the steps done and the classifier at that moment, which it must leave as it is (`history`).
         watch_every: steps between two of its calls; None for those of an epoch. The last call is after the last step.
+        net: name of the module for messages.
     """
 
     seed: int = 0
@@ -75,6 +76,7 @@ class TrainContext:
     fresh: Callable[[int], nn.Module] | None = None
     watch: Callable[[int, Classifier], None] | None = None
     watch_every: int | None = None
+    net: str = "the net"
 
     def generator(self, *labels: object) -> torch.Generator:
         """A generator on the training's device, seeded by `seed` and the labels only: no state has to be saved."""

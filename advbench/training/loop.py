@@ -298,17 +298,28 @@ def check_data(module: nn.Module, data: Data) -> None:
 
 
 @torch.no_grad()
-def check_fit(module: nn.Module, data: Data, device: str) -> None:
-    """Raise before the first step if a module's output does not match the number of classes."""
+def check_fit(module: nn.Module, data: Data, device: str, *, random: bool = False) -> None:
+    """Raise before the first step if a module does not give a logit for each class, or is random by itself."""
     modes = [part.training for part in module.modules()]
     module.eval()
     x = data.batch(slice(1))[0].to(device)
     with isolated_rng(0, x.device, everywhere=True):
-        outputs = Classifier(module)(x).shape[1]
+        first = Classifier(module)(x)
+    with isolated_rng(1, x.device, everywhere=True):
+        differs = not torch.allclose(first, Classifier(module)(x), rtol=1e-3, atol=1e-4, equal_nan=True)
+    outputs = first.shape[1]
     for part, mode in zip(module.modules(), modes, strict=True):
         part.training = mode
     if outputs != data.classes:
         raise InputError("the module's output", expected=f"{data.classes} logits, one per class", got=outputs)
+    if differs and not random:
+        raise InputError(
+            "net to train",
+            expected="a net that is deterministic in evaluation mode",
+            got="one that draws random numbers itself",
+            remedy="only pretrained (with random=true) and defenses with a fit of their own can use it: give it to "
+            "these alone, as in --set pretrained.arch=net.py:build",
+        )
 
 
 def _start_from(module: nn.Module, trained: Classifier) -> None:

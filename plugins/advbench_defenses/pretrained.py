@@ -101,7 +101,7 @@ class Pretrained(Defense):
         Raises:
             InputError: they are inconsistent, or a file is missing.
         """
-        if not values.get("weights"):
+        if not values.get("weights") and values.keys() <= {*cls.Params.model_fields, "preset"}:
             remedy = "use --set pretrained.weights=my.safetensors, and --arch for the net"
             raise InputError("weights of Pretrained", expected="a file, or a list of files", got="none", remedy=remedy)
         own = super().resolve(values, dataset)
@@ -140,8 +140,9 @@ class Pretrained(Defense):
         """
         check_data(module, data)
         method, context = self.for_dataset(data.name), context or TrainContext()
-        check_fit(copy.deepcopy(module).cpu(), data, "cpu")
-        members = [method.member(_Net(module), place, data) for place in range(len(method.params.weights))]
+        check_fit(copy.deepcopy(module).cpu(), data, "cpu", random=True)
+        nets = [_Net(module, context.net) for _ in method.params.weights]
+        members = [method.member(net, place, data) for place, net in enumerate(nets)]
         own = copy.deepcopy(module).cpu()
         clf = mixture(own, members) if members[1:] else load_classifier(own, *members[0])
         clf = clf.requires_grad_(False).to(context.resources.device)
@@ -197,9 +198,11 @@ class _Net:
 
     Attributes:
         whole: the net.
+        name: its name for messages.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, name: str) -> None:
+        self.name = name
         self.whole = copy.deepcopy(module).cpu()
         self._normalize: Normalize | None = None
         self._inner, self._prefix = self.whole, ""
@@ -224,7 +227,9 @@ class _Net:
             self._normalize.mean.copy_(torch.tensor(mean or 0.0).view(-1, 1, 1))
             self._normalize.std.copy_(torch.tensor(std or 1.0).view(-1, 1, 1))
         known = target.state_dict()
-        _check_fits(state, known, path, unneeded={name for name in known if name.endswith("num_batches_tracked")})
+        counters = {name for name in known if name.endswith("num_batches_tracked")}
+        remedy = "name its net: --arch path/to/net.py:FUNCTION"
+        _check_fits(state, known, path, counters, f"the weights of {self.name}", remedy)
         try:
             target.load_state_dict(dict(state), strict=False)
         except RuntimeError as error:
@@ -243,7 +248,8 @@ class _Net:
         if self._prefix and state and all(name.startswith(self._prefix) for name in state):
             state = {name.removeprefix(self._prefix): tensor for name, tensor in state.items()}
         unneeded = everything.keys() - known.keys()
-        _check_fits(state, everything, path, unneeded, remedy="use 0 for deterministic weights")
+        expected, remedy = f"a number for each weight of {self.name}", "use 0 for deterministic weights"
+        _check_fits(state, everything, path, unneeded, expected, remedy)
         for name in known:
             if not bool((state[name] >= 0).all() & state[name].isfinite().all()):
                 raise InputError(
@@ -265,7 +271,12 @@ def _bare(state: Mapping[str, Tensor], known: Collection[str]) -> Mapping[str, T
 
 
 def _check_fits(
-    state: Mapping[str, Tensor], known: Mapping[str, Tensor], path: str, unneeded: Collection[str], remedy: str = ""
+    state: Mapping[str, Tensor],
+    known: Mapping[str, Tensor],
+    path: str,
+    unneeded: Collection[str],
+    expected: str,
+    remedy: str,
 ) -> None:
     """Raise for weights of another net.
 
@@ -289,7 +300,7 @@ def _check_fits(
     }
     faults = "; ".join(f"{len(names)} {what}: {_few(names)}" for what, names in found.items() if names)
     if faults:
-        raise InputError(f"file {path}", expected="the weights of the net that --arch names", got=faults, remedy=remedy)
+        raise InputError(f"file {path}", expected=expected, got=faults, remedy=remedy)
 
 
 def _few(names: list[str]) -> str:

@@ -134,3 +134,31 @@ def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: 
     monkeypatch.setitem(sys.modules, "pytest", None)
     assert main(["test", "my.py:Leaves"]) == 2
     assert "advbench test needs pytest, which is not installed; pip install pytest" in capsys.readouterr().err
+
+
+FIXED = """
+from torch import nn
+from advbench.models import Classifier
+from advbench.training import Defense
+
+def build(channels, height, width, classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
+
+class Fixed(Defense):
+    architecture = "build"
+
+    def passes_per_image(self):
+        return 0.0
+
+    def fit(self, module, data, context=None):
+        import copy
+        return Classifier(copy.deepcopy(module).eval())
+"""
+
+
+def test_nothing_is_trained_by_a_net_for_larger_images(cli: Cli) -> None:
+    Path("fixed.py").write_text(FIXED)
+    done = cli("test", "fixed.py:Fixed")
+    assert done.returncode == 0, done.stdout
+    assert "tested on digits" in done.stdout
+    assert "1 skipped" in done.stdout

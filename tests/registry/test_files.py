@@ -217,12 +217,17 @@ def test_a_function_that_makes_no_net_is_one_line(body: str, message: str) -> No
         ("my.py:", "write my.py:NAME"),
         ("my.pt", "--arch my.py:build --defense pretrained --set pretrained.weights=my.pt"),
         ("my.safetensors", "pretrained.weights=my.safetensors"),
-        ("nosuch.py:Mine", "expected a Python file, got none"),
+        ("nosuch.py:Mine", "expected a Python file, got no such file in "),
+        ("nets.py:Mine", "; did you mean 'net.py'?"),
+        ("no/my.py:Mine", "expected a Python file, got no folder "),
+        ("net.py:Net", "for a net, define a function that returns it, and use --arch net.py:build"),
+        ("net.py:make", "got a function; for a net, use --arch net.py:make"),
         ("sub.py:Mine", "expected a Python file, got a folder"),
     ],
 )
 def test_natural_tries_are_answered_with_what_to_write(name: str, remedy: str) -> None:
     write("my.py", DEFENSE)
+    write("net.py", "from torch import nn\nclass Net(nn.Module):\n    pass\ndef make(c, h, w, n):\n    return Net()\n")
     Path("sub.py").mkdir()
     with pytest.raises(InputError) as raised:
         registry().load("defense", name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import advbench
 from advbench.cli.app import main
 from advbench.data.datasets import limited, load_dataset
 from advbench.errors import InputError
-from advbench.grid.spec import make_spec, pinned, published, resolve
+from advbench.grid.spec import make_spec, parse_settings, pinned, published, resolve
 from advbench.models import Classifier, Normalize
 from advbench.models.nets import small_cnn
 from advbench.models.saving import export_classifier, load_classifier
@@ -98,6 +99,28 @@ def test_several_files_are_an_ensemble_of_exactly_these_nets() -> None:
     assert torch.equal(torch.stack([clf.at(clf.member(k), IMAGES) for k in range(3)]), expected)
     found = advbench.evaluate(clf, IMAGES, torch.zeros(8, dtype=torch.int64))
     torch.testing.assert_close(torch.as_tensor(found.mean_probs), expected.softmax(-1).mean(0), check_dtype=False)
+
+
+def test_several_files_are_a_list_with_commas_or_a_pattern() -> None:
+    for seed in range(3):
+        saved(net(seed).state_dict(), f"member{seed}.pt")
+    saved(net(9).state_dict(), "odd,name.pt")
+    given = {
+        "list": ["member0.pt", "member1.pt", "member2.pt"],
+        "commas": "member0.pt, member1.pt,member2.pt",
+        "pattern": "member*.pt",
+    }
+    found = {}
+    for name, weights in given.items():
+        values = {"defenses": ["pretrained"], "attacks": ["none"], "set": {"pretrained": {"weights": weights}}}
+        spec = pinned(make_spec(values))
+        assert len(spec.set["pretrained"]["weights"]) == 3
+        found[name] = resolve(spec)[0][0].params["weights"]
+        assert found[name] == list(advbench.get_defense("pretrained", weights=weights).params.weights)
+    assert found["list"] == found["commas"] == found["pattern"]
+    assert len(advbench.get_defense("pretrained", weights="odd,name.pt").params.weights) == 1
+    with pytest.raises(InputError, match=r"--set pretrained.weights: expected one value, got 'a.pt' and 'b.pt'; write"):
+        parse_settings(["pretrained.weights=a.pt", "pretrained.weights=b.pt"])
 
 
 def test_means_and_deviations_by_name_are_a_gaussian_posterior() -> None:
@@ -203,7 +226,10 @@ def test_a_net_that_is_random_by_itself_must_be_declared_and_then_is() -> None:
 def test_weights_of_another_net_are_one_line_that_names_the_first_few(change: dict[str, Any], reason: str) -> None:
     state = {**net(1).state_dict(), **change}
     saved({name: tensor for name, tensor in state.items() if tensor is not None})
-    with pytest.raises(InputError, match=f"net.pt: expected the weights of the net that --arch names, got {reason}"):
+    with pytest.raises(
+        InputError,
+        match=f"net.pt: expected the weights of the net, got {reason.rstrip(chr(36))}; name its net: --arch ",
+    ):
         read("net.pt")
 
 
@@ -241,7 +267,10 @@ def test_files_that_hold_something_else_are_one_line_and_nothing_is_unpickled(tm
     ("params", "reason"),
     [
         ({}, "weights of Pretrained: expected a file, or a list of files, got none; use --set pretrained"),
-        ({"weights": "none.pt"}, r"file none\.pt: expected a file, got none"),
+        ({"weight": "net.pt"}, r"unknown hyperparameter of Pretrained 'weight': .* did you mean 'weights'\?"),
+        ({"weights": "nt.pt"}, r"file nt\.pt: .* no such file in .*; did you mean 'net\.pt'\?"),
+        ({"weights": "none*.pt"}, r"files none\*\.pt: expected at least one that matches, got none"),
+        ({"weights": "none.pt"}, r"file none\.pt: expected a file, got no such file in "),
         ({"weights": 3}, "hyperparameter 'weights.0' of Pretrained: expected a valid string, got 3"),
         ({"weights": ["net.pt", "net.pt"]}, "expected files with different content"),
         ({"weights": "net.pt", "std": ["net.pt", "net.pt"]}, "number of files in std of Pretrained: expected 1"),
@@ -421,3 +450,58 @@ def test_a_random_net_in_a_file_of_ones_own_gets_its_row(capsys: pytest.CaptureF
     assert row[9] == "4"
     assert main([*run, "--set", "pretrained.random=true", "--set", "arch.rate=0.0"]) == 1
     assert "got equal passes; omit --set pretrained.random" in capsys.readouterr().err
+
+
+def test_a_net_of_its_own_stands_beside_trained_methods(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("my.py").write_text(OWN)
+    made: dict[str, Any] = {}
+    exec(OWN, made)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        saved(made["build"](1, 8, 8, 10).state_dict(), "mine.pt")
+    run = ["run", "--defense", "pretrained,erm", *RUN[2:], "--set", "pretrained.weights=mine.pt"]
+    run += ["--set", "pretrained.random=true", "--set", "erm.stages=1"]
+    assert main([*run, "--arch", "my.py:build"]) == 1
+    assert "train erm, seed 0: failed: net to train: expected a net that is det" in capsys.readouterr().err
+    assert main([*run, "--set", "pretrained.arch=my.py:build"]) == 0
+    rows = {line.split(",")[2]: line.split(",") for line in Path("results/results.csv").read_text().splitlines()}
+    assert rows["pretrained"][1] == "pretrained.build"
+    assert rows["erm"][1] == "small_cnn"
+    # Reports and boards do not import the file.
+    Path("my.py").write_text("raise ValueError('changed')")
+    assert main(["report", "results", "--store", "store"]) == 0
+    board = tmp_path / "board"
+    shutil.copytree("results/files", board / "files")
+    for name in ("spec.toml", "data.json"):
+        (board / name).write_bytes(Path("results", name).read_bytes())
+    assert main(["leaderboard", "build", "board", "--store", "store"]) == 0
+    assert main(["leaderboard", "check", "board"]) == 0
+    assert "my.py" not in (board / "spec.toml").read_text()
+    capsys.readouterr()
+    Path("own.py").write_text(OWN + BRINGS)
+    with pytest.raises(InputError, match="net of defense 'Mine': expected its own, build"):
+        resolve(make_spec({"defenses": ["own.py:Mine"], "attacks": ["none"], "set": {"Mine": {"arch": "fcnn1"}}}))
+
+
+BRINGS = """
+from advbench.training import Defense
+
+class Mine(Defense):
+    architecture = "build"
+
+    def fit(self, module, data, context=None):
+        raise NotImplementedError
+"""
+
+
+def test_what_starts_from_a_net_of_its_own_has_that_net() -> None:
+    saved(digits_net(0).state_dict(), "mine.pt")
+    settings = {"pretrained": {"weights": "mine.pt", "arch": "fcnn1"}, "pgd_at": {"init_from": "pretrained"}}
+    values = {"defenses": ["pretrained", "pgd_at", "erm"], "attacks": ["none"], "set": settings}
+    found = {choice.label: choice for choice in resolve(make_spec(values))[0]}
+    assert {label: choice.architecture for label, choice in found.items()} == {
+        "pretrained": "fcnn1",
+        "pgd_at": "fcnn1",
+        "erm": "small_cnn",
+    }
+    assert found["pgd_at"].net == found["pretrained"].net

@@ -11,6 +11,7 @@ import torch
 import advbench
 from advbench.cli.app import main
 from advbench.errors import InputError
+from advbench.grid.spec import make_spec, resolve
 from advbench.models import GaussianNoise, GaussianPosterior, Noise
 from advbench.testing import DefenseConformance, same_weights, small_data, small_net
 from advbench.training import Defense, TrainContext, Wrapper
@@ -68,7 +69,9 @@ def test_it_has_the_weights_of_what_it_wraps() -> None:
 
 def test_what_has_noise_already_is_refused() -> None:
     inner = advbench.get_defense("rse", stages=(1,)).fit(small_net(), small_data())
-    with pytest.raises(InputError, match=r"init_from: expected a defense without noise of its own, got rse, which has"):
+    with pytest.raises(
+        InputError, match=r"init_from: expected a defense without noise of its own, got rse, which contains"
+    ):
         Noisy(init_from="rse").fit(small_net(), small_data(), TrainContext(init=inner))
 
 
@@ -88,3 +91,13 @@ def test_a_wrapper_in_a_file_with_two_settings(tmp_path: Path, monkeypatch: pyte
     assert accuracy["small"] < accuracy["RandomResizing"] <= accuracy["erm"] + 0.1
     assert (results.draws[["RandomResizing", "small", "bayes"]] == 4).all()
     assert torch.isfinite(torch.tensor(results.accuracy.to_numpy())).all()
+
+
+def test_a_defense_with_noise_is_refused_before_it_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("resizing.py").write_text(RESIZING)
+    for inner in ("mc_dropout", "rse"):
+        settings = {"RandomResizing": {"init_from": inner}}
+        values = {"defenses": ["resizing.py:RandomResizing"], "attacks": ["none"], "set": settings}
+        with pytest.raises(InputError, match=f"init_from of 'RandomResizing': .* got {inner}, which contains noise"):
+            resolve(make_spec(values))
