@@ -35,6 +35,7 @@ from advbench.report.views import rank_range
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 BOARD = ROOT / "leaderboards" / "digits"
+SHOWN = 8  # defenses in the README
 BRIDGES = ("advbench_robustbench.", "advbench_torchattacks.")
 NOTE = "<!-- Written by docs/make.py. -->"
 PART = "(<!-- {} -->\n).*?(<!-- end -->)"  # of a page, for the rest is written by hand
@@ -99,15 +100,16 @@ def _with_part(path: Path, name: str, part: str) -> tuple[Path, bytes]:
 
 
 def digits_table(report: Report) -> str:
-    """The digits board in brief, a row for each defense."""
+    """The digits board in brief, a row for each of its first defenses."""
     eps = report.radii()[-1]
     rows = []
-    for one in report.standings:
+    for one in report.standings[:SHOWN]:
         rank = " ".join(filter(None, [parts(one.rank)[0], f"({rank_range(one)})" if rank_range(one) else ""]))
         clean, area, lowest = map(parts, (one.accuracies["none", 0.0], one.area, one.lowest))
         rows.append([rank, f"`{one.defense}`", clean[0], " ".join(area), " ".join(lowest), one.draws])
     headings = ["rank", "defense", "clean", "area", f"eps {eps:g}", "passes"]
-    return tabulate(rows, headings, tablefmt="github", disable_numparse=True)
+    table = tabulate(rows, headings, tablefmt="github", disable_numparse=True)
+    return f"{table}\n\nThe first {len(rows)} of {len(report.standings)} defences."
 
 
 def _items() -> Iterator[str]:

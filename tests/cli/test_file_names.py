@@ -173,7 +173,7 @@ def test_workers_get_what_was_read_when_the_run_was_planned() -> None:
 
 BAD = {
     "two of one name": (["--defense", "defense.py:Smoothed,./defense.py:Smoothed"], "label 'Smoothed': expected one"),
-    "a registered label": (["--defense", "defense.py:Smoothed@erm"], "label 'erm'.*write defense.py:Smoothed@LABEL"),
+    "a registered label": (["--defense", "defense.py:Smoothed@erm"], "label 'erm'.*use defense.py:Smoothed@LABEL"),
     "no label": (["--defense", "defense.py:Smoothed@"], "expected path/to/my.py:NAME"),
     "a file alone": (["--arch", "net.py"], "architecture 'net.py': .*; write net.py:NAME"),
     "typo": (["--defense", "defense.py:Smothed"], "unknown defense in defense.py 'Smothed'.* did you mean 'Smoothed'"),

@@ -228,7 +228,7 @@ def test_stored_arrays_make_equal_predictions() -> None:
     [((0, 3, 2), (3,)), ((2, 0, 2), (0,)), ((2, 3, 0), (3,)), ((2, 3, 2), (2,)), ((2, 3, 2), (3, 1)), ((3, 2), (3,))],
 )
 def test_empty_or_disagreeing_shapes_are_refused_in_one_line(shape: tuple[int, ...], labels: tuple[int, ...]) -> None:
-    with pytest.raises(InputError, match=r"^predictions: expected probabilities [^\n]*$"):
+    with pytest.raises(InputError, match=r"^predictions: expected non-empty probabilities [^\n]*$"):
         Predictions.from_probs(np.full(shape, 0.5), np.zeros(labels, np.int64))
 
 

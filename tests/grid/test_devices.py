@@ -177,7 +177,7 @@ def test_a_worker_of_another_kind_refuses_the_task(tmp_path: Path) -> None:
 
     runtime = Execution(str(tmp_path / "store"), device="cpu", executor="inline").runtime("digits", 1)
     task = next(iter(planned().tasks.values()))
-    with pytest.raises(InputError, match=r"device cpu of [^\n]*: expected a NVIDIA H100[^\n]*, got cpu"):
+    with pytest.raises(InputError, match=r"device cpu of [^\n]*: expected NVIDIA H100[^\n]*, got cpu"):
         Runner(dataclasses.replace(runtime, kind=H100)).run(task)
 
 

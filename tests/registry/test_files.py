@@ -221,7 +221,7 @@ def test_a_function_that_makes_no_net_is_one_line(body: str, message: str) -> No
         ("nets.py:Mine", "; did you mean 'net.py'?"),
         ("no/my.py:Mine", "expected a Python file, got no folder "),
         ("net.py:Net", "for a net, define a function that returns it, and use --arch net.py:build"),
-        ("net.py:make", "got a function; for a net, use --arch net.py:make"),
+        ("net.py:make", "got an object of type function; for a net, use --arch net.py:make"),
         ("sub.py:Mine", "expected a Python file, got a folder"),
     ],
 )

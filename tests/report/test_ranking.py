@@ -53,7 +53,7 @@ def report_of(
         results.loc[row.Index, ["accuracy", "accuracy_low", "accuracy_high"]] = [accuracy, *interval]
         numbers = array("d", [count, 20, accuracy, *interval, *[0.0] * 8])
         bits = base64.b64encode(np.packbits(right).tobytes())
-        evaluations.append(None if row.flags == "missing" else Evaluation(numbers, 10, (), "", bits, draw_variance, {}))
+        evaluations.append(None if row.flags == "missing" else Evaluation(numbers, 10, (), "", bits, draw_variance))
     areas, differences = area_tables(results, evaluations)
     return replace(report, results=results, areas=areas, differences=differences)
 

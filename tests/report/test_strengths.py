@@ -38,7 +38,7 @@ def table_of(
         forward = (passes or {}).get(attack, 10.0)
         numbers = array("d", [len(right), 20, right.mean(), *[0.0] * 7, forward, forward, 0.0])
         bits = base64.b64encode(np.packbits(right).tobytes())
-        found.append(Evaluation(numbers, 10, (), "", bits, 0.0, {}))
+        found.append(Evaluation(numbers, 10, (), "", bits, 0.0))
     return attack_table(cells, found).set_index("attack")
 
 

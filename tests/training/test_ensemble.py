@@ -271,8 +271,16 @@ def test_a_layer_that_cannot_be_reset_is_named() -> None:
 
 
 def test_weights_that_no_draw_reaches_are_refused_before_a_step() -> None:
-    net = InPlace(small_net())
-    net.unused = nn.Linear(2, 2)
+    class Unused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.unused = InPlace(small_net()), nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.net(x)
+            return logits
+
+    net = Unused()
     seen: list[Progress] = []
     with pytest.raises(AdvbenchError, match=r"unused\.weight and 1 more without effect"):
         ensemble().fit(net, small_data(), TrainContext(progress=seen.append))
