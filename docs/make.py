@@ -104,7 +104,9 @@ def digits_table(report: Report) -> str:
     eps = report.radii()[-1]
     rows = []
     for one in report.standings[:SHOWN]:
-        rank = " ".join(filter(None, [parts(one.rank)[0], f"({rank_range(one)})" if rank_range(one) else ""]))
+        rank = " ".join(
+            filter(None, [parts(one.rank)[0], f"({rank_range(one).replace(' to ', '-')})" if rank_range(one) else ""])
+        )
         clean, area, lowest = map(parts, (one.accuracies["none", 0.0], one.area, one.lowest))
         rows.append([rank, f"`{one.defense}`", clean[0], " ".join(area), " ".join(lowest), one.draws])
     headings = ["rank", "defense", "clean", "area", f"eps {eps:g}", "passes"]

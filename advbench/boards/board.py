@@ -167,7 +167,7 @@ def read_board(folder: Path, *, empty: bool = False) -> Board:
     found |= read_folder(folder)
     for name in FILES:
         if name not in found and not (empty and name == RECORDS):
-            remedy = "" if name == SPEC else "build it from a run's store: advbench leaderboard build --store STORE"
+            remedy = "copy spec.toml and data.json from a run's --out folder, then run leaderboard build --store STORE"
             raise InputError(f"board {folder}", expected=f"a file {name} in it", got="none", remedy=remedy)
     return parse_board(folder, found)
 

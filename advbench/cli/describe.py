@@ -48,7 +48,7 @@ def plan_lines(plan: Plan, store: Store, *, every_task: bool) -> Iterator[str]:
         memory = f"{peak / 2**20:,.0f} MiB" if peak else "not measured"
         passes = f"{sum(task.cost for task in to_run):,.0f}"
         rows.append([kind, len(planned), len(to_run), passes, took(known.total(to_run)), memory])
-    headers = ["task", "planned", "to run", "passes per image", "time on one worker", "memory per task"]
+    headers = ["task", "planned", "to run", "image passes", "time on one worker", "memory per task"]
     yield from tabulate(rows, headers=headers, tablefmt="github", colalign=("left", *["right"] * 5)).splitlines()
     yield f"{len(plan.cells)} rows in results.csv; planned tasks that will not run are done or not needed"
     failed = failed_before(plan, waiting, store)

@@ -69,9 +69,8 @@ def _tables(report: Report) -> Iterator[str]:
         ]
         yield (
             f"## Affinity under {escape(attack)} {format_eps(eps)}\n\n"
-            "Effect on the column's defense of examples crafted on the row's; 1 is as strong as its own examples.\
-\
-" + _table(Table(["from \\ to", *names], rows))
+            "Effect on the column's defense of examples crafted on the row's; 1 is as strong as its own examples."
+            "\n\n" + _table(Table(["from \\ to", *names], rows))
         )
     early = escape(views.stopped_early(report))
     for heading, note, table in (

@@ -46,9 +46,8 @@ PERSISTENCE_NOTE = (
     "adversary with R tries. A deterministic defense gives the same answer each time."
 )
 ADVERSARIES_NOTE = (
-    "Lowest accuracy under attacks of adversaries with the same knowledge. For the evaluated draw: mean over "
-    "draws, and "
-    "the lowest and highest draw."
+    "Lowest accuracy under attacks of adversaries with the same knowledge; of those who know the draw that answers, "
+    "the mean over draws, and the lowest and highest draw."
 )
 
 
@@ -117,15 +116,14 @@ def ranking(report: Report) -> str:
     else:
         by = f"the lowest accuracy over the attacks at eps {format_eps(radii[0])}" if radii else "the clean accuracy"
     seeds = (
-        "over images and trainings"
+        "it covers other images and other trainings"
         if report.seeds > 1
-        else "over images; with one seed, it does not cover other trainings"
+        else "it covers other images but, with one seed, no other trainings"
     )
     parts = [
-        f"Ranked by {by}. Two defenses are distinguishable if the 95 % interval of their difference on the "
-        f"same images, "
-        f"{seeds}, excludes 0. A range gives the possible ranks of a defense on this basis; pairs are "
-        "compared separately, so about one in twenty pairs of equal defenses is distinguishable by chance."
+        f"Ranked by {by}. Two defenses are distinguishable if the 95 % interval of their difference on the same images "
+        f"(differences.csv) excludes 0; {seeds}. A range gives the possible ranks of a defense on this basis; "
+        "without one, all others are distinguishable. Pairs are compared separately, so about one in twenty pairs of equal defenses is distinguishable by chance."
     ]
     if below := [one.defense for one in found if one.misleads]:
         parts.append(f"Without a rank, below the others: {', '.join(below)}, because checks found misled attacks.")
