@@ -121,9 +121,10 @@ def ranking(report: Report) -> str:
         else "it covers other images but, with one seed, no other trainings"
     )
     parts = [
-        f"Ranked by {by}. Two defenses are distinguishable if the 95 % interval of their difference on the same images "
-        f"(differences.csv) excludes 0; {seeds}. A range gives the possible ranks of a defense on this basis; "
-        "without one, all others are distinguishable. Pairs are compared separately, so about one in twenty pairs of equal defenses is distinguishable by chance."
+        f"Ranked by {by}. Two defenses are distinguishable if the 95 % interval of their difference on the same "
+        f"images (differences.csv) excludes 0; {seeds}. A range gives the possible ranks of a defense on this basis; "
+        "without one, all others are distinguishable. Pairs are compared separately, so about one in twenty pairs of "
+        "equal defenses is distinguishable by chance."
     ]
     if below := [one.defense for one in found if one.misleads]:
         parts.append(f"Without a rank, below the others: {', '.join(below)}, because checks found misled attacks.")
