@@ -481,7 +481,8 @@ def test_weights_that_are_spoilt_on_disk_are_one_line(zoo: tuple[Path, Data], co
     path, data = zoo
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
-    with pytest.raises(InputError, match=rf"weights of {MODEL} cannot be read: .*; delete .* and run again, or download "):
+    expected = rf"weights of {MODEL} cannot be read: .*; delete .* and run again, or download "
+    with pytest.raises(InputError, match=expected):
         advbench.get_defense(MODEL).fit(nn.Identity(), data)
 
 
