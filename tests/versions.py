@@ -72,6 +72,9 @@ def _all() -> Iterator[tuple[str, str, list[float]]]:
         found = evaluate(target(made), x, y, draws=5)
         values += [found.accuracy, *found.interval, found.draw_accuracy, *found.draw_interval]
         values += [float(found.mean_probs.max(1).mean()), float(found.mean_entropy.mean())]
+    with torch.no_grad():
+        wrong = evaluate(target(TARGETS[0]), x[:10], target(TARGETS[0])(x[:10]).argmin(1), draws=1)
+    values.append(float(wrong.interval.low == wrong.accuracy == 0))
     yield "evaluation", str(SCHEMA["evaluate"]), [round(value, 7) for value in values]
 
 

@@ -189,7 +189,8 @@ def wilson(mean: float, size: float, freedom: float = math.inf) -> Interval:
     z = float(student_quantile(freedom))
     centre = (mean + z**2 / (2 * size)) / (1 + z**2 / size)
     half = z / (1 + z**2 / size) * math.sqrt(mean * (1 - mean) / size + (z / (2 * size)) ** 2)
-    return Interval(max(0.0, centre - half), min(1.0, centre + half))
+    # At proportions of 0 and 1 a limit equals the proportion, up to rounding; the interval contains it exactly.
+    return Interval(min(mean, max(0.0, centre - half)), max(mean, min(1.0, centre + half)))
 
 
 def draw_interval(correct: Bools, *, enumerated: bool = False) -> Interval:

@@ -356,6 +356,8 @@ def parse_settings(items: Iterable[str]) -> dict[str, dict[str, Any]]:
     for item in items:
         target, equals, raw = item.partition("=")
         plugin, dot, param = target.strip().rpartition(".")
+        if plugin.endswith(f".{NET}"):  # a setting of the net of one defense
+            plugin, param = plugin.removesuffix(f".{NET}"), f"{NET}.{param}"
         if not (equals and dot and plugin and param):
             raise InputError("--set", expected="name.param=value", got=repr(item))
         try:
@@ -575,9 +577,12 @@ def _check_budget(attack: Attack, budget: int, *, sweep: bool) -> None:
 
 def _choose(kind: Kind, label: str, spec: RunSpec, kept: Kept | None, heirs: tuple[str, ...] = ()) -> Choice:
     """Resolve the plugin of a label; `heirs` are the defences that start from its weights."""
-    if kept is not None and label in kept.choices and (label in spec.files or _names_kept(spec.set.get(label))):
-        return _as_kept(kind, label, spec, kept, heirs)
     settings = spec.set.get(label, {})
+    in_file = (
+        label in spec.files or _names_kept(settings) or (_chooses_net(settings) and spec.architecture in spec.files)
+    )
+    if kept is not None and label in kept.choices and in_file:
+        return _as_kept(kind, label, spec, kept, heirs)
     name = spec.named(label)
     if kept is not None and (names_in(settings) or label in spec.files):
         raise _not_kept(kind, label)
@@ -586,8 +591,8 @@ def _choose(kind: Kind, label: str, spec: RunSpec, kept: Kept | None, heirs: tup
         settings = files.renamed(settings, files.kept_name)
     cls: type[Configurable] = registry().load(kind, name)
     for_net = kind == "defense" and NET not in cls.Params.model_fields
-    chosen = settings.get(NET) if for_net else None  # the net of this defense alone
-    settings = {param: value for param, value in settings.items() if not (for_net and param == NET)}
+    own_settings = {key: value for key, value in settings.items() if for_net and key.partition(".")[0] == NET}
+    settings = {key: value for key, value in settings.items() if key not in own_settings}
     with files.running(name, "is set up"):
         try:
             values = cls.resolve(settings, spec.dataset.partition(":")[0]).model_dump(mode="json")
@@ -615,27 +620,37 @@ def _choose(kind: Kind, label: str, spec: RunSpec, kept: Kept | None, heirs: tup
         held = frozenset(trait for trait, holds in traits.items() if holds)
         return Choice(label, component, passes, init, held, paper=paper)
     if net is not None:
-        if chosen is not None:
-            raise InputError(f"net of defense {label!r}", expected=f"its own, {net}", got=repr(chosen))
+        if own_settings:
+            got = ", ".join(f"{name}={value}" for name, value in own_settings.items())
+            raise InputError(f"net of defense {label!r}", expected=f"its own, {net}", got=got)
         own = installed("architecture", own_net(net, name))
         shown = _shown_net(component.name, own)
     else:
-        own, shown = _net_of(label, chosen, init, spec, kept)
+        own, shown = _net_of(label, own_settings, init, spec, kept)
     return Choice(label, component, passes, init, net=own, architecture=shown, paper=paper)
 
 
-def _net_of(label: str, name: Any, init: Choice | None, spec: RunSpec, kept: Kept | None) -> tuple[Component, str]:
-    """Net of a defense that brings none, and its name in tables: the named one, its start's, or the run's."""
-    if name is None and init is not None and init.net is not None:
+def _net_of(
+    label: str, chosen: Mapping[str, Any], init: Choice | None, spec: RunSpec, kept: Kept | None
+) -> tuple[Component, str]:
+    """Net of a defense that brings none, and its name in tables: the named one, its start's, or the run's.
+
+    `chosen` has the settings `arch` and `arch.PARAM` of the defense; without `arch` they alter the net of the run.
+    """
+    name = chosen.get(NET, spec.architecture)
+    params = {key.removeprefix(f"{NET}."): value for key, value in chosen.items() if key != NET}
+    if not chosen and init is not None and init.net is not None:
         return init.net, init.architecture
-    if name in (None, spec.architecture):
+    if name == spec.architecture and not params:
         return _net(spec, kept), spec.architecture
     if not isinstance(name, str):
         expected = "a registered net or path/to/my.py:FUNCTION"
         raise InputError(f"hyperparameter {NET!r} of defense {label!r}", expected=expected, got=repr(name))
-    if kept is not None and files.KEPT.fullmatch(name):
+    if name == spec.architecture:
+        name, params = spec.named(name), {**spec.set.get(NET, {}), **params}
+    if kept is not None and (files.KEPT.fullmatch(name) or files.is_path(name)):
         raise _not_kept("defense", label)
-    own = installed("architecture", name)
+    own = installed("architecture", name, params)
     return own, spec.architecture if own == _net(spec, kept) else _shown_net(label, own)
 
 
@@ -664,7 +679,7 @@ def _as_kept(kind: Kind, label: str, spec: RunSpec, kept: Kept, heirs: tuple[str
         return Choice(label, found.component, found.passes, init, frozenset(found.traits), paper=found.paper)
     net, shown = found.net or _net(spec, kept), spec.architecture
     if found.net:
-        by = label if NET in spec.set.get(label, {}) else found.component.name
+        by = label if _chooses_net(spec.set.get(label, {})) else found.component.name
         shown = init.architecture if init is not None and init.net == found.net else _shown_net(by, found.net)
     return Choice(label, found.component, found.passes, init, net=net, architecture=shown, paper=found.paper)
 
@@ -678,6 +693,11 @@ def _not_kept(kind: str, label: str) -> InputError:
     return InputError(
         f"{kind} {label!r}", expected=f"an entry in {INDEX}, because its file is not imported", got="none that matches"
     )
+
+
+def _chooses_net(settings: Mapping[str, Any]) -> bool:
+    """True if the settings of a defense name or alter its net."""
+    return any(name.partition(".")[0] == NET for name in settings)
 
 
 def _shown_net(owner: str, net: Component) -> str:

@@ -42,7 +42,18 @@ class Mine(Attack):
     def run(self, clf, x, goal, threat, generator):
         return (x + threat.eps).clamp(0, 1) if threat.norm == "linf" else x
 """
+NET = """
+import os
+from torch import nn
+
+open(os.environ["MARK"], "w").close()
+
+def build(channels, height, width, classes, *, hidden: int = 8):
+    inputs = channels * height * width
+    return nn.Sequential(nn.Flatten(), nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, classes))
+"""
 OPTIONS = "--eps 0.1 --limit 20 --draws 2 --executor inline --device cpu --affinity none".split()
+NETS = ["--set", "fgsm_at.arch=net.py:build", "--set", "fgsm_at.arch.hidden=12", "--set", "fgsm_at.stages=[1]"]
 ATTACKS = ["--attack", "attack.py:Mine,fgsm,worst_case", "--set", 'worst_case.attacks=["attack.py:Mine"]']
 
 
@@ -60,12 +71,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         Path("defense.py").write_text(DEFENSE)
         Path("helpers.py").write_text("SIGMA = 0.1\n")
         Path("attack.py").write_text(ATTACK)
-        run("--defense", "erm,defense.py:Smoothed", "--out", "run", "--set", "erm.stages=[1]")
+        Path("net.py").write_text(NET)
+        run("--defense", "erm,fgsm_at,defense.py:Smoothed", "--out", "run", "--set", "erm.stages=[1]", *NETS)
         shutil.copytree("run", "board", ignore=shutil.ignore_patterns("*.csv", "*.md", "*.html"))
         assert main(["leaderboard", "build", "board", "--store", ".advbench/store"]) == 0
         Path("helpers.py").write_text("SIGMA = 0.3\n")
         run("--defense", "defense.py:Smoothed@strong", "--out", "other")
-        for path in ("defense.py", "helpers.py", "attack.py", "mark"):
+        for path in ("defense.py", "helpers.py", "attack.py", "net.py", "mark"):
             Path(path).unlink()
         yield folder
 
@@ -118,7 +130,7 @@ def test_nothing_but_a_rerun_that_is_told_to_imports_what_a_board_brings(
 
 def test_a_board_keeps_its_files_and_what_keys_hold_of_them(board: Path) -> None:
     index = json.loads((board / "files/index.json").read_text())
-    assert set(index["choices"]) == {"Smoothed", "Mine", "worst_case"}
+    assert set(index["choices"]) == {"Smoothed", "fgsm_at", "Mine", "worst_case"}
     digest = index["choices"]["Smoothed"]["component"]["file"]
     assert (board / "files" / digest / "defense.py").read_text() == DEFENSE
     assert (board / "files" / digest / "helpers.py").read_text() == "SIGMA = 0.1\n"
@@ -183,7 +195,7 @@ def alter(board: Path, name: str) -> None:
         ("helper", 2, "file defense.py of .*: expected the SHA-256 in index.json under .*, got other content"),
         ("surplus", 2, "expected the files that index.json lists, got files/.*/more.py"),
         ("index", 2, "files/index.json of .*: expected the index of a run with files"),
-        ("none", 2, "'Smoothed': expected an entry in files/index.json"),
+        ("none", 2, "'fgsm_at': expected an entry in files/index.json"),
         ("place", 2, "files/index.json of"),
         ("path", 0, ""),
         ("part", 2, "expected names of stored files, got .*evil.py:Mine"),

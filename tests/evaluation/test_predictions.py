@@ -46,6 +46,18 @@ def test_wilson_agrees_with_scipy(right: int, images: int) -> None:
     assert found == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
+def test_an_interval_contains_its_estimate_exactly() -> None:
+    generator = np.random.default_rng(0)
+    for images in range(1, 400):
+        for right in (0, images, int(generator.integers(images + 1))):
+            low, high = metrics.wilson(right / images, images)
+            assert low <= right / images <= high, (right, images)
+        for size, freedom in ((images * 0.37, 3.0), (images * 2.9, 40.0)):
+            for mean in (0.0, 1.0, float(generator.random())):
+                low, high = metrics.wilson(mean, size, freedom)
+                assert 0 <= low <= mean <= high <= 1, (mean, size, freedom)
+
+
 def test_wilson_widens_as_the_variance_is_known_less_well() -> None:
     widths = [
         high - low for low, high in (metrics.wilson(0.7, 100, freedom) for freedom in (1, 5, 20, 1_000, math.inf))

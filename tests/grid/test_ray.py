@@ -30,15 +30,20 @@ pytestmark = pytest.mark.xdist_group("processes")
 
 RUN = (
     "--defense own.py:Own,adv_bnn --attack fgsm,pgd --affinity fgsm,pgd --eps 0.05,0.15 --limit 40 --draws 4 "
-    "--set Own.stages=[3] "
+    "--set Own.stages=[3] --set Own.arch=own.py:build --set Own.arch.hidden=12 "
     "--set adv_bnn.stages=[3] --set adv_bnn.steps=2 --set pgd.steps=3"
 ).split()
 TASKS = 2 + 8 + 2 + 16
 OWN = """
+from torch import nn
 from advbench.training import ErmLoss, TrainParams
 
 class Own(ErmLoss):
     Params = TrainParams
+
+def build(channels, height, width, classes, *, hidden: int = 8):
+    inputs = channels * height * width
+    return nn.Sequential(nn.Flatten(), nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, classes))
 """
 
 
