@@ -18,6 +18,7 @@ from advbench.models.gradient_watch import BackwardWatch, Passes
 from advbench.models.memory import keep
 from advbench.models.noise import Noise
 from advbench.models.posterior import PointPosterior, Posterior, Weights
+from advbench.registry import files
 
 ExampleLoss = Callable[[Tensor, Tensor], Tensor]
 # Maps the log-softmax of draws `(draws, batch, classes)` and rows of labels to one value per image, `(batch,)`.
@@ -462,7 +463,8 @@ def _named_errors() -> Iterator[None]:
         if isinstance(error, AdvbenchError) or out_of_memory(error):
             raise
         reason = (str(error).strip() or "no message").splitlines()[0]
-        raise PluginError(f"the model raised {type(error).__name__}", got=reason) from error
+        place = files.place_of(error)
+        raise PluginError(f"{place and f'{place}: '}the model raised {type(error).__name__}", got=reason) from error
 
 
 def _check_parallel(module: nn.Module, posterior: Posterior) -> None:

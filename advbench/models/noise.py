@@ -15,7 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear  # the projection inside nn.MultiheadAttention
 
-from advbench.errors import InputError
+from advbench.errors import InputError, PluginError
 
 _DROPOUT: dict[type[nn.Module], Callable[..., Tensor]] = {
     nn.Dropout: F.dropout,
@@ -202,7 +202,23 @@ class InputNoise(Noise):
         module.register_forward_pre_hook(self._changed)
 
     def _changed(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (self.change(args[0]), *args[1:])
+        x = args[0]
+        changed = self.change(x)
+        wanted, given = (_described(each) for each in (x, changed))
+        if wanted != given:
+            raise PluginError(
+                f"{type(self).__name__}.change",
+                expected=f"images of the dtype, batch size and device that it was given ({wanted})",
+                got=given,
+                remedy="one call makes one draw of each image; the number of draws is --draws",
+            )
+        return (changed, *args[1:])
+
+
+def _described(value: object) -> str:
+    if not isinstance(value, Tensor):
+        return f"an object of type {type(value).__name__}"
+    return f"{value.dtype}, {len(value) if value.ndim else 'no'} images of {value.ndim - 1} dimensions, {value.device}"
 
 
 def _layers(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> list[nn.Module]:

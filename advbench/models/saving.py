@@ -70,7 +70,12 @@ def stored_noise(value: Any) -> bool | Noise:
     if not isinstance(value, Mapping):
         return bool(value)
     arguments = dict(value)
-    noise: Noise = registry().load("noise", str(arguments.pop("kind", None)))(**arguments)
+    make = registry().load("noise", str(arguments.pop("kind", None)))
+    try:
+        noise: Noise = make(**arguments)
+    except TypeError as error:
+        expected = "its constructor's arguments, stored as attributes of the same names"
+        raise InputError(f"values of noise {make.__name__}", expected=expected, got=str(error)) from error
     return noise
 
 
@@ -84,7 +89,7 @@ def check_restores(
     twice.
     """
     clf.cpu()
-    x = data.batch(slice(8))[0].cpu()
+    x, other_net = data.batch(slice(8))[0].cpu(), False
     try:
         again = load_classifier(module, read_tensors(raw), values)
         same = again.stochastic == clf.stochastic
@@ -92,10 +97,15 @@ def check_restores(
         reason = "layers, hooks or modes that stored weights do not restore"
     except InputError as error:
         same, reason = False, str(error).removeprefix("stored classifier does not fit the module")
+        other_net = reason != str(error)
     if same:
         return
     remedy = 'a defense with a net of its own declares it: architecture = "NAME", registered or in its own file'
-    if any(part.training for part in clf.module.modules()):
+    if reason.startswith("values of noise"):
+        remedy = ""
+    elif other_net:
+        pass
+    elif any(part.training for part in clf.module.modules()):
         reason, remedy = (
             "a module in training mode",
             "call .eval(), and pass noise=DropoutNoise() for dropout that stays on",

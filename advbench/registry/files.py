@@ -18,7 +18,7 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.abc import SourceLoader
 from importlib.machinery import ModuleSpec
@@ -207,7 +207,8 @@ def check_file(path: str | Path, shown: str, expected: str = "a file") -> None:
         folder, name = os.path.split(os.path.abspath(path))
         if not os.path.isdir(folder):
             raise InputError(f"file {shown}", expected=expected, got=f"no folder {folder}")
-        near = difflib.get_close_matches(name, os.listdir(folder), n=1)
+        alike = [each for each in os.listdir(folder) if os.path.splitext(each)[1] == os.path.splitext(name)[1]]
+        near = difflib.get_close_matches(name, alike, n=1)
         remedy = f"did you mean {near[0]!r}?" if near else ""
         raise InputError(f"file {shown}", expected=expected, got=f"no such file in {folder}", remedy=remedy)
 
@@ -376,10 +377,29 @@ def running(name: str, when: str) -> Iterator[None]:
 
 def _failed(digest: str, error: BaseException, what: str) -> InputError:
     sources = _packages[digest].sources if digest in _packages else known(digest)
-    names = {str(Path(sources.folder, place)): place for place in sources.texts}
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in names]
-    place, line = (names[frames[-1].filename], frames[-1].lineno) if frames else (sources.entry, None)
-    return InputError(f"file {sources.shown(place)}{'' if line is None else f', line {line}'}: {what}")
+    places = [place for place, _ in _own_frames(error, [sources])]
+    return InputError(f"{places[-1] if places else f'file {sources.shown()}'}: {what}")
+
+
+def place_of(error: BaseException) -> str:
+    """Innermost line of a user's file in the traceback of an error, such as `file my.py, line 10, in fit`.
+
+    Empty if no file was involved, or if the file called code of advbench in which the error occurred.
+    """
+    frames = _own_frames(error, [package.sources for package in _packages.values()], stop=Path(__file__).parents[1])
+    return ", in ".join(frames[-1]) if frames else ""
+
+
+def _own_frames(error: BaseException, made_of: Iterable[Sources], stop: Path | None = None) -> list[tuple[str, str]]:
+    """Lines of the files in a traceback and their functions, outermost first; none if code below `stop` follows."""
+    names = {str(Path(one.folder, place)): one.shown(place) for one in made_of for place in one.texts}
+    found: list[tuple[str, str]] = []
+    for frame in traceback.extract_tb(error.__traceback__):
+        if frame.filename in names:
+            found.append((f"file {names[frame.filename]}, line {frame.lineno}", frame.name))
+        elif stop is not None and Path(frame.filename).is_relative_to(stop):
+            found.clear()
+    return found
 
 
 def load(kind: str, name: str) -> Any:

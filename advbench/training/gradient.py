@@ -37,6 +37,7 @@ class TrainParams(LoopParams):
 class GradientDefense(LoopDefense):
     """Base class of training with an optimiser. Methods override `posterior`, `noise`, `perturb` or `loss`."""
 
+    Params = TrainParams
     params: TrainParams
     accuracy: ClassVar[str] = "train accuracy"
 

@@ -131,6 +131,7 @@ class TrainState:
 class LoopDefense(Defense):
     """Base class of training on minibatches. Methods implement `begin` and `update`."""
 
+    Params = LoopParams
     params: LoopParams
 
     def steps(self, per_epoch: int) -> int:

@@ -23,8 +23,8 @@ class DeepEnsemble(Defense):
 
     Lakshminarayanan et al. 2017, "Simple and Scalable Predictive Uncertainty Estimation using Deep Ensembles",
     Algorithm 1: a draw of the classifier is a uniformly random member, and predictions are the mean of the softmax
-    outputs. Members of a deterministic method are enumerated in evaluations and attacks. For a random method, the
-    ensemble is the mixture of the members' posteriors.
+    outputs. Members of a deterministic method are enumerated in evaluations and in attacks that average over draws. For
+    a random method, the ensemble is the mixture of the members' posteriors.
 
     Member k is trained by the method with a seed derived from the ensemble's seed and k, including its `init_from`.
     Each member has its own running statistics of batch norm. Departure: the paper's optional adversarial training on

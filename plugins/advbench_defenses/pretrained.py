@@ -39,10 +39,10 @@ class Pretrained(Defense):
     """Pretrained weights of the net named by `--arch`; nothing is trained.
 
     One file of weights gives a deterministic net. Several give an ensemble, whose members are enumerated in evaluations
-    and attacks. With a file of standard deviations for each file of weights, the weights are the means of a Gaussian
-    posterior over all parameters. Noise inside the net can be added: Gaussian as in `rse`, or dropout as in
-    `mc_dropout`. A net that draws random numbers itself in evaluation mode must be declared by `random`, which is
-    verified.
+    and in attacks that average over draws. With a file of standard deviations for each file of weights, the weights are
+    the means of a Gaussian posterior over all parameters. Noise inside the net can be added: Gaussian as in `rse`, or
+    dropout as in `mc_dropout` for a net whose dropout is off in evaluation mode. A net that draws random numbers itself
+    in evaluation mode must be declared by `random`, which is verified.
 
     Files are safetensors, or a state dict saved by `torch.save`, possibly inside a dict under `state_dict`,
     `model_state_dict` or `model`; they are read without unpickling code. A prefix `module.` or `_orig_mod.` of all
@@ -228,7 +228,7 @@ class _Net:
             self._normalize.std.copy_(torch.tensor(std or 1.0).view(-1, 1, 1))
         known = target.state_dict()
         counters = {name for name in known if name.endswith("num_batches_tracked")}
-        remedy = "name its net: --arch path/to/net.py:FUNCTION"
+        remedy = "name the net of these weights: --arch or --set LABEL.arch=path/to/net.py:FUNCTION"
         _check_fits(state, known, path, counters, f"the weights of {self.name}", remedy)
         try:
             target.load_state_dict(dict(state), strict=False)
@@ -327,7 +327,7 @@ def _state(name: str) -> dict[str, Tensor]:
         if out_of_memory(error):
             raise
         reason = str(error).strip().partition("\n")[0]
-        got = f"an unreadable file ({type(error).__name__}: {reason})"
+        got = f"an unreadable file ({reason})" if isinstance(error, RuntimeError) and reason else "an unreadable file"
         raise InputError(f"file {path}", expected=expected, got=got) from error
     nested = [key for key in NESTED if isinstance(found, Mapping) and isinstance(found.get(key), Mapping)]
     if nested:

@@ -132,10 +132,66 @@ def test_a_changed_file_has_other_keys_and_only_its_cells_run(capsys: pytest.Cap
 def test_a_file_that_fails_in_a_task_fails_its_cells_alone(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--defense", "defense.py:Failing,defense.py:Smoothed", "--attack", "attack.py:Mine"]
     assert run(*options) == 1
-    assert "failed: train Failing, seed 0: SystemExit" in capsys.readouterr().err
+    assert "defense.py, line 20, in fit: SystemExit: 0" in capsys.readouterr().err
     frame = pd.read_csv("results/results.csv").set_index(["defense", "attack"])
     assert frame.accuracy[("Smoothed", "Mine")] > 0
     assert frame["flags"][("Failing", "Mine")].startswith("failed")
+
+
+BROKEN = """
+import torch
+from advbench.attacks import Attack
+from advbench.models import InputNoise
+from advbench.training import ErmLoss, Wrapper
+from torch import nn
+
+class Fit(ErmLoss):
+    def fit(self, module, data, context=None):
+        return {}["k"]
+
+class Late(ErmLoss):
+    def loss(self, clf, x, y, count):
+        return super().loss(clf, x.view(3, -1), y, count)
+
+class Grain(InputNoise):
+    def change(self, x):
+        return x.repeat(2, 1, 1, 1)
+
+class Repeated(ErmLoss):
+    def noise(self):
+        return Grain()
+
+class Steps(Attack):
+    def run(self, clf, x, goal, threat, generator):
+        raise ValueError("no step")
+
+class Net(nn.Module):
+    def forward(self, x):
+        return x.view(3, 7)
+
+def build(channels, height, width, classes):
+    return Net()
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--defense broken.py:Fit --attack fgsm", "broken.py, line 10, in fit: KeyError: 'k'"),
+        ("--defense broken.py:Late --attack fgsm", "broken.py, line 14, in loss: RuntimeError: "),
+        ("--defense broken.py:Repeated --attack fgsm", "Grain.change: expected images of the dtype, batch size"),
+        ("--defense erm --set erm.stages=[1] --attack broken.py:Steps", "line 26, in run: ValueError: no step"),
+        ("--defense erm --arch broken.py:build --attack fgsm", "line 30, in forward: the model raised RuntimeError"),
+    ],
+)
+def test_an_error_in_a_file_is_one_line_that_names_it(
+    options: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("broken.py").write_text(BROKEN)
+    assert run(*options.split()) == 1
+    err = capsys.readouterr().err
+    assert message in err
+    assert "Traceback" not in err
 
 
 def test_attacks_are_made_of_attacks_in_files() -> None:

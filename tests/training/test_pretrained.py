@@ -226,10 +226,8 @@ def test_a_net_that_is_random_by_itself_must_be_declared_and_then_is() -> None:
 def test_weights_of_another_net_are_one_line_that_names_the_first_few(change: dict[str, Any], reason: str) -> None:
     state = {**net(1).state_dict(), **change}
     saved({name: tensor for name, tensor in state.items() if tensor is not None})
-    with pytest.raises(
-        InputError,
-        match=f"net.pt: expected the weights of the net, got {reason.rstrip(chr(36))}; name its net: --arch ",
-    ):
+    expected = f"net.pt: expected the weights of the net, got {reason.rstrip(chr(36))}; name the net of these weights: "
+    with pytest.raises(InputError, match=expected):
         read("net.pt")
 
 

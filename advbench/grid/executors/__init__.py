@@ -16,6 +16,7 @@ from advbench.grid.estimates import Measured
 from advbench.grid.plan import Task
 from advbench.grid.tasks import Record, Runner
 from advbench.progress import Progress
+from advbench.registry.files import place_of
 
 REASON_LENGTH = 500  # maximum characters of a stored reason, and of a line printed by a task
 TRACE_LENGTH = 20_000
@@ -132,6 +133,8 @@ def attempt(runner: Runner, task: Task, report: Callable[[Event], object], every
     except KeyboardInterrupt:
         raise
     except BaseException as error:
+        if place := place_of(error):
+            return Ended(task.key, failure=Failure("plugin", one_line(f"{place}: {_message(error)}")))
         trace = "".join(traceback.format_exception(error))
         if len(trace) > TRACE_LENGTH:
             trace = f"{trace[: TRACE_LENGTH // 2]}\n[...]\n{trace[-TRACE_LENGTH // 2 :]}"
