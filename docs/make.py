@@ -1,7 +1,7 @@
 """Write the parts of the documentation that follow from the sources and from the digits board.
 
 `python docs/make.py` writes commands.md, methods.md, attacks.md, data.md and digits.svg, the table in README.md, the
-flags in metrics.md and the items in reproduce.md.
+flags in metrics.md, the items in reproduce.md and the tables in claims.md.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import typer
 from tabulate import tabulate
 
@@ -36,6 +37,18 @@ DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 BOARD = ROOT / "leaderboards" / "digits"
 SHOWN = 8  # defenses in the README
+CLAIMS = (  # paper, the defense that is said to be more robust, the other
+    ("Adv-BNN", "adv_bnn", "pgd_at"),
+    ("Adv-BNN", "adv_bnn", "rse"),
+    ("Hierarchical VI", "hierarchical_vi", "pgd_at"),
+    ("Hierarchical VI", "hierarchical_vi", "adv_bnn"),
+    ("Adversarial sampling", "adversarial_sampling", "bnn"),
+    ("BAL", "bal", "bnn_sgadald"),
+    ("BAL", "bal", "wrm"),
+    ("BAL", "bal", "ifgsm_at"),
+    ("BAL", "bal", "fgsm_at"),
+)
+UNCERTAIN = ("apd", "sgld", "mc_dropout", "bnn", "rse", "adv_bnn", "hierarchical_vi")
 BRIDGES = ("advbench_robustbench.", "advbench_torchattacks.")
 NOTE = "<!-- Written by docs/make.py. -->"
 PART = "(<!-- {} -->\n).*?(<!-- end -->)"  # of a page, for the rest is written by hand
@@ -91,6 +104,10 @@ def from_board() -> Iterator[tuple[Path, bytes]]:
     attack = report.standings[0].lowest_attack or report.attacks[-1]
     yield DOCS / "digits.svg", to_bytes(draw_chart(security_curves(report, attack)), "svg")
     yield _with_part(ROOT / "README.md", "table of the digits board", digits_table(report))
+    page = DOCS / "claims.md"
+    for name, table in {"robustness": _robustness(), "spread": _spread(), "uncertainty": _uncertainty()}.items():
+        page.write_bytes(_with_part(page, name, table)[1])
+    yield page, page.read_bytes()
 
 
 def _with_part(path: Path, name: str, part: str) -> tuple[Path, bytes]:
@@ -112,6 +129,46 @@ def digits_table(report: Report) -> str:
     headings = ["rank", "defense", "clean", "area", f"eps {eps:g}", "passes"]
     table = tabulate(rows, headings, tablefmt="github", disable_numparse=True)
     return f"{table}\n\nThe first {len(rows)} of {len(report.standings)} defences."
+
+
+def _robustness() -> str:
+    """Claims that one defense is more robust than another, by the difference of their areas."""
+    table = pd.read_csv(BOARD / "differences.csv")
+    rows = []
+    for paper, better, worse in CLAIMS:
+        pair = table[table.defense.isin([better, worse]) & table.other.isin([better, worse])].iloc[0]
+        sign = 1 if pair.defense == better else -1
+        low, high = sorted([sign * pair.difference_low, sign * pair.difference_high])
+        verdict = "holds" if low > 0 else "fails" if high < 0 else "undecided"
+        rows.append(
+            [paper, f"`{better}` > `{worse}`", f"{sign * pair.difference:+.3f} [{low:+.3f}, {high:+.3f}]", verdict]
+        )
+    return tabulate(rows, ["paper", "more robust", "difference of areas", "verdict"], "github", disable_numparse=True)
+
+
+def _spread() -> str:
+    """Lowest and highest accuracy of 20 draws."""
+    table = pd.read_csv(BOARD / "results.csv")
+    rows = []
+    for defense, attack in itertools.product(("bnn", "adversarial_sampling"), ("none", "worst_case")):
+        own = table[(table.defense == defense) & (table.source == defense) & (table.attack == attack)]
+        cell = own.sort_values("eps").iloc[min(1, len(own) - 1)]
+        where = "clean" if attack == "none" else f"{attack} at {cell.eps:g}"
+        rows.append([f"`{defense}`", where, f"{cell.draw_accuracy_min:.3f}", f"{cell.draw_accuracy_max:.3f}"])
+    return tabulate(rows, ["defense", "images", "lowest draw", "highest draw"], "github", disable_numparse=True)
+
+
+def _uncertainty() -> str:
+    """AUROC of detecting adversarial images by total uncertainty, and accepted errors, at the middle radius."""
+    table = pd.read_csv(BOARD / "uncertainty.csv")
+    eps = sorted(table.eps.unique())[2]
+    rows = []
+    for defense in UNCERTAIN:
+        own = table[(table.defense == defense) & (table.source == defense) & (table.eps == eps)].set_index("attack")
+        found = own.loc[["eot_pgd", "certain"]]
+        rows.append([f"`{defense}`", *(f"{x:.3f}" for x in (*found.auroc_total, *found.accepted_errors_total))])
+    headings = ["defense", "AUROC", "under `certain`", "accepted errors", "under `certain`"]
+    return tabulate(rows, headings, "github", disable_numparse=True)
 
 
 def _items() -> Iterator[str]:

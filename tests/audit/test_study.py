@@ -22,7 +22,7 @@ TRAINED = {
     "bnn": {"stages": (15,), "batch_size": 64},
     "rse": {"stages": (10,), "batch_size": 64},
     "mc_dropout": {"stages": (10,), "batch_size": 64},
-    "sgld": {"stages": (15,), "batch_size": 64},
+    "sgld": {"stages": (60,), "batch_size": 64},
 }
 SOUND = (*TRAINED, "pgd_at large", "linear", "constant", "guesser", "smoothed")
 
