@@ -130,7 +130,7 @@ class Board:
             names = ", ".join(f"`{label}`" for label in sorted(self.in_files))
             origin += (
                 f"The code of {names} is in `{FOLDER}/`, with hyperparameters and digests in `{INDEX}`; no command "
-                "imports it except `advbench leaderboard check . --rerun 3 --run-files`. Read it first.\n"
+                "imports it without `--run-files`. Read it first.\n"
             )
         else:
             origin += (

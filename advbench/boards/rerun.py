@@ -16,7 +16,7 @@ from advbench.data.datasets import data_folder
 from advbench.errors import InputError
 from advbench.grid.execution import Execution
 from advbench.grid.inputs import CPU
-from advbench.grid.kept import FOLDER
+from advbench.grid.kept import FOLDER, placed
 from advbench.grid.plan import Cell, Plan
 from advbench.grid.run import WEIGHTS, keep, prepare
 from advbench.grid.spec import Choice, narrowed
@@ -66,8 +66,8 @@ def rerun(
     spec = board.spec.model_copy(update={"ood": (), "attacks": left, "dataset": dataset, "device": device})
     spec = narrowed(spec, board.spec, set(board.spec.attacks) - named, board.kept_files)
     if run_files:
-        for digest, sources in board.sources.items():
-            files.know(replace(sources, folder=str(board.folder.absolute() / FOLDER / digest)))
+        for sources in placed(board.sources, board.folder):
+            files.know(sources)
     plan = prepare(execution.placed(spec), execution.data_root, None if run_files else board.kept_files)
     if run_files and keep(plan) != keep(board.plan):
         findings.add("a file has other hyperparameters, nets or traits than the board states", FOLDER)

@@ -37,9 +37,16 @@ def _option(name: str, kind: Any, text: str, default: object = None, flag: str =
     return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-# Named like the fields of the spec, but for `file`.
+# Named like the fields of the spec, but for `file` and `run_files`.
 SPEC_OPTIONS = (
     _option("file", Path, "TOML file of settings; options take precedence [default: none]", flag="--spec"),
+    _option(
+        "run_files",
+        bool,
+        "import and run the Python files stored next to --spec, as in a board, if the run uses them "
+        "[default: refuse them]",
+        flag="--run-files",
+    ),
     _option(
         "defenses",
         Names,
@@ -153,10 +160,19 @@ def make_spec(file: Path | None, **options: Any) -> RunSpec:
         InputError: a name is unknown, or a value invalid.
     """
     from advbench.grid.inputs import Converge
+    from advbench.grid.kept import placed, read_kept
     from advbench.grid.spec import label_files, narrowed, parse_settings, parse_toml
     from advbench.grid.spec import make_spec as validated
+    from advbench.registry import files
 
     values: dict[str, Any] = {} if file is None else label_files(parse_toml(file), file.parent)
+    run_files, kept = options.pop("run_files", None), None
+    if run_files and file is None:
+        raise InputError("--run-files", expected="--spec as well, whose files to run")
+    if file is not None and any(map(files.digest_of, files.strings(values))):
+        kept, sources = read_kept(file.parent)
+        for each in placed(sources, file.parent):
+            (files.know if run_files else files.offer)(each)
     items = options.pop("set", None)
     limit, converge = options.pop("converge_limit", None), options.pop("converge", None)
     if limit is not None and not (converge or (converge is None and values.get("converge"))):
@@ -172,8 +188,12 @@ def make_spec(file: Path | None, **options: Any) -> RunSpec:
     if values.get("affinity") == ["none"] and options.get("affinity"):
         values["affinity"] = []
     settings = parse_settings(items or [])
+    for name in files.strings([settings, [values[name] for name, value in options.items() if value is not None]]):
+        files.kept_name(name)  # a path allows its file to be run, also where it has another name
     if file is not None:
-        values = label_files(values)  # so that options and the file use the same labels
+        replaced = values.pop("files", {})
+        mentioned = set(files.strings(values))
+        values = label_files({**values, "files": {label: n for label, n in replaced.items() if label in mentioned}})
     for plugin, params in settings.items():
         given = values.setdefault("set", {})
         if not isinstance(given, dict) or not isinstance(given.get(plugin, {}), dict):
@@ -189,7 +209,7 @@ def make_spec(file: Path | None, **options: Any) -> RunSpec:
         values["affinity"] = [name for name in whole["affinity"] if name in values["attacks"]]
     spec = validated(values)
     plugins = set(whole.get("set", {})) - set(settings)
-    return narrowed(spec, validated({**values, **whole}), plugins) if plugins else spec
+    return narrowed(spec, validated({**values, **whole}), plugins, kept, importing=True) if plugins else spec
 
 
 def names(values: Names) -> list[str]:

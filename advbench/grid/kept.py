@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -164,6 +165,11 @@ def read_kept(folder: Path) -> tuple[Kept, dict[str, Sources]]:
         InputError: the content is damaged.
     """
     return parse(read_folder(folder), str(folder))
+
+
+def placed(sources: Mapping[str, Sources], folder: Path) -> list[Sources]:
+    """The stored files of a folder, with their paths."""
+    return [replace(each, folder=str(folder.absolute() / FOLDER / digest)) for digest, each in sources.items()]
 
 
 def names_in(value: Any) -> list[str]:

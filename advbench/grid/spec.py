@@ -283,6 +283,8 @@ def label_files(values: Mapping[str, Any], folder: Path | None = None) -> dict[s
             return name
         label, target = parts["label"] or parts["name"], _placed(f"{parts['path']}:{parts['name']}", folder)
         taken = found.setdefault(label, target)
+        if taken != target and files.KEPT.fullmatch(taken) and files.kept_name(target) == taken:
+            taken = found[label] = target  # a file of a board, by its path
         if taken != target or label == NET or any(registry().knows(each, label) for each in NAMED):
             got = f"{taken} and {target}" if taken != target else f"{target}, and a name of advbench"
             raise InputError(f"label {label!r}", expected="one meaning", got=got, remedy=f"use {target}@LABEL")
@@ -528,7 +530,9 @@ def one_for_all(spec: RunSpec, attack: Choice) -> bool:
     return "minimal_norm" in attack.traits and not converges(spec, attack)
 
 
-def narrowed(spec: RunSpec, whole: RunSpec, names: Iterable[str], kept: Kept | None = None) -> RunSpec:
+def narrowed(
+    spec: RunSpec, whole: RunSpec, names: Iterable[str], kept: Kept | None = None, *, importing: bool = False
+) -> RunSpec:
     """The part of a run, without settings for plugins that it does not use.
 
     Args:
@@ -536,11 +540,12 @@ def narrowed(spec: RunSpec, whole: RunSpec, names: Iterable[str], kept: Kept | N
         whole: the whole run.
         names: names of plugins whose settings are dropped if unused.
         kept: as in `resolve`.
+        importing: import the files of the part, and no others.
 
     Raises:
         InputError: a plugin or hyperparameter is unknown, or a value invalid.
     """
-    used = _used(spec, kept)
+    used = _used(spec, None if importing else kept)
     left_out = _used(whole, kept).intersection(names) - used
     settings = {name: v for name, v in spec.set.items() if name not in left_out}
     in_files = {name: v for name, v in spec.files.items() if name in {*used, spec.architecture}}
