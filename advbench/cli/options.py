@@ -15,6 +15,7 @@ from advbench.errors import InputError
 
 if TYPE_CHECKING:
     from advbench.grid.execution import Execution
+    from advbench.grid.kept import Kept
     from advbench.grid.spec import RunSpec
 
 Names = list[str]
@@ -160,19 +161,11 @@ def make_spec(file: Path | None, **options: Any) -> RunSpec:
         InputError: a name is unknown, or a value invalid.
     """
     from advbench.grid.inputs import Converge
-    from advbench.grid.kept import placed, read_kept
     from advbench.grid.spec import label_files, narrowed, parse_settings, parse_toml
     from advbench.grid.spec import make_spec as validated
-    from advbench.registry import files
 
     values: dict[str, Any] = {} if file is None else label_files(parse_toml(file), file.parent)
-    run_files, kept = options.pop("run_files", None), None
-    if run_files and file is None:
-        raise InputError("--run-files", expected="--spec as well, whose files to run")
-    if file is not None and any(map(files.digest_of, files.strings(values))):
-        kept, sources = read_kept(file.parent)
-        for each in placed(sources, file.parent):
-            (files.know if run_files else files.offer)(each)
+    kept = _stored_files(values, file, run=options.pop("run_files", None))
     items = options.pop("set", None)
     limit, converge = options.pop("converge_limit", None), options.pop("converge", None)
     if limit is not None and not (converge or (converge is None and values.get("converge"))):
@@ -188,12 +181,9 @@ def make_spec(file: Path | None, **options: Any) -> RunSpec:
     if values.get("affinity") == ["none"] and options.get("affinity"):
         values["affinity"] = []
     settings = parse_settings(items or [])
-    for name in files.strings([settings, [values[name] for name, value in options.items() if value is not None]]):
-        files.kept_name(name)  # a path allows its file to be run, also where it has another name
-    if file is not None:
-        replaced = values.pop("files", {})
-        mentioned = set(files.strings(values))
-        values = label_files({**values, "files": {label: n for label, n in replaced.items() if label in mentioned}})
+    if file is not None:  # so that options and the file use the same labels
+        given = [settings, *(values[name] for name, value in options.items() if value is not None)]
+        values = label_files(_without_replaced_files(values, given))
     for plugin, params in settings.items():
         given = values.setdefault("set", {})
         if not isinstance(given, dict) or not isinstance(given.get(plugin, {}), dict):
@@ -210,6 +200,38 @@ def make_spec(file: Path | None, **options: Any) -> RunSpec:
     spec = validated(values)
     plugins = set(whole.get("set", {})) - set(settings)
     return narrowed(spec, validated({**values, **whole}), plugins, kept, importing=True) if plugins else spec
+
+
+def _stored_files(values: dict[str, Any], file: Path | None, *, run: bool | None) -> Kept | None:
+    """Description of the files stored next to the spec of a board, if it names any; with `run`, they may be imported.
+
+    Raises:
+        InputError: a stored file is damaged, or there is no spec.
+    """
+    from advbench.grid.kept import placed, read_kept
+    from advbench.registry import files
+
+    if run and file is None:
+        raise InputError("--run-files", expected="--spec as well, whose files to run")
+    if file is None or not any(map(files.digest_of, files.strings(values))):
+        return None
+    kept, sources = read_kept(file.parent)
+    for each in placed(sources, file.parent):
+        (files.know if run else files.offer)(each)
+    return kept
+
+
+def _without_replaced_files(values: dict[str, Any], given: list[Any]) -> dict[str, Any]:
+    """The values of a spec without the files of labels that it no longer uses, for given options."""
+    from advbench.registry import files
+
+    for name in files.strings(given):
+        files.kept_name(name)  # whoever gives a path allows its file to be run, also under another name
+    table = values.get("files")
+    if not isinstance(table, dict):
+        return values
+    used = {*files.strings({name: each for name, each in values.items() if name != "files"}), *files.strings(given)}
+    return {**values, "files": {label: name for label, name in table.items() if label in used}}
 
 
 def names(values: Names) -> list[str]:

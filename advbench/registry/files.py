@@ -101,10 +101,10 @@ def known(digest: str, name: str = "") -> Sources:
         remedy = "put the board's folder `files` next to its spec.toml"
         what, expected = f"file with SHA-256 {digest[:12]}", "a file given as path/to/my.py:Name"
         raise InputError(what, expected=expected, got="a file stored in a board", remedy=remedy)
-    shown = _offered[digest].shown()
+    shown, name = _offered[digest].shown(), name or "NAME"
     raise InputError(
-        f"{name or 'a name'} is in the board's file {shown}, which is not run unasked",
-        remedy=f"read it and, if you trust it, add --run-files, or write {shown}:{name or 'NAME'} in place of its label",
+        f"{name} is in the board's file {shown}, which is not run unasked",
+        remedy=f"read it and, if you trust it, add --run-files, or write {shown}:{name} in place of its label",
     )
 
 

@@ -183,12 +183,13 @@ def read_sources(board: Path, name: str) -> Path:
     return found.relative_to(Path.cwd())
 
 
-def test_a_replaced_defense_takes_its_file_with_it(made: Path, board: Path) -> None:
+@pytest.mark.parametrize("label", ["Smoothed", "fgsm_at"])
+def test_a_replaced_defense_takes_its_file_with_it(made: Path, board: Path, label: str) -> None:
     store = ["--store", str(made / ".advbench/store")]
-    assert main(["leaderboard", "submit", str(made / "run"), "--defense", "Smoothed", *store]) == 0
+    assert main(["leaderboard", "submit", str(made / "run"), "--defense", label, *store]) == 0
     before = {path.relative_to(board): path.read_bytes() for path in board.rglob("*") if path.is_file()}
-    assert main(["leaderboard", "merge", str(board), "Smoothed.advbench.zip"]) == 2
-    assert main(["leaderboard", "merge", str(board), "Smoothed.advbench.zip", "--replace"]) == 0
+    assert main(["leaderboard", "merge", str(board), f"{label}.advbench.zip"]) == 2
+    assert main(["leaderboard", "merge", str(board), f"{label}.advbench.zip", "--replace"]) == 0
     assert {path.relative_to(board): path.read_bytes() for path in board.rglob("*") if path.is_file()} == before
 
 
@@ -243,7 +244,7 @@ def alter(board: Path, name: str) -> None:
         ("path", 0, ""),
         ("part", 2, "expected names of stored files, got .*evil.py:Mine"),
         ("attack", 2, "expected names of stored files, got .*evil.py:Mine"),
-        ("cuckoo", 1, "a file does not match the records, first files/index.json"),
+        ("cuckoo", 1, "a file does not match the records: files/index.json"),
         ("params", 1, "a record of another spec, data set or version of a plugin"),
     ],
 )
