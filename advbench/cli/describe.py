@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import pydantic
 from tabulate import tabulate
 
-from advbench.cli.display import duration
 from advbench.data.datasets import data_folder
 from advbench.errors import AdvbenchError, MissingExtraError
 from advbench.grid.estimates import measured
@@ -21,6 +20,7 @@ from advbench.grid.queue import longest_chain
 from advbench.grid.scheduler import failed_before, outstanding
 from advbench.grid.spec import COLOUR_EPS, DEFAULT_ARCHITECTURE, DEFAULT_ARCHITECTURES, EPS
 from advbench.models.nets import net_params
+from advbench.progress import duration
 from advbench.registry import KINDS, files, registry
 from advbench.registry.optional import require, written_over
 from advbench.registry.params import Configurable, Params

@@ -47,11 +47,14 @@ def run(
     """Train, attack and evaluate defences, and write the leaderboard; results in the store are reused."""
     del log_json
     from advbench.grid.run import Settings, prepare
-    from advbench.report.output import check_no_board, write_out
+    from advbench.report.output import check_no_board, check_writable, write_inputs, write_out
 
     store = execution.open_store()
     plan = prepare(execution.placed(spec), execution.data_root)
     check_no_board(out)
+    check_writable(out)
+    store.check_writable()
+    write_inputs(plan, out)
     outcome = carry_out_shown(plan, execution, store, Settings(keep_examples, retry_failed), out)
     report, files = write_out(plan, store, outcome, out)
     print_end(report, files)

@@ -20,6 +20,7 @@ from advbench.grid.plan import Plan, Task, make_plan
 from advbench.grid.scheduler import Outcome, Scheduler, Watch, failed_before
 from advbench.grid.spec import Choice, RunSpec, pinned, resolve
 from advbench.grid.tasks import Record
+from advbench.keys import content_key
 from advbench.models.nets import build
 from advbench.registry import checkout_digest, registry
 from advbench.registry import pinned as by_content
@@ -152,7 +153,7 @@ def carry_out(
         failed = {}
     spec = plan.spec
     about = f"{', '.join(spec.defenses)} under {', '.join(spec.attacks)} on {spec.dataset.partition(':')[0]}"
-    heartbeat = Heartbeat(store.storage, about)
+    heartbeat = Heartbeat(store.storage, about, plan=content_key(sorted(plan.tasks)))
     heartbeat.open()
     scheduler = Scheduler(
         plan,
