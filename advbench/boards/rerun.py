@@ -142,7 +142,7 @@ def _not_installed(board: Board) -> dict[str, str]:
             except Exception:
                 here = False
             if not here:
-                found[label] = f"or uses {described(part)}, which is not installed here"
+                found[label] = f"based on {described(part)}, which is not installed here"
     return found
 
 

@@ -105,7 +105,7 @@ def test_a_rerun_says_which_cells_it_leaves_out_and_why(made: Path, capsys: pyte
             assert main(RERUN) == 0, capsys.readouterr().err
         said = capsys.readouterr().out
         assert counts in said
-        assert "smooth is or uses smooth of advbench-sample, version 1.2.3, which is not installed here" in said
+        assert "smooth is based on smooth of advbench-sample, version 1.2.3, which is not installed here" in said
     with installed("1.2.3"):
         assert main(RERUN) == 0, capsys.readouterr().err
     assert "8 cells recomputed, 8 of them equal to the last digit\n" in capsys.readouterr().out
