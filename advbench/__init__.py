@@ -149,7 +149,7 @@ def run(
     from advbench.grid.scheduler import outstanding
     from advbench.grid.spec import make_spec
     from advbench.report.opened import DEFAULT_STORE, open_run
-    from advbench.report.output import check_no_board, check_writable, write_out
+    from advbench.report.output import check_no_board, check_writable, write_inputs, write_out
 
     url = store or os.environ.get("ADVBENCH_STORE") or DEFAULT_STORE
     how = dict(execution or {})
@@ -164,6 +164,7 @@ def run(
     check_writable(folder)
     place = chosen.open_store()
     place.check_writable()
+    write_inputs(plan, folder)
     waiting, runtime = outstanding(plan, place), chosen.runtime(plan.spec.dataset, plan.spec.threads, plan.spec.ood)
     console = None if progress else Console(file=io.StringIO())
     with Display(plan.tasks, waiting, console) as display:

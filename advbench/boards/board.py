@@ -15,15 +15,16 @@ from advbench.boards.records import LARGEST, Records
 from advbench.boards.records import NAME as RECORDS
 from advbench.errors import InputError
 from advbench.grid.identity import DATA, Identity, is_about, parse_identity
-from advbench.grid.kept import FOLDER, INDEX, Kept, content, in_board, is_place, read_folder
+from advbench.grid.inputs import Component
+from advbench.grid.kept import CORE, FOLDER, INDEX, Kept, content, foreign, in_board, is_place, read_folder
 from advbench.grid.kept import parse as parse_kept
 from advbench.grid.plan import Plan
 from advbench.grid.run import WEIGHTS, keep, lay_out
 from advbench.grid.spec import Choice, RunSpec, make_spec, published, read_toml
 from advbench.registry import checkout_digest, pinned
-from advbench.registry.files import Sources
+from advbench.registry.files import FILE, Sources
 from advbench.report import Report, collect
-from advbench.report.markdown import render
+from advbench.report.markdown import escape, render
 from advbench.report.output import contents
 from advbench.report.references import Reference, read_references
 from advbench.report.shape import check_record
@@ -50,7 +51,8 @@ class Board:
         identity: identity of the data that it was computed on.
         records: records of trainings and evaluations.
         about: the maintainers' description, as Markdown.
-        kept_files: description of the stored files with plugins and nets; none of them is imported here.
+        kept_files: description of the plugins and nets in stored files, none of which is imported here, and of those of
+            other distributions, which need not be installed.
         sources: content of those files, by digest.
     """
 
@@ -97,16 +99,28 @@ class Board:
     @cached_property
     def in_files(self) -> frozenset[str]:
         """Labels of the plugins that depend on stored files: for themselves, their net, source or initial weights."""
-        found = set(self.kept_files.choices)
-        net = self.kept_files.net is not None
+        stored = self.kept_files.in_files()
+        found = set(stored.choices)
         choices = [each for cell in self.plan.cells for each in (cell.defense, cell.attack) if each]
         for choice in choices:
             start: Choice | None = choice
             while start:
-                if start.label in found or (net and start.net == self.kept_files.net):
+                if start.label in found or (stored.net is not None and start.net == stored.net):
                     found.add(choice.label)
                 start = start.init
         return frozenset(found)
+
+    @cached_property
+    def needs(self) -> dict[str, list[Component]]:
+        """Components that other distributions contain, by label of the plugins that depend on them."""
+        found: dict[str, list[Component]] = {}
+        for choice in (each for cell in self.plan.cells for each in (cell.defense, cell.attack) if each):
+            start: Choice | None = choice
+            parts = found.setdefault(choice.label, [])
+            while start:
+                parts += [each for each in (start.component, start.net) if each and foreign(each) and each not in parts]
+                start = start.init
+        return {label: parts for label, parts in found.items() if parts}
 
     def references(self) -> list[Reference]:
         """Results of models evaluated elsewhere, for the page."""
@@ -130,13 +144,19 @@ class Board:
             names = ", ".join(f"`{label}`" for label in sorted(self.in_files))
             origin += (
                 f"The code of {names} is in `{FOLDER}/`, with hyperparameters and digests in `{INDEX}`; no command "
-                "imports it except `advbench leaderboard check . --rerun 3 --run-files`. Read it first.\n"
+                "imports it without `--run-files`. Read it first.\n"
             )
         else:
             origin += (
                 "It was computed by:\n\n"
                 f"```sh\nadvbench run --spec spec.toml --store STORE --out RUN{root}\n"
                 "advbench leaderboard build . --store STORE\n```\n"
+            )
+        for label, parts in sorted(self.needs.items()):
+            named = escape(" and ".join(map(described, parts)))
+            origin += (
+                f"\n`{label}` uses {named}, which is needed to recompute it and for nothing else. Hyperparameters and "
+                f"version are in `{INDEX}`. Read it before you install it.\n"
             )
         from_files = [label for label, params in sorted(self.spec.set.items()) if pinned.digests(params)]
         if from_files:
@@ -146,6 +166,13 @@ class Board:
                 f"folder `{WEIGHTS}` of the data root.\n"
             )
         return f"{render(self.report, self.about)}\n{origin}"
+
+
+def described(component: Component) -> str:
+    """A plugin with the distributions that it needs, such as `smooth of advbench-sample, version 1.2.3`."""
+    of = "" if component.distribution in (CORE, FILE) else f" of {component.distribution}, version {component.version}"
+    built_on = [f"{name} {version}" for name, version in (component.built_on or {}).items()]
+    return f"{component.name}{of}" + (f" with {', '.join(built_on)}" if built_on else "")
 
 
 def read_board(folder: Path, *, empty: bool = False) -> Board:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import ctypes
 import glob
 import os
+import re
 import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from advbench.boards.board import Board, locked, sources, write
+from advbench.boards.board import Board, described, locked, sources, write
 from advbench.boards.check import Findings, check, check_records
 from advbench.boards.records import Records
 from advbench.boards.submission import open_submission
@@ -24,6 +25,9 @@ SETTINGS = (
     "dataset architecture norm eps seeds draws limit batch_size precision threads device sweep budget converge ood "
     "ood_scale ood_signed history"
 ).split()
+
+
+CHECKOUT = re.compile(r"\+[0-9a-f]{12}\b")  # digest of sources in the version of an editable install
 
 
 class Merged(NamedTuple):
@@ -136,6 +140,11 @@ def _check_fit(board: Board, theirs: Board) -> None:
         in_files = [each.spec.files.get(name) for each in (board, theirs)]
         if in_files[0] != in_files[1]:
             raise InputError(f"file of {name!r} in the submission", expected="the board's, by SHA-256", got="another")
+    ours, others = board.kept_files.choices, theirs.kept_files.choices
+    for name in board.spec.attacks:
+        if name in ours and name in others and ours[name].component != others[name].component:
+            expected, got = (described(each[name].component) for each in (ours, others))
+            raise InputError(f"attack {name!r} of the submission", expected=f"the board's {expected}", got=got)
     if theirs.identity != board.identity:
         raise InputError("data of the submission", expected="the board's, by SHA-256", got="others")
     made_by = [sources(each.records.checkout) for each in (board, theirs)]
@@ -146,6 +155,15 @@ def _check_fit(board: Board, theirs: Board) -> None:
             got=made_by[1],
             remedy="use the same kind of installation (pip install without -e installs a release)",
         )
+    for label, parts in theirs.needs.items():
+        for part in parts:
+            if board.records.checkout is None and any(map(CHECKOUT.search, part.versions.values())):
+                raise InputError(
+                    f"plugin {label!r} of the submission",
+                    expected=f"a release of {part.distribution}, which others can install",
+                    got=f"a checkout, {described(part)}",
+                    remedy="install it without -e and run again, or submit the defense as a file",
+                )
     missing = [name for name in board.spec.attacks if name not in theirs.spec.attacks]
     if missing:
         raise InputError("attacks of the submission", expected="all of the board's", got=f"none of {missing[0]!r}")
@@ -164,7 +182,7 @@ def _joined(board: Board, submission: Board) -> Board:
     if label in table and label not in theirs.files:
         del table[label]
     before, added = board.kept_files, submission.kept_files
-    new = {name: each for name, each in added.choices.items() if name in part.files and name not in ours.attacks}
+    new = {name: each for name, each in added.choices.items() if each.kind == "defense"}
     old = {name: each for name, each in before.choices.items() if name != label}
     sizes = {**added.parameters, **before.parameters}
     kept = before.model_copy(update={"choices": {**old, **new}, "parameters": sizes})

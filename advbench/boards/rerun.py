@@ -8,23 +8,39 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from advbench.boards.board import Board
+from advbench.boards.board import Board, described
 from advbench.boards.check import Findings
 from advbench.data.datasets import data_folder
 from advbench.errors import InputError
 from advbench.grid.execution import Execution
 from advbench.grid.inputs import CPU
-from advbench.grid.kept import FOLDER
+from advbench.grid.kept import FOLDER, Kept, placed
 from advbench.grid.plan import Cell, Plan
 from advbench.grid.run import WEIGHTS, keep, prepare
-from advbench.grid.spec import Choice, narrowed
-from advbench.registry import files, pinned
+from advbench.grid.spec import Choice, installed, narrowed
+from advbench.registry import Kind, files, pinned
 from advbench.store.records import Store
 
 Compute = Callable[[Plan, Execution, Store], Mapping[str, str]]
 EQUAL = ("accuracy", "draw_accuracy", "accuracy_interval", "draw_accuracy_interval", "draws", "n_examples", "right")
+
+
+class Recomputed(NamedTuple):
+    """The outcome of a recomputation.
+
+    Attributes:
+        cells: number of recomputed cells.
+        equal: number of those with all `EQUAL` values equal to the last digit.
+        left_out: number of cells with a record that could not be chosen.
+        reasons: why, one sentence for each plugin.
+    """
+
+    cells: int
+    equal: int
+    left_out: int = 0
+    reasons: tuple[str, ...] = ()
 
 
 def rerun(
@@ -36,7 +52,7 @@ def rerun(
     seed: int | None = None,
     *,
     run_files: bool = False,
-) -> tuple[int, int]:
+) -> Recomputed:
     """Recompute cells of a board and report disagreements.
 
     The cells are chosen at random among those with a record. They and all their inputs, including trainings, are
@@ -52,9 +68,6 @@ def rerun(
         seed: seed of the choice; unpredictable by default.
         run_files: import and run the files stored in the board; otherwise only cells that need none are chosen.
 
-    Returns:
-        The number of cells, and the number of cells with all `EQUAL` values equal to the last digit.
-
     Raises:
         InputError: the spec cannot be executed here, the data are missing, or no cell has a record.
     """
@@ -62,30 +75,30 @@ def rerun(
     dataset = _in_root(board.spec.dataset, data_folder(execution.data_root))
     device = board.spec.device or CPU
     named = {cell.attack.label for cell in board.plan.cells if cell.attack}
-    left = tuple(name for name in board.spec.attacks if name in named) or ("none",)
-    spec = board.spec.model_copy(update={"ood": (), "attacks": left, "dataset": dataset, "device": device})
-    spec = narrowed(spec, board.spec, set(board.spec.attacks) - named, board.kept_files)
+    reasons = _not_installed(board)
+    if not run_files:
+        reasons = dict.fromkeys(board.in_files, "in a file of the board, which only --run-files runs") | reasons
+    defenses = tuple(name for name in board.spec.defenses if name not in reasons)
+    left = tuple(name for name in board.spec.attacks if name in named and name not in reasons) or ("none",)
+    if not defenses:
+        raise _nothing(board, reasons)
+    affinity = tuple(name for name in board.spec.affinity or () if name in left)
+    part = {"defenses": defenses, "attacks": left, "affinity": affinity}
+    spec = board.spec.model_copy(update={**part, "ood": (), "dataset": dataset, "device": device})
+    spec = narrowed(spec, board.spec, {*board.spec.attacks, *board.spec.set}, board.kept_files)
     if run_files:
-        for digest, sources in board.sources.items():
-            files.know(replace(sources, folder=str(board.folder.absolute() / FOLDER / digest)))
-    plan = prepare(execution.placed(spec), execution.data_root, None if run_files else board.kept_files)
-    if run_files and keep(plan) != keep(board.plan):
-        findings.add("a file has other hyperparameters, nets or traits than the board states", FOLDER)
-        return 0, 0
-    left_out = frozenset() if run_files else board.in_files
-    lacking = _lacking(plan)
-    left_out |= lacking
+        for sources in placed(board.sources, board.folder):
+            files.know(sources)
+    plan = prepare(execution.placed(spec), execution.data_root, None if run_files else board.kept_files.in_files())
+    if not _is_stated(keep(plan), keep(board.plan)):
+        findings.add("a plugin has other hyperparameters, nets or traits than the board states", FOLDER)
+        return Recomputed(0, 0)
+    weights = f"without the files with its weights in {data_folder(execution.data_root) / WEIGHTS}"
+    reasons |= dict.fromkeys(_lacking(plan), weights)
     known = {_place(cell): cell.key for cell in board.plan.cells if cell.key in board.records}
-    there = [cell for cell in plan.cells if _place(cell) in known and not left_out.intersection(_place(cell)[:3])]
+    there = [cell for cell in plan.cells if _place(cell) in known and not reasons.keys() & {*_place(cell)[:3]}]
     if not there:
-        expected, remedy = "cells with a record, to recompute", ""
-        if left_out:
-            expected += f", without the files of {', '.join(sorted(left_out))}"
-            remedy = "read these files; with --run-files they are imported and run"
-        if lacking:
-            place = data_folder(execution.data_root) / WEIGHTS
-            remedy = f"put the files with the weights of {', '.join(sorted(lacking))} into {place}"
-        raise InputError(f"board {board.folder}", expected=expected, got="none", remedy=remedy)
+        raise _nothing(board, reasons)
     generator = random.SystemRandom() if seed is None else random.Random(seed)  # noqa: S311
     chosen = generator.sample(there, min(count, len(there)))
     needed = {cell.key for cell in chosen}
@@ -93,20 +106,53 @@ def rerun(
         if task.key in needed:
             needed.update(task.needs)
     tasks = {key: task for key, task in plan.tasks.items() if key in needed}
-    part = Plan(plan.spec, tasks, tuple(chosen))
+    chosen_part = Plan(plan.spec, tasks, tuple(chosen))
     equal = 0
     with tempfile.TemporaryDirectory(prefix="advbench-rerun-") as folder:
         execution = replace(execution, store=folder)
         store = execution.open_store()
-        failed = compute(part, execution, store)
-        for cell in part.cells:
+        failed = compute(chosen_part, execution, store)
+        for cell in chosen:
             label, record = plan.tasks[cell.key].label, store.read_record(cell.key)
             if record is None:
                 findings.add("a cell could not be recomputed", f"{label}: {failed.get(cell.key, 'unknown')}")
                 continue
             before = board.records[known[_place(cell)]]
             equal += _agree(before["result"], record["result"], label, findings)
-    return len(part.cells), equal
+    left_out = {label for place in known for label in place[:3]} & reasons.keys()
+    why = tuple(f"{label} is {reasons[label]}" for label in sorted(left_out))
+    return Recomputed(len(chosen), equal, len(known) - len(there), why)
+
+
+def _nothing(board: Board, reasons: Mapping[str, str]) -> InputError:
+    why = "; ".join(f"{label} is {reason}" for label, reason in sorted(reasons.items()))
+    expected = "cells with a record that can be recomputed here"
+    return InputError(f"board {board.folder}", expected=expected, got="none" + (f": {why}" if why else ""))
+
+
+def _not_installed(board: Board) -> dict[str, str]:
+    """Reasons of plugins that need a distribution that is not installed here in the version of the board."""
+    found: dict[str, str] = {}
+    for label, parts in board.needs.items():
+        for part in parts:
+            try:
+                net = part in (board.kept_files.net, *(each.net for each in board.kept_files.choices.values()))
+                kind: Kind = "architecture" if net else "attack" if label in board.spec.attacks else "defense"
+                here = part.file is not None or installed(kind, part.name, part.params) == part
+            except Exception:
+                here = False
+            if not here:
+                found[label] = f"based on {described(part)}, which is not installed here"
+    return found
+
+
+def _is_stated(found: Kept, stated: Kept) -> bool:
+    """True if the description of a part of a board is part of the board's."""
+    return (
+        found.choices.items() <= stated.choices.items()
+        and found.net in (None, stated.net)
+        and found.parameters.items() <= stated.parameters.items()
+    )
 
 
 def _lacking(plan: Plan) -> frozenset[str]:

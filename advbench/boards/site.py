@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from advbench.boards.board import SPEC, read_inside
@@ -49,7 +50,14 @@ def site_files(folder: Path, date: str) -> dict[str, bytes] | Findings:
         )
         entries.append(entry)
         files |= {f"{at}/{name}": raw for name, raw in {**made, INDEX: page.encode()}.items()}
-    return findings or files | {INDEX: render_index(entries, date).encode()}
+    titles = Counter(entry.title for entry in entries)
+    named = [
+        entry._replace(title=f"{entry.title} ({entry.link.removesuffix(f'/{INDEX}')})")
+        if titles[entry.title] > 1
+        else entry
+        for entry in entries
+    ]
+    return findings or files | {INDEX: render_index(named, date).encode()}
 
 
 def _places(folder: Path) -> list[Path]:

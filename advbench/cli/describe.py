@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import pydantic
 from tabulate import tabulate
 
-from advbench.cli.display import duration
 from advbench.data.datasets import data_folder
 from advbench.errors import AdvbenchError, MissingExtraError
 from advbench.grid.estimates import measured
@@ -21,6 +20,7 @@ from advbench.grid.queue import longest_chain
 from advbench.grid.scheduler import failed_before, outstanding
 from advbench.grid.spec import COLOUR_EPS, DEFAULT_ARCHITECTURE, DEFAULT_ARCHITECTURES, EPS
 from advbench.models.nets import net_params
+from advbench.progress import duration
 from advbench.registry import KINDS, files, registry
 from advbench.registry.optional import require, written_over
 from advbench.registry.params import Configurable, Params
@@ -50,7 +50,8 @@ def plan_lines(plan: Plan, store: Store, *, every_task: bool) -> Iterator[str]:
         rows.append([kind, len(planned), len(to_run), passes, took(known.total(to_run)), memory])
     headers = ["task", "planned", "to run", "image passes", "time on one worker", "memory per task"]
     yield from tabulate(rows, headers=headers, tablefmt="github", colalign=("left", *["right"] * 5)).splitlines()
-    yield f"{len(plan.cells)} rows in results.csv; planned tasks that will not run are done or not needed"
+    others = "; planned tasks that will not run are done or not needed" if len(waiting) < len(plan.tasks) else ""
+    yield f"{len(plan.cells)} rows in results.csv{others}"
     failed = failed_before(plan, waiting, store)
     if failed:
         yield f"{len(failed)} of the tasks to run failed in a previous run; use --retry-failed to retry them"

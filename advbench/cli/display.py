@@ -16,10 +16,10 @@ from rich.table import Column
 
 from advbench.errors import printable
 from advbench.grid.plan import Task
+from advbench.progress import duration
 
 REPEAT = 60.0  # seconds between two messages about waiting for other drivers
 QUIET = 15.0  # seconds without output after which running tasks are reported
-WARM_UP = 5.0  # seconds before which the speed of a run is not known
 JSON_PROGRESS = 5.0  # minimum seconds between two lines of JSON on a task's progress
 ENDS = ("finished", "elsewhere", "skipped", "failed")  # events that end a task
 
@@ -169,15 +169,8 @@ class Display:
         return due
 
     def _seconds_left(self) -> float | None:
-        """Seconds left by the scheduler's estimate, or from the speed of tasks so far; None if unknown."""
-        if self._ended >= self._count:
-            return None
-        if self._left is not None:
-            return self._left
-        spent, elapsed = self._passes(), time.monotonic() - self._started
-        if not spent or elapsed < WARM_UP:  # until then most of it is the start of workers
-            return None
-        return elapsed / spent * (self._cost - spent)
+        """Seconds left by the scheduler's estimate; None if unknown."""
+        return None if self._ended >= self._count else self._left
 
     def _passes(self) -> float:
         """Cost of the ended tasks and of the finished parts of running ones."""
@@ -214,10 +207,3 @@ def found(record: Mapping[str, Any]) -> str:
     else:
         text = ", ".join(f"{name} {value:.4g}" for name, value in result["training"].items())
     return ", ".join(filter(None, [text, f"{record['seconds']:.1f} s"]))
-
-
-def duration(seconds: float) -> str:
-    """Format a duration."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

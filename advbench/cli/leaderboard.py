@@ -116,9 +116,11 @@ def check(
     cells = len(board.cells)
     found = f"{cells - board.missing:,} of {cells:,} cells of {len(board.spec.defenses)} defenses"
     if rerun:
-        count, equal = recompute(board, rerun, execution, findings, _compute, rerun_seed, run_files=run_files)
+        done = recompute(board, rerun, execution, findings, _compute, rerun_seed, run_files=run_files)
         refuse(findings.lines())
-        found += f", {count} cells recomputed, {equal} of them equal to the last digit"
+        found += f", {done.cells} cells recomputed, {done.equal} of them equal to the last digit"
+        if done.left_out:
+            found += f"; {done.left_out} cells left out: {'; '.join(done.reasons)}"
     say(f"ok: {found}")
 
 

@@ -15,6 +15,7 @@ from advbench.errors import InputError
 
 if TYPE_CHECKING:
     from advbench.grid.execution import Execution
+    from advbench.grid.kept import Kept
     from advbench.grid.spec import RunSpec
 
 Names = list[str]
@@ -37,9 +38,16 @@ def _option(name: str, kind: Any, text: str, default: object = None, flag: str =
     return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-# Named like the fields of the spec, but for `file`.
+# Named like the fields of the spec, but for `file` and `run_files`.
 SPEC_OPTIONS = (
     _option("file", Path, "TOML file of settings; options take precedence [default: none]", flag="--spec"),
+    _option(
+        "run_files",
+        bool,
+        "import and run the Python files stored next to --spec, as in a board, if the run uses them "
+        "[default: refuse them]",
+        flag="--run-files",
+    ),
     _option(
         "defenses",
         Names,
@@ -157,6 +165,7 @@ def make_spec(file: Path | None, **options: Any) -> RunSpec:
     from advbench.grid.spec import make_spec as validated
 
     values: dict[str, Any] = {} if file is None else label_files(parse_toml(file), file.parent)
+    kept = _stored_files(values, file, run=options.pop("run_files", None))
     items = options.pop("set", None)
     limit, converge = options.pop("converge_limit", None), options.pop("converge", None)
     if limit is not None and not (converge or (converge is None and values.get("converge"))):
@@ -172,8 +181,9 @@ def make_spec(file: Path | None, **options: Any) -> RunSpec:
     if values.get("affinity") == ["none"] and options.get("affinity"):
         values["affinity"] = []
     settings = parse_settings(items or [])
-    if file is not None:
-        values = label_files(values)  # so that options and the file use the same labels
+    if file is not None:  # so that options and the file use the same labels
+        given = [settings, *(values[name] for name, value in options.items() if value is not None)]
+        values = label_files(_without_replaced_files(values, given))
     for plugin, params in settings.items():
         given = values.setdefault("set", {})
         if not isinstance(given, dict) or not isinstance(given.get(plugin, {}), dict):
@@ -189,7 +199,39 @@ def make_spec(file: Path | None, **options: Any) -> RunSpec:
         values["affinity"] = [name for name in whole["affinity"] if name in values["attacks"]]
     spec = validated(values)
     plugins = set(whole.get("set", {})) - set(settings)
-    return narrowed(spec, validated({**values, **whole}), plugins) if plugins else spec
+    return narrowed(spec, validated({**values, **whole}), plugins, kept, importing=True) if plugins else spec
+
+
+def _stored_files(values: dict[str, Any], file: Path | None, *, run: bool | None) -> Kept | None:
+    """Description of the files stored next to the spec of a board, if it names any; with `run`, they may be imported.
+
+    Raises:
+        InputError: a stored file is damaged, or there is no spec.
+    """
+    from advbench.grid.kept import placed, read_kept
+    from advbench.registry import files
+
+    if run and file is None:
+        raise InputError("--run-files", expected="--spec as well, whose files to run")
+    if file is None or not any(map(files.digest_of, files.strings(values))):
+        return None
+    kept, sources = read_kept(file.parent)
+    for each in placed(sources, file.parent):
+        (files.know if run else files.offer)(each)
+    return kept
+
+
+def _without_replaced_files(values: dict[str, Any], given: list[Any]) -> dict[str, Any]:
+    """The values of a spec without the files of labels that it no longer uses, for given options."""
+    from advbench.registry import files
+
+    for name in files.strings(given):
+        files.kept_name(name)  # whoever gives a path allows its file to be run, also under another name
+    table = values.get("files")
+    if not isinstance(table, dict):
+        return values
+    used = {*files.strings({name: each for name, each in values.items() if name != "files"}), *files.strings(given)}
+    return {**values, "files": {label: name for label, name in table.items() if label in used}}
 
 
 def names(values: Names) -> list[str]:

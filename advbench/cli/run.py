@@ -10,9 +10,6 @@ import typer
 
 from advbench.cli.options import (
     DEFAULT_OUT,
-    DEFAULT_STORE,
-    DataRoot,
-    StoreUrl,
     takes_execution,
     takes_spec,
 )
@@ -47,11 +44,14 @@ def run(
     """Train, attack and evaluate defences, and write the leaderboard; results in the store are reused."""
     del log_json
     from advbench.grid.run import Settings, prepare
-    from advbench.report.output import check_no_board, write_out
+    from advbench.report.output import check_no_board, check_writable, write_inputs, write_out
 
     store = execution.open_store()
     plan = prepare(execution.placed(spec), execution.data_root)
     check_no_board(out)
+    check_writable(out)
+    store.check_writable()
+    write_inputs(plan, out)
     outcome = carry_out_shown(plan, execution, store, Settings(keep_examples, retry_failed), out)
     report, files = write_out(plan, store, outcome, out)
     print_end(report, files)
@@ -120,22 +120,26 @@ def _has_bfloat16() -> bool:
 
 
 @takes_spec
+@takes_execution
 def plan(
     spec: "RunSpec",
+    execution: "Execution",
     *,
-    data_root: DataRoot = None,
-    store: StoreUrl = DEFAULT_STORE,
     tasks: Annotated[bool, typer.Option("--tasks", help="list every task to run")] = False,
+    out: Annotated[Path, typer.Option(help="as in run; nothing is written")] = DEFAULT_OUT,
+    keep_examples: Annotated[bool, typer.Option("--keep-examples", help="as in run; without effect")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="as in run; without effect")] = False,
+    log_json: LogJson = False,
 ) -> None:
-    """Show the tasks and cost of a run without running it."""
+    """Show the tasks and cost of a run without running it; takes the options of run."""
+    del out, keep_examples, retry_failed, log_json
     from advbench.cli.describe import plan_lines
-    from advbench.grid.execution import Execution
     from advbench.grid.run import prepare
     from advbench.store.records import Store
     from advbench.store.storage import BRIEF
 
-    placed = spec if spec.device else Execution(store).placed(spec)
-    for line in plan_lines(prepare(placed, data_root), Store(store, BRIEF), every_task=tasks):
+    placed = execution.placed(spec) if execution.device or not spec.device else spec
+    for line in plan_lines(prepare(placed, execution.data_root), Store(execution.store, BRIEF), every_task=tasks):
         say(line)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
-from advbench.cli.display import duration
+from advbench.progress import duration
 from advbench.store.heartbeat import SILENCE, Liveness, Run, machine, runs
 from advbench.store.storage import Storage
 
@@ -20,7 +20,13 @@ def runs_now(storage: Storage, last: int) -> list[Run]:
     liveness = Liveness(storage)
     going = [run for run in found if liveness.of(run) and (run.machine == machine() or _beats(run))]
     ended = [run for run in found if run not in going][:last]
-    return [*going, *(run.model_copy(update={"state": "dead"}) if run.state == "running" else run for run in ended)]
+    return [*going, *(_dead(run) if run.state == "running" else run for run in ended)]
+
+
+def _dead(run: Run) -> Run:
+    """The entry of a run whose driver died: what was running is not."""
+    tasks = {**run.tasks, "running": 0, "waiting": run.tasks.get("running", 0) + run.tasks.get("waiting", 0)}
+    return run.model_copy(update={"state": "dead", "running": (), **({"tasks": tasks} if run.tasks else {})})
 
 
 def _beats(run: Run) -> bool:
@@ -43,6 +49,9 @@ def status_lines(found: Sequence[Run], url: str) -> Iterator[str]:
             yield "  tasks: " + ", ".join(f"{count} {name}" for name, count in run.tasks.items() if count)
         if run.state == "running":
             yield from _going(run)
+        after = next((each for each in reversed(found[:index]) if each.plan and each.plan == run.plan), None)
+        if after is not None and run.state != "done":
+            yield f"  run again from {after.started}: {after.state}"
         for failure in run.failures:
             yield f"  failed: {failure.task}: {failure.reason}"
 

@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pydantic
 from pydantic import FiniteFloat
@@ -15,6 +15,9 @@ from advbench.grid.inputs import CPU
 from advbench.grid.plan import Task
 from advbench.store import heartbeat
 from advbench.store.storage import Storage
+
+LONG = 1.0  # seconds of a task whose time is not mostly overhead
+ALIKE = 4  # factor on the passes of shorter tasks up to which they say something of others
 
 
 @dataclass(frozen=True)
@@ -34,11 +37,19 @@ class Measured:
 _MEASURED = pydantic.TypeAdapter(Measured)
 
 
+class _Group(NamedTuple):
+    """Measurements of a group of tasks."""
+
+    rate: float  # seconds per pass
+    longest: float  # seconds of the longest task
+    largest: float  # passes of the largest one
+
+
 class Measurements:
     """Measurements of tasks by profile, and estimates from them.
 
     The time of a task is estimated from its profile, or from tasks of the same kind and net, or of the same kind;
-    always on the same kind of device.
+    always on the same kind of device. Short tasks, whose time is mostly overhead, say nothing of much longer ones.
 
     Args:
         entries: JSON values by profile, as in a heartbeat; new measurements are added to them.
@@ -49,7 +60,7 @@ class Measurements:
         self._entries = entries
         self._device = device
         self._found: dict[str, Measured] = {}
-        self._rates: dict[tuple[str, ...], float] | None = None
+        self._rates: dict[tuple[str, ...], _Group] | None = None
         for profile, entry in entries.items():
             with contextlib.suppress(pydantic.ValidationError):
                 found = _MEASURED.validate_python(entry)
@@ -73,29 +84,36 @@ class Measurements:
         known = self.of(task)
         if known is not None:
             return known.seconds * task.cost / known.cost if known.cost > 0 else known.seconds
-        rates = self._by_group()
-        rate = rates.get((task.kind, task.net), rates.get((task.kind,)))
-        return None if rate is None else rate * task.cost
+        for group in ((task.kind, task.net), (task.kind,)):
+            found = self._by_group().get(group)
+            if found is not None and (found.longest >= LONG or task.cost <= ALIKE * found.largest):
+                return found.rate * task.cost
+        return None
 
     def weight(self, task: Task) -> float:
         """Estimated seconds for comparing tasks; based on passes if nothing has been measured."""
         known = self.seconds(task)
-        return task.cost * self._by_group().get((), 1.0) if known is None else known
+        found = self._by_group().get(())
+        return task.cost * (found.rate if found else 1.0) if known is None else known
 
     def total(self, tasks: Iterable[Task]) -> float | None:
         """Total seconds of tasks run sequentially; None if any is unknown."""
         each = [self.seconds(task) for task in tasks]
         return None if None in each else sum(filter(None, each))
 
-    def _by_group(self) -> dict[tuple[str, ...], float]:
-        """Seconds per pass of tasks of the same kind and net, of the same kind, and of all tasks."""
+    def _by_group(self) -> dict[tuple[str, ...], _Group]:
+        """Measurements of tasks of the same kind and net, of the same kind, and of all tasks."""
         if self._rates is None:
-            sums: dict[tuple[str, ...], tuple[float, float]] = {}
+            group: tuple[str, ...]
+            groups: dict[tuple[str, ...], list[Measured]] = {}
             for entry in self._found.values():
                 for group in ((entry.kind, entry.net), (entry.kind,), ()):
-                    seconds, cost = sums.get(group, (0.0, 0.0))
-                    sums[group] = (seconds + entry.seconds, cost + entry.cost)
-            self._rates = {group: seconds / cost for group, (seconds, cost) in sums.items() if cost > 0}
+                    groups.setdefault(group, []).append(entry)
+            self._rates = {}
+            for group, entries in groups.items():
+                seconds, costs = [each.seconds for each in entries], [each.cost for each in entries]
+                if sum(costs) > 0:
+                    self._rates[group] = _Group(sum(seconds) / sum(costs), max(seconds), max(costs))
         return self._rates
 
 

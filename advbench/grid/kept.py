@@ -1,6 +1,6 @@
-"""Files with plugins and nets stored in a run or board: their sources, and their parts of keys.
+"""Plugins and nets of a run or board that advbench does not contain: their parts of keys, and the sources of files.
 
-They allow checks of keys and reports without importing any of the files.
+They allow checks of keys and reports without importing a file or installing another distribution.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -23,6 +24,7 @@ from advbench.registry.params import Paper
 if TYPE_CHECKING:
     from advbench.grid.spec import RunSpec
 
+CORE = "advbench"  # the distribution
 FOLDER = "files"
 INDEX = f"{FOLDER}/index.json"
 LARGEST = 2**26  # bytes; limit on all stored files
@@ -36,7 +38,7 @@ class _Part(pydantic.BaseModel):
 
 
 class KeptChoice(_Part):
-    """A plugin in a file, or an attack composed of one, as used in a run."""
+    """A plugin in a file or of another distribution, or one that uses such, as used in a run."""
 
     kind: Literal["defense", "attack"]
     component: Component
@@ -51,9 +53,9 @@ class Kept(_Part):
     """The content of `files/index.json`.
 
     Attributes:
-        choices: plugins by label, if they or their nets are in files.
-        net: the run's net, if it is in a file.
-        parameters: number of weights of nets in files, by name.
+        choices: plugins by label, if advbench does not contain them, a part of them or their net.
+        net: the run's net, if advbench does not contain it.
+        parameters: number of weights of such nets, by name.
         sources: SHA-256 of each file by path, by digest of the whole; `entry` is the main file.
     """
 
@@ -69,9 +71,24 @@ class Kept(_Part):
     sources: dict[Digest, Source] = {}
 
     def components(self) -> list[Component]:
-        """All components from files."""
+        """All components, those of advbench included."""
         found = [self.net, *(part for each in self.choices.values() for part in (each.component, each.net))]
         return [each for each in found if each is not None]
+
+    def in_files(self) -> Kept:
+        """The part that is in files."""
+        choices = {
+            label: each
+            for label, each in self.choices.items()
+            if digests(each.component) or (each.net is not None and each.net.file)
+        }
+        net = self.net if self.net is not None and self.net.file else None
+        return self.model_copy(update={"choices": choices, "net": net})
+
+
+def foreign(component: Component) -> bool:
+    """True if a plugin or net needs a distribution other than advbench, for itself, a part or a wrapped library."""
+    return component.distribution not in (CORE, files.FILE) or bool(component.built_on)
 
 
 def digests(component: Component) -> set[str]:
@@ -164,6 +181,11 @@ def read_kept(folder: Path) -> tuple[Kept, dict[str, Sources]]:
         InputError: the content is damaged.
     """
     return parse(read_folder(folder), str(folder))
+
+
+def placed(sources: Mapping[str, Sources], folder: Path) -> list[Sources]:
+    """The stored files of a folder, with their paths."""
+    return [replace(each, folder=str(folder.absolute() / FOLDER / digest)) for digest, each in sources.items()]
 
 
 def names_in(value: Any) -> list[str]:

@@ -15,11 +15,12 @@ from advbench.data.ood import identify_ood, ood_images
 from advbench.grid.executors import Executor
 from advbench.grid.identity import Identity, identify, is_about, read_identity
 from advbench.grid.inputs import Component, TrainInputs
-from advbench.grid.kept import Kept, KeptChoice, digests, read_kept
+from advbench.grid.kept import Kept, KeptChoice, digests, foreign, read_kept
 from advbench.grid.plan import Plan, Task, make_plan
 from advbench.grid.scheduler import Outcome, Scheduler, Watch, failed_before
 from advbench.grid.spec import Choice, RunSpec, pinned, resolve
 from advbench.grid.tasks import Record
+from advbench.keys import content_key
 from advbench.models.nets import build
 from advbench.registry import checkout_digest, registry
 from advbench.registry import pinned as by_content
@@ -89,14 +90,14 @@ def lay_out(spec: RunSpec, identity: Identity, data: Data, *, checkout: str | No
     nets = {choice.architecture: choice.net for choice in defenses}
     parameters = dict(kept.parameters) if kept else {}
     for name, net in sorted(nets.items()):
-        if net is not None and not (kept and net.file):
+        if net is not None and not (kept and name in kept.parameters and (net.file or foreign(net))):
             made = build(net.loaded_as, data, 0, net.params)
             parameters[name] = sum(weights.numel() for weights in made.parameters())
     return make_plan(spec, defenses, attacks, identity, checkout, parameters)
 
 
 def keep(plan: Plan) -> Kept:
-    """Files with plugins and nets to store in a run."""
+    """Plugins and nets to describe in a run's folder because they are in files or of other distributions."""
     pending = [each for cell in plan.cells for each in (cell.defense, cell.source, cell.attack) if each]
     used: dict[str, Choice] = {}
     while pending:
@@ -109,10 +110,12 @@ def keep(plan: Plan) -> Kept:
     parameters: dict[str, int] = {}
     for label, choice in sorted(used.items()):
         own = choice.architecture != plan.spec.architecture
-        if choice.net and choice.net.file:
+        outside = choice.net is not None and (choice.net.file is not None or foreign(choice.net))
+        if outside:
             net = net if own else choice.net
             parameters[choice.architecture] = plan.parameters[choice.architecture]
-        if digests(choice.component) or (own and choice.net and choice.net.file):
+        if digests(choice.component) or foreign(choice.component) or (own and outside):
+            own = own or (not outside and choice.net is not None and bool(choice.net.params))
             choices[label] = KeptChoice(
                 kind="defense" if choice.net else "attack",
                 component=choice.component,
@@ -150,7 +153,7 @@ def carry_out(
         failed = {}
     spec = plan.spec
     about = f"{', '.join(spec.defenses)} under {', '.join(spec.attacks)} on {spec.dataset.partition(':')[0]}"
-    heartbeat = Heartbeat(store.storage, about)
+    heartbeat = Heartbeat(store.storage, about, plan=content_key(sorted(plan.tasks)))
     heartbeat.open()
     scheduler = Scheduler(
         plan,

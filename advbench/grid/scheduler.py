@@ -14,6 +14,7 @@ from advbench.grid.inputs import CPU, EvaluateInputs
 from advbench.grid.plan import Plan, Task
 from advbench.grid.queue import Backlog, longest_chain
 from advbench.grid.tasks import Record
+from advbench.progress import duration
 from advbench.store.heartbeat import Heartbeat, Liveness
 from advbench.store.leases import Leases
 from advbench.store.records import Store
@@ -46,13 +47,20 @@ class Outcome:
         default_factory=dict
     )  # reasons by key; those of dependents name the first failed task
     before: set[str] = field(default_factory=set)  # failed in a previous run and not retried
+    elapsed: float = 0.0  # seconds from start to end
+    seconds: float = 0.0  # total of the tasks completed here, which may have begun in a previous run
+    passes: float = 0.0  # their image passes, as planned
 
     def summary(self) -> str:
-        """Numbers of tasks by outcome, in one line."""
+        """Numbers of tasks by outcome and their cost, in one line."""
         if not (self.run or self.elsewhere or self.failed):
             return f"nothing to do: all {len(self.skipped)} tasks are already done"
         elsewhere = f"{len(self.elsewhere)} by other drivers, " if self.elsewhere else ""
-        return f"{len(self.run)} tasks run, {elsewhere}{len(self.skipped)} already done, {len(self.failed)} failed"
+        counts = f"{len(self.run)} tasks run, {elsewhere}{len(self.skipped)} already done, {len(self.failed)} failed"
+        if not self.run:
+            return counts
+        cost = f"{duration(self.seconds)} in tasks, {self.passes:,.0f} image passes"
+        return f"{counts}; {duration(self.elapsed)} elapsed, {cost}"
 
     def why(self, tasks: Mapping[str, Task]) -> Iterator[str]:
         """Failed tasks with reasons, equal reasons once, and possible remedies."""
@@ -162,7 +170,6 @@ class Scheduler:
         self._losses: dict[str, int] = {}
         self._updated = -UPDATE
         self._began = time.monotonic()
-        self._passes = 0.0
         self.outcome = Outcome(skipped=[key for key in plan.tasks if key not in waiting])
 
     def run(self, executor: Executor) -> Outcome:
@@ -189,8 +196,10 @@ class Scheduler:
             raise  # nothing can be written any more
         except BaseException:
             self._give_up()
+            self._state(executor.places, None, stopped=True)
             raise
         self._update(executor, force=True)
+        self.outcome.elapsed = time.monotonic() - self._began
         return self.outcome
 
     def drop_left(self) -> None:
@@ -274,7 +283,8 @@ class Scheduler:
 
     def _finish(self, task: Task, record: Record) -> None:
         self._measurements.add(task, record)
-        self._passes += task.cost
+        self.outcome.passes += task.cost
+        self.outcome.seconds += record["seconds"]
         self.outcome.run.append(task.key)
         self._leases.release(task.key)
         self._watch("finished", task, record=record)
@@ -322,7 +332,15 @@ class Scheduler:
             return
         self._updated = now
         left = self._seconds_left(executor.places, now)
+        self._state(executor.places, left)
+        self._watch("forecast", seconds_left=left)
+
+    def _state(self, places: int, left: float | None, *, stopped: bool = False) -> None:
+        """Set the published state; a stopped run has no running tasks."""
+        now = time.monotonic()
         outcome, seconds = self.outcome, max(now - self._began, 1e-9)
+        running = {} if stopped else self._running
+        waiting = len(self._backlog) + len(self._leased_elsewhere) + len(self._running) - len(running)
         self._heartbeat.values = {
             "tasks": {
                 "planned": len(self._tasks),
@@ -330,32 +348,35 @@ class Scheduler:
                 "done": len(outcome.run),
                 "done elsewhere": len(outcome.elsewhere),
                 "failed": len(outcome.failed),
-                "running": len(self._running),
-                "waiting": len(self._backlog) + len(self._leased_elsewhere),
+                "running": len(running),
+                "waiting": waiting,
             },
-            "places": executor.places,
-            "passes_per_second": round(self._passes / seconds, 1),
+            "places": places,
+            "passes_per_second": round(outcome.passes / seconds, 1),
             "tasks_per_minute": round(60 * len(outcome.run) / seconds, 1),
             "seconds_left": None if left is None else round(left, 1),
-            "running": [running.shown(self._tasks[key], now) for key, running in self._running.items()],
+            "running": [each.shown(self._tasks[key], now) for key, each in running.items()],
             "failures": [
                 {"task": self._tasks[key].label, "reason": reason} for key, reason in [*outcome.failed.items()][:20]
             ],
         }
-        self._watch("forecast", seconds_left=left)
 
     def _seconds_left(self, places: int, now: float) -> float | None:
         """Estimated seconds left if the workers share the work evenly, at least the longest chain of tasks.
 
-        Tasks without measurements are assumed to run at the pass rate of the current ones.
+        Tasks without measurements are assumed to run at the pass rate of current ones of their kind and net; None if
+        there are none.
         """
-        totals = {key: running.total(now) for key, running in self._running.items()}
-        rates = [total / self._tasks[key].cost for key, total in totals.items() if total and self._tasks[key].cost > 0]
+        rates: dict[tuple[str, str], float] = {}
+        for key, running in self._running.items():
+            task, total = self._tasks[key], running.total(now)
+            if total and task.cost > 0:
+                rates[task.kind, task.net] = total / task.cost
         left: dict[str, float] = {}
         for task in (*self._backlog, *(self._tasks[key] for key in self._running)):
             whole = self._measurements.seconds(task)
-            if whole is None and rates:
-                whole = task.cost * sum(rates) / len(rates)
+            if whole is None and (task.kind, task.net) in rates:
+                whole = task.cost * rates[task.kind, task.net]
             seconds = self._running.get(task.key, _Running()).left(whole, now)
             if seconds is None:
                 return None

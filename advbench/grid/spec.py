@@ -21,7 +21,7 @@ from advbench.attacks.budget import least_cost, within_budget
 from advbench.errors import AdvbenchError, InputError, expected_in, unknown_name
 from advbench.grid.convergence import axes
 from advbench.grid.inputs import Component, Converge
-from advbench.grid.kept import INDEX, Kept, names_in
+from advbench.grid.kept import CORE, INDEX, Kept, KeptChoice, foreign, names_in
 from advbench.models.nets import net_values
 from advbench.registry import Entry, Kind, files, registry
 from advbench.registry import pinned as by_content
@@ -30,7 +30,6 @@ from advbench.training.base import Defense, Precision
 from advbench.training.gradient import GradientDefense
 from advbench.training.wrapper import Wrapper
 
-CORE = "advbench"
 BOARD = "records.jsonl.gz"  # marks the folder of a board
 NET = "arch"  # name of the net in --set
 NAMED: tuple[Kind, ...] = ("defense", "attack", "architecture")  # kinds of plugins in files
@@ -283,6 +282,8 @@ def label_files(values: Mapping[str, Any], folder: Path | None = None) -> dict[s
             return name
         label, target = parts["label"] or parts["name"], _placed(f"{parts['path']}:{parts['name']}", folder)
         taken = found.setdefault(label, target)
+        if taken != target and files.KEPT.fullmatch(taken) and files.kept_name(target) == taken:
+            taken = found[label] = target  # a file of a board, by its path
         if taken != target or label == NET or any(registry().knows(each, label) for each in NAMED):
             got = f"{taken} and {target}" if taken != target else f"{target}, and a name of advbench"
             raise InputError(f"label {label!r}", expected="one meaning", got=got, remedy=f"use {target}@LABEL")
@@ -382,13 +383,15 @@ def resolve(spec: RunSpec, kept: Kept | None = None) -> tuple[tuple[Choice, ...]
 
     Args:
         spec: the run.
-        kept: stored files, which are then not imported; None to import them.
+        kept: stored description of plugins in files and of other distributions, which are then not imported; None to
+            import them.
 
     Raises:
         InputError: a plugin or hyperparameter is unknown, a value invalid, a norm not supported, or a setting belongs
             to a plugin that the run does not use.
     """
-    registry().find("dataset", spec.dataset.partition(":")[0])
+    if kept is None:
+        registry().find("dataset", spec.dataset.partition(":")[0])
     defenses, attacks = _choices(spec, kept)
     used = _used(spec, kept)
     for plugin in spec.set:
@@ -528,7 +531,9 @@ def one_for_all(spec: RunSpec, attack: Choice) -> bool:
     return "minimal_norm" in attack.traits and not converges(spec, attack)
 
 
-def narrowed(spec: RunSpec, whole: RunSpec, names: Iterable[str], kept: Kept | None = None) -> RunSpec:
+def narrowed(
+    spec: RunSpec, whole: RunSpec, names: Iterable[str], kept: Kept | None = None, *, importing: bool = False
+) -> RunSpec:
     """The part of a run, without settings for plugins that it does not use.
 
     Args:
@@ -536,11 +541,12 @@ def narrowed(spec: RunSpec, whole: RunSpec, names: Iterable[str], kept: Kept | N
         whole: the whole run.
         names: names of plugins whose settings are dropped if unused.
         kept: as in `resolve`.
+        importing: import the files of the part, and no others.
 
     Raises:
         InputError: a plugin or hyperparameter is unknown, or a value invalid.
     """
-    used = _used(spec, kept)
+    used = _used(spec, None if importing else kept)
     left_out = _used(whole, kept).intersection(names) - used
     settings = {name: v for name, v in spec.set.items() if name not in left_out}
     in_files = {name: v for name, v in spec.files.items() if name in {*used, spec.architecture}}
@@ -581,9 +587,9 @@ def _choose(kind: Kind, label: str, spec: RunSpec, kept: Kept | None, heirs: tup
     in_file = (
         label in spec.files or _names_kept(settings) or (_chooses_net(settings) and spec.architecture in spec.files)
     )
-    if kept is not None and label in kept.choices and in_file:
-        return _as_kept(kind, label, spec, kept, heirs)
     name = spec.named(label)
+    if kept is not None and label in kept.choices and (in_file or _is_foreign(kept.choices[label], name, settings)):
+        return _as_kept(kind, label, spec, kept, heirs)
     if kept is not None and (names_in(settings) or label in spec.files):
         raise _not_kept(kind, label)
     name = files.kept_name(name)
@@ -684,6 +690,23 @@ def _as_kept(kind: Kind, label: str, spec: RunSpec, kept: Kept, heirs: tuple[str
     return Choice(label, found.component, found.passes, init, net=net, architecture=shown, paper=found.paper)
 
 
+def _is_foreign(found: KeptChoice, name: str, settings: Any) -> bool:
+    """True if the spec itself names what another distribution contains, so that its description has to be used.
+
+    What advbench contains is never taken from a description, which may come with an untrusted board.
+    """
+    named = {name, *(each.partition("@")[0] for each in files.strings(settings))}
+    parts = [part for part in (found.component, found.net) if part is not None and foreign(part)]
+    outside = {part.name for part in parts} | {each for part in parts for each in part.parts or {}}
+    return any(not _is_own(each) for each in outside & named)
+
+
+def _is_own(name: str) -> bool:
+    """True if advbench contains the plugin or net of a name without the help of other libraries."""
+    kinds = [kind for kind in NAMED if registry().knows(kind, name)]
+    return ":" not in name and any(registry().find(kind, name).distribution == CORE for kind in kinds)
+
+
 def _names_kept(settings: Any) -> bool:
     """True if hyperparameters refer to a file."""
     return any(files.is_path(each) or files.KEPT.fullmatch(each) for each in files.strings(settings))
@@ -718,6 +741,8 @@ def _net(spec: RunSpec, kept: Kept | None) -> Component:
         here = files.KEPT.fullmatch(name)
         if kept.net is None or (here and (here["digest"], here["name"]) != (kept.net.file, kept.net.name)):
             raise _not_kept("architecture", spec.architecture)
+        return kept.net
+    if kept is not None and kept.net is not None and kept.net.name == name and not _is_own(name):
         return kept.net
     return installed("architecture", name, spec.set.get(NET, {}))
 

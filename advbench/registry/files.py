@@ -70,6 +70,7 @@ class Sources:
 
 
 _known: dict[str, Sources] = {}  # by digest
+_offered: dict[str, Sources] = {}  # files of boards, by digest, which are not run unless the user names them
 
 
 def know(sources: Sources) -> str:
@@ -79,20 +80,32 @@ def know(sources: Sources) -> str:
     return digest
 
 
-def known(digest: str) -> Sources:
+def offer(sources: Sources) -> None:
+    """Register the place of a board's file for messages; it stays unknown, and so is not run."""
+    _offered[sources.digest] = sources
+
+
+def known(digest: str, name: str = "") -> Sources:
     """Return the sources of a digest.
+
+    Args:
+        digest: the digest.
+        name: name in the file, for the message.
 
     Raises:
         InputError: the digest is unknown to this process.
     """
-    if digest not in _known:
-        raise InputError(
-            f"file with SHA-256 {digest[:12]}",
-            expected="a file given as path/to/my.py:Name",
-            got="a file stored in a board",
-            remedy="'advbench leaderboard check BOARD --rerun N --run-files' runs the files of a board",
-        )
-    return _known[digest]
+    if digest in _known:
+        return _known[digest]
+    if digest not in _offered:
+        remedy = "put the board's folder `files` next to its spec.toml"
+        what, expected = f"file with SHA-256 {digest[:12]}", "a file given as path/to/my.py:Name"
+        raise InputError(what, expected=expected, got="a file stored in a board", remedy=remedy)
+    shown, name = _offered[digest].shown(), name or "NAME"
+    raise InputError(
+        f"{name} is in the board's file {shown}, which is not run unasked",
+        remedy=f"read it and, if you trust it, add --run-files, or write {shown}:{name} in place of its label",
+    )
 
 
 def all_known() -> tuple[Sources, ...]:

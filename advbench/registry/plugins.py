@@ -214,7 +214,8 @@ class Registry:
         """
         name = files.kept_name(name)
         if digest := files.digest_of(name):
-            target = f"{files.known(digest).shown()}:{name.rpartition(':')[2]}"
+            attribute = name.rpartition(":")[2]
+            target = f"{files.known(digest, attribute).shown()}:{attribute}"
             return Entry(kind, name, target, "", files.FILE, digest[:12])
         found = self._claims(kind, name)
         if not found:

@@ -88,7 +88,7 @@ def security_curves(report: Report, attack: str = "", most: int = MOST) -> Chart
         f"{what[0].upper()}{what[1:]} against eps, one line per defense",
         [Panel(_title(report, what, most), lines, [(eps, format_eps(eps)) for eps in (0.0, *radii)])],
         f"eps ({report.results.norm.iloc[0]}, pixels in [0, 1])",
-        "accuracy, with its 95 % interval",
+        "accuracy",
     )
 
 
@@ -117,7 +117,7 @@ def retention_curves(report: Report, attack: str, most: int = MOST) -> Chart:
         label,
         panels,
         "fraction of images kept, most certain first",
-        "accuracy on the images kept, with its 95 % interval",
+        "accuracy on the images kept",
     )
 
 
@@ -141,7 +141,7 @@ def convergence_curves(table: pd.DataFrame) -> Chart:
     what = attacks[0] if len(attacks) == 1 else "attacks"
     below = f"{what} at {table.norm.iloc[0]} eps {format_eps(float(table.eps.max()))}"
     label = f"Accuracy of each defense as the effort of {what} increases"
-    return Chart(label, panels, below, "accuracy, with its 95 % interval", log=True)
+    return Chart(label, panels, below, "accuracy", log=True)
 
 
 def uncertainty_histograms(report: Report, attack: str, most: int = MOST) -> Histograms:

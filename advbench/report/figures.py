@@ -82,7 +82,7 @@ def draw_chart(chart: Chart) -> Figure:
         axes.set_xticks(places, texts, rotation=40 if len(texts) > 7 else 0)
         axes.set_xticks([], minor=True)
         axes.set_ylim(-0.02, 1.02)
-    row[0].set_ylabel(chart.beside)
+    row[0].set_ylabel(f"{chart.beside}, with its 95 % interval")
     handles = [Line2D([], [], **_style(place)) for place in range(len(names))]
     _legend(figure, handles, names, "outside right upper", 1)
     figure.set_label(chart.label)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from advbench.evaluation import Bools, Floats, Predictions
 from advbench.evaluation.uncertainty import score, uncertainty
 from advbench.grid.identity import read_identity
 from advbench.grid.inputs import read_training
-from advbench.grid.kept import FOLDER, read_kept
+from advbench.grid.kept import placed, read_kept
 from advbench.grid.run import prepare_anew
 from advbench.grid.spec import make_spec, parse_toml
 from advbench.grid.tasks import read_predictions
@@ -132,9 +132,9 @@ class Run:
         if identity is None:
             raise InputError(f"folder {self.folder}", expected="a data.json", got="none")
         if self.run_files:
-            for digest, sources in read_kept(self.folder)[1].items():
-                if digest not in {each.digest for each in files.all_known()}:
-                    files.know(replace(sources, folder=str(self.folder.absolute() / FOLDER / digest)))
+            for sources in placed(read_kept(self.folder)[1], self.folder):
+                if sources not in files.all_known():
+                    files.know(sources)
         net = inputs.architecture
         try:
             module = build(net.loaded_as, identity.blank(), derive(seed, "init"), net.params)

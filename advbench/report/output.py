@@ -111,13 +111,22 @@ def write_out(plan: Plan, store: Store, outcome: Outcome, out: Path) -> tuple[Re
         StoreError: the folder cannot be written.
     """
     report = collect(plan, store, outcome.failed)
+    return report, (*write_inputs(plan, out), *write_report(report, out))
+
+
+def write_inputs(plan: Plan, out: Path) -> tuple[Path, ...]:
+    """Write what a run is made of: spec.toml, data.json, and files; from the start, so that `report` finds them.
+
+    Raises:
+        StoreError: the folder cannot be written.
+    """
     texts = {"spec.toml": plan.spec.to_toml().encode()}
     if plan.identity is not None:
         texts[DATA] = plan.identity.to_bytes()
     texts |= kept_files(keep(plan), {each.digest: each for each in files.all_known()})
     for name, raw in texts.items():
         write_file(out / name, raw)
-    return report, (*(out / name for name in texts), *write_report(report, out))
+    return tuple(out / name for name in texts)
 
 
 def write_report(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from decimal import ROUND_HALF_UP, Decimal
 
 from advbench.report.leaderboard import Measured
 
@@ -34,12 +35,23 @@ def parts(value: Value, digits: int = 3) -> list[str]:
     if value.missing:
         word = value.note.partition(":")[0]
         return [word if word in ("failed", "missing", "not run") else "n/a"]
-    found = [f"{'≤ ' if value.bound else ''}{value.value:z.{digits}f}"]
+    found = [f"{'≤ ' if value.bound else ''}{rounded(value.value, digits)}"]
     if not math.isnan(value.low):
-        found.append(f"[{value.low:z.{digits}f}, {value.high:z.{digits}f}]")
+        found.append(f"[{rounded(value.low, digits)}, {rounded(value.high, digits)}]")
     if not math.isnan(value.deviation):
-        found.append(f"sd {value.deviation:z.{digits}f}")
+        found.append(f"sd {rounded(value.deviation, digits)}")
     return found
+
+
+def rounded(value: float, digits: int = 3) -> str:
+    """A number with fixed decimals; halves, such as 0.7775 of 400 images, are rounded away from zero.
+
+    Binary fractions hold most halves inexactly, on either side.
+    """
+    if not math.isfinite(value):
+        return f"{value:.{digits}f}"
+    exact = Decimal(f"{value:.10f}").quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)
+    return f"{exact:zf}"
 
 
 def duration(seconds: float) -> str:

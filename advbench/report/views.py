@@ -47,7 +47,9 @@ PERSISTENCE_NOTE = (
 )
 ADVERSARIES_NOTE = (
     "Lowest accuracy under attacks of adversaries with the same knowledge; of those who know the draw that answers, "
-    "the mean over draws, and the lowest and highest draw."
+    "the mean over draws, and the lowest and highest draw. In adversaries.csv, they know "
+    + "; ".join(f"`{name}`: {meaning}" for name, meaning in KNOWLEDGE.items())
+    + "."
 )
 
 
@@ -109,12 +111,13 @@ def ranking(report: Report) -> str:
     radii, found = report.radii(), report.standings
     if len(radii) > 1:
         by = (
-            "the area under the lowest accuracies over the attacks at each eps, by the trapezoidal rule over "
-            f"{', '.join(map(format_eps, radii))} and divided by their span: 1 is no error at any of them; clean "
-            "images do not count"
+            "the area under the lowest accuracies over the attacks on the defense itself at each eps, by the "
+            f"trapezoidal rule over {', '.join(map(format_eps, radii))} and divided by their span: 1 is no error at "
+            "any of them; clean images do not count"
         )
     else:
-        by = f"the lowest accuracy over the attacks at eps {format_eps(radii[0])}" if radii else "the clean accuracy"
+        over = "the lowest accuracy over the attacks on the defense itself"
+        by = f"{over} at eps {format_eps(radii[0])}" if radii else "the clean accuracy"
     seeds = (
         "it covers other images and other trainings"
         if report.seeds > 1

@@ -55,6 +55,7 @@ class Run(BaseModel, strict=True, frozen=True, extra="allow"):
         beats: number of writes of the entry.
         measured: measurements of tasks as JSON values, by profile.
         upkeep: kind of maintenance, if this is not a run.
+        plan: digest of the run's tasks, equal if it is run again.
     """
 
     id: str
@@ -69,6 +70,7 @@ class Run(BaseModel, strict=True, frozen=True, extra="allow"):
     updated: str
     measured: dict[str, Any]
     upkeep: str | None = None
+    plan: str = ""
     tasks: dict[str, int] = {}
     places: int | None = None
     tasks_per_minute: float | None = None
@@ -109,6 +111,7 @@ class Heartbeat:
         about: description of the run for display.
         values: values for `advbench status`, updated by the driver.
         measured: measurements of tasks of this and earlier runs as JSON values, by profile.
+        plan: digest of the run's tasks.
     """
 
     storage: Storage
@@ -116,6 +119,7 @@ class Heartbeat:
     values: dict[str, Any] = field(default_factory=dict)
     measured: dict[str, dict[str, Any]] = field(default_factory=dict)
     beat: float = BEAT
+    plan: str = ""
 
     def __post_init__(self) -> None:
         self.id = uuid.uuid4().hex
@@ -175,6 +179,7 @@ class Heartbeat:
         entry = {
             "id": self.id,
             "about": self.about,
+            "plan": self.plan,
             "state": self._state,
             "host": socket.gethostname(),
             "machine": machine(),

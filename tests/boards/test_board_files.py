@@ -117,10 +117,11 @@ def test_nothing_but_a_rerun_that_is_told_to_imports_what_a_board_brings(
         ["run", "--spec", str(board / "spec.toml")],
         ["plan", "--spec", str(board / "spec.toml")],
         ["run", "--spec", str(board / "spec.toml"), "--defense", "strong"],
+        ["run", "--spec", str(board / "spec.toml"), "--defense", "erm"],
     ):
         capsys.readouterr()
         assert main(command) == 2
-        assert "--rerun N --run-files" in capsys.readouterr().err
+        assert "which is not run unasked; read it and, if you trust it, add --run-files" in capsys.readouterr().err
         assert not Path("mark").exists(), command
     options = "--rerun 8 --rerun-seed 0 --run-files --executor inline --device cpu".split()
     assert main(["leaderboard", "check", str(board), *options]) == 0, capsys.readouterr().err
@@ -140,12 +141,55 @@ def test_a_board_keeps_its_files_and_what_keys_hold_of_them(board: Path) -> None
     assert "--run-files" in (board / "README.md").read_text()
 
 
-def test_a_replaced_defense_takes_its_file_with_it(made: Path, board: Path) -> None:
+def test_a_run_with_a_boards_spec_needs_only_the_files_that_it_uses(
+    made: Path, board: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = ["--spec", str(board / "spec.toml")]
+    local = ["--executor", "inline", "--store", str(made / ".advbench/store")]
+    assert main(["plan", *spec, "--defense", "erm,bnn", "--attack", "fgsm"]) == 0
+    Path("mine.py").write_text(DEFENSE.replace("from helpers import SIGMA", "SIGMA = 0.2"))
+    assert main(["plan", *spec, "--defense", "mine.py:Smoothed", "--attack", "fgsm"]) == 0
+    assert "1 |" in capsys.readouterr().out
+    mine = read_sources(board, "attack.py")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "_known", {})
+        assert main(["run", *spec, "--defense", "mine.py:Smoothed@new", *local]) == 2
+        problem = capsys.readouterr().err
+        assert f"Mine is in the board's file {mine}, which is not run unasked" in problem
+        assert f"add --run-files, or write {mine}:Mine" in problem
+    by_path = ["--attack", f"{mine}:Mine,fgsm,worst_case"]
+    assert main(["run", *spec, "--defense", "mine.py:Smoothed@new", *by_path, *local, "--out", "new"]) == 0
+    assert main(["leaderboard", "submit", "new", "--defense", "new", *local[2:]]) == 0
+    assert main(["leaderboard", "merge", str(board), "new.advbench.zip"]) == 0, capsys.readouterr().err
+    assert main(["leaderboard", "check", str(board)]) == 0, capsys.readouterr().err
+
+
+def test_all_cells_of_a_board_with_files_are_computed_when_asked(made: Path, board: Path) -> None:
+    local = ["--executor", "inline", "--store", "store"]
+    shutil.copytree(made / ".advbench/store", "store")
+    before = read_board(board)
+    text = (board / "spec.toml").read_text().replace("affinity = []", 'affinity = ["fgsm"]')
+    (board / "spec.toml").write_text(text)
+    assert main(["run", "--spec", str(board / "spec.toml"), "--run-files", *local, "--out", "all"]) == 0
+    assert main(["leaderboard", "build", str(board), *local[2:]]) == 0
+    after = read_board(board)
+    assert after.missing == 0
+    assert len(after.cells) > len(before.cells)
+    assert (board / "files/index.json").read_bytes() == (made / "board/files/index.json").read_bytes()
+
+
+def read_sources(board: Path, name: str) -> Path:
+    (found,) = board.glob(f"files/*/{name}")
+    return found.relative_to(Path.cwd())
+
+
+@pytest.mark.parametrize("label", ["Smoothed", "fgsm_at"])
+def test_a_replaced_defense_takes_its_file_with_it(made: Path, board: Path, label: str) -> None:
     store = ["--store", str(made / ".advbench/store")]
-    assert main(["leaderboard", "submit", str(made / "run"), "--defense", "Smoothed", *store]) == 0
+    assert main(["leaderboard", "submit", str(made / "run"), "--defense", label, *store]) == 0
     before = {path.relative_to(board): path.read_bytes() for path in board.rglob("*") if path.is_file()}
-    assert main(["leaderboard", "merge", str(board), "Smoothed.advbench.zip"]) == 2
-    assert main(["leaderboard", "merge", str(board), "Smoothed.advbench.zip", "--replace"]) == 0
+    assert main(["leaderboard", "merge", str(board), f"{label}.advbench.zip"]) == 2
+    assert main(["leaderboard", "merge", str(board), f"{label}.advbench.zip", "--replace"]) == 0
     assert {path.relative_to(board): path.read_bytes() for path in board.rglob("*") if path.is_file()} == before
 
 
@@ -200,7 +244,7 @@ def alter(board: Path, name: str) -> None:
         ("path", 0, ""),
         ("part", 2, "expected names of stored files, got .*evil.py:Mine"),
         ("attack", 2, "expected names of stored files, got .*evil.py:Mine"),
-        ("cuckoo", 1, "a file does not match the records, first files/index.json"),
+        ("cuckoo", 1, "a file does not match the records: files/index.json"),
         ("params", 1, "a record of another spec, data set or version of a plugin"),
     ],
 )

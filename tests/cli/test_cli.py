@@ -188,7 +188,9 @@ def test_every_setting_has_an_option() -> None:
     from advbench.grid.spec import RunSpec
 
     # The kind of device follows from the devices that `--device` names; files are named by defense, attack and net.
-    assert {option.name for option in SPEC_OPTIONS} - {"file", "converge_limit"} == set(RunSpec.model_fields) - {
+    assert {option.name for option in SPEC_OPTIONS} - {"file", "run_files", "converge_limit"} == set(
+        RunSpec.model_fields
+    ) - {
         "device",
         "files",
     }

@@ -47,19 +47,24 @@ def test_status_shows_what_runs_what_died_and_what_ended(tmp_path: Path) -> None
     store = Store(str(tmp_path))
     pid, birth = dead_process()
     other("running", store, started="3", **SHOWN)
-    other("running", store, started="2", pid=pid, born=birth)
+    other("running", store, started="2", pid=pid, born=birth, plan="a", **SHOWN)
+    other("done", store, started="25", plan="a")
     for index in range(5):
         other("done", store, started=f"1{index}")
     found = runs_now(store.storage, 3)
     assert [(run.state, run.started) for run in found] == [
         ("running", "3"),
+        ("done", "25"),
         ("dead", "2"),
         ("done", "14"),
-        ("done", "13"),
     ]
     text = "\n".join(status_lines(found, str(tmp_path)))
     assert text.startswith("running: erm under fgsm on digits\n")
     assert "  tasks: 4 planned, 1 done, 1 failed, 1 running, 1 waiting\n" in text
+    dead = text[text.index("dead: ") :].split("\n\n")[0]
+    assert "  tasks: 4 planned, 1 done, 1 failed, 2 waiting\n" in dead
+    assert "  run again from 25: done" in dead
+    assert "cpu worker" not in dead
     assert "  2 workers, 3.5 tasks a minute, about 2 min left\n" in text
     assert "  on cpu worker 1: train erm, seed 0, 12 s, 25 %\n" in text
     assert "  failed: train bnn, seed 0: no luck\n" in text

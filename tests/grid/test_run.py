@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import subprocess
@@ -329,6 +330,15 @@ def test_an_interrupt_ends_with_130_and_a_resumable_state(tmp_path: Path) -> Non
     assert process.returncode == 130
     assert err.strip().splitlines()[-1] == "interrupted; run the same command again to resume"
     assert "Traceback" not in err
+    (beat,) = (json.loads(path.read_text()) for path in (tmp_path / "store/runs").glob("*.json"))
+    assert beat["state"] == "interrupted"
+    assert beat["tasks"]["running"] == 0
+    assert beat["running"] == []
+    assert beat["tasks"]["done"] == count(tmp_path, "records/*/*.json")
+    assert beat["tasks"]["done"] + beat["tasks"]["waiting"] == beat["tasks"]["planned"]
+    shown = subprocess.run([sys.executable, "-m", "advbench", "report", "--store", "store"], cwd=tmp_path, check=False)
+    assert shown.returncode in (1, 2)  # 2 if no evaluation had ended
+    assert (tmp_path / "results/spec.toml").exists()
 
 
 def test_the_same_store_serves_the_python_interface(reference: Path) -> None:

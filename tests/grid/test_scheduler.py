@@ -141,6 +141,10 @@ def test_measured_times_count_for_more_than_passes() -> None:
     assert found.seconds(task("another", cost=202, profile="?")) == pytest.approx(51 / 101 * 202)
     assert found.seconds(task("other kind", kind="craft", cost=2)) is None
     assert Measurements({}).total([quick]) is None
+    brief = Measurements({})
+    brief.add(task("brief", cost=1, profile="b"), {"seconds": 0.2, "memory": {"peak": 7, "device": 10}})
+    assert brief.seconds(task("similar", cost=4, profile="?")) == pytest.approx(0.8)
+    assert brief.seconds(task("much longer", cost=400, profile="?")) is None  # mostly overhead was measured
     assert [known.peak for known in (found.of(slow), found.of(task("unknown"))) if known] == [7]
 
 

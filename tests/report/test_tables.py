@@ -253,3 +253,11 @@ def test_a_run_of_gradient_attacks_alone_says_so(tmp_path: Path) -> None:
     assert said(alone)
     assert not said(replace(alone, cells=square))
     assert not said(lay_out(["one", "other"], ["pgd"], affinity=["pgd"]))
+
+
+def test_halves_are_rounded_away_from_zero() -> None:
+    from advbench.report.texts import rounded
+
+    shown = [rounded(value) for value in (0.7775, 0.8275, -0.0005, -0.0004, 1 / 3, math.nan, math.inf)]
+    assert shown == ["0.778", "0.828", "-0.001", "0.000", "0.333", "nan", "inf"]
+    assert all(rounded((2 * count + 1) / 2000) == f"0.{count + 1:03}" for count in range(999))
