@@ -132,6 +132,7 @@ class LoopDefense(Defense):
     """Base class of training on minibatches. Methods implement `begin` and `update`."""
 
     params: LoopParams
+    watches = True
 
     def steps(self, per_epoch: int) -> int:
         """Total number of steps; `per_epoch` steps are one epoch."""

@@ -31,6 +31,7 @@ class Active(Defense):
     """
 
     version = "1"
+    watches = True
     paper = Paper(
         title="Deep Bayesian Active Learning with Image Data",
         authors="Gal, Islam, Ghahramani",
