@@ -368,11 +368,14 @@ class DefenseConformance:
             pytest.skip("nothing is trained")
         assert not same_weights(*found), "equal weights; where nothing is trained, passes_per_image returns 0"
 
-    def test_leaves_the_module_as_it_was(self, defense: Defense, module: nn.Module, data: Data) -> None:
-        """`fit` leaves the weights and modes of the module unchanged."""
+    def test_leaves_module_and_data(self, defense: Defense, module: nn.Module, data: Data) -> None:
+        """`fit` leaves the weights and modes of the module, and the training images and labels, unchanged."""
+        images, labels = data.images.clone(), data.labels.clone()
         before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
         modes = [part.training for part in module.modules()]
         defense.fit(module, data)
+        same = torch.equal(data.images, images) and torch.equal(data.labels, labels)
+        assert same, "fit changed the training images; train on copies, x.clone()"
         copied = "train a copy, copy.deepcopy(module)"
         kept = all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
         assert kept, f"fit changed weights or buffers of the module that it was given; {copied}"

@@ -149,6 +149,11 @@ class PointPosterior(Posterior):
         self._own = dict(module.named_parameters())
         self._weights = None if weights is None else dict(weights)
 
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return next(iter(self.draw(0).values())).device
+
     def are_modules_own(self, weights: Weights) -> bool:
         """True if these weights are the parameters of the module itself."""
         return weights is self._own

@@ -25,7 +25,7 @@ from advbench.models.posterior import (
     gaussian_statistics,
     prior_divergence,
 )
-from advbench.registry.params import Field
+from advbench.registry.params import Field, Params
 from advbench.training.base import TrainContext
 from advbench.training.loop import LoopDefense, LoopParams, TrainState, autocast
 from advbench.training.optimizers import SGD, Adam, Optimizer
@@ -43,6 +43,7 @@ class TrainParams(LoopParams):
 class GradientDefense(LoopDefense):
     """Base class of training with an optimiser. Methods override `posterior`, `noise`, `perturb` or `loss`."""
 
+    Params: ClassVar[type[Params]] = TrainParams
     params: TrainParams
     accuracy: ClassVar[str] = "train accuracy"
 
@@ -149,6 +150,7 @@ class MixedParams(TrainParams):
 class MixedLoss(ErmLoss):
     """Weighted mean of the cross-entropies on perturbed and clean images."""
 
+    Params: ClassVar[type[Params]] = MixedParams
     params: MixedParams
 
     def passes_per_image(self) -> float:
@@ -188,6 +190,7 @@ class VariationalParams(TrainParams):
 class VariationalLoss(GradientDefense):
     """Bayes by backprop: mean cross-entropy at one draw plus kl_weight / N times a divergence of the weights."""
 
+    Params: ClassVar[type[Params]] = VariationalParams
     params: VariationalParams
 
     def posterior(self, module: nn.Module) -> Posterior:
@@ -234,6 +237,7 @@ class BayesParams(VariationalParams):
 class ElboLoss(VariationalLoss):
     """Variational inference with the prior N(0, prior_std^2) on each weight (Blundell et al. 2015)."""
 
+    Params: ClassVar[type[Params]] = BayesParams
     params: BayesParams
 
     def divergence(self, mean: Tensor, log_std: Tensor) -> Tensor:
@@ -289,6 +293,7 @@ class PgdPerturbation(GradientDefense):
     dropout does not perturb the ascent.
     """
 
+    Params: ClassVar[type[Params]] = AdversarialParams
     params: AdversarialParams
     accuracy = "robust train accuracy"
 

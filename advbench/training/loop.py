@@ -13,7 +13,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -131,6 +131,7 @@ class TrainState:
 class LoopDefense(Defense):
     """Base class of training on minibatches. Methods implement `begin` and `update`."""
 
+    Params: ClassVar[type[Params]] = LoopParams
     params: LoopParams
     watches = True
 

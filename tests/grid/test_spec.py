@@ -493,7 +493,7 @@ def test_labels_of_registered_plugins_are_written_with_or_without_the_name() -> 
 
 @pytest.mark.parametrize("dataset", [entry.name for entry in registry().entries("dataset")])
 def test_the_default_net_of_a_data_set_takes_its_images(dataset: str) -> None:
-    described = next(entry for entry in registry().entries("dataset") if entry.name == dataset).description
+    described = next(entry for entry in registry().entries("dataset") if entry.name == dataset).summary
     size = re.search(r"(\d+)x(\d+)", described)
     if size is None:
         pytest.skip("images of any size")
