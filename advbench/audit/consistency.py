@@ -191,7 +191,9 @@ class Consistency:
             "consistency: many queries",
             "failed" if wrong else "ok",
             f"In {queries} repeated calls with one image at the same draw, the logits differ from the first call in "
-            f"{wrong} cases.",
+            f"{wrong} cases."
+            if wrong
+            else f"{queries} repeated calls with one image at the same draw give the same logits.",
             MEANS,
             NEXT,
             passes=(clf.passes.forward - before) / len(self.subject.x),
@@ -235,7 +237,10 @@ class Consistency:
         return Finding(
             name,
             "failed" if wakes else "ok",
-            f"Draws agree on {quiet:.0%} of the clean images and differ visibly on {loud:.0%} of the perturbed ones.",
+            f"Draws agree on {quiet:.0%} of the clean images and differ visibly on {loud:.0%} of the perturbed ones."
+            if wakes
+            else "The classifier is not random on perturbed images alone: draws differ on "
+            f"{1 - quiet:.0%} of the clean and on {loud:.0%} of the perturbed images.",
             "Randomness off the data only disturbs the steps of attacks without lowering clean accuracy: "
             "accuracy under attack is an upper bound.",
             "attack the classifier without its noise, and with more samples (eot_pgd.samples), and evaluate both",

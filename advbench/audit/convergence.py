@@ -25,7 +25,8 @@ def check_convergence(subject: Subject, gradient: Tried) -> list[Finding]:
             Finding(
                 f"convergence: {name}",
                 "ok",
-                f"{FACTOR} times the {name}: accuracy {other:.3f} instead of {one:.3f}, on {base.shape[1]} images.",
+                f"With {FACTOR} times the {name}, the gradient attack leaves an accuracy of {other:.3f}, without "
+                f"{one:.3f}, on the first {base.shape[1]} images.",
                 "The attack has not converged: the accuracy is an upper bound.",
                 f"raise {name}, or use --converge or worst_case",
                 "attack",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from advbench.errors import PluginError
@@ -12,6 +12,21 @@ from advbench.errors import PluginError
 Verdict = Literal["ok", "warning", "failed", "not checked"]
 About = Literal["defense", "attack"]
 LEVEL = 0.01  # family-wise significance level of all tests of an audit (Holm 1979)
+ACCURACIES = (
+    "Accuracy of a single draw under the audit's own attacks. The gradient attack is PGD with 20 steps, on a random "
+    "classifier with gradients averaged over 10 draws. *Left unbroken* are the images that more than a fifth of the "
+    "draws classify correctly under it; further attacks are compared with a second run of it on these images."
+)
+LEFT = ", of those left"  # in names of accuracies: on the images that the gradient attack left unbroken
+ATTACKS = {
+    "clean": "none",
+    "pgd": "gradient attack",
+    "fgsm": "one step (fgsm)",
+    "margin loss": "gradient attack, margin loss",
+    "targeted attack": "gradient attack, targeted at the runner-up",
+    "surrogate": "gradient attack with the stand-in's gradient",
+    "transfer": "transfer from a plain net",
+}
 ABOUT = {"defense": "the defence misleads attacks", "attack": "the attack has not converged"}
 
 
@@ -85,6 +100,7 @@ class Audit:
         images: number of images.
         findings: findings of all checks.
         accuracies: draw accuracy under each attack of the audit, by name, `clean` first.
+        counts: number of images of each accuracy.
     """
 
     name: str
@@ -92,6 +108,7 @@ class Audit:
     images: int
     findings: tuple[Finding, ...]
     accuracies: dict[str, float]
+    counts: dict[str, int] = field(default_factory=dict)
 
     @property
     def failed(self) -> tuple[Finding, ...]:
@@ -132,6 +149,7 @@ class Audit:
             "misleads": self.misleads,
             "passes": self.passes,
             "accuracies": self.accuracies,
+            "counts": self.counts,
             "findings": [each.to_json() for each in self.findings],
         }
 
@@ -145,8 +163,7 @@ def markdown(audits: Sequence[Audit], checklist: str = "") -> str:
     for audit in audits:
         parts += [f"## {_escape(audit.name)}", f"{audit.threat}, {audit.images} images. {_escape(audit.conclusion)}"]
         if audit.accuracies:
-            numbers = ", ".join(f"{_escape(name)} {value:.3f}" for name, value in audit.accuracies.items())
-            parts.append(f"Accuracy of a single draw under the audit's own attacks: {numbers}.")
+            parts += [ACCURACIES, "\n".join(_accuracies(audit))]
         rows = ["| check | verdict | finding | p | passes |", "| --- | --- | --- | --- | --- |"]
         order = {"failed": 0, "warning": 1, "ok": 2, "not checked": 3}
         for each in sorted(audit.findings, key=lambda each: order[each.verdict]):
@@ -162,6 +179,17 @@ def markdown(audits: Sequence[Audit], checklist: str = "") -> str:
             f"{tests} tests at a family-wise level of {LEVEL:.0%} (Holm 1979); passes are forward passes per image."
         )
     return "\n\n".join([*parts, *filter(None, [checklist])]) + "\n"
+
+
+def _accuracies(audit: Audit) -> Iterator[str]:
+    """Rows of the table of accuracies."""
+    yield from ("| attack | images | accuracy |", "| --- | --- | --- |")
+    for name, value in audit.accuracies.items():
+        attack, left, _ = name.partition(LEFT)
+        if attack.startswith(("5 x ", "at ")):
+            attack = f"gradient attack {attack.replace('5 x', 'with 5 times the')}"
+        images = f"{audit.counts.get(name, audit.images)}{' left unbroken' if left else ''}"
+        yield f"| {_escape(ATTACKS.get(attack, attack))} | {images} | {value:.3f} |"
 
 
 def _escape(text: str) -> str:

@@ -63,7 +63,9 @@ def _zeros(gradient: Tensor) -> Finding:
     return Finding(
         "gradient: zeros",
         "failed" if bad else "ok",
-        f"The gradient of the margin is exactly zero at {zero} of {len(largest)} points.{said}",
+        f"The gradient of the margin is exactly zero at {zero} of {len(largest)} points.{said}"
+        if bad
+        else f"The gradient of the margin is not zero at {len(largest) - zero} of {len(largest)} points.",
         MEANS,
         NEXT,
     )

@@ -69,8 +69,11 @@ def check_outputs(subject: Subject) -> list[Finding]:
         Finding(
             "outputs: plateaus",
             verdict,  # type: ignore[arg-type]
-            f"All logits are unchanged for {same[0]:.0%} of {len(x)} images at a random point of the ball, and for "
-            f"{same[1]:.0%} at a distance of {NUDGE:g} eps.",
+            f"Logits change for {1 - same[0]:.0%} of {len(x)} images at a random point of the ball, and for "
+            f"{1 - same[1]:.0%} at a distance of {NUDGE:g} eps."
+            if verdict == "ok"
+            else f"All logits are unchanged for {same[0]:.0%} of {len(x)} images at a random point of the ball, and "
+            f"for {same[1]:.0%} at a distance of {NUDGE:g} eps.",
             f"The classifier quantises its input, or looks up stored images. {HIDES}",
             AROUND,
             passes=2 * cost,

@@ -15,6 +15,13 @@ from advbench.models.classifier import Classifier
 
 QUERIES = {False: 500, True: 120}  # queries of Square, by whether the classifier is random
 TRANSFER_STEPS = 40
+ATTACKS = {
+    "one step": "one step (fgsm)",
+    "margin loss": "the gradient attack with the margin loss",
+    "targeted attack": "the gradient attack, targeted at the runner-up",
+    "square": "square",
+    "transfer": "transfer from a plain net",
+}
 BOUND = "Accuracy under gradient attacks is an upper bound for this defence."
 LOSSES = "Cross-entropy alone is not the strongest loss: the accuracy is an upper bound."
 
@@ -37,7 +44,7 @@ def check_pairs(subject: Subject, gradient: Tried | None) -> list[Finding]:
     """
     if gradient is None:
         return [_compared(subject, pair, None) for pair in _black_boxes(subject)]
-    clf, found, white = subject.clf, [], [gradient]
+    clf, found, white = subject.clf, [], {"the gradient attack": gradient}
     before = clf.passes.forward
     step = subject.tried("fgsm", get_attack("fgsm"))
     pair = _Pair("one step", step, f"One step is stronger than many. {BOUND}", "run worst_case", "defense", 0.0)
@@ -45,7 +52,7 @@ def check_pairs(subject: Subject, gradient: Tried | None) -> list[Finding]:
     for name, targets in (("margin loss", None), ("targeted attack", _runner_up(subject))):
         before = clf.passes.forward
         tried = subject.tried(name, ascent(clf, loss="margin"), targets=targets)
-        white.append(tried)
+        white[ATTACKS[name]] = tried
         passes = _since(subject, before)
         found.append(
             _compared(
@@ -54,23 +61,25 @@ def check_pairs(subject: Subject, gradient: Tried | None) -> list[Finding]:
                 gradient,
             )
         )
-    best = min(white, key=lambda each: float(each.right.mean()))
-    found += [_compared(subject, pair, best) for pair in _black_boxes(subject)]
+    best = min(white, key=lambda each: float(white[each].right.mean()))
+    found += [_compared(subject, pair, white[best], best) for pair in _black_boxes(subject)]
     if subject.plain is None:
         found.append(Finding.skipped("paired: transfer", "no training images were given for a source net"))
     return found
 
 
-def _compared(subject: Subject, pair: _Pair, one: Tried | None) -> Finding:
+def _compared(subject: Subject, pair: _Pair, one: Tried | None, named: str = "the gradient attack") -> Finding:
+    """Compare an attack with `one`, a gradient attack with the given name; None if there is none."""
+    attack = ATTACKS[pair.name]
     low, name = float(pair.other.right.mean()), f"paired: {pair.name}"
     if one is None:
-        said = f"Accuracy {low:.3f}; no gradient attack to compare with."
+        said = f"{attack[0].upper()}{attack[1:]} leaves an accuracy of {low:.3f}; no gradient attack to compare with."
         return Finding(name, "ok", said, passes=pair.passes)
     high = float(one.right.mean())
     return Finding(
         name,
         "ok",
-        f"Accuracy {low:.3f}, compared with {high:.3f} under the gradient attack.",
+        f"{attack[0].upper()}{attack[1:]} leaves an accuracy of {low:.3f}, {named} {high:.3f}.",
         pair.means,
         pair.next,
         pair.about,

@@ -15,7 +15,7 @@ from advbench.attacks.base import Threat
 from advbench.audit.cells import Cell, check_cells
 from advbench.audit.consistency import Consistency
 from advbench.audit.convergence import check_convergence
-from advbench.audit.findings import Audit, Finding, guarded, with_verdicts
+from advbench.audit.findings import LEFT, Audit, Finding, guarded, with_verdicts
 from advbench.audit.gradients import check_gradients
 from advbench.audit.outputs import check_outputs
 from advbench.audit.paired import check_pairs
@@ -28,10 +28,11 @@ from advbench.errors import InputError, ModelWarning, NoGradientError
 from advbench.keys import derive
 from advbench.models.classifier import Classifier
 from advbench.models.guard import ODDITIES, PROBE_IMAGES, opened
-from advbench.models.nets import build
+from advbench.models.nets import SMALLEST, build
 from advbench.registry import registry
 from advbench.training.base import TrainContext
 
+FINE = {"unseeded": "All randomness follows the seed.", "train_mode": "No layer behaves as in training."}
 PLAIN_EPOCHS = (15,)  # training epochs of the source net of transfer attacks
 
 
@@ -99,6 +100,7 @@ def audit(
         len(x),
         with_verdicts(findings),
         subject.accuracies,
+        subject.counts,
     )
 
 
@@ -117,7 +119,7 @@ def _opened(model: nn.Module, x: Tensor, threat: Threat, seed: int) -> tuple[Cla
             Finding(
                 f"outputs: {oddity.replace('_', ' ')}",
                 "failed" if odd else "ok",
-                f"{said[0].upper()}{said[1:]}." if odd else "No such problem.",
+                f"{said[0].upper()}{said[1:]}." if odd else FINE[oddity],
                 "Results are not reproducible, and attacks see a different classifier than evaluations.",
                 remedy,
             )
@@ -167,10 +169,12 @@ def _on_what_is_left(subject: Subject, gradient: Tried | None) -> Iterator[Findi
     anew = rest.gradient_attack()
     extra = (subject.clf.passes.forward - before) / len(subject.x)
     for each in _attacks(rest, anew):
-        where = "" if each.verdict == "not checked" else f" (On the {len(rest.x)} images left by the first attack.)"
+        where = f" (Of the {len(rest.x)} images that the gradient attack left unbroken.)"
+        where = "" if each.verdict == "not checked" else where
         yield replace(each, sentence=f"{each.sentence}{where}", passes=each.passes * rest.part + extra)
         extra = 0.0
-    subject.accuracies |= {f"{name}, of those left": value for name, value in rest.accuracies.items()}
+    subject.accuracies |= {f"{name}{LEFT}": value for name, value in rest.accuracies.items()}
+    subject.counts |= {f"{name}{LEFT}": count for name, count in rest.counts.items()}
 
 
 def _attacks(subject: Subject, gradient: Tried | None) -> Iterator[Finding]:
@@ -192,5 +196,6 @@ def _attacks(subject: Subject, gradient: Tried | None) -> Iterator[Finding]:
 def _plain_net(train: Data, seed: int) -> nn.Module:
     """Train a small plain net, the source of transfer attacks."""
     defense = registry().load("defense", "erm")(stages=PLAIN_EPOCHS, batch_size=64)
-    clf: Classifier = defense.fit(build("small_cnn", train, seed), train, TrainContext(seed=derive(seed, "plain")))
+    name = "small_cnn" if min(train.shape[1:]) >= SMALLEST else "fcnn1"
+    clf: Classifier = defense.fit(build(name, train, seed), train, TrainContext(seed=derive(seed, "plain")))
     return clf.module

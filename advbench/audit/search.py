@@ -32,7 +32,7 @@ def sample(subject: Subject) -> Tried:
         best = torch.where(per_image(found > margins, x), point, best)
         margins = torch.maximum(found, margins)
     right = subject.right(best, y)
-    subject.accuracies["random points"] = float(right.mean())
+    subject.note("random points", right)
     return Tried(best, right)
 
 

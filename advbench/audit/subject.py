@@ -99,6 +99,7 @@ class Subject:
         self.sizes = QUICK if quick else WHOLE
         self.part = part
         self.accuracies: dict[str, float] = {}
+        self.counts: dict[str, int] = {}  # number of images of each accuracy
         self._tried: dict[str, Tried] = {}
 
     def left(self, tried: Tried) -> Subject:
@@ -154,8 +155,12 @@ class Subject:
     def clean(self) -> Table:
         """Mask of correct predictions on the clean images."""
         found = self.right(self.x, self.y)
-        self.accuracies["clean"] = float(found.mean())
+        self.note("clean", found)
         return found
+
+    def note(self, name: str, right: Table) -> None:
+        """Keep the accuracy under an attack for the report."""
+        self.accuracies[name], self.counts[name] = float(right.mean()), right.shape[1]
 
     def tried(
         self,
@@ -188,7 +193,7 @@ class Subject:
             early = here and not self.clf.stochastic
             found = craft(attack, model or self.clf, x, y, against, seed=seed, targets=targets, stop_early=early).images
             self._tried[name] = Tried(found, self.right(found, y))
-            self.accuracies[name] = float(self._tried[name].right.mean())
+            self.note(name, self._tried[name].right)
         return self._tried[name]
 
     def gradient_attack(self, name: str = "pgd", **params: Any) -> Tried:

@@ -17,31 +17,35 @@ PERMUTATIONS = 10_000
 
 
 def check_unseen(subject: Subject, gradient: Tried | None) -> Finding:
-    """Compare an attack on the test images with the same attack on held-out training images."""
+    """Compare an attack on the test images with the same attack on held-out images."""
     name = "unseen: other images"
     if subject.other is None:
         return Finding.skipped(name, "no held-out images were given")
     x, y = (each[:IMAGES] for each in subject.other)
     before, seed = subject.clf.passes.forward, derive(subject.seed, "audit", "unseen")
     clean = subject.right(x, y)
-    pairs = []
+    pairs: list[tuple[Table, Table]] = []
+    names: list[str] = []
     if gradient is not None:
         early = not subject.clf.stochastic
         found = craft(ascent(subject.clf), subject.clf, x, y, subject.threat, seed=seed, stop_early=early).images
+        names.append("the gradient attack")
         pairs.append((gradient.right, subject.right(found, y)))
     if subject.plain is not None:
         attack = get_attack("pgd", steps=TRANSFER_STEPS, loss="margin")
         found = craft(attack, Classifier(subject.plain), x, y, subject.threat, seed=seed).images
+        names.append("transfer from a plain net")
         pairs.append((transferred(subject).right, subject.right(found, y)))
     if not pairs:
         return Finding.skipped(name, "there is no gradient for an attack, and no source net for a transfer")
     results = [_kept(subject.clean, known, clean, other) for known, other in pairs]
     p, here, there = min(results)
+    strongest = names[results.index((p, here, there))]
     return Finding(
         name,
         "ok",
-        f"Of the correct predictions, {here:.3f} survive the attack on the audited images and {there:.3f} on "
-        f"{len(x)} held-out training images.",
+        f"Of the correct predictions, {here:.3f} survive {strongest} on the audited images and {there:.3f} on {len(x)} "
+        "held-out images.",
         "The defence knows the evaluated images: it is less robust on others.",
         "evaluate on images that were not available when the defence was built",
         passes=(subject.clf.passes.forward - before) / len(subject.x),

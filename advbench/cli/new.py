@@ -1,15 +1,16 @@
 """The commands for the user's own plugins: new, test."""
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from advbench.cli.output import say
-from advbench.errors import InputError, unknown_name
+from advbench.errors import InputError, one_line, unknown_name
 
-KINDS = ("defense", "attack", "plugin")
+KINDS = ("defense", "attack", "architecture", "plugin")
 INIT = '''"""Plugins for advbench. Hooks only, so that listing plugins imports neither torch nor the classes."""
 
 from advbench.registry import hookimpl
@@ -82,10 +83,13 @@ OWN_NET = """
 
 
 def new(
-    kind: Annotated[str, typer.Argument(help="defense, attack or plugin (a distribution with both and tests)")],
+    kind: Annotated[
+        str,
+        typer.Argument(help="defense, attack, architecture, or plugin (a distribution with defense, attack and tests)"),
+    ],
     name: Annotated[str, typer.Argument(help="name, such as my_defense")],
 ) -> None:
-    """Write a working template of a plugin file, or of a distribution, with comments on what to change."""
+    """Write a working template of a file, or of a distribution, with comments on what to change."""
     if kind not in KINDS:
         raise unknown_name("kind", kind, KINDS)
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
@@ -119,13 +123,14 @@ def _plugin(package: str) -> dict[str, str]:
     texts = {f"{package}/__init__.py": INIT, "pyproject.toml": PROJECT, f"tests/test_{package}.py": TESTS}
     for old, new_name in names.items():
         texts = {place: text.replace(old, new_name) for place, text in texts.items()}
-    texts |= {f"{package}/{name}.py": _template(name, name) for name in ("my_defense", "my_attack")}
+    for name in ("my_defense", "my_attack"):  # registered names are labels, those of classes are not
+        texts[f"{package}/{name}.py"] = _template(name, name).replace(f"--set {_class_of(name)}.", f"--set {name}.")
     return {f"{package}/{place}": text for place, text in texts.items()}
 
 
 def _next(kind: str, module: str) -> list[str]:
     """Suggested next commands."""
-    name = f"{module}.py:{_class_of(module)}"
+    name = f"{module}.py:{module if kind == 'architecture' else _class_of(module)}"
     if kind == "plugin":
         return [
             "",
@@ -133,7 +138,11 @@ def _next(kind: str, module: str) -> list[str]:
             "advbench run --defense my_defense,adv_bnn --attack my_attack,eot_pgd",
             f"pytest {module}",
         ]
-    others = {"defense": f"--defense {name},adv_bnn --attack eot_pgd", "attack": f"--defense adv_bnn --attack {name}"}
+    others = {
+        "defense": f"--defense {name},adv_bnn --attack eot_pgd",
+        "attack": f"--defense adv_bnn --attack {name}",
+        "architecture": f"--arch {name} --defense adv_bnn --attack eot_pgd",
+    }
     return ["", f"advbench run {others[kind]}", f"advbench show {name}", f"advbench test {name}"]
 
 
@@ -148,9 +157,7 @@ def conform(
     ] = None,
     dataset: Annotated[
         str | None,
-        typer.Option(
-            help="data set to test with [default: 48 images of 6x6 pixels, or digits if a defense's net needs it]"
-        ),
+        typer.Option(help="data set to test with [default: 48 images of 6x6 pixels, or digits if a net needs it]"),
     ] = None,
     data_root: Annotated[str | None, typer.Option(help="folder of the data sets")] = None,
 ) -> None:
@@ -159,6 +166,7 @@ def conform(
     import tempfile
 
     from advbench.grid.spec import NAMED, own_net, parse_settings
+    from advbench.models.nets import net_values
     from advbench.registry import files, registry
 
     if importlib.util.find_spec("pytest") is None:
@@ -169,10 +177,12 @@ def conform(
     label = kept.rpartition(":")[2]
     for plugin in settings:
         if plugin not in (label, name):
-            raise unknown_name("plugin in --set", plugin, [label])
+            raise unknown_name("label in --set", plugin, [label])
     params = {key: value for each in settings.values() for key, value in each.items()}
     made = registry().load(kind, kept)
-    net = ""
+    net = kept if kind == "architecture" else ""
+    if kind == "architecture":
+        net_values(made, params)  # refuses unknown hyperparameters
     if kind == "defense":
         fields = made.Params.model_fields
         quick = {"stages": (1, 1), "batch_size": 16}
@@ -181,15 +191,22 @@ def conform(
         net = files.kept_name(arch) if arch else ""
         if own and not arch:
             net = own_net(own, kept)
-    if net and not dataset and not _fits(net):
+    misfit = partial(_misfit, net, params if kind == "architecture" else {}, data_root=data_root)
+    if net and not dataset and misfit(None):
         dataset = "digits"
         say("the net does not fit 6x6 images: tested on digits; use --dataset for another data set")
+    if net and dataset and (reason := misfit(dataset)):
+        remedy = "choose another net with --arch, or images that it takes with --dataset"
+        expected = f"a net for the images of {dataset}"
+        raise InputError(
+            f"net {net.rpartition(':')[2]!r}", expected=expected, got=f"an error ({reason})", remedy=remedy
+        )
     suite = {"defense": "DefenseConformance", "attack": "AttackConformance"}.get(kind, "ArchitectureConformance")
     fixture = "make" if kind == "architecture" else kind
     given = (kind, kept, params, net, dataset, data_root)
     text = SUITE.format(given=given, suite=suite, kind=fixture, cls=re.sub(r"\W", "_", label))
-    text += OWN_DATA if dataset and kind != "attack" else ""
-    text += OWN_NET if net else ""
+    text += OWN_DATA if dataset else ""
+    text += OWN_NET if net and kind == "defense" else ""
     import pytest
 
     pytest.register_assert_rewrite("advbench.testing")
@@ -202,18 +219,19 @@ def conform(
         raise typer.Exit(1)
 
 
-def _fits(net: str) -> bool:
-    """Whether a net takes the images of the conformance suite."""
+def _misfit(net: str, params: dict[str, object], dataset: str | None, data_root: str | None) -> str:
+    """Why a net does not take the images of a data set, or of the suite; empty if it does."""
+    from advbench.data.base import Data
     from advbench.errors import AdvbenchError
     from advbench.models.nets import build
-    from advbench.testing import small_data
 
-    data = small_data()
+    data = subject("dataset", net, params, dataset, data_root)
+    assert isinstance(data, Data), "a data set was asked for"
     try:
-        build(net, data, 0).eval()(data.batch(slice(2))[0])
-    except (AdvbenchError, RuntimeError, ValueError):
-        return False
-    return True
+        build(net, data, 0, params).eval()(data.batch(slice(2))[0])
+    except (AdvbenchError, RuntimeError, ValueError) as error:
+        return one_line(str(error).partition("\n")[0], 200)
+    return ""
 
 
 def subject(kind: str, name: str, params: dict[str, object], dataset: str | None, data_root: str | None) -> object:

@@ -28,6 +28,7 @@ from advbench.registry import pinned as by_content
 from advbench.registry.params import Configurable, Paper
 from advbench.training.base import Defense, Precision
 from advbench.training.gradient import GradientDefense
+from advbench.training.history import check_watched
 from advbench.training.wrapper import Wrapper
 
 BOARD = "records.jsonl.gz"  # marks the folder of a board
@@ -56,6 +57,7 @@ DEFAULT_ARCHITECTURES = {
     "stl10": "model_a",
     "svhn": "resnet20",
     "gtsrb": "stn",
+    "toy2d": "fcnn",
 }
 DEFAULT_ARCHITECTURE = "small_cnn"  # for all other data sets
 
@@ -271,7 +273,14 @@ def label_files(values: Mapping[str, Any], folder: Path | None = None) -> dict[s
     if not isinstance(table, Mapping):
         return dict(values)  # refused later
     found: dict[str, Any] = {label: _placed(name, folder) for label, name in table.items()}
-    aliases: dict[str, str] = {}
+    aliases: dict[str, str] = {}  # other ways to write a label in `set` and `affinity`
+    names = [name for field in ("defenses", "attacks") for name in _strings(values.get(field))]
+    short = Counter(name.partition("@")[2] for name in names)
+    for name in names:
+        label = name.partition("@")[2]
+        known = label in names or any(registry().knows(kind, label) for kind in NAMED)
+        if label and short[label] == 1 and label != NET and not known and not files.PATH.fullmatch(name):
+            aliases[label] = name
 
     def labelled(name: Any, kind: Kind) -> Any:
         if not isinstance(name, str) or name in found or registry().knows(kind, name.partition("@")[0]):
@@ -297,9 +306,25 @@ def label_files(values: Mapping[str, Any], folder: Path | None = None) -> dict[s
             values[field] = [labelled(name, kind) for name in values[field]]
     if values.get("architecture"):
         values["architecture"] = labelled(values["architecture"], "architecture")
+    if isinstance(values.get("affinity"), list | tuple):
+        values["affinity"] = [aliases.get(name, name) if isinstance(name, str) else name for name in values["affinity"]]
     if isinstance(values.get("set"), Mapping):
-        values["set"] = {aliases.get(label, label): params for label, params in values["set"].items()}
+        values["set"] = _merged(values["set"], aliases)
     return {**values, "files": found} if found else values
+
+
+def _strings(values: Any) -> list[str]:
+    return [each for each in values if isinstance(each, str)] if isinstance(values, list | tuple) else []
+
+
+def _merged(settings: Mapping[Any, Any], aliases: Mapping[str, str]) -> dict[Any, Any]:
+    """Settings by label, in which a label may be written in several ways."""
+    merged: dict[Any, Any] = {}
+    for name, params in settings.items():
+        label = aliases.get(name, name)
+        both = isinstance(params, Mapping) and isinstance(merged.get(label), Mapping)
+        merged[label] = {**merged[label], **params} if both else params
+    return merged
 
 
 def _placed(name: Any, folder: Path | None) -> Any:
@@ -396,9 +421,11 @@ def resolve(spec: RunSpec, kept: Kept | None = None) -> tuple[tuple[Choice, ...]
     used = _used(spec, kept)
     for plugin in spec.set:
         if plugin not in used:
-            raise unknown_name("plugin in --set", plugin, sorted(used))
+            raise unknown_name("label in --set", plugin, sorted(used))
     for choice in defenses if kept is None else ():
         _check_wrapped(choice)
+        if spec.history:
+            check_watched(registry().load("defense", choice.component.loaded_as), choice.label)
     for choice in attacks:
         if kept is not None and choice.label in kept.choices:
             continue

@@ -56,7 +56,7 @@ from advbench.registry.files import Sources
 from advbench.store.records import Store
 from advbench.store.storage import PATIENCE
 from advbench.training.base import Resources, TrainContext
-from advbench.training.history import Moment, errors_on
+from advbench.training.history import Moment, errors_on, watches
 
 MEASURED = "measured so far"
 SPENT = "seconds spent"  # key in the saved state of a training
@@ -244,7 +244,7 @@ class Runner:
             fresh=lambda seed: _net(inputs, data, seed),
             net=f"the net {inputs.architecture.name}",
         )
-        if inputs.history:
+        if inputs.history and watches(type(defense)):
             context = replace(context, watch=self._watcher(inputs), watch_every=inputs.history.every)
         # A copy: third-party code may work in place, and later tasks use the same data.
         given = replace(data, images=data.images.clone(), labels=data.labels.clone())

@@ -19,6 +19,8 @@ from advbench.keys import isolated_rng
 from advbench.registry import files, registry
 from advbench.registry.params import Field, Params, resolved
 
+SMALLEST = 2  # pixels; side of the smallest images of small_cnn
+
 
 class Normalize(nn.Module):
     """(x - mean) / std for each channel: normalisation inside the module, so attacks see [0, 1] images."""
@@ -128,7 +130,7 @@ def _require_size(name: str, height: int, width: int, least: int) -> None:
             f"architecture {name!r}",
             expected=f"images of at least {least}x{least}",
             got=f"{height}x{width}",
-            remedy="choose small_cnn or fcnn1, or larger images",
+            remedy=f"choose {'fcnn1' if min(height, width) < SMALLEST else 'small_cnn or fcnn1'}, or larger images",
         )
 
 
@@ -138,7 +140,7 @@ def _conv(inputs: int, outputs: int, stride: int = 1, *, bias: bool = True) -> n
 
 def small_cnn(channels: int, height: int, width: int, classes: int) -> nn.Module:
     """Two convolutions, a pooling layer, two linear layers; 38,000 weights on 8x8 images."""
-    _require_size("small_cnn", height, width, 2)
+    _require_size("small_cnn", height, width, SMALLEST)
     return nn.Sequential(
         _conv(channels, 16),
         nn.ReLU(),

@@ -5,15 +5,15 @@ from __future__ import annotations
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from advbench.errors import InputError
+from advbench.errors import InputError, unknown_name
 
 Weights = Mapping[str, Tensor]
 
@@ -149,6 +149,11 @@ class PointPosterior(Posterior):
         self._own = dict(module.named_parameters())
         self._weights = None if weights is None else dict(weights)
 
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return next(iter(self.draw(0).values())).device
+
     def are_modules_own(self, weights: Weights) -> bool:
         """True if these weights are the parameters of the module itself."""
         return weights is self._own
@@ -216,7 +221,11 @@ class GaussianPosterior(Posterior):
 
     Args:
         module: its parameters are the initial mean and are not used afterwards.
-        std: initial standard deviation of each weight, > 0.
+        std: initial standard deviation of each weight, > 0; or a tensor for each parameter name, shaped as the
+            parameter, >= 0. Parameters that it leaves out are deterministic.
+
+    Raises:
+        InputError: a standard deviation is out of range, or has an unknown name or another shape.
 
     Attributes:
         layout: positions of the parameters in the flat vectors.
@@ -227,14 +236,19 @@ class GaussianPosterior(Posterior):
     kind = "gaussian"
     symmetric = True
 
-    def __init__(self, module: nn.Module, std: float = 0.05) -> None:
+    def __init__(self, module: nn.Module, std: float | Weights = 0.05) -> None:
         super().__init__(module)
-        if not (math.isfinite(std) and std > 0):
-            raise InputError("initial standard deviation", expected="a finite number > 0", got=std)
         self.layout = FlatLayout(module)
-        flat = self.layout.flatten(dict(module.named_parameters())).detach()
+        parameters = dict(module.named_parameters())
+        flat = self.layout.flatten(parameters).detach()
         self.mean = nn.Parameter(flat.clone())
-        self.log_std = nn.Parameter(torch.full_like(flat, math.log(std)))
+        if isinstance(std, Mapping):
+            log_std = self.layout.flatten(_deviations(std, parameters)).log()
+        elif math.isfinite(std) and std > 0:
+            log_std = torch.full_like(flat, math.log(std))
+        else:
+            raise InputError("initial standard deviation", expected="a finite number > 0", got=std)
+        self.log_std = nn.Parameter(log_std)
         self._fixed = _Fixed()
 
     @contextmanager
@@ -316,12 +330,55 @@ class GaussianPosterior(Posterior):
                 getattr(self, quantity).copy_(self.layout.flatten(tensors, f"{quantity}."))
 
 
+def _deviations(std: Weights, parameters: Weights) -> Weights:
+    """Standard deviation of each parameter, 0 where none is given."""
+    for name, value in std.items():
+        if name not in parameters:
+            raise unknown_name("parameter of the module", name, parameters)
+        if value.shape != parameters[name].shape or not bool((value.isfinite() & (value >= 0)).all()):
+            expected = f"finite numbers >= 0 of shape {tuple(parameters[name].shape)}"
+            got = tuple(value.shape) if value.shape != parameters[name].shape else "others"
+            raise InputError(f"standard deviation of {name}", expected=expected, got=got)
+    return {n: std[n].detach().to(each) if n in std else torch.zeros_like(each) for n, each in parameters.items()}
+
+
+@torch.no_grad()
+def gaussian_statistics(
+    posterior: GaussianPosterior, divergence: Callable[[Tensor, Tensor], Tensor] | None = None
+) -> dict[str, Any]:
+    """Statistics of a Gaussian posterior, as in Tables 1 to 3 of hierarchical variational inference.
+
+    Bias tensors are left out, as in that paper: they are nearly zero and would halve `kld`.
+
+    Args:
+        posterior: the posterior.
+        divergence: regulariser of each weight in nats, from its mean and log standard deviation; None for no `kld`.
+
+    Returns:
+        `mean` (of mu) and `std` (of sigma): means over all weights. `kld`: the regulariser, averaged within each
+        weight tensor and then over tensors, so that small tensors count as much as large ones. `tensors`: these values
+        of each tensor, with its `name` and number of `weights`.
+    """
+    names = [name for name in posterior.layout if name.rpartition(".")[2] != "bias"] or list(posterior.layout)
+    rows: list[dict[str, Any]] = []
+    for name in names:
+        mean, log_std = (value.double() for value in posterior.selected([name]))
+        row = {"mean": mean, "std": log_std.exp()} | ({"kld": divergence(mean, log_std)} if divergence else {})
+        rows.append({"name": name, "weights": len(mean), **{key: float(value.mean()) for key, value in row.items()}})
+    size = sum(row["weights"] for row in rows)
+    found: dict[str, Any] = {key: sum(row[key] * row["weights"] for row in rows) / size for key in ("mean", "std")}
+    if divergence:
+        found["kld"] = sum(row["kld"] for row in rows) / len(rows)
+    return {**found, "tensors": rows}
+
+
 class SamplePosterior(Posterior):
     """A set of equally likely samples of all weights, such as those of a Markov chain.
 
     Args:
         module: the module that the weights belong to.
-        samples: flat samples `(count, size)`; by default one, the module's current weights.
+        samples: flat samples `(count, size)`, or for each sample a tensor for each parameter name; by default one, the
+            module's current weights.
 
     Attributes:
         layout: positions of the parameters in a sample.
@@ -331,11 +388,13 @@ class SamplePosterior(Posterior):
     kind = "samples"
     samples: Tensor
 
-    def __init__(self, module: nn.Module, samples: Tensor | None = None) -> None:
+    def __init__(self, module: nn.Module, samples: Tensor | Sequence[Weights] | None = None) -> None:
         super().__init__(module)
         self.layout = FlatLayout(module)
         if samples is None:
-            samples = self.layout.flatten(dict(module.named_parameters())).detach()[None]
+            samples = [dict(module.named_parameters())]
+        if not isinstance(samples, Tensor):
+            samples = torch.stack([self.layout.flatten(each).detach() for each in samples])
         self.register_buffer("samples", samples)
         self._differ: tuple[Tensor, int, bool] | None = None
 

@@ -56,9 +56,11 @@ def resolved(
     Raises:
         InputError: a hyperparameter is unknown, or its type or range is wrong.
     """
-    for name, value in given.items():
+    for name in {**(below or {}), **given}:
         if name not in kind.model_fields:
-            raise unknown_name(f"hyperparameter of {owner}", name, kind.model_fields)
+            where = owner if name in given else f"{owner} in its presets"
+            raise unknown_name(f"hyperparameter of {where}", name, kind.model_fields)
+    for name, value in given.items():
         annotation = kind.model_fields[name].annotation
         if isinstance(value, bool) and bool not in (annotation, *get_args(annotation)):
             raise InputError(f"hyperparameter {name!r} of {owner}", expected="a value that is not a boolean", got=value)
@@ -70,6 +72,8 @@ def resolved(
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"])) or "values"
+        if first["type"] == "extra_forbidden":  # in a nested model
+            raise InputError(f"unknown hyperparameter {name!r} of {owner}", remedy="remove it") from error
         raise InputError(
             f"hyperparameter {name!r} of {owner}",
             expected=expected_in(first["msg"]),

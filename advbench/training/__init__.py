@@ -42,6 +42,7 @@ from advbench.training.gradient import VariationalLoss as VariationalLoss
 from advbench.training.gradient import VariationalParams as VariationalParams
 from advbench.training.gradient import gaussian as gaussian
 from advbench.training.gradient import images_apart as images_apart
+from advbench.training.gradient import last_linear as last_linear
 from advbench.training.history import Measure as Measure
 from advbench.training.history import Moment as Moment
 from advbench.training.history import errors_on as errors_on

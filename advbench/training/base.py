@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from advbench.data.base import Data
 from advbench.keys import derive
 from advbench.models.classifier import Classifier
+from advbench.models.posterior import GaussianPosterior, gaussian_statistics
 from advbench.progress import OnProgress
 from advbench.registry.params import Configurable
 
@@ -85,7 +86,14 @@ class TrainContext:
 
 
 class Defense(Configurable, ABC):
-    """Base class of training methods: from a module and data to a classifier."""
+    """Base class of training methods: from a module and data to a classifier.
+
+    Attributes:
+        watches: True, stated by the class that writes `fit`, if it calls `context.watch` with the classifier that it
+            would return at that moment. Classes that override that `fit` state it again.
+    """
+
+    watches: ClassVar[bool] = False
 
     @property
     def architecture(self) -> str | None:
@@ -122,9 +130,14 @@ class Defense(Configurable, ABC):
         """
 
     def statistics(self, clf: Classifier) -> Mapping[str, Any]:
-        """Statistics of a trained classifier for its record, as JSON values; empty by default.
+        """Statistics of a trained classifier for its record, as JSON values.
 
         Args:
             clf: the classifier returned by `fit`.
+
+        Returns:
+            By default those of a Gaussian posterior, `mean` (of mu) and `std` (of sigma): means over all weights but
+            biases; and `tensors`, with the two values of each tensor, its `name` and number of `weights`. Empty for
+            other posteriors.
         """
-        return {}
+        return gaussian_statistics(clf.posterior) if isinstance(clf.posterior, GaussianPosterior) else {}

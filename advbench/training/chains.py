@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from advbench.errors import InputError
 from advbench.models.classifier import Classifier, Draw
 from advbench.models.posterior import FlatLayout, SamplePosterior
-from advbench.registry.params import Field
+from advbench.registry.params import Field, Params
 from advbench.training.base import TrainContext
 from advbench.training.loop import LoopDefense, LoopParams, TrainState, autocast
 
@@ -117,6 +117,7 @@ class ChainDefense(LoopDefense):
     statistics of batch norm belong to the module and are shared by all chains.
     """
 
+    Params: ClassVar[type[Params]] = ChainParams
     params: ChainParams
     accuracy: ClassVar[str] = "train accuracy"
 
@@ -229,6 +230,7 @@ class SGLDParams(ChainParams):
 class LangevinChains(ChainDefense):
     """Chains of stochastic-gradient Langevin dynamics."""
 
+    Params: ClassVar[type[Params]] = SGLDParams
     params: SGLDParams
 
     def move(
@@ -281,6 +283,7 @@ class SGAdaLDParams(ChainParams):
 class AdaptiveChains(ChainDefense):
     """Chains of stochastic-gradient adaptive Langevin dynamics."""
 
+    Params: ClassVar[type[Params]] = SGAdaLDParams
     params: SGAdaLDParams
 
     def begin(self, module: nn.Module, steps: int, count: int, context: TrainContext) -> TrainState:

@@ -18,8 +18,14 @@ from advbench.attacks.base import Goal, Norm, Threat
 from advbench.errors import InputError
 from advbench.models.classifier import Classifier
 from advbench.models.noise import Noise
-from advbench.models.posterior import GaussianPosterior, PointPosterior, Posterior, prior_divergence
-from advbench.registry.params import Field
+from advbench.models.posterior import (
+    GaussianPosterior,
+    PointPosterior,
+    Posterior,
+    gaussian_statistics,
+    prior_divergence,
+)
+from advbench.registry.params import Field, Params
 from advbench.training.base import TrainContext
 from advbench.training.loop import LoopDefense, LoopParams, TrainState, autocast
 from advbench.training.optimizers import SGD, Adam, Optimizer
@@ -37,7 +43,7 @@ class TrainParams(LoopParams):
 class GradientDefense(LoopDefense):
     """Base class of training with an optimiser. Methods override `posterior`, `noise`, `perturb` or `loss`."""
 
-    Params = TrainParams
+    Params: ClassVar[type[Params]] = TrainParams
     params: TrainParams
     accuracy: ClassVar[str] = "train accuracy"
 
@@ -144,6 +150,7 @@ class MixedParams(TrainParams):
 class MixedLoss(ErmLoss):
     """Weighted mean of the cross-entropies on perturbed and clean images."""
 
+    Params: ClassVar[type[Params]] = MixedParams
     params: MixedParams
 
     def passes_per_image(self) -> float:
@@ -183,6 +190,7 @@ class VariationalParams(TrainParams):
 class VariationalLoss(GradientDefense):
     """Bayes by backprop: mean cross-entropy at one draw plus kl_weight / N times a divergence of the weights."""
 
+    Params: ClassVar[type[Params]] = VariationalParams
     params: VariationalParams
 
     def posterior(self, module: nn.Module) -> Posterior:
@@ -209,30 +217,11 @@ class VariationalLoss(GradientDefense):
         logits = clf(x)
         return {"loss": F.cross_entropy(logits.float(), y), "kl": self.kl(clf, count)}, logits
 
-    @torch.no_grad()
-    def statistics(self, clf: Classifier) -> dict[str, Any]:
-        """Statistics of the posterior, as in Tables 1 to 3 of hierarchical variational inference.
-
-        Bias tensors are left out, as in that paper: they are nearly zero and would halve `kld`.
-
-        Returns:
-            `mean` (of mu) and `std` (of sigma): means over all weights. `kld`: the method's own regulariser in nats,
-            averaged within each weight tensor and then over tensors, so that small tensors count as much as large ones.
-            `tensors`: the three values of each tensor, with its `name` and number of `weights`.
-        """
-        posterior = gaussian(clf)
-        names = [name for name in posterior.layout if name.rpartition(".")[2] != "bias"] or list(posterior.layout)
-        rows: list[dict[str, Any]] = []
-        for name in names:
-            mean, log_std = (value.double() for value in posterior.selected([name]))
-            kld = self.divergence(mean, log_std)
-            row = {"mean": mean, "std": log_std.exp(), "kld": kld}
-            rows.append(
-                {"name": name, "weights": len(mean), **{key: float(value.mean()) for key, value in row.items()}}
-            )
-        size = sum(row["weights"] for row in rows)
-        means = {key: sum(row[key] * row["weights"] for row in rows) / size for key in ("mean", "std")}
-        return {**means, "kld": sum(row["kld"] for row in rows) / len(rows), "tensors": rows}
+    def statistics(self, clf: Classifier) -> Mapping[str, Any]:
+        """Those of a Gaussian posterior, and `kld`, the method's own regulariser; see `gaussian_statistics`."""
+        if not isinstance(clf.posterior, GaussianPosterior):
+            return super().statistics(clf)
+        return gaussian_statistics(clf.posterior, self.divergence)
 
 
 class BayesParams(VariationalParams):
@@ -248,6 +237,7 @@ class BayesParams(VariationalParams):
 class ElboLoss(VariationalLoss):
     """Variational inference with the prior N(0, prior_std^2) on each weight (Blundell et al. 2015)."""
 
+    Params: ClassVar[type[Params]] = BayesParams
     params: BayesParams
 
     def divergence(self, mean: Tensor, log_std: Tensor) -> Tensor:
@@ -303,6 +293,7 @@ class PgdPerturbation(GradientDefense):
     dropout does not perturb the ascent.
     """
 
+    Params: ClassVar[type[Params]] = AdversarialParams
     params: AdversarialParams
     accuracy = "robust train accuracy"
 
@@ -333,6 +324,7 @@ def last_linear(module: nn.Module) -> list[str]:
     """
     layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
     if not layers:
-        raise InputError("kl_scope 'classifier'", expected="a module with a linear layer", remedy="use 'all'")
+        remedy = "use another net, or kl_scope 'all' if that is the hyperparameter"
+        raise InputError("last linear layer of the net", expected="a module with one", got="none", remedy=remedy)
     own = {id(parameter) for parameter in layers[-1].parameters()}  # a tied weight is listed under its first name
     return [name for name, parameter in module.named_parameters() if id(parameter) in own]

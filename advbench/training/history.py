@@ -9,6 +9,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from advbench.data.base import Data
+from advbench.errors import InputError
 from advbench.evaluation import detection, score
 from advbench.evaluation.evaluate import evaluate, evaluate_ood
 from advbench.models.classifier import Classifier
@@ -23,6 +24,27 @@ class Moment(NamedTuple):
 
     step: int
     values: Mapping[str, float]
+
+
+def watches(method: type[Defense]) -> bool:
+    """True if the class that writes a method's `fit` states that it shows the classifier that `fit` returns."""
+    owner = next(each for each in method.__mro__ if "fit" in vars(each))
+    return bool(vars(owner).get("watches", False))
+
+
+def check_watched(method: type[Defense], name: str) -> None:
+    """Refuse to measure a training whose `fit` changes the classifier of the one that it overrides.
+
+    Raises:
+        InputError: `fit` overrides one that calls `context.watch`, and does not state that it calls it itself.
+    """
+    if not watches(method) and method.watches:
+        raise InputError(
+            f"--history of defense {name!r}",
+            expected="a fit that shows the classifier it returns",
+            got="one that overrides it, so that another classifier would be measured",
+            remedy="omit --history; a fit that calls context.watch itself states watches = True in its class",
+        )
 
 
 def history(
@@ -51,11 +73,13 @@ def history(
         The trained classifier, and the moments in their order.
     """
     moments: list[Moment] = []
+    check_watched(type(defense), type(defense).__name__)
 
     def watch(step: int, clf: Classifier) -> None:
         moments.append(Moment(step, dict(measure(clf))))
 
-    watched = dataclasses.replace(context or TrainContext(), watch=watch, watch_every=every)
+    context = context or TrainContext()
+    watched = dataclasses.replace(context, watch=watch, watch_every=every) if watches(type(defense)) else context
     clf = defense.fit(module, data, watched)
     if not moments:
         moments.append(Moment(0, dict(measure(clf))))

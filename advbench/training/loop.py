@@ -13,7 +13,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -131,8 +131,9 @@ class TrainState:
 class LoopDefense(Defense):
     """Base class of training on minibatches. Methods implement `begin` and `update`."""
 
-    Params = LoopParams
+    Params: ClassVar[type[Params]] = LoopParams
     params: LoopParams
+    watches = True
 
     def steps(self, per_epoch: int) -> int:
         """Total number of steps; `per_epoch` steps are one epoch."""

@@ -40,7 +40,10 @@ class Square(Attack):
         """Hyperparameters of the Square attack."""
 
         queries: int = Field(
-            default=1000, ge=1, description="number of forward passes per image; Andriushchenko et al.: 5,000"
+            default=1000,
+            ge=1,
+            description="number of queries per image, of one forward pass each, on a random classifier of two; "
+            "Andriushchenko et al.: 5,000",
         )
         share: float = Field(
             default=0.8, gt=0, le=1, description="initial fraction of pixels in a square; AutoAttack: 0.8"
@@ -52,7 +55,7 @@ class Square(Attack):
     params: Params
 
     def cost(self, random: bool) -> int:
-        """One pass for the image and one per query; on a random classifier, two per query."""
+        """One pass for the image and one per query; on a random classifier, two per query after the first."""
         return 2 + (self.params.queries - 1) * (2 if random else 1)
 
     @torch.no_grad()

@@ -30,7 +30,8 @@ class Active(Defense):
         of at least their number.
     """
 
-    version = "1"
+    version = "2"
+    watches = True
     paper = Paper(
         title="Deep Bayesian Active Learning with Image Data",
         authors="Gal, Islam, Ghahramani",

@@ -52,7 +52,7 @@ class Pretrained(Defense):
     normalised images; weights of a net built by advbench include the normalisation. The net runs in evaluation mode.
     """
 
-    version = "1"
+    version = "2"
 
     class Params(training.Params):
         """Hyperparameters of a pretrained net."""

@@ -20,13 +20,15 @@ from advbench.audit import Audit, Finding, markdown
 from advbench.audit.cells import Cell, check_cells
 from advbench.audit.checklist import CHECKLIST, INDICATORS
 from advbench.audit.consistency import two_samples
-from advbench.audit.findings import with_verdicts
+from advbench.audit.findings import LEFT, with_verdicts
 from advbench.audit.subject import Subject, stronger
 from advbench.audit.surrogate import check_surrogate
 from advbench.cli.app import main
 from advbench.data.base import Data
 from advbench.errors import InputError
 from advbench.models.classifier import Classifier
+from advbench.models.posterior import GaussianPosterior
+from advbench.testing import small_data, small_net
 
 THREAT = advbench.Threat("linf", 0.15)
 IMAGES = 100
@@ -263,3 +265,31 @@ def test_a_defense_without_gradient_gets_numbers_flags_and_no_rank(cli: Cli, tmp
     assert board["rank"].isna().all()
     assert board.worst_attack.tolist() == ["square"]
     assert "Without a rank" in (tmp_path / "results" / "leaderboard.md").read_text()
+
+
+def test_the_page_has_a_row_for_each_attack_with_its_images() -> None:
+    ok = Finding("paired: one step", "ok", "One step (fgsm) leaves an accuracy of 0.502, the gradient attack 0.480.")
+    accuracies = {"clean": 0.95, "pgd": 0.3, "at linf 1": 0.0, f"pgd{LEFT}": 0.48, f"5 x steps{LEFT}": 0.47}
+    counts = dict(zip(accuracies, (200, 200, 64, 61, 24), strict=True))
+    page = markdown([Audit("mine", "linf 0.1", 200, (ok,), accuracies, counts)])
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("|")]
+    assert rows[2:7] == [
+        ["none", "200", "0.950"],
+        ["gradient attack", "200", "0.300"],
+        ["gradient attack at linf 1", "64", "0.000"],
+        ["gradient attack", "61 left unbroken", "0.480"],
+        ["gradient attack with 5 times the steps", "24 left unbroken", "0.470"],
+    ]
+
+
+def test_sentences_of_passed_checks_name_the_attack_and_do_not_sound_like_failures() -> None:
+    x, y = small_data(24).batch(slice(24))
+    net = small_net().eval()
+    found = advbench.audit(Classifier(net, GaussianPosterior(net, 0.05)), x, y, advbench.Threat("linf", 0.05))
+    assert set(found.counts) == set(found.accuracies)
+    for each in found.findings:
+        if each.check.startswith(("paired", "convergence", "search", "unseen")) and each.verdict != "not checked":
+            assert "attack" in each.sentence, each
+        if each.verdict == "ok":
+            assert "unchanged" not in each.sentence, each
+            assert not each.sentence.startswith(("Draws agree on", "Accuracy")), each

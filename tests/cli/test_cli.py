@@ -27,7 +27,7 @@ BAD = {
     "close hyperparameter": (["--set", "erm.stage=[1]"], "did you mean 'stages'"),
     "wrong type": (["--set", "erm.lr=fast"], "hyperparameter 'lr' of ERM: expected .* got 'fast'"),
     "out of range": (["--set", "erm.lr=-1"], "hyperparameter 'lr' of ERM: expected .*greater than 0, got -1"),
-    "setting of an absent plugin": (["--set", "bnn.lr=1"], "unknown plugin in --set 'bnn'.*one of arch, erm, fgsm"),
+    "setting of an absent plugin": (["--set", "bnn.lr=1"], "unknown label in --set 'bnn'.*one of arch, erm, fgsm"),
     "malformed setting": (["--set", "lr=1"], "--set: expected name.param=value, got 'lr=1'"),
     "negative eps": (["--eps", "-0.1"], "threat eps: expected a finite number >= 0, got -0.1"),
     "eps in grey levels": (["--eps", "8"], "at most 1 for linf.*did you mean 8/255"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import sys
 from pathlib import Path
 
@@ -9,7 +10,14 @@ import pandas as pd
 import pytest
 from conftest import Cli
 
+import advbench
+from advbench import testing
+from advbench.attacks import Threat
 from advbench.cli.app import main
+from advbench.cli.new import subject
+from advbench.errors import InputError
+from advbench.models import Classifier
+from advbench.registry import registry
 
 QUICK = "--eps 0.1 --limit 20 --draws 2 --executor inline --device cpu --affinity none".split()
 
@@ -22,10 +30,13 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_what_new_writes_runs_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["new", "defense", "my_noise"]) == 0
     assert main(["new", "attack", "SignSteps"]) == 0
+    assert main(["new", "architecture", "OneLayer"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert "advbench run --defense my_noise.py:MyNoise,adv_bnn --attack eot_pgd" in out
     assert "advbench test sign_steps.py:SignSteps" in out
-    names = ["--defense", "my_noise.py:MyNoise", "--attack", "sign_steps.py:SignSteps,fgsm"]
+    assert "advbench test one_layer.py:one_layer" in out
+    names = ["--arch", "one_layer.py:one_layer", "--set", "arch.filters=4"]
+    names += ["--defense", "my_noise.py:MyNoise", "--attack", "sign_steps.py:SignSteps,fgsm"]
     assert main(["run", *names, *QUICK, "--set", "MyNoise.stages=[2]"]) == 0
     results = pd.read_csv("results/results.csv").set_index("attack")
     assert results.forward_passes["SignSteps"] == 10
@@ -81,7 +92,7 @@ import torch
 from torch import nn
 from advbench.attacks import Attack
 from advbench.models import Classifier
-from advbench.training import Defense
+from advbench.training import Defense, ErmLoss
 
 class Leaves(Attack):
     def run(self, clf, x, goal, threat, generator):
@@ -95,6 +106,13 @@ def noisy(channels, height, width, classes):
         def forward(self, x):
             return super().forward(x.flatten(1)) + torch.randn(())
     return Noisy(channels * height * width, classes)
+
+class InPlace(ErmLoss):
+    presets = {"mnist": {"bacth_size": 1}}
+
+    def fit(self, module, data, context=None):
+        data.images.mul_(0.5)
+        return super().fit(module, data, context)
 
 class Ready(Defense):
     architecture = "net"
@@ -127,7 +145,7 @@ def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: 
     for arguments, message in (
         (["nosuch"], "unknown name 'nosuch'"),
         (["my.py"], "write my.py:NAME"),
-        (["my.py:Leaves", "--set", "pgd.steps=1"], "unknown plugin in --set 'pgd': expected one of Leaves"),
+        (["my.py:Leaves", "--set", "pgd.steps=1"], "unknown label in --set 'pgd': expected one of Leaves"),
     ):
         assert main(["test", *arguments]) == 2
         assert message in capsys.readouterr().err
@@ -162,3 +180,50 @@ def test_nothing_is_trained_by_a_net_for_larger_images(cli: Cli) -> None:
     assert done.returncode == 0, done.stdout
     assert "tested on digits" in done.stdout
     assert "1 skipped" in done.stdout
+
+
+@pytest.mark.parametrize("dataset", ["digits", "toy2d"])
+@pytest.mark.parametrize(("name", "kind"), [("erm", "Defense"), ("fgsm", "Attack"), ("fcnn1", "Architecture")])
+def test_a_small_net_fits_the_images_of_any_data_set(name: str, kind: str, dataset: str) -> None:
+    made = subject("dataset", name, {}, dataset, None)
+    suite = getattr(testing, f"{kind}Conformance")()
+    if kind == "Architecture":
+        suite.test_gives_finite_logits(subject("architecture", name, {}, dataset, None), made)
+    elif kind == "Attack":
+        net = testing.net_for(made).eval()
+        suite.test_stays_in_ball_and_box(advbench.get_attack(name), Classifier(net), Threat("linf", 0.1), 3, made)
+    else:
+        defense = advbench.get_defense(name, stages=(1,), batch_size=64)
+        suite.test_gives_a_classifier(defense, testing.net_for(made), made)
+
+
+def test_a_net_that_does_not_fit_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["erm", "--arch", "resnet20"], ["resnet20"]):
+        assert main(["test", *words, "--dataset", "toy2d"]) == 2
+        error = capsys.readouterr().err
+        assert "net 'resnet20': expected a net for the images of toy2d, got an error (architecture 'resnet20'" in error
+        assert len(error.strip().splitlines()) == 1
+
+
+def test_a_failed_test_says_what_to_change() -> None:
+    Path("my.py").write_text(FILE)
+    bad = registry().load("defense", "my.py:InPlace")(stages=(1,), batch_size=16)
+    with pytest.raises(AssertionError, match=r"fit changed the training images.*; pass copies"):
+        testing.DefenseConformance().test_modules_that_work_in_place(bad, testing.small_net(), testing.small_data())
+    with pytest.raises(AssertionError, match="fit changed the training images; train on copies"):
+        testing.DefenseConformance().test_leaves_module_and_data(bad, testing.small_net(), testing.small_data())
+    with pytest.raises(InputError, match="unknown hyperparameter of InPlace in its presets 'bacth_size'"):
+        testing.DefenseConformance().test_presets_are_valid(bad)
+
+
+def test_the_suites_have_no_bare_assertion() -> None:
+    tree = ast.parse(Path(testing.__file__).read_text())
+    bare = [each.lineno for each in ast.walk(tree) if isinstance(each, ast.Assert) and each.msg is None]
+    assert not bare, f"assertions without a message in lines {bare}"
+
+
+def test_a_plugins_template_names_its_labels() -> None:
+    assert main(["new", "plugin", "mine"]) == 0
+    text = Path("mine/mine/my_defense.py").read_text()
+    assert "--set my_defense.NAME=VALUE" in text
+    assert "--set MyDefense" not in text

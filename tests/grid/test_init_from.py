@@ -82,7 +82,7 @@ def test_a_label_starts_from_another_setting_of_the_same_method() -> None:
             r"from it, got 'erm'",
         ),
         ({"erm": {"init_from": "emr"}}, r"defense 'erm' starts from 'emr': unknown defense 'emr'.*"),
-        ({"erm": {}, "bnn": {"lr": 0.1}}, r"unknown plugin in --set 'bnn'.*"),
+        ({"erm": {}, "bnn": {"lr": 0.1}}, r"unknown label in --set 'bnn'.*"),
     ],
 )
 def test_what_cannot_be_a_start_is_refused_in_one_line(settings: dict[str, dict[str, Any]], message: str) -> None:

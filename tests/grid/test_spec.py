@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from helpers import some_identity
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from advbench.attacks import SELECTION_DRAWS
 from advbench.cli.options import make_spec as make
+from advbench.data.base import Data
 from advbench.errors import InputError
 from advbench.grid.inputs import as_json
 from advbench.grid.plan import make_plan
 from advbench.grid.spec import RunSpec, make_spec, parse_settings, parse_toml, plugin_version, resolve
+from advbench.models.nets import build
 from advbench.registry import registry
 
 MINIMAL: dict[str, Any] = {"defenses": ["erm"], "attacks": ["pgd"]}
@@ -330,8 +333,8 @@ def test_passes_are_estimated_from_the_hyperparameters() -> None:
         ({"attacks": ["pdg"]}, "unknown attack 'pdg'.*did you mean 'pgd'"),
         ({"dataset": "digit"}, "unknown dataset 'digit'.*did you mean 'digits'"),
         ({"architecture": "resnet2"}, "unknown architecture 'resnet2'.*did you mean 'resnet20'"),
-        ({"set": {"pgdd": {"steps": 1}}}, "unknown plugin in --set 'pgdd'.*did you mean 'pgd'"),
-        ({"set": {"fgsm": {"loss": "ce"}}}, "unknown plugin in --set 'fgsm'"),
+        ({"set": {"pgdd": {"steps": 1}}}, "unknown label in --set 'pgdd'.*did you mean 'pgd'"),
+        ({"set": {"fgsm": {"loss": "ce"}}}, "unknown label in --set 'fgsm'"),
         ({"set": {"pgd": {"step": 1}}}, "attack 'pgd'.*unknown hyperparameter of PGD 'step'.*did you mean 'steps'"),
         ({"set": {"erm": {"learning": 1}}}, "defense 'erm'.*unknown hyperparameter of ERM 'learning'"),
         ({"set": {"erm": {"preset": "mnis"}}}, "unknown preset of ERM 'mnis'.*did you mean 'mnist'"),
@@ -465,8 +468,47 @@ def test_a_part_of_a_specs_run_drops_settings_that_it_has_no_use_for(tmp_path: P
     assert part.set == {}
     assert part.affinity == ()
     assert make(file).affinity == ("pgd",)
-    with pytest.raises(InputError, match="unknown plugin in --set 'pgd'"):
+    with pytest.raises(InputError, match="unknown label in --set 'pgd'"):
         resolve(make(file, attacks=["fgsm"], set=["pgd.steps=4"]))
     file.write_text(file.read_text().replace("[set.pgd]", "[set.pdg]"))
-    with pytest.raises(InputError, match="unknown plugin in --set 'pdg'"):
+    with pytest.raises(InputError, match="unknown label in --set 'pdg'"):
         resolve(make(file, defenses=["erm"]))
+
+
+def test_labels_of_registered_plugins_are_written_with_or_without_the_name() -> None:
+    names = {"defenses": ["erm", "bnn@cold"], "attacks": ["pgd@far", "fgsm"], "affinity": ["far"]}
+    short = make_spec({**names, "set": {"cold": {"lr": 0.1}, "far": {"steps": 3}}})
+    whole = make_spec({**names, "affinity": ["pgd@far"], "set": {"bnn@cold": {"lr": 0.1}, "pgd@far": {"steps": 3}}})
+    assert short == whole
+    both = make_spec({**names, "set": {"cold": {"lr": 0.1}, "bnn@cold": {"init_std": 0.1}}})
+    assert both.set == {"bnn@cold": {"lr": 0.1, "init_std": 0.1}}
+    with pytest.raises(InputError, match="unknown label in --set 'warm': expected one of arch, bnn@cold, erm"):
+        resolve(make_spec({**names, "set": {"warm": {"lr": 0.1}}}))
+    # a registered name, and a label of two plugins, mean no label
+    taken = make_spec({"defenses": ["bnn@erm", "erm"], "attacks": ["pgd@a", "fgsm@a"], "set": {"erm": {"lr": 0.1}}})
+    assert taken.set == {"erm": {"lr": 0.1}}
+    with pytest.raises(InputError, match="unknown label in --set 'a'"):
+        resolve(taken.model_copy(update={"set": {"a": {"steps": 1}}}))
+
+
+@pytest.mark.parametrize("dataset", [entry.name for entry in registry().entries("dataset")])
+def test_the_default_net_of_a_data_set_takes_its_images(dataset: str) -> None:
+    described = next(entry for entry in registry().entries("dataset") if entry.name == dataset).summary
+    size = re.search(r"(\d+)x(\d+)", described)
+    if size is None:
+        pytest.skip("images of any size")
+    channels = 2 if "2 channels" in described else 3 if "colour" in described else 1
+    images = torch.zeros((2, channels, int(size[1]), int(size[2])))
+    name = make_spec({"dataset": dataset, "defenses": ["erm"], "attacks": ["fgsm"]}).architecture
+    with torch.device("meta"):
+        net = registry().load("architecture", name)(*images.shape[1:], 10)
+    assert net.eval()(images.to("meta")).shape == (2, 10)
+
+
+def test_a_refused_net_is_not_suggested() -> None:
+    for side in (1, 2, 7):
+        with pytest.raises(InputError) as error:
+            build("small_cnn" if side == 1 else "resnet20", Data(torch.zeros(2, 1, side, side), torch.arange(2), 2), 0)
+        names = re.search("choose (.*), or larger", str(error.value))[1].split(" or ")
+        for name in names:
+            build(name, Data(torch.zeros(2, 1, side, side), torch.arange(2), 2), 0)

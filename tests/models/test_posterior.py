@@ -29,9 +29,11 @@ from advbench.models.posterior import (
     FlatLayout,
     GaussianPosterior,
     GeneratorPosterior,
+    PointPosterior,
     Posterior,
     SamplePosterior,
     Weights,
+    gaussian_statistics,
     matched_divergence,
     prior_divergence,
 )
@@ -375,3 +377,42 @@ def test_a_third_partys_posterior_is_found_again(monkeypatch: pytest.MonkeyPatch
     again: Any = stored(clf, small_net())
     assert isinstance(again.posterior, Shifted)
     assert_same_draws(clf, again)
+
+
+def test_a_gaussian_takes_standard_deviations_by_parameter_name() -> None:
+    net = small_net().eval()
+    std = {"5.weight": torch.full_like(net[5].weight, 0.3), "5.bias": torch.zeros(3)}
+    posterior = GaussianPosterior(net, std)
+    assert torch.equal(posterior.mean, torch.cat([each.detach().flatten() for each in net.parameters()]))
+    one, other = (posterior.sample(torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    differing = [name for name in one if not torch.equal(one[name], other[name])]
+    assert differing == ["5.weight"]
+    drawn = torch.stack([posterior.draw(seed)["5.weight"] for seed in range(200)])
+    assert float(drawn.detach().std(0).mean()) == pytest.approx(0.3, rel=0.05)
+    weights = sum(each.numel() for name, each in net.named_parameters() if "bias" not in name)
+    assert gaussian_statistics(posterior)["std"] == pytest.approx(0.3 * net[5].weight.numel() / weights, rel=1e-5)
+    for bad, message in (
+        ({"5.weigth": std["5.weight"]}, "unknown parameter of the module '5.weigth'.*did you mean '5.weight'"),
+        ({"5.bias": torch.zeros(4)}, r"deviation of 5.bias: expected finite numbers >= 0 of shape \(3,\), got \(4,\)"),
+        ({"5.bias": -torch.ones(3)}, "deviation of 5.bias: expected finite numbers >= 0"),
+    ):
+        with pytest.raises(InputError, match=message):
+            GaussianPosterior(net, bad)
+
+
+def test_samples_are_taken_by_parameter_name() -> None:
+    nets = [small_net().eval() for _ in range(2)]
+    with torch.no_grad():
+        nets[1][5].bias += 1.0
+    posterior = SamplePosterior(nets[0], [dict(net.named_parameters()) for net in nets])
+    assert posterior.members == 2
+    assert posterior.stochastic
+    x, _ = small_data().batch(slice(4))
+    for k, net in enumerate(nets):
+        assert torch.equal(torch.func.functional_call(nets[0], dict(posterior.member(k)), x), net(x))
+
+
+def test_every_posterior_has_a_device() -> None:
+    net = small_net()
+    for posterior in (PointPosterior(net), PointPosterior(net, dict(net.named_parameters())), SamplePosterior(net)):
+        assert posterior.device == torch.device("cpu")

@@ -20,6 +20,7 @@ from helpers import install
 import advbench
 from advbench.errors import InputError, MissingExtraError
 from advbench.registry import KINDS, Registrar, Registry, hooks, registry
+from advbench.training import ErmLoss
 
 GOOD = """
 from advbench.registry import hookimpl
@@ -262,3 +263,9 @@ def test_a_radius_may_be_numpys_or_torchs_number(eps: Any) -> None:
 
 def test_dir_lists_all_that_users_import() -> None:
     assert {"evaluate", "get_attack", "Threat", "load_dataset"} <= set(dir(advbench))
+
+
+def test_an_unknown_hyperparameter_of_a_preset_is_named() -> None:
+    bad = type("Bad", (ErmLoss,), {"presets": {"digits": {"bacth_size": 1}}})
+    with pytest.raises(InputError, match=r"unknown hyperparameter of Bad in its presets 'bacth_size'.*'batch_size'"):
+        bad.resolve({}, "digits")

@@ -507,3 +507,12 @@ def test_images_are_flipped_without_a_crop() -> None:
     assert not torch.equal(trained["flip"], trained[False])
     with pytest.raises(InputError, match="augment"):
         advbench.get_defense("erm", augment="crop")
+
+
+def test_every_gaussian_posterior_has_statistics_whatever_trained_it() -> None:
+    net = small_net()
+    gaussian = Classifier(net, GaussianPosterior(net, 0.1))
+    for name in ("erm", "bnn", "rse"):
+        assert advbench.get_defense(name).statistics(gaussian)["std"] == pytest.approx(0.1, rel=1e-5)
+    assert "kld" not in advbench.get_defense("erm").statistics(gaussian)
+    assert advbench.get_defense("bnn").statistics(Classifier(net)) == {}

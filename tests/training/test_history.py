@@ -10,10 +10,13 @@ import torch
 from torch import nn
 
 import advbench
+from advbench.errors import InputError
 from advbench.evaluation.evaluate import evaluate
-from advbench.models import Classifier, SamplePosterior
+from advbench.models import Classifier, GaussianPosterior, SamplePosterior
+from advbench.registry import registry
 from advbench.testing import same_weights, small_data, small_net
-from advbench.training import TrainContext, errors_on, history
+from advbench.training import Defense, ErmLoss, TrainContext, errors_on, history
+from advbench.training.history import check_watched, watches
 
 METHODS: dict[str, dict[str, Any]] = {
     "erm": {},
@@ -85,3 +88,33 @@ def test_a_method_without_steps_is_measured_at_the_end() -> None:
     clf, moments = history(defense, small_net(), data, errors_on(data))
     assert len(moments) == 1
     assert moments[0].values["error"] == 1 - evaluate(clf, data.images, data.labels).accuracy
+
+
+class Halved(ErmLoss):
+    """A fit that changes the trained classifier."""
+
+    def fit(self, module, data, context=None):
+        clf = super().fit(module, data, context)
+        return Classifier(clf.module, GaussianPosterior(clf.module, 0.1))
+
+
+class Own(Defense):
+    """A fit that runs another method without overriding it."""
+
+    def fit(self, module, data, context=None):
+        clf = advbench.get_defense("erm", stages=(1,), batch_size=16).fit(module, data, context)
+        return Classifier(clf.module, GaussianPosterior(clf.module, 0.1))
+
+
+def test_no_other_classifier_is_measured_than_the_one_that_fit_returns() -> None:
+    data = small_data()
+    with pytest.raises(InputError, match="--history of defense 'Halved': expected a fit that shows the classifier"):
+        history(Halved(stages=(1,), batch_size=16), small_net(), data, errors_on(data))
+    clf, moments = history(Own(), small_net(), data, errors_on(data, draws=3))
+    assert [moment.step for moment in moments] == [0]  # the end alone
+    assert moments[0].values["error"] == 1 - evaluate(clf, data.images, data.labels, 3).accuracy
+    for name in ("erm", "bnn", "sgld", "apd", "bal", "active", "hierarchical_vi"):
+        assert watches(registry().load("defense", name))
+    for name in ("rse", "deep_ensemble", "pretrained"):
+        check_watched(registry().load("defense", name), name)
+    assert watches(type("Stated", (Halved,), {"fit": Halved.fit, "watches": True}))

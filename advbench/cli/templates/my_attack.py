@@ -23,8 +23,11 @@ class MyAttack(Attack):
         steps: int = Field(default=10, ge=1, description="number of gradient steps")
 
     params: Params
-    # Capabilities of `run`. Others: minimal_norm = True (nearest adversarial example, ignoring eps), targeted = True
-    # (goals with targets), gradients = False (black box).
+    # Capabilities of `run`. Others:
+    #
+    # - minimal_norm = True: it looks for the nearest adversarial example and ignores eps
+    # - targeted = True: it takes goals with targets
+    # - gradients = False: black box
     norms = frozenset({"linf"})
     effort = "steps"  # the hyperparameter that --budget reduces
 
@@ -39,5 +42,5 @@ class MyAttack(Attack):
         return x_adv
 
     def cost(self, random: bool) -> int:
-        """Number of forward passes per image."""
+        """Most forward passes per image; `random` is True for a random classifier."""
         return self.params.steps

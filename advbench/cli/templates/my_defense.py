@@ -23,12 +23,15 @@ class MyDefense(ErmLoss):
     presets = {"digits": {"stages": (40, 10), "batch_size": 64}}
     params: Params
 
-    # Override what differs from plain training, and delete this method if nothing is random. Other methods to override,
-    # with a suitable base class:   perturb(clf, x, y, generator)   images to train on in place of x, as adversarial
-    # training does (PgdPerturbation)   loss(clf, x, y, count)          the terms whose sum is descended
-    # (GradientDefense)   posterior(module)               a distribution over the weights (ElboLoss; or ChainDefense for
-    # Markov chains) For noise around a trained net, without training: subclass Wrapper. For your own training: subclass
-    # Defense and implement fit(module, data, context), which returns a Classifier.
+    # Override what differs from plain training, and delete this method if nothing is random. Other methods to
+    # override, with a suitable base class:
+    #
+    # - perturb(clf, x, y, generator): images to train on in place of x, as in adversarial training (PgdPerturbation)
+    # - loss(clf, x, y, count): the terms of the loss, which are summed (GradientDefense)
+    # - posterior(module): a distribution over the weights (ElboLoss; ChainDefense for Markov chains)
+    #
+    # For noise around a trained net, without training: subclass Wrapper. For your own training: subclass Defense and
+    # write fit(module, data, context), which returns a Classifier.
     def noise(self) -> Noise:
         """Gaussian noise on the images."""
         return GaussianNoise(first=self.params.sigma, inner=0.0)
