@@ -1,4 +1,4 @@
-"""advbench: how robust is this defence, really? A benchmark for randomised and Bayesian defences."""
+"""advbench: how robust is this defense, really? A benchmark for randomised and Bayesian defenses."""
 
 from __future__ import annotations
 
@@ -114,13 +114,13 @@ def run(
     execution: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Run:
-    """Train, attack and evaluate defences, like `advbench run`; results in the store are reused.
+    """Train, attack and evaluate defenses, like `advbench run`; results in the store are reused.
 
     A failed task affects its own cells only: `results["flags"]` gives the reasons, and a warning the number of failed
     cells.
 
     Args:
-        defenses: names of defences, also comma-separated; `name@label`, or `path/to/my.py:Class`.
+        defenses: names of defenses, also comma-separated; `name@label`, or `path/to/my.py:Class`.
         attacks: names of attacks, in the same form.
         out: output folder for spec, tables and leaderboard.
         store: store of results, a folder or fsspec URL; by default ADVBENCH_STORE, or .advbench/store.

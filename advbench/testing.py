@@ -451,7 +451,7 @@ class DefenseConformance:
 
 
 class PretrainedConformance(DefenseConformance):
-    """Tests of a pretrained defence, or one with a net of its own; supply `module` and `data` as well.
+    """Tests of a pretrained defense, or one with a net of its own; supply `module` and `data` as well.
 
     `module` is the argument of `fit`, and `data` are images of the classifier's classes.
     """
@@ -525,7 +525,7 @@ class ArchitectureConformance:
         assert not unused, f"no gradient reaches {', '.join(unused)}; use these weights in forward, or remove them"
 
     def test_deterministic_in_evaluation(self, make: Callable[[], nn.Module], data: Data) -> None:
-        """The net is deterministic in evaluation mode; randomness belongs to the `noise` of a defence."""
+        """The net is deterministic in evaluation mode; randomness belongs to the `noise` of a defense."""
         x, _ = data.batch(slice(5))
         net = make().eval()
         remedy = "randomness belongs to the `noise` of a defense"

@@ -128,7 +128,7 @@ def digits_table(report: Report) -> str:
         rows.append([rank, f"`{one.defense}`", clean[0], " ".join(area), " ".join(lowest), one.draws])
     headings = ["rank", "defense", "clean", "area", f"eps {eps:g}", "passes"]
     table = tabulate(rows, headings, tablefmt="github", disable_numparse=True)
-    return f"{table}\n\nThe first {len(rows)} of {len(report.standings)} defences."
+    return f"{table}\n\nThe first {len(rows)} of {len(report.standings)} defenses."
 
 
 def _robustness() -> str:

@@ -133,7 +133,7 @@ class Attack(Configurable, ABC):
 
     @property
     def source(self) -> str | None:
-        """Name of the defence that a run crafts the examples on; None for each defence itself."""
+        """Name of the defense that a run crafts the examples on; None for each defense itself."""
         return None
 
     @property

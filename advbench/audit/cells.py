@@ -40,7 +40,7 @@ def check_cells(cells: Sequence[Cell]) -> list[Finding]:
 
     white = [each for each in cells if each.kind == "gradient"]
     best = min(white, key=lambda each: float(each.right.mean()), default=None)
-    bound = "Accuracy under gradient attacks is an upper bound for this defence."
+    bound = "Accuracy under gradient attacks is an upper bound for this defense."
     for each in cells:
         if best is not None and each.kind == "black box":
             means = f"An attack without gradients is stronger. {bound}"

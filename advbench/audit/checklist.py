@@ -14,7 +14,7 @@ INDICATORS = {
 # Carlini et al. 2019, "On evaluating adversarial robustness", section 5 and appendix.
 CHECKLIST = {
     "a threat model is stated": "the run's norm and eps, in every table",
-    "adaptive attacks are run": "surrogate: stand-in, if given; attacks specific to the defence are not automated",
+    "adaptive attacks are run": "surrogate: stand-in, if given; attacks specific to the defense are not automated",
     "the models are available, clean accuracy is reported": "not checked here: stored with every run",
     "iterative attacks do better than one step": "paired: one step",
     "larger radii break more": "flag rises_with_eps of a run",
@@ -33,7 +33,7 @@ CHECKLIST = {
     "human study of the perturbations": "not checked",
     "other norms than the run's": "not checked: audit them with --norm",
     "provable bounds, if they exist": "not checked",
-    "comparison with earlier defences, ablations": "not checked",
+    "comparison with earlier defenses, ablations": "not checked",
     "other domains than images": "not checked",
 }
 

@@ -1,6 +1,6 @@
 """Consistency: a classifier must give the same logits for the same image and draw, however it is called.
 
-Attacks call a classifier differently from evaluations: with gradients enabled, in other batches, repeatedly. A defence
+Attacks call a classifier differently from evaluations: with gradients enabled, in other batches, repeatedly. A defense
 that distinguishes the two presents attacks with a classifier other than the evaluated one.
 """
 
@@ -24,7 +24,7 @@ from advbench.models.classifier import Classifier, Draw
 
 COPIED = 2**28  # bytes; larger classifiers are not copied
 PERMUTATIONS = 10_000
-MEANS = "Attacks see a different classifier than evaluations: accuracy under attack is meaningless for this defence."
+MEANS = "Attacks see a different classifier than evaluations: accuracy under attack is meaningless for this defense."
 NEXT = "find the part of the forward pass that depends on more than the image, and remove it"
 
 Ask = Callable[[Classifier, Draw, Tensor], Tensor]
@@ -177,7 +177,7 @@ class Consistency:
             f"A fresh copy, called with perturbed images first, {said} ({wrong} of {total} images differ): the "
             f"classifier {'keeps' if wrong else 'shows no'} memory of previous images.",
             MEANS,
-            "clear the memory before each pass; a defence against queries needs another threat model",
+            "clear the memory before each pass; a defense against queries needs another threat model",
             passes=passes / len(self.subject.x),
         )
 

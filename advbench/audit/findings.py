@@ -27,7 +27,7 @@ ATTACKS = {
     "surrogate": "gradient attack with the stand-in's gradient",
     "transfer": "transfer from a plain net",
 }
-ABOUT = {"defense": "the defence misleads attacks", "attack": "the attack has not converged"}
+ABOUT = {"defense": "the defense misleads attacks", "attack": "the attack has not converged"}
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Finding:
         sentence: description of the finding, with figures.
         means: consequence for the evaluation, if the verdict is `warning` or `failed`.
         next: recommended next step in that case.
-        about: cause of the problem: the defence misleads attacks, or the attack has not converged.
+        about: cause of the problem: the defense misleads attacks, or the attack has not converged.
         passes: number of forward passes of the check, per image of the audit.
         p: p-value of a test; None for an exact check.
         counts: True if the difference is large enough to matter, regardless of its p-value.
@@ -122,7 +122,7 @@ class Audit:
 
     @property
     def misleads(self) -> bool:
-        """True if the defence misleads attacks, so that accuracy under attack is a loose upper bound."""
+        """True if the defense misleads attacks, so that accuracy under attack is a loose upper bound."""
         return any(each.about == "defense" for each in self.failed)
 
     @property

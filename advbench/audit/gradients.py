@@ -14,7 +14,7 @@ UPHILL = 0.9  # required fraction of points at which a step increases the margin
 AGREE = 0.85  # required fraction of directions with the gradient's sign; at least 0.94 if correct
 ROUNDING = 32  # smallest detectable change, in units in the last place of the largest logit
 VANISHED = 0.01
-MEANS = "Accuracy under gradient attacks is a possibly loose upper bound for this defence."
+MEANS = "Accuracy under gradient attacks is a possibly loose upper bound for this defense."
 NEXT = "run attacks without gradients (square, transfer), or a differentiable stand-in (--surrogate)"
 
 

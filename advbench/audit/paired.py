@@ -22,7 +22,7 @@ ATTACKS = {
     "square": "square",
     "transfer": "transfer from a plain net",
 }
-BOUND = "Accuracy under gradient attacks is an upper bound for this defence."
+BOUND = "Accuracy under gradient attacks is an upper bound for this defense."
 LOSSES = "Cross-entropy alone is not the strongest loss: the accuracy is an upper bound."
 
 

@@ -1,4 +1,4 @@
-"""Differentiable approximation of a defence whose own gradient is misleading (BPDA, Athalye et al. 2018)."""
+"""Differentiable approximation of a defense whose own gradient is misleading (BPDA, Athalye et al. 2018)."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def check_surrogate(subject: Subject, gradient: Tried | None) -> list[Finding]:
     """Attack with the gradient of the approximation, evaluated on the classifier itself."""
     clf = bridged(subject.clf, subject.surrogate)
     if clf is None:
-        return [Finding.skipped("surrogate: stand-in", "the defence provides none, and none was given (--surrogate)")]
+        return [Finding.skipped("surrogate: stand-in", "the defense provides none, and none was given (--surrogate)")]
     before = subject.clf.passes.forward + clf.passes.forward
     found = subject.tried("surrogate", ascent(clf), model=clf)
     against = gradient.right if gradient else subject.clean
@@ -91,7 +91,7 @@ def check_surrogate(subject: Subject, gradient: Tried | None) -> list[Finding]:
             "ok",
             f"The attack with the stand-in's gradient leaves an accuracy of {other:.3f}, "
             f"{'that with its own gradient' if gradient else 'no attack'} {one:.3f}.",
-            "The defence's own gradient misses examples that the stand-in's finds: only the lower accuracy is valid.",
+            "The defense's own gradient misses examples that the stand-in's finds: only the lower accuracy is valid.",
             "report the accuracy with the stand-in, and run it with more steps",
             passes=(subject.clf.passes.forward + clf.passes.forward - before) / len(subject.x),
             p=stronger(against, found.right),

@@ -1,4 +1,4 @@
-"""Check on images unseen in training and attacks, for defences that memorise the test images."""
+"""Check on images unseen in training and attacks, for defenses that memorise the test images."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def check_unseen(subject: Subject, gradient: Tried | None) -> Finding:
         "ok",
         f"Of the correct predictions, {here:.3f} survive {strongest} on the audited images and {there:.3f} on {len(x)} "
         "held-out images.",
-        "The defence knows the evaluated images: it is less robust on others.",
-        "evaluate on images that were not available when the defence was built",
+        "The defense knows the evaluated images: it is less robust on others.",
+        "evaluate on images that were not available when the defense was built",
         passes=(subject.clf.passes.forward - before) / len(subject.x),
         p=min(1.0, len(results) * p),
         counts=here - there > LITTLE,

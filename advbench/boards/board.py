@@ -76,7 +76,7 @@ class Board:
 
     @cached_property
     def kept(self) -> tuple[str, ...]:
-        """Keys of the tasks whose records a board contains: trainings of its defences, and evaluations."""
+        """Keys of the tasks whose records a board contains: trainings of its defenses, and evaluations."""
         wanted = {*self.plan.trained.values(), *self.cells}
         return tuple(key for key in self.plan.tasks if key in wanted)
 

@@ -34,7 +34,7 @@ class Merged(NamedTuple):
     """The outcome of a merge.
 
     Attributes:
-        label: the defence that was added.
+        label: the defense that was added.
         records: number of records added.
         missing: number of the board's cells without a record.
     """
@@ -50,7 +50,7 @@ def merge(folder: Path, file: Path, *, replacing: bool = False) -> Merged | Find
     Args:
         folder: folder of the board.
         file: path of the submission.
-        replacing: replace a defence of the same label.
+        replacing: replace a defense of the same label.
 
     Returns:
         The outcome, or the problems of the board or the submission.
@@ -85,7 +85,7 @@ def merge(folder: Path, file: Path, *, replacing: bool = False) -> Merged | Find
 
 
 def _own_keys(plan: Plan, label: str) -> set[str]:
-    """Keys of the tasks of one defence that are not shared with other labels."""
+    """Keys of the tasks of one defense that are not shared with other labels."""
     uses = [({name}, key) for (name, _), key in plan.trained.items()]
     uses += [({cell.defense.label, cell.source.label}, cell.key) for cell in plan.cells]
     uses += [({cell.defense.label}, cell.key) for cell in plan.known]
@@ -94,7 +94,7 @@ def _own_keys(plan: Plan, label: str) -> set[str]:
 
 
 def _check_others_stay(board: Board, joined: Board, own: set[str], file: Path) -> None:
-    """Refuse a submission that would change the keys, and so lose the records, of the board's other defences."""
+    """Refuse a submission that would change the keys, and so lose the records, of the board's other defenses."""
     lost = set(board.kept) - set(joined.kept) - own
     names = sorted({cell.defense.label for cell in board.plan.cells if cell.key in lost})
     if lost:
@@ -107,7 +107,7 @@ def _check_others_stay(board: Board, joined: Board, own: set[str], file: Path) -
 
 
 def _joined_records(joined: Board, theirs: Board, own: set[str], file: Path) -> Records:
-    """Records of the board with those of the submission that are new or replace the defence's own.
+    """Records of the board with those of the submission that are new or replace the defense's own.
 
     Raises:
         InputError: the submission has records of other settings, or different results under a key of the board.
@@ -170,7 +170,7 @@ def _check_fit(board: Board, theirs: Board) -> None:
 
 
 def _joined(board: Board, submission: Board) -> Board:
-    """The board with the submission's defence, and its settings and files."""
+    """The board with the submission's defense, and its settings and files."""
     ours, theirs = board.spec, submission.spec
     (label,) = theirs.defenses
     named = theirs.model_copy(update={"attacks": ours.attacks})

@@ -38,7 +38,7 @@ class Cell(NamedTuple):
     defense: str
     attack: str = "none"
     eps: float = 0.0
-    source: str = ""  # source of transferred examples; by default the defence itself
+    source: str = ""  # source of transferred examples; by default the defense itself
 
 
 class Published(NamedTuple):
@@ -203,7 +203,7 @@ def _smaller(whole: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
 
 
 def _of_own(run: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, Any]:
-    """A run without settings of defences and attacks that it does not use."""
+    """A run without settings of defenses and attacks that it does not use."""
     used, named = ({*each.get("defenses", ()), *each.get("attacks", ())} for each in (run, whole))
     return {**run, "set": {label: each for label, each in run.get("set", {}).items() if label not in named - used}}
 

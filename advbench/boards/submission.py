@@ -1,4 +1,4 @@
-"""Submissions: the records of one defence of a run in a file, to be merged into a board."""
+"""Submissions: the records of one defense of a run in a file, to be merged into a board."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ class Submitted(NamedTuple):
 def submit(
     run: Path, label: str, store: Store, path: Path | None = None, *, force: bool = False, data_root: str | None = None
 ) -> Submitted | Findings:
-    """Pack one defence of a run into a file; equal records give equal bytes.
+    """Pack one defense of a run into a file; equal records give equal bytes.
 
     Args:
         run: `--out` folder of the run.
-        label: label of the defence.
+        label: label of the defense.
         store: store with the records of the run.
         path: file to write; by default LABEL.advbench.zip.
         force: replace an existing file.
         data_root: folder of the data sets.
 
     Returns:
-        The packed file, or the missing records of the defence.
+        The packed file, or the missing records of the defense.
 
     Raises:
-        InputError: the run or defence does not exist, or the file already exists.
+        InputError: the run or defense does not exist, or the file already exists.
         StoreError: the store cannot be read, or the file cannot be written.
     """
     path = path or Path(f"{re.sub(r'[^A-Za-z0-9_.@+-]', '_', label)}.advbench.zip")
@@ -90,7 +90,7 @@ def _zipped(contents: Mapping[str, bytes]) -> bytes:
 
 
 def open_submission(path: Path) -> Board:
-    """Read an untrusted submission as a board of one defence; nothing is unpickled.
+    """Read an untrusted submission as a board of one defense; nothing is unpickled.
 
     Raises:
         InputError: it is not a submission, or too large.

@@ -21,7 +21,7 @@ from advbench.errors import AdvbenchError, InputError
 
 app = typer.Typer(
     name="advbench",
-    help="How robust is this defence, really? A benchmark for randomised and Bayesian defences.",
+    help="How robust is this defense, really? A benchmark for randomised and Bayesian defenses.",
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,

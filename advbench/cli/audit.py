@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def _make_spec(file: Path | None, **options: Any) -> "RunSpec | None":
-    """Spec from options; None without a defence, when a finished run is audited."""
+    """Spec from options; None without a defense, when a finished run is audited."""
     if file is None and not options["defenses"]:
         given = next((name for name, value in options.items() if value is not None), None)
         if given is not None:
@@ -52,7 +52,7 @@ def audit(
         ),
     ] = None,
 ) -> None:
-    """Check whether an evaluation of defences is credible: of --defense, or of the finished run in --out."""
+    """Check whether an evaluation of defenses is credible: of --defense, or of the finished run in --out."""
     from advbench.audit import markdown
     from advbench.audit.checklist import checklist
     from advbench.grid.run import Settings, prepare, prepare_anew

@@ -144,7 +144,7 @@ def submit(
     data_root: DataRoot = None,
     store: StoreUrl = DEFAULT_STORE,
 ) -> None:
-    """Pack the records of one defence of a run into a file, for the maintainers of a board."""
+    """Pack the records of one defense of a run into a file, for the maintainers of a board."""
     from advbench.boards.check import Findings
     from advbench.boards.submission import submit as pack
     from advbench.store.records import Store

@@ -161,7 +161,7 @@ def conform(
     ] = None,
     data_root: Annotated[str | None, typer.Option(help="folder of the data sets")] = None,
 ) -> None:
-    """Run the conformance suite on a defence, an attack or a net; exit code 1 if a test fails."""
+    """Run the conformance suite on a defense, an attack or a net; exit code 1 if a test fails."""
     import importlib.util
     import tempfile
 

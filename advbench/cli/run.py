@@ -41,7 +41,7 @@ def run(
     retry_failed: RetryFailed = False,
     log_json: LogJson = False,
 ) -> None:
-    """Train, attack and evaluate defences, and write the leaderboard; results in the store are reused."""
+    """Train, attack and evaluate defenses, and write the leaderboard; results in the store are reused."""
     del log_json
     from advbench.grid.run import Settings, prepare
     from advbench.report.output import check_no_board, check_writable, write_inputs, write_out

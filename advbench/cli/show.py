@@ -90,7 +90,7 @@ def plugins() -> None:
 
 
 def show(name: Annotated[str, typer.Argument(help="registered name: a defense, attack, net or data set")]) -> None:
-    """Print the description of a name, with hyperparameters of defences and attacks: defaults, presets and units."""
+    """Print the description of a name, with hyperparameters of defenses and attacks: defaults, presets and units."""
     from advbench.cli.describe import plugin_lines
 
     for line in plugin_lines(name):

@@ -1,4 +1,4 @@
-"""Affinity between defences: how well attacks transfer (Adv-BNN eq. 17), with intervals."""
+"""Affinity between defenses: how well attacks transfer (Adv-BNN eq. 17), with intervals."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ ROUNDING = 2e-6  # rounding error of differences of float32 entropies or squares
 BINS = 20  # bins of a histogram of uncertainty
 CONFIDENCE_BINS = 15  # bins of the calibration error
 NO_SPREAD = Spread(0.0, 1)
-ACCEPTED = 0.95  # fraction of clean images that a defence accepts when it rejects uncertain images
+ACCEPTED = 0.95  # fraction of clean images that a defense accepts when it rejects uncertain images
 RANKING = 2.0  # variance due to draws of the accuracy on the most certain images, relative to that on all images
 
 
@@ -223,7 +223,7 @@ def _retention_intervals(
 def accepted_errors(correct: Bools, scores: Floats, clean: Floats, accepted: float = ACCEPTED) -> float:
     """Fraction of images that are wrong and accepted by an uncertainty threshold set on clean images.
 
-    Measures an attack against a defence that rejects the most uncertain images.
+    Measures an attack against a defense that rejects the most uncertain images.
 
     Args:
         correct: mask of correct predictions of the ensemble, `(N,)`.

@@ -43,7 +43,7 @@ class KeptChoice(_Part):
     kind: Literal["defense", "attack"]
     component: Component
     passes: float | None = None
-    init: str | None = None  # label of the defence that provides its initial weights or is its source
+    init: str | None = None  # label of the defense that provides its initial weights or is its source
     traits: tuple[str, ...] = ()
     net: Component | None = None  # its own net, if any
     paper: Paper | None = None

@@ -42,8 +42,8 @@ class Task:
     inputs: TaskInputs  # all inputs of the result
     key: str  # key of the result in the store: SHA-256 of the inputs
     needs: tuple[str, ...] = ()  # keys of the tasks whose artifacts it reads
-    defense: str = ""  # label of the trained or evaluated defence; empty for crafting
-    source: str = ""  # label of the defence that examples are crafted on; empty for clean images and training
+    defense: str = ""  # label of the trained or evaluated defense; empty for crafting
+    source: str = ""  # label of the defense that examples are crafted on; empty for clean images and training
     attack: str = ""  # label; `none` for clean images, empty for training and out-of-distribution images
     eps: float | None = None  # radius; 0 for clean images, None if not applicable
     ood: str = ""  # label of the evaluated out-of-distribution images, if any
@@ -89,7 +89,7 @@ class Cell(NamedTuple):
 
 
 class OodCell(NamedTuple):
-    """Evaluation of a defence on out-of-distribution images, unperturbed or attacked."""
+    """Evaluation of a defense on out-of-distribution images, unperturbed or attacked."""
 
     defense: Choice
     name: str
@@ -106,7 +106,7 @@ class Plan:
     spec: RunSpec
     tasks: Mapping[str, Task]  # by key, in topological order
     cells: tuple[Cell, ...]  # rows of `results.csv`
-    trained: Mapping[tuple[str, int], str] = field(default_factory=dict)  # keys of trainings by defence and seed
+    trained: Mapping[tuple[str, int], str] = field(default_factory=dict)  # keys of trainings by defense and seed
     parameters: Mapping[str, int] = field(default_factory=dict)  # number of weights by displayed architecture
     identity: Identity | None = None  # of its data; None of a part of a plan
     ood: tuple[OodCell, ...] = ()
@@ -131,11 +131,11 @@ def make_plan(
     checkout: str | None = None,
     parameters: Mapping[str, int] | None = None,
 ) -> Plan:
-    """Plan a run: train each defence, craft on each as source, evaluate on each as target.
+    """Plan a run: train each defense, craft on each as source, evaluate on each as target.
 
     Args:
         spec: a completed spec.
-        defenses: resolved defences.
+        defenses: resolved defenses.
         attacks: resolved attacks.
         identity: identity of its data; `foreign` are the data sets of `spec.ood`.
         checkout: digest of advbench's sources if installed from a checkout.
@@ -226,7 +226,7 @@ class _Layout:
         self._profiles: dict[tuple[str, ...], str] = {}
 
     def train(self, defense: Choice, seed: int) -> str:
-        """Add the training of a defence, after that of its initial weights."""
+        """Add the training of a defense, after that of its initial weights."""
         which = (defense.label, seed)
         if which not in self.trained:
             init = self.train(defense.init, seed) if defense.init else None
@@ -289,7 +289,7 @@ class _Layout:
         audit: Checks | None = None,
         **labels: Any,
     ) -> str:
-        """Add the evaluation of a defence on examples, on out-of-distribution images, or on clean images.
+        """Add the evaluation of a defense on examples, on out-of-distribution images, or on clean images.
 
         With `draws`, evaluates that many draws, each on the examples crafted on it. The evaluation of clean images,
         which it also reads, is not part of the key because it is determined by the other inputs.
@@ -323,7 +323,7 @@ class _Layout:
         return key
 
     def _profile(self, kind: TaskKind, plugins: tuple[Choice, ...]) -> str:
-        """Profile of tasks with the same time and memory, from the defence whose net runs and the attack, if any."""
+        """Profile of tasks with the same time and memory, from the defense whose net runs and the attack, if any."""
         names = (kind, *(plugin.label for plugin in plugins))
         if names not in self._profiles:
             spec = self._spec

@@ -68,14 +68,14 @@ Name = Annotated[str, pydantic.StringConstraints(strip_whitespace=True, min_leng
 class RunSpec(pydantic.BaseModel):
     """Specification of a run. Equal specs with the same data and versions give equal results.
 
-    Defences and attacks are names of plugins, or `name@label` for several settings of one plugin. `affinity` lists the
-    attacks whose examples are crafted without early stopping and also evaluated on every other defence; by default
+    Defenses and attacks are names of plugins, or `name@label` for several settings of one plugin. `affinity` lists the
+    attacks whose examples are crafted without early stopping and also evaluated on every other defense; by default
     `pgd`, or the first attack. `ood` lists out-of-distribution data sets for detection by uncertainty; their pixel
     values (in [-1, 1] if `ood_signed`) are multiplied by `ood_scale`. `converge` runs attacks to convergence
     (`grid.convergence`); its value is the maximum factor on each of their hyperparameters. `history` measures trainings
     after each epoch or a number of steps: errors on the test images, and detection of the images of `ood` by
     uncertainty. `device` is the kind of device, `cpu` or the model of a GPU, which determines random draws. `files`
-    maps labels of defences, attacks and nets in files to `path/to/my.py:NAME`, or in a board, which stores the files,
+    maps labels of defenses, attacks and nets in files to `path/to/my.py:NAME`, or in a board, which stores the files,
     to `file:DIGEST:NAME`.
     """
 
@@ -188,7 +188,7 @@ class RunSpec(pydantic.BaseModel):
 
 
 def _transfers(attack: str) -> bool:
-    """True if examples of an attack are meaningful for other defences, or the attack is unknown."""
+    """True if examples of an attack are meaningful for other defenses, or the attack is unknown."""
     try:
         cls: type[Attack] = registry().load("attack", attack)
     except AdvbenchError:  # raised again when the attack is needed
@@ -208,9 +208,9 @@ class Choice(NamedTuple):
     label: str  # name in tables
     component: Component  # its part of keys
     passes: float | None  # forward and backward passes per image; None if unknown
-    init: Choice | None = None  # defence that provides the initial weights, or the source of an attack
+    init: Choice | None = None  # defense that provides the initial weights, or the source of an attack
     traits: frozenset[str] = frozenset()  # of an attack: true `TRAITS`, its aim, its knowledge
-    net: Component | None = None  # net of a defence
+    net: Component | None = None  # net of a defense
     architecture: str = ""  # name in tables
     paper: Paper | None = None  # reference
 
@@ -404,7 +404,7 @@ def parse_settings(items: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def resolve(spec: RunSpec, kept: Kept | None = None) -> tuple[tuple[Choice, ...], tuple[Choice, ...]]:
-    """Resolve the hyperparameters of a run's defences and attacks; loads their classes.
+    """Resolve the hyperparameters of a run's defenses and attacks; loads their classes.
 
     Args:
         spec: the run.
@@ -515,10 +515,10 @@ def _renamed(value: Any, rename: Callable[[str], str]) -> Any:
 
 
 def transferred(spec: RunSpec, attack: Choice) -> bool:
-    """True if examples of an attack are evaluated on defences other than their source.
+    """True if examples of an attack are evaluated on defenses other than their source.
 
     These are crafted without early stopping, which would weaken transfer. The same holds for all attacks in `affinity`,
-    even with a single defence.
+    even with a single defense.
     """
     return attack.init is not None or attack.label in (spec.affinity or ())
 
@@ -530,7 +530,7 @@ def swept(spec: RunSpec, attack: Choice) -> bool:
 
 
 def stops_early(spec: RunSpec, attack: Choice) -> bool:
-    """True if an attack stops early for images that certainly fool the defence; never if examples are transferred."""
+    """True if an attack stops early for images that certainly fool the defense; never if examples are transferred."""
     return "stops_early" in attack.traits and attack.traits.isdisjoint(OTHER_AIMS) and not transferred(spec, attack)
 
 
@@ -609,7 +609,7 @@ def _check_budget(attack: Attack, budget: int, *, sweep: bool) -> None:
 
 
 def _choose(kind: Kind, label: str, spec: RunSpec, kept: Kept | None, heirs: tuple[str, ...] = ()) -> Choice:
-    """Resolve the plugin of a label; `heirs` are the defences that start from its weights."""
+    """Resolve the plugin of a label; `heirs` are the defenses that start from its weights."""
     settings = spec.set.get(label, {})
     in_file = (
         label in spec.files or _names_kept(settings) or (_chooses_net(settings) and spec.architecture in spec.files)
@@ -690,7 +690,7 @@ def _net_of(
 def _init(
     kind: str, label: str, start: str | None, spec: RunSpec, kept: Kept | None, heirs: tuple[str, ...]
 ) -> Choice | None:
-    """The defence that provides initial weights, or the source of an attack."""
+    """The defense that provides initial weights, or the source of an attack."""
     if not start:
         return None
     if start in (*heirs, label):

@@ -69,7 +69,7 @@ class Classifier(nn.Module):
     """A module and a posterior over its weights: images in [0, 1] in, logits of a fresh draw out.
 
     Any attack library may treat it as an `nn.Module`. `.eval()` and `.train()` change neither the mode of the module
-    inside nor the randomness, so that no library can switch off a random defence.
+    inside nor the randomness, so that no library can switch off a random defense.
 
     Once a classifier exists, the process keeps up to 1 GiB of the CPU memory that torch frees (see `memory.keep`).
 

@@ -444,7 +444,7 @@ def load(kind: str, name: str) -> Any:
 
 
 def kind_of(name: str) -> str:
-    """Kind of the object named `file:DIGEST:NAME`: a defence, an attack, otherwise an architecture.
+    """Kind of the object named `file:DIGEST:NAME`: a defense, an attack, otherwise an architecture.
 
     Raises:
         InputError: the file cannot be imported.

@@ -21,8 +21,8 @@ class FinishedTask(Protocol):
         kind: `"train"`, `"craft"` or `"evaluate"`.
         key: key of its record in the store.
         label: human-readable description.
-        defense: label of the defence that was trained or evaluated; empty for `"craft"`.
-        source: label of the defence that examples were crafted on; empty for trainings and clean images.
+        defense: label of the defense that was trained or evaluated; empty for `"craft"`.
+        source: label of the defense that examples were crafted on; empty for trainings and clean images.
         attack: label of the attack; `none` for clean images, empty for trainings and out-of-distribution images.
         eps: radius; 0 for clean images, None for trainings.
         seed: seed of the training, attack or evaluation.

@@ -19,7 +19,7 @@ DIGITS = 6  # decimals of interval ends, independent of processors' rounding
 
 
 class _Scores(NamedTuple):
-    """Scores of a defence per image, which average to its area."""
+    """Scores of a defense per image, which average to its area."""
 
     table: Floats  # weighted sum over the radii of correct predictions, `(seeds, N)`
     weights: Floats  # weights of the radii
@@ -30,7 +30,7 @@ class _Scores(NamedTuple):
 
 
 def area_tables(results: pd.DataFrame, evaluations: Sequence[Evaluation | None]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Area of each defence, and difference of each pair with known predictions per image.
+    """Area of each defense, and difference of each pair with known predictions per image.
 
     At each radius the attack with the lowest accuracy, averaged over seeds, counts; without attacks, clean images
     count.

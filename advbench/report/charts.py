@@ -54,7 +54,7 @@ class Histogram(NamedTuple):
 
 
 class Histograms(NamedTuple):
-    """One panel per defence, with the names of the two kinds of images."""
+    """One panel per defense, with the names of the two kinds of images."""
 
     label: str
     kinds: tuple[str, str]
@@ -69,11 +69,11 @@ def look(place: int) -> tuple[str, str]:
 
 
 def security_curves(report: Report, attack: str = "", most: int = MOST) -> Chart:
-    """Accuracy against eps (0 for clean images) with 95 % bands: one line per defence.
+    """Accuracy against eps (0 for clean images) with 95 % bands: one line per defense.
 
     Args:
         report: the tables.
-        attack: label of the attack; by default the strongest for each defence and eps.
+        attack: label of the attack; by default the strongest for each defense and eps.
         most: maximum number of lines.
     """
     radii = report.radii(attack)
@@ -145,7 +145,7 @@ def convergence_curves(table: pd.DataFrame) -> Chart:
 
 
 def uncertainty_histograms(report: Report, attack: str, most: int = MOST) -> Histograms:
-    """Total uncertainty of clean and of attacked or out-of-distribution images: one panel per defence.
+    """Total uncertainty of clean and of attacked or out-of-distribution images: one panel per defense.
 
     As in figure 6 of Zhang et al. 2022 (adversarial sampling), which compares clean with blurred images.
 

@@ -49,7 +49,7 @@ class Path(NamedTuple):
 
 
 def paths(plan: Plan, store: RecordSource) -> Iterator[Path]:
-    """Searches of the cells in a plan with a record and an attack run to convergence on the defence itself."""
+    """Searches of the cells in a plan with a record and an attack run to convergence on the defense itself."""
     for cell, record in zip(plan.cells, store.read_records([cell.key for cell in plan.cells]), strict=True):
         found = record["result"]["attack"].get("converge") if record else None
         if found and is_own(cell):

@@ -68,7 +68,7 @@ def draw_chart(chart: Chart) -> str:
 
 
 def draw_histograms(chart: Histograms) -> str:
-    """Draw one panel per defence, on a root scale."""
+    """Draw one panel per defense, on a root scale."""
     columns, (width, height) = min(5, max(len(chart.panels), 1)), (170, 100)
     rows = -(-len(chart.panels) // columns)
     size = LEFT + max(columns, 2) * (width + 22), TOP + 16 + rows * (height + 44) + 18

@@ -88,7 +88,7 @@ def reading(key: str) -> Iterator[None]:
 
 
 def is_own(cell: Cell) -> bool:
-    """True if examples of a cell are crafted on its defence itself, or on the attack's fixed source."""
+    """True if examples of a cell are crafted on its defense itself, or on the attack's fixed source."""
     return cell.source.label == cell.defense.label or (cell.attack is not None and cell.attack.init is not None)
 
 

@@ -105,7 +105,7 @@ def _lines(axes: Axes, panel: Panel, names: list[str]) -> None:
 
 @house_style()
 def draw_histograms(chart: Histograms) -> Figure:
-    """A panel for each defence, on a root scale."""
+    """A panel for each defense, on a root scale."""
     columns = min(4, len(chart.panels))
     rows = -(-len(chart.panels) // columns)
     figure, grid = _canvas(1.2 + 2.1 * columns, 1.3 + 1.55 * rows, columns, rows)
@@ -133,7 +133,7 @@ def draw_histograms(chart: Histograms) -> Figure:
 
 @house_style()
 def affinity_heatmap(report: Report, attack: str) -> Figure:
-    """Draw the affinity of each row's defence (source) to each column's (target); hatched if undefined."""
+    """Draw the affinity of each row's defense (source) to each column's (target); hatched if undefined."""
     ((eps, pairs),) = affinities(report, report.radii(attack)[-1:])[attack].items()
     names = [one.defense for one in report.standings if any(one.defense == target for _, target in pairs)]
     matrix = squares(pairs, names)

@@ -1,4 +1,4 @@
-"""The leaderboard: one row per defence, ranked by the area under its lowest accuracies over the radii."""
+"""The leaderboard: one row per defense, ranked by the area under its lowest accuracies over the radii."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ NOT_RUN = Measured(note="not run: not part of this run")
 
 
 class Worst(NamedTuple):
-    """The lowest accuracy of a defence at one radius."""
+    """The lowest accuracy of a defense at one radius."""
 
     accuracy: Measured  # missing if that of any attack is
     attack: str = ""
@@ -64,8 +64,8 @@ class Standing:
     flags: tuple[str, ...]  # flags of its cells
     failed_cells: int  # number of missing accuracies
     misleads: bool = False  # True if it misleads attacks in most seeds; it then has no rank
-    rank: int | None = None  # 1 + number of defences with a larger area
-    rank_low: int | None = None  # best possible rank: 1 + number of significantly better defences
+    rank: int | None = None  # 1 + number of defenses with a larger area
+    rank_low: int | None = None  # best possible rank: 1 + number of significantly better defenses
     rank_high: int | None = None  # worst possible rank
 
     @property
@@ -90,13 +90,13 @@ def over_seeds(frame: pd.DataFrame, keys: list[str], columns: list[str], seeds: 
 
 
 def own_rows(results: pd.DataFrame) -> pd.Series[bool]:
-    """Mask of the rows with examples crafted on the defence itself, or on the attack's fixed source."""
+    """Mask of the rows with examples crafted on the defense itself, or on the attack's fixed source."""
     own = results.source == results.defense
     return own | results.attack.isin(with_own_source(results))
 
 
 def with_own_source(results: pd.DataFrame) -> list[str]:
-    """Attacks with a fixed source: some defence has no row crafted on itself."""
+    """Attacks with a fixed source: some defense has no row crafted on itself."""
     own = (results.source == results.defense).groupby([results.attack, results.defense], sort=False).any()
     return list(own[~own].index.unique("attack"))
 
@@ -152,13 +152,13 @@ def standings(
 
 
 def _misleads(mine: pd.DataFrame) -> bool:
-    """True if the cheap checks found, in most seeds, that a defence misleads attacks."""
+    """True if the cheap checks found, in most seeds, that a defense misleads attacks."""
     seeds = mine[mine["flags"].map(lambda note: MISLEADS in raised(note))].seed.nunique()
     return 2 * seeds > mine.seed.nunique()
 
 
 def accuracies(own: pd.DataFrame, seeds: int) -> dict[str, dict[tuple[str, float], Measured]]:
-    """Accuracies of each defence by attack and eps."""
+    """Accuracies of each defense by attack and eps."""
     keys = ["defense", "attack", "eps"]
     means = over_seeds(own, keys, ["accuracy", "accuracy_low", "accuracy_high"], seeds)
     deviations = own.groupby(keys, sort=False).accuracy.std(ddof=1).where(means.accuracy.notna())
@@ -201,11 +201,11 @@ def _whole(value: Any) -> int | None:
 def _ranked(found: list[Standing], differences: pd.DataFrame) -> list[Standing]:
     """Add ranks to rows with an area and without misled attacks.
 
-    A defence is significantly better than another if the interval of their difference excludes 0 and its own area is
+    A defense is significantly better than another if the interval of their difference excludes 0 and its own area is
     not an upper bound.
     """
     ranked = {one.defense: one.area for one in found if not (one.misleads or one.area.missing)}
-    better: Counter[str] = Counter()  # numbers of significantly better, and worse, defences
+    better: Counter[str] = Counter()  # numbers of significantly better, and worse, defenses
     worse: Counter[str] = Counter()
     columns = differences[["defense", "other", "difference_low", "difference_high"]]
     for one, other, low, high in columns.itertuples(index=False, name=None):

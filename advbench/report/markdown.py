@@ -39,7 +39,7 @@ def render(report: Report, about: str = "") -> str:
 
 
 def main_table(report: Report) -> str:
-    """Main table with one row per defence."""
+    """Main table with one row per defense."""
     return _table(views.main_table(report))
 
 

@@ -64,7 +64,7 @@ class Run:
 
     @property
     def leaderboard(self) -> pd.DataFrame:
-        """One row per defence, the most robust first: `leaderboard.csv`."""
+        """One row per defense, the most robust first: `leaderboard.csv`."""
         return self.report.leaderboard
 
     @property
@@ -84,7 +84,7 @@ class Run:
 
     @property
     def methods(self) -> pd.DataFrame:
-        """Hyperparameters and versions of each defence and attack: `methods.csv`."""
+        """Hyperparameters and versions of each defense and attack: `methods.csv`."""
         return self.report.methods
 
     @property
@@ -115,7 +115,7 @@ class Run:
         """A trained classifier.
 
         Args:
-            defense: label of the defence.
+            defense: label of the defense.
             seed: seed of its training.
             device: device of the classifier.
 
@@ -152,11 +152,11 @@ class Run:
         """Predictions of a classifier's draws on each image.
 
         Args:
-            defense: label of the evaluated defence.
+            defense: label of the evaluated defense.
             attack: label of the attack; `none` for clean images, `ood:NAME` for out-of-distribution ones.
             eps: radius; by default the largest.
             seed: seed of training, attack and evaluation.
-            source: label of the defence that examples were crafted on; by default the attack's source, or `defense`.
+            source: label of the defense that examples were crafted on; by default the attack's source, or `defense`.
 
         Raises:
             InputError: the cell does not exist, or is not in the store.
@@ -181,12 +181,12 @@ class Run:
         """Uncertainty of the clean images and of others, for `detection` and `auroc_interval` (APD Tables 2 and 3).
 
         Args:
-            defense: label of the defence whose uncertainty detects the others.
+            defense: label of the defense whose uncertainty detects the others.
             attack: label of the attack, or `ood:NAME`.
             measure: measure as in `advbench.evaluation.score`; APD: least_confidence, epistemic (BALD) or
                 model_variance.
             fooled: restriction to attacked images that fooled a classifier which is right on the clean ones: the label
-                of its defence (APD: the source), or a boolean mask.
+                of its defense (APD: the source), or a boolean mask.
             seed: seed of training, attack and evaluation.
             cell: `eps` and `source`, as in `predictions`.
 

@@ -32,7 +32,7 @@ COLOURS = 10  # steps of the colour scale from affinity 0 to 1
 
 
 class Row(NamedTuple):
-    """A defence in the page's first table."""
+    """A defense in the page's first table."""
 
     standing: Standing
     ranks: str  # range of statistically indistinguishable ranks; empty if unique
@@ -62,7 +62,7 @@ def render_page(
         beside: files in the same folder, to link to.
         about: further description in paragraphs; text in backquotes is set as code.
         date: date of the page.
-        board: name of the published board, to which a defence can be submitted; empty for a run.
+        board: name of the published board, to which a defense can be submitted; empty for a run.
     """
     first = report.results.iloc[0]
     alike = [one for one in references if one.dataset == first.dataset and one.norm in ("", first.norm)]
@@ -96,7 +96,7 @@ def render_page(
 
 
 def headline(report: Report, about: str = "") -> str:
-    """The finding in a sentence: the first of the description, or the leading and indistinguishable defences.
+    """The finding in a sentence: the first of the description, or the leading and indistinguishable defenses.
 
     Args:
         report: the tables.
@@ -141,7 +141,7 @@ def _cited(row: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 def _certain(report: Report) -> dict[str, dict[float, tuple[Measured, str]]]:
-    """Lowest retention by defence and eps under attacks that craft errors with low uncertainty."""
+    """Lowest retention by defense and eps under attacks that craft errors with low uncertainty."""
     names = report.uncertainty[report.uncertainty.images == "certain"].attack.unique()
     table = report.retention[(report.retention.measure == "total") & report.retention.attack.isin(names)]
     keys = ["defense", "attack", "eps"]
@@ -189,8 +189,8 @@ def page_data(report: Report, affinities: Mapping[str, Mapping[float, views.Pair
     """Data for the page's script: all eps, and details of each number.
 
     Returns:
-        Among others `worst`, the position of the strongest attack (-1: none) and the accuracy for each defence and eps;
-        `differences`, positions of two defences and the difference of their areas; `cells`, by positions of defence,
+        Among others `worst`, the position of the strongest attack (-1: none) and the accuracy for each defense and eps;
+        `differences`, positions of two defenses and the difference of their areas; `cells`, by positions of defense,
         attack (-1: clean) and eps: text of the cell, reason of a missing accuracy (a position in `notes`), the
         accuracy, and start and end of its `rows`.
     """
@@ -257,7 +257,7 @@ def page_data(report: Report, affinities: Mapping[str, Mapping[float, views.Pair
 
 
 def _method(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A defence or attack, with the option that selects it."""
+    """A defense or attack, with the option that selects it."""
     return {
         "name": row["label"],
         "params": [[name, json.dumps(value)] for name, value in _params(row).items()],
@@ -313,7 +313,7 @@ def _colour(affinity: Measured) -> str:
 
 
 def _figures(report: Report, strongest: str) -> dict[str, list[tuple[str, str]]]:
-    """Figures of the page by topic, each with the name of its attack; with all defences."""
+    """Figures of the page by topic, each with the name of its attack; with all defenses."""
     whole, most = charts.to_the_end(report), len(report.standings)
     few = whole if len(whole) <= FEW else [strongest if strongest in whole else whole[-1]]
     images = [*few, *charts.ood_images(report)] if len(report.histograms) else []

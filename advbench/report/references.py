@@ -1,4 +1,4 @@
-"""Models evaluated elsewhere, from RobustBench's model files, and export of a board's defences as such files."""
+"""Models evaluated elsewhere, from RobustBench's model files, and export of a board's defenses as such files."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def _read(path: Path) -> Reference:
 
 
 def model_info(report: Report, one: Standing, spec: RunSpec | None) -> dict[str, Any]:
-    """Describe a defence in RobustBench's format.
+    """Describe a defense in RobustBench's format.
 
     The lowest accuracy at the largest eps is in `external`, RobustBench's field for attacks other than AutoAttack, and
     that under AutoAttack, if available, in `autoattack_acc`. Both are numbers, as RobustBench's scripts expect; attack,
@@ -206,15 +206,15 @@ def _footnote(report: Report, one: Standing, spec: RunSpec | None) -> Iterator[s
 
 
 def write_model_infos(report: Report, spec: RunSpec | None, folder: Path) -> dict[str, Path]:
-    """Write a model file for each defence in RobustBench's layout: `DATASET/Linf/DEFENSE.json`.
+    """Write a model file for each defense in RobustBench's layout: `DATASET/Linf/DEFENSE.json`.
 
-    Defences with missing accuracies are skipped.
+    Defenses with missing accuracies are skipped.
 
     Returns:
-        The written files, by defence.
+        The written files, by defense.
 
     Raises:
-        InputError: no defence has all accuracies.
+        InputError: no defense has all accuracies.
         StoreError: the folder cannot be written.
     """
     complete = [one for one in report.standings if not (one.lowest.missing or one.accuracies[CLEAN].missing)]

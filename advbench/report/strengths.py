@@ -29,7 +29,7 @@ class _Attack:
     passes: list[float] = field(default_factory=list)  # forward and backward passes per image
     cells: int = 0  # number of cells with another attack
     above: dict[int, Floats] = field(default_factory=dict)  # excess per image, summed over the cells of a seed
-    at: dict[tuple[str, float], list[float]] = field(default_factory=dict)  # excess per seed, by defence and eps
+    at: dict[tuple[str, float], list[float]] = field(default_factory=dict)  # excess per seed, by defense and eps
 
     def row(self) -> list[Any]:
         passes = math.fsum(self.passes) / len(self.passes)
@@ -37,7 +37,7 @@ class _Attack:
             return [self.kind, 0, math.nan, math.nan, math.nan, math.nan, "", math.nan, passes]
         table = np.stack(list(self.above.values())) * len(self.above) / self.cells
         weights = np.full(round(self.cells / len(self.above)), len(self.above) / self.cells)
-        # All evaluations of a defence and seed use the same draws, so draws add no variance.
+        # All evaluations of a defense and seed use the same draws, so draws add no variance.
         ((low, high),) = difference_intervals(table[None], weights, [Spread(0.0, math.inf)])
         means = {where: math.fsum(each) / len(each) for where, each in self.at.items()}
         worst = max(means, key=lambda where: means[where])

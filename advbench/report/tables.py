@@ -90,7 +90,7 @@ class Report:
     """The tables of a run, from which the leaderboard is derived."""
 
     results: pd.DataFrame  # one row per (source, target, attack, eps, seed)
-    methods: pd.DataFrame  # per defence and attack: description, hyperparameters, versions
+    methods: pd.DataFrame  # per defense and attack: description, hyperparameters, versions
     models: pd.DataFrame  # per (defense, seed): number of weights, training time, key of the training
     affinity: pd.DataFrame  # per (attack, eps, seed, source, target)
     retention: pd.DataFrame  # per (defense, attack, eps, seed, measure, fraction kept); no transfers
@@ -98,13 +98,13 @@ class Report:
     histograms: pd.DataFrame  # the same per measure of uncertainty in nats
     persistence: pd.DataFrame  # per (defense, attack, eps, seed, number of tries); no transfers
     adversaries: pd.DataFrame  # strongest attack per (defense, eps, seed, knowledge)
-    areas: pd.DataFrame  # per defence: area under its lowest accuracies over the radii
-    differences: pd.DataFrame  # per pair of defences: difference of areas
+    areas: pd.DataFrame  # per defense: area under its lowest accuracies over the radii
+    differences: pd.DataFrame  # per pair of defenses: difference of areas
     strengths: pd.DataFrame  # per attack: excess of its accuracies over the lowest ones
     history: pd.DataFrame = field(
         default_factory=partial(pd.DataFrame, columns=HISTORY_COLUMNS)
     )  # measurements during trainings
-    gradients_alone: bool = False  # True if all attacks use the gradient of the attacked defence
+    gradients_alone: bool = False  # True if all attacks use the gradient of the attacked defense
 
     left_alone: tuple[str, ...] = ()  # out-of-distribution images that cannot be attacked
 
@@ -115,7 +115,7 @@ class Report:
 
     @cached_property
     def leaderboard(self) -> pd.DataFrame:
-        """One row per defence, the most robust first."""
+        """One row per defense, the most robust first."""
         return leaderboard_table(self.standings)
 
     @cached_property
@@ -298,7 +298,7 @@ def _results(plan: Plan, evaluations: Sequence[Evaluation | None], reasons: Mapp
 
 
 def _methods(plan: Plan, evaluations: Sequence[Evaluation | None], store: RecordSource) -> pd.DataFrame:
-    """`methods.csv`: values shared by all rows of a defence or attack."""
+    """`methods.csv`: values shared by all rows of a defense or attack."""
     made_by: dict[str, dict[str, tuple[Choice, set[str]]]] = {"defense": {}, "attack": {}}
     for cell, evaluation in zip(plan.cells, evaluations, strict=True):
         for kind, choice in (("defense", cell.defense), ("attack", cell.attack)):

@@ -1,4 +1,4 @@
-"""Affinity of every pair of defences (Adv-BNN eq. 17), with intervals."""
+"""Affinity of every pair of defenses (Adv-BNN eq. 17), with intervals."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def title(report: Report) -> str:
 
 
 def papers(report: Report) -> list[tuple[str, str, str]]:
-    """Label, citation and link of defences and attacks with a paper."""
+    """Label, citation and link of defenses and attacks with a paper."""
     rows = report.methods[report.methods.title != ""].to_dict("records")
     return [(row["label"], f"{row['authors']} ({row['year']}). {row['title']}.", row["link"]) for row in rows]
 
@@ -107,7 +107,7 @@ def stopped_early(report: Report) -> str:
 
 
 def ranking(report: Report) -> str:
-    """Explanation of the ranking, and defences without a rank."""
+    """Explanation of the ranking, and defenses without a rank."""
     radii, found = report.radii(), report.standings
     if len(radii) > 1:
         by = (
@@ -144,12 +144,12 @@ def ranking(report: Report) -> str:
 
 
 def rank_range(one: Standing) -> str:
-    """Range of ranks that are indistinguishable from a defence's own; empty if unique."""
+    """Range of ranks that are indistinguishable from a defense's own; empty if unique."""
     return "" if one.rank_low == one.rank_high else f"{one.rank_low} to {one.rank_high}"
 
 
 def main_table(report: Report) -> Table:
-    """One row per defence: rank, clean accuracy, area, each attack at the main eps, the lowest of them, cost."""
+    """One row per defense: rank, clean accuracy, area, each attack at the main eps, the lowest of them, cost."""
     found = report.standings
     several_nets = len({one.architecture for one in found}) > 1
     flagged, tied = any(one.flags for one in found), any(map(rank_range, found))
@@ -175,7 +175,7 @@ def main_table(report: Report) -> Table:
 
 
 def worst_table(report: Report) -> Table:
-    """Lowest accuracy of each defence at each eps, with the attack."""
+    """Lowest accuracy of each defense at each eps, with the attack."""
     radii = report.radii()
     rows: list[list[Value]] = [
         [one.defense, one.accuracies[CLEAN], *(_worst(one, eps) for eps in radii)] for one in report.standings
@@ -189,7 +189,7 @@ def _worst(one: Standing, eps: float) -> Measured:
 
 
 def eps_table(report: Report, attack: str) -> Table:
-    """Accuracy of each defence at each eps."""
+    """Accuracy of each defense at each eps."""
     places = [CLEAN, *((attack, eps) for eps in report.radii())]
     rows: list[list[Value]] = [[one.defense, *(one.accuracy(*place) for place in places)] for one in report.standings]
     return Table(["defense", *(format_eps(eps) for _, eps in places)], rows)
@@ -242,7 +242,7 @@ def raised_flags(report: Report) -> Iterator[tuple[str, str, list[str]]]:
 
 
 def affinities(report: Report, eps: Sequence[float] = ()) -> dict[str, dict[float, Pairs]]:
-    """Affinities by attack, eps, source and target, for attacks evaluated on other defences.
+    """Affinities by attack, eps, source and target, for attacks evaluated on other defenses.
 
     Args:
         report: the tables.
@@ -379,7 +379,7 @@ def _ends(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _in_order(report: Report, headings: list[str], means: pd.DataFrame) -> Table:
-    """One row per defence and kind of images, in the order of the leaderboard."""
+    """One row per defense and kind of images, in the order of the leaderboard."""
     rows: list[list[Value]] = [
         [defense, images_text(attack, eps), *map(Measured, values)]
         for (defense, attack, eps), values in zip(means.index, means.to_numpy(float).tolist(), strict=True)

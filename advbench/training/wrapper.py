@@ -1,4 +1,4 @@
-"""Defences that add noise to the net of a trained defence, without training of their own."""
+"""Defenses that add noise to the net of a trained defense, without training of their own."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class WrapperParams(Params):
 
 
 class Wrapper(Defense):
-    """Base class of defences that add noise to the classifier of another one and average over draws (smoothing).
+    """Base class of defenses that add noise to the classifier of another one and average over draws (smoothing).
 
-    Only the wrapped defence is trained, once for all of its wrappers. Methods override `noise`.
+    Only the wrapped defense is trained, once for all of its wrappers. Methods override `noise`.
     """
 
     Params: ClassVar[type[Params]] = WrapperParams
@@ -47,10 +47,10 @@ class Wrapper(Defense):
         return 0.0
 
     def fit(self, module: nn.Module, data: Data, context: TrainContext | None = None) -> Classifier:
-        """The classifier of the wrapped defence, with noise; see `advbench.training.Defense.fit`.
+        """The classifier of the wrapped defense, with noise; see `advbench.training.Defense.fit`.
 
         Raises:
-            InputError: the wrapped defence already contains noise.
+            InputError: the wrapped defense already contains noise.
         """
         context = context or TrainContext()
         inner = context.init

@@ -12,7 +12,7 @@ from advbench_attacks._uncertainty import KAPPA, UncertaintyAttack, UncertaintyP
 class Certain(UncertaintyAttack):
     """Misclassified point of the ball with the lowest uncertainty.
 
-    An attack on defences that rely on uncertainty: rejection of the least certain images, retention curves, detection
+    An attack on defenses that rely on uncertainty: rejection of the least certain images, retention curves, detection
     of adversarial images. After Feng et al. 2024, "Attacking Bayes", whose settings were not available. Let m be the
     log mean softmax of the most likely wrong class minus that of the label. Each of three runs ascends m up to a small
     lead, and beyond it descends the uncertainty: one from a random point; one from the images, which only descends the

@@ -13,7 +13,7 @@ from advbench_attacks._uncertainty import KAPPA, UncertaintyAttack, UncertaintyP
 class Doubt(UncertaintyAttack):
     """Point of the ball with unchanged predicted class and the highest uncertainty.
 
-    It causes false alarms: a defence that rejects uncertain images rejects correctly classified ones. After Feng et al.
+    It causes false alarms: a defense that rejects uncertain images rejects correctly classified ones. After Feng et al.
     2024, "Attacking Bayes", whose settings were not available. Labels are not used: the class to keep is the prediction
     on the clean image, with the attack's own draws.
     """

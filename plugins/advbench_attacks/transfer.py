@@ -7,11 +7,11 @@ from advbench_attacks._inner import InnerAttack, InnerParams
 
 
 class Transfer(InnerAttack):
-    """Any attack on the classifier of another defence: an adversary without access to the evaluated one.
+    """Any attack on the classifier of another defense: an adversary without access to the evaluated one.
 
-    In a run, the source is trained like any other defence, with its own settings, and its examples are evaluated on all
-    defences. Called from Python, the given model is the source; evaluate the examples on another model. (The examples
-    of the attacks in `--affinity` are also evaluated on all defences of a run: the affinity matrix. `transfer` is meant
+    In a run, the source is trained like any other defense, with its own settings, and its examples are evaluated on all
+    defenses. Called from Python, the given model is the source; evaluate the examples on another model. (The examples
+    of the attacks in `--affinity` are also evaluated on all defenses of a run: the affinity matrix. `transfer` is meant
     for a source that should not appear on the leaderboard.)
     """
 
@@ -28,5 +28,5 @@ class Transfer(InnerAttack):
 
     @property
     def source(self) -> str:
-        """Label of the source defence."""
+        """Label of the source defense."""
         return self.params.source

@@ -1,4 +1,4 @@
-"""Empirical risk minimisation, without any defence."""
+"""Empirical risk minimisation, without any defense."""
 
 from __future__ import annotations
 

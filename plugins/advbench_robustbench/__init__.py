@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @hookimpl
 def advbench_register(register: Registrar) -> None:
-    """Declare the attack, the pretrained defences, and their nets."""
+    """Declare the attack, the pretrained defenses, and their nets."""
     register.attack(
         "autoattack",
         "advbench_robustbench.autoattack:AutoAttack",

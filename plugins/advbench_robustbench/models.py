@@ -1,4 +1,4 @@
-"""Models of RobustBench as pretrained defences."""
+"""Models of RobustBench as pretrained defenses."""
 
 from __future__ import annotations
 

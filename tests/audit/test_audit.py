@@ -205,7 +205,7 @@ def test_published_lists_name_checks_that_exist(plain: nn.Module, images: tuple[
 def test_a_page_shows_what_failed_and_what_to_run() -> None:
     bad = Finding("gradient: uphill", "failed", "2 of 9 | <b>.", "An upper bound.", "run square", p=1e-9)
     page = markdown([Audit("net_1", "linf 0.1", 9, (bad,), {"clean": 1.0})])
-    assert "**failed** (the defence misleads attacks)" in page
+    assert "**failed** (the defense misleads attacks)" in page
     assert "2 of 9 \\| &lt;b>. An upper bound. Next: run square" in page
 
 

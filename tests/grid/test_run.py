@@ -232,7 +232,7 @@ def test_a_failing_tracker_is_a_warning(tmp_path: Path) -> None:
     assert not finished.outcome.failed
 
 
-def test_a_single_draw_of_a_random_defence_is_flagged(tmp_path: Path) -> None:
+def test_a_single_draw_of_a_random_defense_is_flagged(tmp_path: Path) -> None:
     frame = run(tmp_path, draws=1, attacks=["fgsm"], eps=[0.1]).report.results
     assert set(frame[frame.defense == "adv_bnn"]["flags"]) == {"one_draw"}
     assert set(frame[frame.defense == "erm"]["flags"]) == {""}

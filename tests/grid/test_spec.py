@@ -167,7 +167,7 @@ def test_spec_cannot_be_changed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "near"), [("defence", "defenses"), ("attack", "attacks"), ("epss", "eps"), ("draw", "draws")]
+    ("name", "near"), [("defense", "defenses"), ("attack", "attacks"), ("epss", "eps"), ("draw", "draws")]
 )
 def test_unknown_setting_is_refused_with_the_nearest_name(name: str, near: str) -> None:
     with pytest.raises(

@@ -331,7 +331,7 @@ def test_a_third_partys_noise_is_found_again(monkeypatch: pytest.MonkeyPatch) ->
     assert torch.equal(clf.reseed(2).draws(images(4), 3), again.reseed(2).draws(images(4), 3))
 
 
-# the defences made of it
+# the defenses made of it
 
 SHORT = {"stages": (1,), "batch_size": 16}
 

@@ -83,7 +83,7 @@ class Hooked(ERM):
 """
 
 
-def test_a_defence_that_its_stored_weights_do_not_give_back_is_refused(cli: Cli, tmp_path: Path) -> None:
+def test_a_defense_that_its_stored_weights_do_not_give_back_is_refused(cli: Cli, tmp_path: Path) -> None:
 
     site = tmp_path / "site"
     site.mkdir()

@@ -9,7 +9,7 @@ from advbench.training import ErmLoss, Field, TrainParams
 class MyDefense(ErmLoss):
     """Plain training with Gaussian noise on the images, which stays on at prediction.
 
-    Describe your defence, its source, and departures from it; `advbench show` prints this text.
+    Describe your defense, its source, and departures from it; `advbench show` prints this text.
     """
 
     # Epochs, batch size, learning rate and optimiser are hyperparameters of TrainParams. Add your own here; each is set
