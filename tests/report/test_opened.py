@@ -176,7 +176,7 @@ def test_failures_are_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     text = "from advbench.training import ErmLoss, TrainParams\nclass Own(ErmLoss):\n    Params = TrainParams\n"
     Path("own.py").write_text(text + "    def fit(self, module, data, context=None):\n        raise ValueError('no')\n")
     options = {"limit": 10, "eps": [0.1], "progress": False, "execution": {"executor": "inline", "device": "cpu"}}
-    with pytest.warns(UserWarning, match="failed: train Own, seed 0: ValueError: no"):
+    with pytest.warns(UserWarning, match=r"failed: train Own, seed 0: file own.py, line 5, in fit: ValueError: no"):
         run = advbench.run("own.py:Own", "fgsm", **options)
     assert run.results["flags"].str.startswith("failed").all()
     with pytest.raises(InputError, match=r"unknown setting 'epss'.*did you mean 'eps'"):
