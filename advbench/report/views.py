@@ -75,18 +75,22 @@ def papers(report: Report) -> list[tuple[str, str, str]]:
     return [(row["label"], f"{row['authors']} ({row['year']}). {row['title']}.", row["link"]) for row in rows]
 
 
-def explanation(report: Report) -> str:
-    """Explanation of the numbers in the main table."""
-    results = report.results
-    images, draws, seeds = results.n_examples.max(), results.draws.max(), report.seeds
+def scope(report: Report) -> str:
+    """Numbers of images, draws and seeds."""
+    images, draws, seeds = report.results.n_examples.max(), report.results.draws.max(), report.seeds
     counts = "no results"
     if pd.notna(images):
         counts = f"{images:.0f} images, {'1 draw' if draws == 1 else f'up to {draws:.0f} draws'}"
-    over = f"{seeds} seeds (mean; sd: standard deviation)" if seeds > 1 else "1 seed"
+    return f"{counts}, {seeds} {'seed' if seeds == 1 else 'seeds'}"
+
+
+def explanation(report: Report) -> str:
+    """Explanation of the numbers in the main table."""
+    over = " (mean; sd: standard deviation)" if report.seeds > 1 else ""
     sizes = {one.architecture: one.parameters for one in report.standings}
     nets = [f"{name} has {size:,} weights" for name, size in sizes.items() if size is not None]
     return (
-        f"{counts}, {over}. Accuracy of the ensemble with its 95 % interval; retention is the area under accuracy "
+        f"{scope(report)}{over}. Accuracy of the ensemble with its 95 % interval; retention is the area under accuracy "
         "against the fraction of clean images kept, lowest uncertainty first; passes are forward passes per prediction."
         + (f" {'; '.join(nets)}." if nets else "")
     )

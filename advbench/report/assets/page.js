@@ -11,6 +11,13 @@
     return made;
   }
 
+  for (const link of all("nav a")) {
+    link.addEventListener("click", () => {
+      const section = at(link.hash.slice(1));
+      if (section instanceof HTMLDetailsElement) section.open = true;
+    });
+  }
+
   // Theme
   const root = document.documentElement;
   const screen = matchMedia("(prefers-color-scheme: dark)");
