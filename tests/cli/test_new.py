@@ -47,7 +47,7 @@ def test_what_new_writes_runs_at_once(capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["defense", "x"], "unknown kind 'defense': .*did you mean 'defense'"),
+        (["defens", "x"], "unknown kind 'defens': .*did you mean 'defense'"),
         (["defense", "1 x"], "name: expected letters, digits and underscores, such as my_defense, got '1 x'"),
         (["defense", "there"], "there.py already exists; choose another name, or move it"),
         (["plugin", "folder"], "folder already exists"),
