@@ -23,6 +23,7 @@ from advbench.grid.convergence import axes
 from advbench.grid.inputs import Component, Converge
 from advbench.grid.kept import CORE, INDEX, Kept, KeptChoice, foreign, names_in
 from advbench.models.nets import net_values
+from advbench.models.noise import Noise
 from advbench.registry import Entry, Kind, files, registry
 from advbench.registry import pinned as by_content
 from advbench.registry.params import Configurable, Paper
@@ -452,7 +453,7 @@ def _check_wrapped(choice: Choice) -> None:
     with files.running(choice.init.component.loaded_as, "is set up"):
         inner = registry().load("defense", choice.init.component.loaded_as)(**choice.init.params)
         noise = inner.noise() if isinstance(inner, GradientDefense | Wrapper) else None
-    if noise is not None and noise.acts:
+    if isinstance(noise, Noise) and noise.acts:  # another object is refused by the task
         got = f"{choice.init.label}, which contains noise"
         raise InputError(f"init_from of {choice.label!r}", expected="a defense without noise of its own", got=got)
 
