@@ -77,6 +77,11 @@ def resolved(
         name = ".".join(map(str, first["loc"])) or "values"
         if first["type"] == "extra_forbidden":  # in a nested model
             raise InputError(f"unknown hyperparameter {name!r} of {owner}", remedy="remove it") from error
+        if first["type"] == "missing":
+            remedy = f"use --set {owner if files.origin(kind) else 'LABEL'}.{name}=..."
+            raise InputError(
+                f"hyperparameter {name!r} of {owner}", expected="a value", got="none", remedy=remedy
+            ) from error
         raise InputError(
             f"hyperparameter {name!r} of {owner}",
             expected=expected_in(first["msg"]),

@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from advbench.cli.app import main
 from advbench.errors import PluginError
@@ -134,3 +136,47 @@ def test_a_misspelt_loss_of_a_goal_is_one_line(capsys: pytest.CaptureFixture[str
     assert code == 1
     assert re.search("file own.py, line 16: unknown loss 'cee': expected one of ce, dlr, margin; did you mean", err)
     assert "fgsm," in Path("results/results.csv").read_text()
+
+
+NET = """
+def build(channels, height, width, classes, width_of_layer: int = 8):
+    hidden = nn.Linear(channels * height * width, width_of_layer)
+    return nn.Sequential(nn.Flatten(), hidden, nn.ReLU(), nn.Linear(width_of_layer, classes))
+
+def plain(channels, height, width, classes):
+    return build(channels, height, width, classes)
+"""
+
+
+def test_a_parameter_of_the_net_of_one_label_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--arch", "own.py:plain", "--defense", "erm@small,erm", "--set", "erm@small.arch=own.py:build"]
+    asked = ["--set", "arch.width_of_layer=4", "--attack", "fgsm", *QUICK]
+    code, err = lines_of(capsys, NET, "plan", *options, *asked)
+    assert code == 2
+    found = "unknown hyperparameter of architecture plain 'width_of_layer': .*; for the net of erm@small: --set "
+    assert re.search(found + r"erm@small\.arch\.width_of_layer=4\n$", err), err
+    code, err = lines_of(capsys, NET, "plan", *options, "--set", "arch.nosuch=4", "--attack", "fgsm", *QUICK)
+    assert code == 2
+    assert "for the net of" not in err
+
+
+def test_weights_of_another_net_name_the_net_with_its_parameters(capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10)).state_dict(), "net.pt")
+    options = ["--arch", "own.py:build", "--set", "arch.width_of_layer=4", "--defense", "pretrained"]
+    options += ["--set", "pretrained.weights=net.pt", "--attack", "fgsm", *QUICK]
+    code, err = lines_of(capsys, NET, "run", *options)
+    assert code != 0
+    assert re.search(
+        r"net.pt: expected the weights of the net own.py:build \(width_of_layer=4\), got 3 of another", err
+    )
+    assert "set its hyperparameters, --set LABEL.arch.NAME=VALUE" in err
+
+
+def test_a_missing_value_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    text = "from advbench.training import Field, Files, Params as Base\nclass FromFile(Defense):\n"
+    text += "    class Params(Base):\n        weights: Files = Field(description='weights')\n"
+    text += "    def fit(self, module, data, context=None):\n        return Classifier(module)\n"
+    code, err = lines_of(capsys, text, "plan", "--defense", "own.py:FromFile", "--attack", "fgsm", *QUICK)
+    assert code == 2
+    message = "hyperparameter 'weights' of FromFile: expected a value, got none; use --set FromFile.weights=..."
+    assert err == f"error: defense 'FromFile': {message}\n"
