@@ -229,8 +229,8 @@ class _Net:
         known = target.state_dict()
         counters = {name for name in known if name.endswith("num_batches_tracked")}
         remedy = (
-            "name the net of these weights, --arch or --set LABEL.arch=path/to/net.py:FUNCTION, or set its "
-            "hyperparameters, --set LABEL.arch.NAME=VALUE"
+            "name the net of these weights: --arch or --set LABEL.arch=path/to/net.py:FUNCTION; its hyperparameters "
+            "are set by --set LABEL.arch.NAME=VALUE"
         )
         _check_fits(state, known, path, counters, f"the weights of {self.name}", remedy)
         try:

@@ -169,7 +169,7 @@ def test_weights_of_another_net_name_the_net_with_its_parameters(capsys: pytest.
     assert re.search(
         r"net.pt: expected the weights of the net own.py:build \(width_of_layer=4\), got 3 of another", err
     )
-    assert "set its hyperparameters, --set LABEL.arch.NAME=VALUE" in err
+    assert "its hyperparameters are set by --set LABEL.arch.NAME=VALUE" in err
 
 
 def test_a_missing_value_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
