@@ -147,8 +147,12 @@ def _checked_loss(method: GradientDefense, found: object, count: int) -> tuple[T
         PluginError: it is not a pair of scalars by name, which depend on the weights, and logits.
     """
     place, remedy = files.place_of_method(type(method), "loss"), 'write: return {"loss": loss}, logits'
-    if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[0], Mapping) or not found[0]:
-        got = f"a tuple of {' and '.join(map(_shown, found))}" if isinstance(found, tuple) else _shown(found)
+    if not isinstance(found, tuple | list) or len(found) != 2 or not isinstance(found[0], Mapping) or not found[0]:
+        got = (
+            f"a {type(found).__name__} of {' and '.join(map(_shown, found))}"
+            if isinstance(found, tuple | list)
+            else _shown(found)
+        )
         raise PluginError(place, expected="terms by name, and logits", got=got, remedy=remedy)
     terms, logits = found
     for name, term in terms.items():
