@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import pytest
@@ -56,6 +57,18 @@ class _Scale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.sub_(0.1).div_(0.5) if self.in_place else (x - 0.1) / 0.5
+
+
+def _scaling(net: nn.Module, *, in_place: bool) -> nn.Module:
+    """A copy of a net that scales its input first, as `InPlace` does, with the same submodules and names of weights."""
+    copied = copy.deepcopy(net)
+    copied.register_forward_pre_hook(partial(_scale, in_place))
+    return copied
+
+
+def _scale(in_place: bool, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    x = args[0]
+    return (x.sub_(0.1).div_(0.5) if in_place else (x - 0.1) / 0.5, *args[1:])
 
 
 class InPlace(nn.Sequential):
@@ -383,13 +396,13 @@ class DefenseConformance:
 
     def test_modules_that_work_in_place(self, defense: Defense, module: nn.Module, data: Data) -> None:
         """Models that work in place train to the same weights, and the data are unchanged."""
-        given, twin = data.images.clone(), InPlace(copy.deepcopy(module), in_place=False)
-        found = defense.fit(InPlace(copy.deepcopy(module)), data, TrainContext(seed=3))
+        given = data.images.clone()
+        found = defense.fit(_scaling(module, in_place=True), data, TrainContext(seed=3))
         copied = "pass copies to the net, x.clone()"
         assert torch.equal(data.images, given), (
             f"fit changed the training images, by a net that works in place; {copied}"
         )
-        same = same_weights(found, defense.fit(twin, data, TrainContext(seed=3)))
+        same = same_weights(found, defense.fit(_scaling(module, in_place=False), data, TrainContext(seed=3)))
         assert same, f"a net that works in place trains to other weights; {copied}"
 
     @pytest.mark.parametrize("saves", [1, 2, 4])
@@ -535,5 +548,7 @@ class ArchitectureConformance:
         """Logits of an image in evaluation mode do not depend on the batch."""
         x, _ = data.batch(slice(5))
         net = make().eval()
+        if not torch.equal(net(x), net(x)):
+            pytest.skip("the net is random by itself, as another test says")
         alike = torch.allclose(net(x)[:2], net(x[:2]), atol=1e-5)
         assert alike, "logits depend on other images of the batch; use no batch statistics in evaluation mode"

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from advbench.attacks.losses import LOSSES, TARGETED_LOSSES, LossName
-from advbench.errors import InputError
+from advbench.errors import InputError, unknown_name
 from advbench.models.classifier import Classifier, ExampleLoss
+from advbench.registry import files
 from advbench.registry.params import Configurable
 
 Norm = Literal["linf", "l2"]
@@ -89,8 +90,15 @@ class Goal:
         return replace(self, rows=self.rows[index])
 
     def loss(self, name: LossName) -> ExampleLoss:
-        """The named loss to ascend, a function of logits and `rows`."""
-        return (TARGETED_LOSSES if self.targeted else LOSSES)[name]
+        """The named loss to ascend, a function of logits and `rows`.
+
+        Raises:
+            InputError: the name is unknown.
+        """
+        losses = TARGETED_LOSSES if self.targeted else LOSSES
+        if name not in losses:
+            raise InputError(f"{files.calling_place()}{unknown_name('loss', str(name), losses)}")
+        return losses[name]
 
     def margin(self, logits: Tensor) -> Tensor:
         """Margin of each image beyond the goal, `(batch,)`, in units of logits; positive if it is reached."""

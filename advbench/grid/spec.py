@@ -22,7 +22,8 @@ from advbench.errors import AdvbenchError, InputError, expected_in, unknown_name
 from advbench.grid.convergence import axes
 from advbench.grid.inputs import Component, Converge
 from advbench.grid.kept import CORE, INDEX, Kept, KeptChoice, foreign, names_in
-from advbench.models.nets import net_values
+from advbench.models.nets import net_params, net_values
+from advbench.models.noise import Noise
 from advbench.registry import Entry, Kind, files, registry
 from advbench.registry import pinned as by_content
 from advbench.registry.params import Configurable, Paper
@@ -452,7 +453,7 @@ def _check_wrapped(choice: Choice) -> None:
     with files.running(choice.init.component.loaded_as, "is set up"):
         inner = registry().load("defense", choice.init.component.loaded_as)(**choice.init.params)
         noise = inner.noise() if isinstance(inner, GradientDefense | Wrapper) else None
-    if noise is not None and noise.acts:
+    if isinstance(noise, Noise) and noise.acts:  # another object is refused by the task
         got = f"{choice.init.label}, which contains noise"
         raise InputError(f"init_from of {choice.label!r}", expected="a defense without noise of its own", got=got)
 
@@ -771,7 +772,26 @@ def _net(spec: RunSpec, kept: Kept | None) -> Component:
         return kept.net
     if kept is not None and kept.net is not None and kept.net.name == name and not _is_own(name):
         return kept.net
-    return installed("architecture", name, spec.set.get(NET, {}))
+    params = spec.set.get(NET, {})
+    try:
+        return installed("architecture", name, params)
+    except InputError as error:
+        hints = [
+            f"for the net of {label}: --set {label}.{NET}.{param}={value}"
+            for label in spec.defenses
+            for param, value in params.items()
+            if _takes(spec.set.get(label, {}).get(NET), param)
+        ]
+        if not hints or not str(error).startswith("unknown hyperparameter"):
+            raise
+        raise InputError(f"{error}; {'; '.join(hints)}") from error
+
+
+def _takes(net: Any, param: str) -> bool:
+    """True if a net has a hyperparameter."""
+    with suppress(InputError):
+        return isinstance(net, str) and param in net_params(registry().load("architecture", net)).model_fields
+    return False
 
 
 def installed(kind: Kind, name: str, params: Mapping[str, Any] | None = None) -> Component:

@@ -242,7 +242,7 @@ class Runner:
             checkpoint_seconds=self.runtime.checkpoint_seconds,
             init=self._at_hand(inputs.init) if inputs.init else None,
             fresh=lambda seed: _net(inputs, data, seed),
-            net=f"the net {inputs.architecture.name}",
+            net=f"the net {_shown_net(inputs.architecture)}",
         )
         if inputs.history and watches(type(defense)):
             context = replace(context, watch=self._watcher(inputs), watch_every=inputs.history.every)
@@ -438,6 +438,13 @@ def _net(inputs: TrainInputs, data: Data, seed: int | None = None) -> nn.Module:
     """The untrained net, by default with initial weights from the training's seed."""
     net = inputs.architecture
     return build(net.loaded_as, data, derive(inputs.seed, "init") if seed is None else seed, net.params)
+
+
+def _shown_net(net: Component) -> str:
+    """A net for messages, such as `my.py:build (width=32)`."""
+    name = registry().find("architecture", net.loaded_as).called
+    params = ", ".join(f"{key}={value}" for key, value in (net.params or {}).items())
+    return f"{name} ({params})" if params else name
 
 
 def _size(clf: Classifier) -> int:

@@ -17,7 +17,7 @@ from advbench.data.base import Data
 from advbench.errors import InputError
 from advbench.keys import isolated_rng
 from advbench.registry import files, registry
-from advbench.registry.params import Field, Params, resolved
+from advbench.registry.params import Field, Params, bare_parameters, resolved
 
 SMALLEST = 2  # pixels; side of the smallest images of small_cnn
 
@@ -88,8 +88,7 @@ def net_params(make: Any) -> type[Params]:
     Their annotations may describe them: `depth: Annotated[int, Field(ge=10, description="...")] = 28`.
     """
     own = vars(make).get("__init__", make) if isinstance(make, type) else make
-    variable = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
-    taken = [each for each in list(inspect.signature(make).parameters.values())[4:] if each.kind not in variable]
+    taken = _own_parameters(make)
     hints: dict[str, Any] = {}
     with suppress(NameError):  # annotations that only a type checker resolves
         hints = get_type_hints(own, include_extras=True) if taken else {}
@@ -101,12 +100,39 @@ def net_params(make: Any) -> type[Params]:
     return found
 
 
+def _own_parameters(make: Any) -> list[Parameter]:
+    """Parameters of a net's function after (channels, height, width, classes).
+
+    Raises:
+        InputError: the first four parameters are not free for these, or another one has no default.
+    """
+    signature = inspect.signature(make)
+    parameters = list(signature.parameters.values())
+    positional = [each for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+    anything = any(each.kind is each.VAR_POSITIONAL for each in parameters)
+    own = positional[4:] + [each for each in parameters if each.kind is each.KEYWORD_ONLY]
+    is_free = (len(positional) >= 4 or anything) and all(each.default is each.empty for each in positional[:4])
+    if is_free and all(each.default is not each.empty for each in own):
+        return own
+    expected = "the parameters (channels, height, width, classes, ...) first"
+    remedy = "its own hyperparameters come after them, with defaults"
+    raise InputError(_shown(make), expected=expected, got=bare_parameters(make), remedy=remedy)
+
+
+def _shown(make: Any) -> str:
+    """Function of a net for messages: `file my.py, build`, or its registered name."""
+    name = getattr(make, "__name__", type(make).__name__)
+    digest = files.digest_of(files.origin(make) or "")
+    return f"file {files.known(digest, name).shown()}, {name}" if digest else f"architecture {name!r}"
+
+
 def net_values(make: Any, given: Mapping[str, Any]) -> dict[str, Any] | None:
     """All hyperparameters of a net; None if all have their defaults.
 
     Raises:
-        InputError: an unknown hyperparameter, or a value of the wrong type or range.
+        InputError: an unknown hyperparameter, a value of the wrong type or range, or a function with other parameters.
     """
+    _own_parameters(make)
     if not given:
         return None
     kind = net_params(make)

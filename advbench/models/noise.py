@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear  # the projection inside nn.MultiheadAttention
 
 from advbench.errors import InputError, PluginError
+from advbench.registry import files
 
 _DROPOUT: dict[type[nn.Module], Callable[..., Tensor]] = {
     nn.Dropout: F.dropout,
@@ -213,6 +215,26 @@ class InputNoise(Noise):
                 remedy="one call makes one draw of each image; the number of draws is --draws",
             )
         return (changed, *args[1:])
+
+
+def checked_noise(owner: object, noise: object) -> Noise:
+    """The result of a plugin's method `noise`.
+
+    Raises:
+        PluginError: it is not a `Noise`.
+    """
+    if isinstance(noise, Noise):
+        return noise
+    cls = type(owner)
+    beside = vars(sys.modules[cls.__module__]).values()
+    kinds = [each for each in beside if isinstance(each, type) and issubclass(each, Noise)]
+    own = [each.__name__ for each in kinds if each.__module__ == cls.__module__]
+    raise PluginError(
+        files.place_of_method(cls, "noise"),
+        expected="a Noise, such as an InputNoise or GaussianNoise",
+        got="None" if noise is None else f"an object of type {type(noise).__name__}",
+        remedy=f"write: return {own[0] if own else 'GaussianNoise'}(...)",
+    )
 
 
 def _described(value: object) -> str:

@@ -415,6 +415,28 @@ def _own_frames(error: BaseException, made_of: Iterable[Sources], stop: Path | N
     return found
 
 
+def calling_place() -> str:
+    """Line of a user's file that called the current code, such as `file my.py, line 10: `; empty for none."""
+    names = {
+        str(Path(package.sources.folder, place)): package.sources.shown(place)
+        for package in _packages.values()
+        for place in package.sources.texts
+    }
+    lines = ((frame.f_code.co_filename, line) for frame, line in traceback.walk_stack(None))
+    return next((f"file {names[path]}, line {line}: " for path, line in lines if path in names), "")
+
+
+def place_of_method(cls: type, method: str) -> str:
+    """Name of a method for messages, such as `file my.py, line 10, Mine.noise`, or `Mine.noise` outside of files."""
+    owner = next((each for each in cls.__mro__ if method in vars(each)), cls)
+    name, kept = f"{cls.__name__}.{method}", KEPT.fullmatch(origin(owner) or "")
+    if kept is None:
+        return name
+    code = getattr(vars(owner).get(method), "__code__", None)
+    line = f", line {code.co_firstlineno}" if code else ""
+    return f"file {known(kept['digest']).shown()}{line}, {name}"
+
+
 def load(kind: str, name: str) -> Any:
     """Import a file and return the object named `file:DIGEST:NAME`.
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from types import FunctionType
 from typing import Any, ClassVar, Self, get_args, get_origin
 
 import pydantic
@@ -12,6 +14,7 @@ from pydantic import Field as Field  # noqa: PLC0414 - re-exported for plugins
 from pydantic.fields import FieldInfo
 
 from advbench.errors import InputError, expected_in, unknown_name
+from advbench.registry import files
 
 
 class Params(pydantic.BaseModel):
@@ -74,6 +77,11 @@ def resolved(
         name = ".".join(map(str, first["loc"])) or "values"
         if first["type"] == "extra_forbidden":  # in a nested model
             raise InputError(f"unknown hyperparameter {name!r} of {owner}", remedy="remove it") from error
+        if first["type"] == "missing":
+            remedy = f"use --set {owner if files.origin(kind) else 'LABEL'}.{name}=..."
+            raise InputError(
+                f"hyperparameter {name!r} of {owner}", expected="a value", got="none", remedy=remedy
+            ) from error
         raise InputError(
             f"hyperparameter {name!r} of {owner}",
             expected=expected_in(first["msg"]),
@@ -120,6 +128,7 @@ class Configurable:
     params: Any
 
     def __init__(self, **values: Any) -> None:
+        check_methods(type(self))
         self._given = values
         self.params = self.resolve(values)
 
@@ -143,3 +152,38 @@ class Configurable:
     def __repr__(self) -> str:
         values = ", ".join(f"{k}={v!r}" for k, v in self._given.items())
         return f"{type(self).__name__}({values})"
+
+
+def check_methods(cls: type) -> None:
+    """Refuse a method that cannot be called with the arguments of the base class's method.
+
+    Raises:
+        InputError: there is such a method; the message has the base class's parameters.
+    """
+    for name in dir(cls):
+        found = [vars(each)[name] for each in cls.__mro__ if name in vars(each)]
+        due, own = found[-1], found[0]
+        if name.startswith("_") or own is due or not isinstance(due, FunctionType):
+            continue
+        if not isinstance(own, FunctionType | classmethod | staticmethod):
+            if not callable(own):
+                place, got = files.place_of_method(cls, name), f"an object of type {type(own).__name__}"
+                raise InputError(place, expected="a method", got=got, remedy=f"write: def {name}{bare_parameters(due)}")
+            continue
+        parameters = inspect.signature(due).parameters.values()
+        keywords = {each.name: None for each in parameters if each.kind is each.KEYWORD_ONLY}
+        positional = [None for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+        called = own if isinstance(own, FunctionType) else getattr(cls, name)
+        try:
+            inspect.signature(called).bind(*positional[called is not own :], **keywords)
+        except TypeError as error:
+            place, remedy = files.place_of_method(cls, name), f"write: def {name}{bare_parameters(due)}"
+            expected = f"the parameters {bare_parameters(due)}"
+            raise InputError(place, expected=expected, got=bare_parameters(called), remedy=remedy) from error
+
+
+def bare_parameters(function: Any) -> str:
+    """Parameters of a function without their annotations."""
+    signature = inspect.signature(function)
+    bare = [each.replace(annotation=inspect.Parameter.empty) for each in signature.parameters.values()]
+    return str(signature.replace(parameters=bare, return_annotation=inspect.Signature.empty))

@@ -15,9 +15,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from advbench.attacks.ascent import ascend, step_length
 from advbench.attacks.ball import random_start
 from advbench.attacks.base import Goal, Norm, Threat
-from advbench.errors import InputError
+from advbench.errors import InputError, PluginError
 from advbench.models.classifier import Classifier
-from advbench.models.noise import Noise
+from advbench.models.noise import Noise, checked_noise
 from advbench.models.posterior import (
     GaussianPosterior,
     PointPosterior,
@@ -25,6 +25,7 @@ from advbench.models.posterior import (
     gaussian_statistics,
     prior_divergence,
 )
+from advbench.registry import files
 from advbench.registry.params import Field, Params
 from advbench.training.base import TrainContext
 from advbench.training.loop import LoopDefense, LoopParams, TrainState, autocast
@@ -76,7 +77,12 @@ class GradientDefense(LoopDefense):
 
     def begin(self, module: nn.Module, steps: int, count: int, context: TrainContext) -> TrainState:
         """The classifier and its optimiser."""
-        clf = Classifier(module.train(), self.posterior(module), noise=self.noise() or False)
+        posterior: object = self.posterior(module)
+        noise = self.noise()
+        if not isinstance(posterior, Posterior):
+            place, got = files.place_of_method(type(self), "posterior"), _shown(posterior)
+            raise PluginError(place, expected="a Posterior", got=got, remedy="write: return GaussianPosterior(module)")
+        clf = Classifier(module.train(), posterior, noise=False if noise is None else checked_noise(self, noise))
         params = self.params
         free = clf.posterior.undecayed()
         decayed = [p for p in clf.posterior.trainable() if all(p is not other for other in free)]
@@ -103,14 +109,14 @@ class GradientDefense(LoopDefense):
         if type(self).perturb is not GradientDefense.perturb:
             with autocast(context), clf.attacked(y):
                 clf.module.eval()
-                x = self.perturb(clf, x, y, generator)
+                x = _checked_images(self, self.perturb(clf, x, y, generator), len(x))
         if not clf.module.training:
             clf.module.train()
         sums: dict[str, Tensor] = {}
         for begin in range(0, len(x), chunk):
             images, labels = x[begin : begin + chunk], y[begin : begin + chunk]
             with autocast(context), clf.isolated() if len(images) < len(x) else nullcontext():
-                terms, logits = self.loss(clf, images, labels, count)
+                terms, logits = _checked_loss(self, self.loss(clf, images, labels, count), len(images))
             share = len(images) / len(x)
             total = torch.stack([term.float() for term in terms.values()]).sum()
             (total * share).backward()  # type: ignore[no-untyped-call]
@@ -120,6 +126,55 @@ class GradientDefense(LoopDefense):
                 sums[name] = sums[name] + part if name in sums else part
         optimizer.step()
         return sums
+
+
+def _checked_images(method: GradientDefense, images: object, count: int) -> Tensor:
+    """The result of `perturb`.
+
+    Raises:
+        PluginError: it is not a tensor of as many images.
+    """
+    if isinstance(images, Tensor) and images.ndim and len(images) == count:
+        return images
+    place, expected = files.place_of_method(type(method), "perturb"), f"a tensor of {count} images"
+    raise PluginError(place, expected=expected, got=_shown(images), remedy="write: return the images to train on")
+
+
+def _checked_loss(method: GradientDefense, found: object, count: int) -> tuple[Terms, Tensor]:
+    """The result of `loss`.
+
+    Raises:
+        PluginError: it is not a pair of scalars by name, which depend on the weights, and logits.
+    """
+    place, remedy = files.place_of_method(type(method), "loss"), 'write: return {"loss": loss}, logits'
+    if not isinstance(found, tuple | list) or len(found) != 2 or not isinstance(found[0], Mapping) or not found[0]:
+        got = (
+            f"a {type(found).__name__} of {' and '.join(map(_shown, found))}"
+            if isinstance(found, tuple | list)
+            else _shown(found)
+        )
+        raise PluginError(place, expected="terms by name, and logits", got=got, remedy=remedy)
+    terms, logits = found
+    for name, term in terms.items():
+        if not isinstance(term, Tensor) or term.ndim:
+            remedy = "keep tensors, without .item() or float()"
+            if isinstance(term, Tensor):
+                remedy = "take the mean over images: without reduction='none', or with .mean()"
+            expected = f"a scalar tensor as term {name!r}"
+            raise PluginError(place, expected=expected, got=_shown(term), remedy=remedy)
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != count:
+        raise PluginError(place, expected=f"logits of shape ({count}, classes)", got=_shown(logits), remedy=remedy)
+    if not any(term.requires_grad for term in terms.values()):
+        remedy = "compute them from clf(x), without detach() or no_grad()"
+        raise PluginError(place, expected="terms that depend on the weights", got="constants", remedy=remedy)
+    return terms, logits
+
+
+def _shown(value: object) -> str:
+    """An object for messages: None, the shape of a tensor, or its type."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    return "None" if value is None else f"an object of type {type(value).__name__}"
 
 
 def images_apart(clf: Classifier) -> bool:

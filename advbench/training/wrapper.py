@@ -12,7 +12,7 @@ from torch import nn
 from advbench.data.base import Data
 from advbench.errors import InputError
 from advbench.models.classifier import Classifier
-from advbench.models.noise import Noise
+from advbench.models.noise import Noise, checked_noise
 from advbench.models.saving import export_classifier, load_classifier
 from advbench.registry import registry
 from advbench.registry.params import Field, Params
@@ -51,8 +51,10 @@ class Wrapper(Defense):
 
         Raises:
             InputError: the wrapped defense already contains noise.
+            PluginError: `noise` returned something else.
         """
         context = context or TrainContext()
+        noise = checked_noise(self, self.noise())
         inner = context.init
         if inner is None:
             base: Defense = registry().load("defense", self.params.init_from.partition("@")[0])()
@@ -62,4 +64,4 @@ class Wrapper(Defense):
             raise InputError("init_from", expected=expected, got=f"{self.params.init_from}, which contains noise")
         tensors, values = export_classifier(inner)
         clf = load_classifier(copy.deepcopy(module), tensors, values).to(context.resources.device)
-        return Classifier(clf.module, clf.posterior, noise=self.noise()).requires_grad_(False)
+        return Classifier(clf.module, clf.posterior, noise=noise).requires_grad_(False)

@@ -228,7 +228,10 @@ class _Net:
             self._normalize.std.copy_(torch.tensor(std or 1.0).view(-1, 1, 1))
         known = target.state_dict()
         counters = {name for name in known if name.endswith("num_batches_tracked")}
-        remedy = "name the net of these weights: --arch or --set LABEL.arch=path/to/net.py:FUNCTION"
+        remedy = (
+            "name the net of these weights: --arch or --set LABEL.arch=path/to/net.py:FUNCTION; its hyperparameters "
+            "are set by --set LABEL.arch.NAME=VALUE"
+        )
         _check_fits(state, known, path, counters, f"the weights of {self.name}", remedy)
         try:
             target.load_state_dict(dict(state), strict=False)

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import ast
+import copy
 import sys
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from conftest import Cli
+from torch import nn
 
 import advbench
 from advbench import testing
 from advbench.attacks import Threat
 from advbench.cli.app import main
 from advbench.cli.new import subject
+from advbench.data.base import Data
 from advbench.errors import InputError
 from advbench.models import Classifier
+from advbench.models.nets import build
 from advbench.registry import registry
+from advbench.training import Defense, TrainContext
 
 QUICK = "--eps 0.1 --limit 20 --draws 2 --executor inline --device cpu --affinity none".split()
 
@@ -47,7 +54,7 @@ def test_what_new_writes_runs_at_once(capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["defense", "x"], "unknown kind 'defense': .*did you mean 'defense'"),
+        (["defens", "x"], "unknown kind 'defens': .*did you mean 'defense'"),
         (["defense", "1 x"], "name: expected letters, digits and underscores, such as my_defense, got '1 x'"),
         (["defense", "there"], "there.py already exists; choose another name, or move it"),
         (["plugin", "folder"], "folder already exists"),
@@ -227,3 +234,30 @@ def test_a_plugins_template_names_its_labels() -> None:
     text = Path("mine/mine/my_defense.py").read_text()
     assert "--set my_defense.NAME=VALUE" in text
     assert "--set MyDefense" not in text
+
+
+class Loads(Defense):
+    """Weights of the net under its own names, as the guide to plugins loads them."""
+
+    def passes_per_image(self) -> float:
+        return 0.0
+
+    def fit(self, module: nn.Module, data: Data, context: TrainContext | None = None) -> Classifier:
+        own = copy.deepcopy(module).eval()
+        own.load_state_dict(testing.net_for(data).state_dict())
+        own[0].load_state_dict({"weight": torch.ones(4, 1, 3, 3), "bias": torch.zeros(4)})
+        return Classifier(own).requires_grad_(False)
+
+
+def test_a_fit_that_loads_weights_passes_the_suite() -> None:
+    testing.DefenseConformance().test_modules_that_work_in_place(Loads(), testing.small_net(), testing.small_data())
+
+
+def test_a_random_net_is_said_once() -> None:
+    Path("my.py").write_text(FILE)
+    data, suite = testing.small_data(), testing.ArchitectureConformance()
+    make = partial(build, "my.py:noisy", data, 0)
+    with pytest.raises(AssertionError, match="two passes in evaluation mode differ; randomness belongs to the `noise`"):
+        suite.test_deterministic_in_evaluation(make, data)
+    with pytest.raises(pytest.skip.Exception, match="random by itself"):
+        suite.test_images_do_not_depend_on_their_batch(make, data)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -288,3 +289,11 @@ def test_default_values_are_none_in_a_key() -> None:
     assert net_values(make, {}) is None
     assert net_values(make, {"depth": 28}) is None
     assert net_values(make, {"depth": 16}) == {"depth": 16, "widen": 10}
+
+
+def test_a_function_may_take_any_shape(tmp_path: Path) -> None:
+    text = "from torch import nn\nclass Any(nn.Sequential):\n    def __init__(self, *shape, depth=2):\n"
+    text += "        super().__init__(nn.Flatten(), nn.Linear(depth * 18, shape[3]))\n"
+    (tmp_path / "own.py").write_text(text)
+    net = build(f"{tmp_path}/own.py:Any", Data(torch.rand(4, 1, 6, 6), torch.arange(4) % 3, 3, "x"), 0, {"depth": 2})
+    assert net(torch.rand(2, 1, 6, 6)).shape == (2, 3)

@@ -199,13 +199,20 @@ def test_what_makes_no_net_is_one_line() -> None:
     ("body", "message"),
     [
         ("pass", "architecture 'net': expected an nn.Module, got an object of type NoneType"),
-        ("return nosuch", "file my.py, line 2: NameError when it makes its net"),
+        ("return nosuch", "file my.py, line 4: NameError when it makes its net"),
         ("exit()", "file my.py.*: exits when it makes its net"),
-        ("pass\ndef net(channels): pass", "file my.py: TypeError when it makes its net: net.. takes 1 positional"),
+        (
+            "pass\ndef net(width: int = 64): pass",
+            r"^file my.py, net: expected the parameters \(channels, height, width, classes, \.\.\.\) first, got "
+            r"\(width=64\); its own hyperparameters come after them, with defaults$",
+        ),
+        ("pass\ndef net(width=64, depth=1, drop=0, out=10): pass", r"first, got \(width=64, depth=1, drop=0, out=10\)"),
+        ("pass\ndef net(channels, height, width, classes, depth): pass", r"first, got \(.*, depth\); .*with defaults"),
+        ("pass\nclass net(nn.Module):\n    def __init__(self, width=3): pass", r"file my.py, net: .*got \(width=3\)"),
     ],
 )
 def test_a_function_that_makes_no_net_is_one_line(body: str, message: str) -> None:
-    write("my.py", f"def net(channels, height, width, classes):\n    {body}\n")
+    write("my.py", f"from torch import nn\n\ndef net(channels, height, width, classes):\n    {body}\n")
     with pytest.raises(InputError, match=message):
         advbench.build_architecture("my.py:net", small_data(), seed=0)
 
