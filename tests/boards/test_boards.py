@@ -31,6 +31,7 @@ from advbench.boards.board import build, locked, read_board, read_inside, write_
 from advbench.boards.check import Findings, check
 from advbench.boards.merge import Merged, merge
 from advbench.boards.records import Records
+from advbench.boards.rerun import _agree as agree
 from advbench.boards.rerun import rerun
 from advbench.boards.submission import open_submission
 from advbench.cli.app import main
@@ -190,7 +191,7 @@ def test_an_edited_record_is_damaged_and_a_sealed_one_leads_to_other_tables(boar
     assert "a file does not match the records" in findings(board)[0]
 
 
-def put(*place: str, value: Any) -> Callable[[dict[str, Any]], object]:
+def put(*place: Any, value: Any) -> Callable[[dict[str, Any]], object]:
     """A change of one value of a record, or the removal of it where the value is `...`."""
 
     def change(record: dict[str, Any]) -> None:
@@ -228,6 +229,18 @@ IMPOSSIBLE = {
     "a histogram less": put("result", "histograms", "total", value=...),
     "retention cut off": put("result", "retention", "total", "counts", value=[1]),
     "no calibration": put("result", "calibration", value=...),
+    "retention that ends elsewhere": put("result", "retention", "total", "accuracies", value=[1.0] * 5),
+    "an area of another curve": put("result", "retention", "total", "area", value=0.123),
+    "an interval of retention elsewhere": put("result", "retention", "total", "area_interval", value=[0.0, 0.01]),
+    "a detection above 1": put("result", "detection", "total", "auroc", value=1.5),
+    "accepted errors that are none": put("result", "accepted_errors", "total", value=0.99),
+    "no accepted errors": put("result", "accepted_errors", value=...),
+    "a calibration error above 1": put("result", "calibration", "ece", value=1.5),
+    "a lowest draw above the mean": put("result", "draw_accuracy_min", value=1.0),
+    "a highest draw below the mean": put("result", "draw_accuracy_max", value=0.0),
+    "a lowest draw of part of an image": put("result", "draw_accuracy_min", value=0.0001),
+    "an uncertainty of another histogram": put("result", "uncertainty", "total", value=2.3),
+    "a share broken that draws do not give": put("result", "persistence", 0, "broken", value=0.0),
     "more than there is": put("result", "praise", value="x" * 1000),
     "a field more": put("praise", value="x" * 1000),
     "an artifact that is none": put("artifact", value=7),
@@ -442,17 +455,69 @@ def test_cells_are_computed_anew(board: Path, capsys: pytest.CaptureFixture[str]
     assert main(["leaderboard", "check", str(board), *options]) == 0
     assert "2 cells recomputed, 2 of them equal to the last digit" in capsys.readouterr().out
 
+
+def result_of(records: AlteredRecords, board: Path, defense: str, attack: str, eps: float) -> dict[str, Any]:
+    for cell in read_board(board).plan.cells:
+        if (cell.source.label, cell.defense.label, cell.eps) == (defense, defense, eps):
+            if (cell.attack.label if cell.attack else "none") == attack:
+                return records[cell.key]
+    raise AssertionError
+
+
+FORGED: dict[str, tuple[tuple[Any, ...], Any, str]] = {
+    "an area": (
+        ("detection", "total", "auroc"),
+        0.9999,
+        r"detection.total.auroc 0.9999 on the board, 0\.\d+ recomputed",
+    ),
+    "accepted errors": (("accepted_errors", "total"), 0.0, "accepted_errors.total 0.0000 on the board"),
+    "a calibration error": (("calibration", "ece"), 0.0001, "calibration.ece 0.0001 on the board"),
+    "a likelihood": (("calibration", "nll"), 0.0, "calibration.nll 0.0000 on the board"),
+    "an interval": (("accuracy_interval",), [0.0, 1.0], "accuracy_interval.0 0.0000 on the board"),
+    "passes": (("attack", "forward_passes"), 2000.0, "attack.forward_passes 2000.0000 on the board, 2.0000 recomputed"),
+}
+
+
+def test_a_consistent_forgery_is_found_by_computing_alone(board: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def better(records: AlteredRecords) -> None:
-        for record in records.values():
-            if record["kind"] == "evaluate":
-                wrong = base64.b64encode(bytes(5)).decode()  # 40 images
-                record["result"].update(accuracy=0.0, accuracy_interval=[0.0, 0.01], right=wrong)
+        weak, strong = (result_of(records, board, "erm", *each) for each in (("fgsm", 0.05), ("pgd", 0.15)))
+        strong.update(copy.deepcopy({name: weak[name] for name in ("result", "artifact")}))
+        attacked = result_of(records, board, "bnn", "pgd", 0.15)["result"]
+        attacked["detection"]["total"]["auroc"] = 0.9999
 
     edit(board, better)
     build(board)
-    assert findings(board) == [], "a consistent forgery is found by computing alone"
-    assert main(["leaderboard", "check", str(board), *options]) == 1
-    assert "a recomputed cell differs from the board" in capsys.readouterr().err
+    assert findings(board) == []
+    assert main(["leaderboard", "check", str(board), "--executor", "inline", "--rerun", "100"]) == 1
+    assert "2 times: a recomputed cell differs from the board" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["here", "elsewhere"])
+@pytest.mark.parametrize("name", FORGED)
+def test_every_number_of_a_recomputed_cell_counts(
+    evaluated: tuple[dict[str, Any], Any], name: str, *, elsewhere: bool
+) -> None:
+    place, value, message = FORGED[name]
+    record = evaluated[0]
+    forged = copy.deepcopy(record)
+    put("result", *place, value=value)(forged)
+    if elsewhere:
+        forged["artifact"] = "0" * 64
+    found = Findings()
+    assert not agree(forged, record, "cell", found)
+    (line,) = found.lines()
+    assert re.search(message, line)
+
+
+def test_times_and_the_last_digits_of_another_machine_are_no_finding(evaluated: tuple[dict[str, Any], Any]) -> None:
+    record = evaluated[0]
+    found, other = Findings(), copy.deepcopy(record)
+    put("result", "attack", "seconds", value=1e6)(other)
+    assert agree(other, record, "cell", found)
+    other["artifact"] = "0" * 64
+    other["result"]["calibration"]["nll"] *= 1 + 1e-6
+    assert not agree(other, record, "cell", found)
+    assert not found
 
 
 def test_committed_boards_hold() -> None:
