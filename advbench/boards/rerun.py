@@ -253,7 +253,8 @@ def _values(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _is_close(name: str, ours: Any, theirs: Any, images: int, tolerance: float | None) -> bool:
-    first, *_, last = name.split(".")
+    parts = name.split(".")
+    first, last = parts[0], parts[-1]
     if ours == theirs:
         return True
     numbers = all(isinstance(each, int | float) and not isinstance(each, bool) for each in (ours, theirs))

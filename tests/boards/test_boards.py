@@ -456,12 +456,11 @@ def test_cells_are_computed_anew(board: Path, capsys: pytest.CaptureFixture[str]
     assert "2 cells recomputed, 2 of them equal to the last digit" in capsys.readouterr().out
 
 
-def result_of(records: AlteredRecords, board: Path, defense: str, attack: str, eps: float) -> dict[str, Any]:
-    for cell in read_board(board).plan.cells:
-        if (cell.source.label, cell.defense.label, cell.eps) == (defense, defense, eps):
-            if (cell.attack.label if cell.attack else "none") == attack:
-                return records[cell.key]
-    raise AssertionError
+def record_of(records: AlteredRecords, board: Path, defense: str, attack: str, eps: float) -> dict[str, Any]:
+    wanted = (defense, defense, attack, eps)
+    cells = [cell for cell in read_board(board).plan.cells if cell.attack]
+    key = next(c.key for c in cells if (c.source.label, c.defense.label, c.attack and c.attack.label, c.eps) == wanted)
+    return records[key]
 
 
 FORGED: dict[str, tuple[tuple[Any, ...], Any, str]] = {
@@ -480,9 +479,9 @@ FORGED: dict[str, tuple[tuple[Any, ...], Any, str]] = {
 
 def test_a_consistent_forgery_is_found_by_computing_alone(board: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def better(records: AlteredRecords) -> None:
-        weak, strong = (result_of(records, board, "erm", *each) for each in (("fgsm", 0.05), ("pgd", 0.15)))
+        weak, strong = (record_of(records, board, "erm", *each) for each in (("fgsm", 0.05), ("pgd", 0.15)))
         strong.update(copy.deepcopy({name: weak[name] for name in ("result", "artifact")}))
-        attacked = result_of(records, board, "bnn", "pgd", 0.15)["result"]
+        attacked = record_of(records, board, "bnn", "pgd", 0.15)["result"]
         attacked["detection"]["total"]["auroc"] = 0.9999
 
     edit(board, better)
