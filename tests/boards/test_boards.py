@@ -154,7 +154,9 @@ def test_what_the_records_do_not_say_is_found(board: Path, name: str, capsys: py
     (board / path).write_bytes(change((board / path).read_bytes()))
     capsys.readouterr()
     assert main(["leaderboard", "check", str(board)]) == 1
-    assert f"a file does not match the records: {place}" in capsys.readouterr().err
+    found = capsys.readouterr().err
+    assert f"a file does not match the records: {place}" in found
+    assert found.count(f"if the records are right, run advbench leaderboard build {board}") == 1
 
 
 def test_a_file_less_and_a_table_more_are_found(board: Path) -> None:
@@ -310,7 +312,7 @@ def test_cells_without_a_record_are_missing_and_counted(
     assert "a file does not match the records" in findings(board)[0]
     capsys.readouterr()
     assert main(["leaderboard", "build", str(board), "--out", str(tmp_path / "page")]) == 0
-    assert "1 cells of the spec have no record" in capsys.readouterr().err
+    assert "1 cell of the spec has no record" in capsys.readouterr().err
     assert main(["leaderboard", "check", str(board)]) == 0
     assert "ok: 13 of 14 cells of 2 defenses" in capsys.readouterr().out
     assert "13 of 14 cells" in (board / "README.md").read_text()
@@ -519,6 +521,17 @@ def test_times_and_the_last_digits_of_another_machine_are_no_finding(evaluated: 
     assert not found
 
 
+def test_a_build_without_a_store_drops_no_record_of_other_settings(board: Path) -> None:
+    spec = board / "spec.toml"
+    spec.write_text(spec.read_text().replace("0.15", "0.25"))
+    before = files(board)
+    with pytest.raises(
+        InputError, match=r"got \d+ of another spec.*; name the store that has the others, with --store"
+    ):
+        build(board)
+    assert files(board) == before
+
+
 def test_committed_boards_hold() -> None:
     for spec in sorted((ROOT / "leaderboards").rglob("spec.toml")):
         board, found = check(spec.parent)
@@ -532,7 +545,7 @@ def test_committed_boards_hold() -> None:
 def test_a_third_defense_joins_the_board(made: Path, board: Path) -> None:
     done = merge(board, made / "third.zip")
     assert isinstance(done, Merged)
-    assert (done.label, done.missing) == ("mc_dropout", 2 * 2 * 2)
+    assert (done.label, done.own, done.transfers, done.others) == ("mc_dropout", (), 2 * 2 * 2, 0)
     joined, found = check(board)
     assert list(found.lines()) == []
     assert joined.spec.defenses == ("erm", "bnn", "mc_dropout")
@@ -542,6 +555,23 @@ def test_a_third_defense_joins_the_board(made: Path, board: Path) -> None:
     whole = build(board, Store(str(made / "store")))
     assert whole.missing == 0
     assert (board / "results.csv").read_bytes() == (made / "whole" / "results.csv").read_bytes()
+
+
+def test_a_gap_of_a_submission_is_told_from_transfers_to_come(
+    made: Path, board: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = open_submission(made / "third.zip")
+    left = next(cell for cell in theirs.plan.cells if cell.attack and cell.attack.label == "pgd" and cell.eps == 0.15)
+
+    def without_one(members: dict[str, bytes]) -> None:
+        records = {key: record for key, record in theirs.records.items() if key != left.key}
+        members["records.jsonl.gz"] = Records(records).to_bytes()
+
+    gapped = rewritten(made / "third.zip", tmp_path / "gapped.zip", without_one)
+    assert main(["leaderboard", "merge", str(board), str(gapped)]) == 0
+    found = capsys.readouterr().out
+    assert "1 of its own cells is missing (pgd 0.15), so it has no rank; 8 transfers between it and others" in found
+    assert findings(board) == []
 
 
 def test_a_label_is_given_once_but_may_be_replaced(made: Path, board: Path) -> None:
@@ -811,7 +841,7 @@ def test_settings_of_others_stay_as_they_are(made: Path, tmp_path: Path) -> None
     path = submission(tmp_path, "wrm", "wrm.stages=[2]", "wrm.init_from=erm", "erm.stages=[3]")
     done = merge(board, path, replacing=True)
     assert isinstance(done, Merged)
-    assert done.missing == 2 * 2  # what it and erm do to each other under pgd, whose examples are transferred
+    assert done.transfers == 2 * 2  # what it and erm do to each other under pgd, whose examples are transferred
 
 
 def test_attacks_that_the_board_lacks_are_left_out(board: Path, tmp_path: Path) -> None:
