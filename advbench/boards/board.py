@@ -16,11 +16,11 @@ from advbench.boards.records import NAME as RECORDS
 from advbench.errors import InputError
 from advbench.grid.identity import DATA, Identity, is_about, parse_identity
 from advbench.grid.inputs import Component
-from advbench.grid.kept import CORE, FOLDER, INDEX, Kept, content, foreign, in_board, is_place, read_folder
+from advbench.grid.kept import CORE, FOLDER, INDEX, Kept, content, digests, foreign, in_board, is_place, read_folder
 from advbench.grid.kept import parse as parse_kept
 from advbench.grid.plan import Plan
 from advbench.grid.run import WEIGHTS, keep, lay_out
-from advbench.grid.spec import Choice, RunSpec, make_spec, published, read_toml
+from advbench.grid.spec import Choice, RunSpec, make_spec, published, read_toml, without_unused
 from advbench.registry import checkout_digest, pinned
 from advbench.registry.files import FILE, Sources
 from advbench.report import Report, collect
@@ -282,6 +282,8 @@ def write_inside(folder: Path, name: str | Path, raw: bytes) -> None:
 def build(folder: Path, store: Store | None = None, references: Iterable[Path] = ()) -> Board:
     """Write a board's records, tables and README from its own records and those of a store.
 
+    Whatever belongs to defenses that the spec no longer names is removed: settings, files and records.
+
     Args:
         folder: folder with at least spec.toml and data.json.
         store: store to search for records of the board's keys.
@@ -292,21 +294,44 @@ def build(folder: Path, store: Store | None = None, references: Iterable[Path] =
         StoreError: the folder cannot be written, or the store cannot be read.
     """
     with locked(folder):
-        board = read_board(folder, empty=store is not None)
+        board = _cleaned(read_board(folder, empty=store is not None))
         adopt(folder, references)
         if store is not None:
             keys = board.kept
             found = {key: each for key, each in zip(keys, store.read_records(keys), strict=True) if each is not None}
             if not found:
                 _warn_of_no_record(board, store)
-            board = replace(board, records=Records({**board.records, **found}).only(keys))
-        if not board.records:
+            board = replace(board, records=Records({**board.records, **found}))
+        records = board.records.only(board.kept)
+        if not records:
             raise InputError(f"board {folder}", expected="at least one record of its spec", got="none")
+        if store is None and len(records) < min(len(board.records), len(board.kept)):
+            raise InputError(
+                f"board {folder}",
+                expected="records of its spec",
+                got=f"{len(board.records) - len(records)} of another spec, data set or version of a plugin",
+                remedy="name the store that has the others, with --store; they are then dropped",
+            )
+        board = replace(board, records=records)
         for key in board.kept:
             if key in board.records:
                 check_record(board.records[key], board.plan.tasks[key], f"board {folder}")
         write(board, folder)
         return board
+
+
+def _cleaned(board: Board) -> Board:
+    """A board without settings and files of plugins that its spec no longer uses."""
+    spec = without_unused(board.spec, board.kept_files)
+    unused = sorted({*board.spec.set, *board.spec.files} - {*spec.set, *spec.files})
+    if unused:
+        message = f"removed the settings or files of {', '.join(unused)}, which the spec of {board.folder} does not use"
+        warnings.warn(message, StoreWarning, stacklevel=3)
+    board = replace(board, spec=spec)
+    kept = keep(board.plan)
+    used = set().union(*map(digests, kept.components()))
+    sources = {digest: each for digest, each in board.sources.items() if digest in used}
+    return replace(board, kept_files=kept, sources=sources)
 
 
 def _warn_of_no_record(board: Board, store: Store) -> None:

@@ -16,6 +16,11 @@ class Findings:
 
     def __init__(self) -> None:
         self._found: dict[str, list[str]] = {}
+        self._remedy = ""
+
+    def advise(self, remedy: str) -> None:
+        """Set what to do about the problems, for `lines`."""
+        self._remedy = remedy
 
     def add(self, kind: str, where: str) -> None:
         """Add a problem.
@@ -29,11 +34,17 @@ class Findings:
     def __bool__(self) -> bool:
         return bool(self._found)
 
-    def lines(self) -> Iterator[str]:
-        """One line per kind, with the number of problems and the place of the first."""
+    def lines(self, *, advice: bool = False) -> Iterator[str]:
+        """One line per kind, with the number of problems and the place of the first.
+
+        Args:
+            advice: end with a line that says what to do, if it is known.
+        """
         for kind, places in self._found.items():
             line = f"{len(places)} times: {kind}, first {places[0]}" if len(places) > 1 else f"{kind}: {places[0]}"
             yield " ".join(line.split())
+        if advice and self._remedy:
+            yield self._remedy
 
 
 def check(folder: Path) -> tuple[Board, Findings]:
@@ -50,6 +61,7 @@ def check(folder: Path) -> tuple[Board, Findings]:
     board, findings = read_board(folder), Findings()
     check_records(board, findings)
     if findings:
+        findings.advise(f"take the records from their run's store: advbench leaderboard build {folder} --store STORE")
         return board, findings
     made = board.files()
     for name, raw in made.items():
@@ -64,6 +76,8 @@ def check(folder: Path) -> tuple[Board, Findings]:
         shows = path.suffix in SHOWS or path.stem == "leaderboard"
         if path.is_file() and shows and not ignored and place.as_posix() not in made:
             findings.add("a file shows results that are not derived from records", place.as_posix())
+    if findings:
+        findings.advise(f"if the records are right, run advbench leaderboard build {folder}")
     return board, findings
 
 

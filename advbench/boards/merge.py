@@ -18,7 +18,8 @@ from advbench.boards.records import Records
 from advbench.boards.submission import open_submission
 from advbench.errors import InputError, StoreError
 from advbench.grid.plan import Plan
-from advbench.grid.spec import make_spec, narrowed
+from advbench.grid.spec import Choice, make_spec, narrowed
+from advbench.report.evaluations import is_own
 from advbench.store.archive import said
 
 SETTINGS = (
@@ -36,12 +37,18 @@ class Merged(NamedTuple):
     Attributes:
         label: the defense that was added.
         records: number of records added.
-        missing: number of the board's cells without a record.
+        own: its cells without a record that the submission should have, by attack and radius.
+        transfers: number of cells without a record between the defense and others, which a submission cannot have.
+        others: number of cells without a record of other defenses.
+        ranked: True if it has a rank.
     """
 
     label: str
     records: int
-    missing: int
+    own: tuple[str, ...]
+    transfers: int
+    others: int
+    ranked: bool
 
 
 def merge(folder: Path, file: Path, *, replacing: bool = False) -> Merged | Findings:
@@ -81,7 +88,24 @@ def merge(folder: Path, file: Path, *, replacing: bool = False) -> Merged | Find
         _check_others_stay(board, joined, own, file)
         whole = replace(joined, records=_joined_records(joined, theirs, own, file))
         _install(whole, folder)
-        return Merged(label, sum(key in whole.records for key in theirs.records), whole.missing)
+        return _outcome(whole, label, sum(key in whole.records for key in theirs.records))
+
+
+def _outcome(board: Board, label: str, records: int) -> Merged:
+    """What a merge added, and what is missing."""
+    gaps = [cell for cell in board.plan.cells if cell.key not in board.records]
+    transfers = [cell for cell in gaps if not is_own(cell) and label in (cell.source.label, cell.defense.label)]
+    own = [_place(cell.attack, cell.eps) for cell in gaps if is_own(cell) and cell.defense.label == label]
+    rest = [(each.defense.label, each.key) for each in board.plan.known]
+    rest += [(each.defense.label, each.key) for each in board.plan.ood]
+    own += [board.plan.tasks[key].label for owner, key in rest if owner == label and key not in board.records]
+    ranked = any(each.defense == label and each.rank is not None for each in board.report.standings)
+    others = board.missing - len(transfers) - len(own)
+    return Merged(label, records, tuple(own), len(transfers), others, ranked)
+
+
+def _place(attack: Choice | None, eps: float) -> str:
+    return f"{attack.label} {eps:g}" if attack else "clean"
 
 
 def _own_keys(plan: Plan, label: str) -> set[str]:

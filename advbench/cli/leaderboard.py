@@ -58,7 +58,7 @@ def build(
         for path in write_report(board.report, out, chosen, board.references(), **named):
             say(path)
     if board.missing:
-        complain(f"{board.missing} cells of the spec have no record")
+        complain(f"{_count(board.missing, 'cell')} of the spec {'has' if board.missing == 1 else 'have'} no record")
 
 
 @app.command()
@@ -112,15 +112,15 @@ def check(
     if run_files and not rerun:
         raise InputError("--run-files", expected="--rerun as well, the number of cells to recompute")
     board, findings = examine(folder)
-    refuse(findings.lines())
+    refuse(findings.lines(advice=True))
     cells = len(board.cells)
-    found = f"{cells - board.missing:,} of {cells:,} cells of {len(board.spec.defenses)} defenses"
+    found = f"{cells - board.missing:,} of {_count(cells, 'cell')} of {_count(len(board.spec.defenses), 'defense')}"
     if rerun:
         done = recompute(board, rerun, execution, findings, _compute, rerun_seed, run_files=run_files)
         refuse(findings.lines())
-        found += f", {done.cells} cells recomputed, {done.equal} of them equal to the last digit"
+        found += f", {_count(done.cells, 'cell')} recomputed, {done.equal} of them equal to the last digit"
         if done.left_out:
-            found += f"; {done.left_out} cells left out: {'; '.join(done.reasons)}"
+            found += f"; {_count(done.left_out, 'cell')} left out: {'; '.join(done.reasons)}"
     say(f"ok: {found}")
 
 
@@ -171,8 +171,23 @@ def merge(
     if isinstance(done, Findings):
         refuse(done.lines())
     else:
-        missing = f", {done.missing} cells of the board are missing" if done.missing else ""
-        say(f"{done.label}: {done.records} records added{missing}")
+        parts = [f"{done.label}: {done.records} records added"]
+        if done.own:
+            rank = "" if done.ranked else ", so it has no rank"
+            are = "is" if len(done.own) == 1 else "are"
+            places = list(dict.fromkeys(done.own))  # each once for all seeds
+            first = ", ".join(places[:3]) + (", ..." if len(places) > 3 else "")
+            parts.append(f"{len(done.own)} of its own cells {are} missing ({first}){rank}")
+        if done.transfers:
+            until = "until the board's spec is run again"
+            parts.append(f"{_count(done.transfers, 'transfer')} between it and others missing {until}")
+        if done.others:
+            parts.append(f"{_count(done.others, 'cell')} of other defenses missing")
+        say("; ".join(parts))
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 @app.command()

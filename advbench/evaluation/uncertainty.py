@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -164,9 +165,14 @@ def retention(
     right = np.cumsum(mean_of_group[group])
     counts = tuple(max(1, round(fraction * len(correct))) for fraction in fractions)
     accuracies = tuple(float(right[n - 1] / n) for n in counts)
-    area = float(np.trapezoid([accuracies[0], *accuracies], [0.0, *fractions]))
+    area = retention_area(fractions, accuracies)
     intervals, area_interval = _retention_intervals(np.r_[0.0, right], counts, fractions, draws)
     return Retention(fractions, counts, accuracies, area, intervals, area_interval)
+
+
+def retention_area(fractions: Sequence[float], accuracies: Sequence[float]) -> float:
+    """Area under a retention curve, by trapezoids from 0, where it starts level."""
+    return float(np.trapezoid([accuracies[0], *accuracies], [0.0, *fractions]))
 
 
 def _retention_intervals(

@@ -581,6 +581,14 @@ def narrowed(
     return spec.model_copy(update={"set": settings, "files": in_files})
 
 
+def without_unused(spec: RunSpec, kept: Kept) -> RunSpec:
+    """The spec of a board without settings and files of plugins that it does not use."""
+    used = {*_used(spec, kept), spec.architecture}
+    settings = {name: params for name, params in spec.set.items() if name in used}
+    in_files = {name: file for name, file in spec.files.items() if name in used}
+    return spec.model_copy(update={"set": settings, "files": in_files})
+
+
 def _choices(spec: RunSpec, kept: Kept | None) -> tuple[tuple[Choice, ...], tuple[Choice, ...]]:
     defenses = tuple(_choose("defense", label, spec, kept) for label in spec.defenses)
     return defenses, tuple(_choose("attack", label, spec, kept) for label in spec.attacks if label != "none")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from binascii import Error as Base64Error
 from binascii import a2b_base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
@@ -13,13 +14,14 @@ from pydantic import Field
 
 from advbench.errors import StoreError
 from advbench.evaluation.summary import ENTROPIES
-from advbench.evaluation.uncertainty import Uncertainty
+from advbench.evaluation.uncertainty import Uncertainty, retention_area
 from advbench.grid.inputs import EvaluateInputs, Inputs, TrainInputs
 from advbench.grid.plan import Task
 from advbench.report.evaluations import DETAILS
 
 CIRCUMSTANCES = ("memory", "ran")  # circumstances of a record: host, process, time of day
 CLOSE = 1e-9  # tolerance for rounding of means
+ROUNDED = 1e-5  # tolerance for means of float32 numbers
 Share = Annotated[float, Field(ge=-CLOSE, le=1.0 + CLOSE)]
 Interval = Annotated[list[Share], Field(min_length=2, max_length=2)]
 Count = Annotated[int, Field(ge=0)]
@@ -37,6 +39,11 @@ def _require(holds: bool, what: str) -> None:
         raise ValueError(f"expected {what}")
 
 
+def _require_inside(value: float, interval: Sequence[float], what: str) -> None:
+    low, high = interval
+    _require(low - CLOSE <= value <= high + CLOSE, f"{what} inside its interval")
+
+
 class _Setting(_Shape):
     axis: Text
     settings: dict[Text, Count]
@@ -45,6 +52,11 @@ class _Setting(_Shape):
     forward_passes: Positive
     fall: float | None = None
     fall_high: float | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _inside(self) -> Self:
+        _require_inside(self.accuracy, self.interval, f"the accuracy at {self.axis}")
+        return self
 
 
 class _Control(_Shape):
@@ -94,21 +106,32 @@ class _Retention(_Shape):
     @pydantic.model_validator(mode="after")
     def _fits(self) -> Self:
         same = len(self.fractions) == len(self.counts) == len(self.accuracies)
-        same = same and len(self.intervals) in (0, len(self.fractions))
+        same = same and len(self.intervals) in (0, len(self.fractions)) and bool(self.fractions)
         _require(same, "a fraction, count and accuracy for each point of retention")
+        _require(self.fractions[-1] == 1 and sorted(self.fractions) == self.fractions, "fractions that rise to 1")
+        _require(abs(retention_area(self.fractions, self.accuracies) - self.area) <= CLOSE, "the area of the curve")
+        for accuracy, interval in zip(self.accuracies, self.intervals, strict=False):
+            _require_inside(accuracy, interval, "each accuracy")
+        if self.area_interval is not None:
+            _require_inside(self.area, self.area_interval, "the area")
         return self
 
 
 class _Calibration(_Shape):
-    ece: Positive
-    nll: Positive
-    brier: Positive
+    ece: Share
+    nll: Annotated[float, Field(ge=-CLOSE, le=17.0)]  # probabilities are clipped
+    brier: Annotated[float, Field(ge=-CLOSE, le=2.0 + CLOSE)]
 
 
 class _Persistence(_Shape):
     tries: Annotated[int, Field(ge=1)]
     broken: Share
     interval: Interval
+
+    @pydantic.model_validator(mode="after")
+    def _inside(self) -> Self:
+        _require_inside(self.broken, self.interval, f"the share broken in {self.tries} tries")
+        return self
 
 
 class _Detection(_Shape):
@@ -128,6 +151,7 @@ class _Found(_Shape):
     histograms: dict[str, list[Count]] = {}
     detection: dict[str, _Detection] | None = None
     attack: _Attack | None = None
+    nondeterministic: list[Text] = []
 
     @property
     def uncertain(self) -> bool:
@@ -146,6 +170,15 @@ class _Found(_Shape):
         _require(set(self.histograms) == set(ENTROPIES), f"histograms of {sorted(ENTROPIES)}")
         counts = {sum(histogram) for histogram in self.histograms.values()}
         _require(counts == {self.n_examples}, "histograms of all images")
+        for name, counted in self.histograms.items():
+            edges = np.linspace(0.0, math.log(self.classes), len(counted) + 1)
+            limits = [float(np.dot(counted, side)) / self.n_examples for side in (edges[:-1], edges[1:])]
+            mean = self.uncertainty[name]
+            _require(limits[0] - ROUNDED <= mean <= limits[1] + ROUNDED, f"the mean {name} that its histogram allows")
+        parts = self.uncertainty["aleatoric"] + self.uncertainty["epistemic"]
+        _require(abs(parts - self.uncertainty["total"]) <= ROUNDED, "a total that is aleatoric + epistemic")
+        shares = [self.uncertainty[name] for name in ("variation_ratio", "model_variance")]
+        _require(-ROUNDED <= min(shares) <= max(shares) <= 1, "measures of disagreement in [0, 1]")
         return self
 
 
@@ -163,13 +196,16 @@ class _Draws(_Shape):
     attack: _Attack
     flags: list[Text]
     audit: Annotated[list[_Finding], Field(max_length=100)] | None = None
+    nondeterministic: list[Text] = []
 
     @pydantic.model_validator(mode="after")
     def _inside(self) -> Self:
-        low, high = self.draw_accuracy_interval
-        _require(low - CLOSE <= self.draw_accuracy <= high + CLOSE, "accuracies inside their intervals")
+        _require_inside(self.draw_accuracy, self.draw_accuracy_interval, "the accuracy of a draw")
         extremes = (self.draw_accuracy_min, self.draw_accuracy_max)
-        _require(extremes[0] - CLOSE <= self.draw_accuracy <= extremes[1] + CLOSE, "accuracies inside their intervals")
+        _require(extremes[0] - CLOSE <= self.draw_accuracy <= extremes[1] + CLOSE, "a mean between the extreme draws")
+        whole = [extreme * self.n_examples for extreme in extremes]
+        _require(all(abs(each - round(each)) <= ROUNDED for each in whole), "whole images in the extreme draws")
+        _require(self.draws > 1 or extremes[1] - extremes[0] <= CLOSE, "one accuracy for one draw")
         return self
 
 
@@ -200,13 +236,27 @@ class _Evaluation(_Draws, _Found):
         images = self.n_examples
         _require(len(bits) == -(-images // 8) * 8 and not bits[images:].any(), "one bit per image")
         _require(abs(bits.sum() / images - self.accuracy) <= CLOSE, "the accuracy that the bits give")
-        low, high = self.accuracy_interval
-        _require(low - CLOSE <= self.accuracy <= high + CLOSE, "accuracies inside their intervals")
+        _require_inside(self.accuracy, self.accuracy_interval, "the accuracy")
+        _require(self.draws > 1 or abs(self.draw_accuracy - self.accuracy) <= CLOSE, "the accuracy of the only draw")
         unconverged = bool(self.attack.converge and self.attack.converge.unconverged)
         _require(unconverged == ("unconverged" in self.flags), "the flag `unconverged` if and only if a search is")
         if self.uncertain:
             _require(set(self.retention) == set(ENTROPIES), f"curves of retention by {sorted(ENTROPIES)}")
+            for name, curve in self.retention.items():
+                counts = [max(1, round(fraction * images)) for fraction in curve.fractions]
+                _require(curve.counts == counts, f"the images that retention by {name} keeps")
+                # Sums over groups of images of equal uncertainty leave a rounding error.
+                last = curve.accuracies[-1]
+                _require(abs(last - self.accuracy) <= CLOSE, f"retention by {name} that ends at the accuracy")
             _require(self.calibration is not None, "a calibration")
+            both = set(self.accepted_errors) == (set(ENTROPIES) if self.detection else set())
+            _require(both, f"accepted errors by {sorted(ENTROPIES)} if and only if images were attacked")
+            most = max(self.accepted_errors.values(), default=0.0)
+            _require(most <= 1 - self.accuracy + CLOSE, "accepted errors among the errors")
+            broken = [each.broken for each in self.persistence]
+            _require(broken == sorted(broken), "a share of broken images that rises with the tries")
+            once = [each.broken for each in self.persistence if each.tries == 1]
+            _require(all(abs(each - 1 + self.draw_accuracy) <= CLOSE for each in once), "errors of a draw in one try")
         return self
 
 
@@ -224,6 +274,7 @@ class _Training(_Shape):
     classifier: _Classifier
     statistics: dict[str, Any]
     training: dict[str, Any]
+    nondeterministic: list[Text] = []
     history: Annotated[list[_Moment], Field(max_length=100_000)] = []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import zipfile
@@ -176,6 +177,26 @@ def test_all_cells_of_a_board_with_files_are_computed_when_asked(made: Path, boa
     assert after.missing == 0
     assert len(after.cells) > len(before.cells)
     assert (board / "files/index.json").read_bytes() == (made / "board/files/index.json").read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore:removed the settings or files of")
+@pytest.mark.parametrize("stored", [False, True], ids=["alone", "store"])
+@pytest.mark.parametrize("label", ["erm", "fgsm_at", "Smoothed"])
+def test_a_defense_is_withdrawn_by_its_name_in_the_spec(
+    made: Path, board: Path, label: str, capsys: pytest.CaptureFixture[str], *, stored: bool
+) -> None:
+    spec = board / "spec.toml"
+    spec.write_text(spec.read_text().replace(f'    "{label}",\n', "", 1))
+    store = ["--store", str(made / ".advbench" / "store")] if stored else []
+    assert main(["leaderboard", "build", str(board), *store]) == 0
+    assert main(["leaderboard", "check", str(board)]) == 0
+    assert "ok: 8 of 8 cells of 2 defenses" in capsys.readouterr().out
+    there = {path.relative_to(board): path.read_bytes() for path in board.rglob("*") if path.is_file()}
+    assert not [
+        name for name, raw in there.items() if name.suffix != ".gz" and re.search(rf"\b{label}\b".encode(), raw)
+    ]
+    assert main(["leaderboard", "build", str(board), *store]) == 0
+    assert there == {path.relative_to(board): path.read_bytes() for path in board.rglob("*") if path.is_file()}
 
 
 def read_sources(board: Path, name: str) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import copy
 import errno
 import gzip
@@ -31,6 +30,7 @@ from advbench.boards.board import build, locked, read_board, read_inside, write_
 from advbench.boards.check import Findings, check
 from advbench.boards.merge import Merged, merge
 from advbench.boards.records import Records
+from advbench.boards.rerun import _agree as agree
 from advbench.boards.rerun import rerun
 from advbench.boards.submission import open_submission
 from advbench.cli.app import main
@@ -153,7 +153,9 @@ def test_what_the_records_do_not_say_is_found(board: Path, name: str, capsys: py
     (board / path).write_bytes(change((board / path).read_bytes()))
     capsys.readouterr()
     assert main(["leaderboard", "check", str(board)]) == 1
-    assert f"a file does not match the records: {place}" in capsys.readouterr().err
+    found = capsys.readouterr().err
+    assert f"a file does not match the records: {place}" in found
+    assert found.count(f"if the records are right, run advbench leaderboard build {board}") == 1
 
 
 def test_a_file_less_and_a_table_more_are_found(board: Path) -> None:
@@ -190,7 +192,7 @@ def test_an_edited_record_is_damaged_and_a_sealed_one_leads_to_other_tables(boar
     assert "a file does not match the records" in findings(board)[0]
 
 
-def put(*place: str, value: Any) -> Callable[[dict[str, Any]], object]:
+def put(*place: Any, value: Any) -> Callable[[dict[str, Any]], object]:
     """A change of one value of a record, or the removal of it where the value is `...`."""
 
     def change(record: dict[str, Any]) -> None:
@@ -228,6 +230,18 @@ IMPOSSIBLE = {
     "a histogram less": put("result", "histograms", "total", value=...),
     "retention cut off": put("result", "retention", "total", "counts", value=[1]),
     "no calibration": put("result", "calibration", value=...),
+    "retention that ends elsewhere": put("result", "retention", "total", "accuracies", value=[1.0] * 5),
+    "an area of another curve": put("result", "retention", "total", "area", value=0.123),
+    "an interval of retention elsewhere": put("result", "retention", "total", "area_interval", value=[0.0, 0.01]),
+    "a detection above 1": put("result", "detection", "total", "auroc", value=1.5),
+    "accepted errors that are none": put("result", "accepted_errors", "total", value=0.99),
+    "no accepted errors": put("result", "accepted_errors", value=...),
+    "a calibration error above 1": put("result", "calibration", "ece", value=1.5),
+    "a lowest draw above the mean": put("result", "draw_accuracy_min", value=1.0),
+    "a highest draw below the mean": put("result", "draw_accuracy_max", value=0.0),
+    "a lowest draw of part of an image": put("result", "draw_accuracy_min", value=0.0001),
+    "an uncertainty of another histogram": put("result", "uncertainty", "total", value=2.3),
+    "a share broken that draws do not give": put("result", "persistence", 0, "broken", value=0.0),
     "more than there is": put("result", "praise", value="x" * 1000),
     "a field more": put("praise", value="x" * 1000),
     "an artifact that is none": put("artifact", value=7),
@@ -297,7 +311,7 @@ def test_cells_without_a_record_are_missing_and_counted(
     assert "a file does not match the records" in findings(board)[0]
     capsys.readouterr()
     assert main(["leaderboard", "build", str(board), "--out", str(tmp_path / "page")]) == 0
-    assert "1 cells of the spec have no record" in capsys.readouterr().err
+    assert "1 cell of the spec has no record" in capsys.readouterr().err
     assert main(["leaderboard", "check", str(board)]) == 0
     assert "ok: 13 of 14 cells of 2 defenses" in capsys.readouterr().out
     assert "13 of 14 cells" in (board / "README.md").read_text()
@@ -442,17 +456,79 @@ def test_cells_are_computed_anew(board: Path, capsys: pytest.CaptureFixture[str]
     assert main(["leaderboard", "check", str(board), *options]) == 0
     assert "2 cells recomputed, 2 of them equal to the last digit" in capsys.readouterr().out
 
+
+def record_of(records: AlteredRecords, board: Path, defense: str, attack: str, eps: float) -> dict[str, Any]:
+    wanted = (defense, defense, attack, eps)
+    cells = [cell for cell in read_board(board).plan.cells if cell.attack]
+    key = next(c.key for c in cells if (c.source.label, c.defense.label, c.attack and c.attack.label, c.eps) == wanted)
+    return records[key]
+
+
+FORGED: dict[str, tuple[tuple[Any, ...], Any, str]] = {
+    "an area": (
+        ("detection", "total", "auroc"),
+        0.9999,
+        r"detection.total.auroc 0.9999 on the board, 0\.\d+ recomputed",
+    ),
+    "accepted errors": (("accepted_errors", "total"), 0.0, "accepted_errors.total 0.0000 on the board"),
+    "a calibration error": (("calibration", "ece"), 0.0001, "calibration.ece 0.0001 on the board"),
+    "a likelihood": (("calibration", "nll"), 0.0, "calibration.nll 0.0000 on the board"),
+    "an interval": (("accuracy_interval",), [0.0, 1.0], "accuracy_interval.0 0.0000 on the board"),
+    "passes": (("attack", "forward_passes"), 2000.0, "attack.forward_passes 2000.0000 on the board, 2.0000 recomputed"),
+}
+
+
+def test_a_consistent_forgery_is_found_by_computing_alone(board: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def better(records: AlteredRecords) -> None:
-        for record in records.values():
-            if record["kind"] == "evaluate":
-                wrong = base64.b64encode(bytes(5)).decode()  # 40 images
-                record["result"].update(accuracy=0.0, accuracy_interval=[0.0, 0.01], right=wrong)
+        weak, strong = (record_of(records, board, "erm", *each) for each in (("fgsm", 0.05), ("pgd", 0.15)))
+        strong.update(copy.deepcopy({name: weak[name] for name in ("result", "artifact")}))
+        attacked = record_of(records, board, "bnn", "pgd", 0.15)["result"]
+        attacked["detection"]["total"]["auroc"] = 0.9999
 
     edit(board, better)
     build(board)
-    assert findings(board) == [], "a consistent forgery is found by computing alone"
-    assert main(["leaderboard", "check", str(board), *options]) == 1
-    assert "a recomputed cell differs from the board" in capsys.readouterr().err
+    assert findings(board) == []
+    assert main(["leaderboard", "check", str(board), "--executor", "inline", "--rerun", "100"]) == 1
+    assert "2 times: a recomputed cell differs from the board" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["here", "elsewhere"])
+@pytest.mark.parametrize("name", FORGED)
+def test_every_number_of_a_recomputed_cell_counts(
+    evaluated: tuple[dict[str, Any], Any], name: str, *, elsewhere: bool
+) -> None:
+    place, value, message = FORGED[name]
+    record = evaluated[0]
+    forged = copy.deepcopy(record)
+    put("result", *place, value=value)(forged)
+    if elsewhere:
+        forged["artifact"] = "0" * 64
+    found = Findings()
+    assert not agree(forged, record, "cell", found)
+    (line,) = found.lines()
+    assert re.search(message, line)
+
+
+def test_times_and_the_last_digits_of_another_machine_are_no_finding(evaluated: tuple[dict[str, Any], Any]) -> None:
+    record = evaluated[0]
+    found, other = Findings(), copy.deepcopy(record)
+    put("result", "attack", "seconds", value=1e6)(other)
+    assert agree(other, record, "cell", found)
+    other["artifact"] = "0" * 64
+    other["result"]["calibration"]["nll"] *= 1 + 1e-6
+    assert not agree(other, record, "cell", found)
+    assert not found
+
+
+def test_a_build_without_a_store_drops_no_record_of_other_settings(board: Path) -> None:
+    spec = board / "spec.toml"
+    spec.write_text(spec.read_text().replace("0.15", "0.25"))
+    before = files(board)
+    with pytest.raises(
+        InputError, match=r"got \d+ of another spec.*; name the store that has the others, with --store"
+    ):
+        build(board)
+    assert files(board) == before
 
 
 def test_committed_boards_hold() -> None:
@@ -468,7 +544,7 @@ def test_committed_boards_hold() -> None:
 def test_a_third_defense_joins_the_board(made: Path, board: Path) -> None:
     done = merge(board, made / "third.zip")
     assert isinstance(done, Merged)
-    assert (done.label, done.missing) == ("mc_dropout", 2 * 2 * 2)
+    assert (done.label, done.own, done.transfers, done.others) == ("mc_dropout", (), 2 * 2 * 2, 0)
     joined, found = check(board)
     assert list(found.lines()) == []
     assert joined.spec.defenses == ("erm", "bnn", "mc_dropout")
@@ -478,6 +554,23 @@ def test_a_third_defense_joins_the_board(made: Path, board: Path) -> None:
     whole = build(board, Store(str(made / "store")))
     assert whole.missing == 0
     assert (board / "results.csv").read_bytes() == (made / "whole" / "results.csv").read_bytes()
+
+
+def test_a_gap_of_a_submission_is_told_from_transfers_to_come(
+    made: Path, board: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = open_submission(made / "third.zip")
+    left = next(cell for cell in theirs.plan.cells if cell.attack and cell.attack.label == "pgd" and cell.eps == 0.15)
+
+    def without_one(members: dict[str, bytes]) -> None:
+        records = {key: record for key, record in theirs.records.items() if key != left.key}
+        members["records.jsonl.gz"] = Records(records).to_bytes()
+
+    gapped = rewritten(made / "third.zip", tmp_path / "gapped.zip", without_one)
+    assert main(["leaderboard", "merge", str(board), str(gapped)]) == 0
+    found = capsys.readouterr().out
+    assert "1 of its own cells is missing (pgd 0.15), so it has no rank; 8 transfers between it and others" in found
+    assert findings(board) == []
 
 
 def test_a_label_is_given_once_but_may_be_replaced(made: Path, board: Path) -> None:
@@ -711,10 +804,9 @@ def test_a_record_that_the_board_has_stays(board: Path, tmp_path: Path) -> None:
     def forge(members: dict[str, bytes]) -> None:
         theirs = Records.from_bytes(members["records.jsonl.gz"], "theirs")
         records = {key: dict(theirs.read_record(key) or {}) for key in theirs}
-        wrong = base64.b64encode(bytes(5)).decode()
         for record in records.values():
             if record["kind"] == "evaluate":
-                record["result"].update(accuracy=0.0, accuracy_interval=[0.0, 0.01], right=wrong)
+                record["result"]["calibration"]["ece"] = 0.0
         members["records.jsonl.gz"] = Records(records).to_bytes()
 
     before = files(board)
@@ -747,7 +839,7 @@ def test_settings_of_others_stay_as_they_are(made: Path, tmp_path: Path) -> None
     path = submission(tmp_path, "wrm", "wrm.stages=[2]", "wrm.init_from=erm", "erm.stages=[3]")
     done = merge(board, path, replacing=True)
     assert isinstance(done, Merged)
-    assert done.missing == 2 * 2  # what it and erm do to each other under pgd, whose examples are transferred
+    assert done.transfers == 2 * 2  # what it and erm do to each other under pgd, whose examples are transferred
 
 
 def test_attacks_that_the_board_lacks_are_left_out(board: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import pytest
 from browser import Browser, browsing, in_browser, violations
 from reports import HOSTILE, IMAGES, made_report
 
+from advbench.cli.app import main
 from advbench.cli.options import make_spec as spec_of_options
 from advbench.report import Report
 from advbench.report.page import render_page
@@ -458,17 +459,27 @@ def test_the_finding_stands_above_the_table(report: Report, html: str) -> None:
     assert f'<p class="finding">{expected}; indistinguishable from <code>pgd_at</code>.</p>' in html
 
 
-def test_a_published_board_says_when_and_how_to_add_to_it(report: Report, html: str) -> None:
+def test_a_published_board_says_when_and_how_to_add_to_it(
+    report: Report, html: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     page = render_page(report, beside=["spec.toml"], date="2026-01-31", board="my board")
     assert "2026-01-31; torch 2" in page
     (commands,) = re.findall(r"<pre><code>(.*?)</code></pre>", page, re.DOTALL)
     lines = [shlex.split(unescape(line)) for line in commands.splitlines()]
     assert [line[:3] for line in lines] == [
+        ["advbench", "new", "defense"],
         ["advbench", "run", "--spec"],
         ["advbench", "leaderboard", "submit"],
         ["advbench", "leaderboard", "merge"],
     ]
-    assert lines[0][3] == "leaderboards/my board/spec.toml"
+    assert lines[1][3] == "leaderboards/my board/spec.toml"
+    with monkeypatch.context() as patch:  # the names are those of the template
+        patch.chdir(tmp_path)
+        assert main(lines[0][1:]) == 0
+        file, _, name = lines[1][5].partition(":")
+        assert f"class {name}(" in (tmp_path / file).read_text()
+    assert lines[2][-1] == name
+    assert lines[3][-1] == f"{name}.advbench.zip"
     assert "Add your defense" not in html
 
 
