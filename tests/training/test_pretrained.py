@@ -395,7 +395,7 @@ def test_an_own_trained_net_gets_its_row_from_an_empty_folder(
     # Cells are computed anew where the files are, under whatever name.
     rerun = ["leaderboard", "check", "board", "--rerun", "9", "--data-root", "root"]
     assert main(rerun) == 2
-    assert "the weights of pretrained, pretrained@two into root/weights" in capsys.readouterr().err
+    assert "pretrained@two is without the files with its weights in root/weights" in capsys.readouterr().err
     Path("root/weights").mkdir(parents=True)
     Path("root/weights/renamed.bin").write_bytes(Path("mine.safetensors.away").read_bytes())
     assert main(rerun) == 0
