@@ -46,9 +46,9 @@ class LibraryConformance(AttackConformance):
     """As the suite, but a library may fail on what it was not made for, and is named then."""
 
     @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-    def test_models_of_another_precision(self, attack: Attack, threat: Threat, dtype: torch.dtype) -> None:
+    def test_models_of_another_precision(self, attack: Attack, threat: Threat, dtype: torch.dtype, data: Data) -> None:
         with fails_by_name():
-            super().test_models_of_another_precision(attack, threat, dtype)
+            super().test_models_of_another_precision(attack, threat, dtype, data)
 
     def test_tabular_images(self, attack: Attack, threat: Threat) -> None:
         with fails_by_name():
