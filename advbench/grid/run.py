@@ -5,13 +5,14 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import chdir
+from contextlib import chdir, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from advbench.data.base import Data
 from advbench.data.datasets import data_folder, load_dataset
 from advbench.data.ood import identify_ood, ood_images
+from advbench.errors import StoreError
 from advbench.grid.executors import Executor
 from advbench.grid.identity import Identity, identify, is_about, read_identity
 from advbench.grid.inputs import Component, TrainInputs
@@ -170,8 +171,12 @@ def carry_out(
         executor = make_executor()
         try:
             outcome = scheduler.run(executor)
-        finally:
+        except BaseException:
             executor.close()
+            with suppress(StoreError):
+                scheduler.stopped(executor.places)
+            raise
+        executor.close()
         state = "failed" if outcome.failed else "done"
     except KeyboardInterrupt:
         state = "interrupted"

@@ -196,7 +196,6 @@ class Scheduler:
             raise  # nothing can be written any more
         except BaseException:
             self._give_up()
-            self._state(executor.places, None, stopped=True)
             raise
         self._update(executor, force=True)
         self.outcome.elapsed = time.monotonic() - self._began
@@ -334,6 +333,16 @@ class Scheduler:
         left = self._seconds_left(executor.places, now)
         self._state(executor.places, left)
         self._watch("forecast", seconds_left=left)
+
+    def stopped(self, places: int) -> None:
+        """Publish the state of a run that was stopped; call after the executor was closed.
+
+        A worker may have written a record of which the driver had not heard yet.
+        """
+        for key in [key for key in self._running if self._store.is_done(key, with_artifact=False)]:
+            del self._running[key]
+            self.outcome.run.append(key)
+        self._state(places, None, stopped=True)
 
     def _state(self, places: int, left: float | None, *, stopped: bool = False) -> None:
         """Set the published state; a stopped run has no running tasks."""

@@ -379,7 +379,7 @@ def last_linear(module: nn.Module) -> list[str]:
     """
     layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
     if not layers:
-        remedy = "use another net, or kl_scope 'all' if that is the hyperparameter"
-        raise InputError("last linear layer of the net", expected="a module with one", got="none", remedy=remedy)
+        remedy = "use another net (for a divergence of all weights: kl_scope='all')"
+        raise InputError("last layer of the net", expected="a module with a linear layer", got="none", remedy=remedy)
     own = {id(parameter) for parameter in layers[-1].parameters()}  # a tied weight is listed under its first name
     return [name for name, parameter in module.named_parameters() if id(parameter) in own]

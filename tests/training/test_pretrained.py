@@ -399,7 +399,7 @@ def test_an_own_trained_net_gets_its_row_from_an_empty_folder(
     Path("root/weights").mkdir(parents=True)
     Path("root/weights/renamed.bin").write_bytes(Path("mine.safetensors.away").read_bytes())
     assert main(rerun) == 0
-    assert "1 cells recomputed, 1 of them equal to the last digit" in capsys.readouterr().out
+    assert "1 cell recomputed, 1 of them equal to the last digit" in capsys.readouterr().out
     # A run that needs them says which is not there, or has changed; the rest goes on.
     again = ["run", "--spec", "results/spec.toml", "--store", "fresh", "--out", "again", "--executor", "inline"]
     Path("mine.safetensors.away").rename("mine.safetensors")
