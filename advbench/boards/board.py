@@ -16,7 +16,18 @@ from advbench.boards.records import NAME as RECORDS
 from advbench.errors import InputError
 from advbench.grid.identity import DATA, Identity, is_about, parse_identity
 from advbench.grid.inputs import Component
-from advbench.grid.kept import CORE, FOLDER, INDEX, Kept, content, digests, foreign, in_board, is_place, read_folder
+from advbench.grid.kept import (
+    CORE,
+    FOLDER,
+    INDEX,
+    Kept,
+    content,
+    digests,
+    in_board,
+    is_place,
+    is_third_party,
+    read_folder,
+)
 from advbench.grid.kept import parse as parse_kept
 from advbench.grid.plan import Plan
 from advbench.grid.run import WEIGHTS, keep, lay_out
@@ -118,7 +129,9 @@ class Board:
             start: Choice | None = choice
             parts = found.setdefault(choice.label, [])
             while start:
-                parts += [each for each in (start.component, start.net) if each and foreign(each) and each not in parts]
+                parts += [
+                    each for each in (start.component, start.net) if each and is_third_party(each) and each not in parts
+                ]
                 start = start.init
         return {label: parts for label, parts in found.items() if parts}
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from advbench.boards.board import Board, described
 from advbench.boards.check import Findings
 from advbench.data.datasets import data_folder
-from advbench.errors import InputError
+from advbench.errors import AdvbenchError, InputError
 from advbench.evaluation.predictions import wilson
 from advbench.grid.execution import Execution
 from advbench.grid.inputs import CPU
@@ -148,7 +148,7 @@ def _not_installed(board: Board) -> dict[str, str]:
                 net = part in (board.kept_files.net, *(each.net for each in board.kept_files.choices.values()))
                 kind: Kind = "architecture" if net else "attack" if label in board.spec.attacks else "defense"
                 here = part.file is not None or installed(kind, part.name, part.params) == part
-            except Exception:
+            except AdvbenchError:  # unknown here, or with other hyperparameters
                 here = False
             if not here:
                 found[label] = f"based on {described(part)}, which is not installed here"

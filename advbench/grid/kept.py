@@ -86,7 +86,7 @@ class Kept(_Part):
         return self.model_copy(update={"choices": choices, "net": net})
 
 
-def foreign(component: Component) -> bool:
+def is_third_party(component: Component) -> bool:
     """True if a plugin or net needs a distribution other than advbench, for itself, a part or a wrapped library."""
     return component.distribution not in (CORE, files.FILE) or bool(component.built_on)
 

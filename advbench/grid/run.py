@@ -16,7 +16,7 @@ from advbench.errors import StoreError
 from advbench.grid.executors import Executor
 from advbench.grid.identity import Identity, identify, is_about, read_identity
 from advbench.grid.inputs import Component, TrainInputs
-from advbench.grid.kept import Kept, KeptChoice, digests, foreign, read_kept
+from advbench.grid.kept import Kept, KeptChoice, digests, is_third_party, read_kept
 from advbench.grid.plan import Plan, Task, make_plan
 from advbench.grid.scheduler import Outcome, Scheduler, Watch, failed_before
 from advbench.grid.spec import Choice, RunSpec, pinned, resolve
@@ -91,7 +91,7 @@ def lay_out(spec: RunSpec, identity: Identity, data: Data, *, checkout: str | No
     nets = {choice.architecture: choice.net for choice in defenses}
     parameters = dict(kept.parameters) if kept else {}
     for name, net in sorted(nets.items()):
-        if net is not None and not (kept and name in kept.parameters and (net.file or foreign(net))):
+        if net is not None and not (kept and name in kept.parameters and (net.file or is_third_party(net))):
             made = build(net.loaded_as, data, 0, net.params)
             parameters[name] = sum(weights.numel() for weights in made.parameters())
     return make_plan(spec, defenses, attacks, identity, checkout, parameters)
@@ -111,11 +111,11 @@ def keep(plan: Plan) -> Kept:
     parameters: dict[str, int] = {}
     for label, choice in sorted(used.items()):
         own = choice.architecture != plan.spec.architecture
-        outside = choice.net is not None and (choice.net.file is not None or foreign(choice.net))
+        outside = choice.net is not None and (choice.net.file is not None or is_third_party(choice.net))
         if outside:
             net = net if own else choice.net
             parameters[choice.architecture] = plan.parameters[choice.architecture]
-        if digests(choice.component) or foreign(choice.component) or (own and outside):
+        if digests(choice.component) or is_third_party(choice.component) or (own and outside):
             own = own or (not outside and choice.net is not None and bool(choice.net.params))
             choices[label] = KeptChoice(
                 kind="defense" if choice.net else "attack",

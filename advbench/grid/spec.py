@@ -21,7 +21,7 @@ from advbench.attacks.budget import least_cost, within_budget
 from advbench.errors import AdvbenchError, InputError, expected_in, unknown_name
 from advbench.grid.convergence import axes
 from advbench.grid.inputs import Component, Converge
-from advbench.grid.kept import CORE, INDEX, Kept, KeptChoice, foreign, names_in
+from advbench.grid.kept import CORE, INDEX, Kept, KeptChoice, is_third_party, names_in
 from advbench.models.nets import net_params, net_values
 from advbench.models.noise import Noise
 from advbench.registry import Entry, Kind, files, registry
@@ -624,7 +624,7 @@ def _choose(kind: Kind, label: str, spec: RunSpec, kept: Kept | None, heirs: tup
         label in spec.files or _names_kept(settings) or (_chooses_net(settings) and spec.architecture in spec.files)
     )
     name = spec.named(label)
-    if kept is not None and label in kept.choices and (in_file or _is_foreign(kept.choices[label], name, settings)):
+    if kept is not None and label in kept.choices and (in_file or _from_outside(kept.choices[label], name, settings)):
         return _as_kept(kind, label, spec, kept, heirs)
     if kept is not None and (names_in(settings) or label in spec.files):
         raise _not_kept(kind, label)
@@ -726,13 +726,13 @@ def _as_kept(kind: Kind, label: str, spec: RunSpec, kept: Kept, heirs: tuple[str
     return Choice(label, found.component, found.passes, init, net=net, architecture=shown, paper=found.paper)
 
 
-def _is_foreign(found: KeptChoice, name: str, settings: Any) -> bool:
+def _from_outside(found: KeptChoice, name: str, settings: Any) -> bool:
     """True if the spec itself names what another distribution contains, so that its description has to be used.
 
     What advbench contains is never taken from a description, which may come with an untrusted board.
     """
     named = {name, *(each.partition("@")[0] for each in files.strings(settings))}
-    parts = [part for part in (found.component, found.net) if part is not None and foreign(part)]
+    parts = [part for part in (found.component, found.net) if part is not None and is_third_party(part)]
     outside = {part.name for part in parts} | {each for part in parts for each in part.parts or {}}
     return any(not _is_own(each) for each in outside & named)
 

@@ -432,13 +432,18 @@ def build(channels, height, width, classes, rate: float = 0.2):
 """
 
 
-def test_a_random_net_in_a_file_of_ones_own_gets_its_row(capsys: pytest.CaptureFixture[str]) -> None:
+def write_own() -> None:
+    """Write the file of the net, and weights of it."""
     Path("my.py").write_text(OWN)
     made: dict[str, Any] = {}
     exec(OWN, made)
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         saved(made["build"](1, 8, 8, 10).state_dict(), "mine.pt")
+
+
+def test_a_random_net_in_a_file_of_ones_own_gets_its_row(capsys: pytest.CaptureFixture[str]) -> None:
+    write_own()
     run = ["run", "--arch", "my.py:build", "--defense", "pretrained", *RUN[2:], "--set", "pretrained.weights=mine.pt"]
     assert main(run) == 1
     assert "declare it: --set pretrained.random=true" in capsys.readouterr().err
@@ -451,12 +456,7 @@ def test_a_random_net_in_a_file_of_ones_own_gets_its_row(capsys: pytest.CaptureF
 
 
 def test_a_net_of_its_own_stands_beside_trained_methods(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("my.py").write_text(OWN)
-    made: dict[str, Any] = {}
-    exec(OWN, made)
-    with torch.random.fork_rng([]):
-        torch.manual_seed(0)
-        saved(made["build"](1, 8, 8, 10).state_dict(), "mine.pt")
+    write_own()
     run = ["run", "--defense", "pretrained,erm", *RUN[2:], "--set", "pretrained.weights=mine.pt"]
     run += ["--set", "pretrained.random=true", "--set", "erm.stages=1"]
     assert main([*run, "--arch", "my.py:build"]) == 1
