@@ -146,27 +146,29 @@ def _checked_loss(method: GradientDefense, found: object, count: int) -> tuple[T
     Raises:
         PluginError: it is not a pair of scalars by name, which depend on the weights, and logits.
     """
-    place, remedy = files.place_of_method(type(method), "loss"), 'write: return {"loss": loss}, logits'
-    if not isinstance(found, tuple | list) or len(found) != 2 or not isinstance(found[0], Mapping) or not found[0]:
-        got = (
-            f"a {type(found).__name__} of {' and '.join(map(_shown, found))}"
-            if isinstance(found, tuple | list)
-            else _shown(found)
-        )
-        raise PluginError(place, expected="terms by name, and logits", got=got, remedy=remedy)
+    remedy = 'write: return {"loss": loss}, logits'
+
+    def wrong(expected: str, got: str, remedy: str = remedy) -> PluginError:
+        place = files.place_of_method(type(method), "loss")
+        return PluginError(place, expected=expected, got=got, remedy=remedy)
+
+    if not isinstance(found, tuple | list):
+        raise wrong("terms by name, and logits", _shown(found))
+    if len(found) != 2 or not isinstance(found[0], Mapping) or not found[0]:
+        got = f"a {type(found).__name__} of {' and '.join(map(_shown, found))}"
+        raise wrong("terms by name, and logits", got)
     terms, logits = found
     for name, term in terms.items():
-        if not isinstance(term, Tensor) or term.ndim:
-            remedy = "keep tensors, without .item() or float()"
-            if isinstance(term, Tensor):
-                remedy = "take the mean over images: without reduction='none', or with .mean()"
-            expected = f"a scalar tensor as term {name!r}"
-            raise PluginError(place, expected=expected, got=_shown(term), remedy=remedy)
+        if not isinstance(term, Tensor):
+            raise wrong(f"a scalar tensor as term {name!r}", _shown(term), "keep tensors, without .item() or float()")
+        if term.ndim:
+            mean = "take the mean over images: without reduction='none', or with .mean()"
+            raise wrong(f"a scalar tensor as term {name!r}", _shown(term), mean)
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != count:
-        raise PluginError(place, expected=f"logits of shape ({count}, classes)", got=_shown(logits), remedy=remedy)
+        raise wrong(f"logits of shape ({count}, classes)", _shown(logits))
     if not any(term.requires_grad for term in terms.values()):
-        remedy = "compute them from clf(x), without detach() or no_grad()"
-        raise PluginError(place, expected="terms that depend on the weights", got="constants", remedy=remedy)
+        constant = "compute them from clf(x), without detach() or no_grad()"
+        raise wrong("terms that depend on the weights", "constants", constant)
     return terms, logits
 
 
