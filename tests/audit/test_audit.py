@@ -21,6 +21,7 @@ from advbench.audit.cells import Cell, check_cells
 from advbench.audit.checklist import CHECKLIST, INDICATORS
 from advbench.audit.consistency import two_samples
 from advbench.audit.findings import LEFT, with_verdicts
+from advbench.audit.gradients import check_gradients
 from advbench.audit.subject import Subject, stronger
 from advbench.audit.surrogate import check_surrogate
 from advbench.cli.app import main
@@ -33,7 +34,7 @@ from advbench.testing import small_data, small_net
 THREAT = advbench.Threat("linf", 0.15)
 IMAGES = 100
 # What the cheap checks alone do not see: by which finding of a whole audit, or by no finding as the number is true.
-DEEPER = {"leak": "unseen", "loud": "saturation", "gradient noise": "", "resize and pad": ""}
+DEEPER = {"leak": "unseen", "loud": "saturation", "gradient noise": "finite differences", "resize and pad": ""}
 SOUND = (
     "erm pgd_at pgd_at@large adv_bnn hierarchical_vi bnn rse mc_dropout sgld linear constant guesser smoothed".split()
 )
@@ -92,6 +93,16 @@ def quick_ones(plain: nn.Module, y: Tensor, seed: int) -> list[tuple[str, Classi
         ("gaussian", Classifier(plain, GaussianPosterior(plain, std=0.02)), y),
         ("dropout", dropout, y),
     ]
+
+
+def test_a_gradient_of_a_part_of_the_function_is_found(plain: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+    """Noise that depends on the image keeps the gradient's sign at most points; its size gives it away."""
+    x, y = images
+    for kind, wrong in (("gradient noise", True), ("resize and pad", False)):
+        clf = broken(kind, plain, x, y)
+        with clf.isolated():
+            found = with_verdicts(check_gradients(Subject(clf, x, y, THREAT)))
+        assert [each.check for each in found if each.verdict == "failed"] == ["gradient: finite differences"] * wrong
 
 
 def test_a_whole_audit_finds_labels_that_leaked(plain: nn.Module, images: tuple[Tensor, Tensor]) -> None:
