@@ -14,16 +14,20 @@ from advbench.report.evaluations import Evaluation, correct
 from advbench.report.leaderboard import CLEAN, Measured, accuracies, own_rows, worst_cases
 
 AREA_COLUMNS = "dataset architecture defense norm seeds n_examples area area_low area_high area_sd".split()
-DIFFERENCE_COLUMNS = "defense other difference difference_low difference_high".split()
+DIFFERENCE_COLUMNS = "defense other eps difference difference_low difference_high".split()
 DIGITS = 6  # decimals of interval ends, independent of processors' rounding
 
 
 class _Scores(NamedTuple):
-    """Scores of a defense per image, which average to its area."""
+    """Scores of a defense per image, which average to its area or to its lowest accuracy at one radius."""
 
     table: Floats  # weighted sum over the radii of correct predictions, `(seeds, N)`
     weights: Floats  # weights of the radii
-    draws: Spread  # variance of the area due to draws; 0 for several seeds, whose variation includes it
+    draws: Spread  # variance of the score due to draws; 0 for several seeds, whose variation includes it
+
+    @property
+    def mean(self) -> float:
+        return float(self.table.mean())
 
     def interval(self) -> tuple[float, ...]:
         return tuple(round(end, DIGITS) for end in area_interval(self.table, self.weights, self.draws))
@@ -34,6 +38,8 @@ def area_tables(results: pd.DataFrame, evaluations: Sequence[Evaluation | None])
 
     At each radius the attack with the lowest accuracy, averaged over seeds, counts; without attacks, clean images
     count.
+
+    The differences are of the areas (`eps` is NaN) and, with several radii, of the lowest accuracies at each.
 
     Args:
         results: `results.csv`.
@@ -48,6 +54,7 @@ def area_tables(results: pd.DataFrame, evaluations: Sequence[Evaluation | None])
         )
     }
     by_defense = accuracies(own, len(seeds))
+    radii = sorted(own.eps[own.attack != CLEAN[0]].unique())
     rows, known = [], {}
     for first in own.drop_duplicates("defense").itertuples():
         name = str(first.defense)
@@ -58,7 +65,7 @@ def area_tables(results: pd.DataFrame, evaluations: Sequence[Evaluation | None])
             cells = [[place[name, *where, seed] for where in chosen] for seed in seeds]
             of_seeds = [math.fsum(weights * results.accuracy[some].to_numpy(float)) for some in cells]
             found = _scores([[evaluations[each] for each in some] for some in cells], weights)
-            ends = found.interval() if found else (math.nan, math.nan)
+            ends = found[0].interval() if found else (math.nan, math.nan)
             if found:
                 known[name] = found
             deviation = float(np.std(of_seeds, ddof=1)) if len(seeds) > 1 else math.nan
@@ -67,7 +74,7 @@ def area_tables(results: pd.DataFrame, evaluations: Sequence[Evaluation | None])
         head = (first.dataset, first.architecture, name, first.norm, len(seeds), images)
         rows.append((*head, *area))
     areas = pd.DataFrame(rows, columns=AREA_COLUMNS).astype({"n_examples": "Int64"})
-    return areas, _differences(dict(zip(areas.defense, areas.area, strict=True)), known)
+    return areas, _differences(known, radii)
 
 
 def _chosen(cells: Mapping[tuple[str, float], Measured]) -> dict[tuple[str, float], Measured]:
@@ -76,29 +83,38 @@ def _chosen(cells: Mapping[tuple[str, float], Measured]) -> dict[tuple[str, floa
     return {(each.attack, eps): each.accuracy for eps, each in worst.items()} or {CLEAN: cells.get(CLEAN, Measured())}
 
 
-def _scores(found: list[list[Evaluation | None]], weights: Floats) -> _Scores | None:
-    """Scores from the evaluations of each seed and radius; None if one lacks predictions per image."""
+def _scores(found: list[list[Evaluation | None]], weights: Floats) -> list[_Scores] | None:
+    """Scores from the evaluations of each seed and radius; None if one lacks predictions per image.
+
+    Returns:
+        Those of the area, and then of each radius if there are several.
+    """
     cells = [each for some in found for each in some if each is not None and each.right is not None]
     if len(cells) < len(found) * len(weights):
         return None
-    verdicts = correct(cells).reshape(len(found), len(weights), -1)
-    table = np.einsum("r,srn->sn", weights, verdicts.astype(np.float64))
+    verdicts = correct(cells).reshape(len(found), len(weights), -1).astype(np.float64)
     # All evaluations of a seed use the same draws, so their variances at the radii are fully correlated.
-    shift = math.fsum(weights * np.sqrt([each.draw_variance for each in cells[: len(weights)]]))
+    shifts = np.sqrt([each.draw_variance for each in cells[: len(weights)]]) * (len(found) == 1)
     freedom = max(1.0, min(each.numbers[1] for each in cells) - 1)
-    return _Scores(table, weights, Spread(shift**2 if len(found) == 1 else 0.0, freedom))
+    table = np.einsum("r,srn->sn", weights, verdicts)
+    scores = [_Scores(table, weights, Spread(math.fsum(weights * shifts) ** 2, freedom))]
+    for place, shift in enumerate(shifts if len(weights) > 1 else ()):
+        scores.append(_Scores(verdicts[:, place], np.ones(1), Spread(float(shift) ** 2, freedom)))
+    return scores
 
 
-def _differences(areas: Mapping[str, float], known: Mapping[str, _Scores]) -> pd.DataFrame:
+def _differences(known: Mapping[str, Sequence[_Scores]], radii: Sequence[float]) -> pd.DataFrame:
+    """Rows of `differences.csv`: of the areas of all pairs, then of the accuracies at each radius."""
     rows: list[tuple[Any, ...]] = []
     names = list(known)
-    for index, name in enumerate(names[:-1]):
-        one, others = known[name], [known[other] for other in names[index + 1 :]]
-        tables = one.table - np.stack([each.table for each in others])
-        draws = [_sum(one.draws, each.draws) for each in others]
-        ends = difference_intervals(tables, one.weights, draws).round(DIGITS).tolist()
-        for other, interval in zip(names[index + 1 :], ends, strict=True):
-            rows.append((name, other, round(areas[name] - areas[other], 12), *interval))
+    for place, eps in enumerate([math.nan, *(radii if len(radii) > 1 else ())]):
+        for index, name in enumerate(names[:-1]):
+            one, others = known[name][place], [known[other][place] for other in names[index + 1 :]]
+            tables = one.table - np.stack([each.table for each in others])
+            draws = [_sum(one.draws, each.draws) for each in others]
+            ends = difference_intervals(tables, one.weights, draws).round(DIGITS).tolist()
+            for other, score, interval in zip(names[index + 1 :], others, ends, strict=True):
+                rows.append((name, other, eps, round(one.mean - score.mean, 12), *interval))
     return pd.DataFrame(rows, columns=DIFFERENCE_COLUMNS)
 
 

@@ -207,7 +207,7 @@ def _ranked(found: list[Standing], differences: pd.DataFrame) -> list[Standing]:
     ranked = {one.defense: one.area for one in found if not (one.misleads or one.area.missing)}
     better: Counter[str] = Counter()  # numbers of significantly better, and worse, defenses
     worse: Counter[str] = Counter()
-    columns = differences[["defense", "other", "difference_low", "difference_high"]]
+    columns = differences[differences.eps.isna()][["defense", "other", "difference_low", "difference_high"]]
     for one, other, low, high in columns.itertuples(index=False, name=None):
         if one in ranked and other in ranked and (low > 0 or high < 0):
             above, below = (one, other) if low > 0 else (other, one)

@@ -94,7 +94,7 @@ class Run:
 
     @property
     def differences(self) -> pd.DataFrame:
-        """By how much the areas of each two defenses differ, on the same images: `differences.csv`."""
+        """Differences of the areas of each two defenses, and of their lowest accuracies per eps: `differences.csv`."""
         return self.report.differences
 
     @property

@@ -190,9 +190,9 @@ def page_data(report: Report, affinities: Mapping[str, Mapping[float, views.Pair
 
     Returns:
         Among others `worst`, the position of the strongest attack (-1: none) and the accuracy for each defense and eps;
-        `differences`, positions of two defenses and the difference of their areas; `cells`, by positions of defense,
-        attack (-1: clean) and eps: text of the cell, reason of a missing accuracy (a position in `notes`), the
-        accuracy, and start and end of its `rows`.
+        `differences`, positions of two defenses and of eps (-1: the area), and their difference; `cells`, by positions
+        of defense, attack (-1: clean) and eps: text of the cell, reason of a missing accuracy (a position in `notes`),
+        the accuracy, and start and end of its `rows`.
     """
     results, attacks, radii = report.results, report.attacks, report.radii()
     behind: dict[tuple[str, str, float], list[dict[str, Any]]] = {}
@@ -246,7 +246,12 @@ def page_data(report: Report, affinities: Mapping[str, Mapping[float, views.Pair
             for one in report.standings
         ],
         "differences": [
-            [names.index(row["defense"]), names.index(row["other"]), *parts(Measured(*(row[name] for name in ENDS)))]
+            [
+                names.index(row["defense"]),
+                names.index(row["other"]),
+                -1 if math.isnan(row["eps"]) else radii.index(row["eps"]),
+                *parts(Measured(*(row[name] for name in ENDS))),
+            ]
             for row in as_rows(report.differences)
         ],
         "cells": cells,

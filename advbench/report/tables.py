@@ -99,7 +99,7 @@ class Report:
     persistence: pd.DataFrame  # per (defense, attack, eps, seed, number of tries); no transfers
     adversaries: pd.DataFrame  # strongest attack per (defense, eps, seed, knowledge)
     areas: pd.DataFrame  # per defense: area under its lowest accuracies over the radii
-    differences: pd.DataFrame  # per pair of defenses: difference of areas
+    differences: pd.DataFrame  # per pair of defenses: difference of areas, and of lowest accuracies per eps
     strengths: pd.DataFrame  # per attack: excess of its accuracies over the lowest ones
     history: pd.DataFrame = field(
         default_factory=partial(pd.DataFrame, columns=HISTORY_COLUMNS)

@@ -64,7 +64,7 @@ def test_tables_are_those_that_follow_from_the_records(done: advbench.Run) -> No
         assert name == other
         assert to_bytes(one, "svg") == to_bytes(two, "svg")
     assert list(done.attacks.attack) == list(report.strengths.attack)
-    assert (len(done.attacks), len(done.differences)) == (2, 1)
+    assert (len(done.attacks), len(done.differences)) == (2, 3)
     assert repr(done).endswith("14 cells of 2 defenses)")
 
 

@@ -170,7 +170,8 @@ def test_the_same_tables_give_the_same_bytes(html: str, report: Report) -> None:
 def test_a_page_of_results_alone_and_one_without_attacks(report: Report) -> None:
     alone = without_details(report)
     assert "<h2>Retention" not in render_page(alone)
-    clean = replace(alone, results=report.results[report.results.attack == "none"])
+    results, differences = report.results, report.differences
+    clean = replace(alone, results=results[results.attack == "none"], differences=differences[differences.eps.isna()])
     assert "0.900" in render_page(clean)
 
 
@@ -302,6 +303,9 @@ def test_a_number_opens_what_lies_behind_it(browser: Browser, page: Path, report
     assert "pgd_at, pgd, linf eps 0.05" in text
     row = report.results.query("defense == 'pgd_at' and source == 'pgd_at' and attack == 'pgd' and eps == 0.05").iloc[0]
     assert row.key in text
+    of_area, at_eps = as_rows(report.differences)
+    assert difference(at_eps) in text
+    assert difference(of_area) not in text
     (shown,) = browser.texts("#behind code")
     data = data_of(page.read_text())
     assert shown == command(data, f"{[d['name'] for d in data['defenses']].index('pgd_at')},1,1")
@@ -312,14 +316,17 @@ def test_a_number_opens_what_lies_behind_it(browser: Browser, page: Path, report
     one = next(one for one in report.standings if one.defense == "pgd_at")
     assert f"{one.area.value:.3f}" in browser.texts("#behind")[0]
     assert f"{one.worst[0.05].accuracy.value:.3f}" in browser.texts("#behind")[0]
-    (pair,) = as_rows(report.differences)
-    told = f"{pair['difference']:.3f} [{pair['difference_low']:.3f}, {pair['difference_high']:.3f}]"
-    assert f"{pair['defense']} - {pair['other']}\n{told}" in browser.texts("#behind")[0]
+    assert difference(of_area) in browser.texts("#behind")[0]
     browser.click("#behind button", "Close")
     browser.click("#by-attack summary")
     browser.click("#each tbody tr:nth-child(3) td:last-child .number")
     assert "failed: Error: <b>bad</b> & worse" in browser.texts("#behind")[0]
     assert browser.complaints() == []
+
+
+def difference(pair: dict[str, Any]) -> str:
+    told = f"{pair['difference']:.3f} [{pair['difference_low']:.3f}, {pair['difference_high']:.3f}]"
+    return f"{pair['defense']} - {pair['other']}\n{told}"
 
 
 @in_browser

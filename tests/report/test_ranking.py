@@ -101,6 +101,23 @@ def test_a_difference_is_one_on_the_same_images() -> None:
     assert ranks(other) == {"b": (1, 1, 2), "a": (2, 1, 2)}
 
 
+def test_differences_are_known_at_each_radius() -> None:
+    """The lowest accuracy of each at a radius, on the same images: level at 0.1, ten images apart at 0.2."""
+    report = report_of({"a": first_right(0.9, 0.6), "b": first_right(0.9, 0.65)})
+    of_area, level, apart = report.differences.itertuples()
+    assert (math.isnan(of_area.eps), level.eps, apart.eps) == (True, 0.1, 0.2)
+    assert [round(each.difference, 9) for each in (of_area, level, apart)] == [-0.025, 0, -0.05]
+    assert level.difference_low < 0 < level.difference_high
+    assert -0.1 < apart.difference_low < apart.difference_high < 0
+    alone = report_of({"a": first_right(0.6), "b": first_right(0.65)}).differences
+    assert alone.eps.isna().all()  # with one radius its difference is that of the areas
+    assert len(alone) == 1
+    pair = [report_of({name: first_right(share)}) for name, share in (("a", 0.6), ("b", 0.65))]
+    assert alone.difference[0] == pytest.approx(pair[0].areas.area[0] - pair[1].areas.area[0])
+    noisy = report_of({"a": first_right(0.9, 0.6), "b": first_right(0.9, 0.65)}, draw_variance=0.02**2).differences
+    assert (noisy.difference_low < report.differences.difference_low).all()
+
+
 def test_the_choice_of_draws_and_other_trainings_count() -> None:
     verdicts = {"a": first_right(0.6), "b": first_right(0.65)}
     assert ranks(report_of(verdicts, draw_variance=0.02**2))["b"] == (1, 1, 2)

@@ -162,9 +162,21 @@
     return scroll;
   }
 
+  // Differences of a defense from the others, of the area (eps -1) or of the lowest accuracies at an eps
+  function compared(defense, eps) {
+    const { differences, defenses } = data();
+    const mine = differences.filter(([one, other, place]) => place === eps && (one === defense || other === defense));
+    if (!mine.length) return [];
+    const title = "Differences from others on the same images; significant if the interval excludes 0";
+    const pairs = mine.map(([one, other, , ...numbers]) => [
+      `${defenses[one].name} - ${defenses[other].name}`, numbers.join(" "),
+    ]);
+    return [element("h3", title), list(pairs)];
+  }
+
   function behind(key) {
     const [defense, attack, eps] = key.split(",").map(Number);
-    const { cells, rows, notes, defenses, attacks, eps: radii, dataset, norm } = data();
+    const { cells, rows, notes, defenses, attacks, eps: radii, dataset, norm, worst } = data();
     const [start, end] = cells[key].slice(3);
     const target = defenses[defense];
     const which = attack < 0 ? "clean" : `${attacks[attack].name}, ${norm} eps ${radii[eps][0]}`;
@@ -193,14 +205,12 @@
       const used = attacks[attack];
       parts.push(element("h3", `Attack ${used.name}`), ...paper(used), list(used.params));
     }
+    if (attack >= 0 && worst[defense][eps]?.[0] === attack) parts.splice(1, 0, ...compared(defense, eps));
     open(`${target.name}, ${which}`, parts);
   }
 
   function behindArea(defense) {
-    const { worst, differences, attacks, eps: radii, defenses } = data();
-    const compared = differences.filter((each) => each.slice(0, 2).includes(defense)).map(([one, other, ...numbers]) => [
-      `${defenses[one].name} - ${defenses[other].name}`, numbers.join(" "),
-    ]);
+    const { worst, attacks, eps: radii, defenses } = data();
     const lowest = worst[defense].map(([attack, parts], place) => [
       `eps ${radii[place][0]}`, `${parts.join(" ")}${attack < 0 ? "" : `, ${attacks[attack].name}`}`,
     ]);
@@ -212,8 +222,7 @@
         ...(ranks ? [["rank", `indistinguishable from ranks ${ranks}`]] : []),
       ]),
       element("h3", "The lowest accuracies"), list(lowest),
-      ...(compared.length ? [element("h3", "Differences from others on the same images; significant if the interval excludes 0")] : []),
-      list(compared),
+      ...compared(defense, -1),
     ]);
   }
 
