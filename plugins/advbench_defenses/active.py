@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
 
-from advbench import training
-from advbench.errors import InputError
 from advbench.models import Classifier
-from advbench.registry import registry
-from advbench.training import Data, Defense, Field, Paper, TrainContext, acquisitions, check_data
-from advbench_defenses.deep_ensemble import _Reset
+from advbench.training import Data, Field, Paper, TrainContext, acquisitions, check_data
+from advbench_defenses._inner import InnerDefense, InnerParams, Reset
 
 
-class Active(Defense):
+class Active(InnerDefense):
     """Pool-based active learning: only images that a classifier has selected are labelled.
 
     Gal et al. 2017, "Deep Bayesian Active Learning with Image Data", and APD section 5.3 (Figure 4). `method` is
@@ -39,13 +35,10 @@ class Active(Defense):
         link="https://arxiv.org/abs/1703.02910",
     )
 
-    class Params(training.Params):
+    class Params(InnerParams):
         """Hyperparameters of active learning."""
 
         method: str = Field(default="mc_dropout", description="name of the training method; APD: mc_dropout, sgld, apd")
-        params: dict[str, Any] = Field(
-            default={}, description="hyperparameters of that method that differ from its defaults, or its `preset`"
-        )
         acquisition: Literal["random", "entropy", "bald", "variation_ratio", "model_variance", "least_confidence"] = (
             Field(default="entropy", description="acquisition function; APD: entropy, random")
         )
@@ -56,31 +49,8 @@ class Active(Defense):
 
     presets = {"paper": {"rounds": 50, "batch": 10, "per_class": 2, "draws": 50}}
     sources = {"section 5.3 of APD, as Gal et al. 2017": "batch per_class", "APD's released code": "rounds draws"}
+    accepted = "a method that trains on the given images", ""
     params: Params
-
-    def __init__(self, **values: Any) -> None:
-        super().__init__(**values)
-        self.inner = _method(self.params.method)(**self.params.params)
-
-    @classmethod
-    def resolve(cls, values: Mapping[str, Any], dataset: str = "") -> Params:
-        """The hyperparameters, with those of the method resolved as well.
-
-        Raises:
-            InputError: a hyperparameter, or one of the method, is invalid.
-        """
-        own = super().resolve(values, dataset)
-        assert isinstance(own, cls.Params)
-        try:
-            resolved = _method(own.method).resolve(own.params, dataset).model_dump(mode="json")
-        except InputError as error:
-            raise InputError(f"params of {cls.__name__}: {error}") from error
-        return own.model_copy(update={"params": resolved})
-
-    @property
-    def parts(self) -> Mapping[str, Defense]:
-        """The method."""
-        return {self.params.method: self.inner}
 
     def passes_per_image(self) -> float | None:
         """None: unlabelled images are only predicted, so passes per training image are not meaningful."""
@@ -101,7 +71,7 @@ class Active(Defense):
         found = None
         for labelled, found in acquisitions(
             method.inner,
-            context.fresh or _Reset(copy.deepcopy(module).cpu()),
+            context.fresh or Reset(copy.deepcopy(module).cpu()),
             data,
             params.acquisition,
             rounds=params.rounds,
@@ -117,10 +87,3 @@ class Active(Defense):
                 slot.save({"labelled": torch.tensor(labelled)}, {})
         assert found is not None, "the last round is not saved"
         return found
-
-
-def _method(name: str) -> type[Defense]:
-    method: type[Defense] = registry().load("defense", name)
-    if issubclass(method, Active):
-        raise InputError("method of Active", expected="a method that trains on the given images", got=name)
-    return method

@@ -10,15 +10,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from advbench import training
 from advbench.errors import InputError
 from advbench.models import Classifier, MixturePosterior, SamplePosterior, check_effect, export_classifier, mixture
 from advbench.progress import Progress
 from advbench.registry import registry
 from advbench.training import Data, Defense, Field, Paper, TrainContext, check_data, derive, isolated_rng
+from advbench_defenses._inner import InnerDefense, InnerParams, Reset
 
 
-class DeepEnsemble(Defense):
+class DeepEnsemble(InnerDefense):
     """Several nets trained independently by one method, each with its own initial weights and data order.
 
     Lakshminarayanan et al. 2017, "Simple and Scalable Predictive Uncertainty Estimation using Deep Ensembles",
@@ -39,24 +39,18 @@ class DeepEnsemble(Defense):
         link="https://arxiv.org/abs/1612.01474",
     )
 
-    class Params(training.Params):
+    class Params(InnerParams):
         """Hyperparameters of a deep ensemble."""
 
         members: int = Field(default=5, ge=1, description="number M of nets; paper: 5")
         method: str = Field(
             default="erm", description="name of the training method of each member; paper: plain training"
         )
-        params: dict[str, Any] = Field(
-            default={}, description="hyperparameters of that method that differ from its defaults, or its `preset`"
-        )
 
     presets = {"paper": {"members": 5}}
     sources = {"section 3": "members"}
+    accepted = "a method other than an ensemble", "increase members instead"
     params: Params
-
-    def __init__(self, **values: Any) -> None:
-        super().__init__(**values)
-        self.inner = _method(self.params.method)(**self.params.params)
 
     @classmethod
     def resolve(cls, values: Mapping[str, Any], dataset: str = "") -> Params:
@@ -68,27 +62,22 @@ class DeepEnsemble(Defense):
         """
         own = super().resolve(values, dataset)
         assert isinstance(own, cls.Params)
-        method = _method(own.method)
-        try:
-            resolved = method.resolve(own.params, dataset).model_dump(mode="json")
-        except InputError as error:
-            raise InputError(f"params of {cls.__name__}: {error}") from error
-        start = resolved.get("init_from")
+        start = own.params.get("init_from")
         if start and ("@" in start or issubclass(registry().load("defense", start), DeepEnsemble)):
             expected = "name of a deterministic method, without label"
             raise InputError(f"init_from in params of {cls.__name__}", expected=expected, got=repr(start))
-        if method(**resolved).passes_per_image() == 0:
+        if cls.method(own.method)(**own.params).passes_per_image() == 0:
             remedy = "otherwise all members would be equal"
             raise InputError(
                 f"method of {cls.__name__}", expected="a method that trains", got=own.method, remedy=remedy
             )
-        return own.model_copy(update={"params": resolved})
+        return own
 
     @property
     def parts(self) -> Mapping[str, Defense]:
         """The method, and the one that provides its initial weights."""
         start = getattr(self.inner.params, "init_from", None)
-        return {self.params.method: self.inner, **({start: _method(start)()} if start else {})}
+        return {**super().parts, **({start: self.method(start)()} if start else {})}
 
     def passes_per_image(self) -> float | None:
         """Passes of all members, including those for their initial weights."""
@@ -116,7 +105,7 @@ class DeepEnsemble(Defense):
                 step, total, values = progress
                 context.progress(Progress(k * total + step, count * total, values))
 
-            net = (context.fresh or _Reset(own))(derive(seed, "init"))
+            net = (context.fresh or Reset(own))(derive(seed, "init"))
             checkpoint = saved if context.checkpoint else None
             apart = dataclasses.replace(
                 context, seed=seed, progress=report, checkpoint=checkpoint, init=None, watch=None
@@ -131,45 +120,6 @@ class DeepEnsemble(Defense):
         components = [clf.posterior.component(k) for k in range(len(clf.posterior))]
         members = [dict(self.inner.statistics(Classifier(clf.module, component))) for component in components]
         return {"members": members} if any(members) else {}
-
-
-def _method(name: str) -> type[Defense]:
-    """Class of a method whose classifiers can be members.
-
-    Raises:
-        InputError: the name is unknown, or the classifiers cannot be members.
-    """
-    method: type[Defense] = registry().load("defense", name)
-    if issubclass(method, DeepEnsemble):
-        remedy = "increase members instead"
-        raise InputError("method of DeepEnsemble", expected="a method other than an ensemble", got=name, remedy=remedy)
-    return method
-
-
-class _Reset:
-    """Builds nets like a module, with newly initialised layers.
-
-    Raises:
-        InputError: a layer with weights cannot be reset.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
-
-    def __call__(self, seed: int) -> nn.Module:
-        net = copy.deepcopy(self._module)
-        with isolated_rng(seed, "cpu", everywhere=True):
-            for name, layer in reversed(list(net.named_modules())):  # containers are reset after their layers
-                reset = getattr(layer, "reset_parameters", None) or getattr(layer, "_reset_parameters", None)
-                if reset is not None:
-                    reset()
-                elif next(layer.parameters(recurse=False), None) is not None:
-                    raise InputError(
-                        f"layer {name or '(top level)'} of the net ({type(layer).__name__})",
-                        expected="a method reset_parameters, for different initial weights of each member",
-                        remedy="add one, or pass TrainContext(fresh=...), a function from a seed to a net",
-                    )
-        return net
 
 
 class _Saved:

@@ -10,7 +10,9 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 
 from advbench.models import Classifier, SamplePosterior
-from advbench.training import Field, LangevinChains, Paper, SGLDParams, TrainContext, TrainState, derive
+from advbench.training import Field, LangevinChains, SGLDParams, TrainContext, TrainState, derive
+from advbench_defenses.apd import APD
+from advbench_defenses.sgld import SGLD
 
 
 class SGLDMixture(LangevinChains):
@@ -25,12 +27,7 @@ class SGLDMixture(LangevinChains):
     """
 
     version = "1"
-    paper = Paper(
-        title="Adversarial Distillation of Bayesian Neural Network Posteriors",
-        authors="Wang, Vicol, Lucas, Gu, Grosse, Zemel",
-        year=2018,
-        link="https://arxiv.org/abs/1806.10317",
-    )
+    paper = APD.paper
 
     class Params(SGLDParams):
         """Hyperparameters of the mixture."""
@@ -42,21 +39,7 @@ class SGLDMixture(LangevinChains):
             default=2000, ge=1, description="number of samples kept, the latest of all chains; APD section 5.5: 2000"
         )
 
-    presets = {
-        "digits": {"stages": (150,), "batch_size": 64, "samples": 100},
-        "mnist": {"stages": (20,), "burn_in": 5000},
-        "cifar10": {"stages": (60,), "augment": True, "burn_in": 10_000},
-        "paper": {
-            "stages": (371,),
-            "lr": 0.05,
-            "weight_decay": 0.001,
-            "batch_size": 100,
-            "burn_in": 500,
-            "interval": 20,
-            "samples": 2000,
-            "draws": 200,
-        },
-    }
+    presets = {**SGLD.presets, "paper": {**SGLD.presets["paper"], "samples": 2000, "draws": 200}}
     sources = {
         "section 5.2.1": "lr weight_decay batch_size burn_in interval draws",
         "section 5.5": "samples",
