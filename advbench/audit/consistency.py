@@ -19,11 +19,13 @@ from advbench.attacks.ball import random_start
 from advbench.attacks.base import Attack, Goal, Threat
 from advbench.attacks.craft import craft
 from advbench.audit.findings import Finding, guarded
-from advbench.audit.subject import LARGEST, Subject
+from advbench.audit.subject import LARGEST, DrawnLater, Received, Subject
 from advbench.models.classifier import Classifier, Draw
 
 COPIED = 2**28  # bytes; larger classifiers are not copied
-PERMUTATIONS = 10_000
+PERMUTATIONS = 20_000
+ANOTHER = 0.1  # gradients are different beyond this difference, relative to the larger one, in l1
+OFTEN = 0.05  # fraction of images whose gradients may differ: rounding may pass a kink
 MEANS = "Attacks see a different classifier than evaluations: accuracy under attack is meaningless for this defense."
 NEXT = "find the part of the forward pass that depends on more than the image, and remove it"
 
@@ -42,6 +44,18 @@ def _recorded(clf: Classifier, draw: Draw, x: Tensor) -> Tensor:
 def _enabled(clf: Classifier, draw: Draw, x: Tensor) -> Tensor:
     with torch.enable_grad():
         return clf.at(draw, x.clone()).detach()
+
+
+def _trainable(clf: Classifier, draw: Draw, x: Tensor) -> Tensor:
+    """Logits while the parameters require gradients, as in a user's own evaluation."""
+    before = [(each, each.requires_grad) for each in clf.parameters() if not each.is_inference()]
+    try:
+        for each, _ in before:
+            each.requires_grad_(each.is_floating_point())
+        return clf.at(draw, x).detach()
+    finally:
+        for each, needs in before:
+            each.requires_grad_(needs)
 
 
 def _differentiated(clf: Classifier, draw: Draw, x: Tensor) -> Tensor:
@@ -91,6 +105,7 @@ SAME_BATCH: dict[str, tuple[str, Ask]] = {
     "again": ("called a second time", _plain),
     "gradients": ("called with gradients recorded", _recorded),
     "grad mode": ("called in grad mode", _enabled),
+    "trainable": ("called while its parameters require gradients", _trainable),
     "differentiated": ("called for a gradient", _differentiated),
     "under attack": ("called by an attack", _under_attack),
 }
@@ -135,9 +150,33 @@ class Consistency:
         yield from guarded("consistency: noise off the data", self._wakes)
 
     @torch.no_grad()
-    def end(self) -> Finding:
-        """Check that the outputs are unchanged at the end of an audit."""
-        return self._compared("later", "called again after all attacks of the audit", _plain)
+    def end(self) -> Iterator[Finding]:
+        """Check that outputs and the attack's gradients are unchanged at the end of an audit."""
+        yield self._compared("later", "called again after all attacks of the audit", _plain)
+        if self.subject.received:
+            yield from guarded("consistency: attack's gradients", self._replayed)
+
+    def _replayed(self) -> Finding:
+        """Ask again for gradients that an attack received: the same batch, and its images one by one and among others.
+
+        Noise inside a module differs between batches, so only the same batch is asked again then.
+        """
+        clf, before = self.subject.clf, self.subject.clf.passes.forward
+        said, wrong = [], False
+        for how, few in (("in the same batch", LARGEST), ("one image at a time", 8), ("among clean images", 32)):
+            if clf.noise and few != LARGEST:
+                continue
+            differs = torch.cat([_other_gradient(self.subject, each, how, few) for each in self.subject.received])
+            wrong = wrong or bool(differs.float().mean() > OFTEN)
+            said.append(f"for {int(differs.sum())} of {len(differs)} images {how}")
+        return Finding(
+            "consistency: attack's gradients",
+            "failed" if wrong else "ok",
+            f"Gradients that the attack received differ from later ones at the same draws {', '.join(said)}.",
+            MEANS,
+            NEXT,
+            passes=(clf.passes.forward - before) / len(self.subject.x),
+        )
 
     def _compared(self, name: str, how: str, ask: Ask) -> Finding:
         clf, count = self.subject.clf, self.subject.sizes.singles if name == "one by one" else LARGEST
@@ -207,7 +246,11 @@ class Consistency:
         usual = torch.stack([clf.at(draw, x) for draw in draws[:count]])
         other = torch.stack([ask(clf, draw, x) for draw in draws[count:]])
         outputs = torch.cat([usual, other]).softmax(-1).double()
-        p = two_samples(outputs.cpu(), count, self.subject.generator(name).initial_seed())
+        # Randomness that the images of a batch share is independent between single images, in each of which its
+        # distribution is the same.
+        apart = [outputs[:, k : k + 1] for k in range(len(x))] if name == "one by one" else [outputs]
+        seed = self.subject.generator(name).initial_seed()
+        p = min(1.0, len(apart) * min(two_samples(each.cpu(), count, seed) for each in apart))
         distance = float((outputs[:count].mean(0) - outputs[count:].mean(0)).abs().sum(-1).mean()) / 2
         spreads = [float(each.std(0).mean()) for each in (outputs[:count], outputs[count:])]
         return Finding(
@@ -246,6 +289,24 @@ class Consistency:
             "attack the classifier without its noise, and with more samples (eot_pgd.samples), and evaluate both",
             passes=(clf.passes.forward - before) / len(self.subject.x),
         )
+
+
+def _other_gradient(subject: Subject, one: Received, how: str, few: int) -> Tensor:
+    """Mask of the first images whose gradient is another one when it is asked for in another way, `(count,)`."""
+    clf, x, rows = subject.clf, one.x[:few], one.rows[:few]
+
+    def gradient(images: Tensor, labels: Tensor) -> Tensor:
+        draws = DrawnLater(clf, one.seeds)
+        return clf.input_gradient(images, labels, one.loss, draws=draws, tilt=one.tilt).value
+
+    if how.startswith("one"):
+        found = torch.cat([gradient(x[k : k + 1], rows[k : k + 1]) for k in range(len(x))])
+    else:
+        others = subject.x[: len(x) if how.startswith("among") else 0]
+        found = gradient(torch.cat([x, others]), torch.cat([rows, rows[: len(others)]]))[: len(x)]
+    received, found = one.gradient[:few].flatten(1).double(), found.flatten(1).double()
+    size = torch.maximum(received.abs().sum(1), found.abs().sum(1))
+    return (received - found).abs().sum(1) > ANOTHER * size
 
 
 def _differ(one: Tensor, other: Tensor) -> Tensor:

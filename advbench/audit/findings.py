@@ -24,6 +24,7 @@ ATTACKS = {
     "fgsm": "one step (fgsm)",
     "margin loss": "gradient attack, margin loss",
     "targeted attack": "gradient attack, targeted at the runner-up",
+    "smoothed gradient": "gradient attack, gradients averaged over noise around the image",
     "surrogate": "gradient attack with the stand-in's gradient",
     "transfer": "transfer from a plain net",
 }

@@ -13,13 +13,18 @@ SATURATED = 100.0  # nats; lead of the largest logit, median over images
 TIED = 0.01  # fraction of images whose two largest logits are equal
 FLAT = 0.05  # fraction of images around which the logits are constant
 NUDGE = 0.05  # size of a small perturbation, in eps
+TINY = 0.001  # size of a perturbation under which a continuous function hardly changes, in eps
+JUMP = 0.3  # change under it that is not continuous, as a fraction of that at a random point of the ball
+JUMPS = 0.2  # fraction of images with such a change
+NAMES = ("probabilities", "saturation", "ties", "plateaus", "jumps")
 HIDES = "Where outputs are constant the gradient is zero, and gradient attacks stall."
+VISIBLE = 1e-5  # change that is not rounding error, relative to the largest logit
 AROUND = "run attacks without gradients (square, transfer), or use a differentiable stand-in (--surrogate)"
 
 
 @torch.no_grad()
 def check_outputs(subject: Subject) -> list[Finding]:
-    """Run the four checks, with five passes of a few images."""
+    """Run the five checks, with six passes of a few images."""
     x, draw = subject.x[: subject.sizes.places], subject.draws(1, "outputs")[0]
     clf, cost = subject.clf, len(subject.x[: subject.sizes.places]) / len(subject.x)
     logits = clf.at(draw, x)
@@ -36,7 +41,7 @@ def check_outputs(subject: Subject) -> list[Finding]:
     ]
     if ignores_images(clf, x, draw):
         reason = "the output of the classifier does not depend on the image"
-        return [*found, *(Finding.skipped(f"outputs: {name}", reason) for name in ("saturation", "ties", "plateaus"))]
+        return [*found, *(Finding.skipped(f"outputs: {name}", reason) for name in NAMES[1:])]
     top = logits.double().topk(2, 1).values
     lead = float((top[:, 0] - top[:, 1]).median())
     found.append(
@@ -77,6 +82,22 @@ def check_outputs(subject: Subject) -> list[Finding]:
             f"The classifier quantises its input, or looks up stored images. {HIDES}",
             AROUND,
             passes=2 * cost,
+        )
+    )
+    away = steepest(torch.empty_like(x).normal_(generator=generator), subject.threat) * (TINY * subject.threat.eps)
+    tiny, large = ((clf.at(draw, z) - logits).abs().amax(1).double() for z in ((x + away).clamp(0, 1), far))
+    jumps = float(((tiny > JUMP * large) & (tiny > VISIBLE * logits.abs().amax())).float().mean())
+    found.append(
+        Finding(
+            "outputs: jumps",
+            "failed" if jumps > JUMPS else "ok",
+            f"For {jumps:.0%} of {len(x)} images, a distance of {TINY:g} eps changes the logits by over {JUMP:.0%} of "
+            "their change at a random point of the ball.",
+            "The classifier is not continuous at the images: attacks see another classifier than evaluations of clean "
+            "images.",
+            "round adversarial examples to the grid of the data and evaluate them; attack the parts of the classifier "
+            "one by one",
+            passes=cost,
         )
     )
     return found

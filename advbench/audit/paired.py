@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from advbench.attacks.base import Goal
+from advbench.attacks.ball import project, random_start, steepest
+from advbench.attacks.base import Attack, Goal, Threat
 from advbench.attacks.selection import likeliest
 from advbench.audit.findings import About, Finding
 from advbench.audit.subject import MUCH, Subject, Tried, ascent, get_attack, stronger
@@ -15,15 +16,34 @@ from advbench.models.classifier import Classifier
 
 QUERIES = {False: 500, True: 120}  # queries of Square, by whether the classifier is random
 TRANSFER_STEPS = 40
+SMOOTH_STEPS, NOISES = 20, 5  # steps, and noisy copies of an image at each
 ATTACKS = {
     "one step": "one step (fgsm)",
     "margin loss": "the gradient attack with the margin loss",
     "targeted attack": "the gradient attack, targeted at the runner-up",
+    "smoothed gradient": "the gradient attack with gradients averaged over noise around the image",
     "square": "square",
     "transfer": "transfer from a plain net",
 }
 BOUND = "Accuracy under gradient attacks is an upper bound for this defense."
+AVERAGED = "run attacks without gradients (square, transfer), or average the gradient over noise"
 LOSSES = "Cross-entropy alone is not the strongest loss: the accuracy is an upper bound."
+
+
+class Smoothed(Attack):
+    """Ascent of the margin along its gradient averaged over random points of a ball around the image.
+
+    Plateaus, small waves and clipped pixels hide the trend from the gradient at a point, but not from this average.
+    """
+
+    def run(self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator) -> Tensor:
+        """Move from the images; the last point is the example."""
+        loss, found, step = goal.loss("margin"), x, 2.5 * threat.eps / SMOOTH_STEPS
+        for _ in range(SMOOTH_STEPS):
+            around = [random_start(found, threat, generator) for _ in range(NOISES)]
+            total = torch.stack([clf.input_gradient(each, goal.rows, loss).value for each in around]).mean(0)
+            found = project(found + step * steepest(total, threat), x, threat)
+        return found
 
 
 class _Pair(NamedTuple):
@@ -61,7 +81,12 @@ def check_pairs(subject: Subject, gradient: Tried | None) -> list[Finding]:
                 gradient,
             )
         )
+    before = clf.passes.forward
+    smooth = subject.tried("smoothed gradient", Smoothed())
     best = min(white, key=lambda each: float(white[each].right.mean()))
+    hidden = "The gradient at a point hides the trend around it. " + BOUND
+    pair = _Pair("smoothed gradient", smooth, hidden, AVERAGED, "defense", _since(subject, before))
+    found.append(_compared(subject, pair, white[best], best))
     found += [_compared(subject, pair, white[best], best) for pair in _black_boxes(subject)]
     if subject.plain is None:
         found.append(Finding.skipped("paired: transfer", "no training images were given for a source net"))

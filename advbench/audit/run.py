@@ -133,7 +133,7 @@ def _quick(subject: Subject) -> Iterator[Finding]:
         yield from consistency.begin()
         yield from guarded("outputs", partial(check_outputs, subject))
         yield from guarded("gradient", partial(check_gradients, subject))
-        yield consistency.end()
+        yield from consistency.end()
 
 
 def _all(subject: Subject) -> Iterator[Finding]:
@@ -153,10 +153,11 @@ def _all(subject: Subject) -> Iterator[Finding]:
             for name in ("gradient", "search", "paired", "convergence", "surrogate", "unseen"):
                 yield Finding.skipped(name, reason)
         else:
-            yield from guarded("gradient", partial(check_gradients, subject))
+            attacked = None if gradient is None else gradient.images
+            yield from guarded("gradient", partial(check_gradients, subject, attacked))
             yield from _on_what_is_left(subject, gradient)
             yield check_unseen(subject, gradient)
-        yield consistency.end()
+        yield from consistency.end()
 
 
 def _on_what_is_left(subject: Subject, gradient: Tried | None) -> Iterator[Finding]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from advbench.attacks.craft import craft
 from advbench.attacks.losses import margin
 from advbench.errors import ModelWarning
 from advbench.keys import derive
-from advbench.models.classifier import Classifier, Draw
+from advbench.models.classifier import Classifier, Draw, ExampleLoss, Gradient
 from advbench.models.guard import undisturbed
 from advbench.registry import registry
 
@@ -29,6 +30,7 @@ LARGEST = 200  # maximum number of images
 LITTLE = 0.03  # an accuracy, or a difference of accuracies, up to this is negligible
 BROKEN = 0.2  # an image counts as broken up to this fraction of correct draws
 MOST = 0.7  # up to this fraction of unbroken images, further attacks use only these
+HEARD = (1, 9)  # calls of the gradient attack whose gradients are kept
 MUCH = 0.1  # gain from more effort at which an evaluation is invalid rather than inexact
 
 
@@ -59,6 +61,26 @@ class Tried(NamedTuple):
 
     images: Tensor
     right: Table
+
+
+class Received(NamedTuple):
+    """A gradient that an attack asked for and received.
+
+    Attributes:
+        x: images of the call.
+        rows: labels of the call, as the loss wants them.
+        loss: loss of the call.
+        seeds: seeds of its draws.
+        tilt: as in `Classifier.input_gradient`.
+        gradient: the gradient, shaped as `x`.
+    """
+
+    x: Tensor
+    rows: Tensor
+    loss: ExampleLoss
+    seeds: list[int]
+    tilt: float
+    gradient: Tensor
 
 
 class Subject:
@@ -99,6 +121,7 @@ class Subject:
         self.part = part
         self.accuracies: dict[str, float] = {}
         self.counts: dict[str, int] = {}  # number of images of each accuracy
+        self.received: list[Received] = []
         self._tried: dict[str, Tried] = {}
 
     def left(self, tried: Tried) -> Subject:
@@ -196,8 +219,39 @@ class Subject:
         return self._tried[name]
 
     def gradient_attack(self, name: str = "pgd", **params: Any) -> Tried:
-        """Result of PGD with 20 steps, with expectation over transformation if the classifier is random."""
-        return self.tried(name, ascent(self.clf, **params))
+        """Result of PGD with 20 steps, with expectation over transformation if the classifier is random.
+
+        Some of the gradients that the first such attack receives are kept in `received`.
+        """
+        with nullcontext() if self.received else self._listening():
+            return self.tried(name, ascent(self.clf, **params))
+
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
+        """Keep some of the gradients that an attack receives from the classifier."""
+        clf, calls = self.clf, itertools.count()
+
+        def input_gradient(
+            x: Tensor,
+            y: Tensor,
+            loss: ExampleLoss,
+            samples: int = 1,
+            draws: Sequence[Draw] | None = None,
+            *,
+            tilt: float = 0.0,
+        ) -> Gradient:
+            if draws is not None or next(calls) not in HEARD:
+                return Classifier.input_gradient(clf, x, y, loss, samples, draws, tilt=tilt)
+            seeds = clf.fresh_seeds(samples)
+            found = Classifier.input_gradient(clf, x, y, loss, draws=DrawnLater(clf, seeds), tilt=tilt)
+            self.received.append(Received(x.detach().clone(), y, loss, seeds, tilt, found.value.clone()))
+            return found
+
+        clf.input_gradient = input_gradient  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            del clf.input_gradient
 
 
 def ascent(clf: Classifier, **params: Any) -> Attack:
@@ -209,6 +263,19 @@ def get_attack(name: str, **params: Any) -> Attack:
     """A registered attack."""
     attack: Attack = registry().load("attack", name)(**params)
     return attack
+
+
+class DrawnLater(Sequence[Draw]):
+    """Draws of a classifier by their seeds, each made when it is asked for."""
+
+    def __init__(self, clf: Classifier, seeds: Sequence[int]) -> None:
+        self.clf, self.seeds = clf, seeds
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.clf.draw(self.seeds[index])
 
 
 class Slopes:
