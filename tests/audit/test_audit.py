@@ -13,7 +13,7 @@ from conftest import Cli, Linear
 from helpers import install
 from scipy import stats
 from torch import Tensor, nn
-from zoo import BROKEN, Constant, Guesser, Smoothed, broken
+from zoo import BROKEN, Constant, Guesser, MedianFilter, SharedBrightness, Smoothed, broken
 
 import advbench
 from advbench.audit import Audit, Finding, markdown
@@ -34,7 +34,14 @@ from advbench.testing import small_data, small_net
 THREAT = advbench.Threat("linf", 0.15)
 IMAGES = 100
 # What the cheap checks alone do not see: by which finding of a whole audit, or by no finding as the number is true.
-DEEPER = {"leak": "unseen", "loud": "saturation", "gradient noise": "finite differences", "resize and pad": ""}
+DEEPER = {
+    "leak": "unseen",
+    "loud": "saturation",
+    "gradient noise": "finite differences",
+    "lies in series": "attack's gradients",
+    "lies to pure batches": "attack's gradients",
+    "resize and pad": "",
+}
 SOUND = (
     "erm pgd_at pgd_at@large adv_bnn hierarchical_vi bnn rse mc_dropout sgld linear constant guesser smoothed".split()
 )
@@ -90,6 +97,8 @@ def quick_ones(plain: nn.Module, y: Tensor, seed: int) -> list[tuple[str, Classi
         ("constant", Classifier(Constant()), y),
         ("guesser", Classifier(Guesser(0.9), noise=True), 0 * y),
         ("smoothed", Classifier(Smoothed(plain), noise=True), y),
+        ("shared brightness", Classifier(SharedBrightness(plain), noise=True), y),
+        ("median", Classifier(MedianFilter(plain)), y),
         ("gaussian", Classifier(plain, GaussianPosterior(plain, std=0.02)), y),
         ("dropout", dropout, y),
     ]
@@ -103,6 +112,16 @@ def test_a_gradient_of_a_part_of_the_function_is_found(plain: nn.Module, images:
         with clf.isolated():
             found = with_verdicts(check_gradients(Subject(clf, x, y, THREAT)))
         assert [each.check for each in found if each.verdict == "failed"] == ["gradient: finite differences"] * wrong
+
+
+def test_a_gradient_that_only_the_attack_receives_is_asked_for_again(images: tuple[Tensor, Tensor]) -> None:
+    """Logits tell nothing, nor do gradients that are asked for as no attack asks."""
+    x, y = (each[:50] for each in images)
+    robust = trained("fgsm_at", 0, (10,), eps=0.15).module  # an accuracy is left to question
+    for kind in ("", "lies in series", "lies to pure batches"):
+        found = advbench.audit(broken(kind, robust, x, y) if kind else robust, x, y, THREAT)
+        assert ("consistency: attack's gradients" in worse(found)) is bool(kind)
+        assert found.misleads is bool(kind)
 
 
 def test_a_whole_audit_finds_labels_that_leaked(plain: nn.Module, images: tuple[Tensor, Tensor]) -> None:

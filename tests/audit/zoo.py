@@ -338,6 +338,54 @@ class NearestGrid(Around):
         return self.net((weights @ self.images.flatten(1)).view_as(x)) + 0 * x.sum()
 
 
+class OffTheGrid(Around):
+    """Answers by a blunt net off the grid of sixteenths on which the data lie, with its gradient everywhere."""
+
+    def __init__(self, net: nn.Module, x: Tensor, y: Tensor) -> None:
+        super().__init__(net)
+
+    def forward(self, x: Tensor) -> Tensor:
+        blunt = self.net(F.avg_pool2d(x, 3, 1, 1))
+        off = ((x.detach() * 16).round() / 16 - x.detach()).abs().flatten(1).amax(1) > 1e-5
+        return blunt + torch.where(off[:, None], 0.0, (self.net(x) - blunt).detach())
+
+
+class TrainableOtherwise(Around):
+    """Answers by a blunt net while no parameter requires a gradient, as in an attack's harness."""
+
+    def __init__(self, net: nn.Module, x: Tensor, y: Tensor) -> None:
+        super().__init__(net)
+
+    def forward(self, x: Tensor) -> Tensor:
+        trained = any(each.requires_grad for each in self.parameters())
+        return self.net(x if trained else F.avg_pool2d(x, 3, 1, 1))
+
+
+class LiesInSeries(Around):
+    """Turns the gradient from the third gradient in a row on; logits without gradient end the row."""
+
+    def __init__(self, net: nn.Module, x: Tensor, y: Tensor) -> None:
+        super().__init__(net)
+        self.row = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.row = self.row + 1 if x.requires_grad and torch.is_grad_enabled() else 0
+        return self.net(_Backward.apply(x, torch.neg) if self.row > 2 else x)
+
+
+class LiesToPureBatches(Around):
+    """Turns the gradient inside the ball of the images, unless a batch mixes clean and perturbed ones."""
+
+    def __init__(self, net: nn.Module, x: Tensor, y: Tensor) -> None:
+        super().__init__(net)
+        self.register_buffer("images", x.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        away = torch.cdist(x.detach().flatten(1), self.images.flatten(1), p=float("inf")).amin(1)
+        pure = bool((away < 0.153).all()) and float((away < 1e-5).float().std(correction=0)) == 0
+        return self.net(_Backward.apply(x, torch.neg) if pure else x)
+
+
 # Defenses of deterministic modules, and of modules that draw.
 BROKEN: dict[str, Wrap] = {
     "singles otherwise": SinglesOtherwise,
@@ -363,6 +411,10 @@ BROKEN: dict[str, Wrap] = {
     "probabilities": Probabilities,
     "batch norm": BatchNormTrain,
     "nearest": NearestGrid,
+    "off the grid": OffTheGrid,
+    "trainable otherwise": TrainableOtherwise,
+    "lies in series": LiesInSeries,
+    "lies to pure batches": LiesToPureBatches,
 }
 NOISY = frozenset({"waking noise", "resize and pad", "gradient noise"})
 
@@ -395,6 +447,21 @@ class Guesser(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         said = torch.where(torch.rand(len(x)) < self.q, 0, 1)
         return 2.0 * F.one_hot(said, 10) + self.bias + 0 * x.flatten(1).sum(1, keepdim=True)
+
+
+class SharedBrightness(Around):
+    """Scales all images of a pass by one random brightness."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x * (0.5 + 0.5 * torch.rand(())))
+
+
+class MedianFilter(Around):
+    """Takes the median of each 3 x 3 pixels first: sound, but with kinks where pixels are equal, as on the data."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = F.unfold(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3)
+        return self.net(patches.median(1).values.view_as(x))
 
 
 class Smoothed(Around):
