@@ -116,6 +116,29 @@ OTHER_BATCH: dict[str, tuple[str, Ask]] = {
 }
 
 
+GradientOf = Callable[[Tensor, Tensor], Tensor]
+AskGradient = Callable[[GradientOf, Tensor, Tensor, Tensor], Tensor]
+
+
+def _alone(gradient: GradientOf, x: Tensor, rows: Tensor, _: Tensor) -> Tensor:
+    return torch.cat([gradient(x[k : k + 1], rows[k : k + 1]) for k in range(len(x))])
+
+
+def _among_clean(gradient: GradientOf, x: Tensor, rows: Tensor, clean: Tensor) -> Tensor:
+    others = clean[: len(x)]
+    return gradient(torch.cat([x, others]), torch.cat([rows, rows[: len(others)]]))[: len(x)]
+
+
+# Ways of asking for a gradient again, and the number of images.
+SAME_GRADIENT: dict[str, tuple[int, AskGradient]] = {
+    "in the same batch": (LARGEST, lambda gradient, x, rows, _: gradient(x, rows))
+}
+OTHER_GRADIENT: dict[str, tuple[int, AskGradient]] = {
+    "one image at a time": (8, _alone),
+    "among clean images": (32, _among_clean),
+}
+
+
 class Consistency:
     """Consistency checks at the beginning of an audit, repeated at its end."""
 
@@ -163,10 +186,8 @@ class Consistency:
         """
         clf, before = self.subject.clf, self.subject.clf.passes.forward
         said, wrong = [], False
-        for how, few in (("in the same batch", LARGEST), ("one image at a time", 8), ("among clean images", 32)):
-            if clf.noise and few != LARGEST:
-                continue
-            differs = torch.cat([_other_gradient(self.subject, each, how, few) for each in self.subject.received])
+        for how, (count, ask) in (SAME_GRADIENT if clf.noise else {**SAME_GRADIENT, **OTHER_GRADIENT}).items():
+            differs = torch.cat([_other_gradient(self.subject, each, count, ask) for each in self.subject.received])
             wrong = wrong or bool(differs.float().mean() > OFTEN)
             said.append(f"for {int(differs.sum())} of {len(differs)} images {how}")
         return Finding(
@@ -291,20 +312,15 @@ class Consistency:
         )
 
 
-def _other_gradient(subject: Subject, one: Received, how: str, few: int) -> Tensor:
-    """Mask of the first images whose gradient is another one when it is asked for in another way, `(count,)`."""
-    clf, x, rows = subject.clf, one.x[:few], one.rows[:few]
+def _other_gradient(subject: Subject, one: Received, count: int, ask: AskGradient) -> Tensor:
+    """Mask of the first images whose gradient is another one when it is asked for in another way, `(images,)`."""
 
-    def gradient(images: Tensor, labels: Tensor) -> Tensor:
-        draws = DrawnLater(clf, one.seeds)
-        return clf.input_gradient(images, labels, one.loss, draws=draws, tilt=one.tilt).value
+    def gradient(x: Tensor, rows: Tensor) -> Tensor:
+        draws = DrawnLater(subject.clf, one.seeds)
+        return subject.clf.input_gradient(x, rows, one.loss, draws=draws, tilt=one.tilt).value
 
-    if how.startswith("one"):
-        found = torch.cat([gradient(x[k : k + 1], rows[k : k + 1]) for k in range(len(x))])
-    else:
-        others = subject.x[: len(x) if how.startswith("among") else 0]
-        found = gradient(torch.cat([x, others]), torch.cat([rows, rows[: len(others)]]))[: len(x)]
-    received, found = one.gradient[:few].flatten(1).double(), found.flatten(1).double()
+    found = ask(gradient, one.x[:count], one.rows[:count], subject.x).flatten(1).double()
+    received = one.gradient[:count].flatten(1).double()
     size = torch.maximum(received.abs().sum(1), found.abs().sum(1))
     return (received - found).abs().sum(1) > ANOTHER * size
 
