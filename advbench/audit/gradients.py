@@ -11,13 +11,12 @@ from torch import Tensor
 
 from advbench.attacks.ball import random_start, steepest
 from advbench.audit.findings import Finding
-from advbench.audit.subject import Slopes, Subject, ignores_images, too_few
+from advbench.audit.subject import Slopes, Subject, ignores_images, resolution, too_few
 from advbench.errors import NoGradientError, PluginError
 
 UPHILL = 0.9  # required fraction of points at which a step increases the margin; 1 for correct gradients
 NEAR = 0.5  # largest difference between a change and its prediction, as a fraction of the larger of the two
 AGREE = {0.005: 0.9, 0.1: 0.7}  # required fraction of near changes by probe length; correct: 0.95 and 0.84 or more
-ROUNDING = 32  # smallest detectable change, in units in the last place of the largest logit
 VANISHED = 0.01
 MEANS = "Accuracy under gradient attacks is a possibly loose upper bound for this defense."
 NEXT = "run attacks without gradients (square, transfer), or a differentiable stand-in (--surrogate)"
@@ -47,7 +46,7 @@ def check_gradients(subject: Subject, attacked: Tensor | None = None) -> list[Fi
         return [_none(subject)]
     except PluginError as error:
         return [Finding("gradient: zeros", "failed", f"The gradient could not be computed: {error}.", MEANS, NEXT)]
-    visible, found, costs = _resolution(subject, places), [_zeros(gradient)], [clf.passes.forward - before]
+    visible, found, costs = _visible(subject, places), [_zeros(gradient)], [clf.passes.forward - before]
     # At the images themselves functions such as a median have kinks, whose central differences are not a gradient.
     points = torch.cat([inside, random_start(x, subject.threat, generator)])
     for check in (
@@ -88,10 +87,9 @@ def _zeros(gradient: Tensor) -> Finding:
 
 
 @torch.no_grad()
-def _resolution(subject: Subject, places: Tensor) -> float:
-    """Smallest change of a margin that is not rounding error."""
+def _visible(subject: Subject, places: Tensor) -> float:
     logits = subject.clf.at(subject.draws(1, "slope")[0], places)
-    return ROUNDING * torch.finfo(logits.dtype).eps * float(logits.abs().max())
+    return resolution(subject.clf, logits)
 
 
 def _uphill(

@@ -6,7 +6,7 @@ import torch
 
 from advbench.attacks.ball import random_start, steepest
 from advbench.audit.findings import Finding
-from advbench.audit.subject import Subject, ignores_images
+from advbench.audit.subject import Subject, ignores_images, resolution
 from advbench.models.guard import looks_like_probabilities
 
 SATURATED = 100.0  # nats; lead of the largest logit, median over images
@@ -18,7 +18,6 @@ JUMP = 0.3  # change under it that is not continuous, as a fraction of that at a
 JUMPS = 0.2  # fraction of images with such a change
 NAMES = ("probabilities", "saturation", "ties", "plateaus", "jumps")
 HIDES = "Where outputs are constant the gradient is zero, and gradient attacks stall."
-VISIBLE = 1e-5  # change that is not rounding error, relative to the largest logit
 AROUND = "run attacks without gradients (square, transfer), or use a differentiable stand-in (--surrogate)"
 
 
@@ -86,7 +85,7 @@ def check_outputs(subject: Subject) -> list[Finding]:
     )
     away = steepest(torch.empty_like(x).normal_(generator=generator), subject.threat) * (TINY * subject.threat.eps)
     tiny, large = ((clf.at(draw, z) - logits).abs().amax(1).double() for z in ((x + away).clamp(0, 1), far))
-    jumps = float(((tiny > JUMP * large) & (tiny > VISIBLE * logits.abs().amax())).float().mean())
+    jumps = float(((tiny > JUMP * large) & (tiny > resolution(clf, logits))).float().mean())
     found.append(
         Finding(
             "outputs: jumps",

@@ -30,6 +30,7 @@ LARGEST = 200  # maximum number of images
 LITTLE = 0.03  # an accuracy, or a difference of accuracies, up to this is negligible
 BROKEN = 0.2  # an image counts as broken up to this fraction of correct draws
 MOST = 0.7  # up to this fraction of unbroken images, further attacks use only these
+ROUNDING = 32  # smallest detectable change, in units in the last place of the largest logit
 HEARD = (1, 9)  # calls of the gradient attack whose gradients are kept
 MUCH = 0.1  # gain from more effort at which an evaluation is invalid rather than inexact
 
@@ -347,6 +348,12 @@ def stronger(one: Table, other: Table) -> float:
 def too_few(hits: int, of: int, share: float) -> float:
     """p-value of the hypothesis that at least the given fraction of cases are hits."""
     return float(special.bdtr(hits, of, share)) if of else 1.0
+
+
+def resolution(clf: Classifier, logits: Tensor) -> float:
+    """Smallest change of a logit that is not rounding error, of a classifier that may compute in half precision."""
+    dtypes = {logits.dtype, *(each.dtype for each in clf.parameters() if each.is_floating_point())}
+    return ROUNDING * max(torch.finfo(each).eps for each in dtypes) * float(logits.abs().max())
 
 
 def ignores_images(clf: Classifier, x: Tensor, draw: Draw) -> bool:

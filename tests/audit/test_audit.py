@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -122,6 +123,22 @@ def test_a_gradient_that_only_the_attack_receives_is_asked_for_again(images: tup
         found = advbench.audit(broken(kind, robust, x, y) if kind else robust, x, y, THREAT)
         assert ("consistency: attack's gradients" in worse(found)) is bool(kind)
         assert found.misleads is bool(kind)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounding_of_half_precision_is_no_lie(
+    dtype: torch.dtype, plain: nn.Module, images: tuple[Tensor, Tensor]
+) -> None:
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = copy.deepcopy(plain).to(dtype)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x.to(dtype)).float()
+
+    x, y = images
+    assert not advbench.audit(Half().eval(), x, y, THREAT, quick=True).misleads
 
 
 def test_a_whole_audit_finds_labels_that_leaked(plain: nn.Module, images: tuple[Tensor, Tensor]) -> None:
