@@ -125,7 +125,7 @@ def digits_table(report: Report) -> str:
             filter(None, [parts(one.rank)[0], f"({rank_range(one).replace(' to ', '-')})" if rank_range(one) else ""])
         )
         clean, area, lowest = map(parts, (one.accuracies["none", 0.0], one.area, one.lowest))
-        rows.append([rank, f"`{one.defense}`", clean[0], " ".join(area), " ".join(lowest), one.draws])
+        rows.append([rank, f"`{one.defense}`", clean[0], " ".join(area[:2]), " ".join(lowest[:2]), one.draws])
     headings = ["rank", "defense", "clean", "area", f"eps {eps:g}", "passes"]
     table = tabulate(rows, headings, tablefmt="github", disable_numparse=True)
     return f"{table}\n\nThe first {len(rows)} of {len(report.standings)} defenses."
