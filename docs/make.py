@@ -170,8 +170,8 @@ def _uncertainty() -> str:
             own.loc[own.attack == attack, f"{column}_total"]
             for column, attack in itertools.product(("auroc", "accepted_errors"), ("eot_pgd", "certain"))
         ]
-        spans = [f" ({each.min():.2f} to {each.max():.2f})" if len(each) > 1 else "" for each in cells]
-        rows.append([f"`{defense}`", *(f"{each.mean():.3f}{span}" for each, span in zip(cells, spans, strict=True))])
+        spans = [f" ({each.min():.2f}-{each.max():.2f})" if len(each) > 1 else "" for each in cells]
+        rows.append([f"`{defense}`", *(f"{each.mean():.2f}{span}" for each, span in zip(cells, spans, strict=True))])
     headings = ["defense", "AUROC", "under `certain`", "accepted errors", "under `certain`"]
     return tabulate(rows, headings, "github", disable_numparse=True)
 
