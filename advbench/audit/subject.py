@@ -231,6 +231,7 @@ class Subject:
     def _listening(self) -> Iterator[None]:
         """Keep some of the gradients that an attack receives from the classifier."""
         clf, calls = self.clf, itertools.count()
+        original = clf.input_gradient
 
         def input_gradient(
             x: Tensor,
@@ -242,9 +243,9 @@ class Subject:
             tilt: float = 0.0,
         ) -> Gradient:
             if draws is not None or next(calls) not in HEARD:
-                return Classifier.input_gradient(clf, x, y, loss, samples, draws, tilt=tilt)
+                return original(x, y, loss, samples, draws, tilt=tilt)
             seeds = clf.fresh_seeds(samples)
-            found = Classifier.input_gradient(clf, x, y, loss, draws=DrawnLater(clf, seeds), tilt=tilt)
+            found = original(x, y, loss, draws=DrawnLater(clf, seeds), tilt=tilt)
             self.received.append(Received(x.detach().clone(), y, loss, seeds, tilt, found.value.clone()))
             return found
 

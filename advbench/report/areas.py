@@ -15,6 +15,7 @@ from advbench.report.leaderboard import CLEAN, Measured, accuracies, own_rows, w
 
 AREA_COLUMNS = "dataset architecture defense norm seeds n_examples area area_low area_high area_sd".split()
 DIFFERENCE_COLUMNS = "defense other eps difference difference_low difference_high".split()
+AREA = -1.0  # in place of a radius
 DIGITS = 6  # decimals of interval ends, independent of processors' rounding
 
 
@@ -54,8 +55,8 @@ def area_tables(results: pd.DataFrame, evaluations: Sequence[Evaluation | None])
         )
     }
     by_defense = accuracies(own, len(seeds))
-    radii = sorted(own.eps[own.attack != CLEAN[0]].unique())
-    rows, known = [], {}
+    rows: list[tuple[Any, ...]] = []
+    known: dict[str, dict[float, _Scores]] = {}
     for first in own.drop_duplicates("defense").itertuples():
         name = str(first.defense)
         chosen = _chosen(by_defense[name])
@@ -64,8 +65,8 @@ def area_tables(results: pd.DataFrame, evaluations: Sequence[Evaluation | None])
             weights = area_weights([eps for _, eps in chosen])
             cells = [[place[name, *where, seed] for where in chosen] for seed in seeds]
             of_seeds = [math.fsum(weights * results.accuracy[some].to_numpy(float)) for some in cells]
-            found = _scores([[evaluations[each] for each in some] for some in cells], weights)
-            ends = found[0].interval() if found else (math.nan, math.nan)
+            found = _scores([[evaluations[each] for each in some] for some in cells], [eps for _, eps in chosen])
+            ends = found[AREA].interval() if found else (math.nan, math.nan)
             if found:
                 known[name] = found
             deviation = float(np.std(of_seeds, ddof=1)) if len(seeds) > 1 else math.nan
@@ -74,7 +75,7 @@ def area_tables(results: pd.DataFrame, evaluations: Sequence[Evaluation | None])
         head = (first.dataset, first.architecture, name, first.norm, len(seeds), images)
         rows.append((*head, *area))
     areas = pd.DataFrame(rows, columns=AREA_COLUMNS).astype({"n_examples": "Int64"})
-    return areas, _differences(known, radii)
+    return areas, _differences(known)
 
 
 def _chosen(cells: Mapping[tuple[str, float], Measured]) -> dict[tuple[str, float], Measured]:
@@ -83,38 +84,39 @@ def _chosen(cells: Mapping[tuple[str, float], Measured]) -> dict[tuple[str, floa
     return {(each.attack, eps): each.accuracy for eps, each in worst.items()} or {CLEAN: cells.get(CLEAN, Measured())}
 
 
-def _scores(found: list[list[Evaluation | None]], weights: Floats) -> list[_Scores] | None:
-    """Scores from the evaluations of each seed and radius; None if one lacks predictions per image.
+def _scores(found: list[list[Evaluation | None]], radii: Sequence[float]) -> dict[float, _Scores]:
+    """Scores by radius, `AREA` first, from the evaluations of each seed and radius; of the area alone with one radius.
 
-    Returns:
-        Those of the area, and then of each radius if there are several.
+    Empty if an evaluation lacks predictions per image.
     """
     cells = [each for some in found for each in some if each is not None and each.right is not None]
-    if len(cells) < len(found) * len(weights):
-        return None
-    verdicts = correct(cells).reshape(len(found), len(weights), -1).astype(np.float64)
+    if len(cells) < len(found) * len(radii):
+        return {}
+    weights, verdicts = area_weights(radii), correct(cells).reshape(len(found), len(radii), -1).astype(np.float64)
     # All evaluations of a seed use the same draws, so their variances at the radii are fully correlated.
-    shifts = np.sqrt([each.draw_variance for each in cells[: len(weights)]]) * (len(found) == 1)
+    shifts = np.sqrt([each.draw_variance for each in cells[: len(radii)]]) * (len(found) == 1)
     freedom = max(1.0, min(each.numbers[1] for each in cells) - 1)
     table = np.einsum("r,srn->sn", weights, verdicts)
-    scores = [_Scores(table, weights, Spread(math.fsum(weights * shifts) ** 2, freedom))]
-    for place, shift in enumerate(shifts if len(weights) > 1 else ()):
-        scores.append(_Scores(verdicts[:, place], np.ones(1), Spread(float(shift) ** 2, freedom)))
+    scores = {AREA: _Scores(table, weights, Spread(math.fsum(weights * shifts) ** 2, freedom))}
+    for place, eps in enumerate(radii if len(radii) > 1 else ()):
+        scores[eps] = _Scores(verdicts[:, place], np.ones(1), Spread(float(shifts[place]) ** 2, freedom))
     return scores
 
 
-def _differences(known: Mapping[str, Sequence[_Scores]], radii: Sequence[float]) -> pd.DataFrame:
+def _differences(known: Mapping[str, Mapping[float, _Scores]]) -> pd.DataFrame:
     """Rows of `differences.csv`: of the areas of all pairs, then of the accuracies at each radius."""
     rows: list[tuple[Any, ...]] = []
-    names = list(known)
-    for place, eps in enumerate([math.nan, *(radii if len(radii) > 1 else ())]):
+    for eps in sorted({eps for scores in known.values() for eps in scores}):
+        scores = {name: each[eps] for name, each in known.items() if eps in each}
+        names = list(scores)
         for index, name in enumerate(names[:-1]):
-            one, others = known[name][place], [known[other][place] for other in names[index + 1 :]]
+            one, others = scores[name], [scores[other] for other in names[index + 1 :]]
             tables = one.table - np.stack([each.table for each in others])
             draws = [_sum(one.draws, each.draws) for each in others]
             ends = difference_intervals(tables, one.weights, draws).round(DIGITS).tolist()
+            place = math.nan if eps == AREA else eps
             for other, score, interval in zip(names[index + 1 :], others, ends, strict=True):
-                rows.append((name, other, eps, round(one.mean - score.mean, 12), *interval))
+                rows.append((name, other, place, round(one.mean - score.mean, 12), *interval))
     return pd.DataFrame(rows, columns=DIFFERENCE_COLUMNS)
 
 

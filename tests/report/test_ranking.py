@@ -118,6 +118,17 @@ def test_differences_are_known_at_each_radius() -> None:
     assert (noisy.difference_low < report.differences.difference_low).all()
 
 
+def test_differences_are_those_of_defenses_with_all_their_accuracies() -> None:
+    report = report_of({"a": first_right(0.9, 0.6), "b": first_right(0.9, 0.65), "c": first_right(0.8, 0.5)})
+    lacking = report_of(
+        {"a": first_right(0.9, 0.6), "b": first_right(0.9, 0.65), "c": first_right(0.8, 0.5)},
+        flags={("b", "attack0"): "missing"},
+    )
+    assert len(report.differences) == 3 * 3
+    assert set(map(tuple, lacking.differences[["defense", "other"]].to_numpy())) == {("a", "c")}
+    assert len(lacking.differences) == 3
+
+
 def test_the_choice_of_draws_and_other_trainings_count() -> None:
     verdicts = {"a": first_right(0.6), "b": first_right(0.65)}
     assert ranks(report_of(verdicts, draw_variance=0.02**2))["b"] == (1, 1, 2)
