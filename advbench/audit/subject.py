@@ -222,38 +222,29 @@ class Subject:
     def gradient_attack(self, name: str = "pgd", **params: Any) -> Tried:
         """Result of PGD with 20 steps, with expectation over transformation if the classifier is random.
 
-        Some of the gradients that the first such attack receives are kept in `received`.
+        Some of the gradients that the first such attack on all images receives are kept in `received`.
         """
-        with nullcontext() if self.received else self._listening():
+        with nullcontext() if self.received or self.part < 1 else self._listening():
             return self.tried(name, ascent(self.clf, **params))
 
     @contextmanager
     def _listening(self) -> Iterator[None]:
         """Keep some of the gradients that an attack receives from the classifier."""
-        clf, calls = self.clf, itertools.count()
-        original = clf.input_gradient
+        clf, calls, original = self.clf, itertools.count(), self.clf.input_gradient
 
-        def input_gradient(
-            x: Tensor,
-            y: Tensor,
-            loss: ExampleLoss,
-            samples: int = 1,
-            draws: Sequence[Draw] | None = None,
-            *,
-            tilt: float = 0.0,
-        ) -> Gradient:
-            if draws is not None or next(calls) not in HEARD:
-                return original(x, y, loss, samples, draws, tilt=tilt)
-            seeds = clf.fresh_seeds(samples)
+        def heard(x: Tensor, y: Tensor, loss: ExampleLoss, samples: int = 1, *more: Any, **options: Any) -> Gradient:
+            if more or "draws" in options or next(calls) not in HEARD:
+                return original(x, y, loss, samples, *more, **options)
+            seeds, tilt = clf.fresh_seeds(samples), options.get("tilt", 0.0)
             found = original(x, y, loss, draws=DrawnLater(clf, seeds), tilt=tilt)
             self.received.append(Received(x.detach().clone(), y, loss, seeds, tilt, found.value.clone()))
             return found
 
-        clf.input_gradient = input_gradient  # type: ignore[method-assign]
+        vars(clf)["input_gradient"] = heard
         try:
             yield
         finally:
-            del clf.input_gradient
+            del vars(clf)["input_gradient"]
 
 
 def ascent(clf: Classifier, **params: Any) -> Attack:

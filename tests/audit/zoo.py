@@ -457,7 +457,7 @@ class SharedBrightness(Around):
 
 
 class MedianFilter(Around):
-    """Takes the median of each 3 x 3 pixels first: sound, but with kinks where pixels are equal, as on the data."""
+    """Takes the median of each 3 x 3 pixels first: misleads nobody, but has kinks where pixels are equal."""
 
     def forward(self, x: Tensor) -> Tensor:
         patches = F.unfold(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3)

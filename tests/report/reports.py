@@ -87,7 +87,7 @@ def made_report(
 
 
 def known_areas(results: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Areas known to 0.05, and each two told apart that differ by more than 0.1; at eps 0.05 by twice as much."""
+    """Areas known to 0.05, distinguishable if they differ by more than 0.1; at eps 0.05 by twice as much."""
     areas, _ = area_tables(results, [None] * len(results))
     areas = areas.assign(area_low=areas.area - 0.05, area_high=areas.area + 0.05)
     known = itertools.combinations(areas[["defense", "area"]].dropna().itertuples(index=False), 2)

@@ -325,8 +325,8 @@ def test_a_number_opens_what_lies_behind_it(browser: Browser, page: Path, report
 
 
 def difference(pair: dict[str, Any]) -> str:
-    told = f"{pair['difference']:.3f} [{pair['difference_low']:.3f}, {pair['difference_high']:.3f}]"
-    return f"{pair['defense']} - {pair['other']}\n{told}"
+    shown = f"{pair['difference']:.3f} [{pair['difference_low']:.3f}, {pair['difference_high']:.3f}]"
+    return f"{pair['defense']} - {pair['other']}\n{shown}"
 
 
 @in_browser
