@@ -1,4 +1,4 @@
-"""Write the parts of the documentation that follow from the sources and from the digits board.
+"""Write the parts of the documentation that follow from the sources and from the digits boards.
 
 `python docs/make.py` writes commands.md, methods.md, attacks.md, data.md and digits.svg, the table in README.md, the
 flags in metrics.md, the items in reproduce.md and the tables in claims.md.
@@ -36,17 +36,18 @@ from advbench.report.views import rank_range
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 BOARD = ROOT / "leaderboards" / "digits"
+BOARDS = {"linf": BOARD, "l2": ROOT / "leaderboards" / "digits-l2"}  # by norm
 SHOWN = 8  # defenses in the README
-CLAIMS = (  # paper, the defense that is said to be more robust, the other
-    ("Adv-BNN", "adv_bnn", "pgd_at"),
-    ("Adv-BNN", "adv_bnn", "rse"),
-    ("Hierarchical VI", "hierarchical_vi", "pgd_at"),
-    ("Hierarchical VI", "hierarchical_vi", "adv_bnn"),
-    ("Adversarial sampling", "adversarial_sampling", "bnn"),
-    ("BAL", "bal", "bnn_sgadald"),
-    ("BAL", "bal", "wrm"),
-    ("BAL", "bal", "ifgsm_at"),
-    ("BAL", "bal", "fgsm_at"),
+CLAIMS = (  # the defense that is said to be more robust, and the other
+    ("adv_bnn", "pgd_at"),
+    ("adv_bnn", "rse"),
+    ("hierarchical_vi", "pgd_at"),
+    ("hierarchical_vi", "adv_bnn"),
+    ("adversarial_sampling", "bnn"),
+    ("bal", "bnn_sgadald"),
+    ("bal", "wrm"),
+    ("bal", "ifgsm_at"),
+    ("bal", "fgsm_at"),
 )
 UNCERTAIN = ("apd", "sgld", "mc_dropout", "bnn", "rse", "adv_bnn", "hierarchical_vi")
 BRIDGES = ("advbench_robustbench.", "advbench_torchattacks.")
@@ -132,18 +133,20 @@ def digits_table(report: Report) -> str:
 
 
 def _robustness() -> str:
-    """Claims that one defense is more robust than another, by the difference of their areas."""
-    table = pd.read_csv(BOARD / "differences.csv").query("eps.isna()")
+    """Claims that one defense is more robust than another, by the difference of their areas in each norm."""
+    tables = {norm: pd.read_csv(board / "differences.csv").query("eps.isna()") for norm, board in BOARDS.items()}
     rows = []
-    for paper, better, worse in CLAIMS:
-        pair = table[table.defense.isin([better, worse]) & table.other.isin([better, worse])].iloc[0]
-        sign = 1 if pair.defense == better else -1
-        low, high = sorted([sign * pair.difference_low, sign * pair.difference_high])
-        verdict = "holds" if low > 0 else "fails" if high < 0 else "undecided"
-        rows.append(
-            [paper, f"`{better}` > `{worse}`", f"{sign * pair.difference:+.3f} [{low:+.3f}, {high:+.3f}]", verdict]
-        )
-    return tabulate(rows, ["paper", "more robust", "difference of areas", "verdict"], "github", disable_numparse=True)
+    for better, worse in CLAIMS:
+        row = [f"{better} > {worse}"]
+        for table in tables.values():
+            pair = table[table.defense.isin([better, worse]) & table.other.isin([better, worse])].iloc[0]
+            sign = 1 if pair.defense == better else -1
+            low, high = sorted([sign * pair.difference_low, sign * pair.difference_high])
+            mark = "holds" if low > 0 else "fails" if high < 0 else "undecided"
+            row += [f"{sign * pair.difference:.3f} [{low:.3f}, {high:.3f}] {mark}"]
+        rows.append(row)
+    headings = ["more robust", *(f"difference in {norm}" for norm in tables)]
+    return tabulate(rows, headings, "github", disable_numparse=True)
 
 
 def _spread() -> str:
