@@ -24,7 +24,8 @@ from advbench.report.opened import open_run
 from advbench.report.tables import as_rows, to_csv
 
 COLUMNS = (
-    "part dataset architecture method condition metric published deviation own own_low own_high verdict note".split()
+    "part dataset architecture method condition metric published deviation own own_low own_high verdict note "
+    "own_dataset own_architecture".split()  # which may be others than the paper's
 )
 INTERVALS = {  # columns of `results` with an interval, and the prefix of its columns
     "accuracy": "accuracy",
@@ -108,7 +109,7 @@ class Comparison:
         ):
             if text:
                 lines += [f"{head}: {text}", ""]
-        headers = ["part", "method", "condition", "metric", "published", "own", "verdict"]
+        headers = ["part", "run on", "method", "condition", "metric", "published", "own", "verdict"]
         lines += ["| " + " | ".join(headers) + " |", "|" + " --- |" * len(headers)]
         for row in as_rows(self.table):
             digits = _decimals(row["deviation"])
@@ -116,7 +117,8 @@ class Comparison:
             own = row["note"] if math.isnan(row["own"]) else f"{row['own']:.{digits}f}"
             if not math.isnan(row["own_low"]):
                 own += f" [{row['own_low']:.{digits}f}, {row['own_high']:.{digits}f}]"
-            cells = [*(row[name] for name in headers[:4]), published, own, row["verdict"]]
+            own_place = ", ".join(filter(None, (row["own_dataset"], row["own_architecture"])))
+            cells = [row["part"], own_place, row["method"], row["condition"], row["metric"], published, own, row["verdict"]]
             lines.append("| " + " | ".join(each.replace("|", "\\|") for each in cells) + " |")
         boards = ", ".join(f"[{name}]({name}/README.md)" for name in self.parts)
         lines += ["", f"The runs, as boards: {boards}.", "", LEGEND]
@@ -157,7 +159,7 @@ def compare(study: Study, boards: Mapping[str, Board], measured: Numbers) -> Com
         part = each.cell.part if each.cell else ""
         verdict, note = _verdict(each, found, study)
         numbers = (each.value, each.deviation, found.value, found.low, found.high)
-        rows.append((part, *each.place, *numbers, verdict, note))
+        rows.append((part, *each.place, *numbers, verdict, note, *_own_place(part, study)))
     for claim in study.claims:
         for above, below in claim.pairs():
             one, other = (_own(each, study, boards, measured) for each in (above, below))
@@ -168,12 +170,11 @@ def compare(study: Study, boards: Mapping[str, Board], measured: Numbers) -> Com
                 verdict = "agrees" if ends[0] > 0 else "differs"
             if not (_is_part(above, study) and _is_part(below, study)):
                 verdict = "not compared"
-            spec = study.parts.get(above.part)
-            where = (spec.dataset, spec.architecture) if spec else ("", "")
+            where = _own_place(above.part, study)
             name = f"{_named(above, below)} over {_named(below, above)}"
             numbers = (math.nan, math.nan, one.value - other.value, low, high)
             note = one.note or other.note
-            rows.append((above.part, *where, name, claim.says, above.number, *numbers, verdict, note))
+            rows.append((above.part, *where, name, claim.says, above.number, *numbers, verdict, note, *where))
     return Comparison(study, pd.DataFrame(rows, columns=COLUMNS), _order(own), measured, tuple(boards))
 
 
@@ -253,6 +254,12 @@ def _key(cell: Cell, board: Board, seed: int) -> str:
         if here == (cell.defense, source, cell.attack, cell.eps, seed):
             return each.key
     return ""
+
+
+def _own_place(part: str, study: Study) -> tuple[str, str]:
+    """Data set and network of a study's run; empty if it is not a part."""
+    spec = study.parts.get(part)
+    return (spec.dataset, spec.architecture) if spec else ("", "")
 
 
 def _is_part(cell: Cell, study: Study) -> bool:
