@@ -36,6 +36,7 @@ from advbench.report.views import rank_range
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 BOARD = ROOT / "leaderboards" / "digits"
+PAPERS = ROOT / "leaderboards" / "papers"
 BOARDS = {"linf": BOARD, "l2": ROOT / "leaderboards" / "digits-l2"}  # by norm
 SHOWN = 8  # defenses in the README
 CLAIMS = (  # the defense that is said to be more robust, and the other
@@ -184,7 +185,14 @@ def _items() -> Iterator[str]:
     for item in all_items():
         study = read_study(item, "paper")
         how = f"scales {', '.join(item.scales)}" if item.scales else "not yet"
-        yield f"- `{item.title}`: {study.title}; {how}; needs {', '.join(study.needs)}"
+        found = [PAPERS / item.title / scale / "comparison.md" for scale in item.scales]
+        links = [f"; result: [{_verdict(path)}](../{path.relative_to(ROOT)})" for path in found if path.is_file()]
+        yield f"- `{item.title}`: {study.title}; {how}; needs {', '.join(study.needs)}{''.join(links)}"
+
+
+def _verdict(comparison: Path) -> str:
+    """Verdict and scale of a comparison, from its second heading."""
+    return comparison.read_text().split("\n\n")[1].replace("*", "").replace("`", "").removesuffix(".")
 
 
 def _commands() -> Iterator[str]:
