@@ -118,7 +118,16 @@ class Comparison:
             if not math.isnan(row["own_low"]):
                 own += f" [{row['own_low']:.{digits}f}, {row['own_high']:.{digits}f}]"
             own_place = ", ".join(filter(None, (row["own_dataset"], row["own_architecture"])))
-            cells = [row["part"], own_place, row["method"], row["condition"], row["metric"], published, own, row["verdict"]]
+            cells = [
+                row["part"],
+                own_place,
+                row["method"],
+                row["condition"],
+                row["metric"],
+                published,
+                own,
+                row["verdict"],
+            ]
             lines.append("| " + " | ".join(each.replace("|", "\\|") for each in cells) + " |")
         boards = ", ".join(f"[{name}]({name}/README.md)" for name in self.parts)
         lines += ["", f"The runs, as boards: {boards}.", "", LEGEND]

@@ -36,7 +36,6 @@ from advbench.training.gradient import GradientDefense as GradientDefense
 from advbench.training.gradient import MixedLoss as MixedLoss
 from advbench.training.gradient import MixedParams as MixedParams
 from advbench.training.gradient import PgdPerturbation as PgdPerturbation
-from advbench.training.gradient import Terms as Terms
 from advbench.training.gradient import TrainParams as TrainParams
 from advbench.training.gradient import VariationalLoss as VariationalLoss
 from advbench.training.gradient import VariationalParams as VariationalParams
@@ -56,5 +55,6 @@ from advbench.training.loop import check_fit as check_fit
 from advbench.training.optimizers import SGD as SGD
 from advbench.training.optimizers import Adam as Adam
 from advbench.training.optimizers import Optimizer as Optimizer
+from advbench.training.returned import Terms as Terms
 from advbench.training.wrapper import Wrapper as Wrapper
 from advbench.training.wrapper import WrapperParams as WrapperParams

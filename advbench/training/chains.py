@@ -20,6 +20,7 @@ from advbench.models.posterior import FlatLayout, SamplePosterior
 from advbench.registry.params import Field, Params
 from advbench.training.base import TrainContext
 from advbench.training.loop import LoopDefense, LoopParams, TrainState, autocast
+from advbench.training.returned import checked_chain_loss, checked_scalars
 
 
 def sgld_step(theta: Tensor, gradient: Tensor, *, lr: float, temperature: float, generator: torch.Generator) -> None:
@@ -166,13 +167,13 @@ class ChainDefense(LoopDefense):
             theta = state.tensors["chains"][chain].detach().requires_grad_(True)
             draw = Draw(state.layout.views(theta), chain)
             with autocast(context):
-                loss, logits = self.loss(state.clf, draw, x, y)
+                loss, logits = checked_chain_loss(self, self.loss(state.clf, draw, x, y))
             (gradient,) = torch.autograd.grad(loss, theta)
             if self.params.weight_decay:
                 gradient = gradient.add(theta.detach(), alpha=self.params.weight_decay)
-            watched = self.move(state, chain, gradient, temperature, context.generator(*label, chain))
+            moved = self.move(state, chain, gradient, temperature, context.generator(*label, chain))
             accuracy = (logits.argmax(1) == y[: len(logits)]).float().mean()
-            rows.append({"loss": loss.detach(), self.accuracy: accuracy, **watched})
+            rows.append({"loss": loss.detach(), self.accuracy: accuracy, **checked_scalars(self, "move", moved)})
         return {name: torch.stack([row[name] for row in rows]).mean() for name in rows[0]}
 
     def loss(self, clf: Classifier, draw: Draw, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from advbench.attacks.ascent import ascend, step_length
 from advbench.attacks.ball import random_start
 from advbench.attacks.base import Goal, Norm, Threat
-from advbench.errors import InputError, PluginError
+from advbench.errors import InputError
 from advbench.models.classifier import Classifier
 from advbench.models.noise import Noise, checked_noise
 from advbench.models.posterior import (
@@ -25,13 +25,11 @@ from advbench.models.posterior import (
     gaussian_statistics,
     prior_divergence,
 )
-from advbench.registry import files
 from advbench.registry.params import Field, Params
 from advbench.training.base import TrainContext
 from advbench.training.loop import LoopDefense, LoopParams, TrainState, autocast
 from advbench.training.optimizers import SGD, Adam, Optimizer
-
-Terms = Mapping[str, Tensor]
+from advbench.training.returned import Terms, checked, checked_images, checked_loss
 
 
 class TrainParams(LoopParams):
@@ -77,11 +75,8 @@ class GradientDefense(LoopDefense):
 
     def begin(self, module: nn.Module, steps: int, count: int, context: TrainContext) -> TrainState:
         """The classifier and its optimiser."""
-        posterior: object = self.posterior(module)
-        noise = self.noise()
-        if not isinstance(posterior, Posterior):
-            place, got = files.place_of_method(type(self), "posterior"), _shown(posterior)
-            raise PluginError(place, expected="a Posterior", got=got, remedy="write: return GaussianPosterior(module)")
+        made, noise = self.posterior(module), self.noise()
+        posterior = checked(self, "posterior", made, Posterior, "write: return GaussianPosterior(module)")
         clf = Classifier(module.train(), posterior, noise=False if noise is None else checked_noise(self, noise))
         params = self.params
         free = clf.posterior.undecayed()
@@ -109,14 +104,14 @@ class GradientDefense(LoopDefense):
         if type(self).perturb is not GradientDefense.perturb:
             with autocast(context), clf.attacked(y):
                 clf.module.eval()
-                x = _checked_images(self, self.perturb(clf, x, y, generator), len(x))
+                x = checked_images(self, self.perturb(clf, x, y, generator), len(x))
         if not clf.module.training:
             clf.module.train()
         sums: dict[str, Tensor] = {}
         for begin in range(0, len(x), chunk):
             images, labels = x[begin : begin + chunk], y[begin : begin + chunk]
             with autocast(context), clf.isolated() if len(images) < len(x) else nullcontext():
-                terms, logits = _checked_loss(self, self.loss(clf, images, labels, count), len(images))
+                terms, logits = checked_loss(self, self.loss(clf, images, labels, count), len(images))
             share = len(images) / len(x)
             total = torch.stack([term.float() for term in terms.values()]).sum()
             (total * share).backward()  # type: ignore[no-untyped-call]
@@ -126,57 +121,6 @@ class GradientDefense(LoopDefense):
                 sums[name] = sums[name] + part if name in sums else part
         optimizer.step()
         return sums
-
-
-def _checked_images(method: GradientDefense, images: object, count: int) -> Tensor:
-    """The result of `perturb`.
-
-    Raises:
-        PluginError: it is not a tensor of as many images.
-    """
-    if isinstance(images, Tensor) and images.ndim and len(images) == count:
-        return images
-    place, expected = files.place_of_method(type(method), "perturb"), f"a tensor of {count} images"
-    raise PluginError(place, expected=expected, got=_shown(images), remedy="write: return the images to train on")
-
-
-def _checked_loss(method: GradientDefense, found: object, count: int) -> tuple[Terms, Tensor]:
-    """The result of `loss`.
-
-    Raises:
-        PluginError: it is not a pair of scalars by name, which depend on the weights, and logits.
-    """
-    remedy = 'write: return {"loss": loss}, logits'
-
-    def wrong(expected: str, got: str, remedy: str = remedy) -> PluginError:
-        place = files.place_of_method(type(method), "loss")
-        return PluginError(place, expected=expected, got=got, remedy=remedy)
-
-    if not isinstance(found, tuple | list):
-        raise wrong("terms by name, and logits", _shown(found))
-    if len(found) != 2 or not isinstance(found[0], Mapping) or not found[0]:
-        got = f"a {type(found).__name__} of {' and '.join(map(_shown, found))}"
-        raise wrong("terms by name, and logits", got)
-    terms, logits = found
-    for name, term in terms.items():
-        if not isinstance(term, Tensor):
-            raise wrong(f"a scalar tensor as term {name!r}", _shown(term), "keep tensors, without .item() or float()")
-        if term.ndim:
-            mean = "take the mean over images: without reduction='none', or with .mean()"
-            raise wrong(f"a scalar tensor as term {name!r}", _shown(term), mean)
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != count:
-        raise wrong(f"logits of shape ({count}, classes)", _shown(logits))
-    if not any(term.requires_grad for term in terms.values()):
-        constant = "compute them from clf(x), without detach() or no_grad()"
-        raise wrong("terms that depend on the weights", "constants", constant)
-    return terms, logits
-
-
-def _shown(value: object) -> str:
-    """An object for messages: None, the shape of a tensor, or its type."""
-    if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)}"
-    return "None" if value is None else f"an object of type {type(value).__name__}"
 
 
 def images_apart(clf: Classifier) -> bool:

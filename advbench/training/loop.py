@@ -32,6 +32,7 @@ from advbench.registry import registry
 from advbench.registry.params import Field, Params
 from advbench.training.base import CheckpointSlot, Defense, TrainContext
 from advbench.training.optimizers import Optimizer
+from advbench.training.returned import checked, checked_scalars
 
 
 class LoopParams(Params):
@@ -175,7 +176,10 @@ class LoopDefense(Defense):
             _start_from(own, context.init or method._train_init(module, data, context))
         per_epoch = -(-len(data) // method.params.batch_size)
         with isolated_rng(derive(context.seed, "begin"), context.resources.device, everywhere=True):
-            state = method.begin(own, method.steps(per_epoch), len(data), context)
+            made = method.begin(own, method.steps(per_epoch), len(data), context)
+        state: TrainState = checked(
+            method, "begin", made, TrainState, "write: return TrainState(Classifier(module), steps, ...)"
+        )
         check_effect(type(self).__name__, state.clf, data)
         if saved is not None:
             state.restore(*saved)
@@ -183,7 +187,8 @@ class LoopDefense(Defense):
             method._run(state, data.to(context.resources.device), per_epoch, context)
         state.clf.passes.check_finite()  # a step along a NaN gradient does not show in the loss
         state.clf.module.eval()
-        clf = method.finish(state).requires_grad_(False)
+        clf: Classifier = checked(method, "finish", method.finish(state), Classifier, "write: return state.clf")
+        clf.requires_grad_(False)
         _check_finite(clf, data, context)
         check_trained(type(self).__name__, clf, data)
         return clf
@@ -227,7 +232,7 @@ class LoopDefense(Defense):
             seed = derive(context.seed, "module", state.step)
             seed_others(seed)
             with isolated_rng(seed, x.device), self._enough_memory(state, x):
-                watch.add(self.update(state, x, y, len(data), context))
+                watch.add(checked_scalars(self, "update", self.update(state, x, y, len(data), context)))
             state.step += 1
             if context.watch and (state.step == state.steps or state.step % (context.watch_every or per_epoch) == 0):
                 self._show(state, context)

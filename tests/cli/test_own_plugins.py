@@ -22,7 +22,7 @@ from torch import nn
 
 from advbench.attacks import Attack
 from advbench.models import Classifier, InputNoise
-from advbench.training import Defense, ErmLoss, GradientDefense, Wrapper
+from advbench.training import Defense, ErmLoss, GradientDefense, LangevinChains, Wrapper
 
 class Shift(InputNoise):
     def change(self, x):
@@ -51,6 +51,7 @@ def method(base: str, name: str, parameters: str, result: str) -> str:
 
 
 TERM = "F.cross_entropy(clf(x), y"
+CHAIN = "F.cross_entropy(clf.at(draw, x), y"
 NOISE = r"own.py, line 15, Mine.noise: expected a Noise, .*, got {}; write: return Shift\(\.\.\.\)"
 LOSS = r"own.py, line 15, Mine.loss: expected {}"
 
@@ -75,13 +76,56 @@ LOSS = r"own.py, line 15, Mine.loss: expected {}"
                 (f"({{'ce': {TERM})}}, None)", r"logits of shape \(\d+, classes\), got None; write: return"),
             )
         ),
+        *(
+            ("LangevinChains", "loss", "self, clf, draw, x, y", result, LOSS.format(message))
+            for result, message in (
+                ("None", "a scalar tensor, and logits, got None; write: return loss, logits"),
+                (f"({{'ce': {CHAIN})}}, clf.at(draw, x))", "a scalar tensor, and logits, got a tuple of an object"),
+                (
+                    f"({CHAIN}, reduction='none'), clf.at(draw, x))",
+                    r"a scalar tensor, got .* shape \(\d+,\); take the",
+                ),
+                (
+                    f"({CHAIN}).detach(), clf.at(draw, x))",
+                    "a loss that depends on the weights, got a constant; ",
+                ),
+                (f"({CHAIN}), None)", r"logits of shape \(images, classes\), got None; write: return loss, logits"),
+            )
+        ),
+        *(
+            (base, name, parameters, result, rf"own.py, line 15, Mine.{name}: expected {message}")
+            for base, name, parameters in (
+                ("LangevinChains", "move", "self, state, chain, gradient, temperature, generator"),
+                ("ErmLoss", "update", "self, state, x, y, count, context"),
+            )
+            for result, message in (
+                ("None", "scalars by name, got None; write: return"),
+                ("{'loss': 0.5}", r"a scalar tensor as 'loss', got an object of type float; .*\.item\(\)"),
+                ("{'loss': torch.ones(3)}", r"a scalar tensor as 'loss', got a tensor of shape \(3,\); .*\.mean\(\)"),
+            )
+        ),
+        (
+            "ErmLoss",
+            "begin",
+            "self, module, steps, count, context",
+            "module",
+            "expected a TrainState, got an",
+        ),
+        (
+            "ErmLoss",
+            "finish",
+            "self, state",
+            "state",
+            "expected a Classifier, got an object of type TrainS",
+        ),
     ],
 )
 def test_what_a_method_returns_is_checked(
     base: str, name: str, parameters: str, result: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("own.py").write_text(DEFENSES + method(base, name, parameters, result))
-    mine = registry().load("defense", "own.py:Mine")(**({} if base == "Wrapper" else {"stages": 1}))
+    chain = {"burn_in": 0, "interval": 1} if base == "LangevinChains" else {}
+    mine = registry().load("defense", "own.py:Mine")(**({} if base == "Wrapper" else {"stages": 1, **chain}))
     with pytest.raises(PluginError, match=message):
         mine.fit(small_net(), small_data())
 
