@@ -27,6 +27,7 @@ from advbench.boards.comparison import (
     Comparison,
     Order,
     _area_interval,
+    _difference,
     _of_histories,
     _order,
     _own,
@@ -37,6 +38,7 @@ from advbench.cli.app import main
 from advbench.data.ood import ood_labels
 from advbench.errors import InputError
 from advbench.evaluation import auroc_interval
+from advbench.evaluation.predictions import wilson
 from advbench.evaluation.uncertainty import Detection, Uncertainty, detection
 from advbench.grid.spec import make_spec
 from advbench.registry import registry
@@ -390,6 +392,11 @@ def test_a_damaged_study_is_named(toy: Path, tmp_path: Path, name: str, text: st
     (folder / name).write_text(text)
     with pytest.raises(InputError, match=r"table1|setting"):
         read_study(Item("toy", "table1", folder), "paper")
+
+
+def test_the_interval_of_a_difference_is_newcombes() -> None:
+    one, other = (Measured(x / n, *wilson(x / n, n)) for x, n in ((56, 70), (48, 80)))
+    assert _difference(one, other) == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5), "Newcombe 1998, Table II, (a)"
 
 
 # The results of this project
