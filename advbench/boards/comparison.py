@@ -144,18 +144,6 @@ LEGEND = (
     "without intervals, the values decide. The item agrees if all numbers do; it has the same order if all pairs of "
     "methods that the paper's ranges separate are in the paper's order."
 )
-FROM_IMAGES]
-        return "\n".join(lines) + "\n"
-
-
-VERDICTS = ("agrees", "differs", "undecided", "missing", "not compared")
-LEGEND = (
-    "A published number has the deviation that the paper prints, or half a unit of its last digit; an "
-    "own number has its 95 % interval. They agree if the two ranges meet. A claim agrees if the interval of the "
-    "difference, by squaring and adding (Newcombe 1998), is above 0, and differs if it is below; without intervals, "
-    "the values decide. The item agrees if all numbers do; it has the same order if all pairs of methods that the paper's ranges "
-    "separate are in the paper's order."
-)
 FROM_IMAGES = (
     f"{MEASURED} has numbers from predictions per image, which are in the store but not in records: "
     "a check does not recompute them."
