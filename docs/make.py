@@ -191,7 +191,7 @@ def _items() -> Iterator[str]:
 
 
 def _verdict(comparison: Path) -> str:
-    """Verdict and scale of a comparison, from its second heading."""
+    """Verdict and scale of a comparison, from its second paragraph."""
     return comparison.read_text().split("\n\n")[1].replace("*", "").replace("`", "").removesuffix(".")
 
 

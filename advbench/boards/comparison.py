@@ -40,9 +40,10 @@ Z = float(stats.norm.ppf(0.975))
 
 
 class Order(NamedTuple):
-    """Number of pairs of methods that a paper separates, and how many of them are in the paper's order."""
+    """Pairs of methods that a paper separates: how many are in the paper's order, how many reversed, and all."""
 
     kept: int
+    reversed: int
     pairs: int
 
 
@@ -67,18 +68,17 @@ class Comparison:
     @property
     def verdict(self) -> str:
         """`agrees`, `same order`, `differs`, `undecided` (by the intervals) or `incomplete` (a number is missing)."""
-        found = set(self.table.verdict) - {"not compared"}
-        if not found or "missing" in found:
+        if "missing" in set(self.table.verdict):
             return "incomplete"
-        claims = set(self.table.verdict[self.table.published.isna()])
+        claims = set(self.table.verdict[self.table.published.isna()]) - {"not compared"}
         numbers = set(self.table.verdict[self.table.published.notna()]) - {"not compared"}
-        if "differs" in claims:
+        if "differs" in claims or self.order.reversed:
             return "differs"
-        if numbers == {"agrees"}:
+        if numbers == {"agrees"} or (not numbers and not self.order.pairs and claims == {"agrees"}):
             return "agrees"
-        if numbers:
-            return "same order" if self.order.pairs and self.order.kept == self.order.pairs else "differs"
-        return "undecided" if "undecided" in claims else "agrees"
+        if self.order.pairs:
+            return "same order" if self.order.kept == self.order.pairs else "undecided"
+        return "differs" if numbers else "undecided" if claims else "incomplete"
 
     def summary(self) -> str:
         """The verdict and its basis, in one line."""
@@ -86,6 +86,7 @@ class Comparison:
         parts = [f"{counts[name]} {name}" for name in VERDICTS if name in counts]
         if self.order.pairs:
             parts.append(f"{self.order.kept} of {self.order.pairs} pairs of methods in the paper's order")
+            parts += [f"{self.order.reversed} reversed"] if self.order.reversed else []
         return f"{self.study.item.title} at scale {self.study.scale}: {self.verdict} ({', '.join(parts)})"
 
     def files(self) -> dict[str, bytes]:
@@ -138,11 +139,12 @@ class Comparison:
 
 VERDICTS = ("agrees", "differs", "undecided", "missing", "not compared")
 LEGEND = (
-    "A published number has the deviation that the paper prints, or half a unit of its last digit; an "
-    "own number has its 95 % interval. They agree if the two ranges meet. A claim agrees if the interval of the "
-    "difference, by squaring and adding those of the two (Newcombe 1998), is above 0, and differs if it is below; "
-    "without intervals, the values decide. The item agrees if all numbers do; it has the same order if all pairs of "
-    "methods that the paper's ranges separate are in the paper's order."
+    "A published number has the deviation that the paper prints, or half a unit of its last digit; an own number has "
+    "its 95 % interval. They agree if the two ranges meet; numbers of other data or another network are not compared. "
+    "A claim agrees if the interval of the difference is above 0, or above the difference that it states, and differs "
+    "if it is below; without intervals, the values decide. Two methods that the paper's ranges separate are in the "
+    "paper's order, or reversed, if the interval of their difference leaves out 0; the item has the same order if all "
+    "pairs are in the paper's."
 )
 FROM_IMAGES = (
     f"{MEASURED} has numbers from predictions per image, which are in the store but not in records: "
@@ -175,8 +177,8 @@ def compare(study: Study, boards: Mapping[str, Board], measured: Numbers) -> Com
             apart, low, high = _difference(one, other)
             verdict = "missing" if math.isnan(apart) else "undecided"
             ends = (apart, apart) if math.isnan(low) else (low, high)
-            if ends[0] > 0 or ends[1] < 0:
-                verdict = "agrees" if ends[0] > 0 else "differs"
+            if ends[0] > claim.by or ends[1] < claim.by:
+                verdict = "agrees" if ends[0] > claim.by else "differs"
             if not (_is_part(above, study) and _is_part(below, study)):
                 verdict = "not compared"
             where = _own_place(above.part, study)
@@ -266,13 +268,17 @@ def _key(cell: Cell, board: Board, seed: int) -> str:
 
 
 def _difference(one: Measured, other: Measured) -> tuple[float, float, float]:
-    """Difference of two numbers and its 95 % interval, from theirs by squaring and adding (Newcombe 1998, method 10).
+    """Difference of two numbers and its 95 % interval by squaring and adding (Newcombe 1998; Zou and Donner 2008).
 
-    They are taken as independent, which is conservative for accuracies on the same images.
+    They are taken as independent, which is conservative for accuracies on the same images. A number without an interval
+    beside one with an interval is taken as exact; without any, the interval is NaN.
     """
     apart = one.value - other.value
-    low = apart - math.hypot(one.value - one.low, other.high - other.value)
-    return apart, low, apart + math.hypot(one.high - one.value, other.value - other.low)
+    ends = [(each.value - each.low, each.high - each.value) for each in (one, other)]
+    if all(math.isnan(below) for below, _ in ends):
+        return apart, math.nan, math.nan
+    (below, above), (other_below, other_above) = ((0.0, 0.0) if math.isnan(each[0]) else each for each in ends)
+    return apart, apart - math.hypot(below, other_above), apart + math.hypot(above, other_below)
 
 
 def _own_place(part: str, study: Study) -> tuple[str, str]:
@@ -307,6 +313,8 @@ def _verdict(published: Published, own: Measured, study: Study) -> tuple[str, st
         return "not compared", f"not part of scale {study.scale}"
     if own.missing:
         return "missing", own.note
+    if published.cell.part in study.replaced:
+        return "not compared", "other data or another network"
     low = own.value if math.isnan(own.low) else own.low
     high = own.value if math.isnan(own.high) else own.high
     slack = 1e-9 * max(1.0, abs(published.value))
@@ -322,13 +330,18 @@ def _order(own: Mapping[Published, Measured]) -> Order:
     for each, found in own.items():
         if each.cell is not None and not found.missing:
             groups.setdefault((*each.cell._replace(defense=""), each.percent), []).append(each)
-    kept = pairs = 0
+    kept = opposite = pairs = 0
     for one, other in itertools.chain.from_iterable(itertools.combinations(each, 2) for each in groups.values()):
-        apart = one.value - other.value
-        if abs(apart) > one.deviation + other.deviation:
+        resolution = one.deviation + other.deviation
+        lower, upper = sorted((one, other), key=lambda each: each.value)
+        if upper.value - lower.value > resolution:
             pairs += 1
-            kept += (own[one].value - own[other].value) * apart > 0
-    return Order(kept, pairs)
+            apart, low, high = _difference(own[upper], own[lower])
+            if math.isnan(low):  # without intervals, it must be visible in as many digits as the paper prints
+                low, high = apart - resolution, apart + resolution
+            kept += low > 0
+            opposite += high < 0
+    return Order(kept, opposite, pairs)
 
 
 def _own(cell: Cell | None, study: Study, boards: Mapping[str, Board], measured: Numbers, factor: int = 1) -> Measured:

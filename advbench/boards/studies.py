@@ -27,6 +27,7 @@ from advbench.registry import registry
 from advbench.store.records import Store
 
 SCALES = ("small", "paper")
+PLACE = ("dataset", "architecture")
 LEAST = "paper.toml"  # marks the folder of an item
 
 
@@ -57,7 +58,7 @@ class Published(NamedTuple):
 
 
 class Claim(pydantic.BaseModel):
-    """An inequality in a paper: each cell of `above` is larger than each of `below`.
+    """An inequality in a paper: each cell of `above` is larger than each of `below`, by more than `by`.
 
     Cells of both are given by the fields of `Cell` that differ from `at`.
     """
@@ -68,6 +69,7 @@ class Claim(pydantic.BaseModel):
     at: dict[str, Any] = {}
     above: list[dict[str, Any]] = pydantic.Field(min_length=1)
     below: list[dict[str, Any]] = pydantic.Field(min_length=1)
+    by: float = 0.0
 
     def pairs(self) -> Iterator[tuple[Cell, Cell]]:
         """Larger and smaller cell of each inequality."""
@@ -130,6 +132,7 @@ class Study(NamedTuple):
         parts: runs by name.
         published: published numbers.
         claims: claimed inequalities.
+        replaced: parts whose data set or network is not the paper's at this scale.
     """
 
     item: Item
@@ -143,6 +146,7 @@ class Study(NamedTuple):
     parts: Mapping[str, RunSpec]
     published: tuple[Published, ...]
     claims: tuple[Claim, ...]
+    replaced: frozenset[str] = frozenset()
 
 
 def all_items() -> list[Item]:
@@ -186,13 +190,15 @@ def read_study(item: Item, scale: Literal["small", "paper"] | str) -> Study:
         if file.parts and parts:
             parts = {name: merged(file.run, changes) for name, changes in file.parts.items()}
         specs = {name: make_spec(_of_own(each, whole["run"])) for name, each in parts.items()}
+        theirs = {name: merged(whole["run"], whole.get("parts", {}).get(name, {})) for name in parts}
         published = tuple(_published(item.folder / "published.csv"))
     except (pydantic.ValidationError, ValueError, KeyError) as error:
         raise InputError(f"study {path}", expected="a valid study", got=str(error)) from error
     data = sorted({name for spec in specs.values() for name in (spec.dataset, *spec.ood)})
     needs = (*data, *(["GPU"] if file.gpu else []), *([file.missing] if file.missing else []))
     texts = (file.title, file.shows, file.settings, needs, file.cuts, file.forbids)
-    return Study(item, scale, *texts, specs, published, tuple(file.claims))
+    replaced = {name for name in parts if any(parts[name].get(key) != theirs[name].get(key) for key in PLACE)}
+    return Study(item, scale, *texts, specs, published, tuple(file.claims), frozenset(replaced))
 
 
 def _smaller(whole: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -252,7 +258,8 @@ def publish(folder: Path, plan: Plan, study: Study, store: Store) -> Board:
         StoreError: the folder cannot be written.
     """
     assert plan.identity is not None, "the data of an executed run are known"
-    about = f"A run of the study `{study.item.title}` at scale `{study.scale}`: {study.title}.\n\n{study.shows}\n\n"
+    about = f"A run of the study `{study.item.title}` at scale `{study.scale}`: {study.title}.\n\n"
+    about += f"The paper: {study.shows}\n\n" + (f"Cuts: {study.cuts}\n\n" if study.cuts else "")
     about += "[comparison.md](../comparison.md) compares these numbers with the paper's.\n"
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in ((SPEC, plan.spec.to_toml()), (DATA, plan.identity.to_bytes().decode()), (ABOUT, about)):

@@ -9,7 +9,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, NamedTuple
 
 import pydantic
@@ -140,6 +140,12 @@ class RunSpec(pydantic.BaseModel):
         if repeated:
             raise ValueError(f"each value once; repeated: {', '.join(repeated)}")
         return values
+
+    @property
+    def data_name(self) -> str:
+        """Name of the data set in tables: of the user's own data, the name of their folder or file."""
+        kind, _, path = self.dataset.partition(":")
+        return PurePath(path).name.removesuffix(".npz") or kind
 
     def named(self, label: str) -> str:
         """Name of the plugin or net of a label in the registry."""

@@ -61,7 +61,7 @@ def curve_table(plan: Plan, found: list[Path]) -> pd.DataFrame:
     rows = []
     for cell, search in found:
         assert cell.attack is not None, "clean cells have no search"
-        cells = [plan.spec.dataset.partition(":")[0], cell.defense.architecture, cell.defense.label, cell.attack.label]
+        cells = [plan.spec.data_name, cell.defense.architecture, cell.defense.label, cell.attack.label]
         head = [*cells, plan.spec.norm, cell.eps, cell.seed]
         tail = [";".join(search["unconverged"]), cell.key]
         known = {_text(step["settings"]): step for step in search["path"]}

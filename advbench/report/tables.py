@@ -269,7 +269,7 @@ def _gradients_alone(plan: Plan) -> bool:
 def _identity(plan: Plan, cell: Cell) -> dict[str, Any]:
     """Columns that identify a row of any table."""
     return {
-        "dataset": plan.spec.dataset.partition(":")[0],
+        "dataset": plan.spec.data_name,
         "architecture": cell.defense.architecture,
         "defense": cell.defense.label,
         "attack": cell.attack.label if cell.attack else "none",

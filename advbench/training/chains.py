@@ -20,7 +20,7 @@ from advbench.models.posterior import FlatLayout, SamplePosterior
 from advbench.registry.params import Field, Params
 from advbench.training.base import TrainContext
 from advbench.training.loop import LoopDefense, LoopParams, TrainState, autocast
-from advbench.training.returned import checked_chain_loss, checked_scalars
+from advbench.training.returned import checked_chain_loss, checked_scalars, constant_loss
 
 
 def sgld_step(theta: Tensor, gradient: Tensor, *, lr: float, temperature: float, generator: torch.Generator) -> None:
@@ -168,7 +168,9 @@ class ChainDefense(LoopDefense):
             draw = Draw(state.layout.views(theta), chain)
             with autocast(context):
                 loss, logits = checked_chain_loss(self, self.loss(state.clf, draw, x, y))
-            (gradient,) = torch.autograd.grad(loss, theta)
+            (gradient,) = torch.autograd.grad(loss, theta, allow_unused=True)
+            if gradient is None:
+                raise constant_loss(self)
             if self.params.weight_decay:
                 gradient = gradient.add(theta.detach(), alpha=self.params.weight_decay)
             moved = self.move(state, chain, gradient, temperature, context.generator(*label, chain))

@@ -187,7 +187,7 @@ class LoopDefense(Defense):
             method._run(state, data.to(context.resources.device), per_epoch, context)
         state.clf.passes.check_finite()  # a step along a NaN gradient does not show in the loss
         state.clf.module.eval()
-        clf: Classifier = checked(method, "finish", method.finish(state), Classifier, "write: return state.clf")
+        clf = method._finished(state)
         clf.requires_grad_(False)
         _check_finite(clf, data, context)
         check_trained(type(self).__name__, clf, data)
@@ -241,10 +241,14 @@ class LoopDefense(Defense):
                 next_save = _save(state, context.checkpoint, context.checkpoint_seconds)
         watch.flush()
 
+    def _finished(self, state: TrainState) -> Classifier:
+        clf: Classifier = checked(self, "finish", self.finish(state), Classifier, "write: return state.clf")
+        return clf
+
     def _show(self, state: TrainState, context: TrainContext) -> None:
         """Call `context.watch` without a trace in the training."""
         assert context.watch is not None, "the caller asked"
-        clf = self.finish(state)
+        clf = self._finished(state)
         modes = [(part, part.training) for part in clf.module.modules()]
         passes, clf.passes = clf.passes, Passes()
         clf.module.eval()
@@ -415,8 +419,11 @@ class _Watch:
     def flush(self) -> None:
         if not self._pending:
             return
-        names = list(self._pending[0])
-        table = torch.stack([torch.stack([row[name].float() for name in names]) for row in self._pending]).cpu()
+        names = list(self._pending[0])  # none, if a method has nothing to show
+        rows = [
+            torch.stack([row[name].float() for name in names]) if names else torch.empty(0) for row in self._pending
+        ]
+        table = torch.stack(rows).cpu()
         bad = (~table.isfinite()).nonzero()
         if len(bad):
             row, column = bad[0].tolist()

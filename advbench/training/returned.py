@@ -14,6 +14,7 @@ Terms = Mapping[str, Tensor]
 KEEP = "keep tensors, without .item() or float()"
 MEAN = "take the mean over images: without reduction='none', or with .mean()"
 DEPEND = "compute them from clf(x), without detach() or no_grad()"
+CHAIN = "compute it from clf.at(draw, x), without detach() or no_grad()"
 
 
 def shown(value: object) -> str:
@@ -61,9 +62,9 @@ def checked_scalars(owner: object, method: str, found: object) -> dict[str, Tens
     for name, value in found.items():
         if not isinstance(value, Tensor):
             raise wrong(owner, method, f"a scalar tensor as {name!r}", shown(value), KEEP)
-        if value.ndim:
-            raise wrong(owner, method, f"a scalar tensor as {name!r}", shown(value), MEAN)
-    return dict(found)
+        if value.numel() != 1:
+            raise wrong(owner, method, f"a scalar tensor as {name!r}", shown(value), "return its .mean()")
+    return {name: value.detach().reshape(()) for name, value in found.items()}
 
 
 def checked_loss(owner: object, found: object, count: int) -> tuple[Terms, Tensor]:
@@ -96,13 +97,18 @@ def checked_chain_loss(owner: object, found: object) -> tuple[Tensor, Tensor]:
     """
     remedy = "write: return loss, logits"
     loss, logits = _pair(owner, found, Tensor, "a scalar tensor, and logits", remedy)
-    if loss.ndim:
+    if loss.numel() != 1:
         raise wrong(owner, "loss", "a scalar tensor", shown(loss), MEAN)
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         raise wrong(owner, "loss", "logits of shape (images, classes)", shown(logits), remedy)
     if not loss.requires_grad:
-        raise wrong(owner, "loss", "a loss that depends on the weights", "a constant", DEPEND.replace("them", "it"))
+        raise constant_loss(owner)
     return loss, logits
+
+
+def constant_loss(owner: object) -> PluginError:
+    """Error of a chain whose loss does not depend on the chain's weights."""
+    return wrong(owner, "loss", "a loss that depends on the chain's weights", "a constant", CHAIN)
 
 
 def _pair(owner: object, found: object, first: type[Any], expected: str, remedy: str) -> tuple[Any, Any]:

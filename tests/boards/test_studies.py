@@ -111,6 +111,7 @@ def test_a_study_says_what_it_cuts(title: str, scale: str) -> None:
     assert study.parts.keys() <= whole.parts.keys()
     for name, spec in study.parts.items():
         replaced = (spec.dataset, spec.architecture) != (whole.parts[name].dataset, whole.parts[name].architecture)
+        assert replaced == (name in study.replaced)
         assert not replaced or spec.dataset.rpartition(":")[2] in study.cuts, "other data are named"
 
 
@@ -144,6 +145,8 @@ def test_a_number_agrees_where_the_ranges_meet(value: float, deviation: float, o
 def test_what_no_run_has_is_not_compared() -> None:
     bare = Published(None, "no such data", ("d", "a", "m", "c", "x"), 1.0, 0.1)
     assert _verdict(bare, Measured(), ONE) == ("not compared", "no such data")
+    replaced = ONE._replace(replaced=frozenset({"one"}))
+    assert _verdict(number(1.0, 0.1), Measured(1.0), replaced) == ("not compared", "other data or another network")
     elsewhere = number(1.0, 0.1, Cell("accuracy", "two", "erm"))
     assert _verdict(elsewhere, Measured(1.0), ONE) == ("not compared", "not part of scale paper")
 
@@ -152,25 +155,32 @@ def test_the_order_is_of_methods_that_the_paper_tells_apart() -> None:
     published = [
         number(v, 0.5, Cell("accuracy", "one", name)) for name, v in zip("abcd", (90, 80, 79.5, 70), strict=True)
     ]
-    own = dict(zip(published, map(Measured, (0.9, 0.7, 0.8, 0.75)), strict=True))
-    assert _order(own) == Order(4, 5), "b and c are not told apart; b and d are turned round"
+    own = dict(zip(published, map(Measured, (90.0, 70.0, 80.0, 75.0)), strict=True))
+    assert _order(own) == Order(4, 1, 5), "b and c are not told apart; b and d are turned round"
+    wide = {each: Measured(found.value, found.value - 9, found.value + 9) for each, found in own.items()}
+    assert _order(wide) == Order(2, 0, 5), "a and b, a and d differ by more than their intervals allow"
+    equal = dict.fromkeys(published, Measured(80.0)) | {published[0]: Measured(80.9)}
+    assert _order(equal) == Order(0, 0, 5), "no difference in the digits that the paper prints"
     other = number(50, 0.5, Cell("accuracy", "two", "a"))
-    assert _order({**own, other: Measured(0.0)}) == Order(4, 5), "another part is another comparison"
+    assert _order({**own, other: Measured(0.0)}) == Order(4, 1, 5), "another part is another comparison"
 
 
 @pytest.mark.parametrize(
     ("numbers", "claims", "order", "verdict"),
     [
-        (["agrees", "agrees"], [], Order(0, 1), "agrees"),
-        (["agrees", "differs"], [], Order(3, 3), "same order"),
-        (["agrees", "differs"], [], Order(2, 3), "differs"),
-        (["differs"], [], Order(0, 0), "differs"),
-        (["agrees", "missing"], [], Order(3, 3), "incomplete"),
-        (["agrees", "not compared"], ["agrees"], Order(3, 3), "agrees"),
-        (["agrees"], ["differs"], Order(3, 3), "differs"),
-        ([], ["agrees", "undecided"], Order(0, 0), "undecided"),
-        ([], ["agrees"], Order(0, 0), "agrees"),
-        ([], [], Order(0, 0), "incomplete"),
+        (["agrees", "agrees"], [], Order(0, 0, 1), "agrees"),
+        (["agrees", "differs"], [], Order(3, 0, 3), "same order"),
+        (["agrees", "differs"], [], Order(2, 1, 3), "differs"),
+        (["differs"], [], Order(0, 0, 0), "differs"),
+        (["agrees", "missing"], [], Order(3, 0, 3), "incomplete"),
+        (["agrees", "not compared"], ["agrees"], Order(3, 0, 3), "agrees"),
+        (["agrees"], ["differs"], Order(3, 0, 3), "differs"),
+        ([], ["agrees", "undecided"], Order(0, 0, 0), "undecided"),
+        ([], ["agrees"], Order(0, 0, 0), "agrees"),
+        ([], [], Order(0, 0, 0), "incomplete"),
+        (["agrees", "differs"], [], Order(2, 0, 3), "undecided"),
+        (["not compared"], [], Order(3, 0, 3), "same order"),
+        (["not compared"], ["agrees"], Order(0, 0, 0), "agrees"),
     ],
 )
 def test_the_verdict_of_an_item(numbers: list[str], claims: list[str], order: Order, verdict: str) -> None:
@@ -398,6 +408,9 @@ def test_a_damaged_study_is_named(toy: Path, tmp_path: Path, name: str, text: st
 def test_the_interval_of_a_difference_is_newcombes() -> None:
     one, other = (Measured(x / n, *wilson(x / n, n)) for x, n in ((56, 70), (48, 80)))
     assert _difference(one, other) == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5), "Newcombe 1998, Table II, (a)"
+    exact = _difference(one, Measured(0.6))
+    assert exact == pytest.approx((0.2, one.low - 0.6, one.high - 0.6)), "a number without an interval is exact"
+    assert all(map(math.isnan, _difference(Measured(0.8), Measured(0.6))[1:]))
 
 
 # The results of this project

@@ -87,8 +87,9 @@ LOSS = r"own.py, line 15, Mine.loss: expected {}"
                 ),
                 (
                     f"({CHAIN}).detach(), clf.at(draw, x))",
-                    "a loss that depends on the weights, got a constant; ",
+                    "a loss that depends on the chain's weights, got a constant; ",
                 ),
+                (f"({TERM}), clf(x))", r"a loss that depends on the chain's weights, got a constant; .*clf\.at"),
                 (f"({CHAIN}), None)", r"logits of shape \(images, classes\), got None; write: return loss, logits"),
             )
         ),
@@ -101,7 +102,10 @@ LOSS = r"own.py, line 15, Mine.loss: expected {}"
             for result, message in (
                 ("None", "scalars by name, got None; write: return"),
                 ("{'loss': 0.5}", r"a scalar tensor as 'loss', got an object of type float; .*\.item\(\)"),
-                ("{'loss': torch.ones(3)}", r"a scalar tensor as 'loss', got a tensor of shape \(3,\); .*\.mean\(\)"),
+                (
+                    "{'loss': torch.ones(3)}",
+                    r"a scalar tensor as 'loss', got .* shape \(3,\); return its \.mean\(\)",
+                ),
             )
         ),
         (
