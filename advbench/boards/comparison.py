@@ -118,17 +118,9 @@ class Comparison:
             own = row["note"] if math.isnan(row["own"]) else f"{row['own']:.{digits}f}"
             if not math.isnan(row["own_low"]):
                 own += f" [{row['own_low']:.{digits}f}, {row['own_high']:.{digits}f}]"
-            own_place = ", ".join(filter(None, (row["own_dataset"], row["own_architecture"])))
-            cells = [
-                row["part"],
-                own_place,
-                row["method"],
-                row["condition"],
-                row["metric"],
-                published,
-                own,
-                row["verdict"],
-            ]
+            run_on = ", ".join(filter(None, (row["own_dataset"], row["own_architecture"])))
+            named = {**row, "run on": run_on, "published": published, "own": own}
+            cells = [named[name] for name in headers]
             lines.append("| " + " | ".join(each.replace("|", "\\|") for each in cells) + " |")
         boards = ", ".join(f"[{name}]({name}/README.md)" for name in self.parts)
         lines += ["", f"The runs, as boards: {boards}.", "", LEGEND]

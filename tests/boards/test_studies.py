@@ -20,6 +20,7 @@ from helpers import install
 from scipy import stats
 
 import advbench
+from advbench.boards.board import read_board
 from advbench.boards.comparison import (
     COLUMNS,
     FOOLED,
@@ -32,6 +33,8 @@ from advbench.boards.comparison import (
     _order,
     _own,
     _verdict,
+    compare,
+    read_measured,
 )
 from advbench.boards.studies import Cell, Item, Published, Study, all_items, find_item, read_study
 from advbench.cli.app import main
@@ -151,12 +154,12 @@ def test_what_no_run_has_is_not_compared() -> None:
     assert _verdict(elsewhere, Measured(1.0), ONE) == ("not compared", "not part of scale paper")
 
 
-def test_the_order_is_of_methods_that_the_paper_tells_apart() -> None:
+def test_the_order_is_of_methods_that_the_paper_separates() -> None:
     published = [
         number(v, 0.5, Cell("accuracy", "one", name)) for name, v in zip("abcd", (90, 80, 79.5, 70), strict=True)
     ]
     own = dict(zip(published, map(Measured, (90.0, 70.0, 80.0, 75.0)), strict=True))
-    assert _order(own) == Order(4, 1, 5), "b and c are not told apart; b and d are turned round"
+    assert _order(own) == Order(4, 1, 5), "the paper does not separate b and c; b and d are reversed"
     wide = {each: Measured(found.value, found.value - 9, found.value + 9) for each, found in own.items()}
     assert _order(wide) == Order(2, 0, 5), "a and b, a and d differ by more than their intervals allow"
     equal = dict.fromkeys(published, Measured(80.0)) | {published[0]: Measured(80.9)}
@@ -329,6 +332,14 @@ def test_a_study_runs_and_is_compared(toy: Path, here: Path) -> None:
     assert "**differs** at scale `small`" in text, "the paper has bnn ahead of erm"
     assert "no such data" in text
     assert "Conclusions not supported at this scale: All." in text
+
+
+def test_a_claim_can_state_a_least_difference(here: Path) -> None:
+    study = read_study(find_item("toy/table1"), "small")
+    boards, measured = {"one": read_board(here / "one")}, read_measured(here / "measured.csv")
+    for by, verdict in ((0.0, "agrees"), (1.0, "differs")):
+        claims = tuple(claim.model_copy(update={"by": by}) for claim in study.claims)
+        assert compare(study._replace(claims=claims), boards, measured).table.verdict.iloc[-1] == verdict
 
 
 def test_its_boards_and_comparison_are_checked(here: Path, capsys: Capture) -> None:

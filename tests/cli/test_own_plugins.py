@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advbench.cli.app import main
 from advbench.errors import PluginError
 from advbench.registry import registry
 from advbench.testing import small_data, small_net
+from advbench.training import ErmLoss, TrainContext, TrainState
 
 QUICK = "--eps 0.1 --limit 20 --draws 2 --executor inline --device cpu --affinity none".split()
 DEFENSES = """
@@ -132,6 +134,25 @@ def test_what_a_method_returns_is_checked(
     mine = registry().load("defense", "own.py:Mine")(**({} if base == "Wrapper" else {"stages": 1, **chain}))
     with pytest.raises(PluginError, match=message):
         mine.fit(small_net(), small_data())
+
+
+def test_an_update_may_have_nothing_to_show() -> None:
+    class Quiet(ErmLoss):
+        def update(self, *args: Any) -> dict[str, Tensor]:
+            super().update(*args)
+            return {}
+
+    loud, quiet = (cls(stages=1).fit(small_net(), small_data()) for cls in (ErmLoss, Quiet))
+    assert all(map(torch.equal, loud.state_dict().values(), quiet.state_dict().values()))
+
+
+def test_what_finish_returns_is_checked_before_a_training_is_watched() -> None:
+    class Forgetful(ErmLoss):
+        def finish(self, state: TrainState) -> Any:
+            return None
+
+    with pytest.raises(PluginError, match=r"Forgetful.finish: expected a Classifier, got None"):
+        Forgetful(stages=1).fit(small_net(), small_data(), TrainContext(watch=lambda step, clf: None))
 
 
 def test_other_cells_go_on(capsys: pytest.CaptureFixture[str]) -> None:
