@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -94,7 +94,7 @@ def craft(
         budget: maximum number of forward passes per image, on average over a batch; the attack's effort is reduced to
             fit.
         batch_size: number of images that are attacked together and share their draws.
-        report: callback after each batch, with the number of images done.
+        report: callback with the number of images done; within a batch, as estimated from `Attack.cost`.
 
     Raises:
         InputError: images, labels, targets, threat or budget are invalid.
@@ -115,6 +115,7 @@ def craft(
         left = torch.arange(len(x), device=x.device) if earlier is None else _resistant(clf, found, goal, batch_size)
         done = len(x) - len(left)
         for batch, rows in enumerate(torch.split(left, batch_size) if len(left) else ()):
+            passes.watch = _within_batch(report, attack.cost(clf.stochastic), len(rows), done, len(x))
             crafted = _craft_batch(attack, clf, x[rows], goal[rows], threat, derive(seed, "attack", batch))
             if attack.minimal_norm and not nearest:
                 crafted = within(crafted, x[rows], threat, outward=clf.stochastic)
@@ -148,17 +149,19 @@ def craft_on_draws(
         seed: seed of the attack's random draws and noise.
         budget: maximum number of forward passes per image and draw.
         batch_size: number of images that are attacked together.
-        report: callback after each draw, with the number of draws done.
+        report: callback with the number of images of all draws done, as in `craft`.
 
     Returns:
         Images `(draws, count, channels, height, width)`; costs are per image and draw.
     """
     found = []
     for k, draw in enumerate(draws):
-        found.append(
-            craft(attack, draw, x, y, threat, seed=derive(seed, "draw", k), budget=budget, batch_size=batch_size)
-        )
-        report(Progress(k + 1, len(draws)))
+
+        def watch(progress: Progress, k: int = k) -> None:
+            report(Progress(k * progress.total + progress.step, len(draws) * progress.total))
+
+        how: dict[str, Any] = {"budget": budget, "batch_size": batch_size, "report": watch}
+        found.append(craft(attack, draw, x, y, threat, seed=derive(seed, "draw", k), **how))
     forward, backward, vanished = (
         sum(getattr(each, name) for each in found) / len(found)
         for name in ("forward_passes", "backward_passes", "vanished_gradients")
@@ -173,6 +176,25 @@ def _resistant(clf: Classifier, images: Tensor, goal: Goal, batch_size: int) -> 
     starts = range(0, len(images), batch_size)
     reached = [goal[s : s + batch_size].success(clf(images[s : s + batch_size])) for s in starts]
     return (~torch.cat(reached)).nonzero().squeeze(1)
+
+
+def _within_batch(
+    report: OnProgress, cost: int | None, rows: int, done: int, total: int
+) -> Callable[[int], None] | None:
+    """Watch of forward passes that reports progress within a batch, in images; None if the attack's cost is unknown."""
+    if not cost:
+        return None
+    passed, shown = 0, 0
+
+    def watch(forward: int) -> None:
+        nonlocal passed, shown
+        passed += forward
+        images = min(rows - 1, passed // cost)  # the batch is done once its examples are verified
+        if images > shown:
+            shown = images
+            report(Progress(done + images, total))
+
+    return watch
 
 
 def _craft_batch(attack: Attack, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, seed: int) -> Tensor:

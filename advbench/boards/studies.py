@@ -189,8 +189,8 @@ def read_study(item: Item, scale: Literal["small", "paper"] | str) -> Study:
         parts = {} if file.missing or not file.run else {"run": file.run}
         if file.parts and parts:
             parts = {name: merged(file.run, changes) for name, changes in file.parts.items()}
-        specs = {name: make_spec(_of_own(each, whole["run"])) for name, each in parts.items()}
         theirs = {name: merged(whole["run"], whole.get("parts", {}).get(name, {})) for name in parts}
+        specs = {name: make_spec(_of_own(each, whole["run"], theirs[name])) for name, each in parts.items()}
         published = tuple(_published(item.folder / "published.csv"))
     except (pydantic.ValidationError, ValueError, KeyError) as error:
         raise InputError(f"study {path}", expected="a valid study", got=str(error)) from error
@@ -208,10 +208,11 @@ def _smaller(whole: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
     return {**values, "gpu": changes.get("gpu", False), **({"parts": parts} if parts else {})}
 
 
-def _of_own(run: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, Any]:
-    """A run without settings of defenses and attacks that it does not use."""
+def _of_own(run: Mapping[str, Any], whole: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """A run without the paper's settings of defenses and attacks, or of a network, that it does not use."""
     used, named = ({*each.get("defenses", ()), *each.get("attacks", ())} for each in (run, whole))
-    return {**run, "set": {label: each for label, each in run.get("set", {}).items() if label not in named - used}}
+    unused = named - used | ({"arch"} if run.get("architecture") != theirs.get("architecture") else set())
+    return {**run, "set": {label: each for label, each in run.get("set", {}).items() if label not in unused}}
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -127,7 +127,7 @@ class Classifier(nn.Module):
         """
         outer = self._isolated
         before = self.passes, self._seed, self._drawn
-        self.passes, self._isolated = Passes(), True
+        self.passes, self._isolated = Passes(self.passes.watch if outer else None), True
         try:
             yield self.passes
         finally:
@@ -231,7 +231,7 @@ class Classifier(nn.Module):
             offset: position of the first image, if `x` is part of a longer sequence that is evaluated at this draw: all
                 images share its weights, and the noise inside the module is drawn afresh at each offset.
         """
-        self.passes.forward += len(x)
+        self.passes.note(len(x))
         watched = x.requires_grad and torch.is_grad_enabled()
         if watched:
             x = x.view_as(x)
@@ -308,8 +308,7 @@ class Classifier(nn.Module):
             slopes.append(slope)
         largest = total.abs().flatten(1).amax(1)  # 16 times faster than the L-inf norm of torch; keeps NaN
         self.passes.note_gradient(largest, logits, slopes, y)
-        self.passes.forward += samples * len(x)
-        self.passes.backward += samples * len(x)
+        self.passes.note(samples * len(x), samples * len(x))
         if tilt:
             total = total / weight
         elif samples > 1:
@@ -355,8 +354,7 @@ class Classifier(nn.Module):
         for draw, slope in zip(draws, slopes, strict=True):
             total = total + self._draw_gradient(draw, x, slope, _carried)[0]
         self.passes.note_gradient(total.abs().flatten(1).amax(1), list(logits), list(slopes), y)
-        self.passes.forward += len(draws) * len(x)
-        self.passes.backward += len(draws) * len(x)
+        self.passes.note(len(draws) * len(x), len(draws) * len(x))
         return Gradient(total, logits)
 
     def _draw_gradient(self, draw: Draw, x: Tensor, y: Tensor, loss: ExampleLoss) -> tuple[Tensor, Tensor, Tensor]:

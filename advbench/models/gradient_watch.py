@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -39,9 +39,11 @@ class Passes:
         forward: number of images passed forward through a net.
         backward: number of images passed backward, for a gradient.
         gradients: number of image gradients requested, each over all its draws.
+        watch: callback with the number of images of each forward pass, for progress reports; None for no reports.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, watch: Callable[[int], None] | None = None) -> None:
+        self.watch = watch
         self.forward = 0
         self.backward = 0
         self.gradients = 0
@@ -49,6 +51,13 @@ class Passes:
         self._finite: list[Tensor] = []
         self._pending: list[_Seen] = []
         self._elements = 0
+
+    def note(self, forward: int, backward: int = 0) -> None:
+        """Record numbers of images passed forward and backward."""
+        self.forward += forward
+        self.backward += backward
+        if self.watch is not None:
+            self.watch(forward)
 
     def note_finite(self, finite: Tensor) -> None:
         """Record whether logits or gradients were finite, `()`, bool."""

@@ -187,6 +187,33 @@ def test_draws_that_attack_never_judge(q: float, name: str) -> None:
     assert predictions.accuracy > 0.999
 
 
+@pytest.mark.parametrize(
+    ("name", "params"),
+    [
+        ("pgd", {"steps": 12}),
+        ("eot_pgd", {"steps": 6, "samples": 2}),
+        ("apgd", {"steps": 6}),
+        ("square", {"queries": 40}),
+        ("worst_case", {"attacks": ["pgd", "square"]}),
+        ("transfer", {"attack": "pgd", "params": {"steps": 6}}),
+    ],
+)
+@pytest.mark.parametrize("random", [False, True])
+def test_progress_within_a_batch_rises_to_all_images(name: str, params: dict[str, Any], random: bool) -> None:
+    net, seen = small_net().eval(), []
+    clf = advbench.Classifier(net, advbench.models.posterior.GaussianPosterior(net, std=0.1) if random else None)
+    attack = advbench.get_attack(name, **params)
+    with_report = advbench.craft(attack, clf, X, Y, LINF, batch_size=4, report=seen.append)
+    assert torch.equal(with_report.images, advbench.craft(attack, clf, X, Y, LINF, batch_size=4).images)
+    steps = [each.step for each in seen]
+    assert steps == sorted(steps)
+    assert {each.total for each in seen} == {6}
+    assert {4, 6} <= set(steps)
+    assert clf.passes.watch is None
+    if name in ("pgd", "eot_pgd"):  # whose cost is what they spend
+        assert steps == [1, 2, 3, 4, 5, 6]
+
+
 def test_attacking_and_judging_leave_the_sequence_of_draws_where_it_was() -> None:
     net = small_net().eval()
     clf = advbench.Classifier(net, advbench.models.posterior.GaussianPosterior(net, std=0.5)).requires_grad_(False)
