@@ -126,7 +126,16 @@ def unknown_name(kind: str, name: str, known: Iterable[str], *, remedy: str = ""
 
 
 # Messages of CUDA, its libraries and the CPU allocator for out-of-memory errors without a class of their own in torch.
-_NO_MEMORY = ("can't allocate memory", "out of memory", "STATUS_ALLOC_FAILED", "cudaErrorMemoryAllocation")
+# cuBLAS fails to initialise, and cuDNN has no engine left, also if their workspaces do not fit.
+_NO_MEMORY = (
+    "can't allocate memory",
+    "out of memory",
+    "STATUS_ALLOC_FAILED",
+    "ALLOCATION_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "unable to find an engine",
+    "cudaErrorMemoryAllocation",
+)
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +15,15 @@ from torch import Tensor
 
 from advbench.attacks.base import Attack, Threat
 from advbench.attacks.craft import Earlier, craft
+from advbench.audit.findings import Finding
+from advbench.audit.run import audit
+from advbench.audit.subject import Subject
 from advbench.errors import InputError
 from advbench.evaluation.evaluate import evaluate
+from advbench.grid.execution import Execution
+from advbench.grid.run import prepare
+from advbench.grid.spec import make_spec
+from advbench.grid.tasks import Runner
 from advbench.models.classifier import Classifier
 from advbench.models.noise import DropoutNoise
 from advbench.models.posterior import GaussianPosterior, SamplePosterior
@@ -175,3 +184,62 @@ def test_a_training_step_waits_only_when_it_reports() -> None:
     few, many = counted(1), counted(3)  # 12 and 36 steps
     assert many.waits == few.waits
     assert many.copies - few.copies == 2, "an epoch's order, once"
+
+
+def test_whole_tasks_store_on_the_device_what_they_store_on_the_cpu(tmp_path: Path) -> None:
+    """A run with history, attacks to convergence and on known draws, and other images; cheap checks are part of it."""
+    values = {
+        "defenses": ["bnn"],
+        "attacks": ["pgd", "known_draw"],
+        "ood": ["uniform"],
+        "eps": [0.1],
+        "limit": 8,
+        "draws": 3,
+        "history": "epoch",
+        "converge": 2,
+        "set": {"bnn": {"stages": [1]}},
+    }
+    plan = prepare(make_spec(values))
+    results: list[list[dict[str, Any]]] = []
+    for device in ("cpu", DEVICE):
+        execution = Execution(str(tmp_path / device[:3]), device="cpu", executor="inline")
+        runtime = execution.runtime("digits", 1, ["uniform"])
+        resources = dataclasses.replace(runtime.resources, device=device)
+        with pretended():
+            runner = Runner(dataclasses.replace(runtime, resources=resources, kind=torch.device(device).type))
+            found = [runner.run(task)["result"] for task in plan.tasks.values()]
+        for attack in filter(None, (result.get("attack") for result in found)):
+            del attack["seconds"]
+        results.append(found)
+    assert len(results[0]) == len(plan.tasks) == 7
+    assert results[0] == results[1]
+
+
+def test_the_source_of_an_audits_transfer_attacks_is_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("advbench.audit.run.PLAIN_EPOCHS", (1,))
+    seen: list[Tensor] = []
+
+    def applied(subject: Subject) -> Iterator[Finding]:
+        assert subject.plain is not None
+        seen.append(subject.plain(subject.x))
+        return iter(())
+
+    monkeypatch.setattr("advbench.audit.run._all", applied)
+    with pretended():
+        x, y = small_data().to(DEVICE).batch(slice(6))
+        audit(classifier("gaussian", DEVICE), x, y, Threat("linf", 0.1), train=small_data().to(DEVICE))
+    assert [str(logits.device) for logits in seen] == [DEVICE]
+
+
+@pytest.mark.slow
+def test_an_audit_finds_on_the_device_what_it_finds_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("advbench.audit.run.PLAIN_EPOCHS", (1,))
+    found = []
+    for device in ("cpu", DEVICE):
+        with pretended():
+            x, y = small_data().to(device).batch(slice(6))
+            other = small_data().to(device)
+            clf = classifier("gaussian", device)
+            report = audit(clf, x, y, Threat("linf", 0.1), train=small_data().to(device), other=other)
+        found.append([(each.check, each.verdict) for each in report.findings])
+    assert found[0] == found[1]

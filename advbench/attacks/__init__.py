@@ -40,6 +40,7 @@ from advbench.attacks.selection import exact as exact
 from advbench.attacks.selection import likeliest as likeliest
 from advbench.attacks.shorten import SHORTENING as SHORTENING
 from advbench.attacks.shorten import shorten as shorten
+from advbench.attacks.shorten import shortened as shortened
 from advbench.keys import derive as derive
 from advbench.registry.params import Field as Field
 from advbench.registry.params import Paper as Paper

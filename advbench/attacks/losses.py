@@ -29,11 +29,12 @@ def _cross_entropy_slope(logits: Tensor, y: Tensor) -> Tensor:
 
 
 cross_entropy = SlopedLoss(_cross_entropy, _cross_entropy_slope)
-"""Cross-entropy of each image, `(batch,)`, in nats, with a gradient that is accurate at any confidence.
+"""Cross-entropy of each image, `(batch,)`, in nats, with a gradient that is accurate at high confidence.
 
 The usual gradient at the label, softmax - 1, rounds to 0 in float32 once the label leads by 17 nats, and the rest of
 the gradient no longer points away from the label: a confident net looks robust. Here the gradient at the label is minus
-the sum of the others.
+the sum of the others. It vanishes once their probabilities underflow, at a lead of about 100 nats in float32; the
+losses `margin` and `dlr` have no such limit.
 """
 
 
@@ -57,7 +58,7 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
         return margin(logits, y)
     ordered = logits.sort(dim=1, descending=True).values
     spread = ordered[:, 0] - ordered[:, 2]
-    return margin(logits, y) / spread.clamp_min(1e-12)
+    return margin(logits, y) / spread.clamp_min(_least(spread))
 
 
 targeted_cross_entropy = SlopedLoss(
@@ -83,7 +84,13 @@ def targeted_dlr(logits: Tensor, rows: Tensor) -> Tensor:
     if logits.shape[1] < 3:
         return difference
     ordered = logits.sort(dim=1, descending=True).values
-    return difference / (ordered[:, 0] - ordered[:, 2:4].mean(1)).clamp_min(1e-12)
+    spread = ordered[:, 0] - ordered[:, 2:4].mean(1)
+    return difference / spread.clamp_min(_least(spread))
+
+
+def _least(spread: Tensor) -> float:
+    """Smallest denominator of a ratio of logits, above 0 in any dtype."""
+    return max(1e-12, torch.finfo(spread.dtype).tiny)
 
 
 LOSSES: dict[LossName, ExampleLoss] = {"ce": cross_entropy, "margin": margin, "dlr": dlr}

@@ -76,7 +76,7 @@ def audit(
     x, y = x[:LARGEST].detach(), y[:LARGEST]
     clf, oddities = _opened(model, x, threat, seed)
     check_labels(y, len(x), None, "labels to audit")
-    plain = None if quick or train is None else _plain_net(train, seed)
+    plain = None if quick or train is None else _plain_net(train, seed).to(x.device)
     held_out = None if other is None else other.batch(slice(LARGEST))
     known = {cell.attack for cell in cells}
     subject = Subject(

@@ -114,7 +114,7 @@ def _audits(plan: "Plan", execution: "Execution", store: "Store", surrogate: str
             continue
         name = f"{label}, seed {seed}"
         complain(f"note: auditing {name}")
-        with devices.numerics(spec.threads):
+        with devices.numerics(spec.threads, device):
             clf = runner.classifier(key)
             yield audited(
                 clf,

@@ -13,7 +13,8 @@ import pydantic
 from tabulate import tabulate
 
 from advbench.data.datasets import data_folder
-from advbench.errors import AdvbenchError, MissingExtraError
+from advbench.errors import AdvbenchError, InputError, MissingExtraError
+from advbench.grid.devices import look
 from advbench.grid.estimates import measured
 from advbench.grid.plan import Plan
 from advbench.grid.queue import longest_chain
@@ -151,15 +152,16 @@ def _type_name(kind: Any) -> str:
 
 def doctor_lines(store: str, data_root: str | None) -> Iterator[tuple[bool, str]]:
     """Check an installation; yield for each check whether it passed, and a line of results."""
-    import torch
-
     cores = f"{os.cpu_count()} CPU cores"
     yield True, f"Python {platform.python_version()} on {platform.system()} {platform.machine()}, {cores}"
     for name in LIBRARIES:
         found = _version(name)
         yield bool(found), f"{name} {found}" if found else f"{name} is not installed; pip install {name}"
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    yield True, f"GPUs: {', '.join(gpus) if gpus else 'none; tasks run on the CPU'}"
+    try:
+        gpus = [device.kind for device in look() if device.is_gpu]
+        yield True, f"GPUs: {', '.join(gpus) if gpus else 'none; tasks run on the CPU'}"
+    except InputError as error:
+        yield False, str(error)
     plugins = registry()
     yield True, f"plugins: {', '.join(f'{len(list(plugins.entries(kind)))} {kind}s' for kind in KINDS)}"
     for problem in (*plugins.problems, *plugins.duplicates()):

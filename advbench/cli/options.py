@@ -202,6 +202,10 @@ def make_spec(file: Path | None, **options: Any) -> RunSpec:
     return narrowed(spec, validated({**values, **whole}), plugins, kept, importing=True) if plugins else spec
 
 
+def _make_converging_spec(file: Path | None, **options: Any) -> RunSpec:
+    return make_spec(file, **{**options, "converge": True})
+
+
 def _stored_files(values: dict[str, Any], file: Path | None, *, run: bool | None) -> Kept | None:
     """Description of the files stored next to the spec of a board, if it names any; with `run`, they may be imported.
 
@@ -261,4 +265,5 @@ def integers(values: Names, option: str = "--seeds") -> list[int]:
 
 # Decorators of commands with a parameter `spec` or `execution`.
 takes_spec = functools.partial(expanded, "spec", SPEC_OPTIONS, make_spec)
+takes_converging_spec = functools.partial(expanded, "spec", SPEC_OPTIONS, _make_converging_spec)
 takes_execution = functools.partial(expanded, "execution", EXECUTION_OPTIONS, _make_execution)

@@ -10,6 +10,7 @@ import typer
 
 from advbench.cli.options import (
     DEFAULT_OUT,
+    takes_converging_spec,
     takes_execution,
     takes_spec,
 )
@@ -143,7 +144,7 @@ def plan(
         say(line)
 
 
-@takes_spec
+@takes_converging_spec
 @takes_execution
 def curve(
     spec: "RunSpec",

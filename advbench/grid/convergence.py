@@ -95,7 +95,8 @@ def axes(attack: Attack, *, random: bool = True) -> tuple[str, ...]:
     if attack.parts:
         return (EFFORT,) if any(axes(part) for part in attack.parts.values()) else ()
     names = [attack.effort or "steps", *(["samples"] if random else []), "restarts"]
-    return tuple(name for name in names if name in type(attack).Params.model_fields)
+    values = attack.params.model_dump()
+    return tuple(name for name in names if type(values.get(name)) is int)
 
 
 def stronger(attack: Attack, factors: Mapping[str, int]) -> Attack:
@@ -188,7 +189,7 @@ class _Search:
         """Run the search, resuming from a checkpoint if there is one."""
         random = not isinstance(self.model, Classifier) or self.model.stochastic
         along = axes(self.attack, random=random)
-        if not along:
+        if not axes(self.attack):
             expected = "an attack with a number of steps, samples or restarts"
             raise InputError(f"attack {type(self.attack).__name__} with --converge", expected=expected)
         self._load()
@@ -207,7 +208,8 @@ class _Search:
             last, small = here, 0
             while small < TWICE:
                 after = {**last, axis: 2 * last[axis]}
-                if after[axis] > self.rule.limit or math.prod(after.values()) > self.rule.passes:
+                over = after[axis] > self.rule.limit or math.prod(after.values()) > self.rule.passes
+                if over or not self._allowed(after):
                     unconverged.append(axis)
                     here = last
                     break
@@ -222,6 +224,14 @@ class _Search:
         best = self._known(here).crafted
         crafted = replace(best, forward_passes=passes[0], backward_passes=passes[1])
         return Converged(crafted, self._settings(here), tuple(self.path), control, tuple(unconverged))
+
+    def _allowed(self, factors: Factors) -> bool:
+        """False if a hyperparameter would exceed a bound of its own."""
+        try:
+            stronger(self.attack, factors)
+        except InputError:
+            return False
+        return True
 
     def _ahead(self, factors: Factors, doublings: int) -> int:
         """Expected passes of several doublings of an axis within the rule, in units of the first setting's."""

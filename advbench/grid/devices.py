@@ -9,7 +9,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ HEADROOM = 1.1  # factor on a measured peak
 CONTEXT = 600 * 2**20  # bytes; memory of a process on a GPU in addition to its tensors
 GPU_WORKERS = 4  # default maximum per GPU: each worker has a CUDA context and keeps nets
 PROBE_TIME = 120.0  # seconds; time limit of the process that queries the devices
+DRIVER = Path("/sys/module/nvidia/version")
+FIRST_GPU = Path("/dev/nvidia0")
 _UNSTEADY = re.compile(r"(\S+) does not have a deterministic implementation")
 # Runs in a separate process, so that no CUDA context remains: a GPU may be restricted to one process.
 _PROBE = """
@@ -55,13 +57,22 @@ class Device:
         return self.name.startswith("cuda")
 
 
+def indexed(name: str) -> str:
+    """Name of a device with its index: the first GPU for `cuda`."""
+    return "cuda:0" if name == "cuda" else name
+
+
 def look(names: Sequence[str] | None = None) -> list[Device]:
     """Return the devices with given names; by default all GPUs, or the CPU if there is none.
 
     Raises:
-        InputError: torch cannot use one of them.
+        InputError: torch cannot use one of them, or by default the GPUs of this machine.
     """
-    wanted = list(names or [f"cuda:{index}" for index in range(torch.cuda.device_count())] or [CPU])
+    wanted = list(map(indexed, names or ())) or [f"cuda:{index}" for index in range(torch.cuda.device_count())] or [CPU]
+    if not names and wanted == [CPU] and FIRST_GPU.exists() and "CUDA_VISIBLE_DEVICES" not in os.environ:
+        expected = "a torch and a driver that can use the GPUs of this machine"
+        got = f"torch {torch.__version__} without a GPU"
+        raise InputError("--device", expected=expected, got=got, remedy="use --device cpu for the CPU")
     memory = int(psutil.virtual_memory().total)
     if set(wanted) == {CPU}:
         return [Device(CPU, CPU, memory)] * len(wanted)
@@ -95,6 +106,16 @@ def enter(device: str) -> None:
         torch.cuda.set_device(device)
 
 
+def responds(device: str) -> bool:
+    """False if a device is lost to this process: after some errors, CUDA refuses everything."""
+    if torch.device(device).type == "cuda":
+        try:
+            torch.cuda.synchronize(device)
+        except RuntimeError:
+            return False
+    return True
+
+
 def kind_of(device: str) -> str:
     """Kind of a device that this process has entered."""
     kind = torch.device(device).type
@@ -105,17 +126,17 @@ def versions_of(device: str) -> dict[str, str]:
     """Versions of libraries that compute on a device, in addition to torch."""
     if torch.device(device).type != "cuda":
         return {}
-    driver = getattr(torch._C, "_cuda_getDriverVersion", lambda: "unknown")()
+    driver = DRIVER.read_text().strip() if DRIVER.is_file() else "unknown"
     cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
-    return {"cuda": str(torch.version.cuda), "cudnn": str(cudnn), "driver": str(driver)}
+    return {"cuda": str(torch.version.cuda), "cudnn": str(cudnn), "driver": driver}
 
 
 @contextmanager
-def numerics(threads: int) -> Iterator[None]:
+def numerics(threads: int, device: str = CPU) -> Iterator[None]:
     """Context with a fixed number of threads, deterministic kernels, full float32 and torch's defaults.
 
     Previous settings are restored afterwards. TensorFloat-32 has a 10-bit mantissa and is torch's default for
-    convolutions.
+    convolutions. Fused kernels of attention have gradients that differ from run to run on GPUs.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     cudnn: Any = torch.backends.cudnn
@@ -129,7 +150,7 @@ def numerics(threads: int) -> Iterator[None]:
     deterministic.fill_uninitialized_memory = False  # a debugging aid of the mode that costs a kernel per tensor
     cudnn.benchmark, cudnn.deterministic = False, True
     try:
-        with _full_float32():
+        with _full_float32(), _plain_attention() if torch.device(device).type == "cuda" else nullcontext():
             yield
     finally:
         torch.set_grad_enabled(before[0])
@@ -170,6 +191,20 @@ def _full_float32() -> Iterator[None]:
         if older is not None:
             torch.set_float32_matmul_precision(older[0])
             backends.cudnn.allow_tf32 = older[1]
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    cuda: Any = torch.backends.cuda
+    fused = [name for name in ("flash", "mem_efficient", "cudnn") if hasattr(cuda, f"enable_{name}_sdp")]
+    before = {name: getattr(cuda, f"{name}_sdp_enabled")() for name in fused}
+    for name in fused:
+        getattr(cuda, f"enable_{name}_sdp")(False)
+    try:
+        yield
+    finally:
+        for name, enabled in before.items():
+            getattr(cuda, f"enable_{name}_sdp")(enabled)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from advbench.errors import InputError
-from advbench.grid.devices import Device, look
+from advbench.grid.devices import Device, indexed, look
 from advbench.grid.executors import Executor
 from advbench.grid.inputs import CPU
 from advbench.grid.spec import RunSpec
@@ -154,10 +154,12 @@ class Execution:
         several = self.executor == "local"
         names = None
         if self.device is not None:
-            names = [name.strip() for name in self.device.split(",") if name.strip()] or [self.device]
+            names = [indexed(name.strip()) for name in self.device.split(",") if name.strip()] or [self.device]
             if len(set(names)) != len(names) or (len(names) > 1 and not several):
                 expected = "each device once" if several else "one device, or --executor local"
                 raise InputError("--device", expected=expected, got=repr(self.device))
+        if self.executor == "ray" and names not in (None, [CPU], ["cuda:0"]):
+            raise InputError("--device", expected="cpu or cuda, because Ray assigns GPUs", got=repr(self.device))
         if self.executor == "ray" and self.address is not None and names is None:
             from advbench.grid.executors.ray import look_at_cluster
 

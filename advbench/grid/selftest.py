@@ -1,12 +1,14 @@
-"""Self-test of a GPU with short runs of all trainings and attacks."""
+"""Self-test of a GPU with short runs of all trainings and attacks, workers that share it, and memory that runs out."""
 
 from __future__ import annotations
 
+import functools
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -18,8 +20,14 @@ from advbench.attacks.base import Threat
 from advbench.attacks.craft import craft
 from advbench.data.base import Data
 from advbench.data.datasets import load_dataset
-from advbench.errors import InputError, MissingExtraError, ModelWarning
+from advbench.errors import InputError, MissingExtraError, ModelWarning, out_of_memory
 from advbench.grid import devices
+from advbench.grid.execution import Execution
+from advbench.grid.plan import Plan
+from advbench.grid.run import carry_out, prepare
+from advbench.grid.scheduler import outstanding
+from advbench.grid.spec import make_spec
+from advbench.grid.tasks import Runner
 from advbench.models.classifier import Classifier
 from advbench.models.nets import build
 from advbench.models.posterior import GaussianPosterior
@@ -43,6 +51,9 @@ SHORT: dict[str, Any] = {
     "critic_steps": 2,
     "search_steps": 2,
     "queries": 20,
+    "restarts": 1,
+    "targets": 2,
+    "attacks": ("apgd", "square"),
     "init_from": None,
 }
 ROUNDING = 1e-5  # maximum relative error of a product in full float32, exceeded by TensorFloat-32
@@ -63,10 +74,12 @@ def selftest(device: str) -> Iterator[Check]:
     (found,) = devices.look([device])
     if not found.is_gpu:
         raise InputError("--device", expected="a GPU, such as cuda:0", got=repr(device))
+    device = found.name
+    yield _guarded("four workers", lambda: _packing(device))  # while this process has no memory on the GPU
     devices.enter(device)
     about = " ".join(f"{name} {version}" for name, version in devices.versions_of(device).items())
     yield True, f"device: {found.kind}, {found.memory / 2**30:.1f} GiB, {about}"
-    with devices.numerics(1), warnings.catch_warnings():
+    with devices.numerics(1, device), warnings.catch_warnings():
         warnings.simplefilter("ignore", ModelWarning)
         yield _guarded("float32", lambda: _float32(device))
         yield _guarded("pixels", lambda: _pixels(device))
@@ -74,6 +87,7 @@ def selftest(device: str) -> Iterator[Check]:
         for kind, check in (("defense", _training), ("attack", _attack)):
             for name in _usable(kind):  # type: ignore[arg-type]
                 yield _guarded(f"{kind} {name}", lambda check=check, name=name: check(name, device))  # type: ignore[misc]
+        yield _guarded("out of memory", lambda: _out_of_memory(device))
 
 
 def _guarded(title: str, check: Callable[[], Check]) -> Check:
@@ -141,6 +155,64 @@ def _memory(device: str) -> Check:
     del block
     measured = (devices.peak(device) or 0) - before
     return size <= measured <= 1.1 * size, f"{measured / 2**20:.0f} MiB measured of {size / 2**20:.0f} MiB taken"
+
+
+def _planned(device: str, defenses: Sequence[str], **values: Any) -> Plan:
+    """A run on digits with an epoch per training and FGSM."""
+    stages = {name: {"stages": [1]} for name in defenses}
+    spec = make_spec({"defenses": list(defenses), "attacks": ["fgsm"], "affinity": [], "set": stages, **values})
+    return prepare(Execution(".", device=device).placed(spec))
+
+
+def _out_of_memory(device: str) -> Check:
+    """Craft in parts where a whole batch does not fit, and compare the examples."""
+    total = devices.total(device)
+    try:
+        torch.empty(2 * total, dtype=torch.uint8, device=device)
+    except Exception as error:
+        if not out_of_memory(error):
+            return False, f"not recognised: {type(error).__name__}: {str(error).splitlines()[0]}"
+    with TemporaryDirectory(prefix="advbench-selftest-") as folder:
+        runner = Runner(Execution(folder, executor="inline", device=device).runtime("digits", 1))
+        train, craft = (task for task in _planned(device, ["erm"]).tasks.values() if task.kind in ("train", "craft"))
+        runner.run(train)
+        whole = runner.run(craft)
+        runner.forget()
+        room = torch.cuda.memory_reserved(device) + 2**21
+        torch.cuda.set_per_process_memory_fraction(min(1.0, room / total), device)
+        try:
+            parts = runner.run(craft)
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0, device)
+    if parts["ran"]["chunk"] is None:
+        return False, "2 MiB were enough for a whole batch"
+    examples = "the same" if whole["artifact"] == parts["artifact"] else "other"
+    return whole["result"] == parts["result"], f"{examples} examples in parts of {parts['ran']['chunk']} images"
+
+
+def _packing(device: str) -> Check:
+    """Run four trainings with one worker, and with four at a time; compare what they store."""
+    artifacts: list[dict[str, Any]] = []
+    processes, seconds = set(), []
+    for workers in (1, 4):
+        with TemporaryDirectory(prefix="advbench-selftest-") as folder:
+            execution = Execution(folder, device=device, workers=workers)
+            # The first run measures what tasks take, by which those of the second are packed.
+            for names in (["erm@a", "bnn@a"], ["erm@a", "erm@b", "bnn@a", "bnn@b"]):
+                plan, store, started = _planned(device, names, limit=64), execution.open_store(), time.perf_counter()
+                runtime = execution.runtime("digits", 1)
+                start = functools.partial(execution.start, runtime)
+                outcome = carry_out(plan, outstanding(plan, store), store, start, lambda *_, **__: None)
+                if outcome.failed:
+                    return False, f"{workers} workers: {next(iter(outcome.failed.values()))}"
+            seconds.append(time.perf_counter() - started)
+            records = {key: store.read_record(key) for key in plan.tasks}
+        found = {key: record for key, record in records.items() if record}
+        artifacts.append({key: record["artifact"] for key, record in found.items()})
+        processes |= {record["ran"]["pid"] for record in found.values()} if workers > 1 else set()
+    same = artifacts[0] == artifacts[1] != {}
+    told = f"{len(processes)} processes took {seconds[1] / seconds[0]:.2f} of the time of one"
+    return same and len(processes) > 1, f"{told}, {'the same' if same else 'other'} artifacts"
 
 
 def _training(name: str, device: str) -> Check:

@@ -105,11 +105,11 @@ class Runner:
         self._classifiers: OrderedDict[str, Classifier] = OrderedDict()  # least recently used first
         self._images = functools.lru_cache(maxsize=1)(self._load_images)
 
-    def run(self, task: Task, on_progress: OnProgress = lambda _: None) -> Record:
+    def run(self, task: Task, on_progress: OnProgress = lambda _: None, *, shared: bool = False) -> Record:
         """Run a task whose inputs exist; store its artifact and record; return the record.
 
         Prints of the task go to standard error. If memory runs out, the task is repeated with half the chunk size, down
-        to one image.
+        to one image; a training, which amplifies rounding, only if its device is not `shared` with others.
 
         Raises:
             GoneError: an input is missing from the store.
@@ -130,11 +130,11 @@ class Runner:
         slot = self._slot = _StoreSlot(self.store, task.key)
         devices.reset_peak(device)
         with (
-            devices.numerics(self.runtime.resources.threads),
+            devices.numerics(self.runtime.resources.threads, device),
             devices.unsteady_kernels() as unsteady,
             redirect_stdout(sys.stderr),
         ):
-            result, artifact = self._in_chunks(task, on_progress)
+            result, artifact = self._in_chunks(task, on_progress, shared=shared)
         if here != CPU:  # results may differ if their inputs may differ
             needed = [self._record(key)["result"] for key in task.needs]
             unsteady |= {name for each in needed for name in each.get("nondeterministic", ())}
@@ -164,16 +164,17 @@ class Runner:
             self.store.drop_partial(task.key)
         return record
 
-    def _in_chunks(self, task: Task, on_progress: OnProgress) -> Result:
+    def _in_chunks(self, task: Task, on_progress: OnProgress, *, shared: bool) -> Result:
         resources, inputs = self.runtime.resources, task.inputs
-        first: int | None
-        if isinstance(inputs, TrainInputs):  # amplifies rounding, so it is split only if memory runs out
-            first, largest = None, (inputs.defense.params or {}).get("batch_size", 256)
+        if isinstance(inputs, TrainInputs):
+            largest = (inputs.defense.params or {}).get("batch_size", 256)
+            chunks = iter([None]) if shared else devices.halvings(None, largest)
         else:
-            first, largest = resources.chunk, inputs.batch_size
+            largest = inputs.batch_size
+            chunks = devices.halvings(resources.chunk, largest)
         tried: list[str] = []
         reason = ""
-        for chunk in devices.halvings(first, largest):
+        for chunk in chunks:
             self._resources = replace(resources, chunk=chunk)
             try:
                 return self._work(task, on_progress)
@@ -182,13 +183,17 @@ class Runner:
                     raise
                 reason = str(error).partition("\n")[0] or type(error).__name__
             tried.append(str(chunk or largest))
-            self._classifiers.clear()
-            self._images.cache_clear()
-            devices.reset_peak(resources.device)
+            self.forget()
         raise OutOfMemoryError(
             f"memory of {resources.device} ran out with {', '.join(tried)} images at once ({reason})",
             remedy="use a smaller net or batch size, or a device with more memory",
         )
+
+    def forget(self) -> None:
+        """Free the memory of cached classifiers and images."""
+        self._classifiers.clear()
+        self._images.cache_clear()
+        devices.reset_peak(self.runtime.resources.device)
 
     def _check_versions(self, task: Task) -> None:
         """Refuse mixed versions: a key must mean the same code on every machine."""

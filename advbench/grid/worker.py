@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from contextlib import suppress
+from dataclasses import replace
 from multiprocessing.connection import Connection
 
 MOVES = 0.2  # minimum seconds between two progress events of a task
@@ -24,13 +25,20 @@ def work(descriptor: int) -> None:
     threading.Thread(target=_die_with_the_driver, args=(line,), daemon=True).start()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True, errors="replace")  # type: ignore[union-attr]
+    from advbench.grid.devices import responds
     from advbench.grid.executors import attempt
     from advbench.grid.tasks import Runner
 
     with suppress(EOFError, BrokenPipeError):
-        runner = Runner(line.recv())
+        runtime = line.recv()
+        runner = Runner(runtime)
         while True:
-            line.send(attempt(runner, line.recv(), line.send, MOVES))
+            task, shared = line.recv()
+            ended = attempt(runner, task, line.send, MOVES, shared=shared)
+            last = ended.failure is not None and not responds(runtime.resources.device)
+            line.send(replace(ended, last=last))
+            if last:
+                return
 
 
 def _die_with_the_driver(line: Connection) -> None:

@@ -450,7 +450,7 @@ class Grey(nn.Module):
         """Map images `(batch, channels, height, width)` to `(batch, 1, height, width)`."""
         if x.shape[1] == 1:
             return x
-        return (x * x.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
+        return 0.299 * x[:, :1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:]
 
 
 def stn(

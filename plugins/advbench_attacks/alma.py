@@ -194,7 +194,7 @@ def _violation(logits: Tensor, rows: Tensor) -> Tensor:
     if logits.shape[1] < 3:
         return lack
     spread = ordered[:, 0] - (ordered[:, 2] if rows.ndim == 1 else ordered[:, 2:4].mean(1))
-    return lack / spread.clamp_min(TINY)
+    return lack / spread.clamp_min(max(TINY, torch.finfo(spread.dtype).tiny))
 
 
 def _slope(violation: Tensor, penalty: Tensor, multiplier: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ class FAB(Attack):
     of its later points: the nearest point would be selected by chance.
     """
 
-    version = "2"
+    version = "3"
     paper = Paper(
         title="Minimally Distorted Adversarial Examples with a Fast Adaptive Boundary Attack",
         authors="Croce, Hein",
@@ -132,8 +132,8 @@ class FAB(Attack):
                 start = self._random_start(x, nearest, threat.norm, generator) if restart else x
                 points, distances = self._search(clf, kept, rows, x[rows], aim[rows], start[rows], threat.norm)
                 if clf.stochastic:
-                    points = attacks.shorten(comparing, x, points)
-                    distances = _length(points - x, threat.norm)
+                    points, fools = attacks.shortened(comparing, x[rows], points, rows=rows)
+                    distances = torch.where(fools, _length(points - x[rows], threat.norm), torch.inf)
                 better = distances < nearest[rows]
                 found[rows] = torch.where(per_image(better, points), points, found[rows])
                 nearest[rows] = torch.where(better, distances, nearest[rows])

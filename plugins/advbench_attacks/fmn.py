@@ -122,4 +122,5 @@ def _at_radius(delta: Tensor, radius: Tensor, norm: Norm) -> Tensor:
     limit = per_image(radius, delta)
     if norm == "linf":
         return delta.clamp(-limit, limit)
-    return delta * (limit / per_image(_norms(delta, "l2"), delta).clamp_min(torch.finfo(delta.dtype).tiny))
+    scaled = delta * (limit / per_image(_norms(delta, "l2"), delta).clamp_min(torch.finfo(delta.dtype).tiny))
+    return torch.where(delta == 0, delta, scaled)  # where the ratio overflows, too

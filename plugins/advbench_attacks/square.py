@@ -25,10 +25,11 @@ class Square(Attack):
     square sizes is stretched over all queries, as in the paper; in l2 it is that for 10,000 queries, as in AutoAttack:
     at 1,000 queries each is by far the stronger choice in its norm. Masked gradients do not affect it: an image that it
     breaks and a gradient attack does not was never robust. On a random classifier a point and its change are compared
-    at the same draw, fresh for each query.
+    at the same draw, fresh for each query. On a deterministic one, an image is finished once it reaches its goal, if
+    early stopping is allowed, as in the paper.
     """
 
-    version = "2"
+    version = "3"
     paper = Paper(
         title="Square Attack: A Query-efficient Black-box Adversarial Attack via Random Search",
         authors="Andriushchenko, Croce, Flammarion, Hein",
@@ -51,6 +52,7 @@ class Square(Attack):
 
     gradients = False
     targeted = True
+    stops_early = True
     effort = "queries"
     params: Params
 
@@ -60,7 +62,7 @@ class Square(Attack):
 
     @torch.no_grad()
     def run(self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator) -> Tensor:
-        """Run the search; on a deterministic classifier, stop for misclassified images."""
+        """Run the search."""
         if x.ndim != 4:
             expected = "shape (count, channels, height, width)"
             raise InputError("images given to Square", expected=expected, got=tuple(x.shape))
@@ -68,14 +70,18 @@ class Square(Attack):
         found = x.clone()
         margins = goal.margin(clf(x))
         left = torch.arange(len(x), device=x.device)
-        if not clf.stochastic:
+        stops = goal.stop_early and not clf.stochastic
+        if stops:
             left = (margins <= 0).nonzero().squeeze(1)
         if len(left) == 0:
             return found
-        candidate = _start(x, threat, random)[left]
-        best, best_margin = candidate, goal[left].margin(clf(candidate))
+        best = _start(x, threat, random)[left]
+        best_margin = goal[left].margin(clf(best))
+        if not clf.stochastic and not stops:  # misclassified images may be better without the start
+            best = torch.where(per_image(margins > best_margin.clamp_min(0), x), x, best)
+            best_margin = torch.where(margins > best_margin.clamp_min(0), margins, best_margin)
         for query in range(1, self.params.queries):
-            if not clf.stochastic:
+            if stops:
                 found[left] = best
                 open_ = (best_margin <= 0).nonzero().squeeze(1)
                 left, best, best_margin = left[open_], best[open_], best_margin[open_]

@@ -47,7 +47,7 @@ class WorstCase(Attack):
     warning.
     """
 
-    version = "3"
+    version = "4"
 
     class Params(attacks.Params):
         """Hyperparameters of the worst case."""
@@ -153,6 +153,8 @@ def _broken(clf: Classifier, kept: Kept, rows: Tensor, goal: Goal) -> Tensor:
         return broken
     hopeful = broken.nonzero().squeeze(1)
     images = kept.images[rows][hopeful]
-    logits = torch.stack([clf.at(clf.draw(), images) for _ in range(CONFIRMING)])
+    # All members, where they are few; otherwise independent draws: `fresh_seeds` would give antithetic pairs.
+    seeds = clf.fresh_seeds(CONFIRMING) if exact(clf, CONFIRMING) else [None] * CONFIRMING
+    logits = torch.stack([clf.at(draw, images) for draw in map(clf.draw, seeds)])
     broken[hopeful] = attacks.certainly_reached(clf, goal[hopeful], logits)
     return broken

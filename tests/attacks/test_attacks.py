@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from advbench_attacks.worst_case import _broken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
@@ -602,6 +603,36 @@ def test_only_confirmed_images_of_a_random_classifier_are_left_alone(offset: flo
     else:
         never_left_alone = 50 + 1 + 50 + 4 + 50  # and confirmations, which only images get that look broken
         assert crafted.forward_passes >= never_left_alone * (1 - most / 40)
+
+
+def test_few_members_are_confirmed_by_all_of_them_whatever_the_draws_of_the_selection() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval()
+    weights = torch.zeros(15, 10)
+    weights[:, 8] = torch.where(torch.arange(15) < 8, 1.0, -1.0)  # eight of fifteen are right, whatever the image
+    clf = Classifier(net, SamplePosterior(net, weights)).requires_grad_(False)
+    x, y = torch.rand((200, 1, 2, 2), generator=torch.Generator().manual_seed(0)), torch.zeros(200, dtype=torch.int64)
+    kept = attacks.Kept(clf.reseed(3), attacks.Goal.of(y), 5)
+    kept.offer(x)
+    for seed in range(20):
+        kept.margins = torch.ones(200)  # by chance, the draws of the selection were fooled
+        assert not _broken(clf.reseed(seed), kept, torch.arange(200), attacks.Goal.of(y)).any()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_square_goes_on_beyond_the_boundary_unless_it_may_stop(norm: Any) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).eval().requires_grad_(False)
+    x = torch.rand((30, 1, 4, 4), generator=torch.Generator().manual_seed(0))
+    y = net(x).argmax(1)
+    attack, threat = advbench.get_attack("square", queries=200), Threat(norm, 0.3 if norm == "linf" else 1.0)
+    margins = []
+    for early in (True, False):
+        found = craft(attack, Classifier(net), x, y, threat, stop_early=early)
+        margins.append(attacks.Goal.of(y).margin(net(found.images)))
+        assert (found.forward_passes == 201) is not early
+    broken = [found > 0 for found in margins]
+    assert int(broken[1].sum()) >= int(broken[0].sum()) - 3 > 0, "other random squares"
+    assert float(margins[1][broken[1]].median()) > 1.5 * float(margins[0][broken[0]].median())
 
 
 def test_an_enumerated_classifier_needs_no_confirmation(linear: Callable[..., nn.Module]) -> None:

@@ -192,6 +192,30 @@ def test_attacks_of_attacks_double_the_effort_of_all_parts() -> None:
         converge(advbench.get_attack("fgsm"), clf, x, y, Threat("linf", EPS))
 
 
+def test_a_bound_of_a_hyperparameter_is_a_limit_and_what_is_no_number_no_axis() -> None:
+    class Bounded(Creeping):
+        class Params(attacks.Params):
+            steps: int = Field(default=2, ge=1, le=5, description="steps")
+            samples: int | None = Field(default=None, description="samples")
+            restarts: int = Field(default=1, ge=1, description="restarts")
+
+        def run(self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator) -> Tensor:
+            return (x + threat.eps * (1 - 1 / self.params.steps)).clamp(0, 1)
+
+    assert axes(Bounded()) == ("steps", "restarts")
+    clf, x, y = brightness()
+    found = converge(Bounded(), clf, x, y, Threat("linf", EPS), batch_size=COUNT)
+    assert settings(found)[:3] == [(2, 1), (4, 1), (4, 2)]
+    assert found.unconverged == ("steps",)
+
+
+def test_an_attack_whose_only_axis_is_the_number_of_samples_has_nothing_to_double_on_a_deterministic_net() -> None:
+    clf, x, y = brightness()
+    found = converge(advbench.get_attack("cw_one_step"), clf, x, y, Threat("linf", EPS), batch_size=COUNT)
+    assert len(found.path) == 1
+    assert (found.settings, found.unconverged) == ({}, ())
+
+
 def test_the_key_holds_rule_and_start() -> None:
     from helpers import some_identity
 
@@ -280,7 +304,7 @@ def test_a_run_to_convergence_shows_what_did_not_converge(cli: Cli, tmp_path: Pa
 
 
 def test_what_cannot_be_made_stronger_has_no_curve(cli: Cli) -> None:
-    done = cli("curve", "--defense", "erm", "--attack", "fgsm")
+    done = cli("curve", "--defense", "erm", "--attack", "fgsm", "--converge-limit", "2")
     assert done.returncode == 2
     assert "attacks of a curve: expected an attack with a number of steps, samples or restarts, got fgsm" in done.stderr
     alone = cli("run", "--defense", "erm", "--attack", "pgd", "--converge-limit", "4")

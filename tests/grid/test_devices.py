@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 import warnings
@@ -80,6 +81,62 @@ def test_a_runner_makes_its_gpu_the_current_one_before_all_else(cuda: list[str],
     assert set(devices.versions_of("cuda:1")) == {"cuda", "cudnn", "driver"}
 
 
+def test_the_drivers_version_is_that_of_the_kernels_module(
+    cuda: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert devices.versions_of("cuda:0")["driver"] == "unknown"
+    (tmp_path / "version").write_text("570.86.15\n")
+    monkeypatch.setattr(devices, "DRIVER", tmp_path / "version")
+    assert devices.versions_of("cuda:0")["driver"] == "570.86.15"
+
+
+def test_a_device_that_answers_nothing_more_is_lost(cuda: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(device: str) -> None:
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    assert devices.responds("cuda:0")
+    monkeypatch.setattr(torch.cuda, "synchronize", lost)
+    assert not devices.responds("cuda:0")
+    assert devices.responds("cpu")
+
+
+def test_a_machine_whose_gpus_torch_cannot_use_does_not_compute_on_the_cpu_unasked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(devices, "FIRST_GPU", tmp_path)
+    with pytest.raises(InputError, match=r"--device: expected a torch and a driver [^\n]*; use --device cpu for the"):
+        devices.look()
+    assert [device.name for device in devices.look(["cpu"])] == ["cpu"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert [device.name for device in devices.look()] == ["cpu"]
+
+
+def test_the_first_gpu_may_be_named_without_its_index(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="got 'cuda:0' "):
+        devices.look(["cuda"])
+    with pytest.raises(InputError, match="--device: expected each device once, got 'cuda,cuda:0'"):
+        Execution(str(tmp_path), device="cuda,cuda:0").devices  # noqa: B018
+    with pytest.raises(InputError, match="--device: expected cpu or cuda, because Ray assigns GPUs, got 'cuda:1'"):
+        Execution(str(tmp_path), device="cuda:1", executor="ray").devices  # noqa: B018
+
+
+def test_a_ray_worker_on_a_gpu_that_torch_cannot_use_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray")
+    from advbench.grid.executors.ray import run_in_worker
+
+    about = SimpleNamespace(get_accelerator_ids=lambda: {"GPU": ["3"]}, get_node_id=lambda: "0123456789")
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: about)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    runtime = Execution("store", device="cpu", executor="inline").runtime("digits", 1)
+    ended = run_in_worker(next(iter(planned().tasks.values())), runtime, None)
+    assert ended.failure is not None
+    assert ended.failure.cause == "input"
+    assert ended.failure.reason.startswith("node 01234567 GPU 3 has a GPU that torch cannot use")
+
+
 def test_a_driver_looks_at_gpus_in_another_process(cuda: list[str]) -> None:
     with pytest.raises(InputError, match=r"--device: expected [^\n]*got 'cuda:0' \([^\n]+\); use --device cpu for"):
         devices.look()  # the other process knows that there are none
@@ -100,6 +157,43 @@ def test_numerics_are_full_float32_and_put_back() -> None:
         torch.set_float32_matmul_precision("medium")
         cudnn.benchmark = True
     assert state() == before
+
+
+def test_attention_on_a_gpu_uses_no_kernel_whose_gradient_differs_next_time() -> None:
+    cuda = torch.backends.cuda
+
+    def fused() -> list[bool]:
+        return [cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.cudnn_sdp_enabled()]
+
+    before = fused()
+    assert any(before)
+    with devices.numerics(1):
+        assert fused() == before
+    with devices.numerics(1, "cuda:0"):
+        assert fused() == [False, False, False]
+        assert cuda.math_sdp_enabled()
+    assert fused() == before
+
+
+def test_a_result_of_kernels_that_differ_next_time_is_flagged_with_all_that_follows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "kind_of", lambda device: H100)
+    runtime = Execution(str(tmp_path), device="cpu", executor="inline").runtime("digits", 1)
+    runner = Runner(dataclasses.replace(runtime, kind=H100))
+    fit = runner._train
+
+    def unsteady(*given: Any) -> Any:
+        torch.zeros(3).put_(torch.tensor([0, 1]), torch.tensor([1.0, 2.0]))
+        return fit(*given)
+
+    monkeypatch.setattr(runner, "_train", unsteady)
+    plan = planned(defenses=["erm"], set={"erm": {"stages": [1]}}, device=H100)
+    results = [runner.run(task)["result"] for task in plan.tasks.values()]
+    assert [result["nondeterministic"] for result in results] == [["put_"]] * len(results)
+    flagged = [result["flags"] for result in results if "flags" in result]
+    assert flagged
+    assert all("nondeterministic_kernels" in flags for flags in flagged)
 
 
 MIXED = """
@@ -173,8 +267,6 @@ def test_a_run_is_placed_on_one_kind_of_device(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_worker_of_another_kind_refuses_the_task(tmp_path: Path) -> None:
-    import dataclasses
-
     runtime = Execution(str(tmp_path / "store"), device="cpu", executor="inline").runtime("digits", 1)
     task = next(iter(planned().tasks.values()))
     with pytest.raises(InputError, match=r"device cpu of [^\n]*: expected NVIDIA H100[^\n]*, got cpu"):
@@ -201,6 +293,11 @@ def test_measurements_of_another_kind_of_device_are_left_alone() -> None:
         (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"), True),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
         (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("GET was unable to find an engine to execute this computation"), True),
+        (torch.AcceleratorError("CUDA error: out of memory"), True),
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), False),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:114] DefaultCPUAllocator: can't allocate memory"), True),
         (MemoryError(), True),
         (RuntimeError("CUDA error: device-side assert triggered"), False),

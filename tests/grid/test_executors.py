@@ -133,12 +133,12 @@ class Living:
         """Do nothing."""
 
 
-def test_idle_workers_keep_a_context_on_a_gpu_and_make_room_where_it_is_needed() -> None:
-    executor = pool(gpu(0, 4, 4 * GIB))
+def test_idle_workers_keep_a_context_and_nets_on_a_gpu_and_make_room_where_it_is_needed() -> None:
+    executor = pool(gpu(0, 4, 5 * GIB))
     for worker in executor._workers[:3]:
         worker.process = Living()  # type: ignore[assignment]
     executor.start(task("a"), known(GIB))
-    assert not executor.has_room(known(int(1.1 * GIB))), "1.1 and 1.2 GiB with headroom, and four contexts of 0.6 GiB"
+    assert not executor.has_room(known(int(1.1 * GIB))), "1.7 and 1.8 GiB, and an idle one of 1.6"
     executor._workers[1].kill()
     executor._workers[2].kill()
     assert executor.has_room(known(int(1.1 * GIB)))
@@ -172,6 +172,36 @@ def test_a_task_whose_memory_ran_out_beside_others_is_tried_once_more_alone() ->
     assert [worker.task and worker.task.key for worker in executor._workers] == ["b", None, None]
     ends(executor._workers[0], "b", "memory")
     assert [(event.key, event.failure and event.failure.cause) for event in told] == [("a", None), ("b", "memory")]
+
+
+def test_a_training_whose_memory_ran_out_unsplit_is_tried_alone_and_other_tasks_have_been_split() -> None:
+    executor = pool(gpu(0, 2, 10 * GIB))
+    told: list[Any] = []
+    for kind, alone in (("train", True), ("craft", False)):
+        executor.start(Task(some_inputs(kind), kind), known(GIB))
+        worker = executor._workers[0]
+        assert worker.shared
+        worker.process = Process([Ended(kind, failure=Failure("memory", "no memory"))])
+        executor.wait(0.0, told.append)
+        assert (worker.task is not None) is alone
+        if alone:
+            assert told == []
+            assert (worker.share, worker.shared) == (1.0, False)
+            worker.process = Process([Ended(kind, failure=Failure("memory", "no memory"))])
+            executor.wait(0.0, told.append)
+    assert [event.key for event in told] == ["train", "craft"]
+
+
+def test_a_worker_that_lost_its_device_is_replaced_and_its_next_task_is_not() -> None:
+    executor = pool(gpu(0, 1, 10 * GIB))
+    told: list[Any] = []
+    executor.start(task("a"), None)
+    lost = executor._workers[0].process = Process([Ended("a", failure=Failure("bug", "assert"), last=True)])
+    lost.handle.wait, lost.handle.returncode = lambda seconds: None, 0
+    executor.wait(0.0, told.append)
+    assert [(event.key, event.failure.cause) for event in told] == [("a", "bug")]
+    assert executor._workers[0].process is None
+    assert executor.has_room(None)
 
 
 class Process:
@@ -282,6 +312,21 @@ def hungry(runner: Runner, room: int) -> Runner:
     return runner
 
 
+def test_a_training_is_only_split_where_it_has_the_device_to_itself(tmp_path: Path) -> None:
+    (train,) = tasks_of(prepare(SPEC), "train")
+    runner, tried = runner_of(tmp_path), []
+
+    def hungry(inputs: Any, on_progress: Any) -> Any:
+        tried.append(runner._resources.chunk)
+        raise torch.OutOfMemoryError("no room")
+
+    runner._train = hungry  # type: ignore[method-assign]
+    for shared in (True, False):
+        with pytest.raises(PluginError, match="memory of cpu ran out"):
+            runner.run(train, shared=shared)
+    assert tried == [None, None, 32, 16, 8, 4, 2, 1]
+
+
 def test_out_of_memory_halves_the_chunk_and_changes_rounding_alone(tmp_path: Path) -> None:
     plan = prepare(make_spec({**SPEC.model_dump(), "attacks": ["pgd"], "affinity": None, "batch_size": 20}))
     (train,), (craft,) = tasks_of(plan, "train"), tasks_of(plan, "craft")
@@ -355,7 +400,7 @@ def test_a_failure_says_whose_it_is_and_travels_between_processes(
     }
     for cause, error in causes.items():
 
-        def fail(task: Task, progress: Any, error: BaseException = error) -> None:
+        def fail(task: Task, progress: Any, error: BaseException = error, *, shared: bool) -> None:
             raise error
 
         monkeypatch.setattr(runner, "run", fail)
@@ -374,7 +419,7 @@ def test_a_failure_says_whose_it_is_and_travels_between_processes(
 def test_an_interrupt_is_nobodys_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runner = runner_of(tmp_path)
 
-    def interrupted(task: Task, progress: Any) -> None:
+    def interrupted(task: Task, progress: Any, *, shared: bool) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(runner, "run", interrupted)

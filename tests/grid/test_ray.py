@@ -148,11 +148,12 @@ def test_a_node_whose_gpu_torch_cannot_use_is_one_line(cluster: Any, tmp_path: P
 @pytest.mark.slow
 @pytest.mark.parametrize("share", [0.5, 1.0])
 def test_each_task_runs_in_a_process_that_saw_one_gpu_and_fractions_never_overlap(cluster: Any, share: float) -> None:
-    def where(task: Task, runtime: Runtime, news: Any) -> Ended:
+    def where(task: Task, runtime: Runtime, news: Any, *, shared: bool) -> Ended:
         began = time.time()
         time.sleep(0.5)
         node = os.environ["RAY_NODE_ID"] if "RAY_NODE_ID" in os.environ else str(os.getppid())
         gpu = f"{node} {os.environ['CUDA_VISIBLE_DEVICES']}"
+        assert shared == (share < 1)
         return Ended(task.key, record={"pid": os.getpid(), "gpu": gpu, "began": began, "ended": time.time()})
 
     class Pretending(RayExecutor):

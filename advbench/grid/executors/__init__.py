@@ -69,11 +69,15 @@ class Said:
 
 @dataclass(frozen=True)
 class Ended:
-    """A task ended, with its record, which is already stored, or with a failure."""
+    """A task ended, with its record, which is already stored, or with a failure.
+
+    It is the `last` one of its process if it left the process without its device.
+    """
 
     key: str
     record: Record | None = None
     failure: Failure | None = None
+    last: bool = False
 
 
 Event = Began | Moved | Said | Ended
@@ -99,7 +103,9 @@ class Executor(Protocol):
         """Stop the workers; running tasks are abandoned and count as never started."""
 
 
-def attempt(runner: Runner, task: Task, report: Callable[[Event], object], every: float = 0.0) -> Ended:
+def attempt(
+    runner: Runner, task: Task, report: Callable[[Event], object], every: float = 0.0, *, shared: bool = False
+) -> Ended:
     """Run a task; exceptions of plugins become failures. Keyboard interrupts are not caught.
 
     Events contain plain values only, which can be sent to other processes.
@@ -109,6 +115,7 @@ def attempt(runner: Runner, task: Task, report: Callable[[Event], object], every
         task: the task, whose inputs exist.
         report: callback with events of the task's start and progress.
         every: minimum time between two progress events, in seconds.
+        shared: True if other processes may use the device at the same time.
     """
     due = 0.0
 
@@ -121,7 +128,7 @@ def attempt(runner: Runner, task: Task, report: Callable[[Event], object], every
 
     report(Began(task.key, runner.runtime.place or runner.runtime.resources.device))
     try:
-        return Ended(task.key, record=json.loads(json.dumps(runner.run(task, on_progress))))
+        return Ended(task.key, record=json.loads(json.dumps(runner.run(task, on_progress, shared=shared))))
     except GoneError as error:
         failure = Failure("gone", str(error), gone=error.key)
     except StoreError as error:

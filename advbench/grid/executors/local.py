@@ -21,7 +21,7 @@ from advbench.grid.devices import GPU_WORKERS, Device
 from advbench.grid.estimates import Measured
 from advbench.grid.executors import Began, Ended, Event, Failure, Said, one_line, too_long
 from advbench.grid.plan import Task
-from advbench.grid.tasks import Runtime
+from advbench.grid.tasks import KEPT, Runtime
 
 READS = 16  # reads of 64 KiB of a worker's output per turn
 START = 300.0  # seconds; time limit for a worker to start a task
@@ -45,8 +45,8 @@ class Pool:
 
     @property
     def context(self) -> float:
-        """Fraction of the device's memory used by an idle worker."""
-        return devices.CONTEXT / self.device.memory if self.device.is_gpu else 0.0
+        """Largest fraction of the device's memory used by an idle worker."""
+        return (devices.CONTEXT + KEPT) / self.device.memory if self.device.is_gpu else 0.0
 
     def share(self, known: Measured | None) -> float:
         """Fraction of the device used by a task; all of a GPU if its memory is unknown."""
@@ -83,7 +83,7 @@ class _Process:
         self.output = self.handle.stdout
         self.send(runtime)
 
-    def send(self, message: Runtime | Task) -> None:
+    def send(self, message: Runtime | tuple[Task, bool]) -> None:
         with suppress(OSError):  # it died; `LocalExecutor.wait` detects that
             self.line.send(message)
 
@@ -120,6 +120,7 @@ class _Worker:
     task: Task | None = None
     share: float = 0.0  # fraction of the device used by the task
     beside: bool = False  # True if other tasks ran on the device at the same time
+    shared: bool = False  # True if other tasks may run on the device at the same time
     began: bool = False
     deadline: float = math.inf  # deadline of the task's start, then of its end
     tries: int = 0  # number of tries of the task
@@ -152,7 +153,7 @@ class LocalExecutor:
 
     A worker runs one task after another. If it dies, it is restarted and its task retried; a task over the time limit
     is killed with its worker; a task that ran out of memory next to others is retried once with exclusive use of the
-    device. Workers die with this process, however it ends.
+    device, where a training may be split. Workers die with this process, however it ends.
     """
 
     def __init__(
@@ -194,16 +195,16 @@ class LocalExecutor:
         worker = self._free(known)
         if worker is None:
             raise RuntimeError("no idle worker")
-        self._give(worker, task, worker.pool.share(known))
+        self._give(worker, task, worker.pool.share(known), shared=worker.pool.workers > 1)
 
-    def _give(self, worker: _Worker, task: Task, share: float) -> None:
+    def _give(self, worker: _Worker, task: Task, share: float, *, shared: bool) -> None:
         others = [each for each in self._workers if each.pool is worker.pool and each is not worker]
         for other in others:
             if other.task is not None:
                 worker.beside = other.beside = True
             elif sum(each.taken for each in others) + share > 1:
                 other.kill()  # frees its memory on the device
-        worker.share, worker.tries = share, 0
+        worker.share, worker.shared, worker.tries = share, shared, 0
         self._send(worker, task)
 
     def _send(self, worker: _Worker, task: Task) -> None:
@@ -224,7 +225,7 @@ class LocalExecutor:
                     got=f"{len(self._workers)} ({error})",
                     remedy="use fewer (or raise ulimit -n)",
                 ) from error
-        worker.process.send(task)
+        worker.process.send((task, worker.shared))
 
     def wait(self, seconds: float, report: Callable[[Event], None]) -> None:
         """Report events, output and crashes of workers."""
@@ -267,7 +268,9 @@ class LocalExecutor:
                 worker.began = True
                 worker.deadline = math.inf if self._time_limit is None else time.monotonic() + self._time_limit
             elif isinstance(event, Ended):
-                if event.failure is not None and event.failure.cause == "memory" and worker.beside:
+                dead = dead or event.last
+                unsplit = worker.shared and worker.task.kind == "train"
+                if event.failure is not None and event.failure.cause == "memory" and (worker.beside or unsplit):
                     self._alone.append((worker.pool, worker.task))
                     worker.free()
                     continue
@@ -282,7 +285,7 @@ class LocalExecutor:
             workers = [worker for worker in self._workers if worker.pool is pool]
             if not any(worker.task for worker in workers):
                 self._alone.remove((pool, task))
-                self._give(workers[0], task, 1.0)
+                self._give(workers[0], task, 1.0, shared=False)
 
     def _died(self, worker: _Worker, process: _Process, report: Callable[[Event], None]) -> None:
         task = worker.task

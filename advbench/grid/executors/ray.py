@@ -88,9 +88,9 @@ class RayExecutor:
         self._news = ray.remote(_News).options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote()
 
     @staticmethod
-    def run_task(task: Task, runtime: Runtime, news: Any) -> Ended:
+    def run_task(task: Task, runtime: Runtime, news: Any, *, shared: bool) -> Ended:
         """Run a task in a worker; see `run_in_worker`."""
-        return run_in_worker(task, runtime, news)
+        return run_in_worker(task, runtime, news, shared=shared)
 
     def _check_size(self, *, may_grow: bool) -> None:
         """Refuse tasks that fit on no node; for a cluster, which may still grow, only warn.
@@ -152,7 +152,7 @@ class RayExecutor:
 
     def _submit(self, task: Task, share: float) -> None:
         options = self._run.options(num_cpus=self._runtime.resources.threads, num_gpus=share, name=task.label)
-        self._running[options.remote(task, self._runtime, self._news)] = _Submitted(task, share)
+        self._running[options.remote(task, self._runtime, self._news, shared=0 < share < 1)] = _Submitted(task, share)
 
     def wait(self, seconds: float, report: Callable[[Event], None]) -> None:
         """Report ended, started and progressing tasks, and those over the time limit."""
@@ -289,8 +289,12 @@ def look_at_cluster(address: str) -> Device:
     try:
         if not ray.cluster_resources().get("GPU", 0):
             return devices.look(["cpu"])[0]
-        found: Device = ray.get(ray.remote(num_gpus=0.01, max_calls=1)(_first_gpu).remote())
+        look = ray.remote(num_gpus=0.01, max_calls=1)(_first_gpu)
+        found: Device = ray.get(look.remote(), timeout=devices.PROBE_TIME)
         return found
+    except ray.exceptions.GetTimeoutError as error:
+        got = f"none within {devices.PROBE_TIME:g} s"
+        raise InputError("--address", expected="a cluster with a GPU free to look at", got=got) from error
     except ray.exceptions.RayTaskError as error:
         raise (error.cause if isinstance(error.cause, InputError) else error) from None
     finally:
@@ -305,13 +309,14 @@ def _first_gpu() -> Device:
 _runner: Runner | None = None  # runner of this Ray worker
 
 
-def run_in_worker(task: Task, runtime: Runtime, news: Any) -> Ended:
+def run_in_worker(task: Task, runtime: Runtime, news: Any, *, shared: bool = False) -> Ended:
     """Run a task in a Ray worker.
 
     Args:
         task: the task.
         runtime: runtime of the task, on the device assigned by Ray.
         news: the driver's actor for events.
+        shared: True if other tasks may use its GPU at the same time.
     """
     global _runner  # noqa: PLW0603 - kept for the next task
     import ray
@@ -327,4 +332,4 @@ def run_in_worker(task: Task, runtime: Runtime, news: Any) -> Ended:
     if _runner is None or _runner.runtime != runtime:
         _runner = None  # free the memory of its nets first
         _runner = Runner(runtime)
-    return attempt(_runner, task, news.report.remote, MOVES)
+    return attempt(_runner, task, news.report.remote, MOVES, shared=shared)
