@@ -19,6 +19,8 @@ from advbench.data.ood import ood_labels
 from advbench.errors import InputError
 from advbench.evaluation import auroc_interval, student_quantile
 from advbench.evaluation.uncertainty import Detection, detection
+from advbench.report.areas import paired_difference
+from advbench.report.evaluations import evaluation_of
 from advbench.report.leaderboard import Measured
 from advbench.report.opened import open_run
 from advbench.report.tables import as_rows, to_csv
@@ -166,7 +168,7 @@ def compare(study: Study, boards: Mapping[str, Board], measured: Numbers) -> Com
     for claim in study.claims:
         for above, below in claim.pairs():
             one, other = (_own(each, study, boards, measured) for each in (above, below))
-            apart, low, high = _difference(one, other)
+            apart, low, high = _paired(above, below, boards) or _difference(one, other)
             verdict = "missing" if math.isnan(apart) else "undecided"
             ends = (apart, apart) if math.isnan(low) else (low, high)
             if ends[0] > claim.by or ends[1] < claim.by:
@@ -178,7 +180,7 @@ def compare(study: Study, boards: Mapping[str, Board], measured: Numbers) -> Com
             numbers = (math.nan, math.nan, apart, low, high)
             note = one.note or other.note
             rows.append((above.part, *where, name, claim.says, above.number, *numbers, verdict, note, *where))
-    return Comparison(study, pd.DataFrame(rows, columns=COLUMNS), _order(own), measured, tuple(boards))
+    return Comparison(study, pd.DataFrame(rows, columns=COLUMNS), _order(own, boards), measured, tuple(boards))
 
 
 def measure(study: Study, boards: Mapping[str, Board], store: str, known: Numbers) -> Numbers:
@@ -262,7 +264,7 @@ def _key(cell: Cell, board: Board, seed: int) -> str:
 def _difference(one: Measured, other: Measured) -> tuple[float, float, float]:
     """Difference of two numbers and its 95 % interval by squaring and adding (Newcombe 1998; Zou and Donner 2008).
 
-    They are taken as independent, which is conservative for accuracies on the same images. A number without an interval
+    They are taken as independent; for accuracies on the same images see `_paired`. A number without an interval
     beside one with an interval is taken as exact; without any, the interval is NaN.
     """
     apart = one.value - other.value
@@ -271,6 +273,20 @@ def _difference(one: Measured, other: Measured) -> tuple[float, float, float]:
         return apart, math.nan, math.nan
     (below, above), (other_below, other_above) = ((0.0, 0.0) if math.isnan(each[0]) else each for each in ends)
     return apart, apart - math.hypot(below, other_above), apart + math.hypot(above, other_below)
+
+
+def _paired(one: Cell, other: Cell, boards: Mapping[str, Board]) -> tuple[float, float, float] | None:
+    """Difference of two accuracies on the same images and its 95 % interval; None for other numbers or images."""
+    sides, images = [], set()
+    for cell in (one, other):
+        board = boards.get(cell.part)
+        if board is None or cell.number != "accuracy":
+            return None
+        records = [board.records.read_record(_key(cell, board, seed)) for seed in board.spec.seeds]
+        sides.append([evaluation_of(record) for record in records if record is not None])
+        images.add((board.identity.sha256, board.spec.limit, board.spec.seeds, len(sides[-1]) == len(records)))
+    found = paired_difference(*sides) if len(images) == 1 and images.pop()[-1] else None
+    return None if found is None else (found.value, found.low, found.high)
 
 
 def _own_place(part: str, study: Study) -> tuple[str, str]:
@@ -316,7 +332,7 @@ def _verdict(published: Published, own: Measured, study: Study) -> tuple[str, st
     return "agrees" if meets else "differs", own.note
 
 
-def _order(own: Mapping[Published, Measured]) -> Order:
+def _order(own: Mapping[Published, Measured], boards: Mapping[str, Board]) -> Order:
     """Agreement of the order of methods, among numbers of the same kind."""
     groups: dict[tuple[object, ...], list[Published]] = {}
     for each, found in own.items():
@@ -329,6 +345,8 @@ def _order(own: Mapping[Published, Measured]) -> Order:
         if upper.value - lower.value > resolution:
             pairs += 1
             apart, low, high = _difference(own[upper], own[lower])
+            if upper.cell and lower.cell and (paired := _paired(upper.cell, lower.cell, boards)):
+                apart, low, high = ((100 if upper.percent else 1) * each for each in paired)
             if math.isnan(low):  # without intervals, it must be visible in as many digits as the paper prints
                 low, high = apart - resolution, apart + resolution
             kept += low > 0

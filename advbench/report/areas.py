@@ -103,6 +103,22 @@ def _scores(found: list[list[Evaluation | None]], radii: Sequence[float]) -> dic
     return scores
 
 
+def paired_difference(ones: Sequence[Evaluation], others: Sequence[Evaluation]) -> Measured | None:
+    """Difference of two accuracies on the same images, as in `differences.csv`; None without predictions per image.
+
+    Args:
+        ones: an evaluation for each seed.
+        others: likewise, of the same seeds.
+    """
+    found = [_scores([[each] for each in some], [0.0]) for some in (ones, others)]
+    if not all(found):
+        return None
+    one, other = (scores[AREA] for scores in found)
+    tables = (one.table - other.table)[None]
+    ((low, high),) = difference_intervals(tables, one.weights, [_sum(one.draws, other.draws)]).round(DIGITS).tolist()
+    return Measured(one.mean - other.mean, low, high)
+
+
 def _differences(known: Mapping[str, Mapping[float, _Scores]]) -> pd.DataFrame:
     """Rows of `differences.csv`: of the areas of all pairs, then of the accuracies at each radius."""
     rows: list[tuple[Any, ...]] = []
