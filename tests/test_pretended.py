@@ -186,6 +186,20 @@ def test_a_training_step_waits_only_when_it_reports() -> None:
     assert many.copies - few.copies == 2, "an epoch's order, once"
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_evaluation_waits_for_the_device_once_a_draw_and_batch(kind: str) -> None:
+    def waits(draws: int) -> int:
+        with pretended() as counts:
+            x, y = small_data().to(DEVICE).batch(slice(12))
+            evaluate(classifier(kind, DEVICE), x, y, draws, batch_size=4)
+        return counts.waits
+
+    if kind in ("gaussian", "noise"):
+        assert waits(9) - waits(5) == 4 * 3
+    else:  # one pass, or three members whatever the number of draws
+        assert waits(9) == waits(5)
+
+
 def test_whole_tasks_store_on_the_device_what_they_store_on_the_cpu(tmp_path: Path) -> None:
     """A run with history, attacks to convergence and on known draws, and other images; cheap checks are part of it."""
     values = {
