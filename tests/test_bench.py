@@ -287,7 +287,7 @@ def test_kernels_of_a_step_on_a_device(benchmark: Any, name: str, effort: str, s
 
 @pytest.mark.parametrize(("name", "most"), TRAININGS)
 def test_kernels_of_a_training_step_on_a_device(benchmark: Any, name: str, most: float) -> None:
-    """Kernels that a minibatch launches on a (pretended) device with the optimiser, against those of its bare passes."""
+    """Kernels that a minibatch launches on a (pretended) device, with the optimiser, against its bare passes."""
     chain = {"burn_in": 0, "interval": 1, "samples": 1} if name == "sgld" else {}
 
     def launched(epochs: int) -> Counts:
