@@ -169,6 +169,7 @@ def _out_of_memory(device: str) -> Check:
     total = devices.total(device)
     try:
         torch.empty(2 * total, dtype=torch.uint8, device=device)
+        return False, "twice the device's memory was allocated without an error"
     except Exception as error:
         if not out_of_memory(error):
             return False, f"not recognised: {type(error).__name__}: {str(error).splitlines()[0]}"
@@ -211,8 +212,8 @@ def _packing(device: str) -> Check:
         artifacts.append({key: record["artifact"] for key, record in found.items()})
         processes |= {record["ran"]["pid"] for record in found.values()} if workers > 1 else set()
     same = artifacts[0] == artifacts[1] != {}
-    told = f"{len(processes)} processes took {seconds[1] / seconds[0]:.2f} of the time of one"
-    return same and len(processes) > 1, f"{told}, {'the same' if same else 'other'} artifacts"
+    timing = f"{len(processes)} processes took {seconds[1] / seconds[0]:.2f} of the time of one"
+    return same and len(processes) > 1, f"{timing}, {'the same' if same else 'other'} artifacts"
 
 
 def _training(name: str, device: str) -> Check:

@@ -176,30 +176,30 @@ def test_a_task_whose_memory_ran_out_beside_others_is_tried_once_more_alone() ->
 
 def test_a_training_whose_memory_ran_out_unsplit_is_tried_alone_and_other_tasks_have_been_split() -> None:
     executor = pool(gpu(0, 2, 10 * GIB))
-    told: list[Any] = []
+    events: list[Any] = []
     for kind, alone in (("train", True), ("craft", False)):
         executor.start(Task(some_inputs(kind), kind), known(GIB))
         worker = executor._workers[0]
         assert worker.shared
         worker.process = Process([Ended(kind, failure=Failure("memory", "no memory"))])
-        executor.wait(0.0, told.append)
+        executor.wait(0.0, events.append)
         assert (worker.task is not None) is alone
         if alone:
-            assert told == []
+            assert events == []
             assert (worker.share, worker.shared) == (1.0, False)
             worker.process = Process([Ended(kind, failure=Failure("memory", "no memory"))])
-            executor.wait(0.0, told.append)
-    assert [event.key for event in told] == ["train", "craft"]
+            executor.wait(0.0, events.append)
+    assert [event.key for event in events] == ["train", "craft"]
 
 
 def test_a_worker_that_lost_its_device_is_replaced_and_its_next_task_is_not() -> None:
     executor = pool(gpu(0, 1, 10 * GIB))
-    told: list[Any] = []
+    events: list[Any] = []
     executor.start(task("a"), None)
     lost = executor._workers[0].process = Process([Ended("a", failure=Failure("bug", "assert"), last=True)])
     lost.handle.wait, lost.handle.returncode = lambda seconds: None, 0
-    executor.wait(0.0, told.append)
-    assert [(event.key, event.failure.cause) for event in told] == [("a", "bug")]
+    executor.wait(0.0, events.append)
+    assert [(event.key, event.failure.cause) for event in events] == [("a", "bug")]
     assert executor._workers[0].process is None
     assert executor.has_room(None)
 
