@@ -180,6 +180,25 @@ def small_cnn(channels: int, height: int, width: int, classes: int) -> nn.Module
     )
 
 
+def strided_cnn(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    """Two convolutions of 4x4 pixels with stride 2, two linear layers (Wong and Kolter 2018, MNIST).
+
+    On 28x28 images, an input gradient takes about a seventh of that of `small_cnn` or `bal_cnn`, which convolve at full
+    resolution.
+    """
+    _require_size("strided_cnn", height, width, 4)
+    return nn.Sequential(
+        nn.Conv2d(channels, 16, 4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(32 * (height // 4) * (width // 4), 100),
+        nn.ReLU(),
+        nn.Linear(100, classes),
+    )
+
+
 def _fully_connected(inputs: int, hidden: list[int], classes: int) -> nn.Module:
     layers: list[nn.Module] = [nn.Flatten()]
     for width in hidden:

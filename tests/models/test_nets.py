@@ -17,6 +17,7 @@ NAMES = tuple(entry.name for entry in registry().entries("architecture") if not 
 LEAST = {
     "small_cnn": 2,
     "bal_cnn": 4,
+    "strided_cnn": 4,
     "vgg16": 32,
     "resnet20": 8,
     "resnet56": 8,
@@ -138,6 +139,7 @@ def test_channel_that_never_varies_gives_finite_logits() -> None:
         ("wrn", (3, 32, 32), 10, 36_470_000, 36_490_000),
         ("small_cnn", (1, 8, 8), 10, 38_282, 38_282),
         ("bal_cnn", (1, 28, 28), 10, 110_634, 110_634),
+        ("strided_cnn", (1, 28, 28), 10, 166_406, 166_406),
         ("apd_cnn", (1, 28, 28), 10, 344_574, 344_574),
         ("fcnn", (2, 1, 1), 2, 162, 162),
     ],
