@@ -17,6 +17,8 @@ os.environ["ADVBENCH_EXECUTOR"] = "inline"
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
 
 @pytest.fixture
 def cli(tmp_path: Path) -> Cli:
@@ -34,6 +36,16 @@ def cli(tmp_path: Path) -> Cli:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def mnist_root(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A data root that holds MNIST; tests that need one are skipped where there is none beside the checkout."""
+    if not (SHARED / "mnist.tar.xz").exists():
+        pytest.skip(f"there is no mnist.tar.xz in {SHARED}")
+    root = str(tmp_path_factory.mktemp("mnist"))
+    subprocess.run([sys.executable, str(SHARED / "unpack.py"), root, "mnist"], check=True, capture_output=True)
+    return root
 
 
 class Linear(nn.Module):

@@ -30,7 +30,7 @@ def advbench_register(register: Registrar) -> None:
         register.dataset(name, f"advbench.data.loaders:load_{name}", summary)
     for name, summary in {
         "small_cnn": "2 convolutions (16, 32) and 2 linear layers (64): the default, fast on two cores",
-        "strided_cnn": "2 strided convolutions (16, 32) and 2 linear layers (100): MNIST on a CPU (Wong and Kolter 2018)",
+        "strided_cnn": "2 strided convolutions (16, 32), linear 100: MNIST on a CPU (Wong and Kolter 2018)",
         "fcnn1": "fully connected, one hidden layer of 100 units (APD)",
         "fcnn2": "fully connected, two hidden layers of 400 units (APD)",
         "fcnn": "fully connected, hidden layers of any widths (APD, toy data: 10, 10)",

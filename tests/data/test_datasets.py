@@ -3,8 +3,6 @@ from __future__ import annotations
 import itertools
 import pickle
 import pwd
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -26,7 +24,6 @@ from advbench.data.base import Data, check_images
 from advbench.data.datasets import Dataset, data_folder, limited, load_dataset, make_dataset, stratified
 from advbench.errors import InputError
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
 LABELS = st.lists(st.integers(0, 6), min_size=1, max_size=60).map(torch.tensor)
 
 
@@ -548,12 +545,8 @@ def test_traffic_signs_are_resized_to_32_by_32(tmp_path: Path) -> None:
         assert torch.equal(part.images[:, 0, 0, 0].long(), part.labels)
 
 
-def test_mnist_is_read_whole(tmp_path_factory: pytest.TempPathFactory) -> None:
-    if not (SHARED / "mnist.tar.xz").exists():
-        pytest.skip(f"there is no mnist.tar.xz in {SHARED}")
-    root = tmp_path_factory.mktemp("mnist")
-    subprocess.run([sys.executable, str(SHARED / "unpack.py"), str(root), "mnist"], check=True, capture_output=True)
-    mnist = load_dataset("mnist", str(root))
+def test_mnist_is_read_whole(mnist_root: str) -> None:
+    mnist = load_dataset("mnist", mnist_root)
     assert [len(part) for part in parts(mnist)] == [54_000, 6_000, 10_000]
     assert all(part.shape == (1, 28, 28) and part.classes == 10 for part in parts(mnist))
     assert mnist.test.labels[:5].tolist() == [7, 2, 1, 0, 4]
