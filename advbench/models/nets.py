@@ -54,6 +54,52 @@ class MaxPool(nn.Module):
         return torch.maximum(torch.maximum(a, b), torch.maximum(c, d))
 
 
+class ImageConv2d(nn.Conv2d):
+    """Convolution of images whose input gradient is quick on the CPU too.
+
+    Values and gradients equal those of `nn.Conv2d` up to rounding. For one channel, torch's kernel of the input
+    gradient takes up to 40 times as long as the forward pass; the columns of the output gradient, summed by pixel, take
+    an eighth of that.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(batch, channels, height, width)` to `(batch, outputs, *smaller)`."""
+        quick = x.requires_grad and x.device.type == "cpu" and x.dtype == torch.float32
+        if not (quick and torch.is_grad_enabled()):
+            return super().forward(x)
+        result: Tensor = _ImageConvolution.apply(x, self.weight, self.bias, self.stride, self.padding)
+        return result
+
+
+class _ImageConvolution(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int]
+    ) -> Tensor:
+        return F.conv2d(x, weight, bias, stride, padding)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, bias, ctx.stride, ctx.padding = inputs
+        ctx.save_for_backward(x, weight)
+        ctx.biases = None if bias is None else list(bias.shape)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Any, ...]:
+        x, weight = ctx.saved_tensors
+        of_weight = of_bias = None
+        columns = weight.flatten(1).t() @ slope.flatten(2)
+        of_x = F.fold(columns, x.shape[2:], weight.shape[2:], padding=ctx.padding, stride=ctx.stride)
+        wanted = [False, ctx.needs_input_grad[1], ctx.needs_input_grad[2]]
+        if any(wanted):
+            _, of_weight, of_bias = torch.ops.aten.convolution_backward(
+                slope, x, weight, ctx.biases, ctx.stride, ctx.padding, [1, 1], False, [0, 0], 1, wanted
+            )
+        return of_x, of_weight, of_bias, None, None
+
+
 def build(name: str, data: Data, seed: int, params: Mapping[str, Any] | None = None) -> nn.Module:
     """A registered architecture for the images of `data`, initialised by `seed`, normalising inside.
 
@@ -183,12 +229,12 @@ def small_cnn(channels: int, height: int, width: int, classes: int) -> nn.Module
 def strided_cnn(channels: int, height: int, width: int, classes: int) -> nn.Module:
     """Two convolutions of 4x4 pixels with stride 2, two linear layers (Wong and Kolter 2018, MNIST).
 
-    On 28x28 images, an input gradient takes about a seventh of that of `small_cnn` or `bal_cnn`, which convolve at full
+    On 28x28 images, an input gradient takes about a tenth of that of `small_cnn` or `bal_cnn`, which convolve at full
     resolution.
     """
     _require_size("strided_cnn", height, width, 4)
     return nn.Sequential(
-        nn.Conv2d(channels, 16, 4, stride=2, padding=1),
+        ImageConv2d(channels, 16, 4, stride=2, padding=1),
         nn.ReLU(),
         nn.Conv2d(16, 32, 4, stride=2, padding=1),
         nn.ReLU(),

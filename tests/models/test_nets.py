@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advbench.data.base import Data
 from advbench.errors import InputError
-from advbench.models.nets import Grey, MaxPool, Normalize, SpatialTransformer, build, net_values
+from advbench.models.nets import Grey, ImageConv2d, MaxPool, Normalize, SpatialTransformer, build, net_values
 from advbench.registry import registry
 
 NAMES = tuple(entry.name for entry in registry().entries("architecture") if not entry.is_family)
@@ -94,6 +95,43 @@ def test_seed_decides_the_weights_and_leaves_the_global_random_state(name: str) 
     weights = [key for key in first if first[key].ndim > 1 and not key.startswith("0.") and "affine" not in key]
     assert weights
     assert not any(torch.equal(first[key], other[key]) for key in weights)
+
+
+@pytest.mark.parametrize(
+    ("channels", "kernel", "stride", "padding", "bias"),
+    [(1, 4, 2, 1, True), (1, 3, 1, 1, True), (3, 5, 2, 0, False), (2, (3, 2), (1, 2), (0, 1), True)],
+)
+def test_convolution_of_images_is_torchs(channels: int, kernel: Any, stride: Any, padding: Any, bias: bool) -> None:
+    torch.manual_seed(0)
+    ours = ImageConv2d(channels, 5, kernel, stride=stride, padding=padding, bias=bias)
+    theirs = nn.Conv2d(channels, 5, kernel, stride=stride, padding=padding, bias=bias)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(3, channels, 11, 8, requires_grad=True)
+    weights = torch.randn(theirs(x).shape)
+    for images, parameters in ((True, False), (False, True), (True, True)):
+        gradients = []
+        for layer in (ours, theirs):
+            wanted = [x] * images + list(layer.parameters()) * parameters
+            gradients.append(torch.autograd.grad((layer(x) * weights).sum(), wanted))
+        for found, known in zip(*gradients, strict=True):
+            torch.testing.assert_close(found, known)
+    assert torch.equal(ours(x), theirs(x))
+
+
+def test_convolution_of_images_has_second_derivatives_and_takes_transforms_of_torch() -> None:
+    torch.manual_seed(0)
+    layer = ImageConv2d(1, 3, 3, stride=2, padding=1).double()
+    layer.weight.data, layer.bias = layer.weight.data.float(), None
+    x = torch.randn(2, 1, 6, 6, requires_grad=True)
+    slope = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)[0]
+    again = torch.autograd.grad(slope.square().sum(), x)[0]
+    linear = F.conv2d(torch.eye(36).view(36, 1, 6, 6), layer.weight, None, 2, 1).flatten(1).T
+    twice = 2 * linear.T @ linear
+    torch.testing.assert_close(slope.flatten(1), x.flatten(1) @ twice)
+    torch.testing.assert_close(again.flatten(1), 2 * x.flatten(1) @ twice @ twice)
+    weights = torch.randn(4, *layer.weight.shape)
+    by_draw = torch.func.vmap(lambda w: torch.func.functional_call(layer, {"weight": w}, (x,)))(weights)
+    torch.testing.assert_close(by_draw, torch.stack([F.conv2d(x, w, None, 2, 1) for w in weights]))
 
 
 def test_normalisation_by_the_training_images_is_inside_the_module() -> None:
