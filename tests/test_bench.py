@@ -33,7 +33,7 @@ from advbench.grid.run import carry_out, prepare
 from advbench.grid.scheduler import outstanding
 from advbench.grid.spec import make_spec
 from advbench.models.classifier import Classifier
-from advbench.models.nets import MaxPool, build
+from advbench.models.nets import ImageConv2d, MaxPool, build
 from advbench.models.posterior import GaussianPosterior, perceptron
 from advbench.testing import small_data, small_net
 from advbench.training.base import Resources, TrainContext
@@ -487,6 +487,23 @@ def test_pools_without_gradient(benchmark: Any) -> None:
 
     assert (evaluated(own).mean_probs == evaluated(torchs).mean_probs).all()
     assert ratio(benchmark, lambda: evaluated(own), lambda: evaluated(torchs)) < 0.9
+
+
+def test_convolution_of_images(benchmark: Any) -> None:
+    """PGD on a net whose first convolution has an input gradient of its own, against one with torch's."""
+    own = build("strided_cnn", DATA, 0).eval()
+    torchs = copy.deepcopy(own)
+    for part in torchs.modules():
+        if isinstance(part, ImageConv2d):
+            part.__class__ = torch.nn.Conv2d
+    x, y = DATA.batch(slice(None))
+    attack, threat = advbench.get_attack("pgd"), Threat("linf", 0.1)
+
+    def attacked(net: torch.nn.Module) -> Tensor:
+        found: Tensor = attack(Classifier(net), x, y, threat)
+        return found
+
+    assert ratio(benchmark, lambda: attacked(own), lambda: attacked(torchs)) < 0.85
 
 
 @pytest.fixture(scope="module")
