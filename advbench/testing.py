@@ -463,38 +463,6 @@ class DefenseConformance:
         assert bool(clf(x).isfinite().all()), f"after training in bfloat16: {FLOAT32}; compute losses in float32"
 
 
-class PretrainedConformance(DefenseConformance):
-    """Tests of a pretrained defense, or one with a net of its own; supply `module` and `data` as well.
-
-    `module` is the argument of `fit`, and `data` are images of the classifier's classes.
-    """
-
-    @pytest.fixture
-    def module(self) -> nn.Module:
-        """The net to pass to `fit`."""
-        raise NotImplementedError("supply the fixture 'module'")
-
-    @pytest.fixture
-    def data(self) -> Data:
-        """Images of the classifier's classes."""
-        raise NotImplementedError("supply the fixture 'data'")
-
-    @pytest.mark.skip(reason="nothing is trained")
-    def test_another_seed_another_classifier(self, defense: Defense, module: nn.Module, data: Data) -> None:
-        """Does not apply: nothing is trained."""
-
-    @pytest.mark.skip(reason="nothing is trained")
-    def test_modules_that_work_in_place(self, defense: Defense, module: nn.Module, data: Data) -> None:
-        """Does not apply: nothing is trained."""
-
-    def test_knows_its_data(self, defense: Defense, module: nn.Module, data: Data) -> None:
-        """Accuracy is above chance: weights are loaded, and images in [0, 1] are its expected input."""
-        x, y = data.batch(slice(256))
-        right = float((defense.fit(module, data).draws(x, 5).softmax(-1).mean(0).argmax(1) == y).float().mean())
-        remedy = "load all weights, and normalise images in [0, 1] as in their training"
-        assert right > 1 / data.classes, f"accuracy {right:.2f} is at chance; {remedy}"
-
-
 class ArchitectureConformance:
     """Tests of a function that builds a net."""
 

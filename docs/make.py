@@ -187,7 +187,7 @@ def _items() -> Iterator[str]:
         how = f"scales {', '.join(item.scales)}" if item.scales else "not yet"
         found = [PAPERS / item.title / scale / "comparison.md" for scale in item.scales]
         links = [f"; result: [{_verdict(path)}](../{path.relative_to(ROOT)})" for path in found if path.is_file()]
-        yield f"- `{item.title}`: {study.title}; {how}; needs {', '.join(study.needs)}{''.join(links)}"
+        yield f"- `{item.title}`: {study.file.title}; {how}; needs {', '.join(study.needs)}{''.join(links)}"
 
 
 def _verdict(comparison: Path) -> str:

@@ -31,7 +31,7 @@ from advbench.grid.kept import (
 from advbench.grid.kept import parse as parse_kept
 from advbench.grid.plan import Plan
 from advbench.grid.run import WEIGHTS, keep, lay_out
-from advbench.grid.spec import Choice, RunSpec, make_spec, published, read_toml, without_unused
+from advbench.grid.spec import RunSpec, make_spec, published, read_toml, without_unused
 from advbench.registry import checkout_digest, pinned
 from advbench.registry.files import FILE, Sources
 from advbench.report import Report, collect
@@ -111,28 +111,21 @@ class Board:
     def in_files(self) -> frozenset[str]:
         """Labels of the plugins that depend on stored files: for themselves, their net, source or initial weights."""
         stored = self.kept_files.in_files()
-        found = set(stored.choices)
-        choices = [each for cell in self.plan.cells for each in (cell.defense, cell.attack) if each]
-        for choice in choices:
-            start: Choice | None = choice
-            while start:
-                if start.label in found or (stored.net is not None and start.net == stored.net):
-                    found.add(choice.label)
-                start = start.init
-        return frozenset(found)
+        own = {
+            choice.label
+            for choice in self.plan.choices()
+            if any(each.label in stored.choices or (stored.net and each.net == stored.net) for each in choice.lineage)
+        }
+        return frozenset(own | set(stored.choices))
 
     @cached_property
     def needs(self) -> dict[str, list[Component]]:
         """Components that other distributions contain, by label of the plugins that depend on them."""
         found: dict[str, list[Component]] = {}
-        for choice in (each for cell in self.plan.cells for each in (cell.defense, cell.attack) if each):
-            start: Choice | None = choice
-            parts = found.setdefault(choice.label, [])
-            while start:
-                parts += [
-                    each for each in (start.component, start.net) if each and is_third_party(each) and each not in parts
-                ]
-                start = start.init
+        for choice in self.plan.choices():
+            for each in (part for start in choice.lineage for part in (start.component, start.net) if part):
+                if is_third_party(each) and each not in found.setdefault(choice.label, []):
+                    found[choice.label].append(each)
         return {label: parts for label, parts in found.items() if parts}
 
     def references(self) -> list[Reference]:

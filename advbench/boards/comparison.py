@@ -102,13 +102,13 @@ class Comparison:
 
     def _markdown(self) -> str:
         study = self.study
-        lines = [f"# {study.item.title}: {study.title}", "", f"**{self.verdict}** at scale `{study.scale}`.", ""]
+        lines = [f"# {study.item.title}: {study.file.title}", "", f"**{self.verdict}** at scale `{study.scale}`.", ""]
         lines += [self.summary().partition(" (")[2].removesuffix(")").capitalize() + ".", ""]
         for head, text in (
-            ("The paper", study.shows),
-            ("Settings", study.settings),
-            ("Cuts", study.cuts),
-            ("Conclusions not supported at this scale", study.forbids),
+            ("The paper", study.file.shows),
+            ("Settings", study.file.settings),
+            ("Cuts", study.file.cuts),
+            ("Conclusions not supported at this scale", study.file.forbids),
         ):
             if text:
                 lines += [f"{head}: {text}", ""]
@@ -165,7 +165,7 @@ def compare(study: Study, boards: Mapping[str, Board], measured: Numbers) -> Com
         verdict, note = _verdict(each, found, study)
         numbers = (each.value, each.deviation, found.value, found.low, found.high)
         rows.append((part, *each.place, *numbers, verdict, note, *_own_place(part, study)))
-    for claim in study.claims:
+    for claim in study.file.claims:
         for above, below in claim.pairs():
             one, other = (_own(each, study, boards, measured) for each in (above, below))
             apart, low, high = _paired(above, below, boards) or _difference(one, other)
@@ -193,7 +193,7 @@ def measure(study: Study, boards: Mapping[str, Board], store: str, known: Number
         known: previous numbers, which are kept for unchanged cells.
     """
     cells = [each.cell for each in study.published if each.cell is not None]
-    cells += [cell for claim in study.claims for pair in claim.pairs() for cell in pair]
+    cells += [cell for claim in study.file.claims for pair in claim.pairs() for cell in pair]
     found: dict[tuple[Cell, int, str], tuple[float, float, float]] = {}
     for cell in dict.fromkeys(cells):
         if _from_images(cell) and _is_part(cell, study) and cell.part in boards:

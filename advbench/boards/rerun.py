@@ -22,7 +22,7 @@ from advbench.grid.inputs import CPU
 from advbench.grid.kept import FOLDER, Kept, placed
 from advbench.grid.plan import Cell, Plan
 from advbench.grid.run import WEIGHTS, keep, prepare
-from advbench.grid.spec import Choice, installed, narrowed
+from advbench.grid.spec import installed, narrowed
 from advbench.registry import Kind, files, pinned
 from advbench.store.records import Store
 
@@ -166,15 +166,8 @@ def _is_stated(found: Kept, stated: Kept) -> bool:
 
 def _lacking(plan: Plan) -> frozenset[str]:
     """Labels of the plugins that need files unknown to this process, directly or for their initial weights."""
-    found = set()
-    for cell in plan.cells:
-        for choice in filter(None, (cell.defense, cell.attack)):
-            start: Choice | None = choice
-            while start:
-                if pinned.lacking(start.params):
-                    found.add(choice.label)
-                start = start.init
-    return frozenset(found)
+    needs = (choice for choice in plan.choices() if any(pinned.lacking(each.params) for each in choice.lineage))
+    return frozenset(choice.label for choice in needs)
 
 
 def _in_root(dataset: str, root: Path) -> str:

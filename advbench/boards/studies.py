@@ -77,8 +77,21 @@ class Claim(pydantic.BaseModel):
             yield Cell(**{**self.at, **above}), Cell(**{**self.at, **below})
 
 
-class _File(pydantic.BaseModel):
-    """Content of `paper.toml`; `small.toml` has the same fields, all optional."""
+class StudyFile(pydantic.BaseModel):
+    """Content of `paper.toml`; `small.toml` has the same fields, all optional.
+
+    Attributes:
+        title: topic of the table or figure.
+        shows: the paper's conclusion from it.
+        settings: source of the settings.
+        missing: features that advbench lacks for it.
+        gpu: True if it needs a GPU.
+        cuts: reductions relative to the paper.
+        forbids: conclusions that these reductions do not support.
+        run: settings of the run.
+        parts: changes of these settings, by part.
+        claims: claimed inequalities.
+    """
 
     model_config = pydantic.ConfigDict(extra="forbid")
 
@@ -123,29 +136,19 @@ class Study(NamedTuple):
     Attributes:
         item: the item.
         scale: one of `SCALES`.
-        title: topic of the table or figure.
-        shows: the paper's conclusion from it.
-        settings: source of the settings.
+        file: its texts and claims.
         needs: data sets, GPU and missing features, for `--list`.
-        cuts: reductions relative to the paper.
-        forbids: conclusions that these reductions do not support.
         parts: runs by name.
         published: published numbers.
-        claims: claimed inequalities.
         replaced: parts whose data set or network is not the paper's at this scale.
     """
 
     item: Item
     scale: str
-    title: str
-    shows: str
-    settings: str
+    file: StudyFile
     needs: tuple[str, ...]
-    cuts: str
-    forbids: str
     parts: Mapping[str, RunSpec]
     published: tuple[Published, ...]
-    claims: tuple[Claim, ...]
     replaced: frozenset[str] = frozenset()
 
 
@@ -185,7 +188,7 @@ def read_study(item: Item, scale: Literal["small", "paper"] | str) -> Study:
     if scale != "paper":
         values = _smaller(whole, parse_toml(path))
     try:
-        file = _File.model_validate(values)
+        file = StudyFile.model_validate(values)
         parts = {} if file.missing or not file.run else {"run": file.run}
         if file.parts and parts:
             parts = {name: merged(file.run, changes) for name, changes in file.parts.items()}
@@ -196,9 +199,8 @@ def read_study(item: Item, scale: Literal["small", "paper"] | str) -> Study:
         raise InputError(f"study {path}", expected="a valid study", got=str(error)) from error
     data = sorted({name for spec in specs.values() for name in (spec.dataset, *spec.ood)})
     needs = (*data, *(["GPU"] if file.gpu else []), *([file.missing] if file.missing else []))
-    texts = (file.title, file.shows, file.settings, needs, file.cuts, file.forbids)
     replaced = {name for name in parts if any(parts[name].get(key) != theirs[name].get(key) for key in PLACE)}
-    return Study(item, scale, *texts, specs, published, tuple(file.claims), frozenset(replaced))
+    return Study(item, scale, file, needs, specs, published, frozenset(replaced))
 
 
 def _smaller(whole: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -259,8 +261,8 @@ def publish(folder: Path, plan: Plan, study: Study, store: Store) -> Board:
         StoreError: the folder cannot be written.
     """
     assert plan.identity is not None, "the data of an executed run are known"
-    about = f"A run of the study `{study.item.title}` at scale `{study.scale}`: {study.title}.\n\n"
-    about += f"The paper: {study.shows}\n\n" + (f"Cuts: {study.cuts}\n\n" if study.cuts else "")
+    about = f"A run of the study `{study.item.title}` at scale `{study.scale}`: {study.file.title}.\n\n"
+    about += f"The paper: {study.file.shows}\n\n" + (f"Cuts: {study.file.cuts}\n\n" if study.file.cuts else "")
     about += "[comparison.md](../comparison.md) compares these numbers with the paper's.\n"
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in ((SPEC, plan.spec.to_toml()), (DATA, plan.identity.to_bytes().decode()), (ABOUT, about)):

@@ -174,7 +174,7 @@ def make_spec(file: Path | None, **options: Any) -> RunSpec:
     if converge is False:
         values.pop("converge", None)
     whole = dict(values)
-    readers: dict[str, Callable[[Names], list[Any]]] = {"eps": _radii, "seeds": integers}
+    readers: dict[str, Callable[[Names], list[Any]]] = {"eps": _radii, "seeds": _seeds}
     for name, value in options.items():
         if value is not None:
             values[name] = readers.get(name, names)(value) if isinstance(value, list) else value
@@ -251,16 +251,11 @@ def _radii(values: Names) -> list[float]:
         raise InputError("--eps", expected="numbers, such as 0.1 or 8/255", got=repr(",".join(values))) from error
 
 
-def integers(values: Names, option: str = "--seeds") -> list[int]:
-    """Whole numbers in a comma-separated or repeated option.
-
-    Raises:
-        InputError: a value is not a whole number.
-    """
+def _seeds(values: Names) -> list[int]:
     try:
         return [int(name) for name in names(values)]
     except ValueError as error:
-        raise InputError(option, expected="whole numbers", got=repr(",".join(values))) from error
+        raise InputError("--seeds", expected="whole numbers", got=repr(",".join(values))) from error
 
 
 # Decorators of commands with a parameter `spec` or `execution`.

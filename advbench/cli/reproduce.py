@@ -134,7 +134,9 @@ def _listed(out: Path) -> Iterator[str]:
             path = out / item.paper / item.name / scale / "comparison.md"
             if path.is_file():
                 results.append(f"{scale}: {path.read_text().split('**')[1]}")
-        rows.append([item.title, study.title, ", ".join(item.scales) or "none", ", ".join(study.needs), *results[:1]])
+        rows.append(
+            [item.title, study.file.title, ", ".join(item.scales) or "none", ", ".join(study.needs), *results[:1]]
+        )
     headers = ["item", "shows", "scales", "needs", "results"]
     yield from tabulate([[*row, ""][:5] for row in rows], headers=headers).splitlines()
     yield ""

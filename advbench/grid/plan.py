@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, NamedTuple
@@ -112,6 +112,10 @@ class Plan:
     ood: tuple[OodCell, ...] = ()
     known: tuple[Cell, ...] = ()  # cells of attacks on a known draw
     left_alone: tuple[str, ...] = ()  # out-of-distribution images that cannot be attacked
+
+    def choices(self) -> Iterable[Choice]:
+        """Each defense and attack of the cells, once."""
+        return {each.label: each for cell in self.cells for each in (cell.defense, cell.attack) if each}.values()
 
     @property
     def evaluations(self) -> list[str]:

@@ -19,7 +19,7 @@ from advbench.grid.inputs import Component, TrainInputs
 from advbench.grid.kept import Kept, KeptChoice, digests, is_third_party, read_kept
 from advbench.grid.plan import Plan, Task, make_plan
 from advbench.grid.scheduler import Outcome, Scheduler, Watch, failed_before
-from advbench.grid.spec import Choice, RunSpec, pinned, resolve
+from advbench.grid.spec import RunSpec, pinned, resolve
 from advbench.grid.tasks import Record
 from advbench.keys import content_key
 from advbench.models.nets import build
@@ -99,13 +99,7 @@ def lay_out(spec: RunSpec, identity: Identity, data: Data, *, checkout: str | No
 
 def keep(plan: Plan) -> Kept:
     """Plugins and nets to describe in a run's folder because they are in files or of other distributions."""
-    pending = [each for cell in plan.cells for each in (cell.defense, cell.source, cell.attack) if each]
-    used: dict[str, Choice] = {}
-    while pending:
-        choice = pending.pop()
-        if choice.label not in used:
-            used[choice.label] = choice
-            pending += [choice.init] if choice.init else []
+    used = {each.label: each for choice in plan.choices() for each in choice.lineage}
     net: Component | None = None
     choices: dict[str, KeptChoice] = {}
     parameters: dict[str, int] = {}

@@ -222,6 +222,11 @@ class Choice(NamedTuple):
     paper: Paper | None = None  # reference
 
     @property
+    def lineage(self) -> list[Choice]:
+        """Itself, what it starts from, what that starts from, and so on."""
+        return [self, *(self.init.lineage if self.init else [])]
+
+    @property
     def params(self) -> Mapping[str, Any]:
         """Resolved hyperparameters as JSON values."""
         return self.component.params or {}
@@ -602,13 +607,8 @@ def _choices(spec: RunSpec, kept: Kept | None) -> tuple[tuple[Choice, ...], tupl
 
 def _used(spec: RunSpec, kept: Kept | None) -> set[str]:
     """Labels of the plugins that a run uses, including those of initial weights, and of its net."""
-    labels = {*spec.defenses, *spec.attacks, NET}
-    for choice in itertools.chain(*_choices(spec, kept)):
-        start = choice.init
-        while start:
-            labels.add(start.label)
-            start = start.init
-    return labels
+    chosen = itertools.chain(*_choices(spec, kept))
+    return {*spec.defenses, *spec.attacks, NET} | {each.label for choice in chosen for each in choice.lineage}
 
 
 def _check_budget(attack: Attack, budget: int, *, sweep: bool) -> None:

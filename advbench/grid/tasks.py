@@ -277,7 +277,7 @@ class Runner:
         test = limited(self._checked_dataset(inputs).test, plan.images)
         names = [each.name for each in plan.ood]
         ood = {
-            each.name if names.count(each.name) == 1 else f"{each.name}:{each.sha256[:8]}": self._ood_images_of(
+            each.name if names.count(each.name) == 1 else f"{each.name}:{each.sha256[:8]}": self._ood_images(
                 inputs, each, plan.images
             )
             for each in plan.ood
@@ -295,7 +295,7 @@ class Runner:
         if inputs.ood is None:
             x, y = self._test_images(inputs)
         else:  # no labels; attacks on these images do not use them
-            x = self._ood_images(inputs, inputs.ood)
+            x = self._ood_images(inputs, inputs.ood, inputs.images)
             y = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         clf, threat = (
             self._at_hand(inputs.source),
@@ -334,7 +334,7 @@ class Runner:
             images = self._tensors(inputs.examples)["images"].to(self._resources.device)
             attack = {**crafted["result"], "seconds": crafted["seconds"]}
         if inputs.foreign is not None:
-            x = self._ood_images(inputs, inputs.foreign) if images is None else images
+            x = self._ood_images(inputs, inputs.foreign, inputs.images) if images is None else images
             predictions = evaluate_ood(clf, x, inputs.draws, **how)
             result = summary(predictions, clean)
             kept = ("n_examples", "classes", "draws", "enumerated", "uncertainty", "histograms", "detection")
@@ -379,10 +379,7 @@ class Runner:
         flags = ["vanished_gradients"] if attack.get("vanished_gradients", 0.0) > VANISHED else []
         return {**known_draws(predictions), "attack": attack, "flags": flags}, predictions.to_bytes()
 
-    def _ood_images(self, inputs: CraftInputs | EvaluateInputs, wanted: OodRef) -> Tensor:
-        return self._ood_images_of(inputs, wanted, inputs.images)
-
-    def _ood_images_of(self, inputs: Inputs, wanted: OodRef, count: int) -> Tensor:
+    def _ood_images(self, inputs: Inputs, wanted: OodRef, count: int) -> Tensor:
         root = self.runtime.data_root
         fitting = [name for name in self.runtime.ood if ood_digest(name, root) == wanted.sha256]
         if not fitting:

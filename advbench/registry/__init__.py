@@ -8,9 +8,7 @@ from advbench.registry.optional import written_over as written_over
 from advbench.registry.plugins import KINDS as KINDS
 from advbench.registry.plugins import Entry as Entry
 from advbench.registry.plugins import Kind as Kind
-from advbench.registry.plugins import Problem as Problem
 from advbench.registry.plugins import Registrar as Registrar
 from advbench.registry.plugins import Registry as Registry
 from advbench.registry.plugins import checkout_digest as checkout_digest
-from advbench.registry.plugins import distribution_version as distribution_version
 from advbench.registry.plugins import registry as registry

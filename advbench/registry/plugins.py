@@ -57,18 +57,6 @@ class Entry:
         return self.target if self.distribution == files.FILE else self.name
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """A plugin that failed to load, and the reason."""
-
-    plugin: str
-    distribution: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"plugin {self.plugin!r} of {self.distribution} failed to load: {self.reason}"
-
-
 class Registrar:
     """Collects the declarations in a plugin's `advbench_register`.
 
@@ -121,14 +109,14 @@ class Registrar:
 class Registry:
     """All names declared by the core and the installed distributions.
 
-    Args:
-        manager: the plugin manager to use; a new one by default.
+    Attributes:
+        problems: a sentence for each plugin that failed to load.
     """
 
-    def __init__(self, manager: pluggy.PluginManager | None = None) -> None:
-        self.problems: list[Problem] = []
+    def __init__(self) -> None:
+        self.problems: list[str] = []
         self._entries: dict[tuple[Kind, str], list[Entry]] = {}
-        self.manager = manager or pluggy.PluginManager(hooks.PROJECT)
+        self.manager = pluggy.PluginManager(hooks.PROJECT)
         self.manager.add_hookspecs(hooks)
         self._load(builtins, "advbench", importlib.metadata.distribution("advbench"))
         for entry_point in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda e: e.name):
@@ -160,7 +148,8 @@ class Registry:
                 self._entries.setdefault((entry.kind, entry.name), []).append(entry)
 
     def _report(self, plugin: str, distribution: str, error: Exception) -> None:
-        self.problems.append(Problem(plugin, distribution, one_line(f"{type(error).__name__}: {error}", 500)))
+        reason = one_line(f"{type(error).__name__}: {error}", 500)
+        self.problems.append(f"plugin {plugin!r} of {distribution} failed to load: {reason}")
 
     def entries(self, kind: Kind | None = None) -> Iterator[Entry]:
         """Registered names of one kind or all kinds, sorted by kind and name."""
@@ -220,13 +209,12 @@ class Registry:
         found = self._claims(kind, name)
         if not found:
             files.check_path(name, kind)
-            broken = "; ".join(f"{p.plugin} ({p.reason})" for p in self.problems)
             raise unknown_name(
                 kind,
                 name,
                 [entries[0].shown for (k, _), entries in self._entries.items() if k == kind],
                 remedy="'advbench plugins' lists all names",
-                note=f"these plugins failed to load: {broken}" if broken else "",
+                note="; ".join(self.problems),
             )
         if len(found) > 1:
             raise self._duplicate(found)

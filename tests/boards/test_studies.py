@@ -37,7 +37,7 @@ from advbench.boards.comparison import (
     compare,
     read_measured,
 )
-from advbench.boards.studies import Cell, Item, Published, Study, all_items, find_item, read_study
+from advbench.boards.studies import Cell, Item, Published, Study, StudyFile, all_items, find_item, read_study
 from advbench.cli.app import main
 from advbench.data.ood import ood_labels
 from advbench.errors import InputError
@@ -81,13 +81,13 @@ def test_all_printed_numbers_are_there_once() -> None:
 def test_every_number_and_claim_has_a_cell_or_a_reason(title: str) -> None:
     item = ITEMS[title]
     study = read_study(item, "paper")
-    assert study.published or study.claims or item.missing, "nothing to compare"
+    assert study.published or study.file.claims or item.missing, "nothing to compare"
     assert bool(study.parts) != bool(item.missing)
     cells = []
     for each in study.published:
         assert (each.cell is None) == bool(each.reason), each
         cells += [each.cell] if each.cell else []
-    cells += [cell for claim in study.claims for pair in claim.pairs() for cell in pair]
+    cells += [cell for claim in study.file.claims for pair in claim.pairs() for cell in pair]
     known = {"affinity", *(f"retained_{share}" for share in (20, 40, 60, 80))}
     known |= {*TABLES["results"], *TABLES["uncertainty"], *TABLES["models"]}
     scores = [
@@ -110,14 +110,14 @@ def test_every_number_and_claim_has_a_cell_or_a_reason(title: str) -> None:
 @pytest.mark.parametrize(("title", "scale"), STUDIES)
 def test_a_study_says_what_it_cuts(title: str, scale: str) -> None:
     study = read_study(ITEMS[title], scale)
-    assert bool(study.cuts) == bool(study.forbids) == (scale == "small")
+    assert bool(study.file.cuts) == bool(study.file.forbids) == (scale == "small")
     whole = read_study(ITEMS[title], "paper")
     assert study.parts.keys() <= whole.parts.keys()
     for name, spec in study.parts.items():
         replaced = (spec.dataset, spec.architecture) != (whole.parts[name].dataset, whole.parts[name].architecture)
         assert replaced == (name in study.replaced)
         other = spec.dataset != whole.parts[name].dataset
-        assert not other or spec.dataset.rpartition(":")[2] in study.cuts, "other data are named"
+        assert not other or spec.dataset.rpartition(":")[2] in study.file.cuts, "other data are named"
 
 
 # Verdicts
@@ -128,7 +128,7 @@ def number(value: float, deviation: float, cell: Cell | None = None) -> Publishe
 
 
 SPEC = make_spec({"defenses": [*"abcd", "erm"], "attacks": ["none"]})
-ONE = Study(Item("p", "i", Path()), "paper", "", "", "", (), "", "", {"one": SPEC}, (), ())
+ONE = Study(Item("p", "i", Path()), "paper", StudyFile(title="", shows="", settings=""), (), {"one": SPEC}, ())
 
 
 @pytest.mark.parametrize(
@@ -355,8 +355,13 @@ def test_a_claim_can_state_a_least_difference(here: Path) -> None:
     study = read_study(find_item("toy/table1"), "small")
     boards, measured = {"one": read_board(here / "one")}, read_measured(here / "measured.csv")
     for by, verdict in ((0.0, "agrees"), (1.5, "differs")):
-        claims = tuple(claim.model_copy(update={"by": by}) for claim in study.claims)
-        assert compare(study._replace(claims=claims), boards, measured).table.verdict.iloc[-1] == verdict
+        claims = [claim.model_copy(update={"by": by}) for claim in study.file.claims]
+        assert (
+            compare(
+                study._replace(file=study.file.model_copy(update={"claims": claims})), boards, measured
+            ).table.verdict.iloc[-1]
+            == verdict
+        )
 
 
 def test_its_boards_and_comparison_are_checked(here: Path, capsys: Capture) -> None:

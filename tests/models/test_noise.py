@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import pluggy
 import pytest
 import safetensors.torch
 import torch
@@ -319,7 +318,7 @@ def test_a_third_partys_noise_is_found_again(monkeypatch: pytest.MonkeyPatch) ->
         def advbench_register(self, register: Registrar) -> None:
             register.noise("salt", f"{__name__}:Salt", "pixels at one")
 
-    found = Registry(pluggy.PluginManager(hooks.PROJECT))
+    found = Registry()
     found._load(Plugin(), "salt", importlib.metadata.distribution("advbench"))
     clf = noisy(Salt(0.4))
     tensors, values = export_classifier(clf)

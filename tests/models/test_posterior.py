@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import pluggy
 import pytest
 import safetensors.torch
 import torch
@@ -367,7 +366,7 @@ def test_a_third_partys_posterior_is_found_again(monkeypatch: pytest.MonkeyPatch
         def advbench_register(self, register: Registrar) -> None:
             register.posterior("shifted", f"{__name__}:Shifted", "one number for all weights")
 
-    found = Registry(pluggy.PluginManager(hooks.PROJECT))
+    found = Registry()
     found._load(Plugin(), "shifted", importlib.metadata.distribution("advbench"))
     net = small_net().eval()
     clf = Classifier(net, Shifted(net))

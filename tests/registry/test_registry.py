@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pluggy
 import pytest
 import torch
 from conftest import Cli
@@ -88,7 +87,7 @@ def test_a_broken_plugin_is_reported_and_stops_only_runs_that_name_it(cli: Cli, 
     assert cli("plan", "--defense", "erm", "--attack", "fgsm", env=env).returncode == 0
     named = cli("plan", "--defense", "erm", "--attack", "its_attack", env=env)
     assert named.returncode == 2
-    assert "these plugins failed to load: broken_plugin (RuntimeError: half installed)" in named.stderr
+    assert "failed to load: RuntimeError: half installed" in named.stderr
     assert len(named.stderr.strip().splitlines()) == 1
 
 
@@ -222,9 +221,9 @@ def test_one_failing_registration_leaves_nothing_of_that_plugin() -> None:
             register.attack("half_done", "m:C", "")
             raise ValueError("then it broke")
 
-    found = Registry(pluggy.PluginManager(hooks.PROJECT))
+    found = Registry()
     found._load(Half(), "half", __import__("importlib.metadata").metadata.distribution("advbench"))
-    assert found.problems[0].reason == "ValueError: then it broke"
+    assert found.problems[0].endswith("ValueError: then it broke")
     with pytest.raises(InputError, match="unknown attack 'half_done'"):
         found.find("attack", "half_done")
 
