@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import re
 from pathlib import Path
 
 from advbench.boards.board import SPEC, read_inside
@@ -38,32 +38,23 @@ def site_files(folder: Path, date: str) -> dict[str, bytes] | Findings:
             continue
         made = {SPEC: read_inside(board.folder, SPEC)}
         made |= {name: raw for name, raw in board.files().items() if name.endswith(".csv")}
-        page = render_page(board.report, board.references(), list(made), board.about, date=date, board=Path(at).name)
-        entry = IndexEntry(
-            link=f"{at}/{INDEX}",
-            title=title(board.report),
-            finding=headline(board.report, board.about),
-            defenses=len(board.spec.defenses),
-            cells=len(board.cells),
-            missing=board.missing,
-            downloads=[f"{at}/{name}" for name in made],
-        )
-        entries.append(entry)
+        home = "/".join([".."] * len(Path(at).parts) + [INDEX])
+        page = render_page(board.report, board.references(), list(made), board.about, date=date, board=at, home=home)
+        finding, counts = headline(board.report, board.about), (len(board.spec.defenses), len(board.cells))
+        entries.append(IndexEntry(at, f"{at}/{INDEX}", title(board.report), finding, *counts, board.missing))
         files |= {f"{at}/{name}": raw for name, raw in {**made, INDEX: page.encode()}.items()}
-    titles = Counter(entry.title for entry in entries)
-    named = [
-        entry._replace(title=f"{entry.title} ({entry.link.removesuffix(f'/{INDEX}')})")
-        if titles[entry.title] > 1
-        else entry
-        for entry in entries
-    ]
-    return findings or files | {INDEX: render_index(named, date).encode()}
+    return findings or files | {INDEX: render_index(entries, date).encode()}
+
+
+def _natural(path: Path) -> list[list[tuple[str, int]]]:
+    """Sort key of a path in which numbers count by value: draws5 before draws10."""
+    return [[(text, int(n or 0)) for text, n in re.findall(r"(\D*)(\d*)", part)] for part in path.parts]
 
 
 def _places(folder: Path) -> list[Path]:
     """Folders of the boards, relative to `folder`; hidden ones and those inside a board are skipped."""
     found: list[Path] = []
-    for path in sorted(folder.rglob(SPEC), key=lambda path: path.parts):
+    for path in sorted(folder.rglob(SPEC), key=_natural):
         place = path.parent.relative_to(folder)
         hidden = any(part.startswith(".") for part in place.parts)
         if not hidden and not any(place.is_relative_to(outer) for outer in found):

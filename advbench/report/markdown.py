@@ -79,7 +79,7 @@ def _tables(report: Report) -> Iterator[str]:
         ("Retention: accuracy on the images of lowest uncertainty", "", views.retention_table(report)),
         ("Uncertainty under attack", views.UNDER_ATTACK_NOTE, views.under_attack_table(report)),
         ("Persistent adversary", views.PERSISTENCE_NOTE, views.persistence_table(report)),
-        ("Adversaries by what they know", views.ADVERSARIES_NOTE, views.adversaries_table(report)),
+        ("Adversaries by what they know", views.adversaries_note(report), views.adversaries_table(report)),
     ):
         if table.rows:
             yield "\n\n".join(filter(None, (f"## {heading}", note, early, _table(table))))

@@ -8,6 +8,7 @@ import json
 import math
 import re
 import shlex
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
@@ -26,9 +27,18 @@ from advbench.report.references import Reference
 from advbench.report.tables import Report, as_rows
 from advbench.report.texts import duration, format_eps, parts
 
+LIBRARIES = {"advbench", "device", "numpy", "python", "torch"}  # in the versions of every method
 FEW = 3  # up to this many attacks have all figures; otherwise uncertainty is only drawn for the strongest
 ENDS = ("difference", "difference_low", "difference_high")
 COLOURS = 10  # steps of the colour scale from affinity 0 to 1
+
+
+class Certain(NamedTuple):
+    """A defense under an attack that crafts errors with low uncertainty."""
+
+    retention: Measured
+    auroc: Measured  # of detecting the attacked images among clean ones by uncertainty
+    attack: str
 
 
 class Row(NamedTuple):
@@ -37,8 +47,8 @@ class Row(NamedTuple):
     standing: Standing
     ranks: str  # range of statistically indistinguishable ranks; empty if unique
     paper: tuple[str, str, str]  # authors and year, link, title; empty if none
-    certain: dict[float, tuple[Measured, str]]  # by eps: retention under an attack on the uncertainty, and its name
-    seconds: float  # training time, mean over seeds
+    certain: dict[float, Certain]  # by eps: under an attack on the uncertainty
+    seconds: list[float]  # training time of each seed
     text: str  # text for searching
 
 
@@ -50,6 +60,7 @@ def render_page(
     *,
     date: str = "",
     board: str = "",
+    home: str = "",
 ) -> str:
     """Render the page: finding, ranking, figures, supporting tables, and methods.
 
@@ -63,6 +74,7 @@ def render_page(
         about: further description in paragraphs; text in backquotes is set as code.
         date: date of the page.
         board: name of the published board, to which a defense can be submitted; empty for a run.
+        home: link to the index of the site; empty if there is none.
     """
     first = report.results.iloc[0]
     alike = [one for one in references if one.dataset == first.dataset and one.norm in ("", first.norm)]
@@ -75,11 +87,14 @@ def render_page(
         rows=rows,
         radii=report.radii() or [0.0],
         certain=any(row.certain for row in rows),
+        flagged=any(row.standing.flags for row in rows),
+        home=home,
         views=views,
         headline=headline(report, about),
         about=[part.strip() for part in about.split("\n\n") if part.strip()],
         date=date,
-        board=shlex.quote(board) if board else "",
+        board=board,
+        folder=shlex.quote(board),
         made_with=_made_with(report),
         clean=CLEAN,
         not_run=NOT_RUN,
@@ -121,13 +136,13 @@ def headline(report: Report, about: str = "") -> str:
 
 
 def _rows(report: Report) -> Iterator[Row]:
-    seconds = report.models.groupby("defense").seconds.mean().to_dict()
+    seconds = report.models.groupby("defense").seconds.agg(list).to_dict()
     papers = {row["label"]: row for row in as_rows(report.methods) if row["kind"] == "defense"}
     certain = _certain(report)
     for one in report.standings:
         paper = _cited(papers[one.defense])
         text = f"{one.defense} {one.architecture} {' '.join(paper)}"
-        spent = float(seconds.get(one.defense, math.nan))
+        spent = [each for each in seconds.get(one.defense, []) if not math.isnan(each)]
         yield Row(one, views.rank_range(one), paper, certain.get(one.defense, {}), spent, text)
 
 
@@ -140,19 +155,18 @@ def _cited(row: Mapping[str, Any]) -> tuple[str, str, str]:
     return f"{who} {row['year']}", row["link"] if re.match("https?://", row["link"]) else "", row["title"]
 
 
-def _certain(report: Report) -> dict[str, dict[float, tuple[Measured, str]]]:
-    """Lowest retention by defense and eps under attacks that craft errors with low uncertainty."""
-    names = report.uncertainty[report.uncertainty.images == "certain"].attack.unique()
-    table = report.retention[(report.retention.measure == "total") & report.retention.attack.isin(names)]
-    keys = ["defense", "attack", "eps"]
-    means = over_seeds(
-        table.drop_duplicates([*keys, "seed"]), keys, ["area", "area_low", "area_high"], report.seeds
-    ).dropna(subset="area")
-    found: dict[str, dict[float, tuple[Measured, str]]] = {}
-    for (defense, attack, eps), numbers in zip(means.index, means.to_numpy(float).tolist(), strict=True):
-        mine, area = found.setdefault(defense, {}), Measured(*numbers)
-        if eps not in mine or area.value < mine[eps][0].value:
-            mine[eps] = area, attack
+def _certain(report: Report) -> dict[str, dict[float, Certain]]:
+    """Defenses by eps under the attack on their uncertainty with the lowest retention."""
+    detected = report.uncertainty[report.uncertainty.images == "certain"]
+    areas = report.retention[report.retention.measure == "total"].drop_duplicates([*views.KEYS, "seed"])
+    table = detected.merge(areas[[*views.KEYS, "seed", "area", "area_low", "area_high"]], on=[*views.KEYS, "seed"])
+    columns = ["area", "area_low", "area_high", "auroc_total"]
+    means = over_seeds(table, views.KEYS, columns, report.seeds).dropna(subset="area")
+    found: dict[str, dict[float, Certain]] = {}
+    for (defense, attack, eps), (*area, auroc) in zip(means.index, means.to_numpy(float).tolist(), strict=True):
+        mine, retention = found.setdefault(defense, {}), Measured(*area)
+        if eps not in mine or retention.value < mine[eps].retention.value:
+            mine[eps] = Certain(retention, Measured(auroc, note="n/a" if math.isnan(auroc) else ""), attack)
     return found
 
 
@@ -166,13 +180,19 @@ def _made_with(report: Report) -> str:
 class IndexEntry(NamedTuple):
     """A board in the index of a site."""
 
-    link: str  # link to its page, relative to the index like the downloads
+    name: str  # its folder, relative to the index
+    link: str
     title: str
     finding: str
     defenses: int
     cells: int  # number of cells in its spec
     missing: int  # cells without a record
-    downloads: list[str]
+
+    @property
+    def group(self) -> str:
+        """The folder that it shares with other boards; empty if it stands alone."""
+        first, inside, _ = self.name.partition("/")
+        return first if inside else ""
 
 
 def render_index(entries: Sequence[IndexEntry], date: str = "") -> str:
@@ -263,9 +283,11 @@ def page_data(report: Report, affinities: Mapping[str, Mapping[float, views.Pair
 
 def _method(row: Mapping[str, Any]) -> dict[str, Any]:
     """A defense or attack, with the option that selects it."""
+    made_of = ", ".join(sorted(json.loads(row["versions"] or "{}").keys() - LIBRARIES))
+    shown = [[name, json.dumps(value)] for name, value in _params(row).items() if value != []]
     return {
         "name": row["label"],
-        "params": [[name, json.dumps(value)] for name, value in _params(row).items()],
+        "params": [*([["made of", made_of]] if made_of else []), *shown],
         "paper": [f"{row['authors']} ({row['year']}). {row['title']}.", row["link"]] if row["title"] else [],
         "option": f"--{row['kind']} {shlex.quote(row['label'])}",
     }
@@ -356,6 +378,8 @@ def _template(name: str) -> jinja2.Template:
         "measured": Measured,
         "marked": _marked,
         "duration": duration,
+        "median": statistics.median,
+        "breaks": _breaks,
     }
     return environment.from_string(_asset(name))
 
@@ -363,6 +387,11 @@ def _template(name: str) -> jinja2.Template:
 @cache
 def _asset(name: str) -> str:
     return (files("advbench.report") / "assets" / name).read_text("utf-8")
+
+
+def _breaks(name: str) -> Markup:
+    """An escaped name that may be broken after each underscore."""
+    return Markup("_<wbr>").join(name.split("_"))
 
 
 def _marked(text: str) -> Markup:

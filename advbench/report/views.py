@@ -11,9 +11,9 @@ import pandas as pd
 
 from advbench.evaluation.summary import ENTROPIES
 from advbench.report.flags import FLAGS, raised
-from advbench.report.leaderboard import CLEAN, NOT_RUN, Measured, Standing, over_seeds
+from advbench.report.leaderboard import CLEAN, NOT_RUN, Measured, Standing, over_seeds, own_rows
 from advbench.report.tables import CALIBRATION, KNOWLEDGE, SCORES, Report
-from advbench.report.texts import Value, format_eps, images_text
+from advbench.report.texts import Value, duration, format_eps, images_text
 
 HEADINGS = {"auroc": "AUROC", "aupr_positive": "AUPR+", "aupr_negative": "AUPR-"}
 EARLY = "stop_early"  # setting of an attack in `methods.csv`
@@ -24,7 +24,7 @@ SMALL = 0.01  # negligible difference of accuracies, as in the criterion of conv
 ATTACKS_NOTE = (
     "Excess of each attack's accuracies over the lowest for the same defense, eps and seed, on the same "
     "images; the lowest attack is selected on the other half of the images, so equal attacks have no excess, "
-    "and a difference may be negative. At worst: the largest mean over seeds, for one defense and eps. Passes are "
+    "and a difference may be negative. Largest: the largest mean over seeds, for one defense and eps. Passes are "
     "forward and backward passes per image."
 )
 CALIBRATION_NOTE = (
@@ -44,12 +44,6 @@ UNDER_ATTACK_NOTE = (
 PERSISTENCE_NOTE = (
     "Fraction of images on which at least one of R answers is wrong, with its 95 % interval: the success of an "
     "adversary with R tries. A deterministic defense gives the same answer each time."
-)
-ADVERSARIES_NOTE = (
-    "Lowest accuracy under attacks of adversaries with the same knowledge; of those who know the draw that answers, "
-    "the mean over draws, and the lowest and highest draw. In adversaries.csv, they know "
-    + "; ".join(f"`{name}`: {meaning}" for name, meaning in KNOWLEDGE.items())
-    + "."
 )
 
 
@@ -84,6 +78,14 @@ def scope(report: Report) -> str:
     return f"{counts}, {seeds} {'seed' if seeds == 1 else 'seeds'}"
 
 
+def cost(report: Report) -> str:
+    """Time for all trainings, attacks on the defense itself, and their evaluations; empty if none is known."""
+    seconds = float(report.models.seconds.sum() + report.results[own_rows(report.results)].seconds.sum())
+    device = {json.loads(text).get("device", "") for text in report.methods.versions.unique() if text}
+    where = f" on {' and '.join(sorted(device))}" if all(device) and device else ""
+    return f"{duration(seconds)} of computing{where}" if seconds else ""
+
+
 def explanation(report: Report) -> str:
     """Explanation of the numbers in the main table."""
     over = " (mean; sd: standard deviation)" if report.seeds > 1 else ""
@@ -106,7 +108,7 @@ def stopped_early(report: Report) -> str:
         return ""
     return (
         f"Left out: {', '.join(names)}, which stop early for misclassified images. Such examples lie near the decision "
-        "boundary, where a defense is least certain; attacks in --affinity do not stop early."
+        "boundary, where a defense is least certain."
     )
 
 
@@ -201,7 +203,7 @@ def eps_table(report: Report, attack: str) -> Table:
 
 def attacks_table(report: Report) -> Table:
     """Strength of each attack, if there are several."""
-    headings = ["attack", "kind", "cells", "above the lowest", "at worst", "there", "passes"]
+    headings = ["attack", "kind", "cells", "mean excess", "largest excess", "where", "passes"]
     rows: list[list[Value]] = []
     for one in report.strengths[report.strengths.cells > 0].to_dict("records"):
         mean = Measured(*(one[f"above_mean{end}"] for end in ("", "_low", "_high")))
@@ -222,8 +224,13 @@ def attacks_reading(report: Report) -> str:
     text = f"Lowest on average: {best.attack}, at {best.passes:,.0f} passes."
     if cheap.passes < best.passes:
         text += f" Within {SMALL} of it: {cheap.attack}, at {cheap.passes:,.0f}."
-    weak = table[table.above_mean_low > SMALL]
-    return f"{text} Weak, significantly more than {SMALL} above: {', '.join(weak.attack)}." if len(weak) else text
+    certain = table.kind.str.endswith("certain errors")
+    weak = table[(table.above_mean_low > SMALL) & ~certain]
+    if len(weak):
+        text += f" Weak, significantly more than {SMALL} above: {', '.join(weak.attack)}."
+    if certain.any():
+        text += f" {', '.join(table.attack[certain])}: for errors with low uncertainty, not for as many as possible."
+    return text
 
 
 def not_computed(report: Report) -> list[tuple[str, int]]:
@@ -355,6 +362,19 @@ def persistence_table(report: Report) -> Table:
         row = rows.setdefault((defense, attack, eps), [*head, *[NOT_RUN] * len(tries)])
         row[2 + tries.index(count)] = Measured(*values)
     return Table(["defense", "images", *(f"R = {count}" for count in tries)], _sorted(report, list(rows.values())))
+
+
+def adversaries_note(report: Report) -> str:
+    """Explanation of the table of adversaries."""
+    known = set(_ends(report.adversaries).knows)
+    of_draws = ""
+    if "the_draw" in known:
+        of_draws = "; of those who know the draw that answers, the mean over draws, and the lowest and highest draw"
+    names = "; ".join(f"`{name}`: {meaning}" for name, meaning in KNOWLEDGE.items() if name in known)
+    return (
+        f"Lowest accuracy under attacks of adversaries with the same knowledge{of_draws}. "
+        f"In adversaries.csv, they know {names}."
+    )
 
 
 def adversaries_table(report: Report) -> Table:

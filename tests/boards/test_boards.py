@@ -32,6 +32,7 @@ from advbench.boards.merge import Merged, merge
 from advbench.boards.records import Records
 from advbench.boards.rerun import _agree as agree
 from advbench.boards.rerun import rerun
+from advbench.boards.site import site_files
 from advbench.boards.submission import open_submission
 from advbench.cli.app import main
 from advbench.errors import InputError, StoreError
@@ -875,18 +876,33 @@ def test_a_site_of_two_boards_leads_to_pages_and_tables(boards: Path, tmp_path: 
     with browsing() as browser:
         browser.open(tmp_path / "site/index.html", 390)
         one, two = sorted(browser.texts(".board"), key=lambda text: "The bnn is first" in text)
-        assert "The bnn is first, e.g. at .1.\n" in two
+        assert "two: digits, small_cnn, linf, 2 defenses. The bnn is first, e.g. at .1." in two
         assert "It is small" not in two
-        assert "2 defenses; 14 of 14 planned cells" in one
+        assert "digits, small_cnn, linf; 2 defenses; 14 of 14 planned cells" in one
         assert browser.run("return document.documentElement.scrollWidth") <= 390
         assert violations(browser) == []
         links = browser.run("return [...document.links].map(link => link.href)")
-        assert sorted(Path(link.removeprefix("file://")) for link in links) == sorted(
-            tmp_path / "site" / name for name in written if name != "index.html"
-        )
-        browser.click("h2 a")
-        assert browser.run("return document.querySelectorAll('#board tbody tr').length") == 2
+        pages = {tmp_path / "site" / at / "index.html" for at in ("one", "more/two")}
+        assert {Path(link.removeprefix("file://")) for link in links} == pages
+        for link, at in (("h2 a", "one"), ("li a", "more/two")):
+            browser.open(tmp_path / "site/index.html", 390)
+            browser.click(link)
+            assert browser.texts("h1") == [f"{at}: digits, small_cnn, linf"]
+            assert browser.run("return document.querySelectorAll('#board tbody tr').length") == 2
+            assert f"--spec leaderboards/{at}/spec.toml" in browser.texts("pre")[0]
+            links = browser.run("return [...document.querySelectorAll('header a, .files a')].map(link => link.href)")
+            beside = {tmp_path / "site" / name for name in written if name.startswith(f"{at}/")} - pages
+            assert {Path(link.removeprefix("file://")) for link in links} == {tmp_path / "site/index.html", *beside}
         assert browser.complaints() == []
+
+
+def test_boards_of_a_site_are_in_order_of_their_numbers(made: Path, tmp_path: Path) -> None:
+    for name in ("draws10", "draws5", "figure2", "table1"):
+        shutil.copytree(made / "board", tmp_path / "boards" / name)
+    written = site_files(tmp_path / "boards", "")
+    assert isinstance(written, dict)
+    index = written["index.html"].decode()
+    assert re.findall(r"<h2><a href=\"(\w+)/", index) == ["draws5", "draws10", "figure2", "table1"]
 
 
 def test_a_bad_board_gives_one_line_and_no_site(

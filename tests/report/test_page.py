@@ -22,7 +22,8 @@ from advbench.cli.options import make_spec as spec_of_options
 from advbench.report import Report
 from advbench.report.page import render_page
 from advbench.report.references import Reference
-from advbench.report.tables import as_rows
+from advbench.report.tables import as_rows, read_report
+from advbench.report.texts import duration
 
 REFERENCE = Reference(
     model="Known2020<Model>",
@@ -540,3 +541,28 @@ def test_the_ranking_is_on_the_first_screen(browser: Browser, tmp_path: Path) ->
         [drawn.getBoundingClientRect().width, drawn.width.baseVal.value])"""
     browser.run("for (const each of document.querySelectorAll('details')) each.open = true")
     assert all(drawn in (0, natural) for drawn, natural in browser.run(sizes))
+
+
+def test_first_table_shows_what_an_attack_on_the_uncertainty_leaves() -> None:
+    report = read_report(Path(__file__).parents[2] / "leaderboards" / "digits")
+    html = render_page(report, board="digits", home="../index.html")
+    last = len(report.radii()) - 1
+    known = report.uncertainty.query("attack == 'certain' and eps == 0.2").groupby("defense").auroc_total.mean()
+    kept = report.retention.query("attack == 'certain' and eps == 0.2 and measure == 'total' and kept == 1")
+    areas = kept.groupby("defense").area.mean()
+    (body,) = re.findall(r'<table id="board">.*?<tbody>(.*?)</tbody>', html, re.DOTALL)
+    rows = {one.defense: text for one, text in zip(report.standings, body.split("</tr>"), strict=False)}
+    assert len(rows) == len(known) == len(areas) == 17
+    for defense, text in rows.items():
+        cell = rf'<td data-eps="{last}" data-v="([^"]*)">\s*<button[^>]* data-what="(\w+)" data-text="([^"]*)"'
+        (retention, first, shown), (auroc, second, text_of_auroc) = re.findall(cell, text)
+        assert (first, second) == ("retention", "AUROC")
+        assert float(retention) == pytest.approx(areas[defense], abs=1e-6)
+        assert float(shown.split()[0]) == pytest.approx(areas[defense], abs=6e-4)
+        assert float(auroc) == pytest.approx(known[defense], abs=1e-6)
+        assert float(text_of_auroc) == pytest.approx(known[defense], abs=6e-4)
+    seconds = report.models.groupby("defense").seconds.median()
+    assert f"<strong>{duration(seconds['adv_bnn'])}</strong>" in rows["adv_bnn"]
+    spent = report.models.seconds.sum() + report.results.query("source == defense").seconds.sum()
+    assert f"{duration(spent)} of computing on x86_64" in html
+    assert '<a href="../index.html">All leaderboards</a>' in html

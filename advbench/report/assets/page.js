@@ -174,7 +174,7 @@
     return [element("h3", title), list(pairs)];
   }
 
-  function behind(key) {
+  function behind(key, what, text) {
     const [defense, attack, eps] = key.split(",").map(Number);
     const { cells, rows, notes, defenses, attacks, eps: radii, dataset, norm, worst } = data();
     const [start, end] = cells[key].slice(3);
@@ -183,6 +183,7 @@
     const mine = rows.slice(start, end);
     const parts = [
       list([
+        ...(what ? [[what, text]] : []),
         ["accuracy", accuracyOf(cells[key])],
         ["dataset", dataset], ["net", `${target.net}, ${target.weights} weights`],
         ["norm, eps", attack < 0 ? "none" : `${norm}, ${radii[eps][0]}`],
@@ -218,7 +219,7 @@
     open(`${name}, area`, [
       list([
         ["area", area.join(" ")],
-        ["is", "the area under the lowest accuracies over the attacks, by the trapezoidal rule over eps, divided by the range"],
+        ["definition", "area under the lowest accuracies over the attacks, by the trapezoidal rule over eps, divided by the range"],
         ...(ranks ? [["rank", `indistinguishable from ranks ${ranks}`]] : []),
       ]),
       element("h3", "The lowest accuracies"), list(lowest),
@@ -227,9 +228,9 @@
   }
 
   document.addEventListener("click", (event) => {
-    const key = event.target.closest("[data-cell]")?.dataset.cell;
+    const { cell: key, what, text } = event.target.closest("[data-cell]")?.dataset ?? {};
     if (key?.endsWith("area")) behindArea(Number(key.split(",")[0]));
-    else if (key) behind(key);
+    else if (key) behind(key, what, text);
   });
   at("behind").addEventListener("click", (event) => {
     if (event.target === at("behind")) at("behind").close();
