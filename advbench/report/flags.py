@@ -28,6 +28,8 @@ FLAGS = {
     "accuracies under gradient attacks are upper bounds; return logits",
     "train_mode": "batch norm is in train mode: predictions depend on the other images of a batch; call eval()",
     "nondeterministic_kernels": "nondeterministic GPU kernels were used, so a repetition may give a different number",
+    "at_chance": "the accuracy on clean images is not demonstrably above chance: the training failed, or the images "
+    "differ from those of training; change its hyperparameters, or start from trained weights (init_from=erm)",
     "vanished_gradients": "over 1 % of the attack's gradients were exactly zero: the accuracy is an "
     "upper bound; run attacks without gradients (square, transfer)",
     "single_step_stronger": "an attack with one step is stronger than this one with many: the accuracy is an "
@@ -74,7 +76,10 @@ def suspicious(cells: Sequence[Cell], evaluations: Sequence[Evaluation | None], 
         norm: norm of the run.
     """
     groups: dict[tuple[str, int], list[_Seen]] = {}
+    found: dict[int, set[str]] = {}
     for index, (cell, evaluation) in enumerate(zip(cells, evaluations, strict=True)):
+        if evaluation is not None and cell.attack is None and evaluation.interval[0] <= 1 / evaluation.classes:
+            found[index] = {"at_chance"}
         # Keeping the predicted class is not a failure of an attack that aims at high uncertainty.
         if evaluation is not None and (attack := cell.attack) is not None and "doubt" not in attack.traits:
             line = attack.label, cell.source.label
@@ -83,7 +88,6 @@ def suspicious(cells: Sequence[Cell], evaluations: Sequence[Evaluation | None], 
             mixed, found_in = "mixed" in attack.traits, evaluation.interval
             seen = _Seen(index, line, cell.eps, *found_in, evaluation.classes, white_box, mixed, single_step)
             groups.setdefault((cell.defense.label, cell.seed), []).append(seen)
-    found: dict[int, set[str]] = {}
     for group in groups.values():
         for seen, flag in _of_one_defense(group, norm):
             found.setdefault(seen.place, set()).add(flag)

@@ -138,6 +138,25 @@ def test_each_flag_has_a_model_that_raises_it_alone_and_one_that_does_not(
     assert flags(Threshold(), attacks, radii) == set()
 
 
+class Constant(Threshold):
+    """Class 1, whatever the image, as after a training that diverged."""
+
+    def rise(self, gap: Tensor) -> Tensor:
+        return self.scale + 0 * gap
+
+
+def test_a_classifier_at_chance_on_clean_images_is_flagged_there_alone() -> None:
+    x, y = images()
+    for model, known in ((Constant(), {0: ["at_chance"]}), (Threshold(), {})):
+        records, found = cells(model, {"fgsm": {}}, [0.4])
+        clean = found[0]._replace(attack=None, eps=0.0, key="clean")
+        result = summary(evaluate(model, x, y, 2)) | {"attack": records[found[0].key]["result"]["attack"]}  # type: ignore[index]
+        records["clean"] = {"result": result, "seconds": 0.0, "versions": {}}
+        every = [clean, *found]
+        raised = suspicious(every, [evaluation_of(records[cell.key]) for cell in every], "linf")
+        assert raised == known
+
+
 def test_noise_raises_no_flag() -> None:
     """A model that is right with probability 0.7 whatever the input, under many attacks and radii."""
 
