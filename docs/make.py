@@ -162,7 +162,7 @@ def _spread() -> str:
         means = (" to ".join(f"{mean:.3f}" for mean in each.mean()) for each in (bnn, other))
         holds = (other[ends[0]] > bnn[ends[0]], other.diff(axis=1)[ends[1]] < bnn.diff(axis=1)[ends[1]])
         where = "clean" if attack == "none" else f"{attack} at {eps:g}"
-        rows.append([where, *means, *(f"{each.sum()} of {len(each)} seeds" for each in holds)])
+        rows.append([where, *means, *(f"{each.sum()} of {len(each)}" for each in holds)])
     headings = ["images", *(f"`{name}`" for name in names), "lowest higher", "spread smaller"]
     return tabulate(rows, headings, "github", disable_numparse=True)
 
