@@ -161,7 +161,7 @@ def _spread() -> str:
         bnn, other = (own[(own.defense == name) & (own.eps == eps)].set_index("seed")[ends] for name in names)
         means = (" to ".join(f"{mean:.3f}" for mean in each.mean()) for each in (bnn, other))
         holds = (other[ends[0]] > bnn[ends[0]], other.diff(axis=1)[ends[1]] < bnn.diff(axis=1)[ends[1]])
-        where = "clean" if attack == "none" else f"{attack} at {eps:g}"
+        where = "clean" if attack == "none" else f"{attack} {eps:g}"
         rows.append([where, *means, *(f"{each.sum()} of {len(each)}" for each in holds)])
     headings = ["images", *(f"`{name}`" for name in names), "lowest higher", "spread smaller"]
     return tabulate(rows, headings, "github", disable_numparse=True)
