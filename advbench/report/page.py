@@ -265,20 +265,22 @@ def page_data(report: Report, affinities: Mapping[str, Mapping[float, views.Pair
             [[attacks.index(each.attack) if each.attack else -1, parts(each.accuracy)] for each in one.worst.values()]
             for one in report.standings
         ],
-        "differences": [
-            [
-                names.index(row["defense"]),
-                names.index(row["other"]),
-                -1 if math.isnan(row["eps"]) else radii.index(row["eps"]),
-                *parts(Measured(*(row[name] for name in ENDS))),
-            ]
-            for row in as_rows(report.differences)
-        ],
+        "differences": sorted(_differences(report, names)),
         "cells": cells,
         "rows": rows,
         "notes": list(notes),
         "affinity": _affinity_data(report, affinities),
     }
+
+
+def _differences(report: Report, names: list[str]) -> Iterator[list[Any]]:
+    """Differences of the page's data, of the defense higher in the ranking minus the lower."""
+    radii = report.radii()
+    for row in as_rows(report.differences):
+        pair = names.index(row["defense"]), names.index(row["other"])
+        value, low, high = (row[name] for name in ENDS)
+        shown = Measured(value, low, high) if pair[0] < pair[1] else Measured(0.0 - value, 0.0 - high, 0.0 - low)
+        yield [*sorted(pair), -1 if math.isnan(row["eps"]) else radii.index(row["eps"]), *parts(shown)]
 
 
 def _method(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def cost(report: Report) -> str:
     seconds = float(report.models.seconds.sum() + report.results[own_rows(report.results)].seconds.sum())
     device = {json.loads(text).get("device", "") for text in report.methods.versions.unique() if text}
     where = f" on {' and '.join(sorted(device))}" if all(device) and device else ""
-    return f"{duration(seconds)} of computing{where}" if seconds else ""
+    return f"{duration(seconds)} of trainings and attacks{where}" if seconds else ""
 
 
 def explanation(report: Report) -> str:

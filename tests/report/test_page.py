@@ -561,8 +561,22 @@ def test_first_table_shows_what_an_attack_on_the_uncertainty_leaves() -> None:
         assert float(shown.split()[0]) == pytest.approx(areas[defense], abs=6e-4)
         assert float(auroc) == pytest.approx(known[defense], abs=1e-6)
         assert float(text_of_auroc) == pytest.approx(known[defense], abs=6e-4)
+    names, tables = [one.defense for one in report.standings], report.differences.set_index(["defense", "other"])
+    shown = data_of(html)["differences"]
+    assert len(shown) == len(tables)
+    assert shown == sorted(shown)
+    for one, other, place, difference, _ in shown:
+        assert one < other
+        pair, sign = (
+            ((names[one], names[other]), 1)
+            if (names[one], names[other]) in tables.index
+            else ((names[other], names[one]), -1)
+        )
+        known = tables.loc[[pair]]
+        known = known[known.eps.isna() if place < 0 else known.eps == report.radii()[place]]
+        assert float(difference) == pytest.approx(sign * known.difference.item(), abs=6e-4)
     seconds = report.models.groupby("defense").seconds.median()
     assert f"<strong>{duration(seconds['adv_bnn'])}</strong>" in rows["adv_bnn"]
     spent = report.models.seconds.sum() + report.results.query("source == defense").seconds.sum()
-    assert f"{duration(spent)} of computing on x86_64" in html
+    assert f"{duration(spent)} of trainings and attacks on x86_64" in html
     assert '<a href="../index.html">All leaderboards</a>' in html
