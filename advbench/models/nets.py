@@ -64,8 +64,9 @@ class ImageConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(batch, channels, height, width)` to `(batch, outputs, *smaller)`."""
-        quick = x.requires_grad and x.device.type == "cpu" and x.dtype == torch.float32
-        if not (quick and torch.is_grad_enabled()):
+        plain = self.groups == 1 and self.dilation == (1, 1) and self.padding_mode == "zeros"
+        quick = x.requires_grad and torch.is_grad_enabled() and x.device.type == "cpu" and x.dtype == torch.float32
+        if not (plain and quick) or isinstance(self.padding, str):
             return super().forward(x)
         result: Tensor = _ImageConvolution.apply(x, self.weight, self.bias, self.stride, self.padding)
         return result

@@ -118,6 +118,20 @@ def test_convolution_of_images_is_torchs(channels: int, kernel: Any, stride: Any
     assert torch.equal(ours(x), theirs(x))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"dilation": 2}, {"groups": 2}, {"padding": "same"}, {"padding": 1, "padding_mode": "reflect"}],
+    ids=lambda options: next(iter(options)),
+)
+def test_convolution_of_images_with_other_options_is_torchs_too(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    ours, theirs = (cls(2, 4, 3, **options) for cls in (ImageConv2d, nn.Conv2d))
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(3, 2, 9, 7, requires_grad=True)
+    found, known = (torch.autograd.grad(layer(x).square().sum(), x)[0] for layer in (ours, theirs))
+    torch.testing.assert_close(found, known)
+
+
 def test_convolution_of_images_has_second_derivatives_and_takes_transforms_of_torch() -> None:
     torch.manual_seed(0)
     layer = ImageConv2d(1, 3, 3, stride=2, padding=1).double()
