@@ -29,7 +29,7 @@ FLAGS = {
     "train_mode": "batch norm is in train mode: predictions depend on the other images of a batch; call eval()",
     "nondeterministic_kernels": "nondeterministic GPU kernels were used, so a repetition may give a different number",
     "at_chance": "the accuracy on clean images is not demonstrably above chance: the training failed, or the images "
-    "differ from those of training; change its hyperparameters, or start from trained weights (init_from=erm)",
+    "differ from those of training; change its hyperparameters, or start from trained weights (init_from)",
     "vanished_gradients": "over 1 % of the attack's gradients were exactly zero: the accuracy is an "
     "upper bound; run attacks without gradients (square, transfer)",
     "single_step_stronger": "an attack with one step is stronger than this one with many: the accuracy is an "
