@@ -49,11 +49,12 @@ class Leases:
         Earlier leases, of dead drivers, are removed as well. A later lease belongs to a driver that considered this one
         dead; all then stay until that driver releases its own, because a free first number means a free task.
         """
-        own = self._held.pop(key, -1)
+        own = self._held.get(key, -1)
         names = self._names(key)
         if names and _number(names[-1]) <= own:
             for name in names:
                 self._storage.remove(name)
+        self._held.pop(key, None)  # last, so that `release_all` completes a release that was interrupted
 
     def release_all(self) -> None:
         """Release all leases."""

@@ -510,6 +510,23 @@ def test_a_name_is_taken_once(store: Store) -> None:
     assert store.storage.names("leases") == ["leases/ab/x.0.json"]
 
 
+def test_a_release_that_is_interrupted_is_completed_at_the_end(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Heartbeat(store.storage) as heartbeat:
+        leases = Leases(store.storage, heartbeat.id, Liveness(store.storage))
+        assert leases.acquire(KEY)
+
+        def interrupted(name: str) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(store.storage, "remove", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                leases.release(KEY)
+        assert list(store.storage.names("leases"))
+        leases.release_all()
+        assert not list(store.storage.names("leases"))
+
+
 def test_a_lease_that_is_being_written_is_not_taken_for_a_dead_drivers(store: Store) -> None:
     heartbeats = [Heartbeat(store.storage) for _ in range(2)]
     with heartbeats[0], heartbeats[1]:
