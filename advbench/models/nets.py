@@ -231,8 +231,9 @@ def strided_cnn(channels: int, height: int, width: int, classes: int) -> nn.Modu
     """Two convolutions of 4x4 pixels with stride 2, two linear layers (Wong and Kolter 2018, MNIST).
 
     On 28x28 images, an input gradient takes a tenth of that of `small_cnn` and an eighth of that of `bal_cnn`, which
-    convolve at full resolution. PGD training from random weights ended at a constant at eps 0.2 and 0.3, also with learning rate 3e-4;
-    from those of plain training (`init_from=erm`), at 0.2, it reaches a robust training accuracy of 0.94.
+    convolve at full resolution. PGD training from random weights ended at a constant at eps 0.2 and 0.3, also with
+    learning rate 3e-4; from those of plain training (`init_from=erm`), at 0.2, it reaches a robust training accuracy of
+    0.94.
     """
     _require_size("strided_cnn", height, width, 4)
     return nn.Sequential(
