@@ -34,7 +34,8 @@ INTERVALS = {  # columns of `results` with an interval, and the prefix of its co
     "draw_accuracy_mean": "draw_accuracy",
 }
 ABSENT = Measured(note="not run")
-HISTORY = "history_"  # history_mean_error, history_change_error: of the curves over a training
+HISTORY = "history_"  # history_mean_error, history_oscillation_error: of the curves over a training
+SPREAD = "draw_accuracy_range"  # highest minus lowest accuracy of a draw
 FOOLED = "fooled_"  # of a number that is about those examples alone that fooled the classifier they were crafted on
 MEASURED = "measured.csv"
 Numbers = Mapping[tuple[Cell, int, str], tuple[float, float, float]]  # by cell, seed and key: value and interval
@@ -167,16 +168,19 @@ def compare(study: Study, boards: Mapping[str, Board], measured: Numbers) -> Com
         rows.append((part, *each.place, *numbers, verdict, note, *_own_place(part, study)))
     for claim in study.file.claims:
         for above, below in claim.pairs():
-            one, other = (_own(each, study, boards, measured) for each in (above, below))
-            apart, low, high = _paired(above, below, boards) or _difference(one, other)
+            one = _own(above, study, boards, measured)
+            other = _own(below, study, boards, measured) if below else Measured(0.0)
+            apart, low, high = (_paired(above, below, boards) if below else None) or _difference(one, other)
             verdict = "missing" if math.isnan(apart) else "undecided"
             ends = (apart, apart) if math.isnan(low) else (low, high)
             if ends[0] > claim.by or ends[1] < claim.by:
                 verdict = "agrees" if ends[0] > claim.by else "differs"
-            if not (_is_part(above, study) and _is_part(below, study)):
+            if not all(_is_part(cell, study) for cell in (above, below) if cell):
                 verdict = "not compared"
             where = _own_place(above.part, study)
-            name = f"{_named(above, below)} over {_named(below, above)}"
+            name = (
+                f"{_named(above, below)} over {_named(below, above)}" if below else f"{above.defense} over {claim.by:g}"
+            )
             numbers = (math.nan, math.nan, apart, low, high)
             note = one.note or other.note
             rows.append((above.part, *where, name, claim.says, above.number, *numbers, verdict, note, *where))
@@ -193,7 +197,7 @@ def measure(study: Study, boards: Mapping[str, Board], store: str, known: Number
         known: previous numbers, which are kept for unchanged cells.
     """
     cells = [each.cell for each in study.published if each.cell is not None]
-    cells += [cell for claim in study.file.claims for pair in claim.pairs() for cell in pair]
+    cells += [cell for claim in study.file.claims for pair in claim.pairs() for cell in pair if cell]
     found: dict[tuple[Cell, int, str], tuple[float, float, float]] = {}
     for cell in dict.fromkeys(cells):
         if _from_images(cell) and _is_part(cell, study) and cell.part in boards:
@@ -276,17 +280,31 @@ def _difference(one: Measured, other: Measured) -> tuple[float, float, float]:
 
 
 def _paired(one: Cell, other: Cell, boards: Mapping[str, Board]) -> tuple[float, float, float] | None:
-    """Difference of two accuracies on the same images and its 95 % interval; None for other numbers or images."""
-    sides, images = [], set()
-    for cell in (one, other):
-        board = boards.get(cell.part)
-        if board is None or cell.number != "accuracy":
-            return None
-        records = [board.records.read_record(_key(cell, board, seed)) for seed in board.spec.seeds]
-        sides.append([evaluation_of(record) for record in records if record is not None])
-        images.add((board.identity.sha256, board.spec.limit, board.spec.seeds, len(sides[-1]) == len(records)))
-    found = paired_difference(*sides) if len(images) == 1 and images.pop()[-1] else None
-    return None if found is None else (found.value, found.low, found.high)
+    """Difference of two numbers of the same images and seeds and its 95 % interval; None for others.
+
+    Accuracies are paired by image. Numbers without an interval of their own are paired by seed: Student's.
+    """
+    if one.part not in boards or other.part not in boards:
+        return None
+    cells = [(cell, boards[cell.part]) for cell in (one, other)]
+    if len({(board.identity.sha256, board.spec.limit, board.spec.seeds) for _, board in cells}) > 1:
+        return None
+    seeds = boards[one.part].spec.seeds
+    if one.number == other.number == "accuracy":
+        sides = []
+        for cell, board in cells:
+            records = board.records.read_records([_key(cell, board, seed) for seed in seeds])
+            sides.append([evaluation_of(record) for record in records if record is not None])
+        found = paired_difference(*sides) if all(len(side) == len(seeds) for side in sides) else None
+        return None if found is None else (found.value, found.low, found.high)
+    if len(seeds) == 1 or _from_images(one) or _from_images(other):
+        return None
+    mine, theirs = ([*_by_seed(cell, board)] for cell, board in cells)
+    if not len(mine) == len(theirs) == len(seeds) or not all(math.isnan(low) for _, low, _ in (*mine, *theirs)):
+        return None
+    apart = [here[0] - there[0] for here, there in zip(mine, theirs, strict=True)]
+    centre, half = sum(apart) / len(apart), _half_width(apart)
+    return centre, centre - half, centre + half
 
 
 def _own_place(part: str, study: Study) -> tuple[str, str]:
@@ -391,8 +409,8 @@ def _by_seed(cell: Cell, board: Board) -> Iterator[tuple[float, float, float]]:
         share = float(cell.number.removeprefix("retained_")) / 100
         frame = frame[(frame.measure == "total") & (frame.kept.sub(share).abs() < 1e-9)]
         ends = ["accuracy_low", "accuracy_high"]
-    elif number in report.results:
-        frame = report.results
+    elif number in report.results or number == SPREAD:
+        frame = report.results.assign(**{SPREAD: report.results.draw_accuracy_max - report.results.draw_accuracy_min})
         ends = [f"{INTERVALS[number]}_{end}" for end in ("low", "high")] if number in INTERVALS else []
     else:
         frame, ends = report.uncertainty, []
@@ -410,21 +428,20 @@ def _by_seed(cell: Cell, board: Board) -> Iterator[tuple[float, float, float]]:
 
 
 def _of_histories(histories: pd.DataFrame, number: str) -> Iterator[tuple[float, float, float]]:
-    """The mean of a measure over the moments of each training, or its mean absolute change from one to the next.
+    """Mean or oscillation of a measure over the moments of each training.
 
-    Both are the same for any seed but for chance: the interval is Student's over the seeds, the same one for each.
+    The oscillation is the mean absolute change from one moment to the next, less that of a curve that goes from the
+    first value to the last without a turn.
     """
     how, _, measure = number.partition("_")
-    values = []
     for _, each in histories[histories.measure == measure].groupby("seed"):
         curve = each.sort_values("step").value.to_numpy(float)
-        values.append(float(np.abs(np.diff(curve)).mean() if how == "change" else curve.mean()))
-    if len(values) > 1:
-        centre = sum(values) / len(values)
-        half = _half_width(values)
-        yield from ((value, centre - half, centre + half) for value in values)
-    else:
-        yield from ((value, math.nan, math.nan) for value in values)
+        back_and_forth = np.abs(np.diff(curve)).sum() - abs(curve[-1] - curve[0])
+        yield (
+            float(back_and_forth / max(1, len(curve) - 1) if how == "oscillation" else curve.mean()),
+            math.nan,
+            math.nan,
+        )
 
 
 def _half_width(values: list[float]) -> float:

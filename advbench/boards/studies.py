@@ -10,7 +10,6 @@ A paper is a folder that a plugin registers; each of its items, a table or figur
 from __future__ import annotations
 
 import csv
-import itertools
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -34,7 +33,7 @@ LEAST = "paper.toml"  # marks the folder of an item
 class Cell(NamedTuple):
     """Location of a number in a study: a column of a table, in the row of a cell."""
 
-    number: str  # column of results, uncertainty, models or affinity; retained_N for retention; history_mean_MEASURE
+    number: str  # column of a table, or one of the numbers that `comparison` makes of several
     part: str
     defense: str
     attack: str = "none"
@@ -60,7 +59,8 @@ class Published(NamedTuple):
 class Claim(pydantic.BaseModel):
     """An inequality in a paper: each cell of `above` is larger than each of `below`, by more than `by`.
 
-    Cells of both are given by the fields of `Cell` that differ from `at`.
+    Cells of both are given by the fields of `Cell` that differ from `at`. Without `below`, `by` is a constant that
+    they exceed.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
@@ -68,13 +68,16 @@ class Claim(pydantic.BaseModel):
     says: str
     at: dict[str, Any] = {}
     above: list[dict[str, Any]] = pydantic.Field(min_length=1)
-    below: list[dict[str, Any]] = pydantic.Field(min_length=1)
+    below: list[dict[str, Any]] = []
     by: float = 0.0
 
-    def pairs(self) -> Iterator[tuple[Cell, Cell]]:
-        """Larger and smaller cell of each inequality."""
-        for above, below in itertools.product(self.above, self.below):
-            yield Cell(**{**self.at, **above}), Cell(**{**self.at, **below})
+    def pairs(self) -> Iterator[tuple[Cell, Cell | None]]:
+        """Larger and smaller cell of each inequality; None if the smaller side is a constant."""
+        for above in self.above:
+            larger = Cell(**{**self.at, **above})
+            yield from ((larger, Cell(**{**self.at, **below})) for below in self.below)
+            if not self.below:
+                yield larger, None
 
 
 class StudyFile(pydantic.BaseModel):

@@ -26,13 +26,16 @@ from advbench.boards.comparison import (
     COLUMNS,
     FOOLED,
     HISTORY,
+    SPREAD,
     Comparison,
     Order,
     _area_interval,
+    _by_seed,
     _difference,
     _of_histories,
     _order,
     _own,
+    _paired,
     _verdict,
     compare,
     read_measured,
@@ -87,8 +90,8 @@ def test_every_number_and_claim_has_a_cell_or_a_reason(title: str) -> None:
     for each in study.published:
         assert (each.cell is None) == bool(each.reason), each
         cells += [each.cell] if each.cell else []
-    cells += [cell for claim in study.file.claims for pair in claim.pairs() for cell in pair]
-    known = {"affinity", *(f"retained_{share}" for share in (20, 40, 60, 80))}
+    cells += [cell for claim in study.file.claims for pair in claim.pairs() for cell in pair if cell]
+    known = {"affinity", SPREAD, *(f"retained_{share}" for share in (20, 40, 60, 80))}
     known |= {*TABLES["results"], *TABLES["uncertainty"], *TABLES["models"]}
     scores = [
         f"{name}_{measure}" for name in Detection._fields for measure in (*Uncertainty._fields, "least_confidence")
@@ -99,7 +102,7 @@ def test_every_number_and_claim_has_a_cell_or_a_reason(title: str) -> None:
         if spec.history:
             shown = [f"auroc_{name}:{label}" for name in DETECTORS for label in ood_labels(spec.ood)]
             measures = ["error", "draw_error", "draw_error_min", "draw_error_max", *shown]
-            known |= {f"{HISTORY}{how}_{measure}" for how in ("mean", "change") for measure in measures}
+            known |= {f"{HISTORY}{how}_{measure}" for how in ("mean", "oscillation") for measure in measures}
         assert {cell.defense, cell.source or cell.defense} <= set(spec.defenses), cell
         attacks = {"none", *spec.attacks, *(f"ood:{label}" for label in ood_labels(spec.ood))}
         assert cell.attack in attacks, cell
@@ -195,18 +198,46 @@ def test_the_verdict_of_an_item(numbers: list[str], claims: list[str], order: Or
     assert Comparison(ONE, table, order, {}, ("one",)).verdict == verdict
 
 
-def test_of_a_history_the_mean_and_the_change_count() -> None:
-    """Two seeds, whose steps are not in order; Student's interval at one degree of freedom."""
+def test_of_a_history_the_mean_and_the_oscillation_count() -> None:
+    """Two seeds, whose steps are not in order."""
     rows = [("a", seed, step, "error", value) for seed, step, value in [(0, 2, 0.1), (0, 1, 0.5), (0, 3, 0.3)]]
-    rows += [("a", 1, step, "error", value) for step, value in [(1, 0.4), (2, 0.4), (3, 0.4)]]
+    rows += [("a", 1, step, "error", value) for step, value in [(1, 0.4), (2, 0.3), (3, 0.2)]]
     histories = pd.DataFrame(rows, columns="defense seed step measure value".split())
-    means, changes = (list(_of_histories(histories, f"{how}_error")) for how in ("mean", "change"))
-    assert [value for value, _, _ in means] == pytest.approx([0.3, 0.4])
-    assert [value for value, _, _ in changes] == pytest.approx([0.3, 0.0])
-    half = 12.7062 * 0.1 / 2
-    assert means[0][1:] == pytest.approx((0.35 - half, 0.35 + half), abs=1e-4)
-    assert math.isnan(next(_of_histories(histories[histories.seed == 0], "mean_error"))[1])
+    means, oscillations = (list(_of_histories(histories, f"{how}_error")) for how in ("mean", "oscillation"))
+    assert [value for value, _, _ in means] == pytest.approx([0.3, 0.3])
+    assert [value for value, _, _ in oscillations] == pytest.approx([0.2, 0.0]), "a fall is no oscillation"
     assert list(_of_histories(histories, "mean_other")) == []
+    (once,) = _of_histories(histories[histories.step == 1][:1], "oscillation_error")
+    assert once[0] == 0.0
+
+
+def board_of(**tables: pd.DataFrame) -> Any:
+    report = SimpleNamespace(**{"models": pd.DataFrame({"defense": []}), **tables})
+    spec = SPEC.model_copy(update={"seeds": (0, 1, 2)})
+    return SimpleNamespace(report=report, spec=spec, identity=SimpleNamespace(sha256="same"))
+
+
+def test_numbers_without_an_interval_are_paired_by_seed() -> None:
+    """All of the spread is that of the seeds, which the difference does not have."""
+    values = {"a": [0.1, 0.4, 0.7], "b": [0.05, 0.36, 0.64]}
+    rows = [(name, seed, value) for name, mine in values.items() for seed, value in enumerate(mine)]
+    models = pd.DataFrame(rows, columns=["defense", "seed", "kld"])
+    one, other = (Cell("kld", "one", name) for name in values)
+    apart = np.subtract(*values.values())
+    low, high = stats.t.interval(0.95, 2, apart.mean(), stats.sem(apart))
+    found = _paired(one, other, {"one": board_of(models=models)})
+    assert found == pytest.approx((apart.mean(), low, high))
+    assert low > 0
+    assert _paired(one, other, {"one": board_of(models=models[1:])}) is None, "a seed is missing"
+    assert _paired(one, other._replace(part="two"), {"one": board_of(models=models)}) is None
+
+
+def test_the_range_of_the_draws_is_a_number() -> None:
+    columns = "defense attack source eps seed draw_accuracy_min draw_accuracy_max".split()
+    rows = [("a", "none", "a", 0.0, seed, 0.5, 0.7 + seed / 10) for seed in range(3)]
+    board = board_of(results=pd.DataFrame(rows, columns=columns))
+    found = [value for value, _, _ in _by_seed(Cell("draw_accuracy_range", "one", "a"), board)]
+    assert found == pytest.approx([0.2, 0.3, 0.4])
 
 
 def test_the_interval_of_an_area_that_says_nothing_is_that_of_mann_and_whitney() -> None:
@@ -267,6 +298,12 @@ says = "attacks lower the accuracy"
 at = { part = "one", number = "accuracy", defense = "erm" }
 above = [{}]
 below = [{ attack = "fgsm", eps = 0.3 }]
+
+[[claims]]
+says = "it is better than chance"
+at = { part = "one", number = "accuracy", defense = "erm" }
+above = [{}]
+by = 0.1
 """
 SMALL = """
 cuts = "Images."
@@ -320,7 +357,7 @@ def here(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_study_runs_and_is_compared(toy: Path, here: Path) -> None:
     table = pd.read_csv(here / "comparison.csv")
-    verdicts = ["agrees", "differs", "agrees", "agrees", "not compared", "not compared", "agrees"]
+    verdicts = ["agrees", "differs", "agrees", "agrees", "not compared", "not compared", "agrees", "agrees"]
     assert table.verdict.tolist() == verdicts
     results = pd.read_csv(here / "one" / "results.csv").query("source == defense").set_index(["defense", "attack"])
     assert table.own[0] == pytest.approx(100 * results.accuracy["erm", "none"])
