@@ -115,7 +115,8 @@ class Comparison:
                 lines += [f"{head}: {text}", ""]
         headers = ["part", "run on", "method", "condition", "metric", "published", "own", "verdict"]
         lines += ["| " + " | ".join(headers) + " |", "|" + " --- |" * len(headers)]
-        for row in as_rows(self.table):
+        unused = ~self.table.part.isin({"", *self.parts})
+        for row in as_rows(self.table[~unused]):
             digits = _decimals(row["deviation"])
             published = "" if math.isnan(row["published"]) else f"{row['published']:g} ± {row['deviation']:g}"
             own = row["note"] if math.isnan(row["own"]) else f"{row['own']:.{digits}f}"
@@ -125,6 +126,8 @@ class Comparison:
             named = {**row, "run on": run_on, "published": published, "own": own}
             cells = [named[name] for name in headers]
             lines.append("| " + " | ".join(each.replace("|", "\\|") for each in cells) + " |")
+        if unused.any():
+            lines += ["", f"comparison.csv has {unused.sum()} more rows, of parts that have no run at this scale."]
         boards = ", ".join(f"[{name}]({name}/README.md)" for name in self.parts)
         lines += ["", f"The runs, as boards: {boards}.", "", LEGEND]
         if self.measured:
@@ -326,9 +329,10 @@ def _is_part(cell: Cell, study: Study) -> bool:
 
 
 def _named(cell: Cell, other: Cell) -> str:
-    """Fields in which two cells differ, as text."""
-    names = [str(mine) for mine, theirs in zip(cell[1:], other[1:], strict=True) if mine != theirs]
-    return " ".join(names) or cell.defense
+    """Fields in which two cells of a claim differ, as text, after the defense of both."""
+    pairs = [pair for pair in zip(cell, other, strict=True) if pair[0] != pair[1]]
+    sides = " over ".join(" ".join(str(each) for each in side if each != "") for side in zip(*pairs, strict=True))
+    return sides if cell.defense != other.defense else f"{cell.defense}: {sides}"
 
 
 def _verdict(published: Published, own: Measured, study: Study) -> tuple[str, str]:
