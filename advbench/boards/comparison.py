@@ -181,9 +181,7 @@ def compare(study: Study, boards: Mapping[str, Board], measured: Numbers) -> Com
             if not all(_is_part(cell, study) for cell in (above, below) if cell):
                 verdict = "not compared"
             where = _own_place(above.part, study)
-            name = (
-                f"{_named(above, below)} over {_named(below, above)}" if below else f"{above.defense} over {claim.by:g}"
-            )
+            name = _named(above, below) if below else f"{above.defense} over {claim.by:g}"
             numbers = (math.nan, math.nan, apart, low, high)
             note = one.note or other.note
             rows.append((above.part, *where, name, claim.says, above.number, *numbers, verdict, note, *where))
@@ -331,7 +329,7 @@ def _is_part(cell: Cell, study: Study) -> bool:
 def _named(cell: Cell, other: Cell) -> str:
     """Fields in which two cells of a claim differ, as text, after the defense of both."""
     pairs = [pair for pair in zip(cell, other, strict=True) if pair[0] != pair[1]]
-    sides = " over ".join(" ".join(str(each) for each in side if each != "") for side in zip(*pairs, strict=True))
+    sides = " over ".join(" ".join(str(each) for each in side if each) for side in zip(*pairs, strict=True))
     return sides if cell.defense != other.defense else f"{cell.defense}: {sides}"
 
 

@@ -359,6 +359,7 @@ def test_a_study_runs_and_is_compared(toy: Path, here: Path) -> None:
     table = pd.read_csv(here / "comparison.csv")
     verdicts = ["agrees", "differs", "agrees", "agrees", "not compared", "not compared", "agrees", "agrees"]
     assert table.verdict.tolist() == verdicts
+    assert table.method.tolist()[-2:] == ["erm: none over fgsm 0.3", "erm over 0.1"]
     results = pd.read_csv(here / "one" / "results.csv").query("source == defense").set_index(["defense", "attack"])
     assert table.own[0] == pytest.approx(100 * results.accuracy["erm", "none"])
     assert table.own_low[0] == pytest.approx(100 * results.accuracy_low["erm", "none"])
