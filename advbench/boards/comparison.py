@@ -438,12 +438,9 @@ def _of_histories(histories: pd.DataFrame, number: str) -> Iterator[tuple[float,
     how, _, measure = number.partition("_")
     for _, each in histories[histories.measure == measure].groupby("seed"):
         curve = each.sort_values("step").value.to_numpy(float)
-        back_and_forth = np.abs(np.diff(curve)).sum() - abs(curve[-1] - curve[0])
-        yield (
-            float(back_and_forth / max(1, len(curve) - 1) if how == "oscillation" else curve.mean()),
-            math.nan,
-            math.nan,
-        )
+        turns = (np.abs(np.diff(curve)).sum() - abs(curve[-1] - curve[0])) / max(1, len(curve) - 1)
+        found = turns if how == "oscillation" else curve.mean()
+        yield round(float(found), 12), math.nan, math.nan  # without a turn it is exactly 0
 
 
 def _half_width(values: list[float]) -> float:
