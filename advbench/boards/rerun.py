@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 from advbench.boards.board import Board, described
 from advbench.boards.check import Findings
 from advbench.data.datasets import data_folder
+from advbench.data.ood import OodSet, ood_digest
 from advbench.errors import AdvbenchError, InputError
 from advbench.evaluation.predictions import wilson
 from advbench.grid.execution import Execution
 from advbench.grid.inputs import CPU
 from advbench.grid.kept import FOLDER, Kept, placed
-from advbench.grid.plan import Cell, Plan
+from advbench.grid.plan import Cell, OodCell, Plan
 from advbench.grid.run import WEIGHTS, keep, prepare
 from advbench.grid.spec import installed, narrowed
 from advbench.registry import Kind, files, pinned
@@ -30,8 +31,12 @@ Compute = Callable[[Plan, Execution, Store], Mapping[str, str]]
 BITS = ("right", "draws", "accuracy", "draw_accuracy", "draw_accuracy_min", "draw_accuracy_max")
 SAME = 1e-4  # relative tolerance of numbers that follow from the same predictions on another machine
 FRACTIONS = re.compile(
-    r"draw_accuracy_m\w+|calibration\.ece|(accepted_errors|detection)\..*|retention\.\w+\.area|persistence\.\d+\.broken"
+    r"draw_accuracy_m\w+|calibration\.ece|(accepted_errors|detection)\..*|retention\.\w+\.area|"
+    r"persistence\.\d+\.broken|history\.\d+\.values\..*|training\..*accuracy"
 )
+MAGNITUDES = re.compile(r"attack\..*passes|statistics\.(tensors\.\d+\.)?(std|kld)")
+EXACT = re.compile(r"classifier\..*|statistics\.tensors\.\d+\.(name|weights)|history\.\d+\.step")
+TRAINING = 100  # images of a training's fractions, whose number its result does not state; errs towards agreement
 SIMILAR = 1e-2  # tolerance of those of the same predicted classes: ranks of images depend on the last digits
 
 
@@ -63,10 +68,12 @@ def rerun(
 ) -> Recomputed:
     """Recompute cells of a board and report disagreements.
 
-    The cells are chosen at random among those with a record. They and all their inputs, including trainings, are
-    computed by the installed versions in a temporary store. Two accuracies agree if each lies within the other's
+    The cells are chosen at random among those with a record, with those of known draws and of out-of-distribution
+    images. They and all their inputs, including trainings, are computed by the installed versions in a temporary
+    store; the records of these trainings are compared as well. Two accuracies agree if each lies within the other's
     interval; this applies to the ensemble's accuracy and to the mean accuracy of a single draw. Other fractions have
-    twice that margin, and passes of an attack a factor of two. If the predictions are the same, all numbers have to be.
+    twice that margin, and passes of an attack and deviations and divergences of posteriors a factor of two. If the
+    predictions (of a training: the weights) are the same, all numbers have to be.
 
     Args:
         board: the board.
@@ -80,10 +87,10 @@ def rerun(
     Raises:
         InputError: the spec cannot be executed here, the data are missing, or no cell has a record.
     """
-    # Cells of out-of-distribution images and known draws have no row in the results, and their data may be unavailable.
     dataset = _in_root(board.spec.dataset, data_folder(execution.data_root))
     device = board.spec.device or CPU
-    named = {cell.attack.label for cell in board.plan.cells if cell.attack}
+    ood, absent = _available(board, data_folder(execution.data_root))
+    named = {cell.attack.label for cell in board.plan.evaluated if cell.attack and (ood or isinstance(cell, Cell))}
     reasons = _not_installed(board)
     if not run_files:
         reasons = dict.fromkeys(board.in_files, "in a file of the board, which only --run-files runs") | reasons
@@ -93,7 +100,7 @@ def rerun(
         raise _nothing(board, reasons)
     affinity = tuple(name for name in board.spec.affinity or () if name in left)
     part = {"defenses": defenses, "attacks": left, "affinity": affinity}
-    spec = board.spec.model_copy(update={**part, "ood": (), "dataset": dataset, "device": device})
+    spec = board.spec.model_copy(update={**part, "ood": ood, "dataset": dataset, "device": device})
     spec = narrowed(spec, board.spec, {*board.spec.attacks, *board.spec.set}, board.kept_files)
     if run_files:
         for sources in placed(board.sources, board.folder):
@@ -104,31 +111,32 @@ def rerun(
         return Recomputed(0, 0)
     weights = f"without the files with its weights in {data_folder(execution.data_root) / WEIGHTS}"
     reasons |= dict.fromkeys(_lacking(plan), weights)
-    known = {_place(cell): cell.key for cell in board.plan.cells if cell.key in board.records}
-    there = [cell for cell in plan.cells if _place(cell) in known and not reasons.keys() & {*_place(cell)[:3]}]
+    reasons |= absent
+    known = {place: cell.key for place, cell in _placed(board.plan, board).items() if cell.key in board.records}
+    there = [each for each in _placed(plan, board).items() if each[0] in known and not reasons.keys() & {*each[0][:4]}]
     if not there:
         raise _nothing(board, reasons)
     generator = random.SystemRandom() if seed is None else random.Random(seed)  # noqa: S311
     chosen = generator.sample(there, min(count, len(there)))
-    needed = {cell.key for cell in chosen}
-    for task in reversed(list(plan.tasks.values())):
-        if task.key in needed:
-            needed.update(task.needs)
-    tasks = {key: task for key, task in plan.tasks.items() if key in needed}
-    chosen_part = Plan(plan.spec, tasks, tuple(chosen))
+    chosen_part = plan.part({cell.key for _, cell in chosen})
     equal = 0
     with tempfile.TemporaryDirectory(prefix="advbench-rerun-") as folder:
         execution = replace(execution, store=folder)
         store = execution.open_store()
         failed = compute(chosen_part, execution, store)
-        for cell in chosen:
+        for place, cell in chosen:
             label, record = plan.tasks[cell.key].label, store.read_record(cell.key)
             if record is None:
                 findings.add("a cell could not be recomputed", f"{label}: {failed.get(cell.key, 'unknown')}")
                 continue
-            before = board.records[known[_place(cell)]]
-            equal += _agree(before, record, label, findings)
-    left_out = {label for place in known for label in place[:3]} & reasons.keys()
+            equal += _agree(board.records[known[place]], record, label, findings)
+        trained = {(task.defense, task.seed): key for key, task in board.plan.tasks.items() if task.kind == "train"}
+        unlike = absent and spec.history  # whose measurements include images that are not here
+        for task in chosen_part.tasks.values():
+            stated = board.records.get(trained.get((task.defense, task.seed), "")) if task.kind == "train" else None
+            if stated and not unlike and (record := store.read_record(task.key)):
+                _agree(stated, record, task.label, findings)
+    left_out = {label for place in known for label in place[:4]} & reasons.keys()
     why = tuple(f"{label} is {reasons[label]}" for label in sorted(left_out))
     return Recomputed(len(chosen), equal, len(known) - len(there), why)
 
@@ -191,16 +199,43 @@ def _in_root(dataset: str, root: Path) -> str:
     return f"{kind}{colon}{found}"
 
 
-def _place(cell: Cell) -> tuple[str, str, str, float, int]:
-    attack = cell.attack.label if cell.attack else "none"
-    return cell.source.label, cell.defense.label, attack, cell.eps, cell.seed
+def _available(board: Board, root: Path) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The board's out-of-distribution data sets below the root of data sets, and why others are left out."""
+    found, reasons = [], {}
+    for name, stated in zip(board.spec.ood, board.identity.foreign, strict=True):
+        try:
+            here = _in_root(name, root)
+            if ood_digest(here, str(root)) == stated.sha256:
+                found.append(here)
+            else:
+                reasons[_of(stated)] = f"with other images in {root}"
+        except AdvbenchError:
+            reasons[_of(stated)] = f"without its images in {root}"
+    return tuple(found), reasons
+
+
+def _of(images: OodSet) -> str:
+    return f"ood:{images.label}"
+
+
+def _placed(plan: Plan, board: Board) -> dict[tuple[str, str, str, str, float, int], Cell | OodCell]:
+    """Cells by labels of source, defense, attack and out-of-distribution images on the board, radius and seed."""
+    assert plan.identity is not None, "a whole plan"
+    labels = {each.sha256: _of(each) for each in board.identity.foreign}
+    ood = {each.label: labels[each.sha256] for each in plan.identity.foreign}
+    placed = {}
+    for cell in plan.evaluated:
+        source, images = (cell.source, "") if isinstance(cell, Cell) else (cell.defense, ood[cell.name])
+        attack = cell.attack.label if cell.attack else "none"
+        placed[source.label, cell.defense.label, attack, images, cell.eps, cell.seed] = cell
+    return placed
 
 
 def _agree(board: Mapping[str, Any], found: Mapping[str, Any], label: str, findings: Findings) -> bool:
-    """Compare two records of a cell; return True if their results are equal to the last digit, times apart."""
+    """Compare two records of a task; return True if their results are equal to the last digit, times apart."""
     before, now = board["result"], found["result"]
     apart = ""
-    for name in ("accuracy", "draw_accuracy"):
+    for name in [each for each in ("accuracy", "draw_accuracy") if each in before and each in now]:
         pairs = ((before, now), (now, before))
         inside = [low <= one[name] <= high for one, other in pairs for low, high in [other[f"{name}_interval"]]]
         if not all(inside):
@@ -208,7 +243,7 @@ def _agree(board: Mapping[str, Any], found: Mapping[str, Any], label: str, findi
     ours, theirs = dict(_values(before)), dict(_values(now))
     if not apart:
         tolerance = _tolerance(board, found)
-        images = now["n_examples"]
+        images = now.get("n_examples", TRAINING)
         differing = (
             name
             for name in sorted(ours.keys() | theirs.keys())
@@ -217,12 +252,13 @@ def _agree(board: Mapping[str, Any], found: Mapping[str, Any], label: str, findi
         name = next(differing, "")
         apart = name and f"{name} {_shown(ours.get(name))} on the board, {_shown(theirs.get(name))} recomputed"
     if apart:
-        findings.add("a recomputed cell differs from the board", f"{label}: {apart}")
+        what = "cell" if found["kind"] == "evaluate" else "training"
+        findings.add(f"a recomputed {what} differs from the board", f"{label}: {apart}")
     return ours == theirs
 
 
 def _tolerance(board: Mapping[str, Any], found: Mapping[str, Any]) -> float | None:
-    """Relative tolerance of numbers other than accuracies; None if the predictions differ.
+    """Relative tolerance of numbers other than accuracies; None if predictions or weights differ.
 
     Equal bits alone prove nothing where nearly all images are right or wrong, which weights that differ by rounding
     errors, amplified in training, can have in common.
@@ -230,7 +266,7 @@ def _tolerance(board: Mapping[str, Any], found: Mapping[str, Any]) -> float | No
     if board["artifact"] == found["artifact"]:
         return SAME
     before, now = board["result"], found["result"]
-    telling = 0.1 <= now["accuracy"] <= 0.9
+    telling = 0.1 <= now.get("accuracy", math.nan) <= 0.9
     return SIMILAR if telling and all(before[name] == now[name] for name in BITS) else None
 
 
@@ -255,7 +291,9 @@ def _is_close(name: str, ours: Any, theirs: Any, images: int, tolerance: float |
         text = first == "audit" and last in ("sentence", "means", "next")  # which contain rounded numbers
         scale = images if first == "histograms" else 1
         return text or (numbers and math.isclose(ours, theirs, rel_tol=tolerance, abs_tol=tolerance * scale))
-    if first == "attack" and last.endswith("passes") and numbers:
+    if EXACT.fullmatch(name):
+        return False
+    if MAGNITUDES.fullmatch(name) and numbers:
         return bool(min(ours, theirs) * 2 >= max(ours, theirs))
     if not FRACTIONS.fullmatch(name):
         return True

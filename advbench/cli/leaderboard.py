@@ -129,7 +129,7 @@ def _compute(part: "Plan", execution: "Execution", store: "Store") -> dict[str, 
     from advbench.cli.describe import plan_lines
     from advbench.grid.run import Settings
 
-    for line in (f"recomputing {len(part.cells)} cells:", *plan_lines(part, store, every_task=False)):
+    for line in (f"recomputing {len(part.evaluations)} cells:", *plan_lines(part, store, every_task=False)):
         say(line)
     return carry_out_shown(part, execution, store, Settings()).failed
 

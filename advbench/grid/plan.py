@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, NamedTuple
@@ -114,17 +114,29 @@ class Plan:
     left_alone: tuple[str, ...] = ()  # out-of-distribution images that cannot be attacked
 
     def choices(self) -> Iterable[Choice]:
-        """Each defense and attack of the cells, once."""
-        return {each.label: each for cell in self.cells for each in (cell.defense, cell.attack) if each}.values()
+        """Each defense and attack of the evaluations, once."""
+        return {each.label: each for cell in self.evaluated for each in (cell.defense, cell.attack) if each}.values()
+
+    @property
+    def evaluated(self) -> tuple[Cell | OodCell, ...]:
+        """Cells of all evaluations."""
+        return (*self.cells, *self.ood, *self.known)
 
     @property
     def evaluations(self) -> list[str]:
         """Return the keys of all evaluations."""
-        return [
-            *(cell.key for cell in self.cells),
-            *(cell.key for cell in self.ood),
-            *(cell.key for cell in self.known),
-        ]
+        return [cell.key for cell in self.evaluated]
+
+    def part(self, keys: Collection[str]) -> Plan:
+        """The evaluations with certain keys, and all tasks that they need."""
+        needed = set(keys)
+        for task in reversed(list(self.tasks.values())):
+            if task.key in needed:
+                needed.update(task.needs)
+        tasks = {key: task for key, task in self.tasks.items() if key in needed}
+        cells, known = (tuple(cell for cell in group if cell.key in keys) for group in (self.cells, self.known))
+        ood = tuple(cell for cell in self.ood if cell.key in keys)
+        return Plan(self.spec, tasks, cells, ood=ood, known=known)
 
 
 def make_plan(

@@ -1,0 +1,135 @@
+"""Recomputation reaches every record of a board: trainings, known draws and out-of-distribution images as well."""
+
+from __future__ import annotations
+
+import copy
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from advbench.boards.board import build, read_board
+from advbench.boards.check import check
+from advbench.boards.records import Records
+from advbench.cli.app import main
+
+OPTIONS = "--eps 0.1 --limit 20 --draws 2 --executor inline --device cpu --affinity none --history epoch"
+SETTINGS = "bnn.stages=[2] ood.steps=2 known_draw.attack=fgsm known_draw.draws=2"
+SEES_A_DRAW = """
+from advbench_attacks.known_draw import KnownDraw
+
+class Mine(KnownDraw):
+    pass
+"""
+Record = dict[str, Any]
+RERUN = ["--executor", "inline", "--rerun", "100"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a board whose attacks include ones on a known draw and on images of a file."""
+    folder = tmp_path_factory.mktemp("rerun")
+    images = np.random.default_rng(0).integers(0, 255, (40, 1, 8, 8), dtype=np.uint8)
+    labels = np.arange(40) % 10
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        (folder / "data").mkdir()
+        for name in ("one", "two"):
+            np.savez(f"data/{name}.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+            images = 255 - images
+        Path("mine.py").write_text(SEES_A_DRAW)
+        settings = [part for each in SETTINGS.split() for part in ("--set", each)]
+        ood = ["--ood", "npz:data/one.npz,npz:data/two.npz,uniform"]
+        attacks = ["--attack", "fgsm,ood,known_draw,mine.py:Mine", "--set", "Mine.attack=fgsm", "--set", "Mine.draws=2"]
+        assert main(["run", "--defense", "bnn", *OPTIONS.split(), *attacks, *ood, *settings, "--out", "run"]) == 0
+        shutil.copytree("run", "board", ignore=shutil.ignore_patterns("*.csv", "*.md", "*.html"))
+        assert main(["leaderboard", "build", "board", "--store", ".advbench/store"]) == 0
+        yield folder
+
+
+@pytest.fixture
+def board(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(made)
+    return Path(shutil.copytree(made / "board", tmp_path / "board"))
+
+
+def test_all_cells_are_recomputed_and_equal(board: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["leaderboard", "check", str(board), *RERUN, "--data-root", ".", "--run-files"]) == 0
+    # clean and fgsm, three data sets unperturbed and under `ood`, two attacks on a known draw
+    assert "10 cells recomputed, 10 of them equal to the last digit" in capsys.readouterr().out
+
+
+def test_cells_without_their_images_or_files_are_left_out_by_name(
+    board: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "root/data").mkdir(parents=True)
+    shutil.copy("data/one.npz", tmp_path / "root/data/two.npz")
+    assert main(["leaderboard", "check", str(board), *RERUN, "--data-root", str(tmp_path / "root")]) == 0
+    out = capsys.readouterr().out
+    assert "5 cells recomputed" in out
+    assert "5 cells left out" in out
+    for reason in ("Mine is in a file of the board", "one.npz is without its images", "two.npz is with other images"):
+        assert reason in out
+
+
+def _train_accuracy(records: dict[str, Record]) -> None:
+    result = next(each for each in records.values() if each["kind"] == "train")["result"]
+    result["training"]["train accuracy"] = 0.999
+
+
+def _history(records: dict[str, Record]) -> None:
+    result = next(each for each in records.values() if each["kind"] == "train")["result"]
+    result["history"][0]["values"]["error"] = 0.0
+
+
+def _posterior(records: dict[str, Record]) -> None:
+    result = next(each for each in records.values() if each["kind"] == "train")["result"]
+    result["statistics"]["std"] *= 3
+
+
+def _known_draw(records: dict[str, Record]) -> None:
+    for record in records.values():
+        if record["inputs"].get("known"):
+            forged = dict.fromkeys(("draw_accuracy", "draw_accuracy_min", "draw_accuracy_max"), 1.0)
+            record["result"] |= {**forged, "draw_accuracy_interval": [0.9, 1.0]}
+
+
+def _detection(records: dict[str, Record]) -> None:
+    found = next(each for each in records.values() if each["inputs"].get("foreign"))["result"]
+    found["detection"]["total"]["auroc"] = 1.0
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["here", "elsewhere"])
+@pytest.mark.parametrize(
+    ("forge", "message"),
+    [
+        (_train_accuracy, r"training .* training.train accuracy 0.9990 on the board"),
+        (_history, r"training .* history.0.values.error 0.0000 on the board"),
+        (_posterior, r"training .* statistics.std"),
+        (_known_draw, r"cell .* draw_accuracy 1.0000 on the board"),
+        (_detection, r"cell .* detection.total.auroc 1.0000 on the board"),
+    ],
+    ids=lambda each: each.__name__.strip("_") if callable(each) else "",
+)
+def test_a_consistent_forgery_of_any_record_is_found(
+    board: Path,
+    forge: Callable[[dict[str, Record]], None],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    *,
+    elsewhere: bool,
+) -> None:
+    found = read_board(board).records
+    records = {key: copy.deepcopy(dict(found.read_record(key) or {})) for key in found}
+    forge(records)
+    if elsewhere:  # as computed on a machine with other rounding errors
+        records = {key: {**record, "artifact": "0" * 64} for key, record in records.items()}
+    (board / "records.jsonl.gz").write_bytes(Records(records).to_bytes())
+    build(board)
+    assert list(check(board)[1].lines()) == []
+    assert main(["leaderboard", "check", str(board), *RERUN, "--data-root", "."]) == 1
+    assert re.search(f"a recomputed {message}", " ".join(capsys.readouterr().err.split()))
