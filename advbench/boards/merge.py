@@ -137,9 +137,7 @@ def _joined_records(joined: Board, theirs: Board, own: set[str], file: Path) -> 
         InputError: the submission has records of other settings, or different results under a key of the board.
     """
     kept, ours = set(joined.kept), joined.records
-    attacked = [(cell.attack, cell.key) for cell in (*theirs.plan.cells, *theirs.plan.known)]
-    attacked += [(each.attack, each.key) for each in theirs.plan.ood]
-    extra = {key for attack, key in attacked if attack and attack.label not in joined.spec.attacks}
+    extra = {cell.key for cell in theirs.plan.evaluated if cell.attack and cell.attack.label not in joined.spec.attacks}
     others = [key for key in theirs.records if key not in kept and key not in extra]
     if others:
         raise InputError(f"submission {file}", expected="records of the board's settings", got=f"{len(others)} others")

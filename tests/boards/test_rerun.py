@@ -58,6 +58,7 @@ def board(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_all_cells_are_recomputed_and_equal(board: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert '"Mine"' in (board / "files/index.json").read_text()  # though it fills no row of the results
     assert main(["leaderboard", "check", str(board), *RERUN, "--data-root", ".", "--run-files"]) == 0
     # clean and fgsm, three data sets unperturbed and under `ood`, two attacks on a known draw
     assert "10 cells recomputed, 10 of them equal to the last digit" in capsys.readouterr().out
