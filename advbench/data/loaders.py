@@ -279,8 +279,10 @@ def _own_path(kind: str, path: str, root: Path) -> Path:
     given = Path(os.path.expanduser(path))
     found = given if os.path.exists(given) else root / given
     if not (os.path.isfile(found) or os.path.isdir(found)):  # opening a pipe would block
-        expected, got = "an existing path", str(given)
+        expected, got, remedy = "an existing path", str(given), ""
         if os.path.exists(found):
             expected, got = "a file or folder", "a device or pipe"
-        raise InputError(f"data set '{kind}:{path}'", expected=expected, got=got)
+        elif not given.is_absolute():
+            remedy = f"it is neither in the current folder nor in {root}; set another with --data-root"
+        raise InputError(f"data set '{kind}:{path}'", expected=expected, got=got, remedy=remedy)
     return found

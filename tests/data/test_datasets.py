@@ -285,6 +285,8 @@ def test_own_data_needs_a_path_that_exists(tmp_path: Path, kind: str) -> None:
         load_dataset(kind, str(tmp_path))
     with pytest.raises(InputError, match=rf"^data set '{kind}:/absent/x': expected an existing path, got /absent/x$"):
         load_dataset(f"{kind}:/absent/x", str(tmp_path))
+    with pytest.raises(InputError, match=f"got absent/x; it is neither in .* nor in {tmp_path}; .* --data-root$"):
+        load_dataset(f"{kind}:absent/x", str(tmp_path))
 
 
 def npz_arrays(shape: tuple[int, ...], dtype: type) -> dict[str, NDArray[Any]]:
