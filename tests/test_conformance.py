@@ -25,7 +25,11 @@ CHEAP_ATTACKS = {
     "fab": [{"steps": 3, "targets": 1, "samples": 2, "restarts": 2}, {"steps": 2, "samples": 2, "early_stop": True}],
     "fmn": [{"steps": 12, "samples": 2}],
     "square": [{"queries": 12}],
-    "gray_box": [{"params": {"steps": 3}}, {"attack": "fmn", "params": {"steps": 5}}],
+    "gray_box": [
+        {"params": {"steps": 3}},
+        {"attack": "fmn", "params": {"steps": 5}},
+        {"attack": "fgsm", "radii": 3},
+    ],
     "certain": [{"steps": 2, "samples": 2}],
     "doubt": [{"steps": 2, "samples": 2, "measure": "epistemic"}],
     "ood": [{"steps": 2, "samples": 2}],

@@ -162,6 +162,10 @@ class Attack(Configurable, ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} overrides parts but not with_parts")
 
+    def attacked(self, clf: Classifier) -> Classifier:
+        """The classifier that examples have to fool: `clf`, or that draw of it that the adversary knows."""
+        return clf
+
     @abstractmethod
     def run(self, clf: Classifier, x: Tensor, goal: Goal, threat: Threat, generator: torch.Generator) -> Tensor:
         """Craft adversarial examples.

@@ -231,6 +231,11 @@ def read_measured(path: Path) -> Numbers:
     return found
 
 
+def needs_examples(study: Study) -> bool:
+    """True if a number of a study is about the examples that fooled a classifier, which may be a single draw."""
+    return any(each.cell is not None and each.cell.number.startswith(FOOLED) for each in study.published)
+
+
 def _from_images(cell: Cell) -> bool:
     return cell.number.startswith(FOOLED) or cell.number.endswith("_least_confidence")
 

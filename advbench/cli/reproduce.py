@@ -41,7 +41,7 @@ def reproduce(
     retry_failed: RetryFailed = False,
 ) -> None:
     """Reproduce a table or figure of a paper, and compare the numbers with the published ones."""
-    from advbench.boards.comparison import MEASURED, compare, measure, read_measured
+    from advbench.boards.comparison import MEASURED, compare, measure, needs_examples, read_measured
     from advbench.boards.studies import find_item, publish, read_study, take_over
     from advbench.grid.run import Settings, prepare
     from advbench.store.storage import write_file
@@ -63,6 +63,7 @@ def reproduce(
         _show(_checked(study, folder))
         return
     store = execution.open_store()
+    settings = Settings(needs_examples(study), retry_failed)
     boards: dict[str, Board] = {}
     failed: list[str] = []
     for name, spec in study.parts.items():
@@ -70,7 +71,7 @@ def reproduce(
             complain(f"part {name}")
         plan = prepare(execution.placed(spec), execution.data_root)
         take_over(folder / name, plan, store)
-        outcome = carry_out_shown(plan, execution, store, Settings(retry_failed=retry_failed), folder / name)
+        outcome = carry_out_shown(plan, execution, store, settings, folder / name)
         failed += outcome.why(plan.tasks)
         boards[name] = publish(folder / name, plan, study, store)
         # Also of the parts that are done, if a later one is interrupted.

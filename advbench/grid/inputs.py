@@ -209,6 +209,7 @@ class EvaluateInputs(Inputs):
 
 TaskInputs = TrainInputs | CraftInputs | EvaluateInputs
 _TRAIN = pydantic.TypeAdapter(TrainInputs)
+_CRAFT = pydantic.TypeAdapter(CraftInputs)
 
 
 def read_training(record: Mapping[str, Any]) -> TrainInputs:
@@ -218,3 +219,12 @@ def read_training(record: Mapping[str, Any]) -> TrainInputs:
         pydantic.ValidationError: it is not the record of a training.
     """
     return _TRAIN.validate_python(record["inputs"])
+
+
+def read_crafting(record: Mapping[str, Any]) -> CraftInputs:
+    """Parse the inputs in the record of crafted examples.
+
+    Raises:
+        pydantic.ValidationError: it is not such a record.
+    """
+    return _CRAFT.validate_python(record["inputs"])

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import torch
 from torch import Tensor
 
 from advbench.errors import GoneError, InputError, unknown_name
 from advbench.evaluation import Bools, Floats, Predictions
 from advbench.evaluation.uncertainty import score, uncertainty
 from advbench.grid.identity import read_identity
-from advbench.grid.inputs import read_training
+from advbench.grid.inputs import read_crafting, read_training
 from advbench.grid.kept import placed, read_kept
 from advbench.grid.run import prepare_anew
 from advbench.grid.spec import make_spec, parse_toml
@@ -25,7 +26,7 @@ from advbench.keys import derive
 from advbench.models.classifier import Classifier
 from advbench.models.nets import build
 from advbench.models.saving import load_classifier, read_tensors
-from advbench.registry import files
+from advbench.registry import files, registry
 from advbench.report.tables import Report, read_report
 from advbench.store.records import Store
 from advbench.store.storage import BRIEF
@@ -186,7 +187,8 @@ class Run:
             measure: measure as in `advbench.evaluation.score`; APD: least_confidence, epistemic (BALD) or
                 model_variance.
             fooled: restriction to attacked images that fooled a classifier which is right on the clean ones: the label
-                of its defense (APD: the source), or a boolean mask.
+                of its defense (APD: the source), or a boolean mask. Of an attack on one draw, as `gray_box`, those that
+                fooled this draw, for which the store must have kept its examples.
             seed: seed of training, attack and evaluation.
             cell: `eps` and `source`, as in `predictions`.
 
@@ -199,9 +201,7 @@ class Run:
         clean = score(self.predictions(defense, seed=seed), measure)
         found = score(self.predictions(defense, attack, seed=seed, **cell), measure)
         if isinstance(fooled, str):
-            cell.setdefault("source", defense)
-            after = self.predictions(fooled, attack, seed=seed, **cell).ensemble_correct
-            fooled = self.predictions(fooled, seed=seed).ensemble_correct & ~after
+            fooled = self._fooled(fooled, attack, seed, {"source": defense} | cell)
         if fooled is not None:
             found = found[fooled]
         if len(found) == 0:
@@ -259,6 +259,19 @@ class Run:
             axes = [each for each in figure.axes if each.get_visible()]
             found[name] = axes[0] if len(axes) == 1 else axes
         return found
+
+    def _fooled(self, defense: str, attack: str, seed: int, cell: dict[str, Any]) -> Bools:
+        after = self.predictions(defense, attack, seed=seed, **cell)
+        own = self._record(self._cell(defense, attack, cell.get("eps"), seed, cell["source"]))
+        made_by = read_crafting(self._record(own["inputs"]["examples"])).attack
+        method = registry().load("attack", made_by.loaded_as)(**made_by.params or {})
+        if method.knows != "a_draw":
+            return self.predictions(defense, seed=seed).ensemble_correct & ~after.ensemble_correct
+        draw = method.attacked(self.classifier(defense, seed))
+        with torch.no_grad():
+            predicted = draw(self.examples(defense, attack, seed=seed, **cell)).argmax(1)
+        fooled: Bools = predicted.numpy() != after.labels
+        return fooled
 
     def _cell(self, defense: str, attack: str, eps: float | None, seed: int, source: str | None) -> str:
         rows = self.results

@@ -40,10 +40,6 @@ class InnerAttack(Attack):
         """The inner attack."""
         return {self.params.attack: self.inner}
 
-    def attacked(self, clf: Classifier) -> Classifier:
-        """The classifier that the inner attack sees."""
-        return clf
-
     def with_parts(self, parts: Mapping[str, Attack]) -> Self:
         """The same attack with another inner attack."""
         return type(self)(**{**self.params.model_dump(), "params": parts[self.params.attack].params.model_dump()})

@@ -642,3 +642,27 @@ def test_an_enumerated_classifier_needs_no_confirmation(linear: Callable[..., nn
     wrong = 1 - torch.stack([clf.at(clf.member(k), x) for k in range(3)]).softmax(-1).mean(0).argmax(1)
     crafted = craft(advbench.get_attack("worst_case"), clf, x, wrong, Threat("linf", 0.1))
     assert (crafted.forward_passes, crafted.backward_passes) == (3, 0)
+
+
+@pytest.mark.parametrize("inner", ["fgsm", "pgd"])
+def test_a_gray_box_at_several_radii_keeps_the_first_example_that_fools_the_draw(inner: str) -> None:
+    net = small_net().eval()
+    clf = Classifier(net, GaussianPosterior(net, std=0.05)).requires_grad_(False)
+    params = {"attack": inner, "params": {"steps": 5, "random_start": False} if inner == "pgd" else {}}
+    once = advbench.get_attack("gray_box", **params)
+    nearest = advbench.get_attack("gray_box", **params, radii=10)
+    draw = once.attacked(clf)
+    x, _ = small_data(40).batch(slice(40))
+    y = draw(x).argmax(1)
+    y[:3] = (y[:3] + 1) % 3  # wrong already
+    found = craft(nearest, clf, x, y, Threat("linf", 0.3))
+    expected = x.clone()
+    for place in range(1, 11):
+        left = draw(expected).argmax(1) == y
+        expected[left] = craft(once, clf, x[left], y[left], Threat("linf", 0.3 * place / 10)).images
+    assert torch.equal(found.images, expected)
+    assert torch.equal(found.images[:3], x[:3])
+    fooled = draw(found.images).argmax(1) != y
+    assert fooled.sum() > 10
+    assert len((found.images - x).abs().amax((1, 2, 3)).mul(100).round().unique()) > 3
+    assert found.forward_passes < nearest.cost(True)

@@ -36,7 +36,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> advbench.Run:
     (folder / "net.py").write_text(NET)
     return advbench.run(
         "erm,bnn",
-        ["fgsm", "fmn"],
+        ["fgsm", "fmn", "gray_box"],
         out=str(folder / "out"),
         store=str(folder / "store"),
         execution={"executor": "inline", "device": "cpu"},
@@ -46,11 +46,17 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> advbench.Run:
         eps=[0.05, 0.1],
         limit=60,
         draws=4,
-        affinity=["fgsm"],
+        affinity=["fgsm", "gray_box"],
         ood=["gaussian"],
         ood_scale=5.0,
         ood_signed=True,
-        set={"erm": {"stages": [2]}, "bnn": {"stages": [2]}, "fmn": {"steps": 5}, "arch": {"hidden": 24}},
+        set={
+            "erm": {"stages": [2]},
+            "bnn": {"stages": [2]},
+            "fmn": {"steps": 5},
+            "arch": {"hidden": 24},
+            "gray_box": {"attack": "fgsm", "radii": 4},
+        },
     )
 
 
@@ -64,8 +70,8 @@ def test_tables_are_those_that_follow_from_the_records(done: advbench.Run) -> No
         assert name == other
         assert to_bytes(one, "svg") == to_bytes(two, "svg")
     assert list(done.attacks.attack) == list(report.strengths.attack)
-    assert (len(done.attacks), len(done.differences)) == (2, 3)
-    assert repr(done).endswith("14 cells of 2 defenses)")
+    assert (len(done.attacks), len(done.differences)) == (3, 3)
+    assert repr(done).endswith("22 cells of 2 defenses)")
 
 
 @pytest.mark.parametrize("defense", ["erm", "bnn"])
@@ -119,6 +125,19 @@ def test_detection_takes_the_examples_that_fooled_the_source_and_noise(done: adv
         done.predictions("bnn", "ood:uniform")
 
 
+@pytest.mark.parametrize("source", ["erm", "bnn"])
+def test_detection_takes_the_examples_that_fooled_the_attacked_draw(done: advbench.Run, source: str) -> None:
+    from advbench.data.datasets import limited
+
+    _, y = limited(advbench.load_dataset("digits").test, 60).batch(slice(None))
+    draw = advbench.get_attack("gray_box").attacked(done.classifier(source))
+    fooled = (draw(done.examples(source, "gray_box")).argmax(1) != y).numpy()
+    _, found = done.detection_scores("erm", "gray_box", "total", source=source, fooled=source)
+    _, every = done.detection_scores("erm", "gray_box", "total", source=source)
+    assert 0 < len(found) == fooled.sum() < len(every)
+    np.testing.assert_array_equal(found, every[fooled])
+
+
 def test_figures_are_axes(done: advbench.Run) -> None:
     found = done.figures()
     assert {"security-fgsm", "retention-fgsm", "affinity-fgsm"} <= found.keys()
@@ -147,7 +166,7 @@ def test_tables_need_neither_store_nor_files_and_files_are_only_run_where_asked_
     copied = shutil.copytree(done.folder, tmp_path / "copied")
     monkeypatch.setattr(files, "_known", {})
     moved = advbench.open_run(copied, str(tmp_path / "none"))
-    assert len(moved.results) == 14
+    assert len(moved.results) == 22
     with pytest.raises(InputError, match=r"set the run's store: open_run\(folder, store=URL\)"):
         moved.predictions("erm")
     with pytest.raises(InputError, match=r"classifier of 'erm' needs a file; open_run\(folder, run_files=True\)"):
