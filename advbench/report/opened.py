@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -132,20 +133,11 @@ class Run:
         identity = read_identity(self.folder)
         if identity is None:
             raise InputError(f"folder {self.folder}", expected="a data.json", got="none")
-        if self.run_files:
-            for sources in placed(read_kept(self.folder)[1], self.folder):
-                if sources not in files.all_known():
-                    files.know(sources)
         net = inputs.architecture
-        try:
+        with self._files(f"classifier of {defense!r}"):
             module = build(net.loaded_as, identity.blank(), derive(seed, "init"), net.params)
             tensors, values = read_tensors(self._artifact(key)), self._record(key)["result"]["classifier"]
             return load_classifier(module, tensors, values).to(device)  # buffers contain mean and standard deviation
-        except InputError as error:
-            if "file with SHA-256" in str(error):
-                remedy = "open_run(folder, run_files=True) imports the stored files: read them first"
-                raise InputError(f"classifier of {defense!r} needs a file", remedy=remedy) from error
-            raise
 
     def predictions(
         self, defense: str, attack: str = "none", eps: float | None = None, seed: int = 0, source: str | None = None
@@ -260,11 +252,27 @@ class Run:
             found[name] = axes[0] if len(axes) == 1 else axes
         return found
 
+    @contextmanager
+    def _files(self, what: str) -> Iterator[None]:
+        """Let a block import the stored files, if `run_files` is set."""
+        if self.run_files:
+            for sources in placed(read_kept(self.folder)[1], self.folder):
+                if sources not in files.all_known():
+                    files.know(sources)
+        try:
+            yield
+        except InputError as error:
+            if "file with SHA-256" in str(error):
+                remedy = "open_run(folder, run_files=True) imports the stored files: read them first"
+                raise InputError(f"{what} needs a file", remedy=remedy) from error
+            raise
+
     def _fooled(self, defense: str, attack: str, seed: int, cell: dict[str, Any]) -> Bools:
         after = self.predictions(defense, attack, seed=seed, **cell)
         own = self._record(self._cell(defense, attack, cell.get("eps"), seed, cell["source"]))
         made_by = read_crafting(self._record(own["inputs"]["examples"])).attack
-        method = registry().load("attack", made_by.loaded_as)(**made_by.params or {})
+        with self._files(f"attack {attack!r}"):
+            method = registry().load("attack", made_by.loaded_as)(**made_by.params or {})
         if method.knows != "a_draw":
             return self.predictions(defense, seed=seed).ensemble_correct & ~after.ensemble_correct
         draw = method.attacked(self.classifier(defense, seed))
