@@ -38,6 +38,7 @@ MAGNITUDES = re.compile(r"attack\..*passes|statistics\.(tensors\.\d+\.)?(std|kld
 EXACT = re.compile(r"classifier\..*|statistics\.tensors\.\d+\.(name|weights)|history\.\d+\.step")
 TRAINING = 100  # images of a training's fractions, whose number its result does not state; errs towards agreement
 SIMILAR = 1e-2  # tolerance of those of the same predicted classes: ranks of images depend on the last digits
+FEW = 3  # number of images by which those may differ
 
 
 class Recomputed(NamedTuple):
@@ -71,9 +72,9 @@ def rerun(
     The cells are chosen at random among those with a record, with those of known draws and of out-of-distribution
     images. They and all their inputs, including trainings, are computed by the installed versions in a temporary
     store; the records of these trainings are compared as well. Two accuracies agree if each lies within the other's
-    interval; this applies to the ensemble's accuracy and to the mean accuracy of a single draw. Other fractions have
-    twice that margin, and passes of an attack and deviations and divergences of posteriors a factor of two. If the
-    predictions (of a training: the weights) are the same, all numbers have to be.
+    interval, or if they differ by one image; this applies to the ensemble's accuracy and to the mean accuracy of a
+    single draw. Other fractions have twice that margin, and passes of an attack and deviations and divergences of
+    posteriors a factor of two. If the predictions (of a training: the weights) are the same, all numbers have to be.
 
     Args:
         board: the board.
@@ -85,7 +86,7 @@ def rerun(
         run_files: import and run the files stored in the board; otherwise only cells that need none are chosen.
 
     Raises:
-        InputError: the spec cannot be executed here, the data are missing, or no cell has a record.
+        InputError: the spec cannot be executed here, the data are missing or others, or no cell has a record.
     """
     dataset = _in_root(board.spec.dataset, data_folder(execution.data_root))
     device = board.spec.device or CPU
@@ -106,6 +107,7 @@ def rerun(
         for sources in placed(board.sources, board.folder):
             files.know(sources)
     plan = prepare(execution.placed(spec), execution.data_root, None if run_files else board.kept_files.in_files())
+    _check_data(plan, board)
     if not _is_stated(keep(plan), keep(board.plan)):
         findings.add("a plugin has other hyperparameters, nets or traits than the board states", FOLDER)
         return Recomputed(0, 0)
@@ -134,11 +136,23 @@ def rerun(
         unlike = absent and spec.history  # whose measurements include images that are not here
         for task in chosen_part.tasks.values():
             stated = board.records.get(trained.get((task.defense, task.seed), "")) if task.kind == "train" else None
-            if stated and not unlike and (record := store.read_record(task.key)):
-                _agree(stated, record, task.label, findings)
+            if stated and (record := store.read_record(task.key)):
+                compared = _without_history if unlike else dict
+                _agree(compared(stated), compared(record), task.label, findings)
     left_out = {label for place in known for label in place[:4]} & reasons.keys()
     why = tuple(f"{label} is {reasons[label]}" for label in sorted(left_out))
     return Recomputed(len(chosen), equal, len(known) - len(there), why)
+
+
+def _check_data(plan: Plan, board: Board) -> None:
+    assert plan.identity is not None, "a whole plan"
+    if plan.identity.sha256 != board.identity.sha256:
+        raise InputError(
+            f"data set {plan.identity.name!r} of the board",
+            expected=f"content with SHA-256 {board.identity.sha256}",
+            got=plan.identity.sha256,
+            remedy="set the folder that contains it with --data-root",
+        )
 
 
 def _nothing(board: Board, reasons: Mapping[str, str]) -> InputError:
@@ -231,19 +245,23 @@ def _placed(plan: Plan, board: Board) -> dict[tuple[str, str, str, str, float, i
     return placed
 
 
+def _without_history(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {**record, "result": {name: value for name, value in record["result"].items() if name != "history"}}
+
+
 def _agree(board: Mapping[str, Any], found: Mapping[str, Any], label: str, findings: Findings) -> bool:
     """Compare two records of a task; return True if their results are equal to the last digit, times apart."""
     before, now = board["result"], found["result"]
+    images = now.get("n_examples", TRAINING)
     apart = ""
     for name in [each for each in ("accuracy", "draw_accuracy") if each in before and each in now]:
         pairs = ((before, now), (now, before))
         inside = [low <= one[name] <= high for one, other in pairs for low, high in [other[f"{name}_interval"]]]
-        if not all(inside):
+        if not all(inside) and not _is_one_image(before[name], now[name], images):
             apart = apart or f"{name} {before[name]:.4f} on the board, {now[name]:.4f} recomputed"
     ours, theirs = dict(_values(before)), dict(_values(now))
     if not apart:
         tolerance = _tolerance(board, found)
-        images = now.get("n_examples", TRAINING)
         differing = (
             name
             for name in sorted(ours.keys() | theirs.keys())
@@ -290,7 +308,8 @@ def _is_close(name: str, ours: Any, theirs: Any, images: int, tolerance: float |
     if tolerance is not None:
         text = first == "audit" and last in ("sentence", "means", "next")  # which contain rounded numbers
         scale = images if first == "histograms" else 1
-        return text or (numbers and math.isclose(ours, theirs, rel_tol=tolerance, abs_tol=tolerance * scale))
+        least = max(tolerance, FEW / images) if tolerance == SIMILAR else tolerance
+        return text or (numbers and math.isclose(ours, theirs, rel_tol=tolerance, abs_tol=least * scale))
     if EXACT.fullmatch(name):
         return False
     if MAGNITUDES.fullmatch(name) and numbers:
@@ -298,8 +317,16 @@ def _is_close(name: str, ours: Any, theirs: Any, images: int, tolerance: float |
     if not FRACTIONS.fullmatch(name):
         return True
     pairs = ((ours, theirs), (theirs, ours))
-    # A quarter of the images doubles the margin.
-    return numbers and all(low <= one <= high for one, other in pairs for low, high in [_margin(other, images / 4)])
+    return numbers and (
+        _is_one_image(ours, theirs, images)
+        # A quarter of the images doubles the margin.
+        or all(low <= one <= high for one, other in pairs for low, high in [_margin(other, images / 4)])
+    )
+
+
+def _is_one_image(one: float, other: float, images: int) -> bool:
+    """True if two fractions differ by an image at most, such as 0 and 1/n, whose interval is above 0."""
+    return abs(one - other) * images <= 1 + SAME
 
 
 def _margin(fraction: float, size: float) -> tuple[float, float]:

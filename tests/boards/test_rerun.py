@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 
 from advbench.boards.board import build, read_board
-from advbench.boards.check import check
+from advbench.boards.check import Findings, check
 from advbench.boards.records import Records
+from advbench.boards.rerun import _agree
 from advbench.cli.app import main
+from advbench.evaluation.predictions import wilson
 
 OPTIONS = "--eps 0.1 --limit 20 --draws 2 --executor inline --device cpu --affinity none --history epoch"
 SETTINGS = "bnn.stages=[2] ood.steps=2 known_draw.attack=fgsm known_draw.draws=2"
@@ -134,3 +136,46 @@ def test_a_consistent_forgery_of_any_record_is_found(
     assert list(check(board)[1].lines()) == []
     assert main(["leaderboard", "check", str(board), *RERUN, "--data-root", "."]) == 1
     assert re.search(f"a recomputed {message}", " ".join(capsys.readouterr().err.split()))
+
+
+def test_a_training_is_compared_though_images_of_its_history_are_absent(
+    board: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = read_board(board).records
+    records = {key: copy.deepcopy(dict(found.read_record(key) or {})) for key in found}
+    _train_accuracy(records)
+    (board / "records.jsonl.gz").write_bytes(Records(records).to_bytes())
+    build(board)
+    (tmp_path / "root").mkdir()
+    assert main(["leaderboard", "check", str(board), *RERUN, "--data-root", str(tmp_path / "root")]) == 1
+    assert "training.train accuracy 0.9990 on the board" in " ".join(capsys.readouterr().err.split())
+
+
+def test_other_data_are_an_error_and_no_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    images, labels = np.random.default_rng(0).integers(0, 255, (40, 1, 8, 8), dtype=np.uint8), np.arange(40) % 10
+    for place, y in (("here", labels), ("other", (labels + 1) % 10)):
+        Path(place).mkdir()
+        np.savez(f"{place}/own.npz", x_train=images, y_train=y, x_test=images, y_test=y)
+    options = "--defense erm --set erm.stages=[1] --attack none --executor inline --device cpu --data-root here"
+    assert main(["run", "--dataset", "npz:own.npz", *options.split(), "--out", "run"]) == 0
+    shutil.copytree("run", "board", ignore=shutil.ignore_patterns("*.csv", "*.md", "*.html"))
+    assert main(["leaderboard", "build", "board", "--store", ".advbench/store"]) == 0
+    assert main(["leaderboard", "check", "board", *RERUN, "--data-root", "here"]) == 0
+    capsys.readouterr()
+    assert main(["leaderboard", "check", "board", *RERUN, "--data-root", "other"]) == 2
+    assert re.search(r"expected content with SHA-256 \w{64}, got \w{64}; .*--data-root", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("images", [20, 30, 300, 10_000])
+def test_a_single_image_is_no_difference(images: int) -> None:
+    def record(right: int, artifact: str) -> Record:
+        share = right / images
+        result = {"n_examples": images, "accuracy": share, "accuracy_interval": list(wilson(share, images))}
+        return {"kind": "evaluate", "artifact": artifact, "result": {**result, "retention": {"total": {"area": share}}}}
+
+    for one, other, agree in ((0, 1, True), (images, images - 1, True), (0, images // 2, False)):
+        for pair in ((one, other), (other, one)):
+            findings = Findings()
+            _agree(record(pair[0], "a"), record(pair[1], "b"), "cell", findings)
+            assert (list(findings.lines()) == []) == agree
