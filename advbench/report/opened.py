@@ -180,7 +180,7 @@ class Run:
                 model_variance.
             fooled: restriction to attacked images that fooled a classifier which is right on the clean ones: the label
                 of its defense (APD: the source), or a boolean mask. Of an attack on one draw, as `gray_box`, those that
-                fooled this draw, for which the store must have kept its examples.
+                this draw has wrong, also without the attack (as foolbox 1 counts), if the store kept the examples.
             seed: seed of training, attack and evaluation.
             cell: `eps` and `source`, as in `predictions`.
 
