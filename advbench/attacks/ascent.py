@@ -129,7 +129,7 @@ def ascend(
     for _ in range(steps):
         gradient, logits = _gradient(clf, x_adv, goal, loss, samples, objective)
         if keep_best:
-            reached = goal.margin(logits[0])
+            reached = goal.mean_margin(logits)
             improved = reached > best_margin
             best = torch.where(per_image(improved, x), x_adv, best)
             best_margin = torch.where(improved, reached, best_margin)

@@ -101,17 +101,32 @@ class Goal:
         return losses[name]
 
     def margin(self, logits: Tensor) -> Tensor:
-        """Margin of each image beyond the goal, `(batch,)`, in units of logits; positive if it is reached."""
+        """Margin of each image beyond the goal, `(batch,)`, in units of logits; 0 at a tie."""
         return self.loss("margin")(logits, self.rows)
 
     def success(self, logits: Tensor) -> Tensor:
-        """Mask of the images that reach the goal, `(batch,)`, bool; ties are broken by argmax."""
-        predicted = logits.argmax(1)
+        """Mask of the images that reach the goal, `(batch,)`, bool, from logits `(batch, classes)`."""
+        return self.mean_success(logits[None])
+
+    def mean_success(self, logits: Tensor) -> Tensor:
+        """Mask of the images that reach the goal at the mean softmax of draws `(draws, batch, classes)`.
+
+        The prediction is that of an evaluation: the argmax of float32 probabilities, the first of those that tie.
+        Logits tie where a net rounds, clips or saturates them; probabilities tie where confident draws disagree.
+        """
+        probs = logits.float().softmax(-1)
+        predicted = (probs[0] if len(probs) == 1 else probs.double().mean(0).float()).argmax(1)
         return predicted == self.rows[:, 1] if self.targeted else predicted != self.rows
 
+    @torch.no_grad()
     def mean_margin(self, logits: Tensor) -> Tensor:
-        """Margin of the log mean softmax over draws `(draws, batch, classes)`; for one draw, of its logits."""
-        return self.margin(logits[0] if len(logits) == 1 else logits.log_softmax(-1).logsumexp(0))
+        """Margin of the log mean softmax over draws `(draws, batch, classes)`; for one draw, of its logits.
+
+        Positive exactly where `mean_success` holds, which decides ties; has no gradient.
+        """
+        margin = self.margin(logits[0] if len(logits) == 1 else logits.log_softmax(-1).logsumexp(0))
+        least = torch.finfo(margin.dtype).tiny
+        return torch.where(self.mean_success(logits), margin.clamp_min(least), margin.clamp_max(0))
 
 
 class Attack(Configurable, ABC):

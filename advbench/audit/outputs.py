@@ -7,10 +7,9 @@ import torch
 from advbench.attacks.ball import random_start, steepest
 from advbench.audit.findings import Finding
 from advbench.audit.subject import Subject, ignores_images, resolution
-from advbench.models.guard import looks_like_probabilities
+from advbench.models.guard import TIED, looks_like_probabilities
 
 SATURATED = 100.0  # nats; lead of the largest logit, median over images
-TIED = 0.01  # fraction of images whose two largest logits are equal
 FLAT = 0.05  # fraction of images around which the logits are constant
 NUDGE = 0.05  # size of a small perturbation, in eps
 TINY = 0.001  # size of a perturbation under which a continuous function hardly changes, in eps

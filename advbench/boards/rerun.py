@@ -7,10 +7,13 @@ import os
 import random
 import re
 import tempfile
+from binascii import a2b_base64
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from advbench.boards.board import Board, described
 from advbench.boards.check import Findings
@@ -31,14 +34,22 @@ Compute = Callable[[Plan, Execution, Store], Mapping[str, str]]
 BITS = ("right", "draws", "accuracy", "draw_accuracy", "draw_accuracy_min", "draw_accuracy_max")
 SAME = 1e-4  # relative tolerance of numbers that follow from the same predictions on another machine
 FRACTIONS = re.compile(
-    r"draw_accuracy_m\w+|calibration\.ece|(accepted_errors|detection)\..*|retention\.\w+\.area|"
-    r"persistence\.\d+\.broken|history\.\d+\.values\..*|training\..*accuracy"
+    r"draw_accuracy_m\w+|(draw_)?accuracy_interval\.\d+|calibration\.ece|(accepted_errors|detection)\..*|"
+    r"retention\.\w+\.area(_interval\.\d+)?|persistence\.\d+\.broken|history\.\d+\.values\..*|training\..*accuracy"
 )
 MAGNITUDES = re.compile(r"attack\..*passes|statistics\.(tensors\.\d+\.)?(std|kld)")
-EXACT = re.compile(r"classifier\..*|statistics\.tensors\.\d+\.(name|weights)|history\.\d+\.step")
+SCORES = re.compile(r"calibration\.(brier|nll)|uncertainty\.\w+|training\.(loss|kl)")
+EXACT = re.compile(
+    r"classifier\..*|statistics\.tensors\.\d+\.(name|weights)|history\.\d+\.step|attack\.(random|stopped_early)|"
+    r"classes|draws|enumerated|n_examples|persistence\.\d+\.tries|"
+    r"flags\.(?!vanished_gradients|unconverged|nondeterministic_kernels|ties)\w+"  # these depend on rounding
+)
 TRAINING = 100  # images of a training's fractions, whose number its result does not state; errs towards agreement
 SIMILAR = 1e-2  # tolerance of those of the same predicted classes: ranks of images depend on the last digits
 FEW = 3  # number of images by which those may differ
+LEAST = 0.1  # difference of scores, in nats or squared probabilities, that is none
+ALIKE = 2.0  # standard deviations by which two runs agree on which images are right beyond chance, at least
+TELLING = 10  # number of right and of wrong images from which that is tested
 
 
 class Recomputed(NamedTuple):
@@ -73,8 +84,10 @@ def rerun(
     images. They and all their inputs, including trainings, are computed by the installed versions in a temporary
     store; the records of these trainings are compared as well. Two accuracies agree if each lies within the other's
     interval, or if they differ by one image; this applies to the ensemble's accuracy and to the mean accuracy of a
-    single draw. Other fractions have twice that margin, and passes of an attack and deviations and divergences of
-    posteriors a factor of two. If the predictions (of a training: the weights) are the same, all numbers have to be.
+    single draw. Other fractions and ends of intervals have twice that margin, and passes of an attack, deviations and
+    divergences of posteriors, and scores (NLL, Brier, entropies, a training's loss) a factor of two. Flags have to be
+    the same unless they depend on rounding, and the right images have to be the same more often than by chance. If the
+    predictions (of a training: the weights) are the same, all numbers have to be.
 
     Args:
         board: the board.
@@ -207,7 +220,7 @@ def _in_root(dataset: str, root: Path) -> str:
         raise InputError(
             f"data set {dataset!r} of the board",
             expected=f"a file or folder below the data root {root}",
-            got="none",
+            got="one outside it" if there else "none",
             remedy="set the folder that contains it with --data-root",
         )
     return f"{kind}{colon}{found}"
@@ -259,6 +272,8 @@ def _agree(board: Mapping[str, Any], found: Mapping[str, Any], label: str, findi
         inside = [low <= one[name] <= high for one, other in pairs for low, high in [other[f"{name}_interval"]]]
         if not all(inside) and not _is_one_image(before[name], now[name], images):
             apart = apart or f"{name} {before[name]:.4f} on the board, {now[name]:.4f} recomputed"
+    if not apart and not _same_images(before, now):
+        apart = "images that are right on the board are so no more often than others when recomputed"
     ours, theirs = dict(_values(before)), dict(_values(now))
     if not apart:
         tolerance = _tolerance(board, found)
@@ -291,10 +306,12 @@ def _tolerance(board: Mapping[str, Any], found: Mapping[str, Any]) -> float | No
 def _values(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """The numbers and texts in a result by dotted name, without times."""
     if isinstance(value, Mapping | list | tuple):
-        parts = value.items() if isinstance(value, Mapping) else enumerate(value)
-        for key, part in parts:
+        if name == "flags":  # a set
+            value = dict.fromkeys(value, True)
+        for key, part in value.items() if isinstance(value, Mapping) else enumerate(value):
+            step = str(key).replace(".", r"\.")
             if key != "seconds":
-                yield from _values(part, f"{name}.{key}" if name else str(key))
+                yield from _values(part, f"{name}.{step}" if name else step)
     else:
         yield name, value
 
@@ -312,8 +329,9 @@ def _is_close(name: str, ours: Any, theirs: Any, images: int, tolerance: float |
         return text or (numbers and math.isclose(ours, theirs, rel_tol=tolerance, abs_tol=least * scale))
     if EXACT.fullmatch(name):
         return False
-    if MAGNITUDES.fullmatch(name) and numbers:
-        return bool(min(ours, theirs) * 2 >= max(ours, theirs))
+    if numbers and (MAGNITUDES.fullmatch(name) or SCORES.fullmatch(name)):
+        alike = min(ours, theirs) * 2 >= max(ours, theirs)
+        return bool(alike or (SCORES.fullmatch(name) and abs(ours - theirs) <= LEAST))
     if not FRACTIONS.fullmatch(name):
         return True
     pairs = ((ours, theirs), (theirs, ours))
@@ -322,6 +340,21 @@ def _is_close(name: str, ours: Any, theirs: Any, images: int, tolerance: float |
         # A quarter of the images doubles the margin.
         or all(low <= one <= high for one, other in pairs for low, high in [_margin(other, images / 4)])
     )
+
+
+def _same_images(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """False if two runs agree on which images are right no more often than by chance, where that can be told.
+
+    The agreement is Pearson's phi of the two masks, whose standard deviation by chance is 1 / sqrt(N).
+    """
+    if before.get("right") is None or now.get("right") is None:
+        return True
+    bits = (np.unpackbits(np.frombuffer(a2b_base64(each["right"]), np.uint8)) for each in (before, now))
+    masks = np.stack([each[: now["n_examples"]] for each in bits]).astype(float)
+    right = masks.sum(1)
+    if min(right.min(), (masks.shape[1] - right).min()) < TELLING:
+        return True
+    return bool(np.corrcoef(masks)[0, 1] * masks.shape[1] ** 0.5 >= ALIKE)
 
 
 def _is_one_image(one: float, other: float, images: int) -> bool:

@@ -52,7 +52,7 @@ def plan_lines(plan: Plan, store: Store, *, every_task: bool) -> Iterator[str]:
     headers = ["task", "planned", "to run", "image passes", "time on one worker", "memory per task"]
     yield from tabulate(rows, headers=headers, tablefmt="github", colalign=("left", *["right"] * 5)).splitlines()
     others = "; planned tasks that will not run are done or not needed" if len(waiting) < len(plan.tasks) else ""
-    yield f"{len(plan.cells)} rows in results.csv{others}"
+    yield f"{len(plan.cells):,} {'row' if len(plan.cells) == 1 else 'rows'} in results.csv{others}"
     failed = failed_before(plan, waiting, store)
     if failed:
         yield f"{len(failed)} of the tasks to run failed in a previous run; use --retry-failed to retry them"

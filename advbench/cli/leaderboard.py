@@ -109,8 +109,9 @@ def check(
     from advbench.boards.check import check as examine
     from advbench.boards.rerun import rerun as recompute
 
-    if run_files and not rerun:
-        raise InputError("--run-files", expected="--rerun as well, the number of cells to recompute")
+    for option, given in (("--run-files", run_files), ("--rerun-seed", rerun_seed is not None)):
+        if given and not rerun:
+            raise InputError(option, expected="--rerun as well, the number of cells to recompute")
     board, findings = examine(folder)
     refuse(findings.lines(advice=True))
     cells = len(board.cells)

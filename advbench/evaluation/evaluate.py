@@ -17,7 +17,7 @@ from advbench.errors import InputError, ModelWarning
 from advbench.evaluation.predictions import Predictions
 from advbench.keys import derive
 from advbench.models.classifier import Classifier
-from advbench.models.guard import ODDITIES, PROBE_IMAGES, draws_agree, opened, undisturbed
+from advbench.models.guard import ODDITIES, PROBE_IMAGES, TIED, draws_agree, opened, undisturbed
 from advbench.progress import OnProgress, Progress
 
 BATCH_SIZE = 256
@@ -65,7 +65,10 @@ def evaluate(
     labels, declared = y.cpu().numpy(), model is clf
     how: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "report": report, "declared": declared}
     found = _evaluated(clf, x, labels, draws, **how)
-    return dataclasses.replace(found, flags=(*oddities, *found.flags))
+    ties = ("ties",) if found.tied > TIED else ()
+    if ties:
+        warnings.warn(ModelWarning(ODDITIES["ties"]), stacklevel=2)
+    return dataclasses.replace(found, flags=(*oddities, *found.flags, *ties))
 
 
 @torch.no_grad()

@@ -131,6 +131,12 @@ class Predictions:
         return result
 
     @property
+    def tied(self) -> float:
+        """Fraction of the images whose largest mean probability belongs to several classes; the first is predicted."""
+        largest = self.mean_probs.max(1, keepdims=True)
+        return float(((self.mean_probs == largest).sum(1) > 1).mean())
+
+    @property
     def accuracy(self) -> float:
         """Accuracy of the ensemble, as a fraction."""
         return float(self.ensemble_correct.mean())

@@ -22,6 +22,7 @@ from advbench.models.posterior import PointPosterior
 
 PROBE_IMAGES = 32
 DECLARED_IMAGES = 12  # for a `Classifier`, which declares whether it is random
+TIED = 0.01  # share of images with equal largest outputs from which their order decides too much
 PROBE_DRAWS = 24  # with two equally likely members, all draws are equal with probability 1.2e-7
 
 # Why an evaluation of such a model may mislead.
@@ -34,6 +35,8 @@ ODDITIES = {
     "generator of its own, keeps state from pass to pass, or is random without Classifier(..., noise=True); draw from "
     "torch's, numpy's or Python's global generator",
     "equal_draws": "the classifier counts as random, but all draws are equal: its randomness has no effect",
+    "ties": "the largest probabilities are equal on over 1 % of images, so that predictions depend on the order of the "
+    "classes: find what rounds, clips or saturates the logits (members of an ensemble that disagree may tie as well)",
 }
 
 

@@ -42,4 +42,4 @@ class Certain(UncertaintyAttack):
     def score(self, goal: Goal, log_probs: Tensor) -> Tensor:
         """Certainty of misclassified points; for others the margin, which is not positive."""
         margin = goal.margin(log_probs.logsumexp(0))
-        return torch.where(margin > 0, self.certainty(log_probs), margin.clamp_max(0.0))
+        return torch.where(goal.mean_success(log_probs), self.certainty(log_probs), margin.clamp_max(0.0))

@@ -126,7 +126,7 @@ class CW(Attack):
             if clf.stochastic:  # clean images of a random classifier give no direction
                 reached = (kept.margins_of(images, rows[left]) > params.confidence) & (step > 0)
             else:
-                reached = goal[left].margin(logits[0]) > params.confidence
+                reached = goal[left].mean_margin(logits) > params.confidence
             better = reached & (distance < nearest[left])
             found[left] = torch.where(per_image(better, x), images, found[left])
             nearest[left] = torch.where(better, distance, nearest[left])

@@ -87,7 +87,7 @@ class FMN(Attack):
             change = params.final_shrinkage + (params.shrinkage - params.final_shrinkage) * cosine
             length = params.step_size * (0.01 + 0.99 * cosine)
             gradient, logits = clf.input_gradient(x + delta, goal.rows, loss, params.samples)
-            margins = kept.margins_of(x + delta) if clf.stochastic else goal.margin(logits[0])
+            margins = kept.margins_of(x + delta) if clf.stochastic else goal.mean_margin(logits)
             reached = margins > 0
             if clf.stochastic and step == 0:
                 reached[:] = False  # clean images of a random classifier give no direction

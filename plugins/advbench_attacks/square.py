@@ -68,7 +68,7 @@ class Square(Attack):
             raise InputError("images given to Square", expected=expected, got=tuple(x.shape))
         random = _Random(x, generator)
         found = x.clone()
-        margins = goal.margin(clf(x))
+        margins = goal.mean_margin(clf(x)[None])
         left = torch.arange(len(x), device=x.device)
         stops = goal.stop_early and not clf.stochastic
         if stops:
@@ -76,7 +76,7 @@ class Square(Attack):
         if len(left) == 0:
             return found
         best = _start(x, threat, random)[left]
-        best_margin = goal[left].margin(clf(best))
+        best_margin = goal[left].mean_margin(clf(best)[None])
         if not clf.stochastic and not stops:  # misclassified images may be better without the start
             best = torch.where(per_image(margins > best_margin.clamp_min(0), x), x, best)
             best_margin = torch.where(margins > best_margin.clamp_min(0), margins, best_margin)
@@ -91,9 +91,9 @@ class Square(Attack):
             change = _linf_change if threat.norm == "linf" else _l2_change
             candidate = change(best, x[left], threat, side, random)
             draw = clf.draw()
-            margin = goal[left].margin(clf.at(draw, candidate))
+            margin = goal[left].mean_margin(clf.at(draw, candidate)[None])
             if clf.stochastic:
-                best_margin = goal[left].margin(clf.at(draw, best))
+                best_margin = goal[left].mean_margin(clf.at(draw, best)[None])
             better = margin > best_margin
             best = torch.where(per_image(better, best), candidate, best)
             best_margin = torch.where(better, margin, best_margin)

@@ -226,7 +226,7 @@ def test_attacking_and_judging_leave_the_sequence_of_draws_where_it_was() -> Non
 
 
 def test_a_frozen_noisy_classifier_is_judged_at_its_draw_and_never_cut() -> None:
-    noisy = advbench.Classifier(nn.Sequential(nn.Flatten(), nn.Linear(36, 3), nn.Dropout(0.5)).train(), noise=True)
+    noisy = advbench.Classifier(nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(36, 3)).train(), noise=True)
     frozen = noisy.frozen(7)
     judged = advbench.evaluate(frozen, X, Y)
     np.testing.assert_allclose(judged.mean_probs, frozen(X).detach().softmax(1).numpy(), rtol=1e-6)

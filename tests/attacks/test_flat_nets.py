@@ -1,4 +1,4 @@
-"""Every attack on nets whose gradient is zero, everywhere or at some of the images, and in half precision."""
+"""Every attack on nets whose gradient is zero somewhere, whose logits tie, or that compute in half precision."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from test_conformance import CHEAP_ATTACKS, usable
 from torch import Tensor, nn
 
 from advbench.attacks import Kept, Threat, craft, distances, shortened
 from advbench.attacks.base import Goal
+from advbench.evaluation import Predictions
 from advbench.models import Classifier, DropoutNoise, GaussianPosterior
 from advbench.registry import registry
 
@@ -102,3 +105,42 @@ def test_tied_logits_in_half_precision_are_no_obstacle(name: str, params: dict[s
     attack = registry().load("attack", name)(**params)
     found = craft(attack, Classifier(Tied()).requires_grad_(False), images(), Y, Threat("l2", 0.5)).images
     assert bool(found.isfinite().all())
+
+
+class Clipped(nn.Module):
+    """Logits clipped at 1, that of class 1 everywhere: others can tie with it, never lead."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = x[..., :2].flatten(1).mean(1), x[..., 2:].flatten(1).mean(1)
+        one = torch.ones_like(left)
+        return torch.stack([10 * left - 1, one, 15 * right - 1, -3 * one], 1).clamp(max=1.0)
+
+
+@pytest.mark.parametrize(("name", "params"), [("worst_case", {}), ("apgd", {"loss": "dlr_targeted"})])
+def test_a_tie_that_argmax_decides_against_the_label_is_found(name: str, params: dict[str, Any]) -> None:
+    # Either of classes 0 and 2 ties with class 1 inside the ball, not both; class 2 is closer, and loses its ties.
+    x, y = torch.full((8, 1, 4, 4), 0.05), torch.ones(8, dtype=torch.int64)
+    clf = Classifier(Clipped()).requires_grad_(False)
+    found = craft(registry().load("attack", name)(**params), clf, x, y, Threat("l2", 0.46)).images
+    assert clf(found).argmax(1).tolist() == [0] * 8
+
+
+@given(
+    draws=st.integers(1, 4),
+    steps=st.sampled_from([1.0, 40.0, 3e-8, 1e-3]),
+    targeted=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64]),
+    seed=st.integers(0, 2**16),
+)
+def test_a_goal_is_reached_by_a_margin_exactly_where_an_evaluation_says_so(
+    draws: int, steps: float, targeted: bool, dtype: torch.dtype, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = steps * torch.randint(-2, 3, (draws, 64, 4), generator=generator).to(dtype)
+    logits[..., 0] += 1e-3 * steps * torch.randn(draws, 64, generator=generator).to(dtype)
+    y = torch.randint(0, 4, (64,), generator=generator)
+    goal = Goal.of(y, (y + 1) % 4 if targeted else None)
+    predictions = Predictions.from_probs(logits.float().softmax(2).numpy(), y.numpy())
+    wrong = predictions.mean_probs.argmax(1) == ((y + 1) % 4).numpy() if targeted else ~predictions.ensemble_correct
+    assert (goal.mean_margin(logits) > 0).tolist() == wrong.tolist()
+    assert goal.mean_success(logits).tolist() == wrong.tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import re
 import shutil
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from advbench.boards.board import build, read_board
 from advbench.boards.check import Findings, check
@@ -179,3 +181,66 @@ def test_a_single_image_is_no_difference(images: int) -> None:
             findings = Findings()
             _agree(record(pair[0], "a"), record(pair[1], "b"), "cell", findings)
             assert (list(findings.lines()) == []) == agree
+
+
+def _elsewhere(before: Record, now: Record) -> list[str]:
+    """Findings from two results of a cell whose predictions are not the same to the bit."""
+    findings = Findings()
+    _agree({"artifact": "a", "result": before}, {"kind": "evaluate", "artifact": "b", "result": now}, "cell", findings)
+    return list(findings.lines())
+
+
+def _result(right: NDArray[np.bool_], **others: Any) -> Record:
+    """A result by its mask of right images."""
+    share, limits = float(right.mean()), list(wilson(float(right.mean()), len(right)))
+    bits = base64.b64encode(np.packbits(right).tobytes()).decode()
+    return {"n_examples": len(right), "accuracy": share, "accuracy_interval": limits, "right": bits, **others}
+
+
+def test_images_that_are_right_have_to_be_the_same_more_often_than_by_chance() -> None:
+    rng = np.random.default_rng(0)
+    for count in (100, 300, 1000):
+        for share in (0.2, 0.5, 0.8):
+            right = rng.random(count) < share
+            elsewhere = np.where(rng.random(count) < 0.25, rng.random(count) < share, right)
+            assert _elsewhere(_result(right), _result(elsewhere)) == []
+            assert _elsewhere(_result(right), _result(~right)) != []
+            order = np.argsort(right, stable=True)  # of which the wrong images come first, and the right ones last
+            moved = np.roll(right[order], count // 2)[np.argsort(rng.random(count))]
+            assert "no more often" in str(_elsewhere(_result(right), _result(moved)))
+    few = np.arange(200) < 5
+    assert _elsewhere(_result(few), _result(few[::-1])) == [], "five images tell nothing"
+
+
+@pytest.mark.parametrize(
+    ("stated", "found"),
+    [
+        ({"flags": []}, {"flags": ["misleads_attacks"]}),
+        ({"flags": ["one_draw"]}, {"flags": []}),
+        ({"draws": 20}, {"draws": 1}),
+        ({"attack": {"random": False}}, {"attack": {"random": True}}),
+        ({"calibration": {"nll": 0.2}}, {"calibration": {"nll": 2.0}}),
+        ({"uncertainty": {"total": 1.2}}, {"uncertainty": {"total": 0.3}}),
+        ({"accuracy_interval": [0.0, 1.0]}, {}),
+        ({"calibration.ece": 0.4, "calibration": {"ece": 0.0}}, {"calibration": {"ece": 0.4}}),
+    ],
+    ids=str,
+)
+def test_what_elsewhere_is_no_rounding_is_a_finding(stated: Record, found: Record) -> None:
+    right, other = np.arange(200) % 2 == 0, np.arange(200) % 2 == (np.arange(200) < 10)
+    for pair in ((stated, found), (found, stated)):
+        assert len(_elsewhere(_result(right) | pair[0], _result(other) | pair[1])) == 1
+
+
+def test_what_elsewhere_is_rounding_is_none() -> None:
+    right, other = np.arange(200) % 2 == 0, np.arange(200) % 2 == (np.arange(200) < 10)
+    one = _result(right, flags=["one_draw", "vanished_gradients"], calibration={"nll": 0.04}, draws=20)
+    assert _elsewhere(one, _result(other, flags=["one_draw", "ties"], calibration={"nll": 0.12}, draws=20)) == []
+
+
+@pytest.mark.parametrize("options", [["--rerun-seed", "1"], ["--run-files"]], ids=str)
+def test_options_of_a_rerun_without_one_are_refused(
+    board: Path, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["leaderboard", "check", str(board), *options]) == 2
+    assert f"{options[0]}: expected --rerun as well" in capsys.readouterr().err

@@ -179,6 +179,27 @@ def test_equal_draws_are_flagged(batch: tuple[Tensor, Tensor]) -> None:
         assert advbench.evaluate(small_net().eval(), *batch, draws=3).flags == (), "a plain module may be deterministic"
 
 
+class Squashed(nn.Module):
+    """A net whose logits saturate."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.net, self.scale = small_net(), scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.scale * self.net(x)).tanh()
+
+
+def test_ties_are_flagged(batch: tuple[Tensor, Tensor]) -> None:
+    with pytest.warns(ModelWarning, match="depend on the order of the classes"):
+        found = advbench.evaluate(Classifier(Squashed(1e4).eval()), *batch)
+    assert found.flags == ("ties",)
+    assert found.tied > 0.2
+    with warnings.catch_warnings(action="error"):
+        found = advbench.evaluate(Classifier(Squashed(1.0).eval()), *batch)
+    assert (found.flags, found.tied) == ((), 0.0)
+
+
 # modes
 
 
