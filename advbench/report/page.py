@@ -65,7 +65,7 @@ def render_page(
     """Render the page: finding, ranking, figures, supporting tables, and methods.
 
     Equal input gives equal text. Tables can be sorted, filtered and inspected; without scripts the page shows the
-    tables at the largest eps and all figures. All text is escaped. Displayed commands use the run's spec.toml.
+    tables at the most telling eps and all figures. All text is escaped. Displayed commands use the run's spec.toml.
 
     Args:
         report: the tables.
@@ -86,6 +86,7 @@ def render_page(
         report=report,
         rows=rows,
         radii=report.radii() or [0.0],
+        telling=telling(report),
         certain=any(row.certain for row in rows),
         flagged=any(row.standing.flags for row in rows),
         home=home,
@@ -108,6 +109,20 @@ def render_page(
         **_figures(report, strongest),
         **_inlined("theme.js", "page.js"),
     )
+
+
+def telling(report: Report) -> int:
+    """Position of the eps at which the worst cases of the defenses differ most, by their standard deviation.
+
+    Where all defenses are broken, or none is, a table of them says little. Of equals it is the largest eps.
+    """
+
+    def spread(eps: float) -> float:
+        worst = [one.worst[eps].accuracy.value for one in report.standings if eps in one.worst]
+        known = [accuracy for accuracy in worst if not math.isnan(accuracy)]
+        return round(statistics.pstdev(known), 6) if known else 0.0
+
+    return max(enumerate(map(spread, report.radii())), key=lambda each: (each[1], each[0]), default=(0, 0.0))[0]
 
 
 def headline(report: Report, about: str = "") -> str:

@@ -264,6 +264,7 @@ def test_columns_sort_both_ways_and_missing_cells_stay_last(browser: Browser, pa
     assert browser.run("return document.querySelector('#board .first').ariaSort") == "ascending"
     browser.click("#board .sort", "defense")
     assert browser.texts(BOARD) == ["pgd_at", "erm", "adv_bnn"]
+    choose_eps(browser, 1)
     browser.click("#board .sort", "worst case, 0.05")
     assert browser.texts(BOARD) == ["adv_bnn", "pgd_at", "erm"]
     browser.click("#board .sort", "worst case, 0.05")
@@ -284,6 +285,7 @@ def test_rows_are_filtered_and_eps_is_chosen(browser: Browser, page: Path) -> No
     assert browser.texts("#said") == ["1 of 3 rows are shown."]
     browser.open(page)
     erm = "#board tr[data-text^='erm'] td[data-eps] strong"
+    choose_eps(browser, 1)
     assert browser.texts(erm) == []
     choose_eps(browser, 0)
     # 0.9 - 0.25 * (1/2 + 1/2 + 2/3), which failed at the larger eps.
@@ -299,6 +301,7 @@ def test_rows_are_filtered_and_eps_is_chosen(browser: Browser, page: Path) -> No
 @pytest.mark.xdist_group("browser")
 def test_a_number_opens_what_lies_behind_it(browser: Browser, page: Path, report: Report) -> None:
     browser.open(page)
+    choose_eps(browser, 1)
     browser.click("#board tr[data-text^='pgd_at'] td[data-eps='1'] .number")
     (text,) = browser.texts("#behind")
     assert "pgd_at, pgd, linf eps 0.05" in text
@@ -543,6 +546,19 @@ def test_the_ranking_is_on_the_first_screen(browser: Browser, tmp_path: Path) ->
     assert all(drawn in (0, natural) for drawn, natural in browser.run(sizes))
 
 
+@pytest.mark.parametrize("board", ["digits", "digits-l2", "mnist"])
+def test_the_eps_shown_first_is_the_one_at_which_defenses_differ_most(board: str) -> None:
+    report = read_report(Path(__file__).parents[2] / "leaderboards" / board)
+    html = render_page(report, board=board, home="../index.html")
+    own = report.results.query("source == defense and attack != 'none'")
+    spread = (
+        own.groupby(["eps", "defense", "attack"]).accuracy.mean().groupby(["eps", "defense"]).min().groupby("eps").std()
+    )
+    (shown,) = re.findall(r'<input type="radio" name="eps" value="(\d)" checked>', html)
+    assert report.radii()[int(shown)] == spread.idxmax()
+    assert set(re.findall(r'<th scope="col" data-eps="(\d)" data-column="worst">', html)) == {shown}
+
+
 def test_first_table_shows_what_an_attack_on_the_uncertainty_leaves() -> None:
     report = read_report(Path(__file__).parents[2] / "leaderboards" / "digits")
     html = render_page(report, board="digits", home="../index.html")
@@ -554,7 +570,9 @@ def test_first_table_shows_what_an_attack_on_the_uncertainty_leaves() -> None:
     rows = {one.defense: text for one, text in zip(report.standings, body.split("</tr>"), strict=False)}
     assert len(rows) == len(known) == len(areas) == 17
     for defense, text in rows.items():
-        cell = rf'<td data-eps="{last}" data-v="([^"]*)">\s*<button[^>]* data-what="(\w+)" data-text="([^"]*)"'
+        cell = (
+            rf'<td data-eps="{last}"(?: hidden)? data-v="([^"]*)">\s*<button[^>]* data-what="(\w+)" data-text="([^"]*)"'
+        )
         (retention, first, shown), (auroc, second, text_of_auroc) = re.findall(cell, text)
         assert (first, second) == ("retention", "AUROC")
         assert float(retention) == pytest.approx(areas[defense], abs=1e-6)
