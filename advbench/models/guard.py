@@ -36,8 +36,8 @@ ODDITIES = {
     "torch's, numpy's or Python's global generator",
     "equal_draws": "the classifier counts as random, but all draws are equal: its randomness has no effect",
     "ties": "the largest probabilities are equal on over 1 % of images, so that predictions depend on the order of the "
-    "classes: find what rounds, clips, saturates or shrinks the logits (members of an ensemble that disagree may tie as "
-    "well)",
+    "classes: find what rounds, clips, saturates or shrinks the logits (members of an ensemble that disagree may "
+    "tie as well)",
 }
 
 
