@@ -337,11 +337,18 @@ class Scheduler:
     def stopped(self, places: int) -> None:
         """Publish the state of a run that was stopped; call after the executor was closed.
 
-        A worker may have written a record of which the driver had not heard yet.
+        A worker may have written a record of which the driver had not heard yet, and an interrupt may have come between
+        two lists of tasks: all that neither ended nor wait are looked up.
         """
-        for key in [key for key in self._running if self._store.is_done(key, with_artifact=False)]:
-            del self._running[key]
-            self.outcome.run.append(key)
+        outcome = self.outcome
+        known = {*outcome.run, *outcome.elsewhere, *outcome.failed, *self._leased_elsewhere}
+        known.update(task.key for task in self._backlog)
+        self._running.clear()
+        for key in [key for key in self._order if key not in known]:
+            if self._store.is_done(key, with_artifact=False):
+                outcome.run.append(key)
+            else:
+                self._running[key] = _Running()
         self._state(places, None, stopped=True)
 
     def _state(self, places: int, left: float | None, *, stopped: bool = False) -> None:

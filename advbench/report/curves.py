@@ -16,7 +16,7 @@ from advbench.report.texts import format_eps, parts
 
 COLUMNS = (
     "dataset architecture defense attack norm eps seed axis value accuracy accuracy_low accuracy_high forward_passes "
-    "fall fall_high settings unconverged key"
+    "fall fall_high settings chosen unconverged key"
 ).split()
 AXES = {
     "steps": "number of steps",
@@ -57,7 +57,7 @@ def paths(plan: Plan, store: RecordSource) -> Iterator[Path]:
 
 
 def curve_table(plan: Plan, found: list[Path]) -> pd.DataFrame:
-    """`curve.csv`: one row per value of each axis, including the initial one."""
+    """`curve.csv`: one row per value of each axis, including the initial one; `chosen` marks the final settings."""
     rows = []
     for cell, search in found:
         assert cell.attack is not None, "clean cells have no search"
@@ -74,7 +74,8 @@ def curve_table(plan: Plan, found: list[Path]) -> pd.DataFrame:
                 one = known[_text(at)]
                 numbers = [at[axis], one["accuracy"], *one["interval"], one["forward_passes"]]
                 falls = [step.get("fall"), step.get("fall_high")] if at is settings else [None, None]
-                rows.append([*head, axis, *numbers, *falls, json.dumps(at, sort_keys=True), *tail])
+                chosen = float(at == search["settings"])
+                rows.append([*head, axis, *numbers, *falls, json.dumps(at, sort_keys=True), chosen, *tail])
     return pd.DataFrame(rows, columns=COLUMNS)
 
 

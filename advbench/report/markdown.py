@@ -60,6 +60,8 @@ def _tables(report: Report) -> Iterator[str]:
     if (strengths := views.attacks_table(report)).rows:
         reading = escape(views.attacks_reading(report))
         yield f"## Attacks\n\n{views.ATTACKS_NOTE} {reading}\n\n{_table(strengths)}"
+    if (searches := views.convergence_table(report)).rows:
+        yield f"## Convergence\n\n{views.CONVERGENCE_NOTE}\n\n{_table(searches)}"
     for attack, by_eps in views.affinities(report, report.radii()[-1:]).items():
         ((eps, pairs),) = by_eps.items()
         names = list(dict.fromkeys(target for _, target in pairs))

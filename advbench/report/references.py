@@ -196,7 +196,7 @@ def _footnote(report: Report, one: Standing, spec: RunSpec | None) -> Iterator[s
             f"{'at most ' if one.area.bound else ''}{area} %, 95 % interval [{low}, {high}] %."
         )
     if one.rank is not None:
-        others = f", indistinguishable from ranks {one.rank_low} to {one.rank_high}"
+        others = f", possible ranks {one.rank_low} to {one.rank_high}"
         ranked = sum(each.rank is not None for each in report.standings)
         yield f"Rank {one.rank} of {ranked}{others if one.rank_low != one.rank_high else ''}."
     elif one.misleads:

@@ -17,7 +17,7 @@ from advbench.report.texts import Value, duration, format_eps, images_text
 
 HEADINGS = {"auroc": "AUROC", "aupr_positive": "AUPR+", "aupr_negative": "AUPR-"}
 EARLY = "stop_early"  # setting of an attack in `methods.csv`
-RANGE = "indistinguishable from ranks"
+RANGE = "possible ranks"
 DETECTED_BY = ("total", "epistemic")
 KEYS = ["defense", "attack", "eps"]
 SMALL = 0.01  # negligible difference of accuracies, as in the criterion of convergence
@@ -40,6 +40,10 @@ UNDER_ATTACK_NOTE = (
     "also target the uncertainty; each is the worst over the run's attacks at the largest eps. The loss is the last "
     "difference: an evaluation without such an attack overstates the defense by it. Accepted errors are images "
     "that are wrong and less uncertain than 95 % of the clean ones."
+)
+CONVERGENCE_NOTE = (
+    "Accuracies at the settings that the search began with and at those that it ended at, over draws that no other "
+    "evaluation uses; accuracies elsewhere are those of the run's own draws. ≤ marks a search that reached its limit."
 )
 PERSISTENCE_NOTE = (
     "Fraction of images on which at least one of R answers is wrong, with its 95 % interval: the success of an "
@@ -150,7 +154,7 @@ def ranking(report: Report) -> str:
 
 
 def rank_range(one: Standing) -> str:
-    """Range of ranks that are indistinguishable from a defense's own; empty if unique."""
+    """Range of the possible ranks of a defense; empty if there is one."""
     return "" if one.rank_low == one.rank_high else f"{one.rank_low} to {one.rank_high}"
 
 
@@ -178,6 +182,23 @@ def main_table(report: Report) -> Table:
         row |= {"retention": one.retention, "passes": one.draws}
         rows.append(row | ({"flags": ", ".join(one.flags)} if flagged else {}))
     return Table(list(rows[0]), [list(row.values()) for row in rows])
+
+
+def convergence_table(report: Report) -> Table:
+    """Accuracy at the start and at the end of each search for converged settings of an attack."""
+    headings = ["defense", "attack", "eps", "seed", "settings", "accuracy", "settings found", "accuracy there"]
+    rows: list[list[Value]] = []
+    order = {one.defense: place for place, one in enumerate(report.standings)}
+    for _, search in report.curve.groupby([*KEYS, "seed", "key"], sort=False):
+        first, last = search.iloc[0], search[search.chosen == 1].iloc[0]
+        row: list[Value] = [first.defense, first.attack, format_eps(first.eps), int(first.seed)]
+        for each in (first, last):
+            settings = ", ".join(f"{name} {value}" for name, value in json.loads(each.settings).items())
+            bound = each is last and bool(each.unconverged)
+            row += [settings, Measured(each.accuracy, each.accuracy_low, each.accuracy_high, bound=bound)]
+        rows.append(row)
+    rows.sort(key=lambda row: (str(row[1]), order[str(row[0])]))
+    return Table(headings, rows)
 
 
 def worst_table(report: Report) -> Table:

@@ -55,7 +55,8 @@ MASKS: dict[str, tuple[Change, Change]] = {
 def trained(name: str) -> Classifier:
     data = advbench.load_dataset("digits").train
     net = advbench.build_architecture("small_cnn", data, derive(0, "init"))
-    return advbench.get_defense(name, preset="digits").fit(net, data)
+    preset = None if name == "deep_ensemble" else "digits"
+    return advbench.get_defense(name, preset=preset).fit(net, data)
 
 
 def compared(clf: Classifier, what: str) -> list[float]:

@@ -289,6 +289,18 @@ def test_a_run_to_convergence_shows_what_did_not_converge(cli: Cli, tmp_path: Pa
     assert "≤ 0." in (tmp_path / "results" / "leaderboard.md").read_text("utf-8")
     assert "≤ 0." in (tmp_path / "results" / "leaderboard.html").read_text("utf-8")
     assert "converge = 4" in (tmp_path / "results" / "spec.toml").read_text()
+    searches = pd.read_csv(tmp_path / "results" / "curve.csv")
+    assert searches.groupby("key").chosen.sum().min() >= 1
+    readme = (tmp_path / "results" / "leaderboard.md").read_text("utf-8")
+    section = readme.partition("## Convergence")[2].partition("\n## ")[0]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines()]
+    found = {tuple(row[:3]): row[4:] for row in lines if row[:1] == ["erm"]}
+    assert found.keys() == {("erm", "pgd", "0.05"), ("erm", "pgd", "0.12")}
+    before, first, after, last = found["erm", "pgd", "0.12"]
+    assert before == "restarts 1, steps 5"
+    assert after.endswith("steps 20")
+    assert float(first.split()[0]) > float(last.split()[1])
+    assert last.startswith("≤ ")
     assert '"converge": 4' in pd.read_csv(tmp_path / "results" / "methods.csv").set_index("label").params["pgd"]
     again = cli("run", "--spec", "results/spec.toml")
     assert "nothing to do" in again.stdout
@@ -298,6 +310,7 @@ def test_a_run_to_convergence_shows_what_did_not_converge(cli: Cli, tmp_path: Pa
     line = next(line for line in curve.stdout.splitlines() if "erm under pgd 0.12" in line)
     assert "unconverged along steps" in line
     table = pd.read_csv(tmp_path / "curve" / "curve.csv")
+    pd.testing.assert_frame_equal(table, searches)
     assert table[(table.eps == 0.12) & (table.axis == "steps")].value.tolist() == [5, 10, 20]
     picture = matplotlib.image.imread(tmp_path / "curve" / "curve.png")
     assert min(picture.shape[:2]) > 300

@@ -17,8 +17,11 @@ import pytest
 import torch
 from rich.console import Console
 
+from advbench.cli.app import main
 from advbench.cli.display import Display
+from advbench.grid.estimates import Measurements
 from advbench.grid.execution import Execution
+from advbench.grid.queue import Backlog
 from advbench.grid.run import carry_out, prepare
 from advbench.grid.scheduler import Outcome, outstanding
 from advbench.grid.spec import make_spec
@@ -26,6 +29,7 @@ from advbench.models.saving import load_classifier
 from advbench.registry import registry
 from advbench.report.output import write_out
 from advbench.report.tables import RESULT_COLUMNS, Report
+from advbench.store.leases import Leases
 from advbench.store.records import Store
 from advbench.store.storage import StoreWarning
 
@@ -339,6 +343,29 @@ def test_an_interrupt_ends_with_130_and_a_resumable_state(tmp_path: Path) -> Non
     shown = subprocess.run([sys.executable, "-m", "advbench", "report", "--store", "store"], cwd=tmp_path, check=False)
     assert shown.returncode in (1, 2)  # 2 if no evaluation had ended
     assert (tmp_path / "results/spec.toml").exists()
+
+
+@pytest.mark.parametrize(
+    ("part", "method"), [(Measurements, "add"), (Backlog, "take"), (Leases, "acquire")], ids=["add", "take", "acquire"]
+)
+def test_an_interrupt_between_two_lists_of_tasks_loses_none(
+    part: type, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, left = getattr(part, method), [4]
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        done = original(*args, **kwargs)
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+        return done
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(part, method, interrupted)
+    assert main(["run", *OPTIONS, "--store", "store", "--executor", "inline"]) == 130
+    (beat,) = (json.loads(path.read_text()) for path in (tmp_path / "store/runs").glob("*.json"))
+    assert beat["tasks"]["done"] == count(tmp_path, "records/*/*.json") > 0
+    assert beat["tasks"]["done"] + beat["tasks"]["waiting"] == beat["tasks"]["planned"]
 
 
 def test_the_same_store_serves_the_python_interface(reference: Path) -> None:

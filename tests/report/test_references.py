@@ -142,7 +142,7 @@ def test_a_defense_is_described_as_robustbench_does(report: Report) -> None:
     assert "200 of the test images, ensemble of 20 draws" in info["footnote"]
     # The area of two radii is the mean: 0.9 - 0.25 * (3/4 + 1/2).
     assert "over eps 8/255, 0.05: 58.75 %, 95 % interval [53.75, 63.75] %." in info["footnote"]
-    assert "Rank 1 of 2, indistinguishable from ranks 1 to 2." in info["footnote"]
+    assert "Rank 1 of 2, possible ranks 1 to 2." in info["footnote"]
     assert not info["unreliable"]
     assert set(MODEL) - {"autoattack_acc"} <= set(info)
 

@@ -138,7 +138,7 @@
     for (const title of titles) head.append(element("th", title, { scope: "col" }));
     head.firstChild.className = "first";
     const caption = element("caption");
-    caption.append(element("span", "Values per seed; passes are the attack's forward and backward passes per image."));
+    caption.append(element("span", "Values per seed; passes are the attack's forward + backward passes per image."));
     table.append(caption);
     table.append(element("thead"), element("tbody"));
     table.tHead.append(head);
@@ -151,7 +151,7 @@
         `${decimals(mean)} [${decimals(low)}, ${decimals(high)}]`,
         `${decimals(one)} [${decimals(oneLow)}, ${decimals(oneHigh)}]`,
         `${decimals(least)}, ${decimals(most)}`,
-        `${forward ?? "n/a"}, ${backward ?? "n/a"}`, decimals(spent, 2),
+        forward === null ? "n/a" : `${Math.round(forward)} + ${Math.round(backward)}`, decimals(spent, 2),
       ];
       line.append(...texts.map((text) => element("td", text)));
       table.tBodies[0].append(line);
@@ -164,8 +164,9 @@
 
   // Differences of a defense from the others, of the area (eps -1) or of the lowest accuracies at an eps
   function compared(defense, eps) {
-    const { differences, defenses } = data();
-    const mine = differences.filter(([one, other, place]) => place === eps && (one === defense || other === defense));
+    const { differences, defenses, eps: radii } = data();
+    const which = radii.length > 1 ? eps : -1; // with one eps the area is the accuracy there
+    const mine = differences.filter(([one, other, place]) => place === which && (one === defense || other === defense));
     if (!mine.length) return [];
     const title = "Differences from others on the same images; significant if the interval excludes 0";
     const pairs = mine.map(([one, other, , ...numbers]) => [
@@ -220,7 +221,7 @@
       list([
         ["area", area.join(" ")],
         ["definition", "area under the lowest accuracies over the attacks, by the trapezoidal rule over eps, divided by the range"],
-        ...(ranks ? [["rank", `indistinguishable from ranks ${ranks}`]] : []),
+        ...(ranks ? [["rank", `${ranks} are possible`]] : []),
       ]),
       element("h3", "The lowest accuracies"), list(lowest),
       ...compared(defense, -1),
