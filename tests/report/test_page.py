@@ -305,6 +305,7 @@ def test_a_number_opens_what_lies_behind_it(browser: Browser, page: Path, report
     browser.click("#board tr[data-text^='pgd_at'] td[data-eps='1'] .number")
     (text,) = browser.texts("#behind")
     assert "pgd_at, pgd, linf eps 0.05" in text
+    assert "the lowest of 2 attacks" in text
     row = report.results.query("defense == 'pgd_at' and source == 'pgd_at' and attack == 'pgd' and eps == 0.05").iloc[0]
     assert row.key in text
     of_area, at_eps = as_rows(report.differences)

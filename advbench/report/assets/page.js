@@ -182,10 +182,12 @@
     const target = defenses[defense];
     const which = attack < 0 ? "clean" : `${attacks[attack].name}, ${norm} eps ${radii[eps][0]}`;
     const mine = rows.slice(start, end);
+    const lowest = attack >= 0 && worst[defense][eps]?.[0] === attack;
     const parts = [
       list([
         ...(what ? [[what, text]] : []),
         ["accuracy", accuracyOf(cells[key])],
+        ...(lowest && attacks.length > 1 ? [["worst case", `the lowest of ${attacks.length} attacks`]] : []),
         ["dataset", dataset], ["net", `${target.net}, ${target.weights} weights`],
         ["norm, eps", attack < 0 ? "none" : `${norm}, ${radii[eps][0]}`],
       ]),
@@ -207,7 +209,7 @@
       const used = attacks[attack];
       parts.push(element("h3", `Attack ${used.name}`), ...paper(used), list(used.params));
     }
-    if (attack >= 0 && worst[defense][eps]?.[0] === attack) parts.splice(1, 0, ...compared(defense, eps));
+    if (lowest) parts.splice(1, 0, ...compared(defense, eps));
     open(`${target.name}, ${which}`, parts);
   }
 
