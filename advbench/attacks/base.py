@@ -17,6 +17,7 @@ from advbench.models.classifier import Classifier, ExampleLoss
 from advbench.registry import files
 from advbench.registry.params import Configurable
 
+TIE, NEAR = 1e-30, 1e-12  # scale of the margins of ties, and smallest margin at which they differ
 Norm = Literal["linf", "l2"]
 Aim = Literal["error", "certain_error", "doubt", "certainty"]
 Knowledge = Literal["posterior", "a_draw", "the_draw"]
@@ -122,11 +123,14 @@ class Goal:
     def mean_margin(self, logits: Tensor) -> Tensor:
         """Margin of the log mean softmax over draws `(draws, batch, classes)`; for one draw, of its logits.
 
-        Positive exactly where `mean_success` holds, which decides ties; has no gradient.
+        Positive exactly where `mean_success` holds, which decides ties; has no gradient. Where the goal is not reached
+        though the margin is not negative, because float32 probabilities tie, it is a tiny negative number that rises
+        with the margin: searches still find their way. At least float32.
         """
         margin = self.margin(logits[0] if len(logits) == 1 else logits.log_softmax(-1).logsumexp(0))
-        least = torch.finfo(margin.dtype).tiny
-        return torch.where(self.mean_success(logits), margin.clamp_min(least), margin.clamp_max(0))
+        margin = margin.to(torch.promote_types(margin.dtype, torch.float32))
+        short = torch.where(margin < 0, margin, -TIE / (margin.clamp_min(0) + NEAR))
+        return torch.where(self.mean_success(logits), margin.clamp_min(torch.finfo(margin.dtype).tiny), short)
 
 
 class Attack(Configurable, ABC):

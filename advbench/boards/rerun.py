@@ -38,7 +38,7 @@ FRACTIONS = re.compile(
     r"retention\.\w+\.area(_interval\.\d+)?|persistence\.\d+\.broken|history\.\d+\.values\..*|training\..*accuracy"
 )
 MAGNITUDES = re.compile(r"attack\..*passes|statistics\.(tensors\.\d+\.)?(std|kld)")
-SCORES = re.compile(r"calibration\.(brier|nll)|uncertainty\.\w+|training\.(loss|kl)")
+SCORES = re.compile(r"calibration\.(brier|nll)|uncertainty\.\w+|training\.kl")
 EXACT = re.compile(
     r"classifier\..*|statistics\.tensors\.\d+\.(name|weights)|history\.\d+\.step|attack\.(random|stopped_early)|"
     r"classes|draws|enumerated|n_examples|persistence\.\d+\.tries|"
@@ -85,7 +85,7 @@ def rerun(
     store; the records of these trainings are compared as well. Two accuracies agree if each lies within the other's
     interval, or if they differ by one image; this applies to the ensemble's accuracy and to the mean accuracy of a
     single draw. Other fractions and ends of intervals have twice that margin, and passes of an attack, deviations and
-    divergences of posteriors, and scores (NLL, Brier, entropies, a training's loss) a factor of two. Flags have to be
+    divergences of posteriors, and scores (NLL, Brier, entropies, KL) a factor of two. Flags have to be
     the same unless they depend on rounding, and the right images have to be the same more often than by chance. If the
     predictions (of a training: the weights) are the same, all numbers have to be.
 
@@ -324,13 +324,14 @@ def _is_close(name: str, ours: Any, theirs: Any, images: int, tolerance: float |
     numbers = all(isinstance(each, int | float) and not isinstance(each, bool) for each in (ours, theirs))
     if tolerance is not None:
         text = first == "audit" and last in ("sentence", "means", "next")  # which contain rounded numbers
+        text |= tolerance != SAME and first == "flags" and not EXACT.fullmatch(name)
         scale = images if first == "histograms" else 1
         least = max(tolerance, FEW / images) if tolerance == SIMILAR else tolerance
         return text or (numbers and math.isclose(ours, theirs, rel_tol=tolerance, abs_tol=least * scale))
     if EXACT.fullmatch(name):
         return False
     if numbers and (MAGNITUDES.fullmatch(name) or SCORES.fullmatch(name)):
-        alike = min(ours, theirs) * 2 >= max(ours, theirs)
+        alike = min(ours, theirs) * 2 >= max(ours, theirs)  # these are not negative
         return bool(alike or (SCORES.fullmatch(name) and abs(ours - theirs) <= LEAST))
     if not FRACTIONS.fullmatch(name):
         return True
@@ -347,7 +348,7 @@ def _same_images(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
 
     The agreement is Pearson's phi of the two masks, whose standard deviation by chance is 1 / sqrt(N).
     """
-    if before.get("right") is None or now.get("right") is None:
+    if None in (before.get("right"), now.get("right")) or before["n_examples"] != now["n_examples"]:
         return True
     bits = (np.unpackbits(np.frombuffer(a2b_base64(each["right"]), np.uint8)) for each in (before, now))
     masks = np.stack([each[: now["n_examples"]] for each in bits]).astype(float)

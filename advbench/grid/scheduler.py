@@ -345,7 +345,7 @@ class Scheduler:
         known.update(task.key for task in self._backlog)
         self._running.clear()
         for key in [key for key in self._order if key not in known]:
-            if self._store.is_done(key, with_artifact=False):
+            if self._store.is_done(key, with_artifact=self._tasks[key].kind != "evaluate"):
                 outcome.run.append(key)
             else:
                 self._running[key] = _Running()

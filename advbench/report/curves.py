@@ -10,7 +10,7 @@ import pandas as pd
 
 from advbench.grid.convergence import EFFORT
 from advbench.grid.plan import Cell, Plan
-from advbench.report.evaluations import RecordSource, is_own
+from advbench.report.evaluations import RecordSource, is_own, reading
 from advbench.report.leaderboard import Measured
 from advbench.report.texts import format_eps, parts
 
@@ -57,27 +57,36 @@ def paths(plan: Plan, store: RecordSource) -> Iterator[Path]:
 
 
 def curve_table(plan: Plan, found: list[Path]) -> pd.DataFrame:
-    """`curve.csv`: one row per value of each axis, including the initial one; `chosen` marks the final settings."""
+    """`convergence.csv` and `curve.csv`: one row per value of each axis, including the initial one.
+
+    `chosen` marks the final settings.
+    """
     rows = []
     for cell, search in found:
         assert cell.attack is not None, "clean cells have no search"
         cells = [plan.spec.data_name, cell.defense.architecture, cell.defense.label, cell.attack.label]
         head = [*cells, plan.spec.norm, cell.eps, cell.seed]
-        tail = [";".join(search["unconverged"]), cell.key]
-        known = {_text(step["settings"]): step for step in search["path"]}
-        before: set[str] = set()
-        for step in search["path"][1:]:
-            axis, settings = step["axis"], step["settings"]
-            starts = [{**settings, axis: settings[axis] // 2}] if axis not in before else []
-            before.add(axis)
-            for at in (*starts, settings):
-                one = known[_text(at)]
-                numbers = [at[axis], one["accuracy"], *one["interval"], one["forward_passes"]]
-                falls = [step.get("fall"), step.get("fall_high")] if at is settings else [None, None]
-                chosen = float(at == search["settings"])
-                rows.append([*head, axis, *numbers, *falls, json.dumps(at, sort_keys=True), chosen, *tail])
+        with reading(cell.key):
+            rows += [[*head, *row, cell.key] for row in _steps(search)]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
+def _steps(search: Mapping[str, Any]) -> Iterator[list[Any]]:
+    """Columns from `axis` to `unconverged` of each row of a search."""
+    tail = [";".join(search["unconverged"])]
+    known = {_text(step["settings"]): step for step in search["path"]}
+    before: set[str] = set()
+    for step in search["path"][1:]:
+        axis, settings = step["axis"], step["settings"]
+        starts = [{**settings, axis: settings[axis] // 2}] if axis not in before else []
+        before.add(axis)
+        for at in (*starts, settings):
+            one = known[_text(at)]
+            numbers = [at[axis], one["accuracy"], *one["interval"], one["forward_passes"]]
+            falls = [step.get("fall"), step.get("fall_high")] if at is settings else [None, None]
+            chosen = float(at == search["settings"])
+            yield [axis, *numbers, *falls, json.dumps(at, sort_keys=True), chosen, *tail]
+
+
 def _text(settings: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in settings.items())
+    return ", ".join(f"{name} {value}" for name, value in sorted(settings.items()))

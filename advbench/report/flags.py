@@ -23,7 +23,8 @@ FLAGS = {
     "equal_draws": "all draws of a random defense are equal: its randomness has no effect; the accuracy is that of a "
     "deterministic classifier",
     "ties": "the largest probabilities are equal on over 1 % of images: predictions there depend on the order of the "
-    "classes, the first of which counts; find what rounds, clips, saturates or shrinks the logits",
+    "classes, the first of which counts; find what rounds, clips, saturates or shrinks the logits (a few "
+    "members of an ensemble that disagree tie as well)",
     "unseeded": "the defense draws random numbers without a seed: results are not reproducible; draw from "
     "torch's global generator",
     "probabilities": "the defense returns probabilities in place of logits, which masks gradients: "

@@ -70,6 +70,17 @@ class _Search(_Shape):
     unconverged: list[Text]
     control: _Control | None = None
 
+    @pydantic.model_validator(mode="after")
+    def _doubled(self) -> Self:
+        known, axes, at = [step.settings for step in self.path], set[str](), self.path[0].settings
+        for step in self.path[1:]:
+            _require(step.settings.get(step.axis, 0) >= 2, "a value of each step's axis")
+            half = {**step.settings, step.axis: step.settings[step.axis] // 2}
+            _require(half in known and (bool(axes) or half == at), "steps that double a value of an earlier one")
+            axes.add(step.axis)
+        _require(self.settings in known, "the final settings among those of the search")
+        return self
+
 
 class _Attack(_Shape):
     forward_passes: Positive

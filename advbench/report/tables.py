@@ -21,7 +21,7 @@ from advbench.evaluation.summary import ENTROPIES
 from advbench.grid.plan import Cell, Plan
 from advbench.grid.spec import Choice, converges, stops_early, swept
 from advbench.report.areas import AREA_COLUMNS, DIFFERENCE_COLUMNS, area_tables
-from advbench.report.curves import COLUMNS as CURVE_COLUMNS
+from advbench.report.curves import COLUMNS as CONVERGENCE_COLUMNS
 from advbench.report.curves import curve_table, paths
 from advbench.report.evaluations import (
     NUMBERS,
@@ -80,7 +80,7 @@ COLUMNS = {
     "strengths": STRENGTH_COLUMNS,
 }
 FILES = {name: f"{'attacks' if name == 'strengths' else name}.csv" for name in COLUMNS}
-OPTIONAL = {"history": HISTORY_COLUMNS, "curve": CURVE_COLUMNS}  # only if requested by the run
+OPTIONAL = {"history": HISTORY_COLUMNS, "convergence": CONVERGENCE_COLUMNS}  # only if requested by the run
 TEXT = (  # columns of text in any table
     "architecture attack authors axis counts dataset defense distribution flags images key kind knows label link "
     "measure name norm other params posterior reason settings source target title unconverged version versions "
@@ -107,8 +107,8 @@ class Report:
     history: pd.DataFrame = field(
         default_factory=partial(pd.DataFrame, columns=HISTORY_COLUMNS)
     )  # measurements during trainings
-    curve: pd.DataFrame = field(
-        default_factory=partial(pd.DataFrame, columns=CURVE_COLUMNS)
+    convergence: pd.DataFrame = field(
+        default_factory=partial(pd.DataFrame, columns=CONVERGENCE_COLUMNS)
     )  # settings on the way of attacks run to convergence
     gradients_alone: bool = False  # True if all attacks use the gradient of the attacked defense
 
@@ -249,7 +249,7 @@ def collect(plan: Plan, store: RecordSource, failed: Mapping[str, str] | None = 
         methods=_methods(plan, evaluations, store),
         models=_models(plan, store),
         history=_history(plan, store),
-        curve=curve_table(plan, list(paths(plan, store)) if plan.spec.converge else []),
+        convergence=curve_table(plan, list(paths(plan, store)) if plan.spec.converge else []),
         affinity=affinity_table(results[mutual], kept),
         adversaries=_adversaries(plan, store, results),
         areas=areas,

@@ -189,15 +189,18 @@ def convergence_table(report: Report) -> Table:
     headings = ["defense", "attack", "eps", "seed", "settings", "accuracy", "settings found", "accuracy there"]
     rows: list[list[Value]] = []
     order = {one.defense: place for place, one in enumerate(report.standings)}
-    for _, search in report.curve.groupby([*KEYS, "seed", "key"], sort=False):
-        first, last = search.iloc[0], search[search.chosen == 1].iloc[0]
+    for _, search in report.convergence.groupby([*KEYS, "seed", "key"], sort=False):
+        ends = search[search.chosen == 1]
+        if ends.empty:  # no table of a run
+            continue
+        first, last = search.iloc[0], ends.iloc[0]
         row: list[Value] = [first.defense, first.attack, format_eps(first.eps), int(first.seed)]
         for each in (first, last):
             settings = ", ".join(f"{name} {value}" for name, value in json.loads(each.settings).items())
             bound = each is last and bool(each.unconverged)
             row += [settings, Measured(each.accuracy, each.accuracy_low, each.accuracy_high, bound=bound)]
         rows.append(row)
-    rows.sort(key=lambda row: (str(row[1]), order[str(row[0])]))
+    rows.sort(key=lambda row: (str(row[1]), order.get(str(row[0]), len(order))))
     return Table(headings, rows)
 
 

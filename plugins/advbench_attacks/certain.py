@@ -42,4 +42,6 @@ class Certain(UncertaintyAttack):
     def score(self, goal: Goal, log_probs: Tensor) -> Tensor:
         """Certainty of misclassified points; for others the margin, which is not positive."""
         margin = goal.margin(log_probs.logsumexp(0))
-        return torch.where(goal.mean_success(log_probs), self.certainty(log_probs), margin.clamp_max(0.0))
+        certainty = self.certainty(log_probs)
+        least = torch.finfo(certainty.dtype).tiny  # a misclassified point is better than any other
+        return torch.where(goal.mean_success(log_probs), certainty.clamp_min(least), margin.clamp_max(0.0))

@@ -144,3 +144,34 @@ def test_a_goal_is_reached_by_a_margin_exactly_where_an_evaluation_says_so(
     wrong = predictions.mean_probs.argmax(1) == ((y + 1) % 4).numpy() if targeted else ~predictions.ensemble_correct
     assert (goal.mean_margin(logits) > 0).tolist() == wrong.tolist()
     assert goal.mean_success(logits).tolist() == wrong.tolist()
+
+
+class Faint(nn.Module):
+    """Logits whose softmax hardly differs from uniform in float32, so that probabilities tie where logits do not."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.linear, self.scale = nn.Linear(16, 2), scale
+        with torch.no_grad():
+            self.linear.weight[:] = torch.tensor([[1.0], [-1.0]]) * torch.arange(1, 17) / 16
+            self.linear.bias[:] = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.scale * self.linear(x.flatten(1) - 0.49)
+        return logits
+
+
+@pytest.mark.filterwarnings("ignore::advbench.errors.ModelWarning")
+@pytest.mark.parametrize("stop_early", [False, True])
+@pytest.mark.parametrize("scale", [1e-8, 3e-8, 1e-6, 1.0])
+@pytest.mark.parametrize(
+    ("name", "params"), [("square", {"queries": 300}), ("apgd", {}), ("pgd", {}), ("worst_case", {})]
+)
+def test_margins_lead_attacks_across_ties(name: str, params: dict[str, Any], scale: float, stop_early: bool) -> None:
+    x, y = torch.full((8, 1, 4, 4), 0.5), torch.zeros(8, dtype=torch.int64)
+    clf = Classifier(Faint(scale)).requires_grad_(False)
+    attack = registry().load("attack", name)(**params)
+    found = craft(attack, clf, x, y, Threat("linf", 0.1), stop_early=stop_early).images
+    reached = Goal.of(y).mean_margin(clf(found)[None])
+    strongest = Goal.of(y).mean_margin(clf(x - 0.1)[None])
+    assert torch.equal(reached > 0, strongest > 0)

@@ -959,3 +959,29 @@ def test_the_workflow_checks_a_submission(made: Path, tmp_path: Path) -> None:
     assert "ok: 14 of 14 cells of 2 defenses" in there.stdout, there.stderr
     assert "ok: 19 of 27 cells of 3 defenses" in merged.stdout, merged.stderr
     assert "3 cells recomputed" in again.stdout, again.stderr
+
+
+def _elsewhere(search: dict[str, Any]) -> None:
+    search["settings"] = {name: 7 * value for name, value in search["settings"].items()}
+
+
+def _not_doubled(search: dict[str, Any]) -> None:
+    search["path"][1]["settings"] = dict.fromkeys(search["path"][1]["settings"], 3)
+
+
+def _other_axis(search: dict[str, Any]) -> None:
+    search["path"][1]["axis"] = "other"
+
+
+@pytest.mark.parametrize("forge", [_elsewhere, _not_doubled, _other_axis], ids=lambda forge: forge.__name__.strip("_"))
+def test_a_search_that_no_attack_made_is_a_finding(
+    forge: Callable[[dict[str, Any]], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(ROOT / "leaderboards/mnist-converged", tmp_path / "board"))
+    found = read_board(folder).records
+    records = {key: copy.deepcopy(dict(found.read_record(key) or {})) for key in found}
+    searched = (each for each in records.values() if each["result"].get("attack", {}).get("converge"))
+    forge(next(searched)["result"]["attack"]["converge"])
+    (folder / "records.jsonl.gz").write_bytes(Records(records).to_bytes())
+    assert main(["leaderboard", "check", str(folder)]) == 1
+    assert "Traceback" not in capsys.readouterr().err

@@ -235,7 +235,13 @@ def test_what_elsewhere_is_no_rounding_is_a_finding(stated: Record, found: Recor
 def test_what_elsewhere_is_rounding_is_none() -> None:
     right, other = np.arange(200) % 2 == 0, np.arange(200) % 2 == (np.arange(200) < 10)
     one = _result(right, flags=["one_draw", "vanished_gradients"], calibration={"nll": 0.04}, draws=20)
-    assert _elsewhere(one, _result(other, flags=["one_draw", "ties"], calibration={"nll": 0.12}, draws=20)) == []
+    found = {"flags": ["one_draw", "ties"], "calibration": {"nll": 0.12}, "draws": 20}
+    assert _elsewhere(one, _result(other, **found)) == []
+    same: Record = dict.fromkeys(("draw_accuracy", "draw_accuracy_min", "draw_accuracy_max"), 0.5)
+    same |= {"draw_accuracy_interval": [0.4, 0.6]}
+    assert _elsewhere(one | same, one | same | {"flags": ["one_draw"]}) == [], (
+        "though the predicted classes are the same"
+    )
 
 
 @pytest.mark.parametrize("options", [["--rerun-seed", "1"], ["--run-files"]], ids=str)

@@ -289,7 +289,7 @@ def test_a_run_to_convergence_shows_what_did_not_converge(cli: Cli, tmp_path: Pa
     assert "≤ 0." in (tmp_path / "results" / "leaderboard.md").read_text("utf-8")
     assert "≤ 0." in (tmp_path / "results" / "leaderboard.html").read_text("utf-8")
     assert "converge = 4" in (tmp_path / "results" / "spec.toml").read_text()
-    searches = pd.read_csv(tmp_path / "results" / "curve.csv")
+    searches = pd.read_csv(tmp_path / "results" / "convergence.csv")
     assert searches.groupby("key").chosen.sum().min() >= 1
     readme = (tmp_path / "results" / "leaderboard.md").read_text("utf-8")
     section = readme.partition("## Convergence")[2].partition("\n## ")[0]
