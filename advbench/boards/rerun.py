@@ -7,7 +7,6 @@ import os
 import random
 import re
 import tempfile
-from binascii import a2b_base64
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from advbench.grid.plan import Cell, OodCell, Plan
 from advbench.grid.run import WEIGHTS, keep, prepare
 from advbench.grid.spec import installed, narrowed
 from advbench.registry import Kind, files, pinned
+from advbench.report.evaluations import unpacked
 from advbench.store.records import Store
 
 Compute = Callable[[Plan, Execution, Store], Mapping[str, str]]
@@ -344,14 +344,13 @@ def _is_close(name: str, ours: Any, theirs: Any, images: int, tolerance: float |
 
 
 def _same_images(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """False if two runs agree on which images are right no more often than by chance, where that can be told.
+    """False if two runs agree on which images are right no more often than by chance, where there are enough.
 
     The agreement is Pearson's phi of the two masks, whose standard deviation by chance is 1 / sqrt(N).
     """
     if None in (before.get("right"), now.get("right")) or before["n_examples"] != now["n_examples"]:
         return True
-    bits = (np.unpackbits(np.frombuffer(a2b_base64(each["right"]), np.uint8)) for each in (before, now))
-    masks = np.stack([each[: now["n_examples"]] for each in bits]).astype(float)
+    masks = unpacked([before["right"], now["right"]], now["n_examples"]).astype(float)
     right = masks.sum(1)
     if min(right.min(), (masks.shape[1] - right).min()) < TELLING:
         return True

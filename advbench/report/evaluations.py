@@ -133,6 +133,11 @@ def evaluation_of(record: Mapping[str, Any]) -> Evaluation:
 
 def correct(found: Sequence[Evaluation]) -> Bools:
     """Mask of correct predictions of each ensemble, `(evaluations, N)`; all need `right`."""
-    bits = np.frombuffer(b"".join(a2b_base64(each.right or b"") for each in found), np.uint8)
-    result: Bools = np.unpackbits(bits.reshape(len(found), -1), 1, int(found[0].numbers[0])).view(np.bool_)
-    return result
+    return unpacked([each.right or b"" for each in found], int(found[0].numbers[0]))
+
+
+def unpacked(found: Sequence[str | bytes], images: int) -> Bools:
+    """Masks `(evaluations, N)` from the bits in base64 of records of N images each."""
+    bits = np.frombuffer(b"".join(map(a2b_base64, found)), np.uint8)
+    masks: Bools = np.unpackbits(bits.reshape(len(found), -1), 1, images).view(np.bool_)
+    return masks
